@@ -1,0 +1,218 @@
+"""The grammar of a job: frozen specs, `Where`, dotted overrides, run ids, and the exception tree.
+
+Knows how a YAML file and `a.b=c` words become one validated, canonical, hashable description.
+Does not know any particular job, model or data set.
+
+    RaygenError                 exit code
+    ├── ConfigError             2   the job as written cannot run
+    ├── InputError              2   a file or row is not what it says (has a short machine-readable `reason`)
+    ├── TooManyBadRows          3   more rows failed than the job allows
+    ├── InfrastructureError     4   storage, workers or time failed; the same command may work later
+    └── IntegrityError          5   something stored is not what was committed
+"""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+__all__ = [
+    "ConfigError",
+    "InfrastructureError",
+    "InputError",
+    "IntegrityError",
+    "RaygenError",
+    "Spec",
+    "TooManyBadRows",
+    "Where",
+    "canonical",
+    "digest",
+    "override",
+    "parse",
+    "read_yaml",
+    "run_id",
+]
+
+MAX_YAML_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+class RaygenError(Exception):
+    """Base of every error raygen raises on purpose; `exit_code` is what the command returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(RaygenError):
+    """The job as written cannot run: unknown key, value out of range, missing file or bucket."""
+
+    exit_code = 2
+
+
+class InputError(RaygenError):
+    """Input data is not what it claims to be; `reason` is a short stable word such as `truncated`."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, reason: str = "invalid") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {super().__str__()}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _input_error, (super().__str__(), self.reason)
+
+
+def _input_error(message: str, reason: str) -> InputError:
+    return InputError(message, reason=reason)
+
+
+class TooManyBadRows(RaygenError):
+    """More rows failed than `bad_rows` allows; what was made is kept, `_SUCCESS` is not written."""
+
+    exit_code = 3
+
+
+class InfrastructureError(RaygenError):
+    """Storage, a worker or the clock failed; running the same command again may work."""
+
+    exit_code = 4
+
+
+class IntegrityError(RaygenError):
+    """Stored bytes differ from what was committed, or two tries of one shard differ."""
+
+    exit_code = 5
+
+
+class Spec(BaseModel):
+    """Base of everything written in a job: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+
+class Where(Spec):
+    """Where a job runs. Never part of `run_id`: the rows are the same wherever they were made."""
+
+    runner: Literal["local", "ray"] = Field("local", description="plain loop in this process, or Ray actors")
+    workers: int = Field(1, ge=1, le=4096, description="actors (ray) or ranks (train)")
+    cpus: float = Field(1, ge=0, le=1024, description="logical CPUs an actor asks Ray for")
+    gpus: float = Field(0, ge=0, le=64, description="GPUs an actor asks Ray for")
+    threads: int = Field(1, ge=1, le=1024, description="compute threads in an actor; part of bit-equality on a CPU")
+    address: str | None = Field(None, description="Ray address; none starts a local one on loopback, or joins $RAY_ADDRESS")
+    tries: int = Field(3, ge=1, le=100, description="starts of a shard in one run before it is set aside")
+    shard_timeout_s: float = Field(1800, gt=0, description="a shard that takes longer is stopped with its stack written down")
+    stall_timeout_s: float = Field(1800, gt=0, description="no shard finished for so long (or 5 x p95): the run ends with 4")
+
+
+def canonical(value: object) -> bytes:
+    """One byte string per value: sorted keys, no spaces, UTF-8, plain JSON; specs by their fields."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain).encode()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def digest(data: bytes) -> str:
+    """sha256 as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def run_id(what: object) -> str:
+    """Name of a run: 16 hexadecimal digits over *what* is made and from which inputs, never *where*."""
+    return hashlib.blake2b(canonical(what), digest_size=8).hexdigest()
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A job file as a dictionary; `ConfigError` where it is missing, too large or not a mapping."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(data) > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES} bytes")
+    try:
+        _refuse_aliases(data, path)
+        document = yaml.safe_load(data)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: a job is a mapping of keys to values")
+    return document
+
+
+def _refuse_aliases(data: bytes, path: str | Path) -> None:
+    # A few aliases of aliases expand to gigabytes; a job never needs them.
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(data, Loader=yaml.SafeLoader)):
+        raise ConfigError(f"{path}: YAML aliases (*name) are not allowed in a job")
+
+
+def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of `document` with `a.b=c` words applied; values are read as YAML scalars, lists or maps."""
+    result = cast("dict[str, Any]", json.loads(json.dumps(document, default=str)))
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"{word!r}: an override is written a.b=value")
+        try:
+            value = yaml.safe_load(text) if text else None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{word!r}: the value is not valid YAML") from error
+        _assign(result, key.split("."), value, word)
+    return result
+
+
+def _assign(node: dict[str, Any], path: Sequence[str], value: object, word: str) -> None:
+    for part in path[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{word!r}: {part!r} is a value, not a group of keys")
+        node = child
+    node[path[-1]] = value
+
+
+def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
+    """Validate `document` as `kind` (a Spec or a union of them); `ConfigError` says what, where and what is near."""
+    try:
+        return cast(T, TypeAdapter(kind).validate_python(document))
+    except ValidationError as error:
+        lines = [_explain(kind, dict(problem)) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def _explain(kind: Any, problem: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in problem["loc"]) or "(top)"
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(kind)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+    message = f"{where}: {problem['msg']}"
+    if problem["type"] != "missing":
+        message += f" (got {problem.get('input')!r})"[:200]
+    return message
+
+
+def _known_keys(kind: Any, seen: frozenset[Any] = frozenset()) -> list[str]:
+    """Every field name reachable from a spec or a union of specs."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if kind in seen:
+            return []
+        names = list(kind.model_fields)
+        for field in kind.model_fields.values():
+            names += _known_keys(field.annotation, seen | {kind})
+        return names
+    return [name for argument in get_args(kind) for name in _known_keys(argument, seen)]
