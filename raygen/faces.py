@@ -88,12 +88,14 @@ for _left, _right in LEFT_RIGHT:
 
 def flip_mask(mask: UInt8Array) -> UInt8Array:
     """Mirror a class mask [..., H, W] and exchange the left and right classes."""
-    return _FLIP[mask[..., ::-1]]
+    flipped: UInt8Array = _FLIP[mask[..., ::-1]]
+    return flipped
 
 
 def colorize(mask: UInt8Array) -> UInt8Array:
     """Class indices [..., H, W] -> official colours uint8 [..., H, W, 3]; `IndexError` above 18."""
-    return PALETTE[mask]
+    colours: UInt8Array = PALETTE[mask]
+    return colours
 
 
 def from_palette(pixels: UInt8Array) -> UInt8Array:
@@ -111,7 +113,8 @@ def from_palette(pixels: UInt8Array) -> UInt8Array:
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
         raise ValueError(f"colour {tuple(int(v) for v in pixels[y, x])} at ({y}, {x}) is not in the 19-class palette")
-    return classes.astype(np.uint8)
+    found: UInt8Array = classes.astype(np.uint8)
+    return found
 
 
 def split_of(

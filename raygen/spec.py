@@ -106,10 +106,16 @@ class Where(Spec):
     cpus: float = Field(1, ge=0, le=1024, description="logical CPUs an actor asks Ray for")
     gpus: float = Field(0, ge=0, le=64, description="GPUs an actor asks Ray for")
     threads: int = Field(1, ge=1, le=1024, description="compute threads in an actor; part of bit-equality on a CPU")
-    address: str | None = Field(None, description="Ray address; none starts a local one on loopback, or joins $RAY_ADDRESS")
+    address: str | None = Field(
+        None, description="Ray address; none starts a local one on loopback, or joins $RAY_ADDRESS"
+    )
     tries: int = Field(3, ge=1, le=100, description="starts of a shard in one run before it is set aside")
-    shard_timeout_s: float = Field(1800, gt=0, description="a shard that takes longer is stopped with its stack written down")
-    stall_timeout_s: float = Field(1800, gt=0, description="no shard finished for so long (or 5 x p95): the run ends with 4")
+    shard_timeout_s: float = Field(
+        1800, gt=0, description="a shard that takes longer is stopped with its stack written down"
+    )
+    stall_timeout_s: float = Field(
+        1800, gt=0, description="no shard finished for so long (or 5 x p95): the run ends with 4"
+    )
 
 
 def canonical(value: object) -> bytes:

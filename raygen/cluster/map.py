@@ -1,0 +1,140 @@
+"""Shards to actor pools through Ray Data.
+
+Knows how shard numbers become blocks and how a pool of `ShardWorker`s gives one small summary a shard; pictures
+never enter the object store. Does not know what a worker does. A stalled pipeline ends the run with a list of
+what was in flight.
+"""
+
+import faulthandler
+import json
+import logging
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from raygen.cluster.connect import connected
+from raygen.shards import ShardTask, ShardWorker, Summary
+from raygen.spec import InfrastructureError, Where
+from raygen.storage import Slice
+from raygen.store import Shard
+
+__all__ = ["ray_runner"]
+
+#: A stall is also five times the 95th percentile of the shards so far, but never less than this many seconds.
+LEAST_STALL_S = 300.0
+
+
+class _Actor:
+    """A `ShardWorker` as Ray Data calls it: a block of one shard in, a block of one summary out."""
+
+    def __init__(self, task: ShardTask) -> None:
+        self.worker = ShardWorker(task)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        summaries = [self.worker(_to_shard(text)) for text in block["shard"].to_pylist()]
+        return pa.table({"summary": [json.dumps(asdict(summary)) for summary in summaries]})
+
+
+def _to_text(shard: Shard) -> str:
+    return json.dumps([shard.index, [list(piece) for piece in shard.inputs]])
+
+
+def _to_shard(text: str) -> Shard:
+    index, pieces = json.loads(text)
+    return Shard(index, tuple(Slice(*piece) for piece in pieces))
+
+
+def ray_runner(shards: Sequence[Shard], task: ShardTask, where: Where) -> Iterator[Summary]:
+    """Work on `shards` with `where.workers` actors; summaries in the order in which shards finish.
+
+    Raises `InfrastructureError` where nothing finishes for `where.stall_timeout_s`, or Ray gives up.
+    """
+    with connected(where):
+        _check_resources(where)
+        results: queue.Queue[Summary | BaseException | None] = queue.Queue()
+        feeder = threading.Thread(target=_consume, args=(shards, task, where, results), daemon=True)
+        feeder.start()
+        yield from _watched(results, where, {shard.index for shard in shards})
+
+
+def _check_resources(where: Where) -> None:
+    """One clear sentence instead of a pipeline that waits for CPUs nobody has."""
+    have = ray.cluster_resources()
+    for name, each in (("CPU", where.cpus), ("GPU", where.gpus)):
+        if each > have.get(name, 0):
+            raise InfrastructureError(
+                f"an actor asks for {each:g} {name}, the cluster has {have.get(name, 0):g} in all"
+            )
+    if where.cpus * where.workers > have.get("CPU", 0) - 1:
+        raise InfrastructureError(
+            f"{where.workers} actors of {where.cpus:g} CPU would leave none of {have.get('CPU', 0):g} "
+            "for the pipeline; lower where.workers or where.cpus"
+        )
+
+
+def _pool(shards: Sequence[Shard], task: ShardTask, where: Where) -> Any:
+    """The lazy dataset: one block a shard, one actor call a block."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    items = [{"shard": _to_text(shard)} for shard in shards]
+    resources: dict[str, Any] = {"num_cpus": where.cpus}
+    if where.gpus:
+        resources["num_gpus"] = where.gpus
+    size = min(where.workers, len(shards))
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Actor,
+        batch_size=1,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+        fn_constructor_kwargs={"task": task},
+        **resources,
+    )
+
+
+def _consume(
+    shards: Sequence[Shard], task: ShardTask, where: Where, results: "queue.Queue[Summary | BaseException | None]"
+) -> None:
+    try:
+        for row in _pool(shards, task, where).iter_rows():
+            results.put(Summary(**json.loads(row["summary"])))
+        results.put(None)
+    except BaseException as error:  # handed to the thread that can raise it
+        results.put(error)
+
+
+def _watched(
+    results: "queue.Queue[Summary | BaseException | None]", where: Where, open_shards: set[int]
+) -> Iterator[Summary]:
+    seconds: list[float] = []
+    while True:
+        limit = where.stall_timeout_s
+        if len(seconds) >= 8:
+            limit = min(limit, max(LEAST_STALL_S, 5 * sorted(seconds)[int(0.95 * len(seconds))]))
+        try:
+            item = results.get(timeout=limit)
+        except queue.Empty:
+            _dump(open_shards, limit)
+            raise InfrastructureError(
+                f"no shard finished for {limit:.0f} s; in flight: {sorted(open_shards)[:20]}"
+            ) from None
+        if item is None:
+            return
+        if isinstance(item, BaseException):
+            raise InfrastructureError(f"Ray ended the run: {type(item).__name__}: {str(item)[:800]}") from item
+        seconds.append(item.seconds)
+        open_shards.discard(item.shard)
+        yield item
+
+
+def _dump(open_shards: set[int], limit: float) -> None:
+    sys.stderr.write(f"{time.ctime()}: nothing for {limit:.0f} s; {len(open_shards)} shards open; driver stacks:\n")
+    faulthandler.dump_traceback(all_threads=True)

@@ -1,0 +1,188 @@
+"""First stages: pixels <-> the latents a diffusion model works on.
+
+Knows three kinds: `kl` (AutoencoderKL), `vq` (VQModel), `pixel` (identity), each behind an optional
+space-to-depth step, and the scale that brings their latents to unit size. Knows no noise schedule, no
+conditions and not how a first stage is trained.
+
+`moments` are what is worth caching: mean and log-variance (kl), latents before quantisation (vq), pixels.
+Scaling follows diffusers: z = (latent - mean) * scaling_factor / std, all three in the model's own config.
+"""
+
+from collections.abc import Mapping
+from math import gcd
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, VQModel
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from raygen.spec import Spec
+
+__all__ = ["AutoencoderSpec", "FirstStage", "to_pixels", "to_uint8"]
+
+#: Log-variances outside this range are clipped before they are used, as AutoencoderKL's own posterior does.
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class AutoencoderSpec(Spec):
+    """Shape of a first stage. `factor` is `patch * 2 ** (len(channels) - 1)`.
+
+    `patch` moves pixels into channels before the first convolution (and back after the last): convolutions at
+    full resolution cost most of the time of a small first stage and add little. Patch 1 is the published form.
+    """
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    stage: Literal["kl", "vq", "pixel"] = "kl"
+    image_size: int = Field(64, ge=8, le=4096, description="height and width of the pictures")
+    patch: int = Field(2, ge=1, le=16, description="space-to-depth factor in front")
+    channels: tuple[int, ...] = Field((64, 128), min_length=1, description="one a level; each further one halves")
+    layers_per_block: int = Field(1, ge=1, le=8)
+    latent_channels: int = Field(4, ge=1, le=64)
+    mid_attention: bool = True
+    codes: int = Field(512, ge=2, description="vq only: size of the codebook")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "AutoencoderSpec":
+        if self.image_size % self.factor:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of the factor {self.factor}")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent position."""
+        return self.patch * (1 if self.stage == "pixel" else 2 ** (len(self.channels) - 1))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a latent."""
+        side = self.image_size // self.factor
+        return (3 * self.patch**2 if self.stage == "pixel" else self.latent_channels, side, side)
+
+
+class FirstStage(nn.Module):
+    """A first stage with one interface. `net` is the diffusers model, None for `pixel`."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, spec: AutoencoderSpec, net: Any = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.net = _build(spec) if net is None and spec.stage != "pixel" else net
+        self.register_buffer("mean", torch.zeros(1, spec.latent_shape[0], 1, 1), persistent=False)
+        self.register_buffer("scale", torch.ones(1, spec.latent_shape[0], 1, 1), persistent=False)
+        self._read_scale()
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a latent."""
+        return self.spec.latent_shape
+
+    @property
+    def factor(self) -> int:
+        """Pixels along one side of a latent position."""
+        return self.spec.factor
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in -1..1 -> moments float32 [B, C or 2C, h, w]."""
+        x = F.pixel_unshuffle(pixels, self.spec.patch)  # [B, 3p², H/p, W/p]
+        if self.net is None:
+            return x
+        x = x.to(self.net.dtype)
+        if self.spec.stage == "vq":
+            return self.net.encode(x, return_dict=False)[0].float()  # type: ignore[no-any-return]
+        return self.net.encode(x, return_dict=False)[0].parameters.float()  # type: ignore[no-any-return]
+
+    def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
+        """A latent z of the posterior; `noise` [B, C, h, w] is used by `kl` only."""
+        if self.spec.stage != "kl":
+            return self._scaled(moments)
+        mean, logvar = moments.float().chunk(2, dim=1)
+        return self._scaled(mean + (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp() * noise)
+
+    def mode(self, moments: Tensor) -> Tensor:
+        """The most likely latent z [B, C, h, w]."""
+        return self._scaled(moments.float().chunk(2, dim=1)[0] if self.spec.stage == "kl" else moments)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latent z [B, C, h, w] -> pixels float32 [B, 3, H, W], not clipped."""
+        raw = z.float() / self.scale + self.mean
+        if self.net is None:
+            return F.pixel_shuffle(raw, self.spec.patch)
+        x = self.net.decode(raw.to(self.net.dtype), return_dict=False)[0]
+        return F.pixel_shuffle(x, self.spec.patch).float()
+
+    def calibrate(self, moments: Tensor) -> None:
+        """Set mean and scale so that sampled latents have mean 0 and standard deviation 1.
+
+        `moments` of some thousands of pictures. kl: a mean and a deviation a channel (`latents_mean`,
+        `latents_std`); vq: one `scaling_factor`; pixel: nothing, pictures are left as they are.
+        """
+        if self.net is None:
+            return
+        if self.spec.stage == "vq":
+            self.net.register_to_config(scaling_factor=1 / float(moments.float().std()))
+        else:
+            mean, logvar = moments.double().chunk(2, dim=1)
+            variance = mean.var(dim=(0, 2, 3)) + logvar.clamp(*LOGVAR_RANGE).exp().mean(dim=(0, 2, 3))
+            self.net.register_to_config(
+                scaling_factor=1.0,
+                shift_factor=None,
+                latents_mean=[float(v) for v in mean.mean(dim=(0, 2, 3))],
+                latents_std=[float(v) for v in variance.sqrt()],
+            )
+        self._read_scale()
+
+    def _scaled(self, raw: Tensor) -> Tensor:
+        return (raw.float() - self.mean) * self.scale
+
+    def _read_scale(self) -> None:
+        """Fill the buffers from the config of the diffusers model."""
+        if self.net is None:
+            return
+        config: Mapping[str, Any] = self.net.config
+        factor = float(config.get("scaling_factor") or 1.0)
+        mean = config.get("latents_mean") or [float(config.get("shift_factor") or 0.0)]
+        std = config.get("latents_std") or [1.0]
+        self.mean.copy_(torch.tensor(mean).view(1, -1, 1, 1))
+        self.scale.copy_(factor / torch.tensor(std).view(1, -1, 1, 1))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "FirstStage":
+        """Keep the scale in float32 when the weights go to half precision."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.mean, self.scale = self.mean.float(), self.scale.float()
+        self._read_scale()
+        return self
+
+
+def _build(spec: AutoencoderSpec) -> Any:
+    levels = len(spec.channels)
+    shared: dict[str, Any] = {
+        "in_channels": 3 * spec.patch**2,
+        "out_channels": 3 * spec.patch**2,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": spec.channels,
+        "layers_per_block": spec.layers_per_block,
+        "latent_channels": spec.latent_channels,
+        "norm_num_groups": gcd(32, *spec.channels),
+        "sample_size": spec.image_size // spec.patch,
+        "scaling_factor": 1.0,
+        "mid_block_add_attention": spec.mid_attention,
+    }
+    if spec.stage == "vq":
+        return VQModel(**shared, num_vq_embeddings=spec.codes, vq_embed_dim=spec.latent_channels)
+    return AutoencoderKL(**shared)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """uint8 [B, H, W, 3] -> pixels float32 [B, 3, H, W] in -1..1."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_uint8(pixels: Tensor) -> Tensor:
+    """Pixels [B, 3, H, W] in -1..1 -> uint8 [B, H, W, 3], rounded to nearest; what is not finite becomes 0."""
+    levels = ((pixels.float() + 1) * 127.5).nan_to_num(0.0, 0.0, 0.0).round().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

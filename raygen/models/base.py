@@ -1,0 +1,79 @@
+"""The contract of everything that denoises.
+
+Knows what training, sampling and editing may ask of a model. Knows no family and no condition in particular.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from raygen.models.autoencoder import FirstStage
+from raygen.models.conditions import Conditions
+from raygen.models.schedule import NoiseSchedule
+
+__all__ = ["Context", "Model", "Record", "Tokens", "concatenate"]
+
+#: Embedded conditions by name, each [B, ...]: trained with the model, optimised by edits, mixed by interpolation.
+Tokens = Mapping[str, Tensor]
+#: All that depends on conditions alone, by name, each [B, ...].
+Context = Mapping[str, Tensor]
+#: Where a model puts influence or attention maps when somebody asks.
+Record = MutableMapping[str, Tensor]
+
+
+def concatenate(contexts: Sequence[Context]) -> Context:
+    """Contexts of several batches as one, in their order; they must have the same names."""
+    return {name: torch.cat([context[name] for context in contexts]) for name in contexts[0]}
+
+
+class Model(nn.Module, ABC):
+    """A denoiser with its conditions, its schedule and its first stage.
+
+    `modalities`: the conditions it takes. `required_conditions`: those a row must have; a condition that is
+    taken but not required may be absent, which is what dropout trained. The first stage is frozen.
+    """
+
+    modalities: frozenset[str]
+    required_conditions: frozenset[str]
+    schedule: NoiseSchedule
+    first_stage: FirstStage
+
+    @abstractmethod
+    def embed(self, conditions: Conditions) -> Tokens:
+        """Conditions of B slots -> tokens."""
+
+    @abstractmethod
+    def prepare(self, tokens: Tokens) -> Context:
+        """Tokens -> everything a step needs of them; once a batch at inference."""
+
+    @abstractmethod
+    def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
+        """What the network says of zt [B, C, h, w] at t int64 [B], in `schedule.prediction_type`; float32.
+
+        Samplers take this form: guidance is linear, so it works on eps and v alike.
+        """
+
+    def eps(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
+        """The noise in zt [B, C, h, w], whatever the network predicts."""
+        return self.schedule.eps_from(self.predict(zt, t, ctx, record), zt, t)
+
+    def null(self, n: int) -> Conditions:
+        """`n` slots that condition on nothing, on the model's device."""
+        return Conditions.null(n, self.modalities, self.first_stage.spec.image_size, self.device)
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The parameters training may change: all but the first stage's."""
+        frozen = {id(p) for p in self.first_stage.parameters()}
+        return (p for p in self.parameters() if id(p) not in frozen)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of zt."""
+        return self.first_stage.latent_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device

@@ -1,0 +1,219 @@
+"""Rows -> tensors: decoded conditions with a presence flag a modality, condition dropout, null.
+
+Knows how masks, attributes and pictures of a table become tensors, and that a bad row is an error string and a
+null slot. Knows no model: encoders decide what a condition means.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from raygen.faces import ATTRIBUTES
+from raygen.spec import InputError, Spec
+from raygen.tables import decode_image, decode_mask, reason_of
+
+__all__ = ["MODALITIES", "ConditionDropout", "Conditions", "drop", "fit_image", "fit_mask", "images_from_rows"]
+
+UInt8Array = npt.NDArray[np.uint8]
+#: The condition columns that can become tensors here.
+MODALITIES: Final = ("mask", "attributes")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions of `n` pictures. A slot whose `present[m]` is False holds zeros and is not conditioned on m.
+
+    `mask`: class indices uint8 [n, H, W]; `attributes`: float [n, 40] of -1, 0 (unknown), 1. A modality that
+    the model does not take is None and not in `present`. `present`: bool [n] a modality.
+    """
+
+    n: int
+    mask: Tensor | None = None
+    attributes: Tensor | None = None
+    present: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def null(cls, n: int, modalities: Iterable[str], mask_size: int = 0, device: Any = "cpu") -> "Conditions":
+        """`n` slots that condition on nothing."""
+        names = tuple(modalities)
+        return cls(
+            n=n,
+            mask=torch.zeros(n, mask_size, mask_size, dtype=torch.uint8, device=device) if "mask" in names else None,
+            attributes=torch.zeros(n, len(ATTRIBUTES), device=device) if "attributes" in names else None,
+            present={name: torch.zeros(n, dtype=torch.bool, device=device) for name in names},
+        )
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: pa.Table,
+        modalities: Collection[str],
+        *,
+        required: Collection[str] = (),
+        mask_size: int = 0,
+    ) -> "tuple[Conditions, list[str | None]]":
+        """Conditions of CONDITIONS or FACES rows, and an error (or None) for each row.
+
+        Masks are brought to `mask_size` (square, nearest neighbour). A row gets an error and an all-null slot
+        where a picture cannot be decoded, a label is above 18, sizes do not fit, an attribute is not -1, 0 or 1,
+        or a required condition is missing; a condition that is only absent stays null.
+        """
+        n = rows.num_rows
+        errors: list[str | None] = [None] * n
+        values = {name: _parsed(rows, name, name in required, mask_size, errors) for name in modalities}
+        result = cls.null(n, modalities, mask_size)
+        for name, items in values.items():
+            slots = [i for i in range(n) if items[i] is not None and errors[i] is None]
+            if not slots:
+                continue
+            column = result.mask if name == "mask" else result.attributes
+            assert column is not None
+            column[slots] = torch.from_numpy(np.stack([items[i] for i in slots])).to(column.dtype)
+            result.present[name][slots] = True
+        return result, errors
+
+    @property
+    def modalities(self) -> frozenset[str]:
+        """The modalities these conditions have room for."""
+        return frozenset(self.present)
+
+    def keep(self, names: Collection[str]) -> "Conditions":
+        """The same slots conditioned on `names` alone."""
+        kept = {m: flag if m in names else torch.zeros_like(flag) for m, flag in self.present.items()}
+        return replace(self, present=kept)
+
+    def to(self, device: Any) -> "Conditions":
+        """The same conditions on `device`."""
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def take(self, index: Tensor | slice) -> "Conditions":
+        """The slots of `index`, in its order."""
+        taken = self._map(lambda x: x[index])
+        n = len(range(*index.indices(self.n))) if isinstance(index, slice) else len(index)
+        return replace(taken, n=n)
+
+    def pad(self, n: int) -> "Conditions":
+        """`n` slots: these, then null ones. `ValueError` if there are more already."""
+        if n < self.n:
+            raise ValueError(f"{self.n} slots do not fit into {n}")
+        more = n - self.n
+        padded = self._map(lambda x: torch.cat([x, x.new_zeros((more, *x.shape[1:]))])) if more else self
+        return replace(padded, n=n)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
+        return replace(
+            self,
+            mask=None if self.mask is None else change(self.mask),
+            attributes=None if self.attributes is None else change(self.attributes),
+            present={name: change(flag) for name, flag in self.present.items()},
+        )
+
+
+# --- reading rows -------------------------------------------------------------------------------------------
+
+
+def _parsed(
+    rows: pa.Table, name: str, required: bool, mask_size: int, errors: list[str | None]
+) -> list[npt.NDArray[Any] | None]:
+    """One array (or None) a row; the first error of a row is written into `errors`."""
+    column = rows.column(name).to_pylist() if name in rows.column_names else [None] * rows.num_rows
+    result: list[npt.NDArray[Any] | None] = [None] * rows.num_rows
+    for i, value in enumerate(column):
+        try:
+            if value is not None and not (isinstance(value, dict) and value.get("bytes") is None):
+                result[i] = _mask(value, mask_size) if name == "mask" else _attributes(value)
+            elif required:
+                raise InputError(f"the model needs {name!r}", reason="missing")
+        except InputError as error:
+            errors[i] = errors[i] or reason_of(error)
+    return result
+
+
+def _mask(value: Mapping[str, Any], size: int) -> UInt8Array:
+    return fit_mask(decode_mask(value["bytes"]), size)
+
+
+def _attributes(value: Sequence[int | None]) -> npt.NDArray[np.float32]:
+    if len(value) != len(ATTRIBUTES):
+        raise InputError(f"{len(value)} attributes, not {len(ATTRIBUTES)}", reason="attributes")
+    for name, item in zip(ATTRIBUTES, value, strict=True):
+        if item not in (-1, 0, 1):
+            raise InputError(f"{name} is {item}, not -1, 0 or 1", reason="attributes")
+    return np.asarray(value, dtype=np.float32)
+
+
+def fit_mask(mask: UInt8Array, size: int) -> UInt8Array:
+    """Class indices [H, W] -> [size, size] by nearest neighbour; `InputError` (`size`) if it is not square."""
+    if mask.shape[0] != mask.shape[1]:
+        raise InputError(f"mask is {mask.shape[1]}x{mask.shape[0]}, the model's pictures are square", reason="size")
+    if mask.shape[0] == size:
+        return mask
+    index = ((np.arange(size) + 0.5) * mask.shape[0] / size).astype(np.int64)
+    fitted: UInt8Array = mask[np.ix_(index, index)]
+    return fitted
+
+
+def fit_image(image: UInt8Array, size: int) -> UInt8Array:
+    """RGB [H, W, 3] -> [size, size, 3] (Lanczos); `InputError` (`size`) if it is not square."""
+    if image.shape[0] != image.shape[1]:
+        raise InputError(f"picture is {image.shape[1]}x{image.shape[0]}, not square", reason="size")
+    if image.shape[0] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def images_from_rows(rows: pa.Table, size: int) -> tuple[UInt8Array, list[str | None]]:
+    """The pictures of FACES or SAMPLES rows, uint8 [n, size, size, 3], and an error (or None) for each.
+
+    A bad picture is a black one with its error.
+    """
+    images = np.zeros((rows.num_rows, size, size, 3), dtype=np.uint8)
+    errors: list[str | None] = [None] * rows.num_rows
+    for i, value in enumerate(rows.column("image").to_pylist()):
+        try:
+            images[i] = fit_image(decode_image(None if value is None else value["bytes"]), size)
+        except InputError as error:
+            errors[i] = reason_of(error)
+    return images, errors
+
+
+# --- condition dropout --------------------------------------------------------------------------------------
+
+
+class ConditionDropout(Spec):
+    """How often training hides conditions, so that guidance has the rows it subtracts.
+
+    `null` hides all of them; `only[m]` hides all but m. Their sum is at most 1; the rest is seen whole.
+    """
+
+    null: float = Field(0.1, ge=0, le=1)
+    only: dict[str, float] = Field(default_factory=dict, description="modality -> how often it is seen alone")
+
+    @model_validator(mode="after")
+    def _at_most_one(self) -> "ConditionDropout":
+        if any(p < 0 for p in self.only.values()) or self.null + sum(self.only.values()) > 1:
+            raise ValueError("null and only are probabilities whose sum is at most 1")
+        return self
+
+
+def drop(conditions: Conditions, probabilities: ConditionDropout, uniform: Tensor) -> Conditions:
+    """Hide conditions of each slot by its number in [0, 1): `uniform` float [n].
+
+    [0, null) hides all; then one interval a modality, in alphabetic order, leaves only that one.
+    """
+    present = {name: flag & (uniform >= probabilities.null) for name, flag in conditions.present.items()}
+    low = probabilities.null
+    for kept in sorted(probabilities.only):
+        high = low + probabilities.only[kept]
+        alone = (uniform >= low) & (uniform < high)
+        present = {name: flag if name == kept else flag & ~alone for name, flag in present.items()}
+        low = high
+    return replace(conditions, present=present)

@@ -1,0 +1,257 @@
+"""Noise schedule, its conversions, and the samplers built from it.
+
+Knows the forward process zt = sqrt(abar) z + sqrt(1 - abar) eps, its signal-to-noise ratio, what a network may
+predict, and which diffusers scheduler a sampler's name stands for. Knows no network, no conditions and no rows.
+All step noise is handed in: a torch generator on a CPU uses 32 bits of its seed, too few for millions of rows.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from raygen.spec import ConfigError, Spec
+
+__all__ = [
+    "SAMPLERS",
+    "KeyedDDPMScheduler",
+    "NoiseSchedule",
+    "PredictionType",
+    "SamplerName",
+    "SamplerSpec",
+    "advance",
+    "build_sampler",
+    "uses_step_noise",
+]
+
+Float64Array = npt.NDArray[np.float64]
+PredictionType = Literal["epsilon", "v_prediction"]
+BetaSchedule = Literal["scaled_linear", "linear"]
+Spacing = Literal["leading", "trailing", "linspace"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "unipc_karras"]
+
+
+class NoiseSchedule(Spec):
+    """The forward process and what the network predicts of it.
+
+    The defaults are those of the latent diffusion face models: 1000 steps, linear in sqrt(beta).
+    `rescale_betas_zero_snr` makes the last step pure noise (Lin et al. 2023, algorithm 1); it needs
+    `v_prediction`, since eps says nothing about a picture that is not there.
+    """
+
+    timesteps: int = Field(1000, ge=2, le=100_000, description="T, steps of the forward process")
+    beta_start: float = Field(0.0015, gt=0, lt=1)
+    beta_end: float = Field(0.0195, gt=0, lt=1)
+    beta_schedule: BetaSchedule = Field("scaled_linear", description="scaled_linear: linear in sqrt(beta)")
+    prediction_type: PredictionType = "epsilon"
+    rescale_betas_zero_snr: bool = False
+
+    @model_validator(mode="after")
+    def _zero_snr_needs_v(self) -> "NoiseSchedule":
+        if self.rescale_betas_zero_snr and self.prediction_type != "v_prediction":
+            raise ValueError("rescale_betas_zero_snr needs prediction_type v_prediction")
+        return self
+
+    def alphas_cumprod(self) -> Float64Array:
+        """abar_t for t = 0 .. T-1, float64 [T]; do not write into it."""
+        return _alphas_cumprod(self)
+
+    def snr(self) -> Float64Array:
+        """abar / (1 - abar), float64 [T]."""
+        abar = self.alphas_cumprod()
+        return abar / (1 - abar)
+
+    def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """zt of Ho et al. 2020, equation 4; `z` and `eps` [B, ...], `t` int64 [B]."""
+        signal, noise = self._rates(t, z)
+        return signal * z + noise * eps
+
+    def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What the network is trained to say: eps, or v = sqrt(abar) eps - sqrt(1 - abar) z."""
+        if self.prediction_type == "epsilon":
+            return eps
+        signal, noise = self._rates(t, z)
+        return signal * eps - noise * z
+
+    def x0_from(self, output: Tensor, zt: Tensor, t: Tensor) -> Tensor:
+        """The clean latent implied by a network output; infinite for eps where abar is 0."""
+        signal, noise = self._rates(t, zt)
+        if self.prediction_type == "epsilon":
+            return (zt - noise * output) / signal
+        return signal * zt - noise * output
+
+    def eps_from(self, output: Tensor, zt: Tensor, t: Tensor) -> Tensor:
+        """The noise implied by a network output."""
+        if self.prediction_type == "epsilon":
+            return output
+        signal, noise = self._rates(t, zt)
+        return signal * output + noise * zt
+
+    def _rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        signal, noise = _rate_tables(self, like.device)
+        shape = (-1,) + (1,) * (like.ndim - 1)
+        return signal[t].view(shape), noise[t].view(shape)
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The keyword arguments all diffusers schedulers share."""
+        return {
+            "num_train_timesteps": self.timesteps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "beta_schedule": self.beta_schedule,
+            "prediction_type": self.prediction_type,
+            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
+        }
+
+
+@lru_cache(maxsize=64)
+def _alphas_cumprod(schedule: NoiseSchedule) -> Float64Array:
+    start, end, count = schedule.beta_start, schedule.beta_end, schedule.timesteps
+    if schedule.beta_schedule == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, count, dtype=np.float64) ** 2
+    else:
+        betas = np.linspace(start, end, count, dtype=np.float64)
+    abar: Float64Array = np.cumprod(1 - betas)
+    if schedule.rescale_betas_zero_snr:
+        root = np.sqrt(abar)
+        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    abar.setflags(write=False)
+    return abar
+
+
+@lru_cache(maxsize=64)
+def _rate_tables(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor, Tensor]:
+    abar = schedule.alphas_cumprod()
+    signal, noise = np.sqrt(abar), np.sqrt(1 - abar)
+    return (
+        torch.tensor(signal, dtype=torch.float32, device=device),
+        torch.tensor(noise, dtype=torch.float32, device=device),
+    )
+
+
+# --- samplers -----------------------------------------------------------------------------------------------
+
+
+class SamplerSpec(Spec):
+    """A sampler by name.
+
+    `spacing` none takes the sampler's own: `trailing`, except under Karras sigmas where it does not count.
+    `ddim` with `leading` is the sampler of the released latent diffusion models, step for step: t = 1, 21, ..,
+    981 for 50 steps, and it stops at abar[0] instead of 1.
+    """
+
+    name: SamplerName = "unipc_karras"
+    steps: int = Field(12, ge=1, le=1000, description="evaluations of the network (of each guidance term)")
+    eta: float = Field(0.0, ge=0, le=1, description="ddim only: 0 deterministic, 1 as noisy as ddpm")
+    spacing: Spacing | None = None
+
+    @model_validator(mode="after")
+    def _eta_is_for_ddim(self) -> "SamplerSpec":
+        if self.eta and self.name != "ddim":
+            raise ValueError("eta is an option of ddim")
+        return self
+
+
+class KeyedDDPMScheduler(DDPMScheduler):  # type: ignore[misc]
+    """`DDPMScheduler` whose step noise is an argument: super's mean, plus the given noise at its variance."""
+
+    _mean_only = False
+
+    def _get_variance(self, t: int, *args: Any, **kwargs: Any) -> Tensor:
+        variance: Tensor = super()._get_variance(t, *args, **kwargs)
+        return torch.zeros_like(variance) if self._mean_only else variance
+
+    def step(self, model_output: Tensor, timestep: int, sample: Tensor, variance_noise: Tensor) -> tuple[Tensor]:
+        """One step; `variance_noise` like `sample`, unused at t = 0. Returns a tuple as diffusers does."""
+        self._mean_only = True
+        try:
+            mean = super().step(model_output, timestep, sample, return_dict=False)[0]
+        finally:
+            self._mean_only = False
+        if timestep > 0:
+            mean = mean + self._get_variance(timestep) ** 0.5 * variance_noise
+        return (mean,)
+
+
+def _ddpm(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
+    return KeyedDDPMScheduler(
+        **schedule.scheduler_config(), clip_sample=False, timestep_spacing=spec.spacing or "trailing"
+    )
+
+
+def _ddim(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
+    leading = spec.spacing == "leading"
+    return DDIMScheduler(
+        **schedule.scheduler_config(),
+        clip_sample=False,
+        set_alpha_to_one=not leading,
+        steps_offset=int(leading),
+        timestep_spacing=spec.spacing or "trailing",
+    )
+
+
+def _multistep(kind: Any, karras: bool) -> Callable[[NoiseSchedule, SamplerSpec], Any]:
+    def build(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
+        return kind(
+            **schedule.scheduler_config(),
+            solver_order=2,
+            use_karras_sigmas=karras,
+            timestep_spacing=spec.spacing or "trailing",
+        )
+
+    return build
+
+
+#: Sampler name -> builder of its diffusers scheduler.
+SAMPLERS: Final[Mapping[SamplerName, Callable[[NoiseSchedule, SamplerSpec], Any]]] = {
+    "ddpm": _ddpm,
+    "ddim": _ddim,
+    "dpmpp_2m": _multistep(DPMSolverMultistepScheduler, karras=False),
+    "dpmpp_2m_karras": _multistep(DPMSolverMultistepScheduler, karras=True),
+    "unipc": _multistep(UniPCMultistepScheduler, karras=False),
+    "unipc_karras": _multistep(UniPCMultistepScheduler, karras=True),
+}
+
+
+def build_sampler(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
+    """A fresh diffusers scheduler with its timesteps set, all on the CPU so that no step waits for the device.
+
+    Raises `ConfigError` where the spacing asks for a timestep that does not exist (1000 `leading` steps).
+    """
+    scheduler = SAMPLERS[spec.name](schedule, spec)
+    scheduler.set_timesteps(spec.steps, device="cpu")
+    highest = int(scheduler.timesteps.max())
+    if highest >= schedule.timesteps:
+        raise ConfigError(
+            f"{spec.name} with {spec.steps} {spec.spacing} steps needs t = {highest}; the schedule ends at "
+            f"{schedule.timesteps - 1}; use fewer steps or spacing 'trailing'"
+        )
+    return scheduler
+
+
+def uses_step_noise(spec: SamplerSpec) -> bool:
+    """Whether each step adds fresh noise."""
+    return spec.name == "ddpm" or (spec.name == "ddim" and spec.eta > 0)
+
+
+def advance(scheduler: Any, output: Tensor, t: Tensor, zt: Tensor, *, eta: float, noise: Tensor | None) -> Tensor:
+    """zt one step on; `noise` is the step's own, None for a deterministic sampler. `t` is a CPU scalar."""
+    if isinstance(scheduler, KeyedDDPMScheduler):
+        if noise is None:
+            raise ValueError("ddpm needs step noise")
+        result = scheduler.step(output, int(t), zt, noise)
+    elif isinstance(scheduler, DDIMScheduler):
+        # Without noise of ours diffusers would draw its own.
+        if eta > 0 and noise is None:
+            raise ValueError("ddim with eta above 0 needs step noise")
+        result = scheduler.step(output, int(t), zt, eta=eta, variance_noise=noise, return_dict=False)
+    else:
+        result = scheduler.step(output, t, zt, return_dict=False)
+    zt_next: Tensor = result[0]
+    return zt_next

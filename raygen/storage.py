@@ -1,0 +1,220 @@
+"""Files by URL, with only the operations whose promises hold everywhere: put, put once, get, list, read rows.
+
+Knows local disks and whatever fsspec speaks. Knows nothing of plans or shards. There is no way to open a file
+for writing: an exception inside such a block publishes half a file on object stores.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from raygen.spec import ConfigError, InputError
+
+__all__ = ["RANGE", "Slice", "Storage", "read_slice"]
+
+T = TypeVar("T")
+RETRIES = 4
+#: Path of the table that needs no file: its one column `index` counts the rows from 0.
+RANGE = "range:"
+
+
+class Slice(NamedTuple):
+    """Rows `start` to `start + rows` of one Parquet file, or of the endless table `RANGE` of row numbers."""
+
+    path: str
+    start: int
+    rows: int
+
+
+class Storage:
+    """A folder by URL. Paths given to its methods are relative to that folder."""
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url).rstrip("/")
+        parts = urlsplit(self.url)
+        if parts.username or parts.password:
+            raise ConfigError("a storage address must not carry a user or password; use the environment's credentials")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{self.url}: {error}") from error
+        self.local = isinstance(self._fs, LocalFileSystem)
+        if not self.local:
+            self._fs.use_listings_cache = False
+
+    def path(self, name: str) -> str:
+        """Full path of `name` as the file system spells it."""
+        return f"{self._root}/{name}" if name else str(self._root)
+
+    def address(self, name: str) -> str:
+        """URL of `name`, good for another process to open."""
+        return self.path(name) if self.local else str(self._fs.unstrip_protocol(self.path(name)))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write `name` in one piece; readers see all of it or nothing. Overwrites."""
+        self._write(name, data, once=False)
+
+    def put_once(self, name: str, data: bytes) -> bool:
+        """Create `name` if nothing has that name yet; False where something does. Atomic where `creates_once()`."""
+        return self._write(name, data, once=True)
+
+    def _write(self, name: str, data: bytes, *, once: bool) -> bool:
+        try:
+            if self.local:
+                return _write_local(Path(self.path(name)), data, once=once)
+            return _retry(lambda: self._write_remote(name, data, once=once))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self.url}: no such bucket or folder") from error
+        except PermissionError as error:
+            raise ConfigError(f"{self.url}: not allowed to write {name!r}") from error
+
+    def _write_remote(self, name: str, data: bytes, *, once: bool) -> bool:
+        if once and self._fs.exists(self.path(name)):
+            return False
+        try:
+            self._fs.pipe_file(self.path(name), data, mode="create" if once else "overwrite")
+        except FileExistsError:
+            return False
+        return True
+
+    def get(self, name: str) -> bytes:
+        """Whole content of `name`; `FileNotFoundError` where there is none."""
+        return _retry(lambda: bytes(self._fs.cat_file(self.path(name))))
+
+    def exists(self, name: str) -> bool:
+        """Whether `name` is there now."""
+        return bool(_retry(lambda: self._fs.exists(self.path(name))))
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted file names directly in `folder`; empty where it does not exist. Temporary files are left out."""
+        try:
+            found = _retry(lambda: self._fs.ls(self.path(folder), detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in (str(p).rsplit("/", 1)[-1] for p in found) if not name.startswith(".tmp-"))
+
+    def remove(self, name: str) -> None:
+        """Delete `name` if it is there."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self.path(name))
+
+    def creates_once(self) -> bool:
+        """Whether `put_once` is refused by the store itself the second time, so that two writers cannot both win."""
+        if self.local:
+            return True
+        name = f".probe-{os.getpid()}-{time.time_ns()}"
+        try:
+            self._fs.pipe_file(self.path(name), b"1", mode="create")
+            try:
+                self._fs.pipe_file(self.path(name), b"2", mode="create")
+            except FileExistsError:
+                return True
+            return False
+        except (OSError, NotImplementedError, ValueError):
+            return False
+        finally:
+            self.remove(name)
+
+    def require(self) -> None:
+        """`ConfigError` now rather than after an hour, where the bucket is missing or cannot be written."""
+        probe = f".probe-{os.getpid()}-{time.time_ns()}"
+        try:
+            self.put(probe, b"raygen")
+        except ConfigError:
+            raise
+        except Exception as error:  # credentials, endpoint, DNS: every back end has its own classes
+            raise ConfigError(f"{self.url}: cannot be written ({type(error).__name__}: {str(error)[:200]})") from error
+        self.remove(probe)
+
+
+def _write_local(path: Path, data: bytes, *, once: bool) -> bool:
+    if once and path.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        if once:
+            os.link(temporary, path)  # fails where the name exists: the one atomic create of POSIX with content
+        else:
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _retry(call: Callable[[], T]) -> T:
+    """Repeat a remote call that failed for a passing reason; what cannot get better is raised at once."""
+    for attempt in range(RETRIES):
+        try:
+            return call()
+        except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError:
+            if attempt == RETRIES - 1:
+                raise
+            time.sleep(0.2 * 4**attempt)
+    raise AssertionError("unreachable")
+
+
+def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one slice, reading only the row groups they lie in; page checksums are verified."""
+    if piece.path == RANGE:
+        return pa.table({"index": pa.array(range(piece.start, piece.start + piece.rows), pa.int64())})
+    fs, path = fsspec.core.url_to_fs(piece.path)
+    try:
+        with fs.open(path, "rb") as file:
+            return _read_rows(file, piece, columns)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{piece.path}: no such file") from error
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{piece.path}: {str(error)[:200]}", reason="parquet") from error
+
+
+def _read_rows(file: Any, piece: Slice, columns: Sequence[str] | None) -> pa.Table:
+    reader = pq.ParquetFile(file, page_checksum_verification=True)
+    groups, first = _groups(reader, piece)
+    known = reader.schema_arrow.names
+    table = reader.read_row_groups(groups, columns=None if columns is None else [c for c in columns if c in known])
+    return table.slice(piece.start - first, piece.rows)
+
+
+def _groups(reader: pq.ParquetFile, piece: Slice) -> tuple[list[int], int]:
+    """Row groups that overlap the slice, and the number of the first row in them."""
+    spans = list(_spans(reader))
+    chosen = [(i, start) for i, start, rows in spans if start < piece.start + piece.rows and piece.start < start + rows]
+    return [i for i, _ in chosen], chosen[0][1] if chosen else 0
+
+
+def _spans(reader: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
+    start = 0
+    for index in range(reader.num_row_groups):
+        rows = reader.metadata.row_group(index).num_rows
+        yield index, start, rows
+        start += rows
