@@ -154,7 +154,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         _refuse_aliases(data, path)
         document = yaml.safe_load(data)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:  # a thousand brackets overflow the stack
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: a job is a mapping of keys to values")
@@ -176,8 +176,8 @@ def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
             raise ConfigError(f"{word!r}: an override is written a.b=value")
         try:
             value = yaml.safe_load(text) if text else None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{word!r}: the value is not valid YAML") from error
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(f"{word[:80]!r}: the value is not valid YAML") from error
         _assign(result, key.split("."), value, word)
     return result
 
@@ -196,15 +196,14 @@ def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
     try:
         return cast(T, TypeAdapter(kind).validate_python(document))
     except ValidationError as error:
-        lines = [_explain(kind, dict(problem)) for problem in error.errors(include_url=False)]
+        lines = [_explain(kind, document, dict(problem)) for problem in error.errors(include_url=False)]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
-def _explain(kind: Any, problem: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in problem["loc"]) or "(top)"
+def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
+    where = _path(document, problem["loc"], missing=problem["type"] == "missing")
     if problem["type"] == "extra_forbidden":
-        known = _known_keys(kind)
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(kind, problem["loc"]), n=1, cutoff=0.5)
         return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
     message = f"{where}: {problem['msg']}"
     if problem["type"] != "missing":
@@ -212,13 +211,34 @@ def _explain(kind: Any, problem: Mapping[str, Any]) -> str:
     return message
 
 
-def _known_keys(kind: Any, seen: frozenset[Any] = frozenset()) -> list[str]:
-    """Every field name reachable from a spec or a union of specs."""
+def _path(document: Any, loc: Sequence[str | int], *, missing: bool) -> str:
+    """The dotted path as the user wrote it: pydantic also names the union member it chose, which no file contains."""
+    kept, node = [], document
+    for place, part in enumerate(loc):
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            if not (missing and place == len(loc) - 1):
+                continue
+        kept.append(str(part))
+    return ".".join(kept) or "(top)"
+
+
+def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
+    """The field names valid where `loc` points: of the chosen member where it passes through a union of specs."""
+    models = _models(kind)
+    for part in loc[:-1]:
+        chosen = [model for model in models if part in _tags(model)]
+        fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
+        models = chosen or [inner for field in fields for inner in _models(field.annotation)] or models
+    return [name for model in models for name in model.model_fields]
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        if kind in seen:
-            return []
-        names = list(kind.model_fields)
-        for field in kind.model_fields.values():
-            names += _known_keys(field.annotation, seen | {kind})
-        return names
-    return [name for argument in get_args(kind) for name in _known_keys(argument, seen)]
+        return [kind]
+    return [model for argument in get_args(kind) for model in _models(argument)]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()

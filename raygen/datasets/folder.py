@@ -161,16 +161,16 @@ def read(address: str) -> bytes:
 
 
 def safe_id(name: str) -> str:
-    """A row id for a relative file name: folders joined by `-`, odd characters spelled out, at most 128 long.
+    """A row id for a relative file name: folders joined by `-`, odd characters spelled out, at most 96 long.
 
-    Two names may give one id; `refuse_collisions` is what keeps ids unique.
+    That leaves room for what plans append. Two names may give one id; `refuse_collisions` keeps ids unique.
     """
     composed = unicodedata.normalize("NFC", name).replace("/", "-")
     spelled = re.sub(r"[^A-Za-z0-9._-]", lambda m: "_" if m[0].isascii() else f"u{ord(m[0]):x}", composed)
     tidy = re.sub(r"\.{2,}", ".", spelled)
     tidy = tidy if tidy[:1].isalnum() else f"x{tidy}"
-    if len(tidy) > 128:
-        tidy = f"{tidy[:115]}-{hashlib.blake2b(composed.encode(), digest_size=6).hexdigest()}"
+    if len(tidy) > 96:
+        tidy = f"{tidy[:83]}-{hashlib.blake2b(composed.encode(), digest_size=6).hexdigest()}"
     return check_id(tidy)
 
 

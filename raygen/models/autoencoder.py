@@ -37,7 +37,7 @@ class AutoencoderSpec(Spec):
     stage: Literal["kl", "vq", "pixel"] = "kl"
     image_size: int = Field(64, ge=8, le=4096, description="height and width of the pictures")
     patch: int = Field(2, ge=1, le=16, description="space-to-depth factor in front")
-    channels: tuple[int, ...] = Field((64, 128), min_length=1, description="one a level; each further one halves")
+    channels: tuple[int, ...] = Field((32, 64), min_length=1, description="one a level; each further one halves")
     layers_per_block: int = Field(1, ge=1, le=8)
     latent_channels: int = Field(4, ge=1, le=64)
     mid_attention: bool = True

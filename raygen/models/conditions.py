@@ -71,13 +71,11 @@ class Conditions:
         values = {name: _parsed(rows, name, name in required, mask_size, errors) for name in modalities}
         result = cls.null(n, modalities, mask_size)
         for name, items in values.items():
-            slots = [i for i in range(n) if items[i] is not None and errors[i] is None]
-            if not slots:
-                continue
             column = result.mask if name == "mask" else result.attributes
-            assert column is not None
-            column[slots] = torch.from_numpy(np.stack([items[i] for i in slots])).to(column.dtype)
-            result.present[name][slots] = True
+            for i, item in enumerate(items):
+                if column is not None and item is not None and errors[i] is None:
+                    column[i] = torch.from_numpy(item)
+                    result.present[name][i] = True
         return result, errors
 
     @property

@@ -33,7 +33,7 @@ class AttributeEncoder(nn.Module):
 
     def forward(self, attributes: Tensor, present: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """attributes [B, 40], present bool [B] -> tokens [B, K, D] and vector [B, E], None where not asked for."""
-        values = attributes.to(self.trunk[0].weight.dtype)
+        values = attributes.to(next(self.parameters()).dtype)
         hidden = self.trunk(torch.cat([values.clamp(min=0), (-values).clamp(min=0)], dim=1))  # [B, hidden]
         tokens = vector = None
         if self.to_tokens is not None and self.null_tokens is not None:

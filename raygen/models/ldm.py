@@ -126,12 +126,10 @@ def _build_unet(spec: LDMSpec, first_stage: FirstStage) -> Any:
         "freq_shift": 0,
         "class_embed_type": "identity" if spec.vector_width else None,
     }
-    down, up = (
-        ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D") if spec.uses_tokens else ("AttnDownBlock2D", "AttnUpBlock2D")
-    )
+    form = "CrossAttn" if spec.uses_tokens else "Attn"
     blocks = {
-        "down_block_types": tuple(down if here else "DownBlock2D" for here in spec.attention),
-        "up_block_types": tuple(up if here else "UpBlock2D" for here in reversed(spec.attention)),
+        "down_block_types": tuple(f"{form if here else ''}DownBlock2D" for here in spec.attention),
+        "up_block_types": tuple(f"{form if here else ''}UpBlock2D" for here in reversed(spec.attention)),
     }
     if not spec.uses_tokens:
         return UNet2DModel(**shared, **blocks, norm_eps=1e-5, downsample_padding=1, attention_head_dim=spec.head_dim)

@@ -117,10 +117,11 @@ def _alphas_cumprod(schedule: NoiseSchedule) -> Float64Array:
         betas = np.linspace(start**0.5, end**0.5, count, dtype=np.float64) ** 2
     else:
         betas = np.linspace(start, end, count, dtype=np.float64)
-    abar: Float64Array = np.cumprod(1 - betas)
+    abar: Float64Array = np.cumprod(1 - betas, dtype=np.float64)
     if schedule.rescale_betas_zero_snr:
-        root = np.sqrt(abar)
-        abar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        root: Float64Array = np.sqrt(abar)
+        shifted: Float64Array = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        abar = np.square(shifted)
     abar.setflags(write=False)
     return abar
 

@@ -1,0 +1,53 @@
+# Every target does its own set-up. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Ray starts a process an actor; without compiled bytecode each of them compiles thousands of modules again.
+export PYTHONDONTWRITEBYTECODE :=
+export RAY_USAGE_STATS_ENABLED := 0
+export RAYGEN_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint types imports check lock bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+quickstart: $(READY) ## draw faces, generate 1,000 more on a local Ray, score them, write runs/quickstart/report.html
+	$(BIN)/raygen quickstart $(RAYGEN_ARGS)
+
+test: $(READY) ## run the tests
+	$(BIN)/pytest $(RAYGEN_ARGS)
+
+lint: $(READY) ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy, strict
+	$(BIN)/mypy
+
+imports: $(READY) ## import-linter: the layers of the house
+	$(BIN)/lint-imports
+
+check: lint types imports test ## everything that CI runs
+
+bench: $(READY) ## the benchmarks of benchmarks/README.md that need no GPU
+	$(BIN)/python benchmarks/throughput.py
+
+lock: $(VENV)/.uv ## write requirements.lock anew from the ranges in pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --no-header --quiet --upgrade -o requirements.lock
+
+clean: ## remove the virtual environment and what the quickstart made
+	rm -rf $(VENV) runs/quickstart
+
+$(VENV)/.uv:
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] < (3, 14), "raygen needs Python 3.11, 3.12 or 3.13"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
+	touch $@
+
+$(READY): $(VENV)/.uv requirements.lock pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@

@@ -1,0 +1,312 @@
+"""The one training loop, a generator of steps.
+
+Knows seeded order, keyed noise, EMA, clipping, accumulation, ranks, and training state that survives a kill.
+Knows no particular objective, not where tables are stored, and not who starts the ranks.
+
+The global batch of a step is the same for any number of ranks; each takes its slice. Noise, timesteps, dropout
+and flips of a picture are keyed by (seed, its position in the stream of all batches), so neither the number of
+ranks nor a restart changes anything but rounding.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import Field, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from raygen.arrays import TrainingArrays, draw, load_arrays, order
+from raygen.losses import Objective
+from raygen.spec import ConfigError, Spec, canonical
+
+__all__ = ["Step", "TrainSpec", "Trainer", "TrainingArrays", "draw", "latest_state", "load_arrays", "order", "train"]
+
+Batch = dict[str, Tensor]
+#: Fields of a TrainSpec that a resumed run may change.
+FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "keep"})
+
+
+class TrainSpec(Spec):
+    """How long and how to train. It ends at `steps` or after `max_seconds`, whichever comes first."""
+
+    steps: int | None = Field(None, ge=1, description="optimiser steps")
+    max_seconds: float | None = Field(None, gt=0, description="training time, without what a restart costs")
+    batch: int = Field(64, ge=1, description="pictures a step over all ranks")
+    accumulate: int = Field(1, ge=1, description="parts a rank's slice is worked on in")
+    lr: float = Field(2e-4, gt=0, description="of the whole batch; never scaled by the number of ranks")
+    warmup: int = Field(200, ge=0, description="steps of linear warm-up")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine ends at 0")
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights; 0 keeps none")
+    flip: bool = Field(True, description="mirror half of the pictures, left and right classes exchanged")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network's arithmetic")
+    seed: int = Field(0, ge=0, lt=2**63)
+    save_every: int = Field(1000, ge=1, description="steps between training states")
+    log_every: int = Field(50, ge=1, description="steps a record covers")
+    keep: int = Field(2, ge=1, description="training states kept")
+
+    @model_validator(mode="after")
+    def _ends(self) -> "TrainSpec":
+        if self.steps is None and self.max_seconds is None:
+            raise ValueError("training needs steps or max_seconds")
+        return self
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of the last `log_every` steps; losses are means over them on this rank."""
+
+    step: int
+    loss: float
+    lr: float
+    images_per_s: float
+    data_wait: float
+    elapsed: float
+    losses: Mapping[str, float]
+
+
+# --- the trainer --------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """An objective with its optimisers, averaged weights and place in the run, on one rank."""
+
+    def __init__(
+        self, objective: Objective, spec: TrainSpec, *, device: Any = "cpu", rank: int = 0, world_size: int = 1
+    ) -> None:
+        if spec.batch % (world_size * spec.accumulate):
+            raise ConfigError(f"batch {spec.batch} does not divide into {world_size} ranks x {spec.accumulate} parts")
+        self.spec, self.rank, self.world_size = spec, rank, world_size
+        self.device = torch.device(device)
+        self.objective = objective.to(self.device).train()
+        self.phases = [list(parameters) for parameters in objective.phases()]
+        self.optimizers = [
+            torch.optim.AdamW(p, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay) for p in self.phases
+        ]
+        self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        self.shadow = [p.detach().clone() for p in self.parameters.values()] if spec.ema else []
+        self.step, self.elapsed = 0, 0.0
+        self.wrapped: Any = objective
+        if world_size > 1 and dist.is_initialized():
+            several = len(self.phases) > 1
+            self.wrapped = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=several)
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, 0..1; the same on every rank."""
+        steps = self.step / self.spec.steps if self.spec.steps else 0.0
+        seconds = self.elapsed / self.spec.max_seconds if self.spec.max_seconds else 0.0
+        if self.spec.max_seconds and self.wrapped is not self.objective:
+            shared = torch.tensor([seconds], device=self.device, dtype=torch.float64)
+            dist.broadcast(shared, src=0)
+            seconds = float(shared)
+        return min(max(steps, seconds), 1.0)
+
+    def lr(self, progress: float) -> float:
+        """The learning rate of the next step."""
+        warm = min(1.0, (self.step + 1) / self.spec.warmup) if self.spec.warmup else 1.0
+        return self.spec.lr * warm * (0.5 * (1 + cos(pi * progress)) if self.spec.schedule == "cosine" else 1.0)
+
+    def batch(self, arrays: TrainingArrays, step: int) -> Batch:
+        """This rank's slice of the global batch of `step`, as CPU tensors."""
+        size = self.spec.batch // self.world_size
+        first = step * self.spec.batch + self.rank * size
+        positions = range(first, first + size)
+        drawn = draw(self.spec.seed, positions, self.objective.latent_shape, self.objective.timesteps)
+        mirror = drawn.pop("mirror") & self.spec.flip
+        values = {**drawn, **arrays.batch(order(self.spec.seed, len(arrays), positions), mirror)}
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
+
+    def update(self, batch: Batch, lr: float) -> Batch:
+        """One optimiser step on this rank's slice; the mean losses, still on the device."""
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        parts = [dict(zip(moved, values, strict=True)) for values in zip(
+            *(tensor.chunk(self.spec.accumulate) for tensor in moved.values()), strict=True
+        )]  # fmt: skip
+        means: Batch = {}
+        for phase, optimizer in enumerate(self.optimizers):
+            optimizer.zero_grad(set_to_none=True)
+            for index, part in enumerate(parts):
+                for name, value in self._backward(part, phase, last=index == len(parts) - 1).items():
+                    means[name] = means.get(name, torch.zeros_like(value)) + value / len(parts)
+            if self.spec.clip:
+                torch.nn.utils.clip_grad_norm_(self.phases[phase], self.spec.clip)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        self.step += 1
+        self._average()
+        return means
+
+    def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
+        quiet = nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync()
+        half = self.spec.precision == "bfloat16"
+        with quiet:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                losses: Batch = self.wrapped(part, phase)
+            (losses["loss"] / self.spec.accumulate).backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _average(self) -> None:
+        """EMA with warm-up: decay = min(ema, (1 + n) / (10 + n)) after n earlier updates."""
+        if self.shadow:
+            n = self.step - 1
+            decay = min(self.spec.ema, (1 + n) / (10 + n))
+            current = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(self.shadow, current, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the objective's module has the averaged weights: to sample, to evaluate, to save."""
+        if not self.shadow:
+            yield
+            return
+        own = [p.detach().clone() for p in self.parameters.values()]
+        self._set(self.shadow)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters.values(), values, strict=True):
+            parameter.data.copy_(value)
+
+    # --- state ---
+
+    def save(self, root: Path, data: str) -> None:
+        """Write the full state as `root/step-…`, whole or not at all; older ones beyond `keep` are removed."""
+        tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
+        tensors |= {f"ema.{name}": s for name, s in zip(self.parameters, self.shadow, strict=False)}
+        for phase, optimizer in enumerate(self.optimizers):
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{phase}.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
+        temporary = root / f".{uuid.uuid4().hex[:8]}"
+        temporary.mkdir(parents=True)
+        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary / "state.safetensors")
+        document = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
+        digest = hashlib.sha256((temporary / "state.safetensors").read_bytes()).hexdigest()
+        (temporary / "state.json").write_text(json.dumps({**document, "sha256": digest}), encoding="utf-8")
+        target = root / f"step-{self.step:09d}"
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(temporary, target)
+        for old in sorted(root.glob("step-*"))[: -self.spec.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self, folder: Path, data: str) -> None:
+        """Go on from a saved state; `ConfigError` where it was made with other settings or data."""
+        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if document["spec"] != self._fixed() or document["data"] != data:
+            raise ConfigError(f"{folder}: training began with other settings or data; use another folder")
+        tensors = load_file(folder / "state.safetensors")
+        try:
+            self._set([tensors[f"model.{name}"] for name in self.parameters])
+            self.shadow = [tensors[f"ema.{name}"].to(self.device) for name in self.parameters] if self.spec.ema else []
+        except (KeyError, RuntimeError) as error:
+            raise ConfigError(f"{folder}: training state is of another model ({error})") from error
+        for phase, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"optimizer.{phase}."):
+                    _, _, index, key = name.split(".", 3)
+                    state.setdefault(int(index), {})[key] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.step, self.elapsed = int(document["step"]), float(document["elapsed"])
+
+    def _fixed(self) -> Any:
+        return json.loads(canonical(self.spec.model_dump(mode="json", exclude=set(FREE))))
+
+
+def latest_state(root: Path) -> Path | None:
+    """The newest training state under `root` that is whole; damaged ones are passed over."""
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            data = (folder / "state.safetensors").read_bytes()
+        except (OSError, ValueError, SafetensorError):
+            continue
+        if hashlib.sha256(data).hexdigest() == document.get("sha256"):
+            return folder
+    return None
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = None) -> Iterator[Step]:
+    """Train to the end of the spec, a `Step` every `log_every` steps and at the end.
+
+    With a `folder`, goes on from its newest whole state and writes a state every `save_every` steps and at the
+    end (rank 0). Raises `FloatingPointError` where the loss is no longer finite; nothing is saved then.
+    """
+    root = None if folder is None else Path(folder)
+    data = arrays.digest
+    if root is not None and (state := latest_state(root)) is not None:
+        trainer.restore(state, data)
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:
+        pending = ahead.submit(trainer.batch, arrays, trainer.step)
+        window = _Window(trainer)
+        progress = trainer.progress
+        while progress < 1:
+            began = time.perf_counter()
+            batch = pending.result()
+            waited = time.perf_counter() - began
+            pending = ahead.submit(trainer.batch, arrays, trainer.step + 1)
+            lr = trainer.lr(progress)
+            window.add(trainer.update(batch, lr), waited)
+            trainer.elapsed += time.perf_counter() - began
+            progress = trainer.progress
+            done, save = progress >= 1, trainer.step % trainer.spec.save_every == 0
+            if done or save or trainer.step % trainer.spec.log_every == 0:
+                yield window.close(lr)
+            if root is not None and trainer.rank == 0 and (done or save):
+                trainer.save(root, data)
+
+
+class _Window:
+    """Sums over the steps since the last record; the device is waited for only when one is closed."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: Batch = {}
+        self.count, self.waited, self.began = 0, 0.0, self.trainer.elapsed
+
+    def add(self, losses: Batch, waited: float) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.count += 1
+        self.waited += waited
+
+    def close(self, lr: float) -> Step:
+        trainer = self.trainer
+        began = time.perf_counter()
+        losses = {name: float(value) / self.count for name, value in self.sums.items()}
+        trainer.elapsed += time.perf_counter() - began
+        if not np.isfinite(losses["loss"]):
+            raise FloatingPointError(f"the loss is {losses['loss']} at step {trainer.step}")
+        seconds = max(trainer.elapsed - self.began, 1e-9)
+        rate = self.count * trainer.spec.batch / seconds
+        step = Step(trainer.step, losses["loss"], lr, rate, self.waited, trainer.elapsed, losses)
+        self._reset()
+        return step

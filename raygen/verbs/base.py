@@ -1,0 +1,201 @@
+"""What every job has in common: what, where, out; and how work over shards is prepared, estimated and run.
+
+Knows the way from a job to a plan and through the loop over shards. Knows no particular job, and imports Ray
+only where a job asks for it.
+"""
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from raygen.shards import Outcome, Progress, Runner, Worker, execute, local_runner
+from raygen.spec import Spec, Where, run_id
+from raygen.storage import Slice, read_slice
+from raygen.store import Plan, Store, cut, open_input
+
+__all__ = [
+    "Estimate",
+    "Inputs",
+    "Job",
+    "Prepared",
+    "Report",
+    "Result",
+    "ShardedJob",
+    "ShardedWhat",
+    "facts_of",
+    "inputs",
+    "prepared",
+    "run_sharded",
+    "runner_of",
+]
+
+Report = Callable[[Progress], None]
+
+
+class ShardedWhat(Spec):
+    """Keys of every job over shards."""
+
+    shard_rows: int = Field(1024, ge=1, le=1_000_000, description="input rows in a shard, the unit of commit")
+    bad_rows: float = Field(0.01, ge=0, le=1, description="fraction of rows that may fail before the run does")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ended, for whoever prints it: where the result is, and facts by name."""
+
+    out: str
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a dry run can say. Seconds come from really working on a few rows here."""
+
+    rows: int
+    shards: int
+    done_shards: int
+    bytes: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class Job(Spec):
+    """A job in three parts. Subclasses add `kind: Literal[...]` and `what`."""
+
+    where: Where = Field(default_factory=Where)
+    out: str = Field(..., min_length=1, description="folder or URL that the result goes to")
+
+    @abstractmethod
+    def run(self, report: Report) -> Result:
+        """Do it; `report` hears of progress. Raises the errors of `raygen.spec`."""
+
+    @abstractmethod
+    def estimate(self) -> Estimate:
+        """Rows, shards, bytes and time, without writing anything."""
+
+
+class ShardedJob(Job):
+    """A job that is one pass over shards."""
+
+    @abstractmethod
+    def prepare(self, *, write: bool) -> "Prepared":
+        """Plan and worker; with `write`, inputs that the job makes itself are stored for the actors to read."""
+
+    def run(self, report: Report) -> Result:
+        """Every shard, committed exactly once."""
+        outcome = run_sharded(self.prepare(write=True), self.where, report)
+        return Result(self.out, facts_of(outcome))
+
+    def estimate(self) -> Estimate:
+        """Work on one batch of the first shard, keep nothing, and scale up."""
+        return _probe(self.prepare(write=False), self.where)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Input rows by slices, and the name of their content."""
+
+    slices: Sequence[Slice]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job over shards, ready to run: where it goes, its plan, and how an actor builds the worker."""
+
+    store: Store
+    plan: Plan
+    build: Callable[[], Worker]
+    bad_rows: float
+    columns: tuple[str, ...] | None = None
+    first: pa.Table | None = None  # rows to probe where the inputs are not written yet
+
+
+def inputs(url: str, table: str) -> Inputs:
+    """The committed rows of `table` of a complete earlier run; `ConfigError` where there is none."""
+    store, content = open_input(url)
+    return Inputs(store.slices(table), content)
+
+
+def prepared(
+    job: Job,
+    kind: str,
+    what: Mapping[str, Any],
+    given: Inputs,
+    build: Callable[[str], Callable[[], Worker]],
+    *,
+    batch: int,
+    sharding: ShardedWhat,
+    attempt: int = 0,
+    columns: tuple[str, ...] | None = None,
+) -> Prepared:
+    """The plan of a job. `what` and the inputs' digest name the run; `build` gets that name.
+
+    Shards are whole multiples of the batch, so that every full batch holds the same rows however the work is
+    spread.
+    """
+    rows = max(batch, sharding.shard_rows // batch * batch)
+    shards = cut(given.slices, rows)
+    name = run_id({"kind": kind, "what": what, "inputs": given.digest, "shard_rows": rows, "attempt": attempt})
+    plan = Plan(kind, name, what, batch, shards)
+    return Prepared(Store(job.out, attempt), plan, build(name), sharding.bad_rows, columns)
+
+
+def runner_of(where: Where) -> Runner:
+    """The plain loop or Ray; Ray is imported here and nowhere else outside `cluster`."""
+    if where.runner == "local":
+        return local_runner
+    from raygen.cluster.map import ray_runner
+
+    return ray_runner
+
+
+def run_sharded(work: Prepared, where: Where, report: Report) -> Outcome:
+    """All shards of `work`; see `shards.execute` for what it raises."""
+    return execute(
+        work.store, work.plan, work.build, where, runner_of(where),
+        bad_rows=work.bad_rows, columns=work.columns, report=report,
+    )  # fmt: skip
+
+
+def facts_of(outcome: Outcome) -> dict[str, object]:
+    """What a person wants to know of a finished pass."""
+    manifest, progress = outcome.manifest, outcome.progress
+    return {
+        "rows": manifest["rows"],
+        "quarantined": manifest["quarantined"] or "none",
+        "shards": f"{manifest['shards']} ({progress.resumed_shards} were there already)",
+        "bytes": manifest["bytes"],
+        "rows_per_s": round(progress.rate, 1),
+        "run_id": manifest["run_id"],
+        "set_digest": manifest["set_digest"],
+    }
+
+
+def _probe(work: Prepared, where: Where) -> Estimate:
+    done = len(work.store.committed())
+    size = min(work.plan.batch, max(work.plan.rows, 1))
+    rows = work.first if work.first is not None else _head(work.plan, size, work.columns)
+    rows = rows.slice(0, size)
+    worker = work.build()
+    worker.start(rows.slice(0, 1))()  # lazy imports and first-call costs are not the rate
+    began = time.perf_counter()
+    tables = worker.start(rows)()
+    each = (time.perf_counter() - began) / max(rows.num_rows, 1)
+    size = sum(table.nbytes for table in tables.values()) // max(rows.num_rows, 1)
+    left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
+    notes = (f"timed on {rows.num_rows} rows with one worker on this machine",)
+    return Estimate(
+        work.plan.rows, len(work.plan.shards), done, size * work.plan.rows, each * left / where.workers, notes,
+    )  # fmt: skip
+
+
+def _head(plan: Plan, rows: int, columns: tuple[str, ...] | None) -> pa.Table:
+    shard = plan.shards[0]
+    piece = shard.inputs[0]
+    return read_slice(piece._replace(rows=min(piece.rows, rows)), columns)

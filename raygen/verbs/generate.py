@@ -1,0 +1,61 @@
+"""`raygen generate`: CONDITIONS -> SAMPLES, and SCORES while the pictures are still pixels.
+
+Knows which checkpoint, sampler and rows. Does not know how a picture is made or measured.
+"""
+
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.models.schedule import SamplerSpec
+from raygen.sampling import Guidance, SampleSpec, SampleWorker
+from raygen.scoring import Observer, ScoreSpec
+from raygen.shards import Worker
+from raygen.tables import Codec
+from raygen.verbs.base import Prepared, ShardedJob, ShardedWhat, inputs, prepared
+
+__all__ = ["GenerateJob", "GenerateWhat", "build_sampler"]
+
+
+class GenerateWhat(ShardedWhat):
+    """Which model makes which pictures, and how."""
+
+    conditions: str = Field(..., description="folder of a plan run")
+    checkpoint: str = Field(..., description="model folder, or `bundled`")
+    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
+    guidance: Guidance = Field(1.0, description="one weight for all conditions, or a weight a modality; 1 costs nothing")
+    seed: int = Field(0, ge=0, description="with sample_id and attempt the key of a picture's noise")
+    attempt: int = Field(0, ge=0, le=99, description="another attempt has other noise and a folder of its own")
+    batch: int = Field(32, ge=1, le=4096, description="pictures at once; part of what bytes depend on")
+    codec: Codec = "webp"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    score: ScoreSpec | None = Field(None, description="also measure each picture before it is encoded")
+
+
+class GenerateJob(ShardedJob):
+    """CONDITIONS -> SAMPLES."""
+
+    kind: Literal["generate"] = "generate"
+    what: GenerateWhat
+
+    def prepare(self, *, write: bool) -> Prepared:
+        """Plan the shards of pictures. The checkpoint enters by its content, not by its path."""
+        what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
+        what["checkpoint"] = checkpoint_digest(self.what.checkpoint)
+        return prepared(
+            self, "generate", what, inputs(self.what.conditions, "conditions"), self._builder,
+            batch=self.what.batch, sharding=self.what, attempt=self.what.attempt,
+        )  # fmt: skip
+
+    def _builder(self, run_id: str) -> "partial[Worker]":
+        fields = set(SampleSpec.model_fields) & set(GenerateWhat.model_fields)
+        spec = SampleSpec(run_id=run_id, **{name: getattr(self.what, name) for name in fields})
+        return partial(build_sampler, spec, self.what.score, self.where.threads)
+
+
+def build_sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int) -> Worker:
+    """The worker of an actor: a model, and an observer where pictures are measured at once."""
+    observe = None if score is None else Observer(score, run_id=spec.run_id, attempt=spec.attempt)
+    return SampleWorker(spec, observe=observe, threads=threads)
