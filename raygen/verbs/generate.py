@@ -25,7 +25,9 @@ class GenerateWhat(ShardedWhat):
     conditions: str = Field(..., description="folder of a plan run")
     checkpoint: str = Field(..., description="model folder, or `bundled`")
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
-    guidance: Guidance = Field(1.0, description="one weight for all conditions, or a weight a modality; 1 costs nothing")
+    guidance: Guidance = Field(
+        1.0, description="one weight for all conditions, or a weight a modality; 1 costs nothing"
+    )
     seed: int = Field(0, ge=0, description="with sample_id and attempt the key of a picture's noise")
     attempt: int = Field(0, ge=0, le=99, description="another attempt has other noise and a folder of its own")
     batch: int = Field(32, ge=1, le=4096, description="pictures at once; part of what bytes depend on")

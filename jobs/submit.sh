@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Submit a raygen job to a Ray head node. On one machine, with the dashboard on loopback:
+#
+#   ray start --head --num-cpus=4 --dashboard-host=127.0.0.1
+#   jobs/submit.sh generate jobs/generate_quickstart.yaml out="$PWD/runs/submitted"
+#
+# The nodes must have raygen's requirements installed; the code itself travels with --working-dir. Paths in the
+# job are read by the cluster: give absolute ones, or URLs. `ray job submit` itself returns only 0 or 1; the exit
+# code of the job is in run.json beside the result.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
+verb="$1"; job="$2"; shift 2
+exec ray job submit \
+  --address "${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}" \
+  --working-dir . \
+  --runtime-env-json '{"excludes": [".git", ".venv", "runs", "benchmarks/results"]}' \
+  -- python -m raygen "$verb" "$job" where.runner=ray "$@"

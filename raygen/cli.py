@@ -1,0 +1,167 @@
+"""The command line: parse, call, print. No logic.
+
+Exit codes: 0 ok, 2 configuration or input, 3 too many bad rows, 4 infrastructure, 5 integrity, 130 interrupted.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+
+from raygen import console
+from raygen.run import VERBS, Verb, load
+from raygen.spec import ConfigError, RaygenError
+from raygen.store import Store
+from raygen.verbs.base import Job
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="raygen",
+    help="Very large, labelled, reproducible face data sets from diffusion models, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+HELP = {
+    "ingest": "Raw data -> FACES: read, check and store pictures, masks, attributes, texts.",
+    "plan": "FACES -> CONDITIONS: what pictures to ask for.",
+    "encode": "FACES -> LATENTS: the first stage, once.",
+    "train": "FACES -> a checkpoint.",
+    "generate": "CONDITIONS -> SAMPLES: the pictures.",
+    "evaluate": "SAMPLES -> METRICS: how good they are.",
+}
+JobFile = Annotated[Path, typer.Argument(help="job file (YAML)", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="overrides: what.seed=3 where.runner=ray", show_default=False)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="resolve, count and estimate; write nothing")]
+
+
+def _verb(verb: Verb) -> None:
+    def command(job: JobFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+        loaded = load(str(job), overrides or (), verb)
+        if dry_run:
+            _estimate(loaded)
+        else:
+            _run(verb, loaded)
+
+    app.command(verb, help=HELP[verb])(command)
+
+
+for _name in VERBS:
+    _verb(_name)
+
+
+def _run(verb: str, job: Job) -> None:
+    with console.progress(verb) as progress:
+        result = job.run(progress)
+    console.heading(f"{verb}: {result.out}")
+    console.facts(result.facts)
+
+
+def _estimate(job: Job) -> None:
+    console.console.print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False).rstrip(), markup=False)
+    estimate = job.estimate()
+    console.heading("dry run: nothing was written")
+    console.facts(
+        {
+            "rows": estimate.rows,
+            "shards": f"{estimate.shards} ({estimate.done_shards} are committed already)",
+            "bytes": f"about {console.size(estimate.bytes)}",
+            "time": f"about {console.duration(estimate.seconds)} with {job.where.workers} worker(s)",
+            "": "; ".join(estimate.notes),
+        }
+    )
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="folder for everything it makes")] = Path("runs/quickstart"),
+    train: Annotated[bool, typer.Option("--train", help="train the models from nothing first (10 minutes)")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Ray actors")] = 2,
+    pictures: Annotated[int, typer.Option(min=64, help="pictures to generate")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="of the faces and the noise")] = 7,
+) -> None:
+    """Draw faces, plan, generate on a local Ray, evaluate, report. No GPU, data, weights or network."""
+    from raygen.quickstart import Quickstart, run_quickstart
+
+    run_quickstart(Quickstart(out=str(out), train=train, workers=workers, pictures=pictures, seed=seed))
+
+
+@app.command()
+def verify(
+    folder: Annotated[str, typer.Argument(help="folder of a run, such as runs/quickstart/samples")],
+    attempt: Annotated[int, typer.Option(min=0)] = 0,
+    decode: Annotated[bool, typer.Option(help="also decode every picture")] = True,
+) -> None:
+    """Prove that every planned row is there exactly once and every byte is as committed."""
+    from raygen.verify import verify as check
+
+    found = check(Store(folder, attempt), decode=decode)
+    console.heading(f"verify: {found.url}")
+    console.facts(
+        {
+            "run_id": found.run_id,
+            "shards": f"{found.committed} of {found.shards} committed",
+            "rows": dict(found.rows),
+            "pictures": f"{found.pictures:,} {'decoded' if decode else 'not decoded'}",
+            "bytes": console.size(found.bytes),
+            "quarantined": found.quarantined,
+            "set_digest": found.set_digest,
+            "orphans": len(found.orphans),
+        }
+    )
+    for problem in found.problems[:50]:
+        console.console.print(f"  problem: {problem}", markup=False)
+    console.console.print("  [green]all well[/green]" if found.ok else f"  [red]{len(found.problems)} problems[/red]")
+    raise typer.Exit(0 if found.ok else 5)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="run folder, such as runs/quickstart")],
+    out: Annotated[Path | None, typer.Option(help="file to write; default FOLDER/report.html")] = None,
+) -> None:
+    """Write the report of a run folder: one HTML file that needs no network."""
+    from raygen.report import build
+
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder")
+    console.heading(f"report: {build(str(folder), None if out is None else str(out))}")
+
+
+@app.command()
+def doctor(
+    folder: Annotated[str, typer.Option(help="where results would go; a URL or a folder")] = "runs",
+) -> None:
+    """Check versions, accelerator, Ray, storage and the working folder."""
+    from raygen.doctor import examine
+
+    checks = examine(folder)
+    for check in checks:
+        mark = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad [/red]"}[check.status]
+        console.console.print(f"  {mark} [bold]{check.name}[/bold]: ", end="")
+        console.console.print(check.detail, markup=False)
+    raise typer.Exit(4 if any(check.status == "bad" for check in checks) else 0)
+
+
+def main() -> None:
+    """Entry point: errors that raygen raises on purpose become one sentence and their exit code."""
+    try:
+        app(standalone_mode=False)
+    except RaygenError as error:
+        console.failure(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.failure(KeyboardInterrupt("interrupted; the same command goes on where this one stopped"))
+        sys.exit(130)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error that the parser found
+            error.show()
+            sys.exit(error.exit_code)
+        raise
