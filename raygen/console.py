@@ -78,9 +78,12 @@ class _Lines:
 
     def __call__(self, state: Progress) -> None:
         now = time.monotonic()
-        if now - self.last < HEARTBEAT_S and state.done_shards < state.shards:
+        if now - self.last < HEARTBEAT_S and (state.note or state.done_shards < state.shards):
             return
         self.last = now
+        if state.note:
+            print(f"  {self.label}: {state.done_rows / max(state.rows, 1):.0%}, {state.note}", flush=True)
+            return
         eta = "" if state.eta_s is None else f", {duration(state.eta_s)} left"
         bad = f", {state.bad} bad" if state.bad else ""
         print(
@@ -98,7 +101,7 @@ class _Bar:
         self.task = bars.add_task(label, total=None, rate="")
 
     def __call__(self, state: Progress) -> None:
-        rate = f"{state.rate:.1f}/s" if state.new_rows else ""
+        rate = state.note or (f"{state.rate:.1f}/s" if state.new_rows else "")
         self.bars.update(self.task, total=state.rows, completed=state.done_rows, rate=rate)
 
 

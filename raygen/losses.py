@@ -1,7 +1,8 @@
 """Objectives: modules that hold what they train and turn a batch of tensors into losses.
 
-Knows the diffusion losses (simple, p2, min_snr) and the first stage's. Draws no random number: noise, timesteps
-and dropout come in the batch, so a batch gives one value. Knows no optimiser, no data and no ranks.
+Knows the diffusion losses (simple, p2, min_snr), the first stage's and the parser's. Draws no random number:
+noise, timesteps and dropout come in the batch, so a batch gives one value. Knows no optimiser, no data and no
+ranks.
 
 A batch is a mapping of tensors with the picture first:
     images         uint8 [B, H, W, 3]     pixels, for first stages and where latents are not cached
@@ -34,6 +35,7 @@ __all__ = [
     "DiffusionObjective",
     "MinSNR",
     "Objective",
+    "ParserObjective",
     "Simple",
     "edges",
 ]
@@ -195,6 +197,25 @@ class AutoencoderObjective(Objective):
         if self.stage.spec.stage == "vq":
             terms["codebook"] = self.stage.net.quantize(moments)[1]
         return terms
+
+
+class ParserObjective(Objective):
+    """Cross-entropy of a face parser: any module from pixels to logits [B, classes, H, W]."""
+
+    latent_shape = (0, 0, 0)
+
+    def __init__(self, parser: nn.Module) -> None:
+        super().__init__()
+        self.module = parser
+
+    def forward(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.forward`; pictures without a mask do not count. `accuracy` is of pixels."""
+        logits = self.module(to_pixels(batch["images"]))
+        target = batch["mask"].long()
+        entropy = torch.nn.functional.cross_entropy(logits, target, reduction="none").flatten(1).mean(dim=1)  # [B]
+        present = batch["present_mask"].float()
+        hits = (logits.detach().argmax(dim=1) == target).float().mean()
+        return {"loss": (entropy * present).sum() / present.sum().clamp(min=1), "accuracy": hits}
 
 
 def edges(pixels: Tensor) -> Tensor:

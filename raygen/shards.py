@@ -225,6 +225,7 @@ class Progress:
     began: float = field(default_factory=time.time)
     new_rows: int = 0
     first_commit_s: float | None = None
+    note: str = ""
 
     @property
     def rate(self) -> float:

@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 MAX_YAML_BYTES = 1 << 20
+MAX_YAML_DEPTH = 64
 T = TypeVar("T")
 
 
@@ -152,19 +153,34 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if len(data) > MAX_YAML_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES} bytes")
     try:
-        _refuse_aliases(data, path)
-        document = yaml.safe_load(data)
-    except (yaml.YAMLError, RecursionError) as error:  # a thousand brackets overflow the stack
+        document = _load(data, str(path))
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: a job is a mapping of keys to values")
     return document
 
 
-def _refuse_aliases(data: bytes, path: str | Path) -> None:
-    # A few aliases of aliases expand to gigabytes; a job never needs them.
-    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(data, Loader=yaml.SafeLoader)):
-        raise ConfigError(f"{path}: YAML aliases (*name) are not allowed in a job")
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
+
+def _load(data: str | bytes, source: str) -> object:
+    """YAML as plain values. What could take gigabytes or hours is refused while it is still a stream of tokens."""
+    depth = 0
+    for token in yaml.scan(data, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken):  # a few aliases of aliases unfold to gigabytes
+            raise ConfigError(f"{source}: YAML aliases (*name) are not allowed in a job")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > MAX_YAML_DEPTH:  # the parser takes quadratic time and then overflows the stack
+            raise ConfigError(f"{source}: nested deeper than {MAX_YAML_DEPTH} levels")
+    value: object = yaml.safe_load(data)
+    return value
 
 
 def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -175,8 +191,8 @@ def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
         if not equals or not all(key.split(".")):
             raise ConfigError(f"{word!r}: an override is written a.b=value")
         try:
-            value = yaml.safe_load(text) if text else None
-        except (yaml.YAMLError, RecursionError) as error:
+            value = _load(text, repr(word[:80])) if text else None
+        except yaml.YAMLError as error:
             raise ConfigError(f"{word[:80]!r}: the value is not valid YAML") from error
         _assign(result, key.split("."), value, word)
     return result

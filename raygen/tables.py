@@ -55,7 +55,7 @@ Codec = Literal["webp", "png"]
 #: A picture larger than this many pixels is refused before it is decoded (a bomb of 100 KB can ask for gigabytes).
 MAX_PIXELS: Final = 4096 * 4096
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF")
-ID_PATTERN: Final = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 IMAGE: Final = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 ATTRIBUTE_LIST: Final = pa.list_(pa.int8(), len(ATTRIBUTES))
@@ -184,7 +184,7 @@ SCHEMAS: Final[Mapping[str, pa.Schema]] = {
 
 def check_id(value: object) -> str:
     """`value` as a row id that is also a safe file name; `InputError` (`bad_id`) otherwise."""
-    if not isinstance(value, str) or not ID_PATTERN.match(value) or ".." in value:
+    if not isinstance(value, str) or not ID_PATTERN.fullmatch(value) or ".." in value:
         raise InputError(f"id {value!r} is not 1-128 letters, digits, '.', '_' or '-'"[:200], reason="bad_id")
     return value
 

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import Field, model_validator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -201,9 +201,10 @@ class Trainer:
                 tensors |= {f"optimizer.{phase}.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
         temporary = root / f".{uuid.uuid4().hex[:8]}"
         temporary.mkdir(parents=True)
-        save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, temporary / "state.safetensors")
+        content = serialize({name: t.cpu().contiguous() for name, t in tensors.items()})
+        (temporary / "state.safetensors").write_bytes(content)
         document = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
-        digest = hashlib.sha256((temporary / "state.safetensors").read_bytes()).hexdigest()
+        digest = hashlib.sha256(content).hexdigest()
         (temporary / "state.json").write_text(json.dumps({**document, "sha256": digest}), encoding="utf-8")
         target = root / f"step-{self.step:09d}"
         shutil.rmtree(target, ignore_errors=True)
@@ -241,7 +242,7 @@ def latest_state(root: Path) -> Path | None:
         try:
             document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
             data = (folder / "state.safetensors").read_bytes()
-        except (OSError, ValueError, SafetensorError):
+        except (OSError, ValueError):
             continue
         if hashlib.sha256(data).hexdigest() == document.get("sha256"):
             return folder
@@ -255,7 +256,8 @@ def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = 
     """Train to the end of the spec, a `Step` every `log_every` steps and at the end.
 
     With a `folder`, goes on from its newest whole state and writes a state every `save_every` steps and at the
-    end (rank 0). Raises `FloatingPointError` where the loss is no longer finite; nothing is saved then.
+    end (rank 0), before it yields the record of that step. Raises `FloatingPointError` where the loss is no
+    longer finite; nothing is saved then.
     """
     root = None if folder is None else Path(folder)
     data = arrays.digest
@@ -274,11 +276,13 @@ def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = 
             window.add(trainer.update(batch, lr), waited)
             trainer.elapsed += time.perf_counter() - began
             progress = trainer.progress
-            done, save = progress >= 1, trainer.step % trainer.spec.save_every == 0
-            if done or save or trainer.step % trainer.spec.log_every == 0:
-                yield window.close(lr)
-            if root is not None and trainer.rank == 0 and (done or save):
+            done = progress >= 1
+            record = window.close(lr) if done or trainer.step % trainer.spec.log_every == 0 else None
+            if root is not None and trainer.rank == 0 and (done or trainer.step % trainer.spec.save_every == 0):
+                window.check()
                 trainer.save(root, data)
+            if record is not None:
+                yield record
 
 
 class _Window:
@@ -298,13 +302,18 @@ class _Window:
         self.count += 1
         self.waited += waited
 
+    def check(self) -> None:
+        """Raise `FloatingPointError` where the losses so far are not finite."""
+        if self.sums and not self.sums["loss"].isfinite():
+            raise FloatingPointError(f"the loss is not finite at step {self.trainer.step}")
+
     def close(self, lr: float) -> Step:
+        """The record of this window; the next one begins."""
         trainer = self.trainer
+        self.check()
         began = time.perf_counter()
         losses = {name: float(value) / self.count for name, value in self.sums.items()}
         trainer.elapsed += time.perf_counter() - began
-        if not np.isfinite(losses["loss"]):
-            raise FloatingPointError(f"the loss is {losses['loss']} at step {trainer.step}")
         seconds = max(trainer.elapsed - self.began, 1e-9)
         rate = self.count * trainer.spec.batch / seconds
         step = Step(trainer.step, losses["loss"], lr, rate, self.waited, trainer.elapsed, losses)

@@ -313,7 +313,7 @@ class Folder(PictureFiles):
             raise ConfigError(f"{self.root}: holds no pictures ({', '.join(sorted(FORMAT_OF))})")
         refuse_collisions((safe_id(_stem(name)), name) for name in names)
         if self.identity == "folder":
-            folders = {str(PurePosixPath(name).parent) for name in names}
+            folders = sorted({str(PurePosixPath(name).parent) for name in names})
             refuse_collisions((safe_id(folder), folder) for folder in folders)
         rows = [self._listed(files, masks, name) for name in names]
         return pa.Table.from_pylist(rows[: self.limit], _LISTING)

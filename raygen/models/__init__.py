@@ -1,0 +1,1 @@
+"""First stages, condition encoders, noise schedules and denoisers. No rows, no losses, no Ray."""

@@ -23,7 +23,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
@@ -32,7 +33,7 @@ from raygen.models.ldm import LDM, LDMSpec
 from raygen.models.schedule import SamplerSpec, build_sampler
 from raygen.spec import ConfigError, InputError, parse
 
-__all__ = ["FORMAT", "ModelSpec", "build", "digest", "load", "load_first_stage", "save"]
+__all__ = ["FORMAT", "ModelSpec", "build", "digest", "load", "load_first_stage", "locate", "save"]
 
 FORMAT: Final = 1
 DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
@@ -43,6 +44,9 @@ CLASSES: Final[Mapping[str, Any]] = {
     "UNet2DModel": UNet2DModel,
     "UNet2DConditionModel": UNet2DConditionModel,
 }
+
+#: Where the checkpoints that come with the package lie.
+BUNDLED: Final = Path(__file__).parent.parent / "bundled"
 
 #: Every family a checkpoint can hold.
 ModelSpec = Annotated[AutoencoderSpec | LDMSpec, Field(discriminator="kind")]
@@ -124,7 +128,7 @@ def _write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
         name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in module.state_dict().items()
     }
-    save_file(tensors, path, metadata={"format": "pt"})
+    path.write_bytes(serialize(tensors, metadata={"format": "pt"}))
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -159,9 +163,17 @@ def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:
     return _first_stage(root, document).to(device).eval()
 
 
+def locate(folder: str | Path) -> Path:
+    """The folder itself; `bundled` is the model that comes with the package, `bundled/NAME` another of its own."""
+    head, _, name = str(folder).partition("/")
+    return BUNDLED / (name or "ldm") if head == "bundled" else Path(folder)
+
+
 def digest(folder: str | Path) -> str:
     """sha256 over the sorted lines `name sha256` of the files that make the model; notes beside them do not count."""
-    root = Path(folder)
+    root = locate(folder)
+    if not (root / "raygen.json").is_file():
+        raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")
     files = [p for p in root.rglob("*") if p.is_file() and (p.suffix == ".safetensors" or p.suffix == ".json")]
     lines = sorted(f"{p.relative_to(root).as_posix()} {_sha256(p)}\n" for p in files)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -173,7 +185,7 @@ def _sha256(path: Path) -> str:
 
 
 def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    root = Path(folder)
+    root = locate(folder)
     if not (root / "raygen.json").is_file():
         raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")
     document = _read_json(root / "raygen.json")

@@ -64,7 +64,7 @@ class LDM(Model):
     """A UNet over the latents of a frozen first stage.
 
     Keys and values of the few attribute tokens are computed inside the UNet at each step; for 4 tokens that is
-    below 0.1 % of a step.
+    below 1 % of a step.
     """
 
     def __init__(self, spec: LDMSpec, first_stage: FirstStage, unet: Any = None) -> None:

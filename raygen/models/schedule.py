@@ -130,10 +130,12 @@ def _alphas_cumprod(schedule: NoiseSchedule) -> Float64Array:
 def _rate_tables(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor, Tensor]:
     abar = schedule.alphas_cumprod()
     signal, noise = np.sqrt(abar), np.sqrt(1 - abar)
-    return (
-        torch.tensor(signal, dtype=torch.float32, device=device),
-        torch.tensor(noise, dtype=torch.float32, device=device),
-    )
+    # The tables outlive the call that makes them; made under inference_mode they could not be trained with.
+    with torch.inference_mode(False):
+        return (
+            torch.tensor(signal, dtype=torch.float32, device=device),
+            torch.tensor(noise, dtype=torch.float32, device=device),
+        )
 
 
 # --- samplers -----------------------------------------------------------------------------------------------

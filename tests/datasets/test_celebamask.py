@@ -1,0 +1,355 @@
+"""CelebAMask-HQ: part masks, ready-made masks, the text files beside the pictures, published splits."""
+
+import collections
+import hashlib
+import itertools
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from raygen.datasets.base import FACES_OR_ERROR, IngestWorker
+from raygen.datasets.celebamask import CelebAMask, attribute_values, merge_parts, number_of
+from raygen.faces import ATTRIBUTES, CLASS_INDEX, CLASSES, PALETTE, colorize
+from raygen.spec import ConfigError, InputError
+from raygen.tables import FACES, cast, decode_image, decode_mask, from_parquet, to_parquet
+
+SIZE = 16
+
+
+def picture(path, seed=0, size=2 * SIZE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+
+
+def part(root, number, name, rows, columns, mode="RGB", value=255):
+    area = np.zeros((SIZE, SIZE), np.uint8)
+    area[rows, columns] = value
+    path = root / f"CelebAMask-HQ-mask-anno/{number // 2000}/{number:05d}_{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(area).convert(mode).save(path)
+
+
+def attribute_file(root, values, names=ATTRIBUTES, name="CelebAMask-HQ-attribute-anno.txt"):
+    """The published form: a count, the names, then rows with two spaces before some values and a trailing one."""
+    lines = [str(len(values)), " ".join(names)]
+    for number, row in values.items():
+        lines.append(f"{number}.jpg " + " ".join(f" {v}" if not str(v).startswith("-") else str(v) for v in row) + " ")
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes("\r\n".join(lines).encode())
+
+
+def rows(dataset):
+    return dataset.load(dataset.listing()).to_pylist()
+
+
+def only(dataset):
+    (row,) = rows(dataset)
+    return row
+
+
+# --- parts ---
+
+
+def test_parts_are_merged_in_the_official_order_whatever_their_order_on_disk(tmp_path):
+    picture(tmp_path / "CelebA-HQ-img/2000.jpg")
+    part(tmp_path, 2000, "skin", slice(0, 12), slice(0, 12))
+    part(tmp_path, 2000, "nose", slice(4, 8), slice(4, 8), mode="L")
+    part(tmp_path, 2000, "hair", slice(0, 6), slice(None), value=1)  # any non-zero value counts
+    part(tmp_path, 2000, "cloth", slice(11, 16), slice(None))
+    mask = decode_mask(only(CelebAMask(root=str(tmp_path)))["mask"]["bytes"])
+    expected = np.zeros((SIZE, SIZE), np.uint8)
+    expected[0:12, 0:12] = CLASS_INDEX["skin"]
+    expected[4:8, 4:8] = CLASS_INDEX["nose"]
+    expected[0:6] = CLASS_INDEX["hair"]  # over skin and the upper half of the nose
+    expected[11:16] = CLASS_INDEX["cloth"]
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_of_any_two_overlapping_parts_the_later_class_wins():
+    everywhere = np.full((2, 2, 3), 255, np.uint8)
+    for lower, upper in itertools.combinations(range(1, 19), 2):
+        assert (merge_parts({CLASSES[upper]: everywhere, CLASSES[lower]: everywhere}) == upper).all()
+
+
+def test_parts_of_different_sizes_and_damaged_parts_are_error_rows(tmp_path):
+    for number in (0, 1, 2):
+        picture(tmp_path / f"CelebA-HQ-img/{number}.jpg")
+        part(tmp_path, number, "skin", slice(None), slice(None))
+    folder = tmp_path / "CelebAMask-HQ-mask-anno/0"
+    Image.new("L", (8, 8)).save(folder / "00000_nose.png")
+    (folder / "00001_nose.png").write_bytes((folder / "00000_nose.png").read_bytes()[:55])
+    errors = [row["error"] for row in rows(CelebAMask(root=str(tmp_path)))]
+    assert errors[0].startswith("size:")
+    assert errors[1].split(":")[0] in ("truncated", "corrupt")
+    assert errors[2] is None
+
+
+def test_a_picture_without_parts_is_an_error_when_parts_are_asked_for_and_a_null_otherwise(tmp_path):
+    for number in (0, 1):
+        picture(tmp_path / f"CelebA-HQ-img/{number}.jpg")
+    part(tmp_path, 0, "skin", slice(None), slice(None))
+    strict = rows(CelebAMask(root=str(tmp_path), masks="parts"))
+    assert [row["error"] and row["error"].split(":")[0] for row in strict] == [None, "no_mask"]
+    relaxed = rows(CelebAMask(root=str(tmp_path)))
+    assert [(row["error"], row["mask"] is None) for row in relaxed] == [(None, False), (None, True)]
+
+
+def test_masks_that_are_asked_for_and_nowhere_are_a_configuration_error(tmp_path):
+    picture(tmp_path / "CelebA-HQ-img/0.jpg")
+    for masks in ("parts", "index"):
+        with pytest.raises(ConfigError, match=f"no masks of the kind '{masks}'"):
+            CelebAMask(root=str(tmp_path), masks=masks).listing()
+    assert only(CelebAMask(root=str(tmp_path)))["mask"] is None
+
+
+# --- ready-made masks ---
+
+
+def classes():
+    return np.random.default_rng(3).integers(0, 19, (SIZE, SIZE), dtype=np.uint8)
+
+
+def as_index(mask):
+    return Image.fromarray(mask)
+
+
+def as_palette(mask):
+    image = Image.fromarray(mask)
+    image.putpalette(PALETTE.tobytes())
+    return image
+
+
+def as_odd_palette(mask):
+    image = Image.fromarray(mask)
+    image.putpalette(bytes(range(57)))  # not the official colours: indices count, colours do not
+    return image
+
+
+def as_colours(mask):
+    return Image.fromarray(colorize(mask))
+
+
+@pytest.mark.parametrize("form", [as_index, as_palette, as_odd_palette, as_colours])
+@pytest.mark.parametrize("name", ["CelebAMaskHQ-mask/7.png", "CelebAMask-HQ-mask-color-palette/00007.png", "own/7.png"])
+def test_ready_masks_keep_their_indices_in_every_form(tmp_path, form, name):
+    picture(tmp_path / "CelebA-HQ-img/7.jpg")
+    (tmp_path / name).parent.mkdir()
+    form(classes()).save(tmp_path / name)
+    given = {"mask_folder": "own"} if name.startswith("own") else {}
+    mask = only(CelebAMask(root=str(tmp_path), **given))["mask"]["bytes"]
+    np.testing.assert_array_equal(decode_mask(mask), classes())
+
+
+def test_the_flat_layout_prefers_the_plain_mask_and_ignores_masks_without_a_picture(tmp_path):
+    picture(tmp_path / "0.jpg")
+    picture(tmp_path / "1.jpg")
+    as_index(classes()).save(tmp_path / "0_mask.png")
+    as_palette(np.zeros_like(classes())).save(tmp_path / "0_mask_256_palette.png")
+    as_palette(classes()).save(tmp_path / "1_mask_256_palette.png")
+    as_palette(classes()).save(tmp_path / "29980_mask_256_palette.png")
+    found = rows(CelebAMask(root=str(tmp_path), masks="index"))
+    assert [row["face_id"] for row in found] == ["00000", "00001"]
+    for row in found:
+        np.testing.assert_array_equal(decode_mask(row["mask"]["bytes"]), classes())
+
+
+def test_pictures_and_masks_of_one_flat_folder_are_not_confused(tmp_path):
+    picture(tmp_path / "0.png")
+    assert only(CelebAMask(root=str(tmp_path)))["mask"] is None
+
+
+@pytest.mark.parametrize(
+    ("form", "mask", "reason"),
+    [
+        (as_index, np.full((SIZE, SIZE), 19, np.uint8), "label"),
+        (as_palette, np.full((SIZE, SIZE), 200, np.uint8), "label"),
+        (Image.fromarray, np.full((SIZE, SIZE, 3), 3, np.uint8), "palette"),
+        (as_index, np.zeros((SIZE, SIZE // 2), np.uint8), "size"),
+    ],
+)
+def test_bad_masks_are_rows_with_their_reason_beside_good_rows(tmp_path, form, mask, reason):
+    for number in (0, 1):
+        picture(tmp_path / f"{number}.jpg")
+    form(mask).save(tmp_path / "0_mask.png")
+    as_index(classes()).save(tmp_path / "1_mask.png")
+    bad, good = rows(CelebAMask(root=str(tmp_path)))
+    assert bad["error"].startswith(f"{reason}:")
+    assert (bad["face_id"], bad["image"], good["error"]) == ("00000", None, None)
+
+
+def test_size_resizes_the_picture_smoothly_and_the_mask_by_nearest(tmp_path):
+    picture(tmp_path / "0.jpg", size=64)
+    as_palette(classes()).save(tmp_path / "0_mask.png")
+    row = only(CelebAMask(root=str(tmp_path), size=8))
+    assert decode_image(row["image"]["bytes"]).shape == (8, 8, 3)
+    small = np.asarray(Image.fromarray(classes()).resize((8, 8), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(decode_mask(row["mask"]["bytes"]), small)
+    untouched = only(CelebAMask(root=str(tmp_path)))
+    assert untouched["image"] == {"bytes": (tmp_path / "0.jpg").read_bytes(), "path": "0.jpg"}
+    assert decode_mask(untouched["mask"]["bytes"]).shape == (SIZE, SIZE)
+
+
+# --- attributes ---
+
+
+def values(seed):
+    return np.random.default_rng(seed).choice([-1, 1], 40).tolist()
+
+
+@pytest.mark.parametrize(
+    "name", ["CelebAMask-HQ-attribute-anno.txt", "classification_label/CelebAMask-HQ-attribute-anno.txt"]
+)
+def test_attributes_with_irregular_spacing(tmp_path, name):
+    for number in (0, 12):
+        picture(tmp_path / f"CelebA-HQ-img/{number}.jpg")
+    attribute_file(tmp_path, {0: values(0), 12: values(12), 13: values(13)}, name=name)
+    found = rows(CelebAMask(root=str(tmp_path)))
+    assert [row["attributes"] for row in found] == [values(0), values(12)]
+
+
+def test_attributes_follow_the_names_in_the_file(tmp_path):
+    picture(tmp_path / "0.jpg")
+    attribute_file(tmp_path, {0: list(reversed(values(0)))}, names=tuple(reversed(ATTRIBUTES)))
+    assert only(CelebAMask(root=str(tmp_path)))["attributes"] == values(0)
+
+
+def test_without_the_file_attributes_are_null(tmp_path):
+    picture(tmp_path / "0.jpg")
+    row = only(CelebAMask(root=str(tmp_path)))
+    assert (row["attributes"], row["texts"], row["identity_id"], row["error"]) == (None, None, None, None)
+
+
+def test_bad_attribute_values_cost_their_own_row(tmp_path):
+    for number in range(6):
+        picture(tmp_path / f"{number}.jpg")
+    lines = {
+        0: [2, *values(0)[1:]],
+        1: values(1)[:-1],
+        2: ["x", *values(2)[1:]],
+        3: [0, *values(3)[1:]],
+        5: [*values(5), 1],
+    }
+    attribute_file(tmp_path, lines)
+    found = rows(CelebAMask(root=str(tmp_path)))
+    reasons = [row["error"] and row["error"].split(":")[0] for row in found]
+    assert reasons == ["attributes", "attributes", "attributes", None, "attributes", "attributes"]
+    assert "5_o_Clock_Shadow is '2'" in found[0]["error"]
+    assert found[3]["attributes"][0] == 0
+
+
+def test_a_damaged_attribute_file_is_a_configuration_error(tmp_path):
+    picture(tmp_path / "0.jpg")
+    attribute_file(tmp_path, {0: values(0)}, names=(*ATTRIBUTES[:-1], "Old"))
+    with pytest.raises(ConfigError, match="line 2"):
+        CelebAMask(root=str(tmp_path)).listing()
+    attribute_file(tmp_path, {0: values(0), "00000": values(0)})
+    with pytest.raises(ConfigError, match="line 4: names picture 0 a second time"):
+        CelebAMask(root=str(tmp_path)).listing()
+    with pytest.raises(ConfigError, match=r"elsewhere\.txt: no such file"):
+        CelebAMask(root=str(tmp_path), attributes="elsewhere.txt").listing()
+
+
+@pytest.mark.parametrize("text", ["", "1 " * 39, "1 " * 41, "1 " * 39 + "-2", "1 " * 39 + "1.0"])
+def test_attribute_values_are_forty_signs(text):
+    with pytest.raises(InputError, match="attributes"):
+        attribute_values(text)
+
+
+# --- identities, numbers, splits ---
+
+
+def test_identities(tmp_path):
+    for number in (0, 1):
+        picture(tmp_path / f"image/{number}.jpg")
+    (tmp_path / "identity").mkdir()
+    (tmp_path / "identity/identity_CelebA-HQ.txt").write_text("0.jpg 3698\n1.jpg   59\n")
+    assert [row["identity_id"] for row in rows(CelebAMask(root=str(tmp_path)))] == ["3698", "59"]
+
+
+def test_two_files_with_one_number_are_refused(tmp_path):
+    for name in ("7.jpg", "00007.png"):
+        picture(tmp_path / name)
+    with pytest.raises(ConfigError, match="'00007'"):
+        CelebAMask(root=str(tmp_path)).listing()
+
+
+def test_missing_places_are_configuration_errors(tmp_path):
+    with pytest.raises(ConfigError, match="absent"):
+        CelebAMask(root=str(tmp_path / "absent")).listing()
+    with pytest.raises(ConfigError, match="no pictures"):
+        CelebAMask(root=str(tmp_path)).listing()
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("12.jpg", 12), ("00012", 12), ("imgHQ00012.npy", 12), ("x.jpg", None), ("", None)]
+)
+def test_numbers_in_names(name, number):
+    assert number_of(name) == number
+
+
+def touch(root, numbers):
+    """Empty files: a listing opens no picture."""
+    (root / "CelebA-HQ-img").mkdir()
+    for number in numbers:
+        (root / f"CelebA-HQ-img/{number}.jpg").touch()
+
+
+def test_a_subset_keeps_the_published_split_of_each_picture(tmp_path):
+    touch(tmp_path, (0, 26_999, 27_000, 27_999, 28_000, 29_999))
+    expected = {"codiff": [0, 0, 1, 1, 1, 1], "sca": [0, 0, 0, 0, 1, 1]}
+    for split, tests in expected.items():
+        listing = CelebAMask(root=str(tmp_path), split=split).listing()
+        assert listing["split"].to_pylist() == [("train", "test")[t] for t in tests]
+
+
+def test_the_taming_split_is_its_list(tmp_path):
+    touch(tmp_path, (0, 1, 2))
+    with pytest.raises(ConfigError, match=r"celebahqvalidation\.txt"):
+        CelebAMask(root=str(tmp_path), split="taming").listing()
+    (tmp_path / "list.txt").write_text("imgHQ00001.npy\n2.jpg\n")
+    listing = CelebAMask(root=str(tmp_path), split="taming", split_file="list.txt").listing()
+    assert listing["split"].to_pylist() == ["train", "val", "val"]
+
+
+def test_the_official_split_goes_by_the_mapping_file_and_skips_its_header(tmp_path):
+    touch(tmp_path, range(6))
+    with pytest.raises(ConfigError, match="CelebA-HQ-to-CelebA-mapping"):
+        CelebAMask(root=str(tmp_path), split="official").listing()
+    numbers = [162_770, 162_771, 182_637, 182_638, 0]
+    lines = [f"{i:<10d}{n:<12d}{n + 1:06d}.jpg" for i, n in enumerate(numbers)]
+    (tmp_path / "CelebA-HQ-to-CelebA-mapping.txt").write_text("idx  orig_idx  orig_file\n" + "\n".join(lines) + "\n")
+    dataset = CelebAMask(root=str(tmp_path), split="official")
+    listing = dataset.listing()
+    assert listing["split"].to_pylist() == ["train", "val", "val", "test", "train", None]
+    assert dataset.load(listing.slice(5))["error"].to_pylist() == ["split: picture 5 is not in the mapping file"]
+
+
+def test_thirty_thousand_pictures_are_listed_with_the_published_counts(tmp_path):
+    touch(tmp_path, range(30_000))
+    counts = {
+        split: collections.Counter(CelebAMask(root=str(tmp_path), split=split).listing()["split"].to_pylist())
+        for split in ("codiff", "sca")
+    }
+    assert counts == {"codiff": {"train": 27_000, "test": 3_000}, "sca": {"train": 28_000, "test": 2_000}}
+
+
+# --- as a table ---
+
+
+def test_rows_are_independent_of_how_the_listing_is_cut_and_survive_parquet(tmp_path):
+    for number in range(5):
+        picture(tmp_path / f"{number}.jpg", seed=number)
+        as_index(classes()).save(tmp_path / f"{number}_mask.png")
+    attribute_file(tmp_path, {number: values(number) for number in range(5)})
+    worker = IngestWorker(CelebAMask(root=str(tmp_path), size=8))
+    listing = from_parquet(to_parquet(worker.dataset.listing()))  # as it travels to a shard
+    whole = worker(listing)["faces"]
+    pieces = pa.concat_tables([worker(listing.slice(0, 2))["faces"], worker(listing.slice(2))["faces"]])
+    assert whole.schema == FACES_OR_ERROR
+    assert whole.equals(pieces)
+    faces = cast(whole.drop_columns(["error"]), FACES)
+    assert from_parquet(to_parquet(faces)).equals(faces)
+    assert len({hashlib.sha256(image["bytes"]).digest() for image in faces["image"].to_pylist()}) == 5

@@ -1,0 +1,78 @@
+"""Every first stage has the same interface, its latents have unit size once calibrated, half precision keeps it."""
+
+import pytest
+import torch
+
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels, to_uint8
+
+KL = AutoencoderSpec(image_size=16, channels=(8, 8), latent_channels=4)
+VQ = AutoencoderSpec(stage="vq", image_size=16, channels=(8, 8), latent_channels=3, codes=16)
+PIXEL = AutoencoderSpec(stage="pixel", image_size=16, patch=2)
+
+
+@pytest.mark.parametrize("spec", [KL, VQ, PIXEL], ids=["kl", "vq", "pixel"])
+def test_shapes(spec: AutoencoderSpec) -> None:
+    torch.manual_seed(0)
+    stage = FirstStage(spec)
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    moments = stage.encode(pixels)
+    z = stage.sample(moments, torch.randn(2, *stage.latent_shape))
+    assert z.shape == (2, *stage.latent_shape) == stage.mode(moments).shape
+    assert stage.latent_shape[1] * stage.factor == 16
+    assert stage.decode(z).shape == pixels.shape
+
+
+def test_pixel_is_the_identity() -> None:
+    stage = FirstStage(PIXEL)
+    pixels = torch.rand(2, 3, 16, 16)
+    assert torch.equal(stage.decode(stage.mode(stage.encode(pixels))), pixels)
+
+
+def test_kl_samples_as_the_diffusers_posterior_does() -> None:
+    torch.manual_seed(1)
+    stage = FirstStage(AutoencoderSpec(image_size=16, patch=1, channels=(8, 8)))
+    pixels = torch.rand(2, 3, 16, 16)
+    posterior = stage.net.encode(pixels).latent_dist
+    noise = torch.randn(2, *stage.latent_shape)
+    expected = posterior.mean + posterior.std * noise
+    torch.testing.assert_close(stage.sample(stage.encode(pixels), noise), expected)
+    torch.testing.assert_close(stage.decode(expected), stage.net.decode(expected).sample)
+
+
+@pytest.mark.parametrize("spec", [KL, VQ], ids=["kl", "vq"])
+def test_calibration_gives_unit_latents_and_changes_no_picture(spec: AutoencoderSpec) -> None:
+    torch.manual_seed(2)
+    stage = FirstStage(spec)
+    pixels = torch.rand(64, 3, 16, 16) * 2 - 1
+    moments = stage.encode(pixels).detach() * 3 + 0.5
+    before = stage.decode(stage.mode(moments))
+    stage.calibrate(moments)
+    z = stage.sample(moments, torch.randn(64, *stage.latent_shape))
+    assert float(z.std()) == pytest.approx(1, abs=0.05)
+    if spec.stage == "kl":
+        assert float(z.mean()) == pytest.approx(0, abs=0.05)
+        assert len(stage.net.config.latents_std) == spec.latent_channels
+    torch.testing.assert_close(stage.decode(stage.mode(moments)), before, atol=1e-4, rtol=1e-4)
+
+
+def test_half_precision_keeps_the_scale_exact() -> None:
+    stage = FirstStage(KL)
+    stage.calibrate(torch.randn(8, 8, 4, 4))
+    mean, scale = stage.mean.clone(), stage.scale.clone()
+    stage.to(torch.bfloat16)
+    assert stage.net.dtype == torch.bfloat16
+    assert torch.equal(stage.mean, mean)
+    assert torch.equal(stage.scale, scale)
+    assert stage.decode(torch.zeros(1, 4, 4, 4)).dtype == torch.float32
+
+
+def test_uint8_round_trip_and_what_is_not_finite() -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).repeat(1, 1, 1, 3)
+    assert torch.equal(to_uint8(to_pixels(images)), images)
+    pixels = torch.tensor([float("nan"), float("inf"), 2.0, -2.0]).view(1, 1, 1, 4).repeat(1, 3, 1, 1)
+    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 255, 0]
+
+
+def test_sizes_must_fit() -> None:
+    with pytest.raises(ValueError, match="multiple"):
+        AutoencoderSpec(image_size=18, patch=2, channels=(8, 8))

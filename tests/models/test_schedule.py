@@ -1,0 +1,144 @@
+"""Published values of the schedule, conversions that invert each other, samplers by formula."""
+
+import numpy as np
+import pytest
+import torch
+
+from raygen.models.schedule import NoiseSchedule, SamplerSpec, advance, build_sampler, uses_step_noise
+from raygen.spec import ConfigError
+
+V = NoiseSchedule(prediction_type="v_prediction")
+ZERO_SNR = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+
+
+@pytest.mark.parametrize(
+    ("t", "abar"),
+    [
+        (0, 0.9985),
+        (1, 0.996994427),
+        (100, 0.823117),
+        (200, 0.614585),
+        (499, 0.11584449),
+        (500, 0.114922),
+        (981, 0.000202),
+        (999, 0.000142304),
+    ],
+)
+def test_alphas_cumprod_are_those_of_the_released_models(t: int, abar: float) -> None:
+    assert NoiseSchedule().alphas_cumprod()[t] == pytest.approx(abar, rel=5e-6, abs=5e-7)
+
+
+@pytest.mark.parametrize(
+    ("t", "snr"),
+    [
+        (0, 665.667),
+        (1, 331.715),
+        (21, 28.1818),
+        (100, 4.65346),
+        (200, 1.5946),
+        (400, 0.306245),
+        (500, 0.129844),
+        (999, 1.42324e-4),
+    ],
+)
+def test_signal_to_noise(t: int, snr: float) -> None:
+    assert NoiseSchedule().snr()[t] == pytest.approx(snr, rel=5e-5)
+
+
+@pytest.mark.parametrize("schedule", [NoiseSchedule(), V, ZERO_SNR, NoiseSchedule(beta_schedule="linear")])
+def test_our_schedule_is_the_schedulers(schedule: NoiseSchedule) -> None:
+    theirs = build_sampler(schedule, SamplerSpec(name="ddim", steps=10)).alphas_cumprod.double().numpy()
+    np.testing.assert_allclose(schedule.alphas_cumprod(), theirs, rtol=2e-4, atol=1e-6)
+
+
+def test_zero_snr_ends_in_pure_noise_and_needs_v() -> None:
+    assert ZERO_SNR.alphas_cumprod()[-1] == 0
+    with pytest.raises(ValueError, match="v_prediction"):
+        NoiseSchedule(rescale_betas_zero_snr=True)
+
+
+@pytest.mark.parametrize("schedule", [NoiseSchedule(), V])
+def test_target_gives_back_what_was_mixed(schedule: NoiseSchedule) -> None:
+    z, eps = torch.randn(2, 5, 3, 4, 4)
+    t = torch.tensor([0, 21, 100, 500, 800])
+    zt = schedule.add_noise(z, eps, t)
+    target = schedule.target(z, eps, t)
+    torch.testing.assert_close(schedule.x0_from(target, zt, t), z, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(schedule.eps_from(target, zt, t), eps, atol=1e-5, rtol=1e-5)
+
+
+def test_v_says_what_eps_says() -> None:
+    z, eps = torch.randn(2, 3, 3, 4, 4)
+    t = torch.tensor([5, 500, 999])
+    zt = V.add_noise(z, eps, t)
+    v = V.target(z, eps, t)
+    abar = torch.tensor(V.alphas_cumprod()[t.numpy()]).float().view(-1, 1, 1, 1)
+    torch.testing.assert_close(v, abar.sqrt() * eps - (1 - abar).sqrt() * z)
+    torch.testing.assert_close(NoiseSchedule().eps_from(V.eps_from(v, zt, t), zt, t), eps, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_leading_ddim_is_the_latent_diffusion_sampler(eta: float) -> None:
+    spec = SamplerSpec(name="ddim", steps=50, eta=eta, spacing="leading")
+    scheduler = build_sampler(NoiseSchedule(), spec)
+    assert scheduler.timesteps.tolist() == list(range(981, 0, -20))
+    abar = NoiseSchedule().alphas_cumprod()
+    generator = torch.Generator().manual_seed(3)
+    ours = theirs = torch.randn(1, 3, 8, 8, generator=generator)
+    for i, t in enumerate(scheduler.timesteps):
+        noise = torch.randn(1, 3, 8, 8, generator=generator)
+        eps = torch.tanh(ours * 1.3) + 0.1
+        a = float(abar[int(t)])
+        a_prev = float(abar[int(scheduler.timesteps[i + 1])] if i + 1 < 50 else abar[0])
+        sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+        x0 = (ours - np.sqrt(1 - a) * eps) / np.sqrt(a)
+        ours = np.sqrt(a_prev) * x0 + np.sqrt(1 - a_prev - sigma**2) * eps + sigma * noise
+        theirs = advance(scheduler, torch.tanh(theirs * 1.3) + 0.1, t, theirs, eta=eta, noise=noise)
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
+
+
+def test_keyed_ddpm_is_the_posterior() -> None:
+    scheduler = build_sampler(NoiseSchedule(), SamplerSpec(name="ddpm", steps=1000))
+    abar = NoiseSchedule().alphas_cumprod()
+    zt, eps, noise = torch.randn(3, 1, 3, 8, 8)
+    t = 400
+    a, a_prev = abar[t], abar[t - 1]
+    beta = 1 - a / a_prev
+    x0 = (zt - np.sqrt(1 - a) * eps) / np.sqrt(a)
+    mean = np.sqrt(a_prev) * beta / (1 - a) * x0 + np.sqrt(1 - beta) * (1 - a_prev) / (1 - a) * zt
+    expected = mean + np.sqrt(beta * (1 - a_prev) / (1 - a)) * noise
+    state = torch.get_rng_state()
+    found = advance(scheduler, eps, torch.tensor(t), zt, eta=0, noise=noise)
+    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
+    torch.set_rng_state(state)
+    again = advance(scheduler, eps, torch.tensor(t), zt, eta=0, noise=noise)
+    torch.manual_seed(99)
+    assert torch.equal(again, advance(scheduler, eps, torch.tensor(t), zt, eta=0, noise=noise))
+
+
+def test_tables_made_while_sampling_can_be_trained_with() -> None:
+    schedule = NoiseSchedule(beta_end=0.0199, prediction_type="v_prediction")  # nobody else's table
+    t = torch.tensor([3])
+    with torch.inference_mode():
+        schedule.eps_from(torch.zeros(1, 1), torch.zeros(1, 1), t)
+    output = torch.ones(1, 1, requires_grad=True)
+    schedule.eps_from(output, torch.ones(1, 1), t).sum().backward()
+    assert output.grad is not None
+
+
+def test_step_noise_is_asked_for() -> None:
+    assert uses_step_noise(SamplerSpec(name="ddpm"))
+    assert uses_step_noise(SamplerSpec(name="ddim", eta=0.5))
+    assert not uses_step_noise(SamplerSpec())
+    zt = torch.zeros(1, 1, 2, 2)
+    for spec in (SamplerSpec(name="ddpm"), SamplerSpec(name="ddim", eta=1.0)):
+        scheduler = build_sampler(NoiseSchedule(), spec)
+        with pytest.raises(ValueError, match="noise"):
+            advance(scheduler, zt, scheduler.timesteps[0], zt, eta=spec.eta, noise=None)
+
+
+def test_a_timestep_beyond_the_schedule_is_refused() -> None:
+    with pytest.raises(ConfigError, match="trailing"):
+        build_sampler(NoiseSchedule(), SamplerSpec(name="ddim", steps=1000, spacing="leading"))
+    with pytest.raises(ValueError, match="ddim"):
+        SamplerSpec(name="unipc", eta=0.5)

@@ -1,0 +1,145 @@
+"""Loss weights against published values, and objectives that are functions of their batch."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from raygen.losses import (
+    P2,
+    AutoencoderObjective,
+    AutoencoderObjectiveSpec,
+    DiffusionObjective,
+    MinSNR,
+    ParserObjective,
+    Simple,
+    edges,
+)
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.checkpoint import build
+from raygen.models.conditions import ConditionDropout
+from raygen.models.ldm import LDMSpec
+from raygen.models.schedule import NoiseSchedule
+
+SCHEDULE = NoiseSchedule()
+V = NoiseSchedule(prediction_type="v_prediction")
+
+
+@pytest.mark.parametrize(
+    ("gamma", "weights"),
+    [
+        (0.5, {0: 0.0387, 21: 0.1851, 100: 0.4206, 200: 0.6208, 500: 0.9408}),
+        (1.0, {0: 0.0015, 21: 0.0343, 100: 0.1769, 200: 0.3854, 500: 0.8851}),
+    ],
+)
+def test_p2_weights(gamma: float, weights: dict[int, float]) -> None:
+    found = P2(gamma=gamma).weights(SCHEDULE)
+    for t, weight in weights.items():
+        assert float(found[t]) == pytest.approx(weight, abs=6e-5)
+
+
+def test_p2_without_gamma_is_simple_exactly() -> None:
+    assert torch.equal(P2(gamma=0).weights(SCHEDULE), Simple().weights(SCHEDULE))
+
+
+def test_min_snr_clips_the_error_in_z() -> None:
+    snr = torch.tensor(SCHEDULE.snr()).float()
+    torch.testing.assert_close(MinSNR(gamma=5).weights(SCHEDULE) * snr, snr.clamp(max=5))
+    torch.testing.assert_close(MinSNR(gamma=5).weights(V) * (snr + 1), snr.clamp(max=5))
+    zero = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    assert torch.isfinite(MinSNR().weights(zero)).all()
+
+
+def tiny(noise: NoiseSchedule = SCHEDULE) -> DiffusionObjective:
+    torch.manual_seed(0)
+    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
+    spec = LDMSpec(modalities=("mask", "attributes"), channels=(32,), attention=(True,), token_width=16, noise=noise)
+    return DiffusionObjective(build(spec, stage, seed=0), Simple(), ConditionDropout(null=0.5))
+
+
+def batch(n: int = 4) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "images": torch.randint(0, 256, (n, 16, 16, 3), generator=generator, dtype=torch.uint8),
+        "posterior": torch.randn(n, 4, 4, 4, generator=generator),
+        "noise": torch.randn(n, 4, 4, 4, generator=generator),
+        "t": torch.tensor([0, 100, 500, 999][:n]),
+        "dropout": torch.tensor([0.1, 0.6, 0.6, 0.9][:n]),
+        "mask": torch.randint(0, 19, (n, 16, 16), generator=generator, dtype=torch.uint8),
+        "attributes": torch.ones(n, 40, dtype=torch.int8),
+        "present_mask": torch.ones(n, dtype=torch.bool),
+        "present_attributes": torch.ones(n, dtype=torch.bool),
+    }
+
+
+@pytest.mark.parametrize("noise", [SCHEDULE, V], ids=["eps", "v"])
+def test_diffusion_loss_by_hand(noise: NoiseSchedule) -> None:
+    objective = tiny(noise)
+    model, values = objective.model, batch()
+    with torch.no_grad():
+        z = model.first_stage.sample(model.first_stage.encode(values["images"].permute(0, 3, 1, 2) / 127.5 - 1),
+                                     values["posterior"])  # fmt: skip
+        zt = noise.add_noise(z, values["noise"], values["t"])
+        conditions = objective._conditions(values, 4).take(slice(1, 4))
+        tokens = [model.embed(model.null(1)), model.embed(conditions)]
+        ctx = {name: torch.cat([part[name] for part in tokens]) for name in tokens[0]}
+        error = model.predict(zt, values["t"], ctx) - noise.target(z, values["noise"], values["t"])
+        losses = objective(values)
+    torch.testing.assert_close(losses["loss"], error.square().mean())
+    torch.testing.assert_close(losses["mse"], error.square().mean())
+
+
+def test_cached_moments_are_the_pictures() -> None:
+    objective, values = tiny(), batch()
+    with torch.no_grad():
+        from_images = objective(values)["loss"]
+        values["moments"] = objective.model.first_stage.encode(values.pop("images").permute(0, 3, 1, 2) / 127.5 - 1)
+        torch.testing.assert_close(objective(values)["loss"], from_images)
+
+
+def test_weights_apply_to_their_timestep() -> None:
+    model, values = tiny().model, batch(1)
+    with torch.no_grad():
+        simple = DiffusionObjective(model, Simple())(values)["loss"]
+        p2 = DiffusionObjective(model, P2(gamma=1))(values)["loss"]
+    torch.testing.assert_close(p2, simple * (1 - SCHEDULE.alphas_cumprod()[0]), rtol=1e-4, atol=0)
+
+
+def test_only_what_is_trainable_gets_gradients() -> None:
+    objective = tiny()
+    objective(batch())["loss"].backward()
+    assert all(p.grad is not None for p in objective.phases()[0])
+    assert all(p.grad is None for p in objective.model.first_stage.parameters())
+
+
+@pytest.mark.parametrize("stage", ["kl", "vq"])
+def test_first_stage_terms(stage: str) -> None:
+    torch.manual_seed(0)
+    first = FirstStage(AutoencoderSpec(stage=stage, image_size=16, channels=(8, 8), codes=8))  # type: ignore[arg-type]
+    spec = AutoencoderObjectiveSpec(l1=2.0, edges=0.5, perceptual=0.1, kl=1e-3, codebook=0.7)
+    losses = AutoencoderObjective(first, spec, lambda a, b: (a - b).square().flatten(1).mean(dim=1))(batch())
+    expected = 2 * losses["l1"] + 0.5 * losses["edges"] + 0.1 * losses["perceptual"]
+    expected = expected + (1e-3 * losses["kl"] if stage == "kl" else 0.7 * losses["codebook"])
+    torch.testing.assert_close(losses["loss"].detach(), expected)
+    losses["loss"].backward()
+    assert all(p.grad is not None for p in first.parameters())
+
+
+def test_a_perceptual_weight_needs_a_distance() -> None:
+    with pytest.raises(ValueError, match="perceptual"):
+        AutoencoderObjective(FirstStage(AutoencoderSpec(channels=(8, 8))), AutoencoderObjectiveSpec(perceptual=1))
+
+
+def test_edges_are_differences_of_neighbours() -> None:
+    pixels = torch.arange(6.0).view(1, 1, 2, 3)
+    assert edges(pixels)[0].tolist() == [[[1, 1, 0], [1, 1, 0]], [[3, 3, 3], [0, 0, 0]]]
+
+
+def test_parser_loss_leaves_out_pictures_without_a_mask() -> None:
+    values = batch(2)
+    parser = torch.nn.Conv2d(3, 19, 1)
+    full = ParserObjective(parser)(values)["loss"]
+    parts = []
+    for i in range(2):
+        values["present_mask"] = torch.tensor([i == 0, i == 1])
+        parts.append(ParserObjective(parser)(values)["loss"])
+    torch.testing.assert_close(torch.stack(parts).mean(), full)
