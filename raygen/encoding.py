@@ -8,19 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from raygen.models import checkpoint
-from raygen.models.autoencoder import to_pixels
+from raygen.models.autoencoder import to_pixels, to_uint8
 from raygen.models.conditions import images_from_rows
 from raygen.sampling import pick_device
 from raygen.spec import Spec
 from raygen.tables import LATENTS
 
-__all__ = ["LATENTS_OR_ERROR", "EncodeSpec", "EncodeWorker"]
+__all__ = ["LATENTS_OR_ERROR", "EncodeSpec", "EncodeWorker", "RoundTrip"]
 
 #: LATENTS with one more column: why a row could not be made. Such rows go to quarantine.
 LATENTS_OR_ERROR = LATENTS.append(pa.field("error", pa.string()))
@@ -91,3 +92,20 @@ class EncodeWorker:
             "error": reasons,
         }
         return pa.table(columns, schema=LATENTS_OR_ERROR)
+
+
+class RoundTrip:
+    """Pictures through a first stage and back: the best that any model over its latents can do."""
+
+    def __init__(self, checkpoint_folder: str, device: str = "auto") -> None:
+        self.device = pick_device(device)
+        self.stage = checkpoint.load_first_stage(checkpoint_folder, self.device)
+
+    @torch.inference_mode()
+    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """uint8 [n, H, W, 3] at the first stage's size -> the same through `mode` and `decode`."""
+        pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(images)).to(self.device))
+        result: npt.NDArray[np.uint8] = (
+            to_uint8(self.stage.decode(self.stage.mode(self.stage.encode(pixels)))).cpu().numpy()
+        )
+        return result

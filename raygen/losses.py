@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from raygen.extractors.small import SmallParser, augment
 from raygen.models.autoencoder import LOGVAR_RANGE, FirstStage, to_pixels
 from raygen.models.base import Model
 from raygen.models.conditions import ConditionDropout, Conditions, drop
@@ -200,22 +201,33 @@ class AutoencoderObjective(Objective):
 
 
 class ParserObjective(Objective):
-    """Cross-entropy of a face parser: any module from pixels to logits [B, classes, H, W]."""
+    """Cross-entropy with rare classes counted more, and soft Dice over the classes a batch has.
 
-    latent_shape = (0, 0, 0)
+    Pictures are augmented from the batch's `noise`, so a step's loss depends on the batch alone.
+    """
 
-    def __init__(self, parser: nn.Module) -> None:
+    latent_shape = (8, 1, 1)
+
+    def __init__(self, parser: SmallParser) -> None:
         super().__init__()
-        self.module = parser
+        self.module = self.parser = parser
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
-        """See `Objective.forward`; pictures without a mask do not count. `accuracy` is of pixels."""
-        logits = self.module(to_pixels(batch["images"]))
-        target = batch["mask"].long()
-        entropy = torch.nn.functional.cross_entropy(logits, target, reduction="none").flatten(1).mean(dim=1)  # [B]
-        present = batch["present_mask"].float()
-        hits = (logits.detach().argmax(dim=1) == target).float().mean()
-        return {"loss": (entropy * present).sum() / present.sum().clamp(min=1), "accuracy": hits}
+        """See `Objective.forward`; `accuracy` is that of pixels."""
+        target = batch["mask"].long()  # [B, H, W]
+        uniform = 0.5 * (1 + torch.erf(batch["noise"].flatten(1) / 2**0.5))
+        logits = self.parser(augment(to_pixels(batch["images"]), uniform))  # [B, 19, H, W]
+        count = torch.bincount(target.flatten(), minlength=logits.shape[1]).float()
+        weight = ((count + 1) / count.sum()).rsqrt() * (count > 0)
+        cross = torch.nn.functional.cross_entropy(logits, target, weight=weight)
+        chance = logits.softmax(dim=1)
+        wanted = torch.nn.functional.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
+        overlap = (chance * wanted).sum(dim=(0, 2, 3))
+        dice = 1 - 2 * overlap / ((chance + wanted).sum(dim=(0, 2, 3)) + 1e-6)
+        there = (count > 0).float()
+        dice_loss = (dice * there).sum() / there.sum()
+        accuracy = (logits.argmax(dim=1) == target).float().mean()
+        return {"loss": cross + dice_loss, "dice": dice_loss.detach(), "accuracy": accuracy}
 
 
 def edges(pixels: Tensor) -> Tensor:

@@ -125,5 +125,3 @@ def _farewell(settings: Quickstart, out: Path, page: object, facts: Mapping[str,
         "raygen doctor                       # is this machine ready for more",
     ):
         console.console.print(f"  {line}", markup=False)
-
-

@@ -16,7 +16,7 @@ from raygen.faces import CLASS_INDEX
 
 __all__ = ["paint"]
 
-Field = npt.NDArray[np.float32]
+Field = npt.NDArray[Any]
 UInt8Array = npt.NDArray[np.uint8]
 ARRAYS = ("x", "y", "bx", "by", "hx", "hy", "rgb", "label", "face")
 #: Samples along each side of a pixel.

@@ -30,6 +30,7 @@ __all__ = [
     "facts_of",
     "inputs",
     "prepared",
+    "probe",
     "run_sharded",
     "runner_of",
 ]
@@ -93,7 +94,7 @@ class ShardedJob(Job):
 
     def estimate(self) -> Estimate:
         """Work on one batch of the first shard, keep nothing, and scale up."""
-        return _probe(self.prepare(write=False), self.where)
+        return probe(self.prepare(write=False), self.where)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def facts_of(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def _probe(work: Prepared, where: Where) -> Estimate:
+def probe(work: Prepared, where: Where) -> Estimate:
     done = len(work.store.committed())
     size = min(work.plan.batch, max(work.plan.rows, 1))
     rows = work.first if work.first is not None else _head(work.plan, size, work.columns)

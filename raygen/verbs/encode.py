@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from raygen.bundled import resolve
 from raygen.encoding import EncodeSpec, EncodeWorker
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.verbs.base import Prepared, ShardedJob, ShardedWhat, inputs, prepared
@@ -32,8 +33,9 @@ class EncodeJob(ShardedJob):
 
     def prepare(self, *, write: bool) -> Prepared:
         """Plan the shards of latents."""
-        what = {"checkpoint": checkpoint_digest(self.what.checkpoint), "flips": self.what.flips}
-        spec = EncodeSpec(checkpoint=self.what.checkpoint, flips=self.what.flips)
+        folder = resolve(self.what.checkpoint)
+        what = {"checkpoint": checkpoint_digest(folder), "flips": self.what.flips}
+        spec = EncodeSpec(checkpoint=folder, flips=self.what.flips)
         return prepared(
             self, "encode", what, inputs(self.what.faces, "faces"),
             lambda _: partial(EncodeWorker, spec, threads=self.where.threads),

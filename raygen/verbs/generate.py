@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from raygen.bundled import resolve
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.schedule import SamplerSpec
 from raygen.sampling import Guidance, SampleSpec, SampleWorker
@@ -45,15 +46,16 @@ class GenerateJob(ShardedJob):
     def prepare(self, *, write: bool) -> Prepared:
         """Plan the shards of pictures. The checkpoint enters by its content, not by its path."""
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
-        what["checkpoint"] = checkpoint_digest(self.what.checkpoint)
+        what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
         return prepared(
             self, "generate", what, inputs(self.what.conditions, "conditions"), self._builder,
             batch=self.what.batch, sharding=self.what, attempt=self.what.attempt,
         )  # fmt: skip
 
     def _builder(self, run_id: str) -> "partial[Worker]":
-        fields = set(SampleSpec.model_fields) & set(GenerateWhat.model_fields)
-        spec = SampleSpec(run_id=run_id, **{name: getattr(self.what, name) for name in fields})
+        fields = (set(SampleSpec.model_fields) & set(GenerateWhat.model_fields)) - {"checkpoint"}
+        values = {name: getattr(self.what, name) for name in fields}
+        spec = SampleSpec(run_id=run_id, checkpoint=resolve(self.what.checkpoint), **values)
         return partial(build_sampler, spec, self.what.score, self.where.threads)
 
 

@@ -23,9 +23,16 @@ import torch
 from pydantic import Field, model_validator
 
 from raygen.arrays import TrainingArrays, load_arrays
-from raygen.extractors.parsing import SmallParser, SmallParserSpec, save_parser
-from raygen.losses import AutoencoderObjective, AutoencoderObjectiveSpec, DiffusionLoss, DiffusionObjective, MinSNR
-from raygen.losses import Objective, ParserObjective
+from raygen.extractors.small import SmallParser, SmallParserSpec, save_small
+from raygen.losses import (
+    AutoencoderObjective,
+    AutoencoderObjectiveSpec,
+    DiffusionLoss,
+    DiffusionObjective,
+    MinSNR,
+    Objective,
+    ParserObjective,
+)
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels
 from raygen.models.conditions import ConditionDropout
@@ -206,7 +213,7 @@ def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     out = Path(job.out)
     recipe = {"recipe": job.what.model_dump(mode="json"), "result": facts}
     if isinstance(module, SmallParser):
-        return save_parser(module, out, weights=job.what.weights, extra=recipe)
+        return save_small(module, out, weights=job.what.weights, extra=recipe)
     # The checkpoint replaces its folder as a whole, so it is made beside the training state and moved in.
     made = out.parent / f".{out.name}.checkpoint"
     shutil.rmtree(made, ignore_errors=True)

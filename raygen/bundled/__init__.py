@@ -1,0 +1,18 @@
+"""Where the bundled checkpoints lie, and the word by which a job asks for them.
+
+Knows paths. Their recipes, seeds, times and scores stand beside them in README.md; the jobs that made them are
+in jobs/bundled.
+"""
+
+from pathlib import Path
+from typing import Final
+
+__all__ = ["BUNDLED", "resolve"]
+
+_HERE: Final = Path(__file__).parent
+BUNDLED: Final = {"model": str(_HERE / "model"), "parser": str(_HERE / "parser")}
+
+
+def resolve(path: str, kind: str = "model") -> str:
+    """`path`, or the bundled checkpoint of that kind where it is the word `bundled`."""
+    return BUNDLED[kind] if path == "bundled" else path

@@ -1,0 +1,145 @@
+"""What a parser and a feature extractor are, which ones there are, and how one is asked for.
+
+Knows the interfaces and the closed unions of specs. Does not know how any network works.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from raygen.bundled import resolve
+from raygen.extractors.small import SmallParser, load_small, small_digest
+from raygen.spec import Spec
+
+__all__ = [
+    "FeatureSpec",
+    "Features",
+    "Inception",
+    "Parser",
+    "ParserSpec",
+    "PublishedParser",
+    "Small",
+    "load_features",
+    "load_parser",
+]
+
+
+class Parser(Protocol):
+    """Finds the 19 classes in pictures."""
+
+    name: str
+    sha256: str
+
+    def parse(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> official class ids uint8 [B, H, W]."""
+        ...
+
+    def protocol(self) -> Mapping[str, Any]:
+        """What a number made with it depends on."""
+        ...
+
+
+class Features(Protocol):
+    """Turns pictures into vectors. `metric` is the name that a Fréchet distance over them may carry."""
+
+    name: str
+    metric: str
+    sha256: str
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> float32 [B, D]."""
+        ...
+
+    def protocol(self) -> Mapping[str, Any]:
+        """What a number made with it depends on."""
+        ...
+
+
+class Small(Spec):
+    """The bundled parser, or one of its kind from a folder."""
+
+    kind: Literal["small"] = "small"
+    folder: str = Field("bundled", description="folder of a trained parser, or `bundled`")
+
+
+class PublishedParser(Spec):
+    """A parser that the field uses, from weights the user has."""
+
+    kind: Literal["parsenet", "bisenet"]
+    weights: str = Field(..., description="state dict or safetensors file")
+    sha256: str | None = Field(None, description="refuse any other file")
+
+
+class Inception(Spec):
+    """The 2015 Inception network, the only one whose Fréchet distance is called `fid`."""
+
+    kind: Literal["inception"] = "inception"
+    weights: str = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
+    protocol: Literal["fid@tf1", "fid@clean", "fid@pytorch"] = "fid@clean"
+    sha256: str | None = Field(None, description="whole or leading digits; none demands the published file")
+
+
+ParserSpec = Annotated[Small | PublishedParser, Field(discriminator="kind")]
+FeatureSpec = Annotated[Small | Inception, Field(discriminator="kind")]
+
+
+def load_parser(spec: Small | PublishedParser, device: torch.device) -> Parser:
+    """The parser of a spec on `device`; errors as its loader has them."""
+    if isinstance(spec, Small):
+        return _SmallNetwork(spec, device)
+    from raygen.extractors.published import load_published
+
+    return load_published(spec.kind, spec.weights, spec.sha256, device)
+
+
+def load_features(spec: Small | Inception, device: torch.device) -> Features:
+    """The feature extractor of a spec on `device`."""
+    if isinstance(spec, Small):
+        return _SmallNetwork(spec, device)
+    from raygen.extractors.inception import load_inception
+
+    return load_inception(spec.weights, spec.protocol, spec.sha256, device)
+
+
+class _SmallNetwork:
+    """A small parser as both: labels, and its bottleneck as features."""
+
+    def __init__(self, spec: Small, device: torch.device) -> None:
+        folder = resolve(spec.folder, "parser")
+        self.net: SmallParser = load_small(folder).to(device)
+        self.device = device
+        self.sha256 = small_digest(folder)
+        self.name = "raygen-parser"
+        self.metric = "fd:raygen-parser"
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        x = images.to(self.device).movedim(-1, 1).float() / 127.5 - 1
+        size = (self.net.spec.image_size,) * 2
+        return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
+
+    @torch.inference_mode()
+    def parse(self, images: Tensor) -> Tensor:
+        """See `Parser.parse`; logits are resized to the picture before the best class is taken."""
+        logits = self.net(self._pixels(images))
+        if logits.shape[-2:] != images.shape[1:3]:
+            logits = F.interpolate(logits, images.shape[1:3], mode="bilinear")
+        return logits.argmax(dim=1).to(torch.uint8).cpu()
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> Tensor:
+        """See `Features.features`."""
+        return self.net.features(self._pixels(images)).float().cpu()
+
+    def protocol(self) -> Mapping[str, Any]:
+        """See `Parser.protocol`."""
+        size = self.net.spec.image_size
+        return {
+            "network": self.name,
+            "sha256": self.sha256,
+            "input": f"{size} px bilinear antialias",
+            "precision": "fp32",
+        }

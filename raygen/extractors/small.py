@@ -1,0 +1,127 @@
+"""The bundled face parser: a small U-Net over the 19 classes, trained by this project on drawn faces.
+
+Knows its own shape, its training objective's augmentation, and its checkpoint folder. Its pooled bottleneck is a
+feature vector for Fréchet distances. Numbers it gives carry its name; it replaces no published parser.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from raygen.faces import CLASSES
+from raygen.spec import ConfigError, InputError, Spec, parse
+
+__all__ = ["SmallParser", "SmallParserSpec", "augment", "load_small", "save_small", "small_digest"]
+
+WEIGHTS: Final = "model.safetensors"
+
+
+class SmallParserSpec(Spec):
+    """Shape of a small parser. Pictures of another size are resized to `image_size` and the labels back."""
+
+    kind: Literal["parser"] = "parser"
+    image_size: int = Field(64, ge=16, le=512)
+    channels: tuple[int, ...] = Field(
+        (24, 48, 96, 128), min_length=2, description="one a level; each further one halves"
+    )
+
+
+class SmallParser(nn.Module):
+    """Pixels [B, 3, H, W] in -1..1 -> logits [B, 19, H, W]. The first level works at half resolution inside."""
+
+    def __init__(self, spec: SmallParserSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        c = spec.channels
+        self.stem = _block(12, c[0])  # pixels of 2x2 squares as channels: full resolution costs most and adds little
+        self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in zip(c, c[1:], strict=False))
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(c[::-1][1:], c[::-1], strict=False))
+        self.head = nn.Conv2d(c[0], 4 * len(CLASSES), 3, padding=1)
+
+    def trunk(self, pixels: Tensor) -> list[Tensor]:
+        """Feature maps of every level, the coarsest last."""
+        maps = [self.stem(F.pixel_unshuffle(pixels, 2))]
+        for block in self.down:
+            maps.append(block(maps[-1]))
+        return maps
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits of every pixel."""
+        maps = self.trunk(pixels)
+        x = maps.pop()
+        for block in self.up:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = block(torch.cat([maps.pop(), x], dim=1))
+        logits: Tensor = F.pixel_shuffle(self.head(x), 2)
+        return logits
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Mean and deviation of the bottleneck over the picture, [B, 2 x channels[-1]]."""
+        x = self.trunk(pixels)[-1].flatten(2)
+        return torch.cat([x.mean(dim=2), x.std(dim=2)], dim=1)
+
+
+def _block(inside: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, out, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(8, out), nn.SiLU(),
+        nn.Conv2d(out, out, 3, padding=1, bias=False), nn.GroupNorm(8, out), nn.SiLU(),
+    )  # fmt: skip
+
+
+def augment(pixels: Tensor, uniform: Tensor) -> Tensor:
+    """Other colours, light, sharpness and a little noise, by five numbers in [0, 1) a picture.
+
+    `pixels` [B, 3, H, W] in -1..1; `uniform` [B, 8]. Generated pictures are a little softer and off in colour;
+    a parser that has seen only clean ones would count that against their shape.
+    """
+    u = (uniform * 2 - 1).view(-1, 8, 1, 1)  # -1..1
+    mean = pixels.mean(dim=(2, 3), keepdim=True)
+    x = (pixels - mean) * (1 + 0.25 * u[:, 0:1]) + mean + 0.15 * u[:, 1:2]  # contrast, brightness
+    x = x * (1 + 0.15 * u[:, 2:5])  # white balance
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    x = torch.lerp(x, soft, u[:, 5:6].clamp(min=0))
+    wave = torch.sin(torch.arange(x[0].numel(), device=x.device, dtype=x.dtype) * 12.9898).view(1, *x.shape[1:])
+    noise = torch.sin((wave + u[:, 6:7]) * 43758.5453)
+    return (x + 0.05 * u[:, 7:8].clamp(min=0) * noise).clamp(-1, 1)
+
+
+def save_small(model: SmallParser, folder: Path, *, weights: str, extra: Mapping[str, Any]) -> str:
+    """Write config.json (spec and recipe) and the weights into `folder`; the digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if weights == "float16" else torch.float32
+    tensors = {n: t.detach().cpu().to(dtype).contiguous() for n, t in model.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    document = {"parser": model.spec.model_dump(mode="json"), "classes": CLASSES, "extra": dict(extra)}
+    (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return small_digest(folder)
+
+
+def small_digest(folder: str | Path) -> str:
+    """sha256 of the weights file."""
+    try:
+        return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{folder}: no parser here ({WEIGHTS} is missing)") from error
+
+
+def load_small(folder: str | Path) -> SmallParser:
+    """The parser of a folder, ready to use; `ConfigError` without one, `InputError` where a file is damaged."""
+    root = Path(folder)
+    small_digest(root)
+    try:
+        document = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        model = SmallParser(parse(SmallParserSpec, document["parser"], str(root / "config.json")))
+        tensors = load_file(root / WEIGHTS)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{root}: {error}", reason="parser") from error
+    return model.eval().requires_grad_(False)

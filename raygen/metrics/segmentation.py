@@ -1,0 +1,96 @@
+"""Agreement of two label maps: mIoU, per-class IoU, pixel accuracy, from exact integer counts.
+
+Knows counts and their sums. Knows no parser and no pictures. Protocol of `miou`: one data-set level count for
+all pictures, all 19 classes with background, classes that neither map has anywhere left out and counted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raygen.faces import CLASSES
+
+__all__ = ["Counts", "bootstrap_miou", "confusion", "per_picture_miou"]
+
+Int64Array = npt.NDArray[np.int64]
+N = len(CLASSES)
+
+
+def confusion(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> Int64Array:
+    """int64 [19, 19]: pixels of class i (row, wanted) that were called j (column). `ValueError` for other shapes."""
+    if target.shape != prediction.shape:
+        raise ValueError(f"label maps of shapes {target.shape} and {prediction.shape}")
+    index = target.astype(np.int64).ravel() * N + prediction.astype(np.int64).ravel()
+    if index.size and (index.min() < 0 or index.max() >= N * N):
+        raise ValueError("a label is above 18")
+    return np.bincount(index, minlength=N * N).reshape(N, N)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Per class: pixels both maps have (`both`), that were wanted, that were predicted; int64 [..., 19]."""
+
+    both: Int64Array
+    wanted: Int64Array
+    predicted: Int64Array
+
+    @staticmethod
+    def of(matrix: Int64Array) -> "Counts":
+        """Of a confusion matrix."""
+        return Counts(np.diag(matrix).copy(), matrix.sum(axis=1), matrix.sum(axis=0))
+
+    def vector(self) -> list[float]:
+        """57 numbers: both, wanted, predicted. Exact in float32 for pictures up to 4096 x 4096."""
+        return [float(v) for part in (self.both, self.wanted, self.predicted) for v in part]
+
+    @staticmethod
+    def from_vectors(vectors: npt.NDArray[Any]) -> "Counts":
+        """Rows of 57 numbers [n, 57] -> counts a picture, [n, 19] each."""
+        whole = np.rint(np.asarray(vectors, np.float64)).astype(np.int64).reshape(-1, 3, N)
+        return Counts(whole[:, 0], whole[:, 1], whole[:, 2])
+
+    def total(self) -> "Counts":
+        """Sum over pictures."""
+        return Counts(self.both.sum(axis=0), self.wanted.sum(axis=0), self.predicted.sum(axis=0))
+
+    def iou(self) -> npt.NDArray[np.float64]:
+        """Intersection over union, float64 [..., 19]; NaN for a class that neither map has."""
+        union = self.wanted + self.predicted - self.both
+        return np.divide(self.both, union, out=np.full(union.shape, np.nan), where=union > 0)
+
+    def scores(self) -> Mapping[str, float]:
+        """Data-set scores of summed counts: `miou`, `pixel_accuracy`, `class_accuracy`, `frequency_iou`, `classes`."""
+        iou = self.iou()
+        there = self.wanted > 0
+        share = self.wanted / max(int(self.wanted.sum()), 1)
+        recall = self.both[there] / self.wanted[there]
+        return {
+            "miou": float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan"),
+            "pixel_accuracy": float(self.both.sum() / max(int(self.wanted.sum()), 1)),
+            "class_accuracy": float(recall.mean()) if there.any() else float("nan"),
+            "frequency_iou": float(np.nansum(share * iou)),
+            "classes": float(np.isfinite(iou).sum()),
+        }
+
+
+def per_picture_miou(counts: Counts) -> npt.NDArray[np.float64]:
+    """mIoU of each picture over the classes that it or its mask has, float64 [n]."""
+    iou = counts.iou()
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(iou, axis=-1) / np.isfinite(iou).sum(axis=-1), np.float64)
+
+
+def bootstrap_miou(counts: Counts, *, rounds: int = 200, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the data-set mIoU over resampled pictures; the same for the same rows and seed."""
+    random = np.random.Generator(np.random.Philox(key=seed))
+    n = len(counts.both)
+    values = []
+    for _ in range(rounds):
+        weight = np.bincount(random.integers(0, n, n), minlength=n).astype(np.int64)
+        parts = (weight @ part for part in (counts.both, counts.wanted, counts.predicted))
+        values.append(Counts(*parts).scores()["miou"])
+    low, high = np.nanpercentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,89 @@
+"""Workers and plans for tests: pictures that depend on the row alone, and ways of going wrong.
+
+A module of its own, so that Ray's actors can import what they are sent.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raygen.sampling import keyed_normal, noise_key
+from raygen.shards import Tables
+from raygen.spec import digest, run_id
+from raygen.storage import Slice
+from raygen.store import Plan, cut
+from raygen.tables import CONDITIONS, SAMPLES, cast, encode_image, picture_column, to_parquet
+
+
+@dataclass(frozen=True)
+class Fake:
+    """A sampler without a model. `trouble` is a file: while it exists, the rows of `at` meet `kind`."""
+
+    seconds: float = 0.0
+    kind: str = ""
+    at: str = ""
+    trouble: str = ""
+    seed: int = 0
+
+    def start(self, rows: pa.Table) -> Callable[[], Tables]:
+        ids = rows["sample_id"].to_pylist()
+        time.sleep(self.seconds)
+        if self.at in ids and os.path.exists(self.trouble):
+            self._misbehave()
+        pixels = [self._picture(name) for name in ids]
+        return partial(_table, rows, ids, pixels, "bad" if self.kind == "bad_rows" else "")
+
+    def _picture(self, name: str) -> np.ndarray:
+        noise = keyed_normal(noise_key(self.seed, name, 0), 0, (16, 16, 3))
+        return (np.clip(noise * 40 + 128, 0, 255)).astype(np.uint8)
+
+    def _misbehave(self) -> None:
+        if self.kind == "once":
+            os.unlink(self.trouble)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.kind == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.kind == "raise_once":
+            os.unlink(self.trouble)
+            raise MemoryError("out of memory on the device")
+        if self.kind == "raise":
+            raise RuntimeError("a defect")
+        if self.kind == "hang":
+            time.sleep(3600)
+
+
+def _table(rows: pa.Table, ids: list[str], pixels: list[np.ndarray], bad: str) -> Tables:
+    errors = [f"{bad}: as asked" if bad and name.endswith("7") else None for name in ids]
+    data = [None if error else encode_image(p) for p, error in zip(pixels, errors, strict=True)]
+    columns = {
+        "sample_id": ids,
+        "attempt": pa.array([0] * len(ids), pa.int32()),
+        "image": picture_column(data),
+        "error": pa.array(errors, pa.string()),
+        "run_id": ["test"] * len(ids),
+        "image_sha256": pa.array([None if d is None else digest(d) for d in data], pa.string()),
+    }
+    return {"samples": cast(pa.table(columns), SAMPLES)}
+
+
+def build(fake: Fake) -> Fake:
+    """What an actor calls."""
+    return fake
+
+
+def plan_of(folder: Path, rows: int = 96, *, shard_rows: int = 16, batch: int = 8, name: object = "test") -> Plan:
+    """A plan over condition rows r000000 … written into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "conditions.parquet"
+    ids = [f"r{i:06d}" for i in range(rows)]
+    table = cast(pa.table({"sample_id": ids, "plan": ["t"] * rows, "seed": [0] * rows}), CONDITIONS)
+    path.write_bytes(to_parquet(table))
+    shards = cut([Slice(str(path), 0, rows)], shard_rows)
+    return Plan("generate", run_id({"name": name, "rows": rows}), {"name": name}, batch, shards)
