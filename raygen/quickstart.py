@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raygen import console, report
-from raygen.bundled import BUNDLED
+from raygen.bundled import recipe
 from raygen.cluster.connect import connected
 from raygen.run import make
 from raygen.spec import Spec, Where
@@ -42,9 +42,10 @@ def run_quickstart(settings: Quickstart) -> None:
     where = Where(runner="ray", workers=settings.workers)
     console.heading(f"raygen quickstart: {settings.pictures:,} pictures into {out}")
     with connected(where):
-        models = _train(out, where) if settings.train else dict(BUNDLED)
+        models = _train(out, where) if settings.train else {"model": "bundled", "parser": "bundled"}
         facts = _make(settings, out, where, models)
-    page = report.build(str(out))
+    command = "make quickstart" if settings == Quickstart() else f"raygen quickstart --out {out}"
+    page = report.build(str(out), command=command)
     _farewell(settings, out, page, facts, time.time() - began)
 
 
@@ -52,7 +53,8 @@ def _make(settings: Quickstart, out: Path, where: Where, models: Mapping[str, st
     """Faces, conditions, pictures, scores: four jobs."""
     people = -(-settings.pictures // 4)
     data = {"kind": "procedural", "identities": people, "pictures": 4, "size": SIZE, "seed": settings.seed}
-    score = {"parser": models["parser"], "features": models["parser"]}
+    parser = {"kind": "small", "folder": models["parser"]}
+    score = {"parser": parser, "features": parser}
     _step("ingest", "draw faces", where, out / "faces", {"data": data, "shard_rows": 128})
     planning = {"kind": "from_faces", "conditions": ["mask", "attributes"], "per_face": 1}
     _step("plan", "plan conditions", Where(), out / "conditions", {"faces": str(out / "faces"), "planning": planning})
@@ -74,7 +76,7 @@ def _train(out: Path, where: Where) -> dict[str, str]:
     data = {"kind": "procedural", "identities": 1500, "pictures": 4, "size": SIZE, "seed": TRAINING_SEED}
     faces = str(root / "faces")
     _step("ingest", "draw faces to train on", where, Path(faces), {"data": data, "shard_rows": 256})
-    recipes = training_recipes(faces, root)
+    recipes = _recipes(faces, root)
     for name in ("parser", "first_stage"):
         _step("train", f"train {name}", where, root / name, recipes[name])
     latents = {"faces": faces, "checkpoint": str(root / "first_stage"), "shard_rows": 512}
@@ -83,11 +85,9 @@ def _train(out: Path, where: Where) -> dict[str, str]:
     return {"parser": str(root / "parser"), "model": str(root / "model")}
 
 
-def training_recipes(faces: str, root: Path) -> dict[str, dict[str, Any]]:
-    """The `what` of the three trainings: the bundled recipes with a time limit instead of theirs."""
-    from raygen.bundled import RECIPES
-
-    recipes = {name: {**recipe, "faces": faces} for name, recipe in RECIPES.items()}
+def _recipes(faces: str, root: Path) -> dict[str, dict[str, Any]]:
+    """The `what` of the three trainings: the bundled recipes with a time limit instead of a number of steps."""
+    recipes = {name: {**recipe(name), "faces": faces} for name in BUDGET}
     for name, seconds in BUDGET.items():
         training = {k: v for k, v in recipes[name]["training"].items() if k != "steps"}
         recipes[name]["training"] = {**training, "max_seconds": seconds}

@@ -143,7 +143,7 @@ class ShardWorker:
 
     def _environment(self) -> dict[str, Any]:
         own = getattr(self.worker, "environment", dict)
-        return {**_versions(), **own()}
+        return {**_versions(), **own(), "worker": f"{platform.node()}:{os.getpid()}"}
 
 
 def _versions() -> dict[str, str]:

@@ -5,9 +5,11 @@ in jobs/bundled.
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["BUNDLED", "resolve"]
+from raygen.spec import read_yaml
+
+__all__ = ["BUNDLED", "recipe", "resolve"]
 
 _HERE: Final = Path(__file__).parent
 BUNDLED: Final = {"model": str(_HERE / "model"), "parser": str(_HERE / "parser")}
@@ -16,3 +18,10 @@ BUNDLED: Final = {"model": str(_HERE / "model"), "parser": str(_HERE / "parser")
 def resolve(path: str, kind: str = "model") -> str:
     """`path`, or the bundled checkpoint of that kind where it is the word `bundled`."""
     return BUNDLED[kind] if path == "bundled" else path
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The `what` of the job that made a bundled checkpoint: `parser`, `first_stage` or `model`."""
+    installed, checkout = _HERE / "jobs", _HERE.parent.parent / "jobs" / "bundled"
+    what: dict[str, Any] = read_yaml((installed if installed.is_dir() else checkout) / f"{name}.yaml")["what"]
+    return what

@@ -31,7 +31,7 @@ class SmallParserSpec(Spec):
     kind: Literal["parser"] = "parser"
     image_size: int = Field(64, ge=16, le=512)
     channels: tuple[int, ...] = Field(
-        (24, 48, 96, 128), min_length=2, description="one a level; each further one halves"
+        (16, 32, 64, 96), min_length=2, description="one a level; each further one halves"
     )
 
 

@@ -1,0 +1,219 @@
+"""How much of the device Ray and the commit protocol leave, in one run on one machine.
+
+    python benchmarks/throughput.py [--rounds 3] [--pictures 768] [--only real,emulated,overhead] [--json FILE]
+
+real       pictures a second of `raygen generate` on Ray against the same worker in a bare loop (outputs left in
+           memory, nothing encoded or stored) and against a plain torchrun script, in turn, round by round.
+emulated   a worker that sleeps as long as a GPU at 25 pictures a second would work, 1 to 8 actors.
+overhead   seconds and driver memory a shard, from runs whose worker does nothing.
+
+Steady rates leave out the first batch or shard of each worker. Ratios are medians over rounds.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from benchmarks.workers import Emulated, Nothing
+from raygen.bundled import resolve
+from raygen.cluster.connect import connected
+from raygen.cluster.map import ray_runner
+from raygen.models.schedule import SamplerSpec
+from raygen.sampling import SampleSpec
+from raygen.shards import execute
+from raygen.spec import Where, run_id
+from raygen.storage import Slice
+from raygen.store import Plan, Store, cut
+from raygen.tables import to_parquet
+from raygen.verbs.generate import build_sampler
+
+BATCH = 32
+
+
+def conditions(folder: Path, rows: int) -> Path:
+    """Condition rows of drawn faces, in one file."""
+    from raygen.datasets import ProceduralSet
+    from raygen.planning import FromFaces
+
+    data = ProceduralSet(identities=-(-rows // 4), pictures=4, size=64, seed=11)
+    faces = data.load(data.listing().slice(0, rows))
+    path = folder / "conditions.parquet"
+    path.write_bytes(to_parquet(FromFaces().rows(faces.drop_columns(["error"]))))
+    return path
+
+
+def steady(store: Store, workers: int) -> dict[str, float]:
+    """Rate after each worker's first shard, and the share of that time in the device's part."""
+    commits = sorted(store.commits(), key=lambda c: c.timings["started"])
+    by_worker: dict[str, list[Any]] = {}
+    for commit in commits:
+        by_worker.setdefault(str(commit.environment.get("worker", "")), []).append(commit)
+    rates, busy = [], []
+    for own in by_worker.values():
+        later = own[1:]
+        if later:
+            span = later[-1].created - later[0].timings["started"]
+            rates.append(sum(c.rows("samples") for c in later) / span)
+            busy.append(sum(c.timings["device_s"] for c in later) / span)
+    return {"rate": sum(rates), "busy": min(busy, default=0.0), "workers": float(len(rates))}
+
+
+def run(folder: Path, slices: list[Slice], build: Any, workers: int, shard_rows: int) -> tuple[Store, dict[str, float]]:
+    """One run on Ray; its store, and what `steady` and the clock say."""
+    store = Store(str(folder))
+    plan = Plan("generate", run_id(str(folder)), {}, BATCH, cut(slices, shard_rows))
+    began = time.time()
+    outcome = execute(store, plan, build, Where(runner="ray", workers=workers), ray_runner, bad_rows=0)
+    return store, {**steady(store, workers), "wall": time.time() - began, "first": outcome.progress.first_commit_s or 0}
+
+
+def bare(spec: SampleSpec, path: Path, batches: int) -> float:
+    """Pictures a second of the same worker in a loop of this process, its results dropped undone."""
+    import pyarrow.parquet as pq
+
+    worker = build_sampler(spec, None, 1)
+    rows = pq.read_table(path)
+    worker.start(rows.slice(0, BATCH))
+    began = time.perf_counter()
+    for i in range(batches):
+        worker.start(rows.slice(i * BATCH % (rows.num_rows - BATCH), BATCH))
+    return batches * BATCH / (time.perf_counter() - began)
+
+
+def torchrun(path: Path, checkpoint: str, folder: Path, workers: int, steps: int) -> dict[str, float]:
+    """The plain script: steady rate after each rank's first batch, and its wall time."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers), "--master-addr", "127.0.0.1",
+        "--master-port", "29777", "benchmarks/torchrun_sample.py", str(path), checkpoint, str(folder), str(BATCH), str(steps),
+    ]  # fmt: skip
+    began = time.time()
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    wall = time.time() - began
+    rate = 0.0
+    for file in folder.glob("times-*.json"):
+        marks = json.loads(file.read_text())
+        rate += sum(n for _, n in marks[1:]) / (marks[-1][0] - marks[0][0])
+    return {"rate": rate, "wall": wall}
+
+
+def real(folder: Path, rounds: int, pictures: int, steps: int) -> list[dict[str, Any]]:
+    """generate against the bare loop and torchrun, one actor (a core to spare) and two (every core used)."""
+    path = conditions(folder, pictures)
+    checkpoint = resolve("bundled")
+    spec = SampleSpec(checkpoint=checkpoint, sampler=SamplerSpec(steps=steps), batch=BATCH, run_id="benchmark")
+    torch.set_num_threads(1)
+    results = []
+    for workers in (1, 2):
+        rows = []
+        for i in range(rounds):
+            loop = bare(spec, path, max(4, pictures // BATCH // 4))
+            _, ours = run(
+                folder / f"ray-{workers}-{i}",
+                [Slice(str(path), 0, pictures)],
+                partial(build_sampler, spec, None, 1),
+                workers,
+                2 * BATCH,
+            )
+            plain = torchrun(path, checkpoint, folder / f"torchrun-{workers}-{i}", workers, steps)
+            rows.append({"bare": loop, "ours": ours["rate"], "torchrun": plain["rate"], "busy": ours["busy"],
+                         "first": ours["first"], "wall": ours["wall"], "torchrun_wall": plain["wall"]})  # fmt: skip
+            print(
+                f"  {workers} worker(s), round {i + 1}: {json.dumps({k: round(v, 2) for k, v in rows[-1].items()})}",
+                flush=True,
+            )
+        middle = {k: statistics.median(r[k] for r in rows) for k in rows[0]}
+        results.append(
+            {
+                "case": f"real, {workers} worker(s)", **middle,
+                "of_bare": statistics.median(r["ours"] / (workers * r["bare"]) for r in rows),
+                "of_torchrun": statistics.median(r["ours"] / r["torchrun"] for r in rows),
+                "spread_of_torchrun": [min(r["ours"] / r["torchrun"] for r in rows), max(r["ours"] / r["torchrun"] for r in rows)],
+            }
+        )  # fmt: skip
+    return results
+
+
+def emulated(folder: Path, rate: float, shards: int) -> list[dict[str, Any]]:
+    """1 to 8 sleeping devices: what is left of `rate` pictures a second each."""
+    results = []
+    for workers in (1, 2, 4, 8):
+        rows = shards * workers * 4 * BATCH
+        _, got = run(folder / f"emulated-{workers}", _ranged(folder, rows), partial(Emulated, rate), workers, 4 * BATCH)
+        results.append({"case": f"emulated, {workers} actor(s)", "rate": got["rate"], "of_ideal": got["rate"] / (workers * rate),
+                        "busy": got["busy"], "first": got["first"]})  # fmt: skip
+        print(f"  {results[-1]}", flush=True)
+    return results
+
+
+def overhead(folder: Path) -> list[dict[str, Any]]:
+    """Seconds a shard, and megabytes of driver memory a million rows at 1,024 rows a shard."""
+    marks = []
+    for shards in (50, 250, 450):
+        began = time.time()
+        run(folder / f"nothing-{shards}", _ranged(folder, shards * 1024), Nothing, 1, 1024)
+        marks.append((shards, time.time() - began, _rss()))
+        print(f"  {shards} shards: {marks[-1][1]:.1f} s, {marks[-1][2]:.0f} MB", flush=True)
+    a, b = marks[1], marks[2]
+    shards = b[0] - marks[0][0]
+    return [{"case": "a shard of 1,024 rows without pictures", "seconds": (b[1] - marks[0][1]) / shards,
+             "driver_mb_a_million_rows": (b[2] - a[2]) / (b[0]) * 1e6 / 1024}]  # fmt: skip
+
+
+def _ranged(folder: Path, rows: int) -> list[Slice]:
+    """A file of `rows` bare condition rows."""
+    from raygen.planning import Unconditional
+
+    path = folder / f"rows-{rows}.parquet"
+    if not path.exists():
+        import pyarrow as pa
+
+        numbers = pa.table({"index": pa.array(range(rows), pa.int64())})
+        path.write_bytes(to_parquet(Unconditional(count=rows).rows(numbers), row_group_rows=1024))
+    return [Slice(str(path), 0, rows)]
+
+
+def _rss() -> float:
+    """Peak memory of this process in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    """Run the parts that were asked for; print tables and, if wanted, JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=768)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--only", default="real,emulated,overhead")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    parts = options.only.split(",")
+    found: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as name, connected(Where(runner="ray", workers=8)):
+        folder = Path(name)
+        if "emulated" in parts:
+            found += emulated(folder, 25.0, 8)
+        if "overhead" in parts:
+            found += overhead(folder)
+        if "real" in parts:
+            found += real(folder, options.rounds, options.pictures, options.steps)
+    for row in found:
+        print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The script people write instead: each rank samples its part of the rows and writes a PNG a picture.
+
+    torchrun --nproc-per-node 2 benchmarks/torchrun_sample.py CONDITIONS.parquet CHECKPOINT OUT [BATCH [STEPS]]
+
+No resume, no commits, nothing overlaps. Uses raygen's model and sampler, so only the driving differs.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import torch
+
+from raygen.models.schedule import SamplerSpec
+from raygen.sampling import SampleSpec, SampleWorker
+
+
+def main() -> None:
+    """Rank 0 prints nothing; every rank writes its own times."""
+    conditions, checkpoint, out = sys.argv[1:4]
+    batch, steps = (int(a) for a in (sys.argv[4:6] or ("32", "12")))
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    torch.set_num_threads(1)
+    spec = SampleSpec(checkpoint=checkpoint, sampler=SamplerSpec(steps=steps), batch=batch, codec="png")
+    worker = SampleWorker(spec, threads=1)
+    rows = pq.read_table(conditions)
+    share = rows.num_rows // world
+    rows = rows.slice(rank * share, share)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    marks = []
+    for start in range(0, rows.num_rows, batch):
+        part = rows.slice(start, batch)
+        made = worker(part)["samples"]
+        for name, image in zip(made["sample_id"].to_pylist(), made["image"].to_pylist(), strict=True):
+            (folder / f"{name}.png").write_bytes(image["bytes"])
+        marks.append((time.time(), part.num_rows))
+    (folder / f"times-{rank}.json").write_text(json.dumps(marks))
+
+
+if __name__ == "__main__":
+    main()
