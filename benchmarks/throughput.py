@@ -97,7 +97,8 @@ def torchrun(path: Path, checkpoint: str, folder: Path, workers: int, steps: int
     """The plain script: steady rate after each rank's first batch, and its wall time."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers), "--master-addr", "127.0.0.1",
-        "--master-port", "29777", "benchmarks/torchrun_sample.py", str(path), checkpoint, str(folder), str(BATCH), str(steps),
+        "--master-port", "29777", "benchmarks/torchrun_sample.py", str(path), checkpoint, str(folder),
+        str(BATCH), str(steps),
     ]  # fmt: skip
     began = time.time()
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
@@ -134,13 +135,13 @@ def real(folder: Path, rounds: int, pictures: int, steps: int) -> list[dict[str,
                 f"  {workers} worker(s), round {i + 1}: {json.dumps({k: round(v, 2) for k, v in rows[-1].items()})}",
                 flush=True,
             )
+        ratios = [r["ours"] / r["torchrun"] for r in rows]
         middle = {k: statistics.median(r[k] for r in rows) for k in rows[0]}
         results.append(
             {
                 "case": f"real, {workers} worker(s)", **middle,
                 "of_bare": statistics.median(r["ours"] / (workers * r["bare"]) for r in rows),
-                "of_torchrun": statistics.median(r["ours"] / r["torchrun"] for r in rows),
-                "spread_of_torchrun": [min(r["ours"] / r["torchrun"] for r in rows), max(r["ours"] / r["torchrun"] for r in rows)],
+                "of_torchrun": statistics.median(ratios), "spread_of_torchrun": [min(ratios), max(ratios)],
             }
         )  # fmt: skip
     return results
@@ -152,8 +153,8 @@ def emulated(folder: Path, rate: float, shards: int) -> list[dict[str, Any]]:
     for workers in (1, 2, 4, 8):
         rows = shards * workers * 4 * BATCH
         _, got = run(folder / f"emulated-{workers}", _ranged(folder, rows), partial(Emulated, rate), workers, 4 * BATCH)
-        results.append({"case": f"emulated, {workers} actor(s)", "rate": got["rate"], "of_ideal": got["rate"] / (workers * rate),
-                        "busy": got["busy"], "first": got["first"]})  # fmt: skip
+        case = {"case": f"emulated, {workers} actor(s)", "of_ideal": got["rate"] / (workers * rate)}
+        results.append({**case, "rate": got["rate"], "busy": got["busy"], "first": got["first"]})
         print(f"  {results[-1]}", flush=True)
     return results
 

@@ -21,7 +21,10 @@ from tests.fakes import Fake, build, plan_of
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
-def run(folder: Path, plan, fake=Fake(), workers=2, **where):
+GOOD = Fake()
+
+
+def run(folder: Path, plan, fake=GOOD, workers=2, **where):
     settings = Where(runner="ray", workers=workers, **where)
     return execute(Store(str(folder)), plan, partial(build, fake), settings, ray_runner, bad_rows=0)
 
@@ -91,7 +94,8 @@ from raygen.store import Store
 from tests.fakes import Fake, build, plan_of
 folder = Path(sys.argv[1])
 plan = plan_of(folder, rows=96, shard_rows=8, batch=4)
-execute(Store(str(folder / "out")), plan, partial(build, Fake(seconds=0.3)), Where(runner="ray", workers=2), ray_runner, bad_rows=0)
+where = Where(runner="ray", workers=2)
+execute(Store(str(folder / "out")), plan, partial(build, Fake(seconds=0.3)), where, ray_runner, bad_rows=0)
 """
 
 

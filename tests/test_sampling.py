@@ -43,7 +43,16 @@ def tiny(noise: NoiseSchedule = EPS, modalities: tuple[str, ...] = ("mask", "att
         mask_channels=4,
         noise=noise,
     )
-    return checkpoint.build(spec, stage, seed=1).eval()
+    model = checkpoint.build(spec, stage, seed=1).eval()
+    _wake(model)
+    return model
+
+
+def _wake(model: Model) -> None:
+    """Random weights where an untrained model has zeros, as if it had been trained."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
 
 
 def rows(n: int, *, first: int = 0) -> pa.Table:

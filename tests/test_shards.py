@@ -12,8 +12,10 @@ from raygen.store import Store
 from raygen.verify import verify
 from tests.fakes import Fake, build, plan_of
 
+GOOD = Fake()
 
-def run(folder: Path, plan, fake=Fake(), *, bad_rows=0.0, tries=3, report=lambda _: None):
+
+def run(folder: Path, plan, fake=GOOD, *, bad_rows=0.0, tries=3, report=lambda _: None):
     where = Where(tries=tries)
     store = Store(str(folder))
     return execute(store, plan, partial(build, fake), where, local_runner, bad_rows=bad_rows, report=report)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,10 +16,10 @@ from raygen.tables import SCORES, to_parquet
 from raygen.verify import verify
 from tests.fakes import Fake, build, plan_of
 
+GOOD = Fake()
 
-def run(folder: Path, plan: Plan, fake: Fake = Fake(), **kwargs):
-    from functools import partial
 
+def run(folder: Path, plan: Plan, fake: Fake = GOOD, **kwargs):
     return execute(Store(str(folder)), plan, partial(build, fake), Where(), local_runner, bad_rows=0.5, **kwargs)
 
 
@@ -232,8 +233,6 @@ def test_s3_behaves_like_a_disk(s3, tmp_path):
     plan = plan_of(tmp_path, rows=32)
     local = run(tmp_path / "out", plan)
     store = Store(f"{s3}/run")
-    from functools import partial
-
     remote = execute(store, plan, partial(build, Fake()), Where(), local_runner, bad_rows=0)
     assert store.creates_once
     assert remote.manifest["set_digest"] == local.manifest["set_digest"]
@@ -243,7 +242,5 @@ def test_s3_behaves_like_a_disk(s3, tmp_path):
 
 
 def test_a_missing_bucket_is_a_sentence(s3, tmp_path):
-    from functools import partial
-
     with pytest.raises(ConfigError, match="nowhere"):
         execute(Store("s3://nowhere/run"), plan_of(tmp_path), partial(build, Fake()), Where(), local_runner, bad_rows=0)

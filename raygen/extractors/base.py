@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raygen.bundled import resolve
+from raygen.extractors.published import full_precision
 from raygen.extractors.small import SmallParser, load_small, small_digest
 from raygen.spec import Spec
 
@@ -124,7 +125,8 @@ class _SmallNetwork:
     @torch.inference_mode()
     def parse(self, images: Tensor) -> Tensor:
         """See `Parser.parse`; logits are resized to the picture before the best class is taken."""
-        logits = self.net(self._pixels(images))
+        with full_precision():
+            logits = self.net(self._pixels(images))
         if logits.shape[-2:] != images.shape[1:3]:
             logits = F.interpolate(logits, images.shape[1:3], mode="bilinear")
         return logits.argmax(dim=1).to(torch.uint8).cpu()
@@ -132,7 +134,8 @@ class _SmallNetwork:
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
         """See `Features.features`."""
-        return self.net.features(self._pixels(images)).float().cpu()
+        with full_precision():
+            return self.net.features(self._pixels(images)).float().cpu()
 
     def protocol(self) -> Mapping[str, Any]:
         """See `Parser.protocol`."""

@@ -102,6 +102,8 @@ def frechet_of_features(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Distance:
     then tr (AB)^½ is the nuclear norm of X_c Y_c' / √((n-1)(m-1)), which has none.
     """
     a, b = Moments.of(x), Moments.of(y)
+    if min(a.n, b.n) < 2:
+        raise ValueError("a covariance needs two rows")
     if min(a.n, b.n) > a.mean.size:
         return frechet(a, b)
     left = (np.asarray(x, np.float64) - a.mean) / np.sqrt(a.n - 1)

@@ -23,9 +23,9 @@ def confusion(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> Int64Ar
     """int64 [19, 19]: pixels of class i (row, wanted) that were called j (column). `ValueError` for other shapes."""
     if target.shape != prediction.shape:
         raise ValueError(f"label maps of shapes {target.shape} and {prediction.shape}")
+    if target.size and (min(target.min(), prediction.min()) < 0 or max(target.max(), prediction.max()) >= N):
+        raise ValueError("a label is not one of 0..18")
     index = target.astype(np.int64).ravel() * N + prediction.astype(np.int64).ravel()
-    if index.size and (index.min() < 0 or index.max() >= N * N):
-        raise ValueError("a label is above 18")
     return np.bincount(index, minlength=N * N).reshape(N, N)
 
 
@@ -59,7 +59,8 @@ class Counts:
     def iou(self) -> npt.NDArray[np.float64]:
         """Intersection over union, float64 [..., 19]; NaN for a class that neither map has."""
         union = self.wanted + self.predicted - self.both
-        return np.divide(self.both, union, out=np.full(union.shape, np.nan), where=union > 0)
+        iou: npt.NDArray[np.float64] = np.divide(self.both, union, out=np.full(union.shape, np.nan), where=union > 0)
+        return iou
 
     def scores(self) -> Mapping[str, float]:
         """Data-set scores of summed counts: `miou`, `pixel_accuracy`, `class_accuracy`, `frequency_iou`, `classes`."""

@@ -14,16 +14,20 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, VQModel
+from diffusers import AutoencoderKL, Transformer2DModel, VQModel
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raygen.spec import Spec
 
-__all__ = ["AutoencoderSpec", "FirstStage", "to_pixels", "to_uint8"]
+__all__ = ["AutoencoderSpec", "FirstStage", "silence_residuals", "to_pixels", "to_uint8"]
 
 #: Log-variances outside this range are clipped before they are used, as AutoencoderKL's own posterior does.
 LOGVAR_RANGE = (-30.0, 20.0)
+#: Log-variance of the posterior before training.
+START_LOGVAR = -6.0
 
 
 class AutoencoderSpec(Spec):
@@ -70,7 +74,7 @@ class FirstStage(nn.Module):
     def __init__(self, spec: AutoencoderSpec, net: Any = None) -> None:
         super().__init__()
         self.spec = spec
-        self.net = _build(spec) if net is None and spec.stage != "pixel" else net
+        self.net = _build(spec) if net is None and spec.stage != "pixel" else net  # a given net keeps its weights
         self.register_buffer("mean", torch.zeros(1, spec.latent_shape[0], 1, 1), persistent=False)
         self.register_buffer("scale", torch.ones(1, spec.latent_shape[0], 1, 1), persistent=False)
         self._read_scale()
@@ -173,8 +177,29 @@ def _build(spec: AutoencoderSpec) -> Any:
         "mid_block_add_attention": spec.mid_attention,
     }
     if spec.stage == "vq":
-        return VQModel(**shared, num_vq_embeddings=spec.codes, vq_embed_dim=spec.latent_channels)
-    return AutoencoderKL(**shared)
+        return silence_residuals(VQModel(**shared, num_vq_embeddings=spec.codes, vq_embed_dim=spec.latent_channels))
+    net = silence_residuals(AutoencoderKL(**shared))
+    with torch.no_grad():
+        # A posterior as wide as the prior drowns what an untrained encoder says.
+        net.quant_conv.weight[spec.latent_channels :] *= 0.1
+        net.quant_conv.bias[spec.latent_channels :] = START_LOGVAR
+    return net
+
+
+def silence_residuals(net: Any) -> Any:
+    """Zero the last layer of every residual branch, so that training starts from the identity.
+
+    Latent diffusion does so in its UNet; diffusers does not. Small first stages learn several times faster too.
+    """
+    for module in net.modules():
+        last = {ResnetBlock2D: "conv2", Transformer2DModel: "proj_out"}.get(type(module))
+        layers = [getattr(module, last)] if last else []
+        if isinstance(module, Attention) and module.residual_connection:
+            layers.append(module.to_out[0])
+        for layer in layers:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return net
 
 
 def to_pixels(images: Tensor) -> Tensor:

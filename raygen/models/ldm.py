@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, cat, nn
 
-from raygen.models.autoencoder import FirstStage
+from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.conditions import Conditions
 from raygen.models.encoders import AttributeEncoder, MaskEncoder
@@ -131,8 +131,12 @@ def _build_unet(spec: LDMSpec, first_stage: FirstStage) -> Any:
         "down_block_types": tuple(f"{form if here else ''}DownBlock2D" for here in spec.attention),
         "up_block_types": tuple(f"{form if here else ''}UpBlock2D" for here in reversed(spec.attention)),
     }
-    if not spec.uses_tokens:
-        return UNet2DModel(**shared, **blocks, norm_eps=1e-5, downsample_padding=1, attention_head_dim=spec.head_dim)
-    # diffusers calls the number of heads attention_head_dim here.
-    heads = tuple(c // spec.head_dim for c in spec.channels)
-    return UNet2DConditionModel(**shared, **blocks, cross_attention_dim=spec.token_width, attention_head_dim=heads)
+    if spec.uses_tokens:
+        # diffusers calls the number of heads attention_head_dim here.
+        heads = tuple(c // spec.head_dim for c in spec.channels)
+        unet = UNet2DConditionModel(**shared, **blocks, cross_attention_dim=spec.token_width, attention_head_dim=heads)
+    else:
+        unet = UNet2DModel(**shared, **blocks, norm_eps=1e-5, downsample_padding=1, attention_head_dim=spec.head_dim)
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    return silence_residuals(unet)

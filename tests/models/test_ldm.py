@@ -18,6 +18,9 @@ def make(**fields: object) -> LDM:
     torch.manual_seed(0)
     model = build(LDMSpec(**{**SMALL, **fields}), FirstStage(STAGE), seed=0)  # type: ignore[arg-type]
     assert isinstance(model, LDM)
+    for parameter in model.parameters():  # as if it had been trained
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
     return model
 
 
@@ -66,6 +69,13 @@ def test_eps_of_a_v_model_is_eps() -> None:
     v = model.predict(zt, t, {})
     abar = torch.tensor(model.schedule.alphas_cumprod()[t.numpy()]).float().view(-1, 1, 1, 1)
     torch.testing.assert_close(model.eps(zt, t, {}), abar.sqrt() * v + (1 - abar).sqrt() * zt)
+
+
+def test_training_starts_from_nothing() -> None:
+    spec = LDMSpec(modalities=("mask", "attributes"), **SMALL)  # type: ignore[arg-type]
+    model = build(spec, FirstStage(STAGE), seed=0)
+    zt = torch.randn(2, *model.latent_shape)
+    assert not model.predict(zt, torch.tensor([10, 900]), model.embed(conditions(2))).any()
 
 
 def test_the_first_stage_is_frozen() -> None:
