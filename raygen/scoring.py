@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
@@ -142,7 +143,7 @@ def gather(tables: Iterable[pa.Table]) -> dict[str, Scored]:
     parts: dict[str, list[tuple[str, npt.NDArray[np.float32]]]] = {}
     for table in tables:
         for name in table["metric"].unique().to_pylist():
-            rows = table.filter(pa.compute.equal(table["metric"], name)).combine_chunks()
+            rows = table.filter(pc.equal(table["metric"], name)).combine_chunks()
             vectors = rows["vector"].combine_chunks()
             values = vectors.flatten().to_numpy().reshape(rows.num_rows, -1)
             parts.setdefault(name, []).extend(zip(rows["sample_id"].to_pylist(), values, strict=True))
@@ -225,6 +226,8 @@ def _segmentation(table: _Table, where: str, network: str, scored: Scored, proto
 
 def _frechet(table: _Table, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:
     n, m, width = len(made.ids), len(real.ids), made.vectors.shape[1]
+    if min(n, m) < 2:  # one picture has no spread
+        return
     distance = frechet_of_features(made.vectors, real.vectors)
     interval: tuple[float, float] | tuple[None, None] = (None, None)
     if min(n, m) > 2 * width:

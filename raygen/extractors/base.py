@@ -126,7 +126,7 @@ class _SmallNetwork:
     def parse(self, images: Tensor) -> Tensor:
         """See `Parser.parse`; logits are resized to the picture before the best class is taken."""
         with full_precision():
-            logits = self.net(self._pixels(images))
+            logits: Tensor = self.net(self._pixels(images))
         if logits.shape[-2:] != images.shape[1:3]:
             logits = F.interpolate(logits, images.shape[1:3], mode="bilinear")
         return logits.argmax(dim=1).to(torch.uint8).cpu()
@@ -135,7 +135,8 @@ class _SmallNetwork:
     def features(self, images: Tensor) -> Tensor:
         """See `Features.features`."""
         with full_precision():
-            return self.net.features(self._pixels(images)).float().cpu()
+            vectors: Tensor = self.net.features(self._pixels(images)).float().cpu()
+        return vectors
 
     def protocol(self) -> Mapping[str, Any]:
         """See `Parser.protocol`."""

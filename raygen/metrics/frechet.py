@@ -87,6 +87,7 @@ def frechet(a: Moments, b: Moments) -> Distance:
     cov_a, cov_b = a.covariance, b.covariance
     values, vectors = linalg.eigh(cov_a)
     _check(values, float(np.trace(cov_a)))
+    _check(linalg.eigvalsh(cov_b), float(np.trace(cov_b)))
     root = vectors * np.sqrt(values.clip(min=0))
     spectrum = linalg.eigvalsh(root.T @ cov_b @ root)
     clipped = _check(spectrum, float(np.sqrt(np.trace(cov_a) * np.trace(cov_b))) ** 2)
