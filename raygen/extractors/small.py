@@ -5,6 +5,7 @@ feature vector for Fréchet distances. Numbers it gives carry its name; it repla
 """
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ class SmallParser(nn.Module):
         self.spec = spec
         c = spec.channels
         self.stem = _block(12, c[0])  # pixels of 2x2 squares as channels: full resolution costs most and adds little
-        self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in zip(c, c[1:], strict=False))
+        self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in itertools.pairwise(c))
         self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(c[::-1][1:], c[::-1], strict=False))
         self.head = nn.Conv2d(c[0], 4 * len(CLASSES), 3, padding=1)
 

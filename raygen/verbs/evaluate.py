@@ -63,9 +63,10 @@ class EvaluateJob(Job):
     def estimate(self) -> Estimate:
         """Of all passes together."""
         parts = [probe(work, self.where) for work in self._passes().values()]
+        notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
         return Estimate(
             sum(p.rows for p in parts), sum(p.shards for p in parts), sum(p.done_shards for p in parts),
-            sum(p.bytes for p in parts), sum(p.seconds for p in parts), tuple(dict.fromkeys(n for p in parts for n in p.notes)),
+            sum(p.bytes for p in parts), sum(p.seconds for p in parts), notes,
         )  # fmt: skip
 
     @property

@@ -204,7 +204,7 @@ def _calibrate(stage: FirstStage, arrays: TrainingArrays, device: torch.device) 
     assert arrays.images is not None
     images = torch.from_numpy(arrays.images[:CALIBRATION])
     with torch.no_grad():
-        parts = [stage.encode(to_pixels(part.to(device))).cpu() for part in images.split(64)]
+        parts = [stage.encode(to_pixels(part.to(device))).cpu() for part in torch.split(images, 64)]
     stage.calibrate(torch.cat(parts))
 
 
