@@ -151,17 +151,16 @@ def doctor(
 def main() -> None:
     """Entry point: errors that raygen raises on purpose become one sentence and their exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # of `typer.Exit`, which is not raised this far
     except RaygenError as error:
         console.failure(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         console.failure(KeyboardInterrupt("interrupted; the same command goes on where this one stopped"))
         sys.exit(130)
-    except typer.Exit as error:
-        sys.exit(error.exit_code)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error that the parser found
             error.show()
             sys.exit(error.exit_code)
         raise
+    sys.exit(code if isinstance(code, int) else 0)

@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
 
 from raygen.shards import Progress
 
@@ -49,10 +48,10 @@ def heading(text: str) -> None:
 
 def facts(values: Mapping[str, object]) -> None:
     """Names and values in two columns."""
-    table = Table.grid(padding=(0, 2))
+    width = max(map(len, values), default=0)
     for name, value in values.items():
-        table.add_row(f"  [dim]{name}[/dim]", _text(value))
-    console.print(table)
+        console.print(f"  [dim]{name:<{width}}[/dim]  ", end="")
+        console.print(_text(value), markup=False)  # never folded: a digest is there to be copied
 
 
 def _text(value: object) -> str:
@@ -75,21 +74,26 @@ class _Lines:
     def __init__(self, label: str) -> None:
         self.label = label
         self.last = 0.0
+        self.line = ""
 
     def __call__(self, state: Progress) -> None:
         now = time.monotonic()
         if now - self.last < HEARTBEAT_S and (state.note or state.done_shards < state.shards):
             return
-        self.last = now
-        if state.note:
-            print(f"  {self.label}: {state.done_rows / max(state.rows, 1):.0%}, {state.note}", flush=True)
+        line = self._line(state)
+        if line == self.line:
             return
+        self.last, self.line = now, line
+        print(f"  {self.label}: {line}", flush=True)
+
+    def _line(self, state: Progress) -> str:
+        if state.note:
+            return f"{state.done_rows / max(state.rows, 1):.0%}, {state.note}"
         eta = "" if state.eta_s is None else f", {duration(state.eta_s)} left"
         bad = f", {state.bad} bad" if state.bad else ""
-        print(
-            f"  {self.label}: {state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}, "
-            f"{state.rate:.1f}/s{eta}{bad}",
-            flush=True,
+        return (
+            f"{state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}, "
+            f"{state.rate:.1f}/s{eta}{bad}"
         )
 
 

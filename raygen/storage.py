@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from raygen.spec import ConfigError, InputError
+from raygen.spec import ConfigError, InfrastructureError, InputError
 
 __all__ = ["RANGE", "Slice", "Storage", "read_slice"]
 
@@ -126,14 +126,18 @@ class Storage:
             self.remove(name)
 
     def require(self) -> None:
-        """`ConfigError` now rather than after an hour, where the bucket is missing or cannot be written."""
+        """An error now rather than after an hour: `ConfigError` where the bucket is missing or cannot be written,
+        `InfrastructureError` where nobody answers."""
         probe = f".probe-{os.getpid()}-{time.time_ns()}"
         try:
             self.put(probe, b"raygen")
         except ConfigError:
             raise
         except Exception as error:  # credentials, endpoint, DNS: every back end has its own classes
-            raise ConfigError(f"{self.url}: cannot be written ({type(error).__name__}: {str(error)[:200]})") from error
+            name = type(error).__name__
+            away = isinstance(error, ConnectionError | TimeoutError) or "Connect" in name or "Timeout" in name
+            kind = InfrastructureError if away else ConfigError
+            raise kind(f"{self.url}: cannot be written ({name}: {str(error)[:200]})") from error
         self.remove(probe)
 
 

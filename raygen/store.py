@@ -166,7 +166,7 @@ class Store:
             return
         there = self.plan()
         if there.run_id != plan.run_id:
-            changed = _changes(dict(there.what), dict(plan.what)) or ["its inputs"]
+            changed = _changes(dict(there.what), json.loads(canonical(plan.what))) or ["its inputs"]
             raise ConfigError(
                 f"{self.storage.url} holds another run ({there.run_id}, this one is {plan.run_id}); "
                 f"different: {', '.join(changed)}. Choose another `out`, or the settings of that run"

@@ -123,3 +123,21 @@ def test_a_killed_driver_costs_at_most_a_shard_an_actor(tmp_path, plan, golden):
     assert record["exit_code"] == 0
     starts = len(list((tmp_path / "out/attempt-00/starts").iterdir()))
     assert starts <= 12 + 2  # at most one shard of each of the two actors was done twice
+
+
+def test_the_drivers_memory_hardly_grows_with_the_number_of_shards(tmp_path):
+    """100 MB a million rows at 1,024 rows a shard is 0.1 MB a shard, whatever a shard holds."""
+    import psutil
+
+    shards, settled = 600, 150
+    marks = {}
+
+    def watch(state):
+        marks.setdefault(state.done_shards, psutil.Process().memory_info().rss)
+
+    plan = plan_of(tmp_path, rows=shards, shard_rows=1, batch=1)
+    where = Where(runner="ray", workers=2)
+    store = Store(str(tmp_path / "out"))
+    execute(store, plan, partial(build, Fake()), where, ray_runner, bad_rows=0, report=watch)
+    grown = (marks[shards] - marks[settled]) / 1e6
+    assert grown <= 0.1024 * (shards - settled), f"{grown:.0f} MB for {shards - settled} shards"

@@ -179,6 +179,7 @@ def facts_of(outcome: Outcome) -> dict[str, object]:
 
 
 def probe(work: Prepared, where: Where) -> Estimate:
+    """What `work` would make and how long it would take: one batch done here, scaled up, nothing kept."""
     done = len(work.store.committed())
     size = min(work.plan.batch, max(work.plan.rows, 1))
     rows = work.first if work.first is not None else _head(work.plan, size, work.columns)

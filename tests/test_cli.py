@@ -1,0 +1,159 @@
+"""The command line as a user meets it: help, dry runs, exit codes, sentences instead of tracebacks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raygen.run import VERBS
+
+ROOT = Path(__file__).parent.parent
+
+
+def raygen(*words, cwd, **environment):
+    """The command in a process of its own; colours and width as in a pipe."""
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-m", "raygen", *map(str, words)],
+        cwd=cwd, env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "80", **environment},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A small job file; keys with dots are set in it."""
+
+    def write(name="job.yaml", **changes):
+        document = {
+            "kind": "ingest",
+            "what": {
+                "data": {"kind": "procedural", "identities": 3, "pictures": 2, "size": 32},
+                "batch": 2,
+                "shard_rows": 4,
+            },
+            "out": "faces",
+        }
+        (tmp_path / name).write_text(yaml.safe_dump({**document, **changes}))
+        return name
+
+    return write
+
+
+def test_help_names_every_verb(tmp_path):
+    shown = raygen("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert all(verb in shown.stdout for verb in (*VERBS, "quickstart", "verify", "report", "doctor"))
+
+
+def test_a_job_runs_is_repeated_and_is_verified(tmp_path, job):
+    first = raygen("ingest", job(), cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "2 (0 were there already)" in first.stdout
+    again = raygen("ingest", job(), cwd=tmp_path)
+    assert "2 (2 were there already)" in again.stdout
+    digest = json.loads((tmp_path / "faces/attempt-00/MANIFEST.json").read_text())["set_digest"]
+    assert digest in first.stdout.split()  # whole, in one line, also in a narrow pipe
+    checked = raygen("verify", "faces", cwd=tmp_path)
+    assert checked.returncode == 0
+    assert "all well" in checked.stdout
+
+
+def test_a_dry_run_prints_the_resolved_job_and_writes_nothing(tmp_path, job):
+    shown = raygen("ingest", job(), "what.data.identities=5", "--dry-run", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    resolved = yaml.safe_load(shown.stdout.split("dry run:")[0])
+    assert resolved["what"]["data"]["identities"] == 5
+    assert resolved["what"]["bad_rows"] == 0.01  # a default nobody wrote
+    assert all(word in shown.stdout for word in ("rows", "shards", "bytes", "time"))
+    assert sorted(os.listdir(tmp_path)) == ["job.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["ingest", "absent.yaml"], 2, "absent.yaml"),
+        (["ingest", "job.yaml", "what.data.identites=3"], 2, "identities"),
+        (["ingest", "job.yaml", "what.data.size=1000"], 2, "size"),
+        (["ingest", "job.yaml", "nonsense"], 2, "a.b=value"),
+        (["generate", "job.yaml"], 2, "raygen ingest"),
+        (["verify", "nothing"], 2, "plan.json is missing"),
+        (["report", "nothing"], 2, "no such folder"),
+        (["unknown"], 2, "unknown"),
+        (["ingest", "job.yaml", "out=/proc/nowhere"], 2, "/proc/nowhere: no such bucket or folder"),
+    ],
+)
+def test_mistakes_get_a_sentence_and_their_exit_code(tmp_path, job, words, code, said):
+    job()
+    ended = raygen(*words, cwd=tmp_path)
+    assert ended.returncode == code, ended.stderr
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr + ended.stdout
+
+
+def test_too_many_bad_rows_end_with_3_and_the_good_ones_are_kept(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        (tmp_path / "pictures" / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    document = {
+        "kind": "ingest",
+        "what": {"data": {"kind": "folder", "root": "pictures", "size": 32}},
+        "out": "faces",
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(document))
+    ended = raygen("ingest", "job.yaml", cwd=tmp_path)
+    assert ended.returncode == 3
+    assert "4 of 4 rows failed" in ended.stderr
+    record = json.loads((tmp_path / "faces/attempt-00/run.json").read_text())
+    assert (record["exit_code"], record["bad_rows"]) == (3, 4)
+
+
+def test_damage_is_found_with_5(tmp_path, job):
+    assert raygen("ingest", job(), cwd=tmp_path).returncode == 0
+    file = next((tmp_path / "faces/attempt-00/data/faces").iterdir())
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+    ended = raygen("verify", "faces", cwd=tmp_path)
+    assert ended.returncode == 5
+    assert file.name in ended.stdout
+
+
+def test_another_job_in_the_same_folder_is_refused_by_the_key_that_differs(tmp_path, job):
+    assert raygen("ingest", job(), cwd=tmp_path).returncode == 0
+    ended = raygen("ingest", job(), "what.data.seed=9", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "data.seed" in ended.stderr
+
+
+def test_a_missing_bucket_is_a_sentence(tmp_path, job):
+    ended = raygen(
+        "ingest", job(), "out=s3://no-such-bucket-here/faces", cwd=tmp_path, AWS_ACCESS_KEY_ID="x",
+        AWS_SECRET_ACCESS_KEY="hush", AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_MAX_ATTEMPTS="1",
+    )  # fmt: skip
+    assert ended.returncode == 4
+    assert "no-such-bucket-here" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "hush" not in ended.stderr + ended.stdout
+
+
+def test_doctor_checks_and_keeps_secrets(tmp_path):
+    shown = raygen("doctor", cwd=tmp_path, AWS_SECRET_ACCESS_KEY="hush", RAY_AUTH_TOKEN="hush")
+    assert shown.returncode in (0, 4)
+    for name in ("versions", "accelerator", "torchvision", "ray token", "storage", "working folder", "disk"):
+        assert f" {name}:" in shown.stdout, name
+    assert "hush" not in shown.stdout + shown.stderr
+
+
+def test_doctor_finds_an_open_dashboard_and_files_that_run_code(tmp_path):
+    shown = raygen(
+        "doctor", cwd=tmp_path, RAY_DASHBOARD_HOST="0.0.0.0", RAY_AUTH_MODE="disabled",
+        RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA="1",
+    )  # fmt: skip
+    assert shown.returncode == 4
+    assert "whoever reaches it runs code" in shown.stdout
+    assert "lets Parquet files run code" in shown.stdout
