@@ -21,6 +21,8 @@ SIZE = 64
 #: Identities of the drawn faces that the bundled models were trained on begin at 0 under this seed; the
 #: quickstart draws people under other seeds.
 TRAINING_SEED = 0
+#: Drawn people that `--train` learns from, four pictures each.
+TRAINING_PEOPLE = 1500
 #: Seconds of training each model gets with `--train`, on two cores.
 BUDGET = {"parser": 80.0, "first_stage": 150.0, "model": 240.0}
 
@@ -73,7 +75,7 @@ def _make(settings: Quickstart, out: Path, where: Where, models: Mapping[str, st
 def _train(out: Path, where: Where) -> dict[str, str]:
     """The bundled models again, from nothing, in minutes instead of hours."""
     root = out / "models"
-    data = {"kind": "procedural", "identities": 1500, "pictures": 4, "size": SIZE, "seed": TRAINING_SEED}
+    data = {"kind": "procedural", "identities": TRAINING_PEOPLE, "pictures": 4, "size": SIZE, "seed": TRAINING_SEED}
     faces = str(root / "faces")
     _step("ingest", "draw faces to train on", where, Path(faces), {"data": data, "shard_rows": 256})
     recipes = _recipes(faces, root)

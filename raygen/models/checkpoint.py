@@ -27,13 +27,14 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from raygen.bundled import resolve
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.base import Model
 from raygen.models.ldm import LDM, LDMSpec
 from raygen.models.schedule import SamplerSpec, build_sampler
 from raygen.spec import ConfigError, InputError, parse
 
-__all__ = ["FORMAT", "ModelSpec", "build", "digest", "load", "load_first_stage", "locate", "save"]
+__all__ = ["FORMAT", "ModelSpec", "build", "digest", "load", "load_first_stage", "save"]
 
 FORMAT: Final = 1
 DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
@@ -44,9 +45,6 @@ CLASSES: Final[Mapping[str, Any]] = {
     "UNet2DModel": UNet2DModel,
     "UNet2DConditionModel": UNet2DConditionModel,
 }
-
-#: Where the checkpoints that come with the package lie.
-BUNDLED: Final = Path(__file__).parent.parent / "bundled"
 
 #: Every family a checkpoint can hold.
 ModelSpec = Annotated[AutoencoderSpec | LDMSpec, Field(discriminator="kind")]
@@ -163,19 +161,16 @@ def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:
     return _first_stage(root, document).to(device).eval()
 
 
-def locate(folder: str | Path) -> Path:
-    """The folder itself; `bundled` is the model that comes with the package, `bundled/NAME` another of its own."""
-    head, _, name = str(folder).partition("/")
-    return BUNDLED / (name or "ldm") if head == "bundled" else Path(folder)
-
-
 def digest(folder: str | Path) -> str:
-    """sha256 over the sorted lines `name sha256` of the files that make the model; notes beside them do not count."""
-    root = locate(folder)
+    """sha256 over the sorted lines `name sha256` of the files that make the model.
+
+    Notes beside them do not count, nor does the folder `training`, where a job keeps what it resumes from.
+    """
+    root = Path(resolve(str(folder)))
     if not (root / "raygen.json").is_file():
         raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")
-    files = [p for p in root.rglob("*") if p.is_file() and (p.suffix == ".safetensors" or p.suffix == ".json")]
-    lines = sorted(f"{p.relative_to(root).as_posix()} {_sha256(p)}\n" for p in files)
+    files = {p.relative_to(root): p for p in root.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file()}
+    lines = sorted(f"{name.as_posix()} {_sha256(p)}\n" for name, p in files.items() if name.parts[0] != "training")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -185,7 +180,7 @@ def _sha256(path: Path) -> str:
 
 
 def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
-    root = locate(folder)
+    root = Path(resolve(str(folder)))
     if not (root / "raygen.json").is_file():
         raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")
     document = _read_json(root / "raygen.json")
