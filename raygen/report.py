@@ -363,7 +363,7 @@ def _reproduce(root: str, stages: Mapping[str, Stage], first: Mapping[str, Any],
         "command": command or f"raygen {main.plan.kind} JOB.yaml",
         "verify": f"raygen verify {shown}/{main.folder}",
         "facts": [(name, value) for name, value in facts if value is not None],
-        "versions": {key: str(value) for key, value in environment.items()},
+        "versions": {key: str(value) for key, value in environment.items() if key != "worker"},  # that names a host
         "what": plans,
         "files": files[:FILES],
         "more": max(len(files) - FILES, 0),

@@ -19,6 +19,8 @@ __all__ = ["connected", "logical_cpus"]
 
 #: CPUs kept free beside the actors: a pool that takes every CPU never lets Ray Data run its read tasks.
 SPARE_CPUS = 2
+#: Loggers of Ray that warn of what was chosen on purpose: the token, and no progress bars of Ray's own.
+QUIET = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")
 _UNSAFE = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"
 
 
@@ -48,6 +50,8 @@ def _start(where: Where) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.update({"RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TQDM": "0"})
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
     address = where.address or os.environ.get("RAY_ADDRESS")
     try:
         if address and address != "local":
@@ -68,7 +72,6 @@ def _start(where: Where) -> None:
         _guard_token()
     except (ConnectionError, RuntimeError, OSError, ValueError) as error:
         raise InfrastructureError(f"Ray could not be started or joined: {error}") from error
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
 
 
 def _guard_token() -> None:

@@ -8,11 +8,13 @@ what was in flight.
 import faulthandler
 import json
 import logging
+import os
 import queue
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -27,6 +29,8 @@ from raygen.store import Shard
 
 __all__ = ["ray_runner"]
 
+#: Ray says this as an error of every actor pool of Ray Data: the pool keeps the arguments itself.
+HARMLESS = b"issues/53727"
 #: A stall is also five times the 95th percentile of the shards so far, but never less than this many seconds.
 LEAST_STALL_S = 300.0
 
@@ -84,7 +88,7 @@ def _pool(shards: Sequence[Shard], task: ShardTask, where: Where) -> Any:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)  # here: importing ray.data sets it
     items = [{"shard": _to_text(shard)} for shard in shards]
     resources: dict[str, Any] = {"num_cpus": where.cpus}
     if where.gpus:
@@ -104,11 +108,38 @@ def _consume(
     shards: Sequence[Shard], task: ShardTask, where: Where, results: "queue.Queue[Summary | BaseException | None]"
 ) -> None:
     try:
-        for row in _pool(shards, task, where).iter_rows():
-            results.put(Summary(**json.loads(row["summary"])))
+        with ExitStack() as starting:
+            starting.enter_context(_stderr_without(HARMLESS))
+            for row in _pool(shards, task, where).iter_rows():
+                starting.close()  # the pool is there
+                results.put(Summary(**json.loads(row["summary"])))
         results.put(None)
     except BaseException as error:  # handed to the thread that can raise it
         results.put(error)
+
+
+@contextmanager
+def _stderr_without(text: bytes) -> Iterator[None]:
+    """Lines of this process's stderr that hold `text` are dropped; they come from C++ and no logger sees them."""
+    read, write = os.pipe()
+    true = os.dup(2)
+
+    def forward() -> None:
+        with os.fdopen(read, "rb") as lines, os.fdopen(true, "wb", buffering=0, closefd=False) as stderr:
+            for line in lines:
+                if text not in line:
+                    stderr.write(line)
+
+    thread = threading.Thread(target=forward, daemon=True)
+    thread.start()
+    os.dup2(write, 2)
+    os.close(write)
+    try:
+        yield
+    finally:
+        os.dup2(true, 2)  # closes the last writer of the pipe, which ends the thread
+        thread.join(timeout=5)
+        os.close(true)
 
 
 def _watched(
