@@ -112,14 +112,14 @@ def test_only_what_is_trainable_gets_gradients() -> None:
     assert all(p.grad is None for p in objective.model.first_stage.parameters())
 
 
-@pytest.mark.parametrize("stage", ["kl", "vq"])
+@pytest.mark.parametrize("stage", ["kl", "vq", "dc"])
 def test_first_stage_terms(stage: str) -> None:
     torch.manual_seed(0)
     first = FirstStage(AutoencoderSpec(stage=stage, image_size=16, channels=(8, 8), codes=8))  # type: ignore[arg-type]
     spec = AutoencoderObjectiveSpec(l1=2.0, edges=0.5, perceptual=0.1, kl=1e-3, codebook=0.7)
     losses = AutoencoderObjective(first, spec, lambda a, b: (a - b).square().flatten(1).mean(dim=1))(batch())
     expected = 2 * losses["l1"] + 0.5 * losses["edges"] + 0.1 * losses["perceptual"]
-    expected = expected + (1e-3 * losses["kl"] if stage == "kl" else 0.7 * losses["codebook"])
+    expected = expected + {"kl": 1e-3 * losses.get("kl", 0), "vq": 0.7 * losses.get("codebook", 0), "dc": 0}[stage]
     torch.testing.assert_close(losses["loss"].detach(), expected)
     losses["loss"].backward()
     assert all(p.grad is not None for p in first.parameters())

@@ -1,11 +1,13 @@
 """First stages: pixels <-> the latents a diffusion model works on.
 
-Knows three kinds: `kl` (AutoencoderKL), `vq` (VQModel), `pixel` (identity), each behind an optional
-space-to-depth step, and the scale that brings their latents to unit size. Knows no noise schedule, no
-conditions and not how a first stage is trained.
+Knows four kinds: `kl` (AutoencoderKL), `vq` (VQModel), `dc` (AutoencoderDC: the deep compression autoencoder of
+arXiv:2410.10733, deterministic, with shortcuts around the bottleneck that let a small one learn in minutes),
+`pixel` (identity); each behind an optional space-to-depth step, with the scale that brings its latents to unit
+size. Knows no noise schedule, no conditions and not how a first stage is trained.
 
-`moments` are what is worth caching: mean and log-variance (kl), latents before quantisation (vq), pixels.
-Scaling follows diffusers: z = (latent - mean) * scaling_factor / std, all three in the model's own config.
+`moments` are what is worth caching: mean and log-variance (kl), latents before quantisation (vq), latents (dc),
+pixels. Scaling follows diffusers: z = (latent - mean) * scaling_factor / std, in the model's own config where that
+has a place for all three, in the spec for `dc`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, Transformer2DModel, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, Transformer2DModel, VQModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from pydantic import Field, model_validator
@@ -38,14 +40,16 @@ class AutoencoderSpec(Spec):
     """
 
     kind: Literal["autoencoder"] = "autoencoder"
-    stage: Literal["kl", "vq", "pixel"] = "kl"
+    stage: Literal["kl", "vq", "dc", "pixel"] = "kl"
     image_size: int = Field(64, ge=8, le=4096, description="height and width of the pictures")
     patch: int = Field(2, ge=1, le=16, description="space-to-depth factor in front")
     channels: tuple[int, ...] = Field((32, 64), min_length=1, description="one a level; each further one halves")
     layers_per_block: int = Field(1, ge=1, le=8)
     latent_channels: int = Field(4, ge=1, le=64)
-    mid_attention: bool = True
+    mid_attention: bool = Field(True, description="kl and vq")
     codes: int = Field(512, ge=2, description="vq only: size of the codebook")
+    latents_mean: tuple[float, ...] | None = Field(None, description="dc only: one a channel, found by training")
+    latents_std: tuple[float, ...] | None = Field(None, description="dc only: one a channel, found by training")
 
     @model_validator(mode="after")
     def _divides(self) -> "AutoencoderSpec":
@@ -95,9 +99,8 @@ class FirstStage(nn.Module):
         if self.net is None:
             return x
         x = x.to(self.net.dtype)
-        if self.spec.stage == "vq":
-            return self.net.encode(x, return_dict=False)[0].float()  # type: ignore[no-any-return]
-        return self.net.encode(x, return_dict=False)[0].parameters.float()  # type: ignore[no-any-return]
+        found = self.net.encode(x, return_dict=False)[0]
+        return (found.parameters if self.spec.stage == "kl" else found).float()  # type: ignore[no-any-return]
 
     def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
         """A latent z of the posterior; `noise` [B, C, h, w] is used by `kl` only."""
@@ -122,11 +125,16 @@ class FirstStage(nn.Module):
         """Set mean and scale so that sampled latents have mean 0 and standard deviation 1.
 
         `moments` of some thousands of pictures. kl: a mean and a deviation a channel (`latents_mean`,
-        `latents_std`); vq: one `scaling_factor`; pixel: nothing, pictures are left as they are.
+        `latents_std`); dc: the same, in the spec; vq: one `scaling_factor`; pixel: nothing, pictures are left as
+        they are.
         """
         if self.net is None:
             return
-        if self.spec.stage == "vq":
+        if self.spec.stage == "dc":
+            mean, std = moments.double().mean(dim=(0, 2, 3)), moments.double().std(dim=(0, 2, 3))
+            found = {"latents_mean": tuple(mean.tolist()), "latents_std": tuple(std.tolist())}
+            self.spec = self.spec.model_copy(update=found)
+        elif self.spec.stage == "vq":
             self.net.register_to_config(scaling_factor=1 / float(moments.float().std()))
         else:
             mean, logvar = moments.double().chunk(2, dim=1)
@@ -143,10 +151,10 @@ class FirstStage(nn.Module):
         return (raw.float() - self.mean) * self.scale
 
     def _read_scale(self) -> None:
-        """Fill the buffers from the config of the diffusers model."""
+        """Fill the buffers from the config of the diffusers model, or from the spec."""
         if self.net is None:
             return
-        config: Mapping[str, Any] = self.net.config
+        config: Mapping[str, Any] = self.spec.model_dump() if self.spec.stage == "dc" else self.net.config
         factor = float(config.get("scaling_factor") or 1.0)
         mean = config.get("latents_mean") or [float(config.get("shift_factor") or 0.0)]
         std = config.get("latents_std") or [1.0]
@@ -163,6 +171,14 @@ class FirstStage(nn.Module):
 
 def _build(spec: AutoencoderSpec) -> Any:
     levels = len(spec.channels)
+    if spec.stage == "dc":
+        layers, scales = (spec.layers_per_block,) * levels, ((),) * levels
+        return AutoencoderDC(
+            in_channels=3 * spec.patch**2, latent_channels=spec.latent_channels,
+            encoder_block_out_channels=spec.channels, decoder_block_out_channels=spec.channels,
+            encoder_layers_per_block=layers, decoder_layers_per_block=layers,
+            encoder_qkv_multiscales=scales, decoder_qkv_multiscales=scales,
+        )  # fmt: skip
     shared: dict[str, Any] = {
         "in_channels": 3 * spec.patch**2,
         "out_channels": 3 * spec.patch**2,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -41,6 +41,7 @@ DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 OWN_WEIGHTS: Final = "model.safetensors"
 CLASSES: Final[Mapping[str, Any]] = {
     "AutoencoderKL": AutoencoderKL,
+    "AutoencoderDC": AutoencoderDC,
     "VQModel": VQModel,
     "UNet2DModel": UNet2DModel,
     "UNet2DConditionModel": UNet2DConditionModel,

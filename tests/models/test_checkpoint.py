@@ -66,15 +66,18 @@ def test_diffusers_opens_the_parts(tmp_path: Path) -> None:
     assert scheduler.config.prediction_type == "v_prediction"
 
 
-@pytest.mark.parametrize("stage", ["vq", "pixel"])
+@pytest.mark.parametrize("stage", ["vq", "dc", "pixel"])
 def test_other_first_stages_round_trip(tmp_path: Path, stage: str) -> None:
     torch.manual_seed(0)
     spec = AutoencoderSpec(stage=stage, image_size=16, patch=2, channels=(8, 8), codes=16)  # type: ignore[arg-type]
     first = FirstStage(spec)
+    first.calibrate(first.encode(torch.rand(8, 3, 16, 16)).detach() + 0.5)
     model = checkpoint.build(LDMSpec(channels=(32,), attention=(False,)), first, seed=0)
     checkpoint.save(model, tmp_path / "m")
     loaded = checkpoint.load(tmp_path / "m")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert torch.equal(loaded.first_stage.mean, first.mean)
+    assert torch.equal(loaded.first_stage.scale, first.scale)
     UNet2DModel.from_pretrained(tmp_path / "m", subfolder="unet")
 
 
