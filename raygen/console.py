@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
@@ -50,7 +51,7 @@ def facts(values: Mapping[str, object]) -> None:
     """Names and values in two columns."""
     width = max(map(len, values), default=0)
     for name, value in values.items():
-        console.print(f"  [dim]{name:<{width}}[/dim]  ", end="")
+        console.print(f"  [dim]{escape(f'{name:<{width}}')}[/dim]  ", end="")
         console.print(_text(value), markup=False)  # never folded: a digest is there to be copied
 
 

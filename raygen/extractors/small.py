@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from raygen.faces import CLASSES
@@ -100,7 +101,7 @@ def save_small(model: SmallParser, folder: Path, *, weights: str, extra: Mapping
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if weights == "float16" else torch.float32
     tensors = {n: t.detach().cpu().to(dtype).contiguous() for n, t in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).write_bytes(serialize(tensors, metadata={"format": "pt"}))
     document = {"parser": model.spec.model_dump(mode="json"), "classes": CLASSES, "extra": dict(extra)}
     (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return small_digest(folder)
