@@ -1,11 +1,12 @@
 """How much of the device Ray and the commit protocol leave, in one run on one machine.
 
-    python benchmarks/throughput.py [--rounds 3] [--pictures 768] [--only real,emulated,overhead] [--json FILE]
+    python benchmarks/throughput.py [--rounds 3] [--pictures 768] [--only real,emulated,overhead,codec] [--json FILE]
 
 real       pictures a second of `raygen generate` on Ray against the same worker in a bare loop (outputs left in
            memory, nothing encoded or stored) and against a plain torchrun script, in turn, round by round.
 emulated   a worker that sleeps as long as a GPU at 25 pictures a second would work, 1 to 8 actors.
 overhead   seconds and driver memory a shard, from runs whose worker does nothing.
+codec      pictures a second that one core encodes, and their size, for drawn faces of 256 px.
 
 Steady rates leave out the first batch or shard of each worker. Ratios are medians over rounds.
 """
@@ -21,7 +22,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -37,7 +38,7 @@ from raygen.shards import execute
 from raygen.spec import Where, run_id
 from raygen.storage import Slice
 from raygen.store import Plan, Store, cut
-from raygen.tables import to_parquet
+from raygen.tables import Codec, encode_image, to_parquet
 from raygen.verbs.generate import build_sampler
 
 BATCH = 32
@@ -173,6 +174,23 @@ def overhead(folder: Path) -> list[dict[str, Any]]:
              "driver_mb_a_million_rows": (b[2] - a[2]) / (b[0]) * 1e6 / 1024}]  # fmt: skip
 
 
+def codec(pictures: int = 96) -> list[dict[str, Any]]:
+    """Pictures a second a core and KiB a picture, each codec on the same drawn faces."""
+    from raygen.datasets.procedural import draw
+
+    faces = [draw(0, i, 0, 256).pixels for i in range(pictures)]
+    results = []
+    for name in get_args(Codec):
+        seconds, size = [], 0
+        for _ in range(3):
+            began = time.process_time()
+            size = sum(len(encode_image(face, name)) for face in faces)
+            seconds.append(time.process_time() - began)
+        each = statistics.median(seconds) / pictures
+        results.append({"case": f"codec {name}, 256 px", "a_second_a_core": 1 / each, "kib": size / pictures / 1024})
+    return results
+
+
 def _ranged(folder: Path, rows: int) -> list[Slice]:
     """A file of `rows` bare condition rows."""
     from raygen.planning import Unconditional
@@ -197,13 +215,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=768)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--only", default="real,emulated,overhead")
+    parser.add_argument("--only", default="codec,emulated,overhead,real")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     parts = options.only.split(",")
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, connected(Where(runner="ray", workers=8)):
         folder = Path(name)
+        if "codec" in parts:
+            found += codec()
         if "emulated" in parts:
             found += emulated(folder, 25.0, 8)
         if "overhead" in parts:

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Submit a raygen job to a Ray head node. On one machine, with the dashboard on loopback:
 #
-#   ray start --head --num-cpus=4 --dashboard-host=127.0.0.1
+#   . .venv/bin/activate; export RAY_AUTH_MODE=token
+#   ray start --head --num-cpus=4 --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1
 #   jobs/submit.sh generate jobs/generate_quickstart.yaml out="$PWD/runs/submitted"
 #
 # The nodes must have raygen's requirements installed; the code itself travels with --working-dir. Paths in the
