@@ -22,9 +22,9 @@ SIZE = 64
 #: quickstart draws people under other seeds.
 TRAINING_SEED = 0
 #: Drawn people that `--train` learns from, four pictures each.
-TRAINING_PEOPLE = 1500
+TRAINING_PEOPLE = 1200
 #: Seconds of training each model gets with `--train`, on two cores.
-BUDGET = {"parser": 80.0, "first_stage": 150.0, "model": 240.0}
+BUDGET = {"parser": 60.0, "first_stage": 90.0, "model": 210.0}
 
 
 class Quickstart(Spec):
