@@ -66,12 +66,14 @@ def _estimate(job: Job) -> None:
     console.console.print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False).rstrip(), markup=False)
     estimate = job.estimate()
     console.heading("dry run: nothing was written")
+    shards = {"shards": f"{estimate.shards} ({estimate.done_shards} are committed already)"} if estimate.shards else {}
+    workers = "one worker" if job.where.workers == 1 else f"{job.where.workers} workers"
     console.facts(
         {
             "rows": estimate.rows,
-            "shards": f"{estimate.shards} ({estimate.done_shards} are committed already)",
+            **shards,
             "bytes": f"about {console.size(estimate.bytes)}",
-            "time": f"about {console.duration(estimate.seconds)} with {job.where.workers} worker(s)",
+            "time": f"about {console.duration(estimate.seconds)} with {workers}",
             "": "; ".join(estimate.notes),
         }
     )
