@@ -43,7 +43,8 @@ _FRECHET: Final = "distance between the generated and the reference pictures in 
 _KINDS: Final[Mapping[str, _Kind]] = {
     "miou": _Kind("Mean IoU", _OVERLAP, "higher", 100, 3),
     "pixel_accuracy": _Kind("Pixel accuracy", "share of pixels whose class is the one asked for", "higher", 100, 3),
-    "mean_accuracy": _Kind("Mean accuracy", "pixel accuracy of each class, averaged", "higher", 100, 3),
+    "class_accuracy": _Kind("Class accuracy", "share of a class's pixels that are found, averaged", "higher", 100, 3),
+    "frequency_iou": _Kind("Frequency-weighted IoU", "overlap, classes weighted by their pixels", "higher", 100, 3),
     "fid": _Kind("FID", _FRECHET, "lower", 10_000, 2),
     "fd": _Kind("Fréchet distance", _FRECHET, "lower", 10_000, 2),
     "kid": _Kind("KID", "kernel distance to the reference pictures", "lower", 1_000, 4),

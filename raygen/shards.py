@@ -95,7 +95,7 @@ class ShardWorker:
     def __call__(self, shard: Shard) -> Summary:
         """Work on one shard. Failures come back as a summary; only a dead process gives none."""
         began = time.time()
-        if shard.index in self.store.committed():
+        if self.store.is_committed(shard.index):
             return Summary(shard.index, "present")
         attempt = self.store.begin(shard.index, self.task.launch, self.task.tries)
         if attempt == 0:

@@ -249,6 +249,12 @@ class Store:
             found.setdefault(int(name[6:11]), name)  # sorted, so the smallest name of twins wins
         return found
 
+    def is_committed(self, shard: int) -> bool:
+        """Whether `shard` counts already; one look where commits have fixed names, a listing elsewhere."""
+        if self.creates_once:
+            return self.storage.exists(f"commits/shard-{shard:05d}.json")
+        return shard in self.committed()
+
     def commit_of(self, shard: int) -> Commit:
         """The commit of `shard`; `IntegrityError` where its record is missing or damaged."""
         name = self.committed().get(shard)
