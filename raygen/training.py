@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -107,7 +108,12 @@ class Trainer:
         self.wrapped: Any = objective
         if world_size > 1 and dist.is_initialized():
             several = len(self.phases) > 1
-            self.wrapped = DistributedDataParallel(objective, broadcast_buffers=False, find_unused_parameters=several)
+            with warnings.catch_warnings():
+                # Newer versions call the argument `forward_sync_buffers`; older ones know only this name.
+                warnings.simplefilter("ignore", FutureWarning)
+                self.wrapped = DistributedDataParallel(
+                    objective, broadcast_buffers=False, find_unused_parameters=several
+                )
 
     @property
     def progress(self) -> float:

@@ -1,10 +1,11 @@
 """Ranks through Ray Train.
 
-Knows how a training function gets its rank, and that a lost worker restarts
-all ranks from the newest whole training state. Does not know what is trained. For several nodes the job's `out`
-must be a folder that all of them see.
+Knows how a training function gets its rank, and that a lost worker restarts all ranks from the newest whole
+training state. Does not know what is trained. For several nodes the job's `out` must be a folder that all of them
+see.
 """
 
+import logging
 import os
 import shutil
 import uuid
@@ -27,6 +28,7 @@ RankTask = Callable[[int, int], Iterator[Step]]
 
 
 def _loop(config: dict[str, Any]) -> None:
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would say again what `history.jsonl` says
     context = ray.train.get_context()
     for step in config["task"](context.get_world_rank(), context.get_world_size()):
         ray.train.report(asdict(step))
