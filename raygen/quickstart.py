@@ -3,6 +3,8 @@
 Knows which jobs follow each other and with what settings. Does nothing that a job file could not do.
 """
 
+import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,10 +122,14 @@ def _farewell(settings: Quickstart, out: Path, page: object, facts: Mapping[str,
         }
     )
     console.heading("next")
-    for line in (
-        f"open {page}",
-        f"raygen verify {out}/samples          # every row exactly once, every byte as committed",
-        "raygen generate jobs/generate_quickstart.yaml what.sampler.steps=25 out=runs/more --dry-run",
-        "raygen doctor                       # is this machine ready for more",
-    ):
-        console.console.print(f"  {line}", markup=False)
+    activate = [] if shutil.which("raygen") else [(f". {Path(sys.prefix)}/bin/activate", "so that `raygen` is found")]
+    again = f"raygen generate jobs/generate_quickstart.yaml what.conditions={out}/conditions what.sampler.steps=25"
+    steps = [
+        *activate,
+        (f"raygen verify {out}/samples", "every row exactly once, every byte as committed"),
+        (f"{again} --dry-run", "more steps: how long would it take"),
+        ("raygen doctor", "is this machine ready for more"),
+    ]
+    console.console.print(f"  look at {page} in a browser", markup=False)
+    for command, why in steps:
+        console.console.print(f"  {command}    # {why}", markup=False)
