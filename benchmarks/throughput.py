@@ -148,13 +148,14 @@ def real(folder: Path, rounds: int, pictures: int, steps: int) -> list[dict[str,
     return results
 
 
-def emulated(folder: Path, rate: float, shards: int) -> list[dict[str, Any]]:
+def emulated(folder: Path, rate: float, shard_rows: int, shards: int = 4) -> list[dict[str, Any]]:
     """1 to 8 sleeping devices: what is left of `rate` pictures a second each."""
     results = []
     for workers in (1, 2, 4, 8):
-        rows = shards * workers * 4 * BATCH
-        _, got = run(folder / f"emulated-{workers}", _ranged(folder, rows), partial(Emulated, rate), workers, 4 * BATCH)
-        case = {"case": f"emulated, {workers} actor(s)", "of_ideal": got["rate"] / (workers * rate)}
+        pieces = _ranged(folder, shards * workers * shard_rows)
+        name = f"emulated, {workers} actor(s), {shard_rows} rows a shard"
+        _, got = run(folder / name.replace(" ", "-"), pieces, partial(Emulated, rate), workers, shard_rows)
+        case = {"case": name, "of_ideal": got["rate"] / (workers * rate)}
         results.append({**case, "rate": got["rate"], "busy": got["busy"], "first": got["first"]})
         print(f"  {results[-1]}", flush=True)
     return results
@@ -215,6 +216,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=768)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--shard-rows", type=int, default=512, help="of the emulated runs; 512 are 20 s a device")
     parser.add_argument("--only", default="codec,emulated,overhead,real")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -225,7 +227,7 @@ def main() -> None:
         if "codec" in parts:
             found += codec()
         if "emulated" in parts:
-            found += emulated(folder, 25.0, 8)
+            found += emulated(folder, 25.0, options.shard_rows)
         if "overhead" in parts:
             found += overhead(folder)
         if "real" in parts:
