@@ -14,18 +14,21 @@ Steady rates leave out the first batch or shard of each worker. Ratios are media
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import psutil
 import torch
 
 from benchmarks.workers import Emulated, Nothing
@@ -163,16 +166,37 @@ def emulated(folder: Path, rate: float, shard_rows: int, shards: int = 4) -> lis
 
 def overhead(folder: Path) -> list[dict[str, Any]]:
     """Seconds a shard, and megabytes of driver memory a million rows at 1,024 rows a shard."""
+    counts = (50, 250, 450)
+    pieces = _ranged(folder, counts[-1] * 1024)[0]
     marks = []
-    for shards in (50, 250, 450):
+    for shards in counts:
         began = time.time()
-        run(folder / f"nothing-{shards}", _ranged(folder, shards * 1024), Nothing, 1, 1024)
-        marks.append((shards, time.time() - began, _rss()))
+        with _peak() as peak:
+            rows = [Slice(pieces.path, 0, shards * 1024)]
+            run(folder / f"nothing-{shards}", rows, Nothing, 1, 1024)
+        marks.append((shards, time.time() - began, peak[0]))
         print(f"  {shards} shards: {marks[-1][1]:.1f} s, {marks[-1][2]:.0f} MB", flush=True)
-    a, b = marks[1], marks[2]
-    shards = b[0] - marks[0][0]
-    return [{"case": "a shard of 1,024 rows without pictures", "seconds": (b[1] - marks[0][1]) / shards,
-             "driver_mb_a_million_rows": (b[2] - a[2]) / (b[0]) * 1e6 / 1024}]  # fmt: skip
+    (few, _, low), (_, early, _), (many, late, high) = marks[1], marks[0], marks[2]
+    return [{"case": "a shard of 1,024 rows without pictures", "seconds": (late - early) / (many - counts[0]),
+             "driver_mb_a_million_rows": (high - low) / (many - few) * 1e6 / 1024}]  # fmt: skip
+
+
+@contextmanager
+def _peak() -> Iterator[list[float]]:
+    """Largest resident memory of this process meanwhile, megabytes: unlike ru_maxrss, not of what came before."""
+    process, largest, over = psutil.Process(), [0.0], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            largest[0] = max(largest[0], process.memory_info().rss / 2**20)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield largest
+    finally:
+        over.set()
+        thread.join()
 
 
 def codec(pictures: int = 96) -> list[dict[str, Any]]:
@@ -193,21 +217,21 @@ def codec(pictures: int = 96) -> list[dict[str, Any]]:
 
 
 def _ranged(folder: Path, rows: int) -> list[Slice]:
-    """A file of `rows` bare condition rows."""
-    from raygen.planning import Unconditional
-
+    """A file of `rows` bare condition rows, written by another process so that its memory is not this one's."""
     path = folder / f"rows-{rows}.parquet"
     if not path.exists():
-        import pyarrow as pa
-
-        numbers = pa.table({"index": pa.array(range(rows), pa.int64())})
-        path.write_bytes(to_parquet(Unconditional(count=rows).rows(numbers), row_group_rows=1024))
+        subprocess.run([sys.executable, __file__, "--rows-file", str(path), str(rows)], check=True)
     return [Slice(str(path), 0, rows)]
 
 
-def _rss() -> float:
-    """Peak memory of this process in megabytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _write_rows(path: Path, rows: int) -> None:
+    """The other process of `_ranged`."""
+    import pyarrow as pa
+
+    from raygen.planning import Unconditional
+
+    numbers = pa.table({"index": pa.array(range(rows), pa.int64())})
+    path.write_bytes(to_parquet(Unconditional(count=rows).rows(numbers), row_group_rows=1024))
 
 
 def main() -> None:
@@ -219,7 +243,10 @@ def main() -> None:
     parser.add_argument("--shard-rows", type=int, default=512, help="of the emulated runs; 512 are 20 s a device")
     parser.add_argument("--only", default="codec,emulated,overhead,real")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--rows-file", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.rows_file:
+        return _write_rows(Path(options.rows_file[0]), int(options.rows_file[1]))
     parts = options.only.split(",")
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, connected(Where(runner="ray", workers=8)):

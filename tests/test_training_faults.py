@@ -15,6 +15,7 @@ import yaml
 from safetensors.torch import load_file
 
 from raygen.run import make
+from raygen.spec import ConfigError
 
 STEPS = 30
 
@@ -96,3 +97,15 @@ def test_a_killed_worker_costs_no_step(faces, golden, tmp_path):
     assert result.facts["steps"] == STEPS
     found = weights(out)
     assert max(float((golden[name] - found[name]).abs().max()) for name in golden) < 5e-3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_ranks_take_relative_paths_and_do_not_try_a_wrong_job_again(faces, tmp_path):
+    document = job(Path(os.path.relpath(faces)), Path(os.path.relpath(tmp_path / "out")), runner="ray", workers=2)
+    document["what"]["training"]["steps"] = 2
+    assert make(document).run(lambda _: None).facts["steps"] == 2
+    missing = job(tmp_path / "nothing", tmp_path / "other", runner="ray", workers=2)
+    with pytest.raises(ConfigError, match="no complete run is here"):
+        make(missing).run(lambda _: None)

@@ -3,14 +3,19 @@
 Knows how a training function gets its rank, and that a lost worker restarts all ranks from the newest whole
 training state. Does not know what is trained. For several nodes the job's `out` must be a folder that all of them
 see.
+
+Ray Train tries every failure again, and by default starts its workers in another folder. Here only what may work
+later is tried again: an error of raygen's own ends the run, and jobs mean their paths as they were written.
 """
 
+import json
 import logging
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -18,7 +23,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raygen.cluster.connect import connected
-from raygen.spec import InfrastructureError, RaygenError, Where
+from raygen.spec import ConfigError, InfrastructureError, InputError, IntegrityError, RaygenError, Where
 from raygen.training import Step
 
 __all__ = ["run_ranks"]
@@ -29,22 +34,45 @@ RankTask = Callable[[int, int], Iterator[Step]]
 
 def _loop(config: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would say again what `history.jsonl` says
+    failed = Path(config["failed"])
+    if failed.exists():
+        return  # a second try would fail the same way; `run_ranks` reads why
     context = ray.train.get_context()
-    for step in config["task"](context.get_world_rank(), context.get_world_size()):
-        ray.train.report(asdict(step))
+    try:
+        for step in config["task"](context.get_world_rank(), context.get_world_size()):
+            ray.train.report(asdict(step))
+    except RaygenError as error:
+        failed.parent.mkdir(parents=True, exist_ok=True)
+        message = Exception.__str__(error)  # an InputError's own text puts its reason in front
+        record = {"kind": type(error).__name__, "message": message, "reason": getattr(error, "reason", "")}
+        failed.write_text(json.dumps(record), encoding="utf-8")
+        raise
+
+
+def _recorded(failed: Path) -> RaygenError | None:
+    """The error that a rank wrote down, as it was raised there."""
+    if not failed.exists():
+        return None
+    record = json.loads(failed.read_text(encoding="utf-8"))
+    if record["kind"] == "InputError":
+        return InputError(record["message"], reason=record["reason"])
+    known = {kind.__name__: kind for kind in (ConfigError, InfrastructureError, IntegrityError)}
+    return known.get(record["kind"], RaygenError)(record["message"])
 
 
 def run_ranks(task: RankTask, where: Where, shared: str) -> None:
     """Run `task` on `where.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
 
     A worker that dies restarts the ranks, at most `where.tries` times; `task` goes on from its own state.
-    `InfrastructureError` where that is not enough.
+    `InfrastructureError` where that is not enough; errors of `raygen.spec` come as they were raised.
     """
-    storage = os.path.join(shared, ".ray-train")
+    storage = os.path.join(os.path.abspath(shared), ".ray-train")
+    failed = Path(storage) / f"failed-{uuid.uuid4().hex[:8]}.json"
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with connected(where):
         trainer = TorchTrainer(
             _loop,
-            train_loop_config={"task": task},
+            train_loop_config={"task": task, "failed": str(failed)},
             torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=where.workers,
@@ -54,15 +82,19 @@ def run_ranks(task: RankTask, where: Where, shared: str) -> None:
             # The name is new each time: a name that was used before would silently go on with Ray's own state.
             run_config=RunConfig(
                 name=f"train-{uuid.uuid4().hex[:8]}",
-                storage_path=os.path.abspath(storage),
+                storage_path=storage,
                 failure_config=FailureConfig(max_failures=where.tries),
             ),
         )
         try:
             trainer.fit()
+            if (reason := _recorded(failed)) is not None:
+                raise reason
         except RaygenError:
             raise
         except Exception as error:
+            if (reason := _recorded(failed)) is not None:
+                raise reason from None
             raise InfrastructureError(f"training ended: {type(error).__name__}: {str(error)[:1500]}") from error
         finally:
             shutil.rmtree(storage, ignore_errors=True)
