@@ -246,7 +246,8 @@ def main() -> None:
     parser.add_argument("--rows-file", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rows_file:
-        return _write_rows(Path(options.rows_file[0]), int(options.rows_file[1]))
+        _write_rows(Path(options.rows_file[0]), int(options.rows_file[1]))
+        return
     parts = options.only.split(",")
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, connected(Where(runner="ray", workers=8)):

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from raygen.faces import flip_mask
-from raygen.models.conditions import Conditions, images_from_rows
+from raygen.models.conditions import Conditions, Shapes, Tokenize, images_from_rows
 from raygen.spec import InputError
 
-__all__ = ["TrainingArrays", "draw", "load_arrays", "order"]
+__all__ = ["TrainingArrays", "draw", "load_arrays", "order", "texts_of"]
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +40,7 @@ class TrainingArrays:
     moments: Array | None = None
     mask: Array | None = None
     attributes: Array | None = None
+    text: Array | None = None
     present: Mapping[str, Array] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
@@ -65,8 +66,9 @@ class TrainingArrays:
         if self.mask is not None:
             mask = self.mask[faces]
             result["mask"] = np.where(mirror[:, None, None], flip_mask(mask), mask)
-        if self.attributes is not None:
-            result["attributes"] = self.attributes[faces]
+        for name, values in (("attributes", self.attributes), ("text", self.text)):
+            if values is not None:
+                result[name] = values[faces]
         return result
 
 
@@ -78,20 +80,26 @@ def load_arrays(
     latents: Iterable[pa.Table] | None = None,
     autoencoder: str | None = None,
     split: str | None = None,
+    tokenize: Tokenize | None = None,
+    recipe: str = "overall",
 ) -> TrainingArrays:
     """FACES tables (and LATENTS, joined by `face_id`) -> arrays; pictures and masks at `size`.
 
+    Of a face's texts the one named `recipe` counts, as ids of `tokenize`; a face without it has no text.
     Bad faces are left out and listed. `InputError`: no rows, duplicate ids, or latents of another first stage
     than `autoencoder` (its sha256).
     """
     names = tuple(sorted(modalities))
+    shapes = Shapes(size, 0 if tokenize is None else int(tokenize([""]).shape[1]), tokenize)
     ids: list[str] = []
     left_out: list[str] = []
     images: list[Array] = []
     conditions: list[Conditions] = []
     for table in faces:
         kept = table if split is None else table.filter(pc.equal(table["split"], split))
-        found, errors = Conditions.from_rows(kept, names, mask_size=size)
+        if "text" in names:
+            kept = kept.append_column("text", texts_of(kept, recipe))
+        found, errors = Conditions.from_rows(kept, names, shapes=shapes)
         if latents is None:
             pixels, more = images_from_rows(kept, size)
             errors = [a or b for a, b in zip(errors, more, strict=True)]
@@ -115,9 +123,16 @@ def load_arrays(
         moments=None if rows is None else rows[2],
         mask=_joined([c.mask for c in conditions]),
         attributes=_joined([c.attributes for c in conditions], np.int8),
+        text=_joined([c.text for c in conditions], np.int32),
         present={name: np.concatenate([c.present[name].numpy() for c in conditions]) for name in names},
         left_out=tuple(left_out),
     )
+
+
+def texts_of(faces: pa.Table, recipe: str) -> pa.Array:
+    """The text of that name of every face, null where it has none."""
+    found = [dict(texts or ()).get(recipe) for texts in faces["texts"].to_pylist()]
+    return pa.array(found, pa.string())
 
 
 def _joined(parts: list[Tensor | None], dtype: Any = np.uint8) -> Array | None:

@@ -32,6 +32,7 @@ HELP = {
     "train": "FACES -> a checkpoint.",
     "generate": "CONDITIONS -> SAMPLES: the pictures.",
     "evaluate": "SAMPLES -> METRICS: how good they are.",
+    "ablation": "The same jobs for several variants of a setting, and one table.",
 }
 JobFile = Annotated[Path, typer.Argument(help="job file (YAML)", show_default=False)]
 Overrides = Annotated[
@@ -73,10 +74,13 @@ def _estimate(job: Job) -> None:
             "rows": estimate.rows,
             **shards,
             "bytes": f"about {console.size(estimate.bytes)}",
-            "time": f"about {console.duration(estimate.seconds)} with {workers}",
-            "": "; ".join(estimate.notes),
+            "time": f"about {console.duration(estimate.seconds)} with {workers}"
+            if estimate.seconds
+            else "not estimated",
         }
     )
+    for note in estimate.notes:
+        console.console.print(f"  {note}", markup=False)
 
 
 @app.command()

@@ -45,6 +45,10 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "pixel_accuracy": _Kind("Pixel accuracy", "share of pixels whose class is the one asked for", "higher", 100, 3),
     "class_accuracy": _Kind("Class accuracy", "share of a class's pixels that are found, averaged", "higher", 100, 3),
     "frequency_iou": _Kind("Frequency-weighted IoU", "overlap, classes weighted by their pixels", "higher", 100, 3),
+    "attribute_accuracy": _Kind("Attribute accuracy", "attributes that are as asked for, averaged", "higher", 100, 3),
+    "attribute_balanced": _Kind(
+        "Balanced attribute accuracy", "the same with yes and no counting alike; 0.5 is chance", "higher", 100, 3
+    ),
     "fid": _Kind("FID", _FRECHET, "lower", 10_000, 2),
     "fd": _Kind("Fréchet distance", _FRECHET, "lower", 10_000, 2),
     "kid": _Kind("KID", "kernel distance to the reference pictures", "lower", 1_000, 4),
@@ -196,7 +200,7 @@ def _notes(number: Number) -> list[str]:
         notes.append(f"{number.metric} is not FID: other features, so no published FID compares with it.")
     if number.base == "fid":
         notes.append("Compare only with a FID of the same protocol, reference and n.")
-    if number.base in ("miou", "pixel_accuracy", "iou") and number.network:
+    if number.base in ("miou", "pixel_accuracy", "iou", "attribute_accuracy", "attribute_balanced") and number.network:
         notes.append(f"Judged by {number.network}, which errs too: its own result on the reference is the ceiling.")
     told = [number.protocol.get(key) for key in ("warning", "warnings", "note", "notes", "caveat")]
     notes += [str(text) for value in told if value for text in (value if isinstance(value, list) else [value])]

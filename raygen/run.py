@@ -12,7 +12,7 @@ from raygen.verbs.base import Job
 
 __all__ = ["VERBS", "Verb", "job_type", "load", "make"]
 
-Verb = Literal["ingest", "plan", "encode", "train", "generate", "evaluate"]
+Verb = Literal["ingest", "plan", "encode", "train", "generate", "evaluate", "ablation"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 
 
@@ -43,6 +43,10 @@ def job_type(verb: Verb) -> type[Job]:
             from raygen.verbs.evaluate import EvaluateJob
 
             return EvaluateJob
+        case "ablation":
+            from raygen.ablation import AblationJob
+
+            return AblationJob
     assert_never(verb)
 
 

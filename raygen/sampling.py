@@ -217,7 +217,7 @@ class SampleWorker:
             rows,
             model.modalities,
             required=model.required_conditions,
-            mask_size=model.first_stage.spec.image_size,
+            shapes=model.shapes,
         )
         ids = rows["sample_id"].to_pylist()
         keys: list[int | None] = [

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 import torch
 from pydantic import Field
 
-from raygen.extractors.base import FeatureSpec, ParserSpec, Small, load_features, load_parser
-from raygen.faces import CLASSES
+from raygen.extractors.base import FeatureSpec, ParserSpec, Small, load_classifier, load_features, load_parser
+from raygen.faces import ATTRIBUTES, CLASSES
+from raygen.metrics.attributes import Agreement, bootstrap_accuracy, codes, mean
 from raygen.metrics.frechet import LOW_N, Moments, frechet_of_features, jackknife
 from raygen.metrics.segmentation import Counts, bootstrap_miou, confusion
 from raygen.spec import InputError, Spec
@@ -37,6 +38,7 @@ class ScoreSpec(Spec):
 
     parser: ParserSpec | None = Field(default_factory=Small)
     features: FeatureSpec | None = Field(default_factory=Small)
+    classifier: Small | None = Field(default_factory=Small, description="of the 40 attributes")
 
 
 class Observer:
@@ -47,6 +49,7 @@ class Observer:
         self.run_id, self.attempt = run_id, attempt
         self.parser = None if spec.parser is None else load_parser(spec.parser, device)
         self.features = None if spec.features is None else load_features(spec.features, device)
+        self.classifier = None if spec.classifier is None else load_classifier(spec.classifier, device)
 
     def __call__(self, images: UInt8Array, rows: pa.Table) -> pa.Table:
         """SCORES of pictures uint8 [n, H, W, 3]; `rows` brings ids and the masks that were wanted."""
@@ -58,6 +61,8 @@ class Observer:
             found += [(i, name, v.tolist()) for i, v in zip(ids, self.features.features(tensor).numpy(), strict=True)]
         if self.parser is not None and "mask" in rows.column_names and len(ids):
             found += self._segmentation(ids, tensor, rows["mask"].to_pylist())
+        if self.classifier is not None and "attributes" in rows.column_names and len(ids):
+            found += self._attributes(ids, tensor, rows["attributes"].to_pylist())
         return self._table(found)
 
     def _segmentation(
@@ -74,6 +79,18 @@ class Observer:
             result.append((ids[i], f"segmentation:{self.parser.name}", Counts.of(confusion(target, label)).vector()))
         return result
 
+    def _attributes(
+        self, ids: Sequence[str], images: torch.Tensor, wanted: Sequence[Sequence[int] | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        assert self.classifier is not None
+        asked = [i for i, values in enumerate(wanted) if values is not None]
+        if not asked:
+            return []
+        found = self.classifier.attributes(images[asked]).numpy()
+        vectors = codes(np.array([wanted[i] for i in asked], dtype=np.int8), found).astype(float)
+        name = f"attributes:{self.classifier.name}"
+        return [(ids[i], name, vector.tolist()) for i, vector in zip(asked, vectors, strict=True)]
+
     def _table(self, found: Sequence[tuple[str, str, list[float]]]) -> pa.Table:
         columns = {
             "sample_id": [row[0] for row in found],
@@ -86,7 +103,7 @@ class Observer:
 
     def protocols(self) -> dict[str, Mapping[str, Any]]:
         """What the numbers depend on, by the network's name."""
-        networks = [n for n in (self.parser, self.features) if n is not None]
+        networks = [n for n in (self.parser, self.features, self.classifier) if n is not None]
         return {network.name: network.protocol() for network in networks}
 
 
@@ -193,8 +210,8 @@ def measure(
 ) -> pa.Table:
     """METRICS of sets of scores: `all` (what is judged), `reference`, and any other such as `roundtrip`.
 
-    Segmentation gets a row a set, and a row a class with the slice `all/hair`. The Fréchet distance compares every
-    other set with `reference`; it is a `fid` only where `frechet_name` says so.
+    Segmentation gets a row a set, and a row a class with the slice `all/hair`; attributes likewise. The Fréchet
+    distance compares every other set with `reference`; it is a `fid` only where `frechet_name` says so.
     """
     table = _Table(run_id, reference)
     for where, scores in sets.items():
@@ -202,6 +219,8 @@ def measure(
             kind, _, network = name.partition(":")
             if kind == "segmentation":
                 _segmentation(table, where, network, scored, protocols.get(network, {}))
+            if kind == "attributes":
+                _agreement(table, where, network, scored, protocols.get(network, {}))
     real = sets.get("reference", {})
     for where, scores in sets.items():
         for name, scored in scores.items():
@@ -222,6 +241,20 @@ def _segmentation(table: _Table, where: str, network: str, scored: Scored, proto
     for name, value in zip(CLASSES, total.iou(), strict=True):
         if np.isfinite(value):
             table.add(f"iou:{network}", f"{where}/{name}", float(value), n, protocol)
+
+
+def _agreement(table: _Table, where: str, network: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
+    agreement, n = Agreement.of(scored.vectors), len(scored.ids)
+    accuracy, balanced = agreement.accuracy(), agreement.balanced()
+    protocol = {**protocol, "attributes": int(np.isfinite(balanced).sum()), "level": "mean over attributes"}
+    if np.isfinite(accuracy).any():
+        table.add(f"attribute_accuracy:{network}", where, mean(accuracy), n, protocol)
+    if np.isfinite(balanced).any():
+        interval = bootstrap_accuracy(scored.vectors)
+        table.add(f"attribute_balanced:{network}", where, mean(balanced), n, protocol, interval)
+    for name, value in zip(ATTRIBUTES, balanced, strict=True):
+        if np.isfinite(value):
+            table.add(f"attribute_balanced:{network}", f"{where}/{name}", float(value), n, protocol)
 
 
 def _frechet(table: _Table, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:

@@ -34,13 +34,30 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raygen.arrays import TrainingArrays, draw, load_arrays, order
 from raygen.losses import Objective
-from raygen.spec import ConfigError, Spec, canonical
+from raygen.spec import ConfigError, InfrastructureError, Spec, canonical
 
-__all__ = ["Step", "TrainSpec", "Trainer", "TrainingArrays", "draw", "latest_state", "load_arrays", "order", "train"]
+__all__ = [
+    "DivergedError",
+    "Step",
+    "TrainSpec",
+    "Trainer",
+    "TrainingArrays",
+    "draw",
+    "latest_state",
+    "load_arrays",
+    "order",
+    "train",
+]
 
 Batch = dict[str, Tensor]
 #: Fields of a TrainSpec that a resumed run may change.
-FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "keep"})
+FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "sheet_every", "keep"})
+#: Faces that an error names.
+NAMED = 16
+
+
+class DivergedError(ConfigError):
+    """The loss is no longer finite: with these settings or this data, training cannot go on."""
 
 
 class TrainSpec(Spec):
@@ -62,6 +79,9 @@ class TrainSpec(Spec):
     seed: int = Field(0, ge=0, lt=2**63)
     save_every: int = Field(1000, ge=1, description="steps between training states")
     log_every: int = Field(50, ge=1, description="steps a record covers")
+    sheet_every: int | None = Field(None, ge=1, description="steps between sheets of pictures; none makes no sheets")
+    gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
+    compile: bool = Field(False, description="compile the network; the first steps take minutes")
     keep: int = Field(2, ge=1, description="training states kept")
 
     @model_validator(mode="after")
@@ -98,9 +118,15 @@ class Trainer:
         self.spec, self.rank, self.world_size = spec, rank, world_size
         self.device = torch.device(device)
         self.objective = objective.to(self.device).train()
+        if spec.gradient_checkpointing:
+            _checkpoint_gradients(self.objective)
+        if spec.compile:
+            for network in self.objective.networks():
+                network.compile()
         self.phases = [list(parameters) for parameters in objective.phases()]
         self.optimizers = [
-            torch.optim.AdamW(p, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay) for p in self.phases
+            torch.optim.AdamW(p, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True)
+            for p in self.phases
         ]
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self.shadow = [p.detach().clone() for p in self.parameters.values()] if spec.ema else []
@@ -148,13 +174,18 @@ class Trainer:
             *(tensor.chunk(self.spec.accumulate) for tensor in moved.values()), strict=True
         )]  # fmt: skip
         means: Batch = {}
+        self.objective.step = self.step
         for phase, optimizer in enumerate(self.optimizers):
+            if not self.objective.active(phase):
+                continue
             optimizer.zero_grad(set_to_none=True)
             for index, part in enumerate(parts):
                 for name, value in self._backward(part, phase, last=index == len(parts) - 1).items():
-                    means[name] = means.get(name, torch.zeros_like(value)) + value / len(parts)
+                    if phase == 0 or name != "loss":  # the loss of a step is that of what is trained for
+                        means[name] = means.get(name, torch.zeros_like(value)) + value / len(parts)
             if self.spec.clip:
-                torch.nn.utils.clip_grad_norm_(self.phases[phase], self.spec.clip)
+                norm = torch.nn.utils.clip_grad_norm_(self.phases[phase], self.spec.clip)
+                means["gradient" if phase == 0 else f"gradient_{phase}"] = norm.detach()
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
@@ -205,16 +236,23 @@ class Trainer:
         for phase, optimizer in enumerate(self.optimizers):
             for index, values in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{phase}.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
-        temporary = root / f".{uuid.uuid4().hex[:8]}"
-        temporary.mkdir(parents=True)
         content = serialize({name: t.cpu().contiguous() for name, t in tensors.items()})
-        (temporary / "state.safetensors").write_bytes(content)
         document = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
-        digest = hashlib.sha256(content).hexdigest()
-        (temporary / "state.json").write_text(json.dumps({**document, "sha256": digest}), encoding="utf-8")
-        target = root / f"step-{self.step:09d}"
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(temporary, target)
+        document["sha256"] = hashlib.sha256(content).hexdigest()
+        temporary, target = root / f".{uuid.uuid4().hex[:8]}", root / f"step-{self.step:09d}"
+        try:
+            temporary.mkdir(parents=True)
+            (temporary / "state.safetensors").write_bytes(content)
+            (temporary / "state.json").write_text(json.dumps(document), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(temporary, target)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = latest_state(root)
+            raise InfrastructureError(
+                f"{target}: the training state cannot be written ({error.strerror or error}); "
+                + (f"{kept.name} is whole, and the same command goes on from it" if kept else "there is no earlier one")
+            ) from error
         for old in sorted(root.glob("step-*"))[: -self.spec.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -242,6 +280,19 @@ class Trainer:
         return json.loads(canonical(self.spec.model_dump(mode="json", exclude=set(FREE))))
 
 
+def _checkpoint_gradients(objective: Objective) -> None:
+    """In every diffusers model that is trained; `ConfigError` where one cannot, or there is none."""
+    able: list[Any] = [m for m in objective.module.modules() if hasattr(m, "enable_gradient_checkpointing")]
+    trained = [m for m in able if any(p.requires_grad for p in m.parameters())]
+    try:
+        for network in trained:
+            network.enable_gradient_checkpointing()
+    except ValueError as error:
+        raise ConfigError(f"gradient_checkpointing: {error}") from error
+    if not trained:
+        raise ConfigError(f"gradient_checkpointing: {type(objective.module).__name__} has none")
+
+
 def latest_state(root: Path) -> Path | None:
     """The newest training state under `root` that is whole; damaged ones are passed over."""
     for folder in sorted(root.glob("step-*"), reverse=True):
@@ -262,8 +313,8 @@ def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = 
     """Train to the end of the spec, a `Step` every `log_every` steps and at the end.
 
     With a `folder`, goes on from its newest whole state and writes a state every `save_every` steps and at the
-    end (rank 0), before it yields the record of that step. Raises `FloatingPointError` where the loss is no
-    longer finite; nothing is saved then.
+    end (rank 0), before it yields the record of that step. Raises `DivergedError` where the loss is no longer finite
+    (nothing is saved then) and `InfrastructureError` where a state cannot be written (the one before is kept).
     """
     root = None if folder is None else Path(folder)
     data = arrays.digest
@@ -271,7 +322,7 @@ def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = 
         trainer.restore(state, data)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:
         pending = ahead.submit(trainer.batch, arrays, trainer.step)
-        window = _Window(trainer)
+        window = _Window(trainer, arrays, root)
         progress = trainer.progress
         while progress < 1:
             began = time.perf_counter()
@@ -294,24 +345,36 @@ def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = 
 class _Window:
     """Sums over the steps since the last record; the device is waited for only when one is closed."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Trainer, arrays: TrainingArrays, root: Path | None) -> None:
+        self.trainer, self.arrays, self.root = trainer, arrays, root
         self._reset()
 
     def _reset(self) -> None:
         self.sums: Batch = {}
         self.count, self.waited, self.began = 0, 0.0, self.trainer.elapsed
+        self.bad = torch.full((), torch.inf, dtype=torch.float64, device=self.trainer.device)
 
     def add(self, losses: Batch, waited: float) -> None:
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.bad = torch.where(losses["loss"].isfinite(), self.bad, self.bad.clamp(max=self.trainer.step - 1))
         self.count += 1
         self.waited += waited
 
     def check(self) -> None:
-        """Raise `FloatingPointError` where the losses so far are not finite."""
-        if self.sums and not self.sums["loss"].isfinite():
-            raise FloatingPointError(f"the loss is not finite at step {self.trainer.step}")
+        """Raise `DivergedError` where a loss so far is not finite, with the step, its faces and the way back."""
+        if self.bad.isinf():
+            return
+        step, spec = int(self.bad), self.trainer.spec
+        rows = order(spec.seed, len(self.arrays), range(step * spec.batch, (step + 1) * spec.batch))
+        faces = [self.arrays.ids[self.arrays.face[row]] for row in rows[:NAMED]]
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        good = None if self.root is None else latest_state(self.root)
+        back = f"the last good state is {good}" if good else "there is no earlier state"
+        raise DivergedError(
+            f"the loss is not finite at step {step}, on faces {', '.join(faces)}{more}; {back}. "
+            "A smaller lr, a longer warmup or float32 usually help; a single bad face shows in its row"
+        )
 
     def close(self, lr: float) -> Step:
         """The record of this window; the next one begins."""

@@ -4,17 +4,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygen.extractors.small import SmallParser, SmallParserSpec
+from raygen.extractors.perceptual import LPIPSSpec
+from raygen.extractors.small import SmallClassifier, SmallClassifierSpec, SmallParser, SmallParserSpec
 from raygen.losses import (
     P2,
     AutoencoderObjective,
     AutoencoderObjectiveSpec,
+    ClassifierObjective,
     DiffusionObjective,
+    DiscriminatorSpec,
     MinSNR,
     ParserObjective,
+    PatchDiscriminator,
     Simple,
     edges,
 )
+from raygen.losses.discriminator import adaptive_weight, hinge
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.conditions import ConditionDropout
@@ -80,8 +85,8 @@ def test_diffusion_loss_by_hand(noise: NoiseSchedule) -> None:
         z = model.first_stage.sample(model.first_stage.encode(values["images"].permute(0, 3, 1, 2) / 127.5 - 1),
                                      values["posterior"])  # fmt: skip
         zt = noise.add_noise(z, values["noise"], values["t"])
-        conditions = objective._conditions(values, 4).take(slice(1, 4))
-        tokens = [model.embed(model.null(1)), model.embed(conditions)]
+        conditions = objective.conditions(values, 4).take(slice(1, 4))
+        tokens = [model.prepare(model.embed(c)) for c in (model.null(1), conditions)]
         ctx = {name: torch.cat([part[name] for part in tokens]) for name in tokens[0]}
         error = model.predict(zt, values["t"], ctx) - noise.target(z, values["noise"], values["t"])
         losses = objective(values)
@@ -116,7 +121,7 @@ def test_only_what_is_trainable_gets_gradients() -> None:
 def test_first_stage_terms(stage: str) -> None:
     torch.manual_seed(0)
     first = FirstStage(AutoencoderSpec(stage=stage, image_size=16, channels=(8, 8), codes=8))  # type: ignore[arg-type]
-    spec = AutoencoderObjectiveSpec(l1=2.0, edges=0.5, perceptual=0.1, kl=1e-3, codebook=0.7)
+    spec = AutoencoderObjectiveSpec(l1=2.0, edges=0.5, perceptual=LPIPSSpec(weight=0.1), kl=1e-3, codebook=0.7)
     losses = AutoencoderObjective(first, spec, lambda a, b: (a - b).square().flatten(1).mean(dim=1))(batch())
     expected = 2 * losses["l1"] + 0.5 * losses["edges"] + 0.1 * losses["perceptual"]
     expected = expected + {"kl": 1e-3 * losses.get("kl", 0), "vq": 0.7 * losses.get("codebook", 0), "dc": 0}[stage]
@@ -127,7 +132,58 @@ def test_first_stage_terms(stage: str) -> None:
 
 def test_a_perceptual_weight_needs_a_distance() -> None:
     with pytest.raises(ValueError, match="perceptual"):
-        AutoencoderObjective(FirstStage(AutoencoderSpec(channels=(8, 8))), AutoencoderObjectiveSpec(perceptual=1))
+        AutoencoderObjective(
+            FirstStage(AutoencoderSpec(channels=(8, 8))), AutoencoderObjectiveSpec(perceptual=LPIPSSpec())
+        )
+
+
+def test_hinge_by_hand() -> None:
+    real, made = torch.tensor([2.0, 0.5]), torch.tensor([-2.0, 0.0])
+    assert float(hinge(real, made)) == pytest.approx(0.5 * (0.25 + 0.5))
+
+
+def test_the_adaptive_weight_is_a_ratio_of_gradients() -> None:
+    layer = torch.tensor([3.0, 4.0], requires_grad=True)
+    weight = adaptive_weight((2 * layer).sum(), (0.5 * layer).sum(), layer)
+    assert float(weight) == pytest.approx(2 * 2**0.5 / (0.5 * 2**0.5 + 1e-4))
+    assert float(adaptive_weight((1e9 * layer).sum(), layer.sum(), layer)) == 1e4
+
+
+def test_the_discriminator_enters_the_loss_with_its_weight() -> None:
+    torch.manual_seed(0)
+    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8), mid_attention=False))
+    spec = AutoencoderObjectiveSpec(discriminator=DiscriminatorSpec(start=10, channels=8, layers=1, weight=0.5))
+    objective = AutoencoderObjective(stage, spec)
+    values = batch()
+    before = objective(values)
+    objective.step = 10
+    after = objective(values)
+    added = 0.5 * after["adaptive_weight"] * after["adversarial"]
+    torch.testing.assert_close(after["loss"], before["loss"] + added)
+    judged = objective(values, 1)
+    assert judged["loss"].requires_grad
+    judged["loss"].backward()
+    assert all(p.grad is None for p in stage.parameters())
+
+
+def test_published_discriminator_size() -> None:
+    with torch.device("meta"):
+        made = PatchDiscriminator(DiscriminatorSpec(norm="batch"))
+    assert sum(p.numel() for p in made.parameters()) == 2_765_633
+    assert made(torch.zeros(1, 3, 256, 256, device="meta")).shape == (1, 1, 30, 30)
+
+
+def test_classifier_loss_leaves_unknown_attributes_out() -> None:
+    torch.manual_seed(0)
+    objective = ClassifierObjective(SmallClassifier(SmallClassifierSpec(image_size=16, channels=(8, 8))))
+    values = {**batch(2), "noise": torch.randn(2, 8, 1, 1, generator=torch.Generator().manual_seed(2))}
+    values["attributes"] = torch.zeros(2, 40, dtype=torch.int8)
+    values["attributes"][:, 3] = 1
+    few = objective(values)["loss"]
+    values["attributes"][:, 4] = -1
+    assert not torch.equal(few, objective(values)["loss"])
+    values["present_attributes"] = torch.zeros(2, dtype=torch.bool)
+    assert float(objective(values)["loss"].detach()) == 0
 
 
 def test_edges_are_differences_of_neighbours() -> None:

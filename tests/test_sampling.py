@@ -13,7 +13,7 @@ from raygen import sampling
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.base import Model
-from raygen.models.conditions import Conditions
+from raygen.models.conditions import Conditions, Shapes
 from raygen.models.ldm import LDMSpec
 from raygen.models.schedule import NoiseSchedule, SamplerSpec, build_sampler
 from raygen.sampling import SampleSpec, SampleWorker, denoise, guide, keyed_normal, noise_key
@@ -113,7 +113,7 @@ def terms(model: Model, conditions: Conditions, zt: Tensor, t: Tensor) -> dict[s
 @torch.no_grad()
 def test_guidance_formulas() -> None:
     model = tiny()
-    conditions, _ = Conditions.from_rows(rows(2), model.modalities, mask_size=16)
+    conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
     zt, t = torch.randn(2, *model.latent_shape), torch.tensor([500, 20])
     e = terms(model, conditions, zt, t)
     for w in (0.0, 1.0, 3.5):
@@ -126,7 +126,7 @@ def test_guidance_formulas() -> None:
 
 def test_terms_that_count_nothing_are_not_evaluated() -> None:
     model = tiny()
-    conditions, _ = Conditions.from_rows(rows(2), model.modalities, mask_size=16)
+    conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
     count = {str(g): len(guide(model, conditions, g).weights) for g in (1.0, 0.0, 2.0)}
     assert count == {"1.0": 1, "0.0": 1, "2.0": 2}
     assert len(guide(model, conditions, {"mask": 1.0}).weights) == 1
@@ -140,7 +140,7 @@ def test_terms_that_count_nothing_are_not_evaluated() -> None:
 @torch.no_grad()
 def test_guidance_interval_counts_its_steps() -> None:
     model = tiny()
-    conditions, _ = Conditions.from_rows(rows(1), model.modalities, mask_size=16)
+    conditions, _ = Conditions.from_rows(rows(1), model.modalities, shapes=Shapes(16))
     strong, plain = guide(model, conditions, 5.0), guide(model, conditions, 1.0)
     sampler = SamplerSpec(name="ddim", steps=10)
     zt = torch.randn(1, *model.latent_shape)
@@ -172,7 +172,7 @@ ORACLES = {
 @torch.no_grad()
 def test_samplers_are_diffusers_own_loop(name: str, noise: NoiseSchedule) -> None:
     model = tiny(noise)
-    conditions, _ = Conditions.from_rows(rows(2), model.modalities, mask_size=16)
+    conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
     zt = torch.randn(2, *model.latent_shape)
     sampler = SamplerSpec(name=name, steps=7)  # type: ignore[arg-type]
     *_, ours = denoise(model, guide(model, conditions, 1.0), zt, build_sampler(noise, sampler))
@@ -192,7 +192,7 @@ def test_samplers_are_diffusers_own_loop(name: str, noise: NoiseSchedule) -> Non
 @torch.no_grad()
 def test_ddpm_is_diffusers_own_loop_with_our_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
-    conditions, _ = Conditions.from_rows(rows(2), model.modalities, mask_size=16)
+    conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
     zt = torch.randn(2, *model.latent_shape)
     noise = torch.randn(20, 2, *model.latent_shape)
     guided = guide(model, conditions, 1.0)

@@ -13,13 +13,20 @@ import torch
 
 from raygen import scoring
 from raygen.extractors.base import Small
-from raygen.extractors.small import SmallParser, SmallParserSpec, save_small, small_digest
-from raygen.faces import CLASSES
+from raygen.extractors.small import (
+    SmallClassifier,
+    SmallClassifierSpec,
+    SmallParser,
+    SmallParserSpec,
+    save_small,
+    small_digest,
+)
+from raygen.faces import ATTRIBUTES, CLASSES
 from raygen.metrics import OVERVIEW
 from raygen.metrics.frechet import frechet_of_features
 from raygen.metrics.segmentation import Counts, confusion
 from raygen.scoring import Observer, Scored, ScoreSpec, ScoreWorker, gather, measure
-from raygen.spec import InputError
+from raygen.spec import ConfigError, InputError
 from raygen.tables import FACES, METRICS, SAMPLES, SCORES, encode_image, encode_mask, picture
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -36,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spec(folder: Path) -> ScoreSpec:
-    return ScoreSpec(parser=Small(folder=str(folder)), features=Small(folder=str(folder)))
+    return ScoreSpec(parser=Small(folder=str(folder)), features=Small(folder=str(folder)), classifier=None)
 
 
 def pictures(n: int, side: int = 24, seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
@@ -96,6 +103,37 @@ def test_a_measurement_can_be_left_out(spec: ScoreSpec) -> None:
     assert set(only["metric"].to_pylist()) == {SEGMENTATION}
     nothing = Observer(spec, run_id="run")(images[:0], samples([], []))
     assert nothing.num_rows == 0
+
+
+def test_attributes_are_scored_where_they_were_asked_for(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    shape = SmallClassifierSpec(image_size=16, channels=(8, 8))
+    save_small(SmallClassifier(shape), tmp_path, weights="float32", extra={})
+    only = ScoreSpec(parser=None, features=None, classifier=Small(folder=str(tmp_path)))
+    images, masks = pictures(3)
+    table = samples(images, masks)
+    wanted = [[1] * 40, None, [-1] * 20 + [0] * 20]
+    table = table.set_column(
+        table.schema.get_field_index("attributes"), "attributes", pa.array(wanted, SAMPLES.field("attributes").type)
+    )
+    found = score(only, table)
+    assert found["sample_id"].to_pylist() == ["s000", "s002"]
+    assert set(found["metric"].to_pylist()) == {"attributes:raygen-attributes"}
+    one, other = found["vector"].to_pylist()
+    assert set(one) <= {3, 4}
+    assert set(other[:20]) <= {1, 2}
+    assert set(other[20:]) == {0}
+    metrics = measure({"all": gather([found])}, run_id="r", reference=None, protocols={}, frechet_name="")
+    values = {(r["metric"], r["slice"]): r["value"] for r in metrics.to_pylist()}
+    right = [(4 in (a,)) + (1 in (b,)) for a, b in zip(one, other, strict=True)]
+    shares = [right[i] / (2 if i < 20 else 1) for i in range(40)]
+    assert values["attribute_accuracy:raygen-attributes", "all"] == pytest.approx(np.mean(shares))
+    assert all("/" not in s or s.split("/")[1] in ATTRIBUTES[:20] for _, s in values)
+
+
+def test_a_network_of_another_kind_is_refused(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a parser"):
+        Observer(ScoreSpec(parser=None, features=None, classifier=Small(folder=str(folder))), run_id="r")
 
 
 def test_a_mask_of_another_size_is_repeated_and_never_mixed(spec: ScoreSpec) -> None:
@@ -183,7 +221,11 @@ def test_every_set_is_measured_and_says_how(sets: dict[str, dict[str, Scored]], 
     assert {slice_ for metric, slice_ in found if metric == FD} == {"all", "roundtrip"}
     assert {slice_ for metric, slice_ in found if metric == "miou:raygen-parser"} == {"all", "reference", "roundtrip"}
     assert {slice_ for metric, slice_ in found if metric.startswith("iou:")} >= {"all/skin", "reference/hair"}
-    assert {metric.partition(":")[0].partition("@")[0] for metric, _ in found} == OVERVIEW.keys() - {"fid"}
+    assert {metric.partition(":")[0].partition("@")[0] for metric, _ in found} == OVERVIEW.keys() - {
+        "fid",
+        "attribute_accuracy",
+        "attribute_balanced",
+    }
     for (metric, slice_), row in found.items():
         protocol = json.loads(row["protocol"])
         assert protocol["network"] == "raygen-parser", (metric, slice_)

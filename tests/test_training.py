@@ -1,6 +1,8 @@
 """The training loop: seeded, keyed, the same for any number of ranks, and not shaken by a kill."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,29 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raygen.faces import flip_mask
-from raygen.losses import DiffusionObjective, Simple
+from raygen.losses import (
+    AutoencoderObjective,
+    AutoencoderObjectiveSpec,
+    DiffusionObjective,
+    DiscriminatorSpec,
+    Simple,
+)
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.ldm import LDMSpec
-from raygen.spec import ConfigError, InputError
+from raygen.spec import ConfigError, InfrastructureError, InputError
 from raygen.tables import FACES, LATENTS, encode_image, encode_mask, picture
-from raygen.training import Trainer, TrainingArrays, TrainSpec, draw, latest_state, load_arrays, order, train
+from raygen.training import (
+    DivergedError,
+    Trainer,
+    TrainingArrays,
+    TrainSpec,
+    draw,
+    latest_state,
+    load_arrays,
+    order,
+    train,
+)
 
 N = 10
 
@@ -240,9 +258,84 @@ def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
     made = arrays()
     assert made.moments is not None
     made.moments[:] = np.nan
-    with pytest.raises(FloatingPointError, match="step 1"):
+    with pytest.raises(DivergedError, match=r"step 0.*there is no earlier state"):
         list(train(trainer(save_every=1), made, tmp_path))
     assert latest_state(tmp_path) is None
+
+
+def test_a_single_bad_face_is_named_with_its_step_and_the_way_back(tmp_path: Path) -> None:
+    made = arrays()
+    assert made.moments is not None
+    place = next(i for i, row in enumerate(order(0, len(made), range(24))) if i >= 12)  # a row first met at step 3
+    row = int(order(0, len(made), range(24))[place])
+    made.moments[row] = np.inf
+    with pytest.raises(DivergedError) as caught:
+        list(train(trainer(save_every=2, log_every=6), made, tmp_path))
+    text = str(caught.value)
+    assert "step 3" in text
+    assert made.ids[made.face[row]] in text
+    assert "step-000000002" in text
+    assert latest_state(tmp_path) == tmp_path / "step-000000002"
+
+
+def test_a_disk_that_is_full_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    active = trainer()
+    running = train(active, arrays(), tmp_path)
+    for step in running:
+        if step.step == 3:  # the state of step 2 is written
+            break
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InfrastructureError, match=r"No space left.*step-000000002 is whole"):
+        list(running)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000002"]
+
+
+# --- phases -------------------------------------------------------------------------------------------------
+
+
+def adversarial(**fields: object) -> Trainer:
+    torch.manual_seed(0)
+    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8), mid_attention=False))
+    spec = AutoencoderObjectiveSpec(discriminator=DiscriminatorSpec(start=3, channels=8, layers=1))
+    return Trainer(AutoencoderObjective(stage, spec), settings(**fields))
+
+
+def test_a_discriminator_waits_for_its_step() -> None:
+    active = adversarial()
+    assert active.objective.discriminator is not None  # type: ignore[union-attr]
+    before = [p.detach().clone() for p in active.phases[1]]
+    steps = []
+    for step in train(active, load_arrays([faces()], size=16)):
+        steps.append(step)
+        same = all(torch.equal(a, b) for a, b in zip(before, active.phases[1], strict=True))
+        assert same == (step.step <= 3)
+    assert all("discriminator" not in s.losses for s in steps[:3])
+    assert all({"discriminator", "adversarial", "adaptive_weight"} <= set(s.losses) for s in steps[3:])
+
+
+def test_adversarial_training_resumes_exactly(tmp_path: Path) -> None:
+    data = load_arrays([faces()], size=16)
+    whole = [s.losses for s in train(adversarial(), data)]
+    for step in train(adversarial(), data, tmp_path):
+        if step.step == 5:
+            break
+    assert [s.losses for s in train(adversarial(), data, tmp_path)] == whole[4:]
+
+
+@pytest.mark.parametrize("stage", ["kl", "ldm"])
+def test_gradient_checkpointing_changes_memory_only(stage: str) -> None:
+    data = load_arrays([faces()], size=16) if stage == "kl" else arrays()
+    losses = []
+    for on in (False, True):
+        active = adversarial(gradient_checkpointing=on) if stage == "kl" else trainer(gradient_checkpointing=on)
+        losses.append([s.loss for s in train(active, data)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
 # --- state --------------------------------------------------------------------------------------------------

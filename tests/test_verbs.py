@@ -55,7 +55,8 @@ def generate(world, out, *, where=None, **more):
     small = {"kind": "small", "folder": str(world / "parser")}
     what = {
         "conditions": str(world / "conditions"), "checkpoint": str(world / "model"), "batch": 4, "shard_rows": 8,
-        "sampler": {"name": "dpmpp_2m", "steps": 3}, "score": {"parser": small, "features": small}, **more,
+        "sampler": {"name": "dpmpp_2m", "steps": 3}, "score": {"parser": small, "features": small, "classifier": None},
+        **more,
     }  # fmt: skip
     return do("generate", out, what, **(where or {}))
 
@@ -100,7 +101,7 @@ def test_generate_then_evaluate(world, tmp_path):
     small = {"kind": "small", "folder": str(world / "parser")}
     what = {
         "samples": str(tmp_path / "samples"), "reference": str(world / "faces"), "round_trip": str(world / "model"),
-        "score": {"parser": small, "features": small}, "batch": 8,
+        "score": {"parser": small, "features": small, "classifier": None}, "batch": 8,
     }  # fmt: skip
     do("evaluate", tmp_path, what)
     metrics = from_parquet((tmp_path / "metrics/metrics.parquet").read_bytes()).to_pylist()
@@ -114,7 +115,8 @@ def test_generate_then_evaluate(world, tmp_path):
     assert distance["n"] == 24
     assert not (tmp_path / "scores/samples").exists()  # scored while they were made
     # Scoring the stored pictures again gives the same counts: what was scored is what was stored.
-    again = {k: v for k, v in what.items() if k != "round_trip"} | {"score": {"parser": small, "features": None}}
+    score = {"parser": small, "features": None, "classifier": None}
+    again = {k: v for k, v in what.items() if k != "round_trip"} | {"score": score}
     do("evaluate", tmp_path / "again", again)
     later = {(m["metric"], m["slice"]): m["value"] for m in
              from_parquet((tmp_path / "again/metrics/metrics.parquet").read_bytes()).to_pylist()}  # fmt: skip
@@ -228,7 +230,8 @@ def test_training_and_encoding_make_what_generate_reads(world, tmp_path):
         {"model": {"kind": "parser", "image_size": SIZE, "channels": [8, 16]}, "faces": faces, "training": training},
     )
     small = {"kind": "small", "folder": str(tmp_path / "parser")}
-    generate(world, tmp_path / "samples", checkpoint=str(tmp_path / "model"), score={"parser": small, "features": None})
+    score = {"parser": small, "features": None, "classifier": None}
+    generate(world, tmp_path / "samples", checkpoint=str(tmp_path / "model"), score=score)
     assert len(rows_of(tmp_path / "samples")) == 24
     # A finished training that is asked for again does nothing more and ends in the same checkpoint.
     before = checkpoint.digest(tmp_path / "model")

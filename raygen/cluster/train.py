@@ -44,7 +44,8 @@ def _loop(config: dict[str, Any]) -> None:
     except RaygenError as error:
         failed.parent.mkdir(parents=True, exist_ok=True)
         message = Exception.__str__(error)  # an InputError's own text puts its reason in front
-        record = {"kind": type(error).__name__, "message": message, "reason": getattr(error, "reason", "")}
+        kind = next(k for k in type(error).__mro__ if k.__module__ == RaygenError.__module__)
+        record = {"kind": kind.__name__, "message": message, "reason": getattr(error, "reason", "")}
         failed.write_text(json.dumps(record), encoding="utf-8")
         raise
 

@@ -1,4 +1,4 @@
-"""What a parser and a feature extractor are, which ones there are, and how one is asked for.
+"""What a parser, a feature extractor and an attribute classifier are, which there are, and how one is asked for.
 
 Knows the interfaces and the closed unions of specs. Does not know how any network works.
 """
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from raygen.bundled import resolve
 from raygen.extractors.published import full_precision
-from raygen.extractors.small import SmallParser, load_small, small_digest
+from raygen.extractors.small import SmallClassifier, SmallNetwork, SmallParser, load_small, small_digest
 from raygen.spec import Spec
 
 __all__ = [
+    "Classifier",
     "FeatureSpec",
     "Features",
     "Inception",
@@ -24,6 +25,7 @@ __all__ = [
     "ParserSpec",
     "PublishedParser",
     "Small",
+    "load_classifier",
     "load_features",
     "load_parser",
 ]
@@ -60,11 +62,26 @@ class Features(Protocol):
         ...
 
 
+class Classifier(Protocol):
+    """Says which of the 40 attributes a picture has."""
+
+    name: str
+    sha256: str
+
+    def attributes(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> bool [B, 40] in the official order."""
+        ...
+
+    def protocol(self) -> Mapping[str, Any]:
+        """What a number made with it depends on."""
+        ...
+
+
 class Small(Spec):
-    """The bundled parser, or one of its kind from a folder."""
+    """A bundled network, or one of its kind from a folder."""
 
     kind: Literal["small"] = "small"
-    folder: str = Field("bundled", description="folder of a trained parser, or `bundled`")
+    folder: str = Field("bundled", description="folder of a trained network, or `bundled`")
 
 
 class PublishedParser(Spec):
@@ -91,7 +108,7 @@ FeatureSpec = Annotated[Small | Inception, Field(discriminator="kind")]
 def load_parser(spec: Small | PublishedParser, device: torch.device) -> Parser:
     """The parser of a spec on `device`; errors as its loader has them."""
     if isinstance(spec, Small):
-        return _SmallNetwork(spec, device)
+        return _OwnParser(spec, device)
     from raygen.extractors.published import load_published
 
     return load_published(spec.kind, spec.weights, spec.sha256, device)
@@ -100,27 +117,51 @@ def load_parser(spec: Small | PublishedParser, device: torch.device) -> Parser:
 def load_features(spec: Small | Inception, device: torch.device) -> Features:
     """The feature extractor of a spec on `device`."""
     if isinstance(spec, Small):
-        return _SmallNetwork(spec, device)
+        return _OwnParser(spec, device)
     from raygen.extractors.inception import load_inception
 
     return load_inception(spec.weights, spec.protocol, spec.sha256, device)
 
 
-class _SmallNetwork:
-    """A small parser as both: labels, and its bottleneck as features."""
+def load_classifier(spec: Small, device: torch.device) -> Classifier:
+    """The attribute classifier of a spec on `device`."""
+    return _OwnClassifier(spec, device)
 
-    def __init__(self, spec: Small, device: torch.device) -> None:
-        folder = resolve(spec.folder, "parser")
-        self.net: SmallParser = load_small(folder).to(device)
-        self.device = device
-        self.sha256 = small_digest(folder)
-        self.name = "raygen-parser"
-        self.metric = "fd:raygen-parser"
+
+class _Own:
+    """A network of ours with its name, and pictures as it wants them."""
+
+    name: str
+    net: SmallNetwork
+    sha256: str
+    device: torch.device
 
     def _pixels(self, images: Tensor) -> Tensor:
         x = images.to(self.device).movedim(-1, 1).float() / 127.5 - 1
         size = (self.net.spec.image_size,) * 2
         return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
+
+    def protocol(self) -> Mapping[str, Any]:
+        """What a number made with it depends on."""
+        size = self.net.spec.image_size
+        return {
+            "network": self.name,
+            "sha256": self.sha256,
+            "input": f"{size} px bilinear antialias",
+            "precision": "fp32",
+        }
+
+
+class _OwnParser(_Own):
+    """A small parser as both: labels, and its bottleneck as features."""
+
+    name = "raygen-parser"
+    metric = "fd:raygen-parser"
+
+    def __init__(self, spec: Small, device: torch.device) -> None:
+        folder = resolve(spec.folder, "parser")
+        self.net: SmallParser = load_small(folder, SmallParser).to(device)
+        self.device, self.sha256 = device, small_digest(folder)
 
     @torch.inference_mode()
     def parse(self, images: Tensor) -> Tensor:
@@ -138,12 +179,20 @@ class _SmallNetwork:
             vectors: Tensor = self.net.features(self._pixels(images)).float().cpu()
         return vectors
 
-    def protocol(self) -> Mapping[str, Any]:
-        """See `Parser.protocol`."""
-        size = self.net.spec.image_size
-        return {
-            "network": self.name,
-            "sha256": self.sha256,
-            "input": f"{size} px bilinear antialias",
-            "precision": "fp32",
-        }
+
+class _OwnClassifier(_Own):
+    """A small attribute classifier."""
+
+    name = "raygen-attributes"
+
+    def __init__(self, spec: Small, device: torch.device) -> None:
+        folder = resolve(spec.folder, "classifier")
+        self.net: SmallClassifier = load_small(folder, SmallClassifier).to(device)
+        self.device, self.sha256 = device, small_digest(folder)
+
+    @torch.inference_mode()
+    def attributes(self, images: Tensor) -> Tensor:
+        """See `Classifier.attributes`."""
+        with full_precision():
+            logits: Tensor = self.net(self._pixels(images))
+        return (logits > 0).cpu()

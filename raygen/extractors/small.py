@@ -1,7 +1,7 @@
-"""The bundled face parser: a small U-Net over the 19 classes, trained by this project on drawn faces.
+"""The bundled networks that look at pictures: a face parser and an attribute classifier, trained on drawn faces.
 
-Knows its own shape, its training objective's augmentation, and its checkpoint folder. Its pooled bottleneck is a
-feature vector for Fréchet distances. Numbers it gives carry its name; it replaces no published parser.
+Knows their shapes, the augmentation they are trained with, and their checkpoint folders. The parser's pooled
+bottleneck is a feature vector for Fréchet distances. Numbers carry their names; they replace no published network.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,20 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from raygen.faces import CLASSES
+from raygen.faces import ATTRIBUTES, CLASSES
 from raygen.spec import ConfigError, InputError, Spec, parse
 
-__all__ = ["SmallParser", "SmallParserSpec", "augment", "load_small", "save_small", "small_digest"]
+__all__ = [
+    "SmallClassifier",
+    "SmallClassifierSpec",
+    "SmallNetwork",
+    "SmallParser",
+    "SmallParserSpec",
+    "augment",
+    "load_small",
+    "save_small",
+    "small_digest",
+]
 
 WEIGHTS: Final = "model.safetensors"
 
@@ -37,17 +47,26 @@ class SmallParserSpec(Spec):
     )
 
 
-class SmallParser(nn.Module):
-    """Pixels [B, 3, H, W] in -1..1 -> logits [B, 19, H, W]. The first level works at half resolution inside."""
+class SmallClassifierSpec(Spec):
+    """Shape of a small attribute classifier. Pictures of another size are resized to `image_size`."""
 
-    def __init__(self, spec: SmallParserSpec) -> None:
+    kind: Literal["classifier"] = "classifier"
+    image_size: int = Field(64, ge=16, le=512)
+    channels: tuple[int, ...] = Field(
+        (16, 32, 64, 96), min_length=2, max_length=6, description="one a level; each further one halves"
+    )
+    hidden: int = Field(128, ge=8)
+
+
+class SmallNetwork(nn.Module):
+    """Feature maps of pixels [B, 3, H, W] in -1..1. The first level works at half resolution inside."""
+
+    def __init__(self, spec: SmallParserSpec | SmallClassifierSpec) -> None:
         super().__init__()
         self.spec = spec
         c = spec.channels
         self.stem = _block(12, c[0])  # pixels of 2x2 squares as channels: full resolution costs most and adds little
         self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in itertools.pairwise(c))
-        self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(c[::-1][1:], c[::-1], strict=False))
-        self.head = nn.Conv2d(c[0], 4 * len(CLASSES), 3, padding=1)
 
     def trunk(self, pixels: Tensor) -> list[Tensor]:
         """Feature maps of every level, the coarsest last."""
@@ -55,6 +74,16 @@ class SmallParser(nn.Module):
         for block in self.down:
             maps.append(block(maps[-1]))
         return maps
+
+
+class SmallParser(SmallNetwork):
+    """Pixels [B, 3, H, W] in -1..1 -> logits [B, 19, H, W]."""
+
+    def __init__(self, spec: SmallParserSpec) -> None:
+        super().__init__(spec)
+        c = spec.channels
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(c[::-1][1:], c[::-1], strict=False))
+        self.head = nn.Conv2d(c[0], 4 * len(CLASSES), 3, padding=1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits of every pixel."""
@@ -70,6 +99,32 @@ class SmallParser(nn.Module):
         """Mean and deviation of the bottleneck over the picture, [B, 2 x channels[-1]]."""
         x = self.trunk(pixels)[-1].flatten(2)
         return torch.cat([x.mean(dim=2), x.std(dim=2)], dim=1)
+
+
+class SmallClassifier(SmallNetwork):
+    """Pixels [B, 3, H, W] in -1..1 -> logits of the 40 attributes [B, 40].
+
+    An earring is a few pixels and hair half a picture: every level says what is there on the whole (mean) and
+    anywhere at all (maximum). A smile is where the corners of the mouth are: the coarsest level says where.
+    """
+
+    def __init__(self, spec: SmallClassifierSpec) -> None:
+        super().__init__(spec)
+        side = spec.image_size // 2 ** len(spec.channels)
+        width = 2 * sum(spec.channels) + spec.channels[-1] * side**2
+        self.head = nn.Sequential(nn.Linear(width, spec.hidden), nn.SiLU(), nn.Linear(spec.hidden, len(ATTRIBUTES)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits; above 0 is yes."""
+        maps = self.trunk(pixels)
+        read = [pool for x in maps for pool in (x.mean(dim=(2, 3)), x.amax(dim=(2, 3)))]
+        logits: Tensor = self.head(torch.cat([*read, maps[-1].flatten(1)], dim=1))
+        return logits
+
+
+#: Every shape a folder can hold, and its class.
+_Specs = Annotated[SmallParserSpec | SmallClassifierSpec, Field(discriminator="kind")]
+Net = TypeVar("Net", SmallParser, SmallClassifier)
 
 
 def _block(inside: int, out: int, stride: int = 1) -> nn.Sequential:
@@ -96,13 +151,14 @@ def augment(pixels: Tensor, uniform: Tensor) -> Tensor:
     return (x + 0.05 * u[:, 7:8].clamp(min=0) * noise).clamp(-1, 1)
 
 
-def save_small(model: SmallParser, folder: Path, *, weights: str, extra: Mapping[str, Any]) -> str:
+def save_small(model: SmallNetwork, folder: Path, *, weights: str, extra: Mapping[str, Any]) -> str:
     """Write config.json (spec and recipe) and the weights into `folder`; the digest."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if weights == "float16" else torch.float32
     tensors = {n: t.detach().cpu().to(dtype).contiguous() for n, t in model.state_dict().items()}
     (folder / WEIGHTS).write_bytes(serialize(tensors, metadata={"format": "pt"}))
-    document = {"parser": model.spec.model_dump(mode="json"), "classes": CLASSES, "extra": dict(extra)}
+    labels = CLASSES if isinstance(model, SmallParser) else ATTRIBUTES
+    document = {"network": model.spec.model_dump(mode="json"), "labels": labels, "extra": dict(extra)}
     (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return small_digest(folder)
 
@@ -112,18 +168,25 @@ def small_digest(folder: str | Path) -> str:
     try:
         return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
     except OSError as error:
-        raise ConfigError(f"{folder}: no parser here ({WEIGHTS} is missing)") from error
+        raise ConfigError(f"{folder}: no trained network here ({WEIGHTS} is missing)") from error
 
 
-def load_small(folder: str | Path) -> SmallParser:
-    """The parser of a folder, ready to use; `ConfigError` without one, `InputError` where a file is damaged."""
+def load_small(folder: str | Path, kind: type[Net]) -> Net:
+    """The network of a folder, ready to use.
+
+    `ConfigError` where there is none or it is of another kind; `InputError` where a file is damaged.
+    """
     root = Path(folder)
     small_digest(root)
     try:
         document = json.loads((root / "config.json").read_text(encoding="utf-8"))
-        model = SmallParser(parse(SmallParserSpec, document["parser"], str(root / "config.json")))
+        spec: Any = parse(_Specs, document["network"], str(root / "config.json"))
+        wanted = SmallParserSpec if issubclass(kind, SmallParser) else SmallClassifierSpec
+        if not isinstance(spec, wanted):
+            raise ConfigError(f"{root}: holds a {spec.kind}")
+        model = kind(spec)
         tensors = load_file(root / WEIGHTS)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"{root}: {error}", reason="parser") from error
+        raise InputError(f"{root}: {error}", reason="network") from error
     return model.eval().requires_grad_(False)

@@ -16,5 +16,7 @@ OVERVIEW: Final[Mapping[str, str]] = {
     "iou": "the same of one class",
     "pixel_accuracy": "share of pixels that were parsed as the class that was wanted",
     "class_accuracy": "mean over the wanted classes of the share of their pixels that were found",
+    "attribute_accuracy": "share of the asked-for attributes that a classifier finds as asked, mean over attributes",
+    "attribute_balanced": "the same with yes and no counting alike: 0.5 is what a model that ignores them reaches",
     "frequency_iou": "intersection over union weighted by the wanted classes' share of pixels",
 }

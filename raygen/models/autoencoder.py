@@ -93,6 +93,12 @@ class FirstStage(nn.Module):
         """Pixels along one side of a latent position."""
         return self.spec.factor
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Weights of the decoder's last convolution, where reconstruction and adversarial gradients are compared."""
+        weight: Tensor = self.net.decoder.conv_out.weight
+        return weight
+
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in -1..1 -> moments float32 [B, C or 2C, h, w]."""
         x = F.pixel_unshuffle(pixels, self.spec.patch)  # [B, 3p², H/p, W/p]

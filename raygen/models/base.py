@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raygen.models.autoencoder import FirstStage
-from raygen.models.conditions import Conditions
+from raygen.models.conditions import Conditions, Shapes
 from raygen.models.schedule import NoiseSchedule
 
 __all__ = ["Context", "Model", "Record", "Tokens", "concatenate"]
@@ -55,13 +55,23 @@ class Model(nn.Module, ABC):
         Samplers take this form: guidance is linear, so it works on eps and v alike.
         """
 
+    @property
+    def network(self) -> nn.Module:
+        """The part that runs once a step."""
+        return self
+
     def eps(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
         """The noise in zt [B, C, h, w], whatever the network predicts."""
         return self.schedule.eps_from(self.predict(zt, t, ctx, record), zt, t)
 
     def null(self, n: int) -> Conditions:
         """`n` slots that condition on nothing, on the model's device."""
-        return Conditions.null(n, self.modalities, self.first_stage.spec.image_size, self.device)
+        return Conditions.null(n, self.modalities, self.shapes, self.device)
+
+    @property
+    def shapes(self) -> Shapes:
+        """What its conditions look like; a family with texts adds its tokenizer."""
+        return Shapes(self.first_stage.spec.image_size)
 
     def trainable(self) -> Iterator[nn.Parameter]:
         """The parameters training may change: all but the first stage's."""

@@ -6,7 +6,8 @@ executed. Knows neither training state nor where checkpoints come from.
 
     model_index.json  raygen.json          which classes; our spec
     unet/  vae/                            config.json + diffusion_pytorch_model.safetensors
-    attribute_encoder/  mask_encoder/      config.json + model.safetensors
+    attribute_encoder/  mask_encoder/  …   config.json + model.safetensors
+    tokenizer/                             tokenizer.json
     scheduler/                             scheduler_config.json
 """
 
@@ -30,11 +31,12 @@ from torch import Tensor, nn
 from raygen.bundled import resolve
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.base import Model
-from raygen.models.ldm import LDM, LDMSpec
+from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
 from raygen.models.schedule import SamplerSpec, build_sampler
+from raygen.models.text import FrozenText, PretrainedText, Tokenizer, empty_encoder, pretrained_encoder
 from raygen.spec import ConfigError, InputError, parse
 
-__all__ = ["FORMAT", "ModelSpec", "build", "digest", "load", "load_first_stage", "save"]
+__all__ = ["FORMAT", "ModelSpec", "build", "count", "digest", "load", "load_first_stage", "save"]
 
 FORMAT: Final = 1
 DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
@@ -51,11 +53,30 @@ CLASSES: Final[Mapping[str, Any]] = {
 ModelSpec = Annotated[AutoencoderSpec | LDMSpec, Field(discriminator="kind")]
 
 
-def build(spec: LDMSpec, first_stage: FirstStage, *, seed: int) -> Model:
-    """A new model with random weights that depend on `seed` alone."""
+def build(spec: LDMSpec, first_stage: FirstStage, *, seed: int, tokenizer: Tokenizer | None = None) -> Model:
+    """A new model with random weights that depend on `seed` alone.
+
+    `tokenizer` where text is a modality; a pretrained text encoder is loaded here. `ConfigError` as the family has it.
+    """
+    pretrained = "text" in spec.modalities and isinstance(spec.text, PretrainedText)
+    frozen = pretrained_encoder(spec.text.name) if pretrained and isinstance(spec.text, PretrainedText) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LDM(spec, first_stage)
+        return LDM(spec, first_stage, tokenizer=tokenizer, frozen_text=frozen)
+
+
+def count(spec: LDMSpec, latent_shape: tuple[int, int, int], factor: int = 4) -> dict[str, int]:
+    """Parameters of the parts of a model, counted without making it; a pretrained text encoder counts nothing.
+
+    `factor`, pixels along a latent position, matters only where the mask enters as channels.
+    """
+    with torch.device("meta"):
+        parts = {"unet": build_unet(spec, latent_shape)}
+        known = spec
+        if isinstance(spec.text, PretrainedText):
+            known = spec.model_copy(update={"modalities": tuple(m for m in spec.modalities if m != "text")})
+        parts |= condition_encoders(known, factor)
+    return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
 
 
 # --- saving -------------------------------------------------------------------------------------------------
@@ -108,6 +129,8 @@ def _write(model: Model | FirstStage, folder: Path, dtype: torch.dtype, extra: M
         for name, module in model.encoders().items():
             _write_json(folder / name / "config.json", module.config)
             _write_weights(module, folder / name / OWN_WEIGHTS, dtype)
+        if model.tokenizer is not None:
+            model.tokenizer.save(folder / "tokenizer")
         scheduler = build_sampler(model.schedule, SamplerSpec(name="ddim", steps=50))
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
@@ -148,12 +171,23 @@ def load(folder: str | Path, device: Any = "cpu") -> Model:
     if "model" not in document:
         raise ConfigError(f"{root}: holds a first stage, not a model that can be sampled")
     spec: LDMSpec = parse(LDMSpec, document["model"], str(root / "raygen.json"))
-    model = LDM(spec, _first_stage(root, document), _diffusers(root / "unet"))
+    tokenizer, frozen = _text(root, spec)
+    stage = _first_stage(root, document)
+    model = LDM(spec, stage, _diffusers(root / "unet"), tokenizer=tokenizer, frozen_text=frozen)
     for name, module in model.encoders().items():
         if _read_json(root / name / "config.json") != module.config:
             raise InputError(f"{root / name}: config.json does not fit raygen.json", reason="checkpoint")
         _fill(module, root / name / OWN_WEIGHTS)
     return model.to(device).eval()
+
+
+def _text(root: Path, spec: LDMSpec) -> tuple[Tokenizer | None, FrozenText | None]:
+    """The tokenizer, and the shell of a pretrained encoder whose weights are filled in like any other's."""
+    if "text" not in spec.modalities:
+        return None, None
+    pretrained = isinstance(spec.text, PretrainedText)
+    frozen = empty_encoder(_read_json(root / "text_encoder" / "config.json")) if pretrained else None
+    return Tokenizer.load(root / "tokenizer"), frozen
 
 
 def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:

@@ -1,7 +1,7 @@
 """Rows -> tensors: decoded conditions with a presence flag a modality, condition dropout, null.
 
-Knows how masks, attributes and pictures of a table become tensors, and that a bad row is an error string and a
-null slot. Knows no model: encoders decide what a condition means.
+Knows how masks, attributes, texts and pictures of a table become tensors, and that a bad row is an error string and a
+null slot. Knows no model and no vocabulary: encoders decide what a condition means.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -20,34 +20,57 @@ from raygen.faces import ATTRIBUTES
 from raygen.spec import InputError, Spec
 from raygen.tables import decode_image, decode_mask, reason_of
 
-__all__ = ["MODALITIES", "ConditionDropout", "Conditions", "drop", "fit_image", "fit_mask", "images_from_rows"]
+__all__ = [
+    "MODALITIES",
+    "ConditionDropout",
+    "Conditions",
+    "Shapes",
+    "Tokenize",
+    "drop",
+    "fit_image",
+    "fit_mask",
+    "images_from_rows",
+]
 
 UInt8Array = npt.NDArray[np.uint8]
 #: The condition columns that can become tensors here.
-MODALITIES: Final = ("mask", "attributes")
+MODALITIES: Final = ("mask", "attributes", "text")
+#: Texts -> token ids int64 [n, length].
+Tokenize = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What conditions look like to one model: side of its masks, and how its texts become ids."""
+
+    mask_size: int = 0
+    text_length: int = 0
+    tokenize: Tokenize | None = None
 
 
 @dataclass(frozen=True)
 class Conditions:
     """Conditions of `n` pictures. A slot whose `present[m]` is False holds zeros and is not conditioned on m.
 
-    `mask`: class indices uint8 [n, H, W]; `attributes`: float [n, 40] of -1, 0 (unknown), 1. A modality that
-    the model does not take is None and not in `present`. `present`: bool [n] a modality.
+    `mask`: class indices uint8 [n, H, W]; `attributes`: float [n, 40] of -1, 0 (unknown), 1; `text`: token ids int64
+    [n, L]. A modality that the model does not take is None and not in `present`. `present`: bool [n] a modality.
     """
 
     n: int
     mask: Tensor | None = None
     attributes: Tensor | None = None
+    text: Tensor | None = None
     present: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def null(cls, n: int, modalities: Iterable[str], mask_size: int = 0, device: Any = "cpu") -> "Conditions":
+    def null(cls, n: int, modalities: Iterable[str], shapes: Shapes = Shapes(), device: Any = "cpu") -> "Conditions":
         """`n` slots that condition on nothing."""
-        names = tuple(modalities)
+        names, side = tuple(modalities), shapes.mask_size
         return cls(
             n=n,
-            mask=torch.zeros(n, mask_size, mask_size, dtype=torch.uint8, device=device) if "mask" in names else None,
+            mask=torch.zeros(n, side, side, dtype=torch.uint8, device=device) if "mask" in names else None,
             attributes=torch.zeros(n, len(ATTRIBUTES), device=device) if "attributes" in names else None,
+            text=torch.zeros(n, shapes.text_length, dtype=torch.int64, device=device) if "text" in names else None,
             present={name: torch.zeros(n, dtype=torch.bool, device=device) for name in names},
         )
 
@@ -58,25 +81,30 @@ class Conditions:
         modalities: Collection[str],
         *,
         required: Collection[str] = (),
-        mask_size: int = 0,
+        shapes: Shapes = Shapes(),
     ) -> "tuple[Conditions, list[str | None]]":
         """Conditions of CONDITIONS or FACES rows, and an error (or None) for each row.
 
-        Masks are brought to `mask_size` (square, nearest neighbour). A row gets an error and an all-null slot
-        where a picture cannot be decoded, a label is above 18, sizes do not fit, an attribute is not -1, 0 or 1,
-        or a required condition is missing; a condition that is only absent stays null.
+        Masks are brought to `shapes.mask_size` (square, nearest neighbour). A row gets an error and an all-null slot
+        where a picture cannot be decoded, a label is above 18, sizes do not fit, an attribute is not -1, 0 or 1, a
+        text is not text, or a required condition is missing; a condition that is only absent stays null.
         """
         n = rows.num_rows
         errors: list[str | None] = [None] * n
-        values = {name: _parsed(rows, name, name in required, mask_size, errors) for name in modalities}
-        result = cls.null(n, modalities, mask_size)
+        values = {name: _parsed(rows, name, name in required, shapes, errors) for name in modalities}
+        result = cls.null(n, modalities, shapes)
         for name, items in values.items():
-            column = result.mask if name == "mask" else result.attributes
+            column = result.values()[name]
             for i, item in enumerate(items):
-                if column is not None and item is not None and errors[i] is None:
-                    column[i] = torch.from_numpy(item)
+                if item is not None and errors[i] is None:
+                    column[i] = torch.as_tensor(item)
                     result.present[name][i] = True
         return result, errors
+
+    def values(self) -> dict[str, Tensor]:
+        """The tensors of the modalities there is room for, by name."""
+        pairs = {"mask": self.mask, "attributes": self.attributes, "text": self.text}
+        return {name: value for name, value in pairs.items() if value is not None}
 
     @property
     def modalities(self) -> frozenset[str]:
@@ -107,27 +135,23 @@ class Conditions:
         return replace(padded, n=n)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditions":
-        return replace(
-            self,
-            mask=None if self.mask is None else change(self.mask),
-            attributes=None if self.attributes is None else change(self.attributes),
-            present={name: change(flag) for name, flag in self.present.items()},
-        )
+        changed: Mapping[str, Any] = {name: change(value) for name, value in self.values().items()}
+        return replace(self, present={name: change(flag) for name, flag in self.present.items()}, **changed)
 
 
 # --- reading rows -------------------------------------------------------------------------------------------
 
 
 def _parsed(
-    rows: pa.Table, name: str, required: bool, mask_size: int, errors: list[str | None]
-) -> list[npt.NDArray[Any] | None]:
+    rows: pa.Table, name: str, required: bool, shapes: Shapes, errors: list[str | None]
+) -> list[npt.NDArray[Any] | Tensor | None]:
     """One array (or None) a row; the first error of a row is written into `errors`."""
     column = rows.column(name).to_pylist() if name in rows.column_names else [None] * rows.num_rows
-    result: list[npt.NDArray[Any] | None] = [None] * rows.num_rows
+    result: list[npt.NDArray[Any] | Tensor | None] = [None] * rows.num_rows
     for i, value in enumerate(column):
         try:
             if value is not None and not (isinstance(value, dict) and value.get("bytes") is None):
-                result[i] = _mask(value, mask_size) if name == "mask" else _attributes(value)
+                result[i] = _tensor(name, value, shapes)
             elif required:
                 raise InputError(f"the model needs {name!r}", reason="missing")
         except InputError as error:
@@ -135,8 +159,17 @@ def _parsed(
     return result
 
 
-def _mask(value: Mapping[str, Any], size: int) -> UInt8Array:
-    return fit_mask(decode_mask(value["bytes"]), size)
+def _tensor(name: str, value: Any, shapes: Shapes) -> npt.NDArray[Any] | Tensor:
+    """One condition of one row, as the model takes it."""
+    if name == "mask":
+        return fit_mask(decode_mask(value["bytes"]), shapes.mask_size)
+    if name == "attributes":
+        return _attributes(value)
+    if not isinstance(value, str):
+        raise InputError(f"the text is a {type(value).__name__}", reason="text")
+    if shapes.tokenize is None:
+        raise TypeError("texts need a tokenizer")
+    return shapes.tokenize([value])[0]
 
 
 def _attributes(value: Sequence[int | None]) -> npt.NDArray[np.float32]:

@@ -1,17 +1,15 @@
-"""Small condition encoders: attributes -> tokens and a vector, mask -> feature maps.
+"""Small condition encoders: attributes -> tokens and a vector, mask -> feature maps or tokens.
 
 Knows how a decoded condition becomes what a denoiser reads, and what stands for an absent one. Knows neither
-the denoiser nor where conditions come from. Both run once a batch, never once a step.
+the denoiser nor where conditions come from. All run once a batch, never once a step.
 """
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raygen.faces import ATTRIBUTES, CLASSES
 
-__all__ = ["AttributeEncoder", "MaskEncoder"]
+__all__ = ["AttributeEncoder", "MaskEncoder", "MaskTokenEncoder"]
 
 
 class AttributeEncoder(nn.Module):
@@ -60,9 +58,37 @@ class MaskEncoder(nn.Module):
 
     def forward(self, mask: Tensor, present: Tensor) -> Tensor:
         """mask uint8 [B, H, W], present bool [B] -> [B, channels + 1, H / factor, W / factor]."""
-        dtype: Any = self.patch.weight.dtype
-        one_hot = torch.zeros(len(mask), self.classes, *mask.shape[1:], dtype=dtype, device=mask.device)
-        one_hot.scatter_(1, mask.long().unsqueeze(1), 1.0)
+        one_hot = _one_hot(mask, self.classes, self.patch.weight.dtype)  # [B, classes, H, W]
         features = self.mix(self.patch(one_hot))  # [B, channels, h, w]
-        flag = present.to(dtype).view(-1, 1, 1, 1)
+        flag = present.to(features.dtype).view(-1, 1, 1, 1)
         return torch.cat([features * flag, flag.expand(-1, 1, *features.shape[2:])], dim=1)
+
+
+class MaskTokenEncoder(nn.Module):
+    """A class mask -> one token a class: its `side` x `side` shape through one linear layer shared by all classes.
+
+    As Collaborative Diffusion has it, the tokens of two classes of the same shape are the same; `class_embedding`
+    adds what tells them apart. An absent mask gives the tokens of nineteen empty shapes.
+    """
+
+    def __init__(self, side: int, width: int, class_embedding: bool, classes: int = len(CLASSES)) -> None:
+        super().__init__()
+        self.config = {"side": side, "width": width, "class_embedding": class_embedding, "classes": classes}
+        self.side, self.classes = side, classes
+        self.shape = nn.Linear(side * side, width)
+        self.names = nn.Parameter(0.02 * torch.randn(1, classes, width)) if class_embedding else None
+
+    def forward(self, mask: Tensor, present: Tensor) -> Tensor:
+        """mask uint8 [B, H, W], present bool [B] -> tokens [B, classes, width]."""
+        size = mask.shape[-1]
+        index = ((torch.arange(self.side, device=mask.device) + 0.5) * size / self.side).long()
+        small = mask if size == self.side else mask[:, index][:, :, index]
+        one_hot = _one_hot(small, self.classes, self.shape.weight.dtype).flatten(2)  # [B, classes, side²]
+        tokens: Tensor = self.shape(one_hot * present.to(one_hot.dtype).view(-1, 1, 1))
+        return tokens if self.names is None else tokens + self.names
+
+
+def _one_hot(mask: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """uint8 [B, H, W] -> [B, classes, H, W]."""
+    zeros = torch.zeros(len(mask), classes, *mask.shape[1:], dtype=dtype, device=mask.device)
+    return zeros.scatter_(1, mask.long().unsqueeze(1), 1.0)

@@ -1,41 +1,56 @@
-"""Latent diffusion with any mix of mask and attributes, or none.
+"""Latent diffusion with any mix of mask, attributes and text, or none.
 
-Knows how conditions enter a diffusers UNet: the mask as channels beside the latent, attributes as
-cross-attention tokens, as a vector added to the time embedding, or both. Knows neither losses nor samplers.
+Knows how conditions enter a diffusers UNet: the mask as channels beside the latent or as tokens, attributes as
+cross-attention tokens, as a vector added to the time embedding, or both, text as tokens. Knows neither losses nor
+samplers.
 """
 
 from collections.abc import Mapping
 from math import gcd
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
+import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, cat, nn
 
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
-from raygen.models.conditions import Conditions
-from raygen.models.encoders import AttributeEncoder, MaskEncoder
+from raygen.models.conditions import Conditions, Shapes
+from raygen.models.encoders import AttributeEncoder, MaskEncoder, MaskTokenEncoder
 from raygen.models.schedule import NoiseSchedule
-from raygen.spec import Spec
+from raygen.models.text import FrozenText, PretrainedText, TextEncoder, TextSpec, Tokenizer, TransformerText
+from raygen.spec import ConfigError, Spec
 
 __all__ = ["LDM", "LDMSpec"]
+
+Modality = Literal["mask", "attributes", "text"]
+#: Cross-attention reads the tokens of several conditions in this order.
+TOKENS: Final = ("text_tokens", "mask_tokens", "attribute_tokens")
 
 
 class LDMSpec(Spec):
     """Shape of a latent diffusion model; its first stage is handed in beside it."""
 
     kind: Literal["ldm"] = "ldm"
-    modalities: tuple[Literal["mask", "attributes"], ...] = Field((), description="conditions it takes")
-    required: tuple[Literal["mask", "attributes"], ...] = Field((), description="conditions a row must have")
+    modalities: tuple[Modality, ...] = Field((), description="conditions it takes")
+    required: tuple[Modality, ...] = Field((), description="conditions a row must have")
     noise: NoiseSchedule = Field(default_factory=NoiseSchedule)
+    latent: tuple[int, int, int] | None = Field(
+        None, description="channels, height, width that its first stage must have; none takes what it has"
+    )
     channels: tuple[int, ...] = Field((64, 96, 128), min_length=1, description="one a level; each further one halves")
     layers_per_block: int = Field(1, ge=1, le=8)
     attention: tuple[bool, ...] = Field((False, True, True), description="one a level")
     head_dim: int = Field(32, ge=4, description="channels of an attention head")
-    mask_channels: int = Field(16, ge=1, description="maps the mask becomes")
+    heads: int | None = Field(None, ge=1, description="heads on every level, instead of head_dim")
+    mask_path: Literal["channels", "tokens"] = Field("channels", description="how masks enter")
+    mask_channels: int = Field(16, ge=1, description="maps the mask becomes; channels only")
+    mask_side: int = Field(32, ge=4, le=128, description="side of the shapes that become tokens; tokens only")
+    mask_class_embedding: bool = Field(True, description="tokens of two classes of one shape differ; tokens only")
     attribute_path: Literal["tokens", "vector", "both"] = Field("both", description="how attributes enter")
     attribute_tokens: int = Field(4, ge=1, le=256)
+    text: TextSpec = Field(default_factory=TransformerText, description="encoder, where text is a modality")
     token_width: int = Field(64, ge=8)
 
     @model_validator(mode="after")
@@ -44,14 +59,24 @@ class LDMSpec(Spec):
             raise ValueError(f"{len(self.attention)} values of attention for {len(self.channels)} levels")
         if missing := set(self.required) - set(self.modalities):
             raise ValueError(f"required {sorted(missing)} are not among the modalities")
-        if bad := [c for c in self.channels if c % self.head_dim]:
-            raise ValueError(f"channels {bad} are not multiples of head_dim {self.head_dim}")
+        divisor, name = (self.head_dim, "head_dim") if self.heads is None else (self.heads, "heads")
+        if bad := [c for c in self.channels if c % divisor]:
+            raise ValueError(f"channels {bad} are not multiples of {name} {divisor}")
         return self
 
     @property
     def uses_tokens(self) -> bool:
         """Whether the UNet has cross-attention."""
-        return "attributes" in self.modalities and self.attribute_path != "vector"
+        return (
+            "text" in self.modalities
+            or ("mask" in self.modalities and self.mask_path == "tokens")
+            or ("attributes" in self.modalities and self.attribute_path != "vector")
+        )
+
+    @property
+    def extra_channels(self) -> int:
+        """Channels beside the latent: the mask's maps and one that says it is there."""
+        return self.mask_channels + 1 if "mask" in self.modalities and self.mask_path == "channels" else 0
 
     @property
     def vector_width(self) -> int:
@@ -63,45 +88,90 @@ class LDMSpec(Spec):
 class LDM(Model):
     """A UNet over the latents of a frozen first stage.
 
-    Keys and values of the few attribute tokens are computed inside the UNet at each step; for 4 tokens that is
-    below 1 % of a step.
+    Keys and values of the tokens are computed inside the UNet at each step; for 4 tokens that is below 1 % of a
+    step, for the 77 of a text about 2 %.
     """
 
-    def __init__(self, spec: LDMSpec, first_stage: FirstStage, unet: Any = None) -> None:
+    empty_text: Tensor
+
+    def __init__(
+        self,
+        spec: LDMSpec,
+        first_stage: FirstStage,
+        unet: Any = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        frozen_text: FrozenText | None = None,
+    ) -> None:
+        """`tokenizer` where text is a modality, and `frozen_text` where its encoder is a pretrained one.
+
+        `ConfigError` where the first stage makes other latents than the spec says.
+        """
         super().__init__()
+        if spec.latent is not None and spec.latent != first_stage.latent_shape:
+            found = first_stage.latent_shape
+            raise ConfigError(f"the model is for latents {spec.latent}, the first stage makes {found}")
         self.spec = spec
         self.schedule = spec.noise
         self.modalities = frozenset(spec.modalities)
         self.required_conditions = frozenset(spec.required)
         self.first_stage = first_stage.requires_grad_(False)
-        self.unet = _build_unet(spec, first_stage) if unet is None else unet
+        self.unet = build_unet(spec, first_stage.latent_shape) if unet is None else unet
+        self.tokenizer = tokenizer
         self.attribute_encoder: AttributeEncoder | None = None
-        self.mask_encoder: MaskEncoder | None = None
-        if "attributes" in self.modalities:
-            tokens = spec.attribute_tokens if spec.uses_tokens else 0
-            self.attribute_encoder = AttributeEncoder(tokens, spec.token_width, spec.vector_width)
-        if "mask" in self.modalities:
-            self.mask_encoder = MaskEncoder(first_stage.factor, spec.mask_channels)
+        self.mask_encoder: MaskEncoder | MaskTokenEncoder | None = None
+        self.text_encoder: TextEncoder | FrozenText | None = None
+        self.text_projection: nn.Linear | None = None
+        for name, module in condition_encoders(spec, first_stage.factor, tokenizer, frozen_text).items():
+            setattr(self, name, module)
+        if tokenizer is not None:
+            self.register_buffer("empty_text", tokenizer([""]), persistent=False)  # [1, L]
 
     def encoders(self) -> Mapping[str, nn.Module]:
         """The condition encoders by the name of their checkpoint folder."""
-        pairs = {"attribute_encoder": self.attribute_encoder, "mask_encoder": self.mask_encoder}
-        return {name: module for name, module in pairs.items() if module is not None}
+        names = ("attribute_encoder", "mask_encoder", "text_encoder", "text_projection")
+        return {name: module for name in names if (module := getattr(self, name)) is not None}
+
+    @property
+    def shapes(self) -> Shapes:
+        """See `Model.shapes`."""
+        size = self.first_stage.spec.image_size
+        return Shapes(size) if self.tokenizer is None else Shapes(size, self.tokenizer.length, self.tokenizer)
+
+    @property
+    def network(self) -> nn.Module:
+        """The UNet."""
+        unet: nn.Module = self.unet
+        return unet
 
     def embed(self, conditions: Conditions) -> Tokens:
-        """`tokens` [B, K, D], `vector` [B, E], `mask` [B, channels + 1, h, w]; those that the spec asks for."""
+        """What the spec asks for of `text_tokens`, `mask_tokens`, `attribute_tokens` [B, K, D], `vector` [B, E],
+        `mask` [B, channels + 1, h, w].
+        """
         result: dict[str, Tensor] = {}
+        if self.text_encoder is not None and conditions.text is not None:
+            result["text_tokens"] = self._text(conditions.text, conditions.present["text"])
         if self.attribute_encoder is not None and conditions.attributes is not None:
             tokens, vector = self.attribute_encoder(conditions.attributes, conditions.present["attributes"])
-            result |= {} if tokens is None else {"tokens": tokens}
+            result |= {} if tokens is None else {"attribute_tokens": tokens}
             result |= {} if vector is None else {"vector": vector}
         if self.mask_encoder is not None and conditions.mask is not None:
-            result["mask"] = self.mask_encoder(conditions.mask, conditions.present["mask"])
+            name = "mask_tokens" if self.spec.mask_path == "tokens" else "mask"
+            result[name] = self.mask_encoder(conditions.mask, conditions.present["mask"])
         return result
 
+    def _text(self, ids: Tensor, present: Tensor) -> Tensor:
+        """An absent text is the empty one, as in latent diffusion."""
+        assert self.text_encoder is not None
+        read = torch.where(present[:, None], ids, self.empty_text)
+        tokens: Tensor = self.text_encoder(read)
+        return tokens if self.text_projection is None else self.text_projection(tokens)
+
     def prepare(self, tokens: Tokens) -> Context:
-        """The tokens themselves: nothing else depends on conditions alone."""
-        return tokens
+        """All tokens in one row; the rest as it is."""
+        rows = [tokens[name] for name in TOKENS if name in tokens]
+        rest = {name: value for name, value in tokens.items() if name not in TOKENS}
+        return {**rest, "tokens": cat(rows, dim=1)} if rows else rest
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
         """See `Model.predict`. Keeps no record."""
@@ -113,11 +183,51 @@ class LDM(Model):
         return output.float()
 
 
-def _build_unet(spec: LDMSpec, first_stage: FirstStage) -> Any:
-    latent, side, _ = first_stage.latent_shape
+def condition_encoders(
+    spec: LDMSpec, factor: int, tokenizer: Tokenizer | None = None, frozen_text: FrozenText | None = None
+) -> dict[str, nn.Module]:
+    """New condition encoders by the name of their checkpoint folder. `factor`: pixels along a latent position.
+
+    `ConfigError` where the spec has text and there is no tokenizer, nor a `vocabulary_size` to count with.
+    """
+    made: dict[str, nn.Module] = {}
+    if "attributes" in spec.modalities:
+        tokens = spec.attribute_tokens if spec.attribute_path != "vector" else 0
+        made["attribute_encoder"] = AttributeEncoder(tokens, spec.token_width, spec.vector_width)
+    if "mask" in spec.modalities and spec.mask_path == "tokens":
+        made["mask_encoder"] = MaskTokenEncoder(spec.mask_side, spec.token_width, spec.mask_class_embedding)
+    elif "mask" in spec.modalities:
+        made["mask_encoder"] = MaskEncoder(factor, spec.mask_channels)
+    if "text" not in spec.modalities:
+        return made
+    if isinstance(spec.text, PretrainedText):
+        if frozen_text is None:
+            raise ConfigError(f"{spec.text.name}: a pretrained text encoder has to be loaded first")
+        made["text_encoder"] = frozen_text
+        if frozen_text.width != spec.token_width:
+            made["text_projection"] = Projection(frozen_text.width, spec.token_width)
+        return made
+    words = spec.text.vocabulary_size if tokenizer is None else len(tokenizer)
+    if words is None:
+        raise ConfigError("text needs a tokenizer, or a vocabulary_size to count with")
+    made["text_encoder"] = TextEncoder(spec.text, spec.token_width, words)
+    return made
+
+
+class Projection(nn.Linear):
+    """From the width of a pretrained encoder to that of the tokens."""
+
+    def __init__(self, inside: int, out: int) -> None:
+        super().__init__(inside, out)
+        self.config = {"inside": inside, "out": out}
+
+
+def build_unet(spec: LDMSpec, latent_shape: tuple[int, int, int]) -> Any:
+    """The UNet of a spec for such latents, with random weights and silent residual branches."""
+    latent, side, _ = latent_shape
     shared: dict[str, Any] = {
         "sample_size": side,
-        "in_channels": latent + (spec.mask_channels + 1 if "mask" in spec.modalities else 0),
+        "in_channels": latent + spec.extra_channels,
         "out_channels": latent,
         "block_out_channels": spec.channels,
         "layers_per_block": spec.layers_per_block,
@@ -133,9 +243,11 @@ def _build_unet(spec: LDMSpec, first_stage: FirstStage) -> Any:
     }
     if spec.uses_tokens:
         # diffusers calls the number of heads attention_head_dim here.
-        heads = tuple(c // spec.head_dim for c in spec.channels)
+        heads = tuple(spec.heads or c // spec.head_dim for c in spec.channels)
         unet = UNet2DConditionModel(**shared, **blocks, cross_attention_dim=spec.token_width, attention_head_dim=heads)
     else:
+        if spec.heads is not None:
+            raise ConfigError("heads: a model without tokens takes head_dim instead")
         unet = UNet2DModel(**shared, **blocks, norm_eps=1e-5, downsample_padding=1, attention_head_dim=spec.head_dim)
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)

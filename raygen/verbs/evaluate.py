@@ -100,7 +100,7 @@ class EvaluateJob(Job):
         builder = partial(_build, self.what.score, self.where.threads, checkpoint)
         return prepared(
             job, "evaluate", what, given, lambda run: partial(builder, run),
-            batch=self.what.batch, sharding=self.what, columns=(key, "image", "mask"),
+            batch=self.what.batch, sharding=self.what, columns=(key, "image", "mask", "attributes"),
         )  # fmt: skip
 
     def _write(self, sets: dict[str, dict[str, Scored]]) -> dict[str, object]:

@@ -5,28 +5,40 @@ state lies. Does not know the loop itself, nor how ranks are started.
 
     out/model_index.json …     the checkpoint, once training has ended
     out/training/step-…/       training state, to go on from
-    out/training/history.jsonl one line a record
+    out/training/history.jsonl one line a record; also in tensorboard/
+    out/training/sheets/       pictures on the way
+    out/training/result.json   what came out
 """
 
 import json
 import shutil
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+import pyarrow.compute as pc
 import torch
 from pydantic import Field, model_validator
 
-from raygen.arrays import TrainingArrays, load_arrays
-from raygen.extractors.small import SmallParser, SmallParserSpec, save_small
+from raygen.arrays import TrainingArrays, load_arrays, texts_of
+from raygen.extractors.base import Small, load_features
+from raygen.extractors.perceptual import LPIPSSpec, load_lpips
+from raygen.extractors.small import (
+    SmallClassifier,
+    SmallClassifierSpec,
+    SmallNetwork,
+    SmallParser,
+    SmallParserSpec,
+    save_small,
+)
+from raygen.journal import Journal, followed
 from raygen.losses import (
     AutoencoderObjective,
     AutoencoderObjectiveSpec,
+    ClassifierObjective,
     DiffusionLoss,
     DiffusionObjective,
     MinSNR,
@@ -37,8 +49,10 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels
 from raygen.models.conditions import ConditionDropout
 from raygen.models.ldm import LDMSpec
-from raygen.shards import Progress
-from raygen.spec import Spec, run_id
+from raygen.models.text import Tokenizer, tokenizer_of
+from raygen.reconstruction import reconstruction_scores
+from raygen.sheets import sheet
+from raygen.spec import ConfigError, RaygenError, Spec, run_id
 from raygen.store import open_input
 from raygen.training import Step, Trainer, TrainSpec, train
 from raygen.verbs.base import Estimate, Job, Report, Result
@@ -47,21 +61,26 @@ __all__ = ["TrainJob", "TrainWhat"]
 
 #: Pictures that set the scale of a first stage's latents.
 CALIBRATION = 4096
+#: Parameters above which a dry run does not try a step on a CPU.
+LARGEST_TIMED = 50_000_000
 
 
 class TrainWhat(Spec):
     """What to train, on what, for how long."""
 
-    model: Annotated[AutoencoderSpec | LDMSpec | SmallParserSpec, Field(discriminator="kind")]
+    model: Annotated[AutoencoderSpec | LDMSpec | SmallParserSpec | SmallClassifierSpec, Field(discriminator="kind")]
     faces: str = Field(..., description="folder of an ingest run")
     split: str | None = Field(None, description="only faces of this split")
     first_stage: str | None = Field(None, description="ldm: folder of a trained first stage")
     latents: str | None = Field(None, description="ldm: folder of an encode run; none encodes at each step")
+    recipe: str = Field("overall", description="ldm with text: which of a face's texts")
     loss: DiffusionLoss = Field(default_factory=MinSNR, description="ldm")
     dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="ldm")
     reconstruction: AutoencoderObjectiveSpec = Field(
         default_factory=AutoencoderObjectiveSpec, description="autoencoder"
     )
+    validation_split: str | None = Field(None, description="autoencoder: scored at the end; none scores training faces")
+    validation_pictures: int = Field(512, ge=1, description="autoencoder: how many, at most")
     training: TrainSpec
     weights: Literal["float32", "float16"] = Field("float32", description="of the checkpoint's files")
 
@@ -82,7 +101,8 @@ class TrainJob(Job):
         """Train to the end, going on from what an earlier command left."""
         Path(self.out).mkdir(parents=True, exist_ok=True)
         began = time.time()
-        with _followed(Path(self.out) / "training" / "history.jsonl", report, self.what.training):
+        folder = Path(self.out) / "training"
+        with followed(folder, report, self.what.training):
             if self.where.runner == "ray":
                 from raygen.cluster.train import run_ranks
 
@@ -90,36 +110,62 @@ class TrainJob(Job):
             else:
                 for _ in _rank(self, 0, 1):
                     pass
-        facts = json.loads((Path(self.out) / "training" / "result.json").read_text(encoding="utf-8"))
+        facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
 
     def estimate(self) -> Estimate:
-        """Parameters, and the time of a few steps scaled up; nothing is written."""
-        arrays = self.arrays()
-        trainer = Trainer(self.objective(), self.what.training, device=_device())
-        batch = trainer.batch(arrays, 0)
-        trainer.update(batch, 0.0)
-        began = time.perf_counter()
-        for _ in range(3):
-            trainer.update(batch, 0.0)
-        each = (time.perf_counter() - began) / 3 / self.where.workers
-        spec = self.what.training
-        seconds = min(v for v in (spec.max_seconds, (spec.steps or 1e12) * each) if v is not None)
-        size = sum(p.numel() for p in trainer.parameters.values()) * (2 if self.what.weights == "float16" else 4)
-        notes = (
-            f"{sum(p.numel() for p in trainer.parameters.values()):,} parameters to train",
-            f"{len(arrays):,} rows, batch {spec.batch}, {1 / each:.2f} steps a second",
-        )
-        return Estimate(len(arrays), 0, 0, size, seconds, notes)
+        """Parameters, and the time of a few steps scaled up; nothing is written.
 
-    def arrays(self) -> TrainingArrays:
+        Parameters are counted without making the model. Where data is not there yet, or a model is too large for
+        this machine, time is not estimated, and a note says so.
+        """
+        what = self.what
+        notes: list[str] = []
+        counts: dict[str, int] = {}
+        try:
+            counts = _count(self)
+            notes += [f"{name}: {number:,} parameters" for name, number in counts.items()]
+        except RaygenError as error:
+            notes.append(f"parameters are not counted: {error}")
+        size = sum(counts.values()) * (2 if what.weights == "float16" else 4)
+        if sum(counts.values()) > LARGEST_TIMED and not torch.cuda.is_available():
+            notes.append("time is not estimated: too large to try a step on a CPU")
+            return Estimate(0, 0, 0, size, 0.0, tuple(notes))
+        try:
+            tokenizer = self.tokenizer()
+            arrays, objective = self.arrays(tokenizer), self.objective(tokenizer)
+        except RaygenError as error:
+            return Estimate(0, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
+        each = _seconds_a_step(Trainer(objective, what.training, device=_device()), arrays) / self.where.workers
+        limits = (what.training.max_seconds, (what.training.steps or 1e12) * each)
+        seconds = min(v for v in limits if v is not None)
+        notes.append(f"{len(arrays):,} rows, batch {what.training.batch}, {1 / each:.2f} steps a second")
+        return Estimate(len(arrays), 0, 0, size, seconds, tuple(notes))
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Of a model that reads texts; a vocabulary is learned from those of the training faces."""
+        model = self.what.model
+        if not isinstance(model, LDMSpec) or "text" not in model.modalities:
+            return None
+        return tokenizer_of(model.text, self._texts)
+
+    def _texts(self) -> Iterator[str]:
+        faces, _ = open_input(self.what.faces)
+        for table in faces.tables("faces", ["split", "texts"]):
+            kept = table if self.what.split is None else table.filter(pc.equal(table["split"], self.what.split))
+            yield from (text for text in texts_of(kept, self.what.recipe).to_pylist() if text is not None)
+
+    def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingArrays:
         """The training data in memory."""
         what = self.what
         faces, _ = open_input(what.faces)
-        columns = ["face_id", "split", "image", "mask", "attributes"]
+        columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
         size, modalities = _needs(self)
         if what.latents is None or not isinstance(what.model, LDMSpec):
-            return load_arrays(faces.tables("faces", columns), size=size, modalities=modalities, split=what.split)
+            return load_arrays(
+                faces.tables("faces", columns), size=size, modalities=modalities, split=what.split,
+                tokenize=tokenizer, recipe=what.recipe,
+            )  # fmt: skip
         latents, _ = open_input(what.latents)
         assert what.first_stage is not None
         return load_arrays(
@@ -129,20 +175,56 @@ class TrainJob(Job):
             latents=latents.tables("latents"),
             autoencoder=checkpoint.digest(what.first_stage),
             split=what.split,
+            tokenize=tokenizer,
+            recipe=what.recipe,
         )
 
-    def objective(self) -> Objective:
+    def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
         """A fresh objective, its weights drawn from the training seed."""
         what, seed = self.what, self.what.training.seed
         if isinstance(what.model, LDMSpec):
             assert what.first_stage is not None
-            model = checkpoint.build(what.model, checkpoint.load_first_stage(what.first_stage), seed=seed)
+            stage = checkpoint.load_first_stage(what.first_stage)
+            model = checkpoint.build(what.model, stage, seed=seed, tokenizer=tokenizer)
             return DiffusionObjective(model, what.loss, what.dropout)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if isinstance(what.model, AutoencoderSpec):
-                return AutoencoderObjective(FirstStage(what.model), what.reconstruction)
+                wanted = what.reconstruction.perceptual
+                perceptual = load_lpips(wanted) if isinstance(wanted, LPIPSSpec) else None
+                return AutoencoderObjective(FirstStage(what.model), what.reconstruction, perceptual)
+            if isinstance(what.model, SmallClassifierSpec):
+                return ClassifierObjective(SmallClassifier(what.model))
             return ParserObjective(SmallParser(what.model))
+
+
+def _count(job: TrainJob) -> dict[str, int]:
+    """Parameters to train, by part."""
+    model = job.what.model
+    if isinstance(model, LDMSpec):
+        assert job.what.first_stage is not None
+        try:
+            stage = checkpoint.load_first_stage(job.what.first_stage)
+        except ConfigError:
+            if model.latent is None:
+                raise
+            return checkpoint.count(model, model.latent)
+        return checkpoint.count(model, stage.latent_shape, stage.factor)
+    with torch.device("meta"):
+        made = (
+            FirstStage(model).net if isinstance(model, AutoencoderSpec)
+            else SmallParser(model) if isinstance(model, SmallParserSpec) else SmallClassifier(model)
+        )  # fmt: skip
+    return {model.kind: sum(p.numel() for p in made.parameters())}
+
+
+def _seconds_a_step(trainer: Trainer, arrays: TrainingArrays) -> float:
+    batch = trainer.batch(arrays, 0)
+    trainer.update(batch, 0.0)  # the first one pays for what is only done once
+    began = time.perf_counter()
+    for _ in range(3):
+        trainer.update(batch, 0.0)
+    return (time.perf_counter() - began) / 3
 
 
 def _needs(job: TrainJob) -> tuple[int, tuple[str, ...]]:
@@ -153,7 +235,7 @@ def _needs(job: TrainJob) -> tuple[int, tuple[str, ...]]:
     if isinstance(model, LDMSpec):
         assert job.what.first_stage is not None
         return checkpoint.load_first_stage(job.what.first_stage).spec.image_size, model.modalities
-    return model.image_size, ("mask",)
+    return model.image_size, ("attributes" if isinstance(model, SmallClassifierSpec) else "mask",)
 
 
 def _device() -> torch.device:
@@ -161,40 +243,64 @@ def _device() -> torch.device:
 
 
 def _rank(job: TrainJob, rank: int, world_size: int) -> Iterator[Step]:
-    """Everything one rank does: data, training, and on rank 0 the checkpoint."""
+    """Everything one rank does: data, training, and on rank 0 sheets, records and the checkpoint."""
     torch.set_num_threads(job.where.threads)
-    folder = Path(job.out) / "training"
-    arrays = job.arrays()
-    trainer = Trainer(job.objective(), job.what.training, device=_device(), rank=rank, world_size=world_size)
+    folder, spec = Path(job.out) / "training", job.what.training
+    tokenizer = job.tokenizer()
+    arrays = job.arrays(tokenizer)
+    if _is_done(job, arrays):
+        return
+    trainer = Trainer(job.objective(tokenizer), spec, device=_device(), rank=rank, world_size=world_size)
+    journal = Journal(folder) if rank == 0 else None
     last = None
     for step in train(trainer, arrays, folder):
-        if rank == 0:
-            _log(folder / "history.jsonl", step)
+        if journal is not None:
+            journal.write(step)
+            if _sheet_is_due(step.step, spec):
+                with trainer.averaged():
+                    journal.picture(step.step, sheet(trainer.objective, arrays, trainer.device))
         last = step
         yield step
-    if rank == 0:
+    if journal is not None:
         _finish(job, trainer, arrays, last)
+        journal.close()
 
 
-def _log(path: Path, step: Step) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(step)) + "\n")
+def _is_done(job: TrainJob, arrays: TrainingArrays) -> bool:
+    """Whether an earlier command ended this very training; its checkpoint stays as it is, to the byte."""
+    out = Path(job.out)
+    try:
+        facts = json.loads((out / "training" / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    there = any((out / name).is_file() for name in ("raygen.json", "model.safetensors"))
+    return there and facts.get("run_id") == _run_id(job, arrays)
+
+
+def _run_id(job: TrainJob, arrays: TrainingArrays) -> str:
+    return run_id({"what": job.what, "data": arrays.digest})
+
+
+def _sheet_is_due(step: int, spec: TrainSpec) -> bool:
+    """Whether the steps of this record passed a multiple of `sheet_every`."""
+    every = spec.sheet_every
+    return every is not None and step // every > max(0, step - spec.log_every) // every
 
 
 def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingArrays, last: Step | None) -> None:
     module = trainer.objective.module
     facts: dict[str, Any] = {
-        "run_id": run_id({"what": job.what, "data": arrays.digest}),
+        "run_id": _run_id(job, arrays),
         "steps": trainer.step,
         "pictures": trainer.step * job.what.training.batch,
         "trained_s": round(trainer.elapsed, 1),
-        "parameters": sum(p.numel() for p in trainer.parameters.values()),
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         **({"loss": last.loss, "images_per_s": round(last.images_per_s, 1)} if last else {}),
     }
     with trainer.averaged():
-        if isinstance(module, FirstStage):
-            _calibrate(module, arrays, trainer.device)
+        if isinstance(trainer.objective, AutoencoderObjective):
+            _calibrate(trainer.objective.stage, arrays, trainer.device)
+            facts |= _scores(job, trainer.objective, arrays, trainer.device)
         facts["checkpoint"] = _save(job, module, facts)
     (Path(job.out) / "training" / "result.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -208,11 +314,27 @@ def _calibrate(stage: FirstStage, arrays: TrainingArrays, device: torch.device) 
     stage.calibrate(torch.cat(parts))
 
 
+def _scores(
+    job: TrainJob, objective: AutoencoderObjective, arrays: TrainingArrays, device: torch.device
+) -> dict[str, Any]:
+    """How well pictures come back, and which pictures those were."""
+    what, given = job.what, arrays
+    if what.validation_split is not None:
+        faces, _ = open_input(what.faces)
+        tables = faces.tables("faces", ["face_id", "split", "image"])
+        given = load_arrays(tables, size=objective.stage.spec.image_size, split=what.validation_split)
+    assert given.images is not None
+    images = np.ascontiguousarray(given.images[: what.validation_pictures])
+    features = load_features(Small(), device)
+    scores = reconstruction_scores(objective.stage, images, features, device, objective.perceptual)
+    return {"reconstruction": scores, "scored": f"{len(images)} pictures of {what.validation_split or 'training'}"}
+
+
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     """The checkpoint in `out`, with the recipe that made it."""
     out = Path(job.out)
     recipe = {"recipe": job.what.model_dump(mode="json"), "result": facts}
-    if isinstance(module, SmallParser):
+    if isinstance(module, SmallNetwork):
         return save_small(module, out, weights=job.what.weights, extra=recipe)
     # The checkpoint replaces its folder as a whole, so it is made beside the training state and moved in.
     made = out.parent / f".{out.name}.checkpoint"
@@ -225,43 +347,3 @@ def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
         path.replace(target)
     made.rmdir()
     return name
-
-
-@contextmanager
-def _followed(path: Path, report: Report, spec: TrainSpec) -> Iterator[None]:
-    """Turn the records of rank 0, wherever it runs, into progress here."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(path, report, spec, stop), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _follow(path: Path, report: Report, spec: TrainSpec, stop: threading.Event) -> None:
-    start = path.stat().st_size if path.exists() else 0
-    progress = Progress(0, 1000)
-    while True:
-        ended = stop.wait(1.0)
-        record = _newest(path, start)
-        if record is not None:
-            steps = record["step"] / spec.steps if spec.steps else 0.0
-            seconds = record["elapsed"] / spec.max_seconds if spec.max_seconds else 0.0
-            progress.note = f"step {record['step']}, loss {record['loss']:.4f}, {record['images_per_s']:.0f} pictures/s"
-            progress.done_rows = int(1000 * min(1.0, max(steps, seconds)))
-            report(progress)
-        if ended:
-            return
-
-
-def _newest(path: Path, start: int) -> dict[str, Any] | None:
-    """The last whole line that was written after byte `start`."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(start)
-        lines = [line for line in file.read().splitlines() if line.endswith(b"}")]
-        if lines:
-            record: dict[str, Any] = json.loads(lines[-1])
-            return record
-    return None

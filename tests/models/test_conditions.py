@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raygen.models.conditions import ConditionDropout, Conditions, drop, fit_mask, images_from_rows
+from raygen.models.conditions import ConditionDropout, Conditions, Shapes, drop, fit_mask, images_from_rows
 from raygen.spec import InputError
 from raygen.tables import CONDITIONS, FACES, encode_image, encode_mask, picture
 
@@ -33,7 +33,7 @@ def test_bad_rows_are_errors_in_place() -> None:
         row("nothing"),
         row("last", good, [-1] * 40),
     )
-    conditions, errors = Conditions.from_rows(rows, BOTH, mask_size=16)
+    conditions, errors = Conditions.from_rows(rows, BOTH, shapes=Shapes(16))
     reasons = [None if e is None else e.split(":")[0] for e in errors]
     assert reasons[0] is None
     assert reasons[1] in ("truncated", "corrupt")
@@ -49,14 +49,14 @@ def test_bad_rows_are_errors_in_place() -> None:
 
 
 def test_a_missing_required_condition_is_an_error() -> None:
-    _, errors = Conditions.from_rows(table(row("a", None, YES)), BOTH, required=["mask"], mask_size=8)
+    _, errors = Conditions.from_rows(table(row("a", None, YES)), BOTH, required=["mask"], shapes=Shapes(8))
     assert errors[0] is not None
     assert errors[0].startswith("missing")
 
 
 def test_columns_may_be_absent() -> None:
     rows = table(row("a", None, YES)).select(["sample_id"])
-    conditions, errors = Conditions.from_rows(rows, BOTH, mask_size=8)
+    conditions, errors = Conditions.from_rows(rows, BOTH, shapes=Shapes(8))
     assert errors == [None]
     assert not conditions.present["mask"].any()
 
@@ -69,7 +69,7 @@ def test_masks_are_resized_by_nearest_neighbour() -> None:
 
 def test_keep_take_pad() -> None:
     conditions, _ = Conditions.from_rows(
-        table(row("a", encode_mask(np.ones((8, 8), np.uint8)), YES), row("b", None, YES)), BOTH, mask_size=8
+        table(row("a", encode_mask(np.ones((8, 8), np.uint8)), YES), row("b", None, YES)), BOTH, shapes=Shapes(8)
     )
     assert not conditions.keep({"mask"}).present["attributes"].any()
     assert conditions.keep({"mask"}).present["mask"].tolist() == [True, False]
@@ -84,7 +84,7 @@ def test_keep_take_pad() -> None:
 
 def test_dropout_hides_as_often_as_it_says() -> None:
     n = 10_000
-    conditions = Conditions.null(n, BOTH, 2)
+    conditions = Conditions.null(n, BOTH, Shapes(2))
     for flag in conditions.present.values():
         flag[:] = True
     spec = ConditionDropout(null=0.1, only={"mask": 0.2, "attributes": 0.05})
@@ -100,7 +100,7 @@ def test_dropout_hides_as_often_as_it_says() -> None:
 def test_dropout_never_adds_a_condition() -> None:
     uniform = torch.rand(100)
     spec = ConditionDropout(null=0.0, only={"mask": 1.0})
-    assert not drop(Conditions.null(100, BOTH, 2), spec, uniform).present["mask"].any()
+    assert not drop(Conditions.null(100, BOTH, Shapes(2)), spec, uniform).present["mask"].any()
     with pytest.raises(ValueError, match="at most 1"):
         ConditionDropout(null=0.6, only={"mask": 0.6})
 

@@ -75,7 +75,7 @@ def test_training_starts_from_nothing() -> None:
     spec = LDMSpec(modalities=("mask", "attributes"), **SMALL)  # type: ignore[arg-type]
     model = build(spec, FirstStage(STAGE), seed=0)
     zt = torch.randn(2, *model.latent_shape)
-    assert not model.predict(zt, torch.tensor([10, 900]), model.embed(conditions(2))).any()
+    assert not model.predict(zt, torch.tensor([10, 900]), model.prepare(model.embed(conditions(2)))).any()
 
 
 def test_the_first_stage_is_frozen() -> None:

@@ -1,0 +1,199 @@
+"""`raygen ablation`: the same few jobs for several variants of one setting, and one table of what came out.
+
+Knows how variants become jobs and how their numbers become one METRICS table. Does not know what any job does; each
+stage is a job that could be run by hand, and goes on where an earlier command left it.
+
+    out/NAME/              what `shared` jobs make, once
+    out/VARIANT/NAME/      what `stages` make; an evaluation writes into out/VARIANT itself
+    out/metrics/           metrics.parquet, metrics.json of all variants; table.md
+"""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from raygen.spec import ConfigError, RaygenError, Spec, override, parse
+from raygen.storage import Storage
+from raygen.tables import METRICS, from_parquet, to_parquet
+from raygen.verbs.base import Estimate, Job, Report, Result
+from raygen.verbs.encode import EncodeJob
+from raygen.verbs.evaluate import EvaluateJob
+from raygen.verbs.generate import GenerateJob
+from raygen.verbs.ingest import IngestJob
+from raygen.verbs.plan import PlanJob
+from raygen.verbs.train import TrainJob
+
+__all__ = ["AblationJob", "AblationWhat"]
+
+JOBS: Final[Mapping[str, type[Job]]] = {
+    "ingest": IngestJob, "plan": PlanJob, "encode": EncodeJob, "train": TrainJob, "generate": GenerateJob,
+    "evaluate": EvaluateJob,
+}  # fmt: skip
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class AblationWhat(Spec):
+    """Jobs without `out`; in their texts `{shared}` and `{variant}` stand for the two folders."""
+
+    shared: dict[str, dict[str, Any]] = Field(default_factory=dict, description="jobs that run once, by folder")
+    stages: dict[str, dict[str, Any]] = Field(..., min_length=1, description="jobs that run for every variant")
+    variants: dict[str, tuple[str, ...]] = Field(
+        ..., min_length=1, description="overrides of the stages, as on the command line: model.what.loss.gamma=0.5"
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> "AblationWhat":
+        for name in (*self.shared, *self.stages, *self.variants):
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot be the name of a folder")
+        if both := set(self.shared) & set(self.variants):
+            raise ValueError(f"{sorted(both)} are names of shared jobs and of variants")
+        for words in self.variants.values():
+            for word in words:
+                if word.partition(".")[0] not in self.stages:
+                    raise ValueError(f"{word!r} changes none of the stages {', '.join(self.stages)}")
+        return self
+
+
+class AblationJob(Job):
+    """Variants of one setting -> one METRICS table."""
+
+    kind: Literal["ablation"] = "ablation"
+    what: AblationWhat
+
+    @model_validator(mode="after")
+    def _every_job_is_one(self) -> "AblationJob":
+        list(self.jobs())
+        return self
+
+    def jobs(self) -> Iterator[tuple[str, str, Job]]:
+        """(variant or nothing, stage, job) in the order in which they run."""
+        for name, document in self.what.shared.items():
+            yield "", name, self._job(name, document, "", f"{self.out}/{name}")
+        for variant, words in self.what.variants.items():
+            for name, document in override(self.what.stages, words).items():
+                folder = f"{self.out}/{variant}"
+                out = folder if document.get("kind") == "evaluate" else f"{folder}/{name}"
+                yield variant, name, self._job(name, document, variant, out)
+
+    def _job(self, name: str, document: Mapping[str, Any], variant: str, out: str) -> Job:
+        kind = JOBS.get(str(document.get("kind")))
+        if kind is None:
+            raise ConfigError(f"{name}: kind: must be one of {', '.join(JOBS)} (got {document.get('kind')!r})")
+        filled = _fill(document, {"{shared}": self.out, "{variant}": f"{self.out}/{variant}"})
+        where = {**self.where.model_dump(exclude_unset=True), **filled.get("where", {})}
+        job: Job = parse(kind, {**filled, "where": where, "out": out}, f"{variant or 'shared'}/{name}")
+        return job
+
+    def run(self, report: Report) -> Result:
+        """Every job in turn, then the table."""
+        began = time.time()
+        for variant, name, job in self.jobs():
+            label = f"{variant}/{name}" if variant else name
+
+            def say(progress: Any, label: str = label) -> None:
+                note = progress.note or f"{progress.done_rows:,}/{progress.rows:,} rows"
+                progress.note = f"{label}: {note.removeprefix(f'{label}: ')}"
+                report(progress)
+
+            job.run(say)
+        table = self._metrics()
+        return Result(self.out, {**_headlines(table), "seconds": round(time.time() - began, 1)})
+
+    def estimate(self) -> Estimate:
+        """Of the jobs whose inputs are there; the others are named."""
+        rows, size, seconds, notes = 0, 0, 0.0, []
+        for variant, name, job in self.jobs():
+            label = f"{variant}/{name}" if variant else name
+            try:
+                found = job.estimate()
+            except RaygenError:
+                notes.append(f"{label}: waits for the jobs before it")
+                continue
+            rows, size, seconds = rows + found.rows, size + found.bytes, seconds + found.seconds
+            notes.append(f"{label}: {'; '.join(found.notes)}")
+        return Estimate(rows, 0, 0, size, seconds, tuple(notes))
+
+    def _metrics(self) -> pa.Table:
+        """All numbers of all variants, the variant in each one's protocol; written to `out/metrics`."""
+        rows: list[dict[str, Any]] = []
+        for variant, name, job in self.jobs():
+            if isinstance(job, EvaluateJob):
+                found = from_parquet(Storage(f"{job.out}/metrics").get("metrics.parquet")).to_pylist()
+                rows += [{**r, "protocol": _named(r["protocol"], variant, name)} for r in found]
+            elif isinstance(job, TrainJob) and variant:
+                rows += _trained(job, variant, name)
+        table = pa.Table.from_pylist(rows, METRICS)
+        folder = Storage(f"{self.out}/metrics")
+        folder.put("metrics.parquet", to_parquet(table))
+        readable = [{**r, "protocol": json.loads(r["protocol"]), "created": r["created"].isoformat()} for r in rows]
+        folder.put("metrics.json", json.dumps(readable, indent=1).encode())
+        folder.put("table.md", _markdown(table).encode())
+        return table
+
+
+def _fill(value: Any, places: Mapping[str, str]) -> Any:
+    """A copy with the placeholders in its texts replaced."""
+    if isinstance(value, str):
+        for place, text in places.items():
+            value = value.replace(place, text)
+        return value
+    if isinstance(value, Mapping):
+        return {key: _fill(item, places) for key, item in value.items()}
+    return [_fill(item, places) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _named(protocol: str, variant: str, stage: str) -> str:
+    return json.dumps({**json.loads(protocol), "variant": variant, "stage": stage}, sort_keys=True)
+
+
+def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
+    """A training's last loss, and a first stage's scores, as METRICS rows."""
+    facts = json.loads((Path(job.out) / "training" / "result.json").read_text(encoding="utf-8"))
+    protocol = {"steps": facts["steps"], "parameters": facts["parameters"], "trained_s": facts["trained_s"]}
+    values = {"loss": facts.get("loss"), **facts.get("reconstruction", {})}
+    scored = int(str(facts.get("scored", "0")).split()[0])
+    row = {"run_id": facts["run_id"], "slice": stage, "ci_low": None, "ci_high": None, "reference": None}
+    return [
+        {
+            **row, "metric": metric, "value": value, "n": facts["pictures"] if metric == "loss" else scored,
+            "protocol": json.dumps({**protocol, "variant": variant, "stage": stage}, sort_keys=True),
+            "created": datetime.now(UTC),
+        }
+        for metric, value in values.items()
+        if value is not None
+    ]  # fmt: skip
+
+
+def _grid(table: pa.Table) -> tuple[list[str], dict[str, dict[str, float]]]:
+    """Headline numbers: columns, and their values by variant."""
+    columns: dict[str, None] = {}
+    values: dict[str, dict[str, float]] = {}
+    for row in table.to_pylist():
+        if "/" in row["slice"] or row["slice"] in ("reference", "roundtrip"):
+            continue
+        name = row["metric"] if row["slice"] == "all" else f"{row['metric']} ({row['slice']})"
+        columns.setdefault(name)
+        values.setdefault(json.loads(row["protocol"])["variant"], {})[name] = row["value"]
+    return list(columns), values
+
+
+def _headlines(table: pa.Table) -> dict[str, object]:
+    _, values = _grid(table)
+    return {variant: {name: round(value, 4) for name, value in found.items()} for variant, found in values.items()}
+
+
+def _markdown(table: pa.Table) -> str:
+    columns, values = _grid(table)
+    lines = ["| variant | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    for variant, found in values.items():
+        cells = [f"{found[name]:.4g}" if name in found else "" for name in columns]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

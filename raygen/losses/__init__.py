@@ -1,0 +1,39 @@
+"""Objectives: modules that hold what they train and turn a batch of tensors into losses.
+
+Knows the diffusion losses (simple, p2, min_snr), the first stage's with its discriminator, the parser's and the
+classifier's. Draws no random number: noise, timesteps and dropout come in the batch, so a batch gives one value.
+Knows no optimiser, no data and no ranks.
+
+A batch is a mapping of tensors with the picture first:
+    images         uint8 [B, H, W, 3]     pixels, for first stages and where latents are not cached
+    moments        float [B, C or 2C, ..] cached first-stage moments instead of images
+    posterior      float [B, C, h, w]     noise that samples the first stage's posterior
+    noise          float [B, C, h, w]     eps
+    t              int64 [B]              timestep
+    dropout        float [B]              in [0, 1), for condition dropout
+    mask, attributes, text, present_…     conditions and whether they are there
+"""
+
+from raygen.losses.autoencoder import AutoencoderObjective, AutoencoderObjectiveSpec, edges
+from raygen.losses.base import Batch, Losses, Objective
+from raygen.losses.diffusion import P2, DiffusionLoss, DiffusionObjective, MinSNR, Simple
+from raygen.losses.discriminator import DiscriminatorSpec, PatchDiscriminator
+from raygen.losses.recognition import ClassifierObjective, ParserObjective
+
+__all__ = [
+    "P2",
+    "AutoencoderObjective",
+    "AutoencoderObjectiveSpec",
+    "Batch",
+    "ClassifierObjective",
+    "DiffusionLoss",
+    "DiffusionObjective",
+    "DiscriminatorSpec",
+    "Losses",
+    "MinSNR",
+    "Objective",
+    "ParserObjective",
+    "PatchDiscriminator",
+    "Simple",
+    "edges",
+]

@@ -1,0 +1,101 @@
+"""Losses of a denoiser: simple, p2, min-SNR, and the objective that weighs its error by timestep.
+
+Knows weights over timesteps and condition dropout. Knows no model family.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raygen.losses.base import Batch, Losses, Objective
+from raygen.models.autoencoder import to_pixels
+from raygen.models.base import Model
+from raygen.models.conditions import ConditionDropout, Conditions, drop
+from raygen.models.schedule import NoiseSchedule
+from raygen.spec import Spec
+
+__all__ = ["P2", "DiffusionLoss", "DiffusionObjective", "MinSNR", "Simple"]
+
+
+class Simple(Spec):
+    """Every timestep counts the same: L_simple of Ho et al. 2020, equation 14."""
+
+    kind: Literal["simple"] = "simple"
+
+    def weights(self, schedule: NoiseSchedule) -> Tensor:
+        """float32 [T]."""
+        return torch.ones(schedule.timesteps)
+
+
+class P2(Spec):
+    """Choi et al. 2022: 1 / (k + SNR)^gamma on the eps error; steps that only clean up count less. Not normalised."""
+
+    kind: Literal["p2"] = "p2"
+    k: float = Field(1.0, gt=0)
+    gamma: float = Field(0.5, ge=0, le=4)
+
+    def weights(self, schedule: NoiseSchedule) -> Tensor:
+        """float32 [T], at most k ** -gamma; exactly 1 for gamma 0."""
+        return torch.tensor((self.k + schedule.snr()) ** -self.gamma, dtype=torch.float32)
+
+
+class MinSNR(Spec):
+    """Hang et al. 2023: the error in z counts min(SNR, gamma); written as a weight on the eps or v error."""
+
+    kind: Literal["min_snr"] = "min_snr"
+    gamma: float = Field(5.0, gt=0)
+
+    def weights(self, schedule: NoiseSchedule) -> Tensor:
+        """float32 [T]: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
+        snr = torch.tensor(schedule.snr())
+        per_error = snr if schedule.prediction_type == "epsilon" else snr + 1
+        return (snr.clamp(max=self.gamma) / per_error).float()
+
+
+DiffusionLoss = Annotated[Simple | P2 | MinSNR, Field(discriminator="kind")]
+
+
+class DiffusionObjective(Objective):
+    """Weighted mean square error of what the model predicts, with condition dropout."""
+
+    weights: Tensor
+
+    def __init__(self, model: Model, loss: Simple | P2 | MinSNR, dropout: ConditionDropout | None = None) -> None:
+        super().__init__()
+        self.module = self.model = model
+        self.latent_shape, self.timesteps = model.latent_shape, model.schedule.timesteps
+        self.dropout = dropout or ConditionDropout()
+        self.register_buffer("weights", loss.weights(model.schedule), persistent=False)
+
+    def networks(self) -> Sequence[nn.Module]:
+        """The denoiser."""
+        return [self.model.network]
+
+    def forward(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.forward`; `mse` is the unweighted error."""
+        z, eps, t = self._latents(batch), batch["noise"], batch["t"]
+        conditions = drop(self.conditions(batch, len(z)), self.dropout, batch["dropout"])
+        ctx = self.model.prepare(self.model.embed(conditions))
+        output = self.model.predict(self.model.schedule.add_noise(z, eps, t), t, ctx)
+        error = (output - self.model.schedule.target(z, eps, t)).square().flatten(1).mean(dim=1)  # [B]
+        return {"loss": (self.weights[t] * error).mean(), "mse": error.detach().mean()}
+
+    @torch.no_grad()
+    def _latents(self, batch: Batch) -> Tensor:
+        stage = self.model.first_stage
+        moments = batch["moments"].float() if "moments" in batch else stage.encode(to_pixels(batch["images"]))
+        return stage.sample(moments, batch["posterior"])
+
+    def conditions(self, batch: Batch, n: int) -> Conditions:
+        """Those of a batch, as the model takes them."""
+        names = sorted(self.model.modalities)
+        return Conditions(
+            n=n,
+            mask=batch["mask"] if "mask" in names else None,
+            attributes=batch["attributes"].float() if "attributes" in names else None,
+            text=batch["text"].long() if "text" in names else None,
+            present={name: batch[f"present_{name}"] for name in names},
+        )

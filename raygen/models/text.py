@@ -1,0 +1,261 @@
+"""Text -> token ids -> tokens: WordPiece vocabularies and the encoders that read them.
+
+Knows three places a vocabulary can come from (learned from the training texts, a file, a name), the transformer that
+latent diffusion trains from nothing beside its UNet, and frozen encoders of the `transformers` library. Knows neither
+the denoiser nor tables.
+
+Sources: Rombach et al. 2022 (text-to-image transformer); Devlin et al. 2019 (WordPiece).
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor, nn
+
+from raygen.spec import ConfigError, InputError, Spec
+
+__all__ = [
+    "FrozenText",
+    "PretrainedText",
+    "TextEncoder",
+    "TextSpec",
+    "Tokenizer",
+    "TransformerText",
+    "empty_encoder",
+    "learn_vocabulary",
+    "pretrained_encoder",
+    "tokenizer_of",
+]
+
+SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+FILE: Final = "tokenizer.json"
+LARGEST: Final = 30_000
+
+
+class TransformerText(Spec):
+    """A transformer trained with the denoiser; its width is the denoiser's `token_width`.
+
+    `vocabulary`: `learned` from the training texts, a `vocab.txt`, a folder that has one, or a name such as
+    `bert-base-uncased`. The published models have 32 layers and do not mask padding.
+    """
+
+    kind: Literal["transformer"] = "transformer"
+    vocabulary: str = "learned"
+    vocabulary_size: int | None = Field(None, ge=5, description="what to expect where the vocabulary is not at hand")
+    length: int = Field(77, ge=4, le=512, description="tokens of a text; longer ones are cut, shorter ones filled")
+    layers: int = Field(32, ge=1, le=64)
+    heads: int = Field(8, ge=1)
+    head_dim: int = Field(64, ge=4)
+    inner: int = Field(2560, ge=8, description="width of the feed-forward layers")
+
+
+class PretrainedText(Spec):
+    """A frozen text encoder of the `transformers` library, with its own tokenizer."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    name: str = Field(..., description="folder, or name on the hub")
+    length: int = Field(77, ge=4, le=512)
+
+
+TextSpec = Annotated[TransformerText | PretrainedText, Field(discriminator="kind")]
+
+
+# --- texts -> ids -------------------------------------------------------------------------------------------
+
+
+class Tokenizer:
+    """Texts -> ids int64 [n, length], always filled to the same length."""
+
+    def __init__(self, backend: Backend, length: int, pad: str = SPECIAL[0]) -> None:
+        index = backend.token_to_id(pad)
+        if index is None:
+            raise ConfigError(f"the vocabulary has no {pad}")
+        backend.enable_truncation(length)
+        backend.enable_padding(length=length, pad_id=index, pad_token=pad)
+        self.backend, self.length, self.pad = backend, length, pad
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """ids int64 [n, length]."""
+        found = self.backend.encode_batch(list(texts))
+        return torch.tensor([item.ids for item in found], dtype=torch.int64).reshape(len(found), self.length)
+
+    def __len__(self) -> int:
+        return int(self.backend.get_vocab_size())
+
+    @classmethod
+    def wordpiece(cls, words: Sequence[str], length: int) -> "Tokenizer":
+        """BERT's way (lower case, accents off, [CLS] text [SEP]) over `words` in the order of their ids."""
+        vocabulary = {word: i for i, word in enumerate(words)}
+        if missing := [s for s in SPECIAL[:4] if s not in vocabulary]:
+            raise ConfigError(f"the vocabulary has no {missing[0]}")
+        backend = Backend(WordPiece(vocabulary, unk_token=SPECIAL[1]))
+        backend.normalizer = BertNormalizer(lowercase=True)
+        backend.pre_tokenizer = BertPreTokenizer()
+        backend.post_processor = TemplateProcessing(
+            single=f"{SPECIAL[2]} $A {SPECIAL[3]}", special_tokens=[(s, vocabulary[s]) for s in SPECIAL[2:4]]
+        )
+        return cls(backend, length)
+
+    def save(self, folder: Path) -> None:
+        """`tokenizer.json`, which `transformers` opens too."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE).write_text(self.backend.to_str(pretty=False), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """What `save` wrote; `InputError` (`checkpoint`) where it is damaged."""
+        try:
+            backend = Backend.from_str((folder / FILE).read_text(encoding="utf-8"))
+            padding: dict[str, Any] = backend.padding or {}
+            return cls(backend, int(padding["length"]), str(padding["pad_token"]))
+        except Exception as error:  # the library raises bare exceptions
+            raise InputError(f"{folder / FILE}: {error}", reason="checkpoint") from error
+
+
+def learn_vocabulary(texts: Iterable[str], largest: int = LARGEST) -> list[str]:
+    """The words of `texts` by how often they come, then by alphabet, and every letter, so that nothing is unknown.
+
+    The same texts give the same list in any order.
+    """
+    split, lower = BertPreTokenizer(), BertNormalizer(lowercase=True)
+    counts: Counter[str] = Counter()
+    for text, times in Counter(texts).items():
+        for word, _ in split.pre_tokenize_str(lower.normalize_str(text)):
+            counts[word] += times
+    letters = sorted({letter for word in counts for letter in word})
+    pieces = [*letters, *(f"##{letter}" for letter in letters)]
+    words = [w for w, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if len(w) > 1]
+    return [*SPECIAL, *pieces, *words][:largest]
+
+
+def tokenizer_of(spec: TransformerText | PretrainedText, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """The tokenizer of a spec; `texts` is asked only where the vocabulary is learned."""
+    if isinstance(spec, PretrainedText):
+        return _from_transformers(spec.name, spec.length)
+    if spec.vocabulary == "learned":
+        return Tokenizer.wordpiece(learn_vocabulary(texts()), spec.length)
+    path = Path(spec.vocabulary)
+    file = path / "vocab.txt" if path.is_dir() else path
+    if file.is_file():
+        return Tokenizer.wordpiece(file.read_text(encoding="utf-8").split("\n")[: -1 or None], spec.length)
+    return _from_transformers(spec.vocabulary, spec.length)
+
+
+def _from_transformers(name: str, length: int) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise _absent("tokenizer", name, error) from error
+    return Tokenizer(found.backend_tokenizer, length, str(found.pad_token))
+
+
+def _absent(what: str, name: str, error: Exception) -> ConfigError:
+    reason = str(error).strip().partition("\n")[0][:200]
+    return ConfigError(f"{name}: no {what} there, neither as a folder nor in the hub's local cache ({reason})")
+
+
+# --- ids -> tokens ------------------------------------------------------------------------------------------
+
+
+class TextEncoder(nn.Module):
+    """Token ids [B, L] -> tokens [B, L, width]; pre-norm layers, learned positions, padding read like any token."""
+
+    def __init__(self, spec: TransformerText, width: int, words: int) -> None:
+        super().__init__()
+        self.config = {"kind": "transformer", "width": width, "words": words}
+        self.token_embedding = nn.Embedding(words, width)
+        self.position_embedding = nn.Embedding(spec.length, width)
+        self.layers = nn.ModuleList(_Layer(width, spec.heads, spec.head_dim, spec.inner) for _ in range(spec.layers))
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.position_embedding.weight, std=0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Of every position."""
+        x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        tokens: Tensor = self.norm(x)
+        return tokens
+
+
+class _Layer(nn.Module):
+    """Self-attention and a feed-forward network, each added to what it read."""
+
+    def __init__(self, width: int, heads: int, head_dim: int, inner: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, heads * head_dim, bias=False) for _ in range(3))
+        self.to_out = nn.Linear(heads * head_dim, width)
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, L, width] -> [B, L, width]."""
+        read = self.norm1(x)
+        parts = (layer(read).unflatten(-1, (self.heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
+        q, k, v = (part.transpose(1, 2) for part in parts)  # [B, heads, L, head_dim]
+        x = x + self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        result: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return result
+
+
+class FrozenText(nn.Module):
+    """A text encoder of `transformers`: ids [B, L] -> its last hidden state [B, L, width]. Never trained."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        # Through JSON, so that it equals what is read back from a checkpoint.
+        own = json.loads(json.dumps(network.config.to_dict(), default=str))
+        self.config: dict[str, Any] = {"kind": "pretrained", "class": type(network).__name__, "config": own}
+        self.width = int(network.config.hidden_size)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Of every position."""
+        tokens: Tensor = self.network(input_ids=ids).last_hidden_state
+        return tokens
+
+    def train(self, mode: bool = True) -> "FrozenText":
+        """Stays in evaluation: it has dropout, and is not trained."""
+        return super().train(False)
+
+
+def pretrained_encoder(name: str) -> FrozenText:
+    """The encoder half of a model by folder or name; `ConfigError` where it is not at hand. Runs no foreign code."""
+    from transformers import AutoConfig, AutoModel, CLIPTextModel, T5EncoderModel
+
+    try:
+        config = AutoConfig.from_pretrained(name)
+        kinds = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
+        network = kinds.get(config.model_type, AutoModel).from_pretrained(name, use_safetensors=True)
+    except Exception as error:
+        raise _absent("text encoder", name, error) from error
+    return FrozenText(network.float())
+
+
+def empty_encoder(document: Mapping[str, Any]) -> FrozenText:
+    """The encoder that `FrozenText.config` describes, its weights still random; `InputError` (`checkpoint`)."""
+    import transformers
+
+    try:
+        kind = getattr(transformers, str(document["class"]))
+        if not issubclass(kind, transformers.PreTrainedModel):
+            raise TypeError(f"{document['class']} is no model")
+        config = kind.config_class.from_dict(dict(document["config"]))
+        return FrozenText(kind(config).float())
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"text_encoder/config.json: {error}", reason="checkpoint") from error

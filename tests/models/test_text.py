@@ -1,0 +1,188 @@
+"""Texts to ids to tokens: vocabularies, the transformer, frozen encoders, and the checkpoint that keeps them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from raygen.models import checkpoint
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.conditions import Conditions
+from raygen.models.ldm import LDM, LDMSpec
+from raygen.models.text import PretrainedText, Tokenizer, TransformerText, learn_vocabulary, tokenizer_of
+from raygen.sampling import guide
+from raygen.spec import ConfigError, InputError
+
+TEXTS = ["This man is in the thirties.", "She has no bangs and her whole forehead is visible.", "He is smiling."]
+SMALL = TransformerText(length=12, layers=2, heads=2, head_dim=8, inner=32)
+
+
+def tokenizer(length: int = 12) -> Tokenizer:
+    return tokenizer_of(SMALL.model_copy(update={"length": length}), lambda: TEXTS)
+
+
+def stage() -> FirstStage:
+    return FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8), mid_attention=False))
+
+
+def model(**fields: object) -> LDM:
+    spec = LDMSpec(
+        modalities=("text", "mask", "attributes"), channels=(8, 16), attention=(False, True), head_dim=8,
+        token_width=16, text=SMALL, mask_path="tokens", mask_side=8, attribute_path="tokens", **fields,
+    )  # fmt: skip
+    made = checkpoint.build(spec, stage(), seed=0, tokenizer=tokenizer())
+    assert isinstance(made, LDM)
+    torch.nn.init.normal_(made.unet.conv_out.weight, std=0.1)  # zero at the start of training
+    for module in made.unet.modules():
+        if module.__class__.__name__ == "Transformer2DModel":
+            torch.nn.init.normal_(module.proj_out.weight, std=0.1)
+    return made.eval()
+
+
+def test_a_learned_vocabulary_does_not_depend_on_the_order_of_the_texts() -> None:
+    words = learn_vocabulary(TEXTS)
+    assert words == learn_vocabulary(TEXTS[::-1])
+    assert words[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert "forehead" in words
+    assert len(set(words)) == len(words)
+
+
+def test_ids_are_framed_filled_and_cut() -> None:
+    encode = tokenizer(8)
+    words = learn_vocabulary(TEXTS)
+    short, long, unseen = encode(["He is smiling", TEXTS[1], "mesh"]).tolist()
+    named = [words[i] for i in short]
+    assert named == ["[CLS]", "he", "is", "smiling", "[SEP]", "[PAD]", "[PAD]", "[PAD]"]
+    assert len(long) == 8
+    assert words[long[-1]] == "[SEP]"
+    assert [words[i] for i in unseen][:5] == ["[CLS]", "m", "##e", "##s", "##h"]
+    assert torch.equal(encode([TEXTS[0].upper()]), encode([TEXTS[0]]))
+
+
+def test_a_vocabulary_file_gives_its_own_ids(tmp_path: Path) -> None:
+    words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "a", "man", "##ly"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    for place in (tmp_path, tmp_path / "vocab.txt"):
+        encode = tokenizer_of(TransformerText(vocabulary=str(place), length=6), list)
+        assert encode(["A manly !"]).tolist() == [[3, 5, 6, 7, 2, 4]]
+    (tmp_path / "bad.txt").write_text("a\nb\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"\[PAD\]"):
+        tokenizer_of(TransformerText(vocabulary=str(tmp_path / "bad.txt")), list)
+
+
+def test_a_vocabulary_that_is_not_at_hand_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="nobody/nothing"):
+        tokenizer_of(TransformerText(vocabulary="nobody/nothing"), list)
+
+
+def test_every_modality_reaches_the_prediction_and_absence_is_the_null() -> None:
+    made = model()
+    assert made.tokenizer is not None
+    zt, t = torch.randn(2, *made.latent_shape), torch.tensor([500, 500])
+    full = Conditions(
+        n=2,
+        mask=torch.randint(0, 19, (2, 16, 16), dtype=torch.uint8),
+        attributes=torch.ones(2, 40),
+        text=made.tokenizer(TEXTS[:2]),
+        present={name: torch.ones(2, dtype=torch.bool) for name in ("mask", "attributes", "text")},
+    )
+    with torch.no_grad():
+        eps = {keep: made.eps(zt, t, made.prepare(made.embed(full.keep(keep)))) for keep in
+               [(), ("mask",), ("attributes",), ("text",), ("mask", "attributes", "text")]}  # fmt: skip
+        null = made.eps(zt, t, made.prepare(made.embed(made.null(2))))
+    torch.testing.assert_close(eps[()], null)
+    for keep, value in eps.items():
+        if keep:
+            assert (value - null).abs().max() > 1e-5, keep
+
+
+def test_guidance_weighs_each_modality() -> None:
+    made = model()
+    assert made.tokenizer is not None
+    zt, t = torch.randn(1, *made.latent_shape), torch.tensor([300])
+    conditions = Conditions(
+        n=1, mask=torch.full((1, 16, 16), 13, dtype=torch.uint8), attributes=torch.ones(1, 40),
+        text=made.tokenizer(TEXTS[:1]),
+        present={name: torch.ones(1, dtype=torch.bool) for name in ("mask", "attributes", "text")},
+    )  # fmt: skip
+    with torch.no_grad():
+
+        def one(*keep: str) -> torch.Tensor:
+            return made.predict(zt, t, made.prepare(made.embed(conditions.keep(keep))))
+
+        expected = one() + 1.5 * (one("mask") - one()) + 3 * (one("text") - one())
+        found = guide(made, conditions, {"mask": 1.5, "text": 3.0})(made, zt, t)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_two_classes_of_one_shape_have_one_token_unless_they_are_named() -> None:
+    from raygen.models.encoders import MaskTokenEncoder
+
+    mask = torch.zeros(2, 32, 32, dtype=torch.uint8)
+    mask[0, 4:9, 4:9], mask[1, 4:9, 4:9] = 4, 5
+    present = torch.ones(2, dtype=torch.bool)
+    plain, named = MaskTokenEncoder(32, 8, False), MaskTokenEncoder(32, 8, True)
+    assert plain(mask, present).shape == (2, 19, 8)
+    torch.testing.assert_close(plain(mask, present)[0, 4], plain(mask, present)[1, 5])
+    assert not torch.allclose(named(mask, present)[0, 4], named(mask, present)[1, 5])
+
+
+def test_a_checkpoint_keeps_vocabulary_and_encoder(tmp_path: Path) -> None:
+    made = model()
+    checkpoint.save(made, tmp_path / "model")
+    loaded = checkpoint.load(tmp_path / "model")
+    assert isinstance(loaded, LDM)
+    assert loaded.tokenizer is not None
+    assert made.tokenizer is not None
+    ids = made.tokenizer(TEXTS)
+    assert torch.equal(loaded.tokenizer(TEXTS), ids)
+    conditions = made.null(3)
+    conditions.text[:] = ids  # type: ignore[index]
+    conditions.present["text"][:] = True
+    zt, t = torch.randn(3, *made.latent_shape), torch.tensor([1, 500, 999])
+    with torch.no_grad():
+        before, after = (m.eps(zt, t, m.prepare(m.embed(conditions))) for m in (made, loaded))
+    torch.testing.assert_close(before, after)
+    (tmp_path / "model/tokenizer/tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="checkpoint"):
+        checkpoint.load(tmp_path / "model")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text encoder as people have them on disk: a small CLIP with a BERT vocabulary."""
+    from transformers import BertTokenizer, CLIPTextConfig, CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("clip")
+    words = learn_vocabulary(TEXTS)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = CLIPTextConfig(
+        vocab_size=len(words), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=12, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    CLIPTextModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_a_pretrained_encoder_is_frozen_and_travels_with_the_checkpoint(pretrained: Path, tmp_path: Path) -> None:
+    text = PretrainedText(name=str(pretrained), length=12)
+    spec = LDMSpec(
+        modalities=("text",), channels=(8, 16), attention=(False, True), head_dim=8, token_width=16, text=text
+    )
+    made = checkpoint.build(spec, stage(), seed=0, tokenizer=tokenizer_of(text, list))
+    assert isinstance(made, LDM)
+    assert made.text_projection is not None
+    assert not any(p.requires_grad for p in made.text_encoder.parameters())  # type: ignore[union-attr]
+    made.train()
+    conditions = made.null(1)
+    with torch.no_grad():
+        tokens = made.embed(conditions)["text_tokens"]
+        assert torch.equal(tokens, made.embed(conditions)["text_tokens"])  # no dropout
+    assert tokens.shape == (1, 12, 16)
+    checkpoint.save(made, tmp_path / "model")
+    loaded = checkpoint.load(tmp_path / "model")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.embed(conditions)["text_tokens"], tokens)
