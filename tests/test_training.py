@@ -117,6 +117,15 @@ def test_arrays_of_pictures() -> None:
     assert batch["present_mask"].all()
 
 
+def test_a_label_out_of_range_leaves_its_face_out() -> None:
+    values = faces().to_pylist()
+    values[2]["mask"] = picture(encode_mask(np.full((16, 16), 19, dtype=np.uint8)))
+    values[5]["attributes"] = [3] * 40
+    made = load_arrays([pa.Table.from_pylist(values, FACES)], size=16, modalities=["mask", "attributes"])
+    assert len(made) == N - 2
+    assert [line.split(":")[:2] for line in made.left_out] == [["f2", " label"], ["f5", " attributes"]]
+
+
 def test_latents_join_their_faces_and_flips_flip_masks() -> None:
     made = arrays()
     assert len(made) == 2 * N

@@ -52,7 +52,7 @@ from raygen.models.ldm import LDMSpec
 from raygen.models.text import Tokenizer, tokenizer_of
 from raygen.reconstruction import reconstruction_scores
 from raygen.sheets import sheet
-from raygen.spec import ConfigError, RaygenError, Spec, run_id
+from raygen.spec import ConfigError, InfrastructureError, RaygenError, Spec, run_id
 from raygen.store import open_input
 from raygen.training import Step, Trainer, TrainSpec, train
 from raygen.verbs.base import Estimate, Job, Report, Result
@@ -63,6 +63,8 @@ __all__ = ["TrainJob", "TrainWhat"]
 CALIBRATION = 4096
 #: Parameters above which a dry run does not try a step on a CPU.
 LARGEST_TIMED = 50_000_000
+#: Faces left out that a result names.
+MENTIONED = 3
 
 
 class TrainWhat(Spec):
@@ -296,6 +298,7 @@ def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingArrays, last: Step 
         "trained_s": round(trainer.elapsed, 1),
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         **({"loss": last.loss, "images_per_s": round(last.images_per_s, 1)} if last else {}),
+        "left_out": _left_out(arrays),
     }
     with trainer.averaged():
         if isinstance(trainer.objective, AutoencoderObjective):
@@ -303,6 +306,14 @@ def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingArrays, last: Step 
             facts |= _scores(job, trainer.objective, arrays, trainer.device)
         facts["checkpoint"] = _save(job, module, facts)
     (Path(job.out) / "training" / "result.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _left_out(arrays: TrainingArrays) -> str:
+    """Faces that could not be trained on, and why."""
+    if not arrays.left_out:
+        return "none"
+    more = "; …" if len(arrays.left_out) > MENTIONED else ""
+    return f"{len(arrays.left_out)}: {'; '.join(arrays.left_out[:MENTIONED])}{more}"
 
 
 def _calibrate(stage: FirstStage, arrays: TrainingArrays, device: torch.device) -> None:
@@ -332,6 +343,16 @@ def _scores(
 
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     """The checkpoint in `out`, with the recipe that made it."""
+    try:
+        return _written(job, module, facts)
+    except OSError as error:
+        raise InfrastructureError(
+            f"{job.out}: the checkpoint cannot be written ({error.strerror or error}); the training state is whole, "
+            "and the same command ends the job"
+        ) from error
+
+
+def _written(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     out = Path(job.out)
     recipe = {"recipe": job.what.model_dump(mode="json"), "result": facts}
     if isinstance(module, SmallNetwork):
