@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 from raygen.spec import ConfigError, RaygenError, Spec, override, parse
 from raygen.storage import Storage
 from raygen.tables import METRICS, from_parquet, to_parquet
+from raygen.trainings import grid
 from raygen.verbs.base import Estimate, Job, Report, Result
 from raygen.verbs.encode import EncodeJob
 from raygen.verbs.evaluate import EvaluateJob
@@ -172,26 +173,13 @@ def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _grid(table: pa.Table) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """Headline numbers: columns, and their values by variant."""
-    columns: dict[str, None] = {}
-    values: dict[str, dict[str, float]] = {}
-    for row in table.to_pylist():
-        if "/" in row["slice"] or row["slice"] in ("reference", "roundtrip"):
-            continue
-        name = row["metric"] if row["slice"] == "all" else f"{row['metric']} ({row['slice']})"
-        columns.setdefault(name)
-        values.setdefault(json.loads(row["protocol"])["variant"], {})[name] = row["value"]
-    return list(columns), values
-
-
 def _headlines(table: pa.Table) -> dict[str, object]:
-    _, values = _grid(table)
+    _, values = grid(table.to_pylist())
     return {variant: {name: round(value, 4) for name, value in found.items()} for variant, found in values.items()}
 
 
 def _markdown(table: pa.Table) -> str:
-    columns, values = _grid(table)
+    columns, values = grid(table.to_pylist())
     lines = ["| variant | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
     for variant, found in values.items():
         cells = [f"{found[name]:.4g}" if name in found else "" for name in columns]

@@ -26,6 +26,7 @@ from raygen.spec import ConfigError
 from raygen.storage import Slice, Storage, read_slice
 from raygen.store import Commit, Plan, Store
 from raygen.tables import from_parquet
+from raygen.trainings import grid, trainings, variant_of
 
 __all__ = ["build"]
 
@@ -129,10 +130,13 @@ def build(root: str, out: str | None = None, *, command: str | None = None) -> s
 
 def _page(root: str, command: str | None) -> str:
     stages = list(_stages(root))
-    found = numbers(_metrics(root))
-    if not stages and not found:
-        raise ConfigError(f"{root}: no run is here (no faces/, conditions/, samples/, scores/ or metrics/)")
+    rows = list(_metrics(root))
+    found = numbers(row for row in rows if variant_of(row) is None)
+    trained = trainings(root)
+    if not (stages or rows or trained):
+        raise ConfigError(f"{root}: no run is here (no faces/, conditions/, samples/, scores/, metrics/ or training/)")
     context = _context(root, {stage.folder: stage for stage in stages}, found, command)
+    context |= {"trainings": trained, "variants": grid(rows)}
     environment = Environment(
         loader=PackageLoader("raygen", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

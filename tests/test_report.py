@@ -2,6 +2,7 @@
 
 import fcntl
 import html
+import io
 import json
 import os
 import re
@@ -19,10 +20,12 @@ from PIL import Image, ImageDraw
 
 from raygen import charts, findings, galleries, report
 from raygen.faces import CLASS_INDEX, CLASSES
+from raygen.report import build
 from raygen.spec import ConfigError, canonical
 from raygen.storage import RANGE, Slice, read_slice
 from raygen.store import Plan, Store, cut
 from raygen.tables import FACES, METRICS, QUARANTINE, SAMPLES, SCORES, encode_image, encode_mask, picture, to_parquet
+from raygen.trainings import trainings
 
 SIZE = 64
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;"
@@ -586,3 +589,69 @@ def test_prints_with_its_colours(browser: Browser, run: Path) -> None:
     assert browser.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.evaluate("getComputedStyle(document.querySelector('.card')).breakInside") == "avoid"
     assert len(browser.call("Page.printToPDF", preferCSSPageSize=True)["data"]) > 10_000
+
+
+# --- trainings and variants ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a training and an ablation leave, as files."""
+    root = tmp_path_factory.mktemp("ablation")
+    for variant, loss in (("gamma-0", 0.5), ("<gamma>", 0.25)):
+        folder = root / variant / "model" / "training"
+        (folder / "sheets").mkdir(parents=True)
+        lines = [{"step": s, "loss": loss / s, "images_per_s": 50.0} for s in range(1, 400)]
+        (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
+        facts = {
+            "parameters": 1_234_567, "pictures": 12_800, "trained_s": 61.5, "left_out": "1: f2: label",
+            "reconstruction": {"psnr": 31.25}, "scored": "64 pictures of test",
+        }  # fmt: skip
+        (folder / "result.json").write_text(json.dumps(facts))
+        buffer = io.BytesIO()
+        Image.new("RGB", (64, 32), "teal").save(buffer, "PNG")
+        (folder / "sheets/step-000000399.png").write_bytes(buffer.getvalue())
+    rows = [
+        {
+            "run_id": variant, "metric": metric, "slice": slice_, "value": value, "n": 10, "ci_low": None,
+            "ci_high": None, "reference": None, "protocol": json.dumps({"variant": variant}),
+            "created": datetime(2026, 11, 21, tzinfo=UTC),
+        }
+        for variant, value in (("gamma-0", 0.5), ("<gamma>", 0.75))
+        for metric, slice_ in (("miou:p", "all"), ("miou:p", "roundtrip"), ("iou:p", "all/hair"))
+    ]  # fmt: skip
+    (root / "metrics").mkdir()
+    (root / "metrics/metrics.parquet").write_bytes(to_parquet(pa.Table.from_pylist(rows, METRICS)))
+    return root
+
+
+def test_variants_stand_side_by_side_and_never_in_one_card(ablation: Path) -> None:
+    text = Path(build(str(ablation))).read_text(encoding="utf-8")
+    section = text[text.index('<section id="variants">') : text.index('<section id="training">')]
+    assert section.count("miou:p") == 1
+    assert "iou:p</th>" not in section.replace("miou:p", "")
+    assert section.index("gamma-0") < section.index("0.75")
+    assert "&lt;gamma&gt;" in section
+    assert "<gamma>" not in text
+    assert 'id="numbers"' not in text
+
+
+def test_a_training_shows_its_curve_scores_and_sheet(ablation: Path) -> None:
+    text = Path(build(str(ablation / "gamma-0" / "model"))).read_text(encoding="utf-8")
+    for words in ("1,234,567", "PSNR, dB", "31.25", "64 pictures of test", "1: f2: label", "data:image/png;base64,"):
+        assert words in text
+    (found,) = trainings(str(ablation / "gamma-0"))
+    assert found.folder == "model"
+    assert found.steps == 399
+    assert found.path.startswith("M2.5 0.0L")
+    assert found.path.endswith("1000.0 100.0")
+    assert (found.high, found.low) == (0.5, 0.5 / 399)
+
+
+def test_an_unfinished_training_says_so(ablation: Path, tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training/history.jsonl").write_text('{"step": 1, "loss": 0.5, "images_per_s": 3.0}\n')
+    (found,) = trainings(str(tmp_path))
+    assert found.facts == [("State", "not ended; the same command goes on")]
+    assert found.sheet is None
+    assert "not ended" in Path(build(str(tmp_path))).read_text(encoding="utf-8")

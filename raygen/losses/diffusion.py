@@ -31,7 +31,10 @@ class Simple(Spec):
 
 
 class P2(Spec):
-    """Choi et al. 2022: 1 / (k + SNR)^gamma on the eps error; steps that only clean up count less. Not normalised."""
+    """Choi et al. 2022: 1 / (k + SNR)^gamma on the error; steps that only clean up count less. Not normalised.
+
+    The paper predicts eps. With v the factor stands on the v error, so that gamma 0 is the simple loss there too.
+    """
 
     kind: Literal["p2"] = "p2"
     k: float = Field(1.0, gt=0)
