@@ -308,11 +308,11 @@ def test_a_disk_that_is_full_keeps_the_state_before(tmp_path: Path, monkeypatch:
 # --- phases -------------------------------------------------------------------------------------------------
 
 
-def adversarial(**fields: object) -> Trainer:
+def adversarial(rank: int = 0, world_size: int = 1, **fields: object) -> Trainer:
     torch.manual_seed(0)
     stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8), mid_attention=False))
     spec = AutoencoderObjectiveSpec(discriminator=DiscriminatorSpec(start=3, channels=8, layers=1))
-    return Trainer(AutoencoderObjective(stage, spec), settings(**fields))
+    return Trainer(AutoencoderObjective(stage, spec), settings(**fields), rank=rank, world_size=world_size)
 
 
 def test_a_discriminator_waits_for_its_step() -> None:
@@ -326,6 +326,27 @@ def test_a_discriminator_waits_for_its_step() -> None:
         assert same == (step.step <= 3)
     assert all("discriminator" not in s.losses for s in steps[:3])
     assert all({"discriminator", "adversarial", "adaptive_weight"} <= set(s.losses) for s in steps[3:])
+
+
+def _adversarial_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    active = adversarial(rank=rank, world_size=2)
+    losses = [s.losses for s in train(active, load_arrays([faces()], size=16))]
+    weights = torch.cat([p.detach().flatten() for p in active.parameters.values()])
+    torch.save(weights, Path(folder, f"{rank}.pt"))
+    Path(folder, f"{rank}.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_discriminator(tmp_path: Path) -> None:
+    mp.spawn(_adversarial_rank, args=(str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(one, other)
+    losses = json.loads((tmp_path / "0.json").read_text())
+    assert "discriminator" in losses[-1]
+    assert np.isfinite([v for step in losses for v in step.values()]).all()
 
 
 def test_adversarial_training_resumes_exactly(tmp_path: Path) -> None:
