@@ -110,7 +110,8 @@ class AblationJob(Job):
 
     def estimate(self) -> Estimate:
         """Of the jobs whose inputs are there; the others are named."""
-        rows, size, seconds, notes = 0, 0, 0.0, []
+        rows, size, seconds = 0, 0, 0.0
+        notes = ["rows, bytes and time are of the jobs whose inputs are there; those that wait come on top"]
         for variant, name, job in self.jobs():
             label = f"{variant}/{name}" if variant else name
             try:

@@ -34,6 +34,7 @@ HELP = {
     "evaluate": "SAMPLES -> METRICS: how good they are.",
     "ablation": "The same jobs for several variants of a setting, and one table.",
 }
+INTERRUPTED = KeyboardInterrupt("what is committed stays; the same command goes on where this one stopped")
 JobFile = Annotated[Path, typer.Argument(help="job file (YAML)", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="overrides: what.seed=3 where.runner=ray", show_default=False)
@@ -162,11 +163,13 @@ def main() -> None:
         console.failure(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        console.failure(KeyboardInterrupt("interrupted; the same command goes on where this one stopped"))
+        console.failure(INTERRUPTED)
         sys.exit(130)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error that the parser found
             error.show()
             sys.exit(error.exit_code)
         raise
+    if code == 130:  # the parser turns an interrupt into a quiet exit
+        console.failure(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -201,7 +201,7 @@ def _notes(number: Number) -> list[str]:
     if number.base == "fid":
         notes.append("Compare only with a FID of the same protocol, reference and n.")
     if number.base in ("miou", "pixel_accuracy", "iou", "attribute_accuracy", "attribute_balanced") and number.network:
-        notes.append(f"Judged by {number.network}, which errs too: its own result on the reference is the ceiling.")
+        notes.append(f"Judged by {number.network}, which errs too: see what it says of the reference itself.")
     told = [number.protocol.get(key) for key in ("warning", "warnings", "note", "notes", "caveat")]
     notes += [str(text) for value in told if value for text in (value if isinstance(value, list) else [value])]
     return notes
@@ -258,7 +258,7 @@ def _follows(value: float, group: Mapping[str, Number]) -> str:
     share = _share(group)
     if share is None:
         return f"The pictures reach a mean IoU of {value:.3f} with the masks they were asked for."
-    words = ((0.95, "as closely as can be measured"), (0.8, "closely"), (0.6, "in the main"), (0.0, "only loosely"))
+    words = ((0.95, "very closely"), (0.8, "closely"), (0.6, "in the main"), (0.0, "only loosely"))
     how = next(word for limit, word in words if share >= limit)
     what = " after a round trip through the first stage" if ROUNDTRIP in group else ""
     ceiling = (group.get(ROUNDTRIP) or group[REFERENCE]).value

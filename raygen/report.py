@@ -134,7 +134,9 @@ def _page(root: str, command: str | None) -> str:
     found = numbers(row for row in rows if variant_of(row) is None)
     trained = trainings(root)
     if not (stages or rows or trained):
-        raise ConfigError(f"{root}: no run is here (no faces/, conditions/, samples/, scores/, metrics/ or training/)")
+        one = Storage(root).exists("attempt-00/plan.json")
+        hint = "; it is a single run: give the folder around it" if one else ""
+        raise ConfigError(f"{root}: none of faces/, conditions/, samples/, scores/, metrics/, training/ is here{hint}")
     context = _context(root, {stage.folder: stage for stage in stages}, found, command)
     context |= {"trainings": trained, "variants": grid(rows)}
     environment = Environment(

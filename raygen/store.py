@@ -177,7 +177,9 @@ class Store:
         try:
             return Plan.from_json(self.storage.get("plan.json"))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ConfigError(f"{self.storage.url} holds no run (plan.json is missing)") from error
+            inside = _runs_below(Storage(self.url))
+            hint = f"; there are runs in {', '.join(inside)}" if inside else ""
+            raise ConfigError(f"{self.storage.url} holds no run (plan.json is missing){hint}") from error
 
     # --- shards ---------------------------------------------------------------------------------------------
 
@@ -335,6 +337,16 @@ def open_input(url: str, attempt: int | None = None) -> tuple[Store, str]:
         if store.storage.exists("_SUCCESS"):
             return store, str(store.manifest()["set_digest"])
     raise ConfigError(f"{url}: no complete run is here" + (" (it has unfinished shards)" if attempts else ""))
+
+
+def _runs_below(root: Storage) -> list[str]:
+    """Folders in `root` that hold runs, to be named where `root` itself does not."""
+    found = []
+    for name in sorted(root.names("")):
+        inner = root.names(name) if "." not in name else []
+        found += [name] if "attempt-00" in inner else []
+        found += [f"{name}/{n}" for n in inner if "." not in n and "attempt-00" in root.names(f"{name}/{n}")]
+    return found
 
 
 def _attempts(root: Storage) -> list[int]:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,23 @@ def test_mistakes_get_a_sentence_and_their_exit_code(tmp_path, job, words, code,
     assert ended.returncode == code, ended.stderr
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr + ended.stdout
+
+
+def test_an_interrupt_says_what_stays(tmp_path, job):
+    words = [sys.executable, "-m", "raygen", "ingest", job(), "what.data.identities=100000", "what.shard_rows=64"]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    running = subprocess.Popen(
+        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True
+    )
+    commits = tmp_path / "faces/attempt-00/commits"
+    deadline = time.time() + 120
+    while not (commits.is_dir() and any(commits.iterdir())) and time.time() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
 
 
 def test_too_many_bad_rows_end_with_3_and_the_good_ones_are_kept(tmp_path):

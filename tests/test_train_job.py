@@ -84,6 +84,10 @@ def test_what_is_written_on_the_way(world: Path, tmp_path: Path) -> None:
     what = ldm(world, modalities=["mask"])
     what["training"] = {**TRAINING, "sheet_every": 2}
     do("train", tmp_path / "model", what)
+    made = do("generate", tmp_path / "samples", {
+        "conditions": str(world / "conditions"), "checkpoint": str(tmp_path / "model"), "sampler": {"steps": 1},
+    })  # fmt: skip
+    assert made["not read by this model"] == "attributes, text"
     folder = tmp_path / "model/training"
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -134,7 +138,7 @@ def test_a_corrupt_shard_is_named_and_nothing_is_lost(world: Path, tmp_path: Pat
     damaged[len(damaged) // 3] ^= 0xFF
     path.write_bytes(damaged)
     with pytest.raises(RaygenError, match="parquet"):
-        do("train", tmp_path / "model", {**what, "training": {**TRAINING, "steps": 6}})
+        do("train", tmp_path / "model", what)
     assert checkpoint.digest(tmp_path / "model") == before
     assert (tmp_path / "model/training/step-000000004/state.json").exists()
 
@@ -148,8 +152,26 @@ def test_a_first_stage_of_other_latents(world: Path, tmp_path: Path) -> None:
 
 def test_a_state_of_another_architecture(world: Path, tmp_path: Path) -> None:
     do("train", tmp_path / "model", ldm(world))
+    with pytest.raises(ConfigError, match="holds another training that has ended"):
+        do("train", tmp_path / "model", ldm(world, channels=[16, 16]))
+    (tmp_path / "model/training/result.json").unlink()  # as if it had not ended
     with pytest.raises(ConfigError, match="of another model"):
         do("train", tmp_path / "model", ldm(world, channels=[16, 16]))
+
+
+def test_a_checkpoints_name_is_that_of_the_model_and_not_of_the_clock(world: Path, tmp_path: Path) -> None:
+    one, two = (do("train", tmp_path / name, ldm(world, modalities=["mask"])) for name in ("one", "two"))
+    assert one["trained_s"] != two["trained_s"] or one["images_per_s"] != two["images_per_s"]
+    assert one["checkpoint"] == two["checkpoint"]
+    longer = {**ldm(world, modalities=["mask"]), "training": {**TRAINING, "steps": 6}}
+    with pytest.raises(ConfigError, match="4 steps"):
+        do("train", tmp_path / "one", longer)
+    assert checkpoint.digest(tmp_path / "one") == one["checkpoint"]
+
+
+def test_a_text_encoder_without_text_is_a_mistake(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="text is not among the modalities"):
+        do("train", tmp_path / "model", ldm(world, text=TEXT))
 
 
 def test_a_damaged_first_stage_is_a_sentence(world: Path, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_training_and_encoding_make_what_generate_reads(world, tmp_path):
     # A finished training that is asked for again does nothing more and ends in the same checkpoint.
     before = checkpoint.digest(tmp_path / "model")
     do("train", tmp_path / "model", what)
-    with pytest.raises(ConfigError, match="other settings or data"):
+    with pytest.raises(ConfigError, match="holds another training that has ended"):
         do("train", tmp_path / "model", {**what, "training": {**training, "lr": 0.5}})
     assert (tmp_path / "model/unet/config.json").exists()
     assert before
@@ -317,6 +317,10 @@ def test_errors_say_what_is_wrong(world, tmp_path):
         make({"kind": "generate", "what": {"conditions": "x", "checkpoint": "y", "guidence": 2}, "out": "z"})
     with pytest.raises(ConfigError, match="no complete run"):
         do("generate", tmp_path / "o", {"conditions": str(tmp_path / "none"), "checkpoint": str(world / "model")})
+    with pytest.raises(ConfigError, match="holds what `raygen ingest` makes, and no rows of CONDITIONS"):
+        do("generate", tmp_path / "o", {"conditions": str(world / "faces"), "checkpoint": str(world / "model")})
+    with pytest.raises(ConfigError, match=r"holds no run .* there are runs in conditions, faces"):
+        verify(Store(str(world)))
     with pytest.raises(ConfigError, match=r"raygen\.json is missing"):
         do("generate", tmp_path / "o", {"conditions": str(world / "conditions"), "checkpoint": str(tmp_path)})
     with pytest.raises(ConfigError, match="needs the folder of an ingest run"):

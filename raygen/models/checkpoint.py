@@ -34,9 +34,9 @@ from raygen.models.base import Model
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
 from raygen.models.schedule import SamplerSpec, build_sampler
 from raygen.models.text import FrozenText, PretrainedText, Tokenizer, empty_encoder, pretrained_encoder
-from raygen.spec import ConfigError, InputError, parse
+from raygen.spec import ConfigError, InputError, canonical, parse
 
-__all__ = ["FORMAT", "ModelSpec", "build", "count", "digest", "load", "load_first_stage", "save"]
+__all__ = ["FORMAT", "ModelSpec", "build", "count", "digest", "load", "load_first_stage", "modalities", "save"]
 
 FORMAT: Final = 1
 DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
@@ -190,6 +190,12 @@ def _text(root: Path, spec: LDMSpec) -> tuple[Tokenizer | None, FrozenText | Non
     return Tokenizer.load(root / "tokenizer"), frozen
 
 
+def modalities(folder: str | Path) -> frozenset[str]:
+    """The conditions that the model of a folder reads, without loading it; errors as for `load`."""
+    _, document = _open(folder)
+    return frozenset(document.get("model", {}).get("modalities", ()))
+
+
 def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:
     """The first stage of any checkpoint folder; errors as for `load`."""
     root, document = _open(folder)
@@ -199,7 +205,8 @@ def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:
 def digest(folder: str | Path) -> str:
     """sha256 over the sorted lines `name sha256` of the files that make the model.
 
-    Notes beside them do not count, nor does the folder `training`, where a job keeps what it resumes from.
+    Notes beside them do not count (nor the recipe and the times in raygen.json: the same model is the same however
+    long it took), nor does the folder `training`, where a job keeps what it resumes from.
     """
     root = Path(resolve(str(folder)))
     if not (root / "raygen.json").is_file():
@@ -210,6 +217,9 @@ def digest(folder: str | Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    if path.name == "raygen.json":
+        document = {name: value for name, value in _read_json(path).items() if name != "extra"}
+        return hashlib.sha256(canonical(document)).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -50,13 +50,17 @@ class LDMSpec(Spec):
     mask_class_embedding: bool = Field(True, description="tokens of two classes of one shape differ; tokens only")
     attribute_path: Literal["tokens", "vector", "both"] = Field("both", description="how attributes enter")
     attribute_tokens: int = Field(4, ge=1, le=256)
-    text: TextSpec = Field(default_factory=TransformerText, description="encoder, where text is a modality")
+    text: TextSpec | None = Field(
+        None, description="encoder, where text is a modality; none is the papers' transformer"
+    )
     token_width: int = Field(64, ge=8)
 
     @model_validator(mode="after")
     def _consistent(self) -> "LDMSpec":
         if len(self.attention) != len(self.channels):
             raise ValueError(f"{len(self.attention)} values of attention for {len(self.channels)} levels")
+        if self.text is not None and "text" not in self.modalities:
+            raise ValueError("there is a text encoder, and text is not among the modalities")
         if missing := set(self.required) - set(self.modalities):
             raise ValueError(f"required {sorted(missing)} are not among the modalities")
         divisor, name = (self.head_dim, "head_dim") if self.heads is None else (self.heads, "heads")
@@ -200,17 +204,18 @@ def condition_encoders(
         made["mask_encoder"] = MaskEncoder(factor, spec.mask_channels)
     if "text" not in spec.modalities:
         return made
-    if isinstance(spec.text, PretrainedText):
+    text = spec.text or TransformerText()
+    if isinstance(text, PretrainedText):
         if frozen_text is None:
-            raise ConfigError(f"{spec.text.name}: a pretrained text encoder has to be loaded first")
+            raise ConfigError(f"{text.name}: a pretrained text encoder has to be loaded first")
         made["text_encoder"] = frozen_text
         if frozen_text.width != spec.token_width:
             made["text_projection"] = Projection(frozen_text.width, spec.token_width)
         return made
-    words = spec.text.vocabulary_size if tokenizer is None else len(tokenizer)
+    words = text.vocabulary_size if tokenizer is None else len(tokenizer)
     if words is None:
         raise ConfigError("text needs a tokenizer, or a vocabulary_size to count with")
-    made["text_encoder"] = TextEncoder(spec.text, spec.token_width, words)
+    made["text_encoder"] = TextEncoder(text, spec.token_width, words)
     return made
 
 

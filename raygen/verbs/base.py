@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.shards import Outcome, Progress, Runner, Worker, execute, local_runner
-from raygen.spec import Spec, Where, run_id
+from raygen.spec import ConfigError, Spec, Where, run_id
 from raygen.storage import Slice, read_slice
 from raygen.store import Plan, Store, cut, open_input
 
@@ -41,7 +41,9 @@ Report = Callable[[Progress], None]
 class ShardedWhat(Spec):
     """Keys of every job over shards."""
 
-    shard_rows: int = Field(1024, ge=1, le=1_000_000, description="input rows in a shard, the unit of commit")
+    shard_rows: int = Field(
+        1024, ge=1, le=1_000_000, description="input rows in a shard, the unit of commit; cut to whole batches"
+    )
     bad_rows: float = Field(0.01, ge=0, le=1, description="fraction of rows that may fail before the run does")
 
 
@@ -120,6 +122,8 @@ class Prepared:
 def inputs(url: str, table: str) -> Inputs:
     """The committed rows of `table` of a complete earlier run; `ConfigError` where there is none."""
     store, content = open_input(url)
+    if not store.has(table):
+        raise ConfigError(f"{url}: holds what `raygen {store.plan().kind}` makes, and no rows of {table.upper()}")
     return Inputs(store.slices(table), content)
 
 

@@ -3,6 +3,7 @@
 Knows which checkpoint, sampler and rows. Does not know how a picture is made or measured.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -10,12 +11,15 @@ from pydantic import Field
 
 from raygen.bundled import resolve
 from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.models.checkpoint import modalities
+from raygen.models.conditions import MODALITIES
 from raygen.models.schedule import SamplerSpec
 from raygen.sampling import Guidance, SampleSpec, SampleWorker
 from raygen.scoring import Observer, ScoreSpec
 from raygen.shards import Worker
+from raygen.storage import read_slice
 from raygen.tables import Codec
-from raygen.verbs.base import Prepared, ShardedJob, ShardedWhat, inputs, prepared
+from raygen.verbs.base import Estimate, Prepared, Report, Result, ShardedJob, ShardedWhat, inputs, prepared
 
 __all__ = ["GenerateJob", "GenerateWhat", "build_sampler"]
 
@@ -51,6 +55,25 @@ class GenerateJob(ShardedJob):
             self, "generate", what, inputs(self.what.conditions, "conditions"), self._builder,
             batch=self.what.batch, sharding=self.what, attempt=self.what.attempt,
         )  # fmt: skip
+
+    def run(self, report: Report) -> Result:
+        """See `ShardedJob.run`; says where rows carry conditions that the model does not read."""
+        result = super().run(report)
+        unread = self._unread()
+        return Result(result.out, {**result.facts, **({"not read by this model": ", ".join(unread)} if unread else {})})
+
+    def estimate(self) -> Estimate:
+        """See `ShardedJob.estimate`."""
+        found, unread = super().estimate(), self._unread()
+        notes = (*found.notes, f"not read by this model: {', '.join(unread)}") if unread else found.notes
+        return replace(found, notes=notes)
+
+    def _unread(self) -> list[str]:
+        """Conditions of the first row that the model does not take: they were not asked of it."""
+        slices = inputs(self.what.conditions, "conditions").slices
+        row = read_slice(slices[0]._replace(rows=1), MODALITIES).to_pylist()[0]
+        read = modalities(resolve(self.what.checkpoint))
+        return [name for name in MODALITIES if row[name] is not None and name not in read]
 
     def _builder(self, run_id: str) -> "partial[Worker]":
         fields = (set(SampleSpec.model_fields) & set(GenerateWhat.model_fields)) - {"checkpoint"}

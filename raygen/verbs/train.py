@@ -49,7 +49,7 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels
 from raygen.models.conditions import ConditionDropout
 from raygen.models.ldm import LDMSpec
-from raygen.models.text import Tokenizer, tokenizer_of
+from raygen.models.text import Tokenizer, TransformerText, tokenizer_of
 from raygen.reconstruction import reconstruction_scores
 from raygen.sheets import sheet
 from raygen.spec import ConfigError, InfrastructureError, RaygenError, Spec, run_id
@@ -122,7 +122,7 @@ class TrainJob(Job):
         this machine, time is not estimated, and a note says so.
         """
         what = self.what
-        notes: list[str] = []
+        notes = [f"missing: {error}" for error in _absent(what)]
         counts: dict[str, int] = {}
         try:
             counts = _count(self)
@@ -149,7 +149,7 @@ class TrainJob(Job):
         model = self.what.model
         if not isinstance(model, LDMSpec) or "text" not in model.modalities:
             return None
-        return tokenizer_of(model.text, self._texts)
+        return tokenizer_of(model.text or TransformerText(), self._texts)
 
     def _texts(self) -> Iterator[str]:
         faces, _ = open_input(self.what.faces)
@@ -198,6 +198,18 @@ class TrainJob(Job):
             if isinstance(what.model, SmallClassifierSpec):
                 return ClassifierObjective(SmallClassifier(what.model))
             return ParserObjective(SmallParser(what.model))
+
+
+def _absent(what: TrainWhat) -> Iterator[RaygenError]:
+    """What each input that is not there says."""
+    looks = [partial(open_input, url) for url in (what.faces, what.latents) if url is not None]
+    if what.first_stage is not None:
+        looks.append(partial(checkpoint.digest, what.first_stage))  # type: ignore[arg-type]
+    for look in looks:
+        try:
+            look()
+        except RaygenError as error:
+            yield error
 
 
 def _count(job: TrainJob) -> dict[str, int]:
@@ -269,14 +281,25 @@ def _rank(job: TrainJob, rank: int, world_size: int) -> Iterator[Step]:
 
 
 def _is_done(job: TrainJob, arrays: TrainingArrays) -> bool:
-    """Whether an earlier command ended this very training; its checkpoint stays as it is, to the byte."""
+    """Whether an earlier command ended this very training; its checkpoint stays as it is, to the byte.
+
+    `ConfigError` where it was another one: going on from its end with more steps would be neither of the two, as
+    the learning rate had already come down.
+    """
     out = Path(job.out)
     try:
         facts = json.loads((out / "training" / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    there = any((out / name).is_file() for name in ("raygen.json", "model.safetensors"))
-    return there and facts.get("run_id") == _run_id(job, arrays)
+    if not any((out / name).is_file() for name in ("raygen.json", "model.safetensors")):
+        return False
+    mine = _run_id(job, arrays)
+    if facts.get("run_id") != mine:
+        raise ConfigError(
+            f"{job.out} holds another training that has ended ({facts.get('run_id')}, {facts.get('steps')} steps; this "
+            f"one is {mine}): other settings or data. Choose another `out`"
+        )
+    return True
 
 
 def _run_id(job: TrainJob, arrays: TrainingArrays) -> str:
