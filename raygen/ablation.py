@@ -161,7 +161,7 @@ def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
     facts = json.loads((Path(job.out) / "training" / "result.json").read_text(encoding="utf-8"))
     protocol = {"steps": facts["steps"], "parameters": facts["parameters"], "trained_s": facts["trained_s"]}
     values = {"loss": facts.get("loss"), **facts.get("reconstruction", {})}
-    scored = int(str(facts.get("scored", "0")).split()[0])
+    scored = facts.get("scored", {}).get("pictures", 0)
     row = {"run_id": facts["run_id"], "slice": stage, "ci_low": None, "ci_high": None, "reference": None}
     return [
         {

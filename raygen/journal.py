@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from raygen.shards import Progress
 from raygen.training import Step, TrainSpec
+from raygen.trainings import records
 
-__all__ = ["Journal", "followed", "history"]
+__all__ = ["Journal", "followed"]
 
 HISTORY: Final = "history.jsonl"
 #: Bytes at the end of a history that hold its last line.
@@ -55,17 +56,11 @@ class Journal:
         from tensorboardX import SummaryWriter
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in history(self.folder) if line["step"] < first]
-        (self.folder / HISTORY).write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        path = self.folder / HISTORY
+        before = records(path.read_text(encoding="utf-8")) if path.exists() else []
+        kept = [json.dumps(line) + "\n" for line in before if line["step"] < first]
+        path.write_text("".join(kept), encoding="utf-8")
         self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first)
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a history, oldest first; none where there is no file."""
-    with suppress(FileNotFoundError):
-        text = (folder / HISTORY).read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-    return []
 
 
 @contextmanager

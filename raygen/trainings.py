@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from raygen.storage import Storage
 
-__all__ = ["Training", "grid", "trainings", "variant_of"]
+__all__ = ["Training", "grid", "records", "trainings", "variant_of"]
 
 #: Folders below the root that may be trainings: its own, a stage's, a variant's stage.
 DEPTH: Final = 2
@@ -55,10 +55,10 @@ def _folders(storage: Storage, folder: str, depth: int) -> Iterator[str]:
 def _training(storage: Storage, folder: str) -> Training | None:
     place = f"{folder}/training".lstrip("/")
     try:
-        lines = storage.get(f"{place}/history.jsonl").decode().splitlines()
+        text = storage.get(f"{place}/history.jsonl").decode()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    history = [json.loads(line) for line in lines if line.endswith("}")]
+    history = records(text)
     losses = [(int(h["step"]), float(h["loss"])) for h in history if float(h["loss"]) > 0]
     if not losses:
         return None
@@ -67,6 +67,11 @@ def _training(storage: Storage, folder: str) -> Training | None:
     return Training(
         folder or ".", _facts(storage, place, history), path, high, low, losses[-1][1], losses[-1][0], sheet, step
     )
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    """The whole lines of a history, oldest first; one that a kill cut off is left out."""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
 
 
 def _curve(losses: Sequence[tuple[int, float]]) -> tuple[str, float, float]:
@@ -102,7 +107,7 @@ def _facts(storage: Storage, place: str, history: Sequence[Mapping[str, Any]]) -
     for name, value in result.get("reconstruction", {}).items():
         facts.append((SCORES.get(name, name), f"{value:.4g}"))
     if "scored" in result:
-        facts.append(("Scored on", str(result["scored"])))
+        facts.append(("Scored on", f"{result['scored']['pictures']:,} pictures of {result['scored']['split']}"))
     if result.get("left_out", "none") != "none":
         facts.append(("Left out", str(result["left_out"])))
     return facts

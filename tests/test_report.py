@@ -605,7 +605,7 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
         facts = {
             "parameters": 1_234_567, "pictures": 12_800, "trained_s": 61.5, "left_out": "1: f2: label",
-            "reconstruction": {"psnr": 31.25}, "scored": "64 pictures of test",
+            "reconstruction": {"psnr": 31.25}, "scored": {"pictures": 64, "split": "test"},
         }  # fmt: skip
         (folder / "result.json").write_text(json.dumps(facts))
         buffer = io.BytesIO()

@@ -111,7 +111,7 @@ def test_a_first_stage_says_how_well_pictures_come_back(world: Path, tmp_path: P
     what = {"faces": str(world / "faces"), "model": STAGE, "training": TRAINING, "validation_split": "test"}
     facts = do("train", tmp_path / "stage", what)
     assert set(facts["reconstruction"]) == {"psnr", "ssim"}  # two test pictures have no distance
-    assert facts["scored"] == "2 pictures of test"
+    assert facts["scored"] == {"pictures": 2, "split": "test"}
     assert 5 < facts["reconstruction"]["psnr"] < 40
     assert "rfd:raygen-parser" in json.loads((world / "stage/training/result.json").read_text())["reconstruction"]
 
@@ -161,8 +161,15 @@ def test_a_state_of_another_architecture(world: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoints_name_is_that_of_the_model_and_not_of_the_clock(world: Path, tmp_path: Path) -> None:
     one, two = (do("train", tmp_path / name, ldm(world, modalities=["mask"])) for name in ("one", "two"))
-    assert one["trained_s"] != two["trained_s"] or one["images_per_s"] != two["images_per_s"]
     assert one["checkpoint"] == two["checkpoint"]
+    note = tmp_path / "two" / "raygen.json"
+    document = json.loads(note.read_text())
+    document["extra"]["result"]["trained_s"] = 1e6
+    note.write_text(json.dumps(document))
+    assert checkpoint.digest(tmp_path / "two") == one["checkpoint"]
+    document["model"]["mask_channels"] += 1
+    note.write_text(json.dumps(document))
+    assert checkpoint.digest(tmp_path / "two") != one["checkpoint"]
     longer = {**ldm(world, modalities=["mask"]), "training": {**TRAINING, "steps": 6}}
     with pytest.raises(ConfigError, match="4 steps"):
         do("train", tmp_path / "one", longer)

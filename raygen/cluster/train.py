@@ -5,7 +5,7 @@ training state. Does not know what is trained. For several nodes the job's `out`
 see.
 
 Ray Train tries every failure again, and by default starts its workers in another folder. Here only what may work
-later is tried again: an error of raygen's own ends the run, and jobs mean their paths as they were written.
+later is tried again: a wrong job or damaged data ends the run, and jobs mean their paths as they were written.
 """
 
 import json
@@ -41,6 +41,8 @@ def _loop(config: dict[str, Any]) -> None:
     try:
         for step in config["task"](context.get_world_rank(), context.get_world_size()):
             ray.train.report(asdict(step))
+    except InfrastructureError:
+        raise  # this one may work on another try
     except RaygenError as error:
         failed.parent.mkdir(parents=True, exist_ok=True)
         message = Exception.__str__(error)  # an InputError's own text puts its reason in front
@@ -57,7 +59,7 @@ def _recorded(failed: Path) -> RaygenError | None:
     record = json.loads(failed.read_text(encoding="utf-8"))
     if record["kind"] == "InputError":
         return InputError(record["message"], reason=record["reason"])
-    known = {kind.__name__: kind for kind in (ConfigError, InfrastructureError, IntegrityError)}
+    known = {kind.__name__: kind for kind in (ConfigError, IntegrityError)}
     return known.get(record["kind"], RaygenError)(record["message"])
 
 
@@ -65,7 +67,7 @@ def run_ranks(task: RankTask, where: Where, shared: str) -> None:
     """Run `task` on `where.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
 
     A worker that dies restarts the ranks, at most `where.tries` times; `task` goes on from its own state.
-    `InfrastructureError` where that is not enough; errors of `raygen.spec` come as they were raised.
+    `InfrastructureError` where that is not enough; other errors of `raygen.spec` come as they were raised.
     """
     storage = os.path.join(os.path.abspath(shared), ".ray-train")
     failed = Path(storage) / f"failed-{uuid.uuid4().hex[:8]}.json"

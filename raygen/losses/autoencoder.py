@@ -84,8 +84,15 @@ class AutoencoderObjective(Objective):
         if phase == 1:
             return self._judge(pixels, batch["posterior"])
         moments = self.stage.encode(pixels)
-        reconstruction = self.stage.decode(self.stage.sample(moments, batch["posterior"]))
-        terms = self._terms(pixels, reconstruction, moments)
+        own: Losses = {}
+        if self.stage.spec.stage == "vq":
+            z, own["codebook"], codes = self.stage.quantise(moments)
+            used = torch.zeros(self.stage.spec.codes, device=z.device).index_fill_(0, codes.flatten(), 1.0)
+            own["codes_used"] = used.sum()
+            reconstruction = self.stage.decode(z, quantised=True)
+        else:
+            reconstruction = self.stage.decode(self.stage.sample(moments, batch["posterior"]))
+        terms = self._terms(pixels, reconstruction, moments) | own
         weights = self._weights()
         loss = torch.stack([weights[name] * value for name, value in terms.items() if weights.get(name)]).sum()
         if self._judged:
@@ -110,9 +117,6 @@ class AutoencoderObjective(Objective):
             logvar = logvar.clamp(*LOGVAR_RANGE)
             divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)  # [B] nats
             terms["kl"] = divergence.mean() / pixels[0].numel()
-        if self.stage.spec.stage == "vq":
-            _, terms["codebook"], (_, _, indices) = self.stage.net.quantize(moments)
-            terms["codes_used"] = indices.unique().numel() * torch.ones((), device=pixels.device)
         return terms
 
     def _adversarial(self, likeness: Tensor, reconstruction: Tensor, terms: Losses) -> Tensor:

@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 #: Largest difference of two 8-bit values.
 RANGE: Final = 255.0
 K1, K2, SIGMA, WINDOW = 0.01, 0.03, 1.5, 11
-#: What PSNR is said to be where nothing differs: the rounding of a 16-bit picture.
+#: What PSNR is said to be where nothing differs, so that a mean stays finite.
 BEST: Final = 100.0
 
 

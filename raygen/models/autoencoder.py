@@ -119,12 +119,18 @@ class FirstStage(nn.Module):
         """The most likely latent z [B, C, h, w]."""
         return self._scaled(moments.float().chunk(2, dim=1)[0] if self.spec.stage == "kl" else moments)
 
-    def decode(self, z: Tensor) -> Tensor:
-        """Latent z [B, C, h, w] -> pixels float32 [B, 3, H, W], not clipped."""
+    def quantise(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """vq only: latents z of the nearest codes (gradients pass straight through), codebook loss, code indices."""
+        found, loss, (_, _, codes) = self.net.quantize(moments)
+        return self._scaled(found), loss, codes
+
+    def decode(self, z: Tensor, *, quantised: bool = False) -> Tensor:
+        """Latent z [B, C, h, w] -> pixels float32 [B, 3, H, W], not clipped. `quantised`: z is of `quantise`."""
         raw = z.float() / self.scale + self.mean
         if self.net is None:
             return F.pixel_shuffle(raw, self.spec.patch)
-        x = self.net.decode(raw.to(self.net.dtype), return_dict=False)[0]
+        options = {"force_not_quantize": True} if quantised else {}
+        x = self.net.decode(raw.to(self.net.dtype), return_dict=False, **options)[0]
         return F.pixel_shuffle(x, self.spec.patch).float()
 
     def calibrate(self, moments: Tensor) -> None:

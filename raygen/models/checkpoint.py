@@ -36,7 +36,18 @@ from raygen.models.schedule import SamplerSpec, build_sampler
 from raygen.models.text import FrozenText, PretrainedText, Tokenizer, empty_encoder, pretrained_encoder
 from raygen.spec import ConfigError, InputError, canonical, parse
 
-__all__ = ["FORMAT", "ModelSpec", "build", "count", "digest", "load", "load_first_stage", "modalities", "save"]
+__all__ = [
+    "FORMAT",
+    "ModelSpec",
+    "build",
+    "count",
+    "digest",
+    "first_stage_spec",
+    "load",
+    "load_first_stage",
+    "modalities",
+    "save",
+]
 
 FORMAT: Final = 1
 DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
@@ -196,6 +207,11 @@ def modalities(folder: str | Path) -> frozenset[str]:
     return frozenset(document.get("model", {}).get("modalities", ()))
 
 
+def first_stage_spec(folder: str | Path) -> AutoencoderSpec:
+    """The shape of the first stage of a folder, without loading it; errors as for `load`."""
+    return _stage_spec(*_open(folder))
+
+
 def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:
     """The first stage of any checkpoint folder; errors as for `load`."""
     root, document = _open(folder)
@@ -234,8 +250,13 @@ def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     return root, document
 
 
-def _first_stage(root: Path, document: Mapping[str, Any]) -> FirstStage:
+def _stage_spec(root: Path, document: Mapping[str, Any]) -> AutoencoderSpec:
     spec: AutoencoderSpec = parse(AutoencoderSpec, document.get("first_stage"), str(root / "raygen.json"))
+    return spec
+
+
+def _first_stage(root: Path, document: Mapping[str, Any]) -> FirstStage:
+    spec = _stage_spec(root, document)
     return FirstStage(spec, None if spec.stage == "pixel" else _diffusers(root / "vae"))
 
 

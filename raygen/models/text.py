@@ -148,7 +148,8 @@ def tokenizer_of(spec: TransformerText | PretrainedText, texts: Callable[[], Ite
     path = Path(spec.vocabulary)
     file = path / "vocab.txt" if path.is_dir() else path
     if file.is_file():
-        return Tokenizer.wordpiece(file.read_text(encoding="utf-8").split("\n")[: -1 or None], spec.length)
+        words = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        return Tokenizer.wordpiece(words, spec.length)
     return _from_transformers(spec.vocabulary, spec.length)
 
 

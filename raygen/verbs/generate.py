@@ -19,7 +19,19 @@ from raygen.scoring import Observer, ScoreSpec
 from raygen.shards import Worker
 from raygen.storage import read_slice
 from raygen.tables import Codec
-from raygen.verbs.base import Estimate, Prepared, Report, Result, ShardedJob, ShardedWhat, inputs, prepared
+from raygen.verbs.base import (
+    Estimate,
+    Prepared,
+    Report,
+    Result,
+    ShardedJob,
+    ShardedWhat,
+    facts_of,
+    inputs,
+    prepared,
+    probe,
+    run_sharded,
+)
 
 __all__ = ["GenerateJob", "GenerateWhat", "build_sampler"]
 
@@ -58,20 +70,21 @@ class GenerateJob(ShardedJob):
 
     def run(self, report: Report) -> Result:
         """See `ShardedJob.run`; says where rows carry conditions that the model does not read."""
-        result = super().run(report)
-        unread = self._unread()
-        return Result(result.out, {**result.facts, **({"not read by this model": ", ".join(unread)} if unread else {})})
+        work = self.prepare(write=True)
+        facts = facts_of(run_sharded(work, self.where, report))
+        unread = self._unread(work)
+        return Result(self.out, {**facts, **({"not read by this model": ", ".join(unread)} if unread else {})})
 
     def estimate(self) -> Estimate:
         """See `ShardedJob.estimate`."""
-        found, unread = super().estimate(), self._unread()
+        work = self.prepare(write=False)
+        found, unread = probe(work, self.where), self._unread(work)
         notes = (*found.notes, f"not read by this model: {', '.join(unread)}") if unread else found.notes
         return replace(found, notes=notes)
 
-    def _unread(self) -> list[str]:
+    def _unread(self, work: Prepared) -> list[str]:
         """Conditions of the first row that the model does not take: they were not asked of it."""
-        slices = inputs(self.what.conditions, "conditions").slices
-        row = read_slice(slices[0]._replace(rows=1), MODALITIES).to_pylist()[0]
+        row = read_slice(work.plan.shards[0].inputs[0]._replace(rows=1), MODALITIES).to_pylist()[0]
         read = modalities(resolve(self.what.checkpoint))
         return [name for name in MODALITIES if row[name] is not None and name not in read]
 

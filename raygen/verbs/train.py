@@ -218,7 +218,7 @@ def _count(job: TrainJob) -> dict[str, int]:
     if isinstance(model, LDMSpec):
         assert job.what.first_stage is not None
         try:
-            stage = checkpoint.load_first_stage(job.what.first_stage)
+            stage = checkpoint.first_stage_spec(job.what.first_stage)
         except ConfigError:
             if model.latent is None:
                 raise
@@ -248,7 +248,7 @@ def _needs(job: TrainJob) -> tuple[int, tuple[str, ...]]:
         return model.image_size, ()
     if isinstance(model, LDMSpec):
         assert job.what.first_stage is not None
-        return checkpoint.load_first_stage(job.what.first_stage).spec.image_size, model.modalities
+        return checkpoint.first_stage_spec(job.what.first_stage).image_size, model.modalities
     return model.image_size, ("attributes" if isinstance(model, SmallClassifierSpec) else "mask",)
 
 
@@ -361,7 +361,7 @@ def _scores(
     images = np.ascontiguousarray(given.images[: what.validation_pictures])
     features = load_features(Small(), device)
     scores = reconstruction_scores(objective.stage, images, features, device, objective.perceptual)
-    return {"reconstruction": scores, "scored": f"{len(images)} pictures of {what.validation_split or 'training'}"}
+    return {"reconstruction": scores, "scored": {"pictures": len(images), "split": what.validation_split or "training"}}
 
 
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:

@@ -62,7 +62,8 @@ def test_ids_are_framed_filled_and_cut() -> None:
 def test_a_vocabulary_file_gives_its_own_ids(tmp_path: Path) -> None:
     words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "a", "man", "##ly"]
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    for place in (tmp_path, tmp_path / "vocab.txt"):
+    (tmp_path / "open.txt").write_text("\n".join(words), encoding="utf-8")  # no line end behind the last word
+    for place in (tmp_path, tmp_path / "vocab.txt", tmp_path / "open.txt"):
         encode = tokenizer_of(TransformerText(vocabulary=str(place), length=6), list)
         assert encode(["A manly !"]).tolist() == [[3, 5, 6, 7, 2, 4]]
     (tmp_path / "bad.txt").write_text("a\nb\n", encoding="utf-8")
