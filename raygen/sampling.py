@@ -20,13 +20,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from raygen.influence import X0, InfluenceLog
 from raygen.models import checkpoint
 from raygen.models.autoencoder import to_uint8
 from raygen.models.base import Context, Model, Record, concatenate
 from raygen.models.conditions import Conditions
+from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec, advance, build_sampler, uses_step_noise
 from raygen.spec import ConfigError, Spec
-from raygen.tables import SAMPLES, Codec, encode_image, picture_column
+from raygen.tables import SAMPLES, SCORES, Codec, cast, encode_image, picture_column
 
 __all__ = [
     "Guidance",
@@ -135,7 +137,8 @@ def denoise(
     """zt after each step, the last one being z. `zt` [B, C, h, w] starts as standard normal noise.
 
     `guided` counts in the steps whose place i / n lies in `interval` [low, high); elsewhere `unguided` does. The
-    scheduler is one of `build_sampler`, and is used up: its solvers keep history.
+    scheduler is one of `build_sampler`, and is used up: its solvers keep history. A `record` holds, when zt is
+    yielded, what the model said of that step and its estimate of z as `x0`.
     """
     steps = scheduler.timesteps
     zt = zt * scheduler.init_noise_sigma
@@ -144,6 +147,8 @@ def denoise(
         predictor = guided if inside or unguided is None else unguided
         times = torch.full((len(zt),), int(t), dtype=torch.int64, device=zt.device)
         output = predictor(model, scheduler.scale_model_input(zt, t), times, record)
+        if record is not None:
+            record[X0] = model.schedule.x0_from(output, zt, times)
         noise = None if step_noise is None else step_noise(i)
         zt = advance(scheduler, output, t, zt, eta=eta, noise=noise)
         yield zt
@@ -159,6 +164,9 @@ class SampleSpec(Spec):
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     guidance: Guidance = 1.0
     guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the steps that is guided")
+    mixing: AnyMixing | None = Field(None, description="of the experts of a collaboration; none is `paper`")
+    missing: Literal["null", "quarantine"] = "null"
+    influence_steps: int = Field(0, ge=0, le=1000)
     seed: int = Field(0, ge=0)
     attempt: int = Field(0, ge=0)
     batch: int = Field(32, ge=1, le=4096)
@@ -196,6 +204,8 @@ class SampleWorker:
         self.model = loaded.to(self.device, DTYPES[spec.dtype]).eval()
         if self.device.type == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)
+        if spec.mixing is not None:
+            self.model.mix(spec.mixing)
 
     def environment(self) -> dict[str, str]:
         """What bytes depend on besides the spec and the versions."""
@@ -213,46 +223,52 @@ class SampleWorker:
         row with `error`.
         """
         model = self.model
-        conditions, errors = Conditions.from_rows(
-            rows,
-            model.modalities,
-            required=model.required_conditions,
-            shapes=model.shapes,
-        )
+        required = model.modalities if self.spec.missing == "quarantine" else model.required_conditions
+        conditions, errors = Conditions.from_rows(rows, model.modalities, required=required, shapes=model.shapes)
         ids = rows["sample_id"].to_pylist()
         keys: list[int | None] = [
             None if error else noise_key(self.spec.seed, name, self.spec.attempt)
             for name, error in zip(ids, errors, strict=True)
         ]
         keys += [None] * (self.spec.batch - len(keys))
-        images, finite = self._pictures(conditions.pad(self.spec.batch).to(self.device), keys)
+        log = InfluenceLog(len(ids), self.spec.influence_steps)
+        images, finite = self._pictures(conditions.pad(self.spec.batch).to(self.device), keys, log)
         fetch = _to_host(images[: len(ids)], finite[: len(ids)])
-        return lambda: self._finish(rows, errors, *fetch())
+        return lambda: self._finish(rows, errors, log, *fetch())
 
     @torch.inference_mode()
-    def _pictures(self, conditions: Conditions, keys: Sequence[int | None]) -> tuple[Tensor, Tensor]:
+    def _pictures(self, conditions: Conditions, keys: Sequence[int | None], log: InfluenceLog) -> tuple[Tensor, Tensor]:
         """uint8 [B, H, W, 3] and whether each picture is finite, bool [B]; both on the device."""
         spec, model = self.spec, self.model
         shape = model.latent_shape
         z = _batch_noise(keys, 0, shape).to(self.device)
         noisy = uses_step_noise(spec.sampler)
+        scheduler = build_sampler(model.schedule, spec.sampler)
         trajectory = denoise(
             model,
             guide(model, conditions, spec.guidance),
             z,
-            build_sampler(model.schedule, spec.sampler),
+            scheduler,
             eta=spec.sampler.eta,
             step_noise=(lambda i: _batch_noise(keys, 1 + i, shape).to(self.device)) if noisy else None,
             unguided=guide(model, conditions, 1.0) if spec.guidance_interval != (0.0, 1.0) else None,
             interval=spec.guidance_interval,
+            record=log.record,
         )
+        log.begin([int(t) for t in scheduler.timesteps], model.first_stage.decode)
         for zt in trajectory:
+            log.step()
             z = zt
         pixels = model.first_stage.decode(z)
         return to_uint8(pixels), pixels.isfinite().flatten(1).all(dim=1)
 
     def _finish(
-        self, rows: pa.Table, errors: Sequence[str | None], images: UInt8Array, finite: npt.NDArray[np.bool_]
+        self,
+        rows: pa.Table,
+        errors: Sequence[str | None],
+        log: InfluenceLog,
+        images: UInt8Array,
+        finite: npt.NDArray[np.bool_],
     ) -> dict[str, pa.Table]:
         reasons = [
             error or (None if ok else "nonfinite: the picture has values that are not finite")
@@ -263,9 +279,15 @@ class SampleWorker:
             for image, reason in zip(images, reasons, strict=True)
         ]
         tables = {"samples": self._samples(rows, reasons, encoded)}
+        good = [i for i, reason in enumerate(reasons) if reason is None]
+        ids = rows["sample_id"].to_pylist()
+        scores = [log.scores(ids, good, run_id=self.spec.run_id, attempt=self.spec.attempt)]
         if self.observe is not None:
-            good = [i for i, reason in enumerate(reasons) if reason is None]
-            tables["scores"] = self.observe(images[good], rows.take(good))
+            scores.append(cast(self.observe(images[good], rows.take(good)), SCORES))
+        if self.observe is not None or scores[0].num_rows:
+            tables["scores"] = pa.concat_tables(scores)
+        if self.spec.influence_steps:
+            tables["influence"] = log.maps(ids, good, self.spec.codec)
         return tables
 
     def _samples(self, rows: pa.Table, reasons: Sequence[str | None], encoded: Sequence[bytes | None]) -> pa.Table:

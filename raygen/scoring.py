@@ -221,6 +221,8 @@ def measure(
                 _segmentation(table, where, network, scored, protocols.get(network, {}))
             if kind == "attributes":
                 _agreement(table, where, network, scored, protocols.get(network, {}))
+            if kind == "influence":
+                _influence(table, where, name, scored)
     real = sets.get("reference", {})
     for where, scores in sets.items():
         for name, scored in scores.items():
@@ -255,6 +257,17 @@ def _agreement(table: _Table, where: str, network: str, scored: Scored, protocol
     for name, value in zip(ATTRIBUTES, balanced, strict=True):
         if np.isfinite(value):
             table.add(f"attribute_balanced:{network}", f"{where}/{name}", float(value), n, protocol)
+
+
+def _influence(table: _Table, where: str, name: str, scored: Scored) -> None:
+    """The mean share of an expert over pixels and steps, and over each third of the steps, noise first."""
+    steps = scored.vectors.shape[1] // 2
+    means, n = scored.vectors[:, :steps], len(scored.ids)
+    protocol = {"level": "mean over rows, steps and pixels", "steps": steps}
+    table.add(name, where, float(means.mean()), n, protocol)
+    for third, part in zip(("first", "second", "last"), np.array_split(means, 3, axis=1), strict=True):
+        if part.size:
+            table.add(name, f"{where}/{third} third", float(part.mean()), n, protocol)
 
 
 def _frechet(table: _Table, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:

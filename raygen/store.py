@@ -24,14 +24,14 @@ __all__ = ["KEYS", "Commit", "Plan", "SetDigest", "Shard", "Store", "cut", "open
 
 FORMAT: Final = 1
 _MODULUS: Final = 1 << 2048
-Key = tuple[str, ...]
 #: What names a row of a table; the digest of a set of rows is taken over these and the row's content.
-KEYS: Final[Mapping[str, Key]] = {
+KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "faces": ("face_id",),
     "conditions": ("sample_id",),
     "samples": ("sample_id", "attempt"),
     "scores": ("sample_id", "attempt", "metric"),
     "latents": ("face_id", "transform"),
+    "influence": ("sample_id", "step"),
     "quarantine": ("id", "table"),
 }
 

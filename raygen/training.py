@@ -317,7 +317,7 @@ def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = 
     (nothing is saved then) and `InfrastructureError` where a state cannot be written (the one before is kept).
     """
     root = None if folder is None else Path(folder)
-    data = arrays.digest
+    data = arrays.digest + trainer.objective.frozen
     if root is not None and (state := latest_state(root)) is not None:
         trainer.restore(state, data)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:

@@ -305,7 +305,9 @@ def test_a_bad_row_and_a_nan_leave_their_neighbours_alone(monkeypatch: pytest.Mo
 
     def observe(pictures: np.ndarray, kept: pa.Table) -> pa.Table:
         seen.append((len(pictures), kept["sample_id"].to_pylist()))
-        return pa.table({"sample_id": kept["sample_id"]})
+        n = kept.num_rows
+        columns = {"sample_id": kept["sample_id"], "attempt": pa.array([0] * n, pa.int32())}
+        return pa.table({**columns, "metric": ["seen"] * n, "run_id": ["r"] * n})
 
     active = worker(model)
     active.observe = observe

@@ -25,6 +25,8 @@ class Objective(nn.Module):
     latent_shape: tuple[int, int, int]
     #: `t` is drawn below this; 0 where there is no schedule.
     timesteps: int = 0
+    #: Names the frozen networks it trains beside: a state made beside others is no state of this training.
+    frozen: str = ""
     #: Steps done so far; the loop keeps it, so that a term can enter late.
     step: int = 0
 

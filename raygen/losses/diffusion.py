@@ -75,7 +75,7 @@ class DiffusionObjective(Objective):
 
     def networks(self) -> Sequence[nn.Module]:
         """The denoiser."""
-        return [self.model.network]
+        return self.model.networks
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
         """See `Objective.forward`; `mse` is the unweighted error."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions, Shapes
 from raygen.models.schedule import NoiseSchedule
+from raygen.spec import ConfigError, Spec
 
 __all__ = ["Context", "Model", "Record", "Tokens", "concatenate"]
 
@@ -56,9 +57,13 @@ class Model(nn.Module, ABC):
         """
 
     @property
-    def network(self) -> nn.Module:
-        """The part that runs once a step."""
-        return self
+    def networks(self) -> Sequence[nn.Module]:
+        """The parts that run once a step."""
+        return [self]
+
+    def mix(self, mixing: Spec) -> None:
+        """Put several denoisers together in another way; `ConfigError` where there is only one."""
+        raise ConfigError(f"mixing: {type(self).__name__} is one denoiser, there is nothing to mix")
 
     def eps(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
         """The noise in zt [B, C, h, w], whatever the network predicts."""

@@ -7,12 +7,12 @@ executed. Knows neither training state nor where checkpoints come from.
     model_index.json  raygen.json          which classes; our spec
     unet/  vae/                            config.json + diffusion_pytorch_model.safetensors
     attribute_encoder/  mask_encoder/  …   config.json + model.safetensors
+    experts/NAME/  diffusers/NAME/         of a collaboration: each expert as above, but for the first stage they share
     tokenizer/                             tokenizer.json
     scheduler/                             scheduler_config.json
 """
 
 import hashlib
-import json
 import os
 import shutil
 import uuid
@@ -21,16 +21,21 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
-from torch import Tensor, nn
 
 from raygen.bundled import resolve
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.base import Model
+from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_weights
+from raygen.models.files import (
+    OWN_WEIGHTS,
+    fill,
+    read_diffusers,
+    read_json,
+    write_diffusers,
+    write_json,
+    write_weights,
+)
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
 from raygen.models.schedule import SamplerSpec, build_sampler
 from raygen.models.text import FrozenText, PretrainedText, Tokenizer, empty_encoder, pretrained_encoder
@@ -38,42 +43,68 @@ from raygen.spec import ConfigError, InputError, canonical, parse
 
 __all__ = [
     "FORMAT",
+    "DenoiserSpec",
     "ModelSpec",
     "build",
     "count",
+    "count_diffusers",
     "digest",
     "first_stage_spec",
+    "ldm_spec",
     "load",
     "load_first_stage",
+    "load_tokenizer",
     "modalities",
     "save",
 ]
 
 FORMAT: Final = 1
-DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
-OWN_WEIGHTS: Final = "model.safetensors"
-CLASSES: Final[Mapping[str, Any]] = {
-    "AutoencoderKL": AutoencoderKL,
-    "AutoencoderDC": AutoencoderDC,
-    "VQModel": VQModel,
-    "UNet2DModel": UNet2DModel,
-    "UNet2DConditionModel": UNet2DConditionModel,
-}
-
 #: Every family a checkpoint can hold.
-ModelSpec = Annotated[AutoencoderSpec | LDMSpec, Field(discriminator="kind")]
+ModelSpec = Annotated[AutoencoderSpec | LDMSpec | CollaborativeSpec, Field(discriminator="kind")]
+#: Those that can be sampled.
+DenoiserSpec = Annotated[LDMSpec | CollaborativeSpec, Field(discriminator="kind")]
 
 
-def build(spec: LDMSpec, first_stage: FirstStage, *, seed: int, tokenizer: Tokenizer | None = None) -> Model:
-    """A new model with random weights that depend on `seed` alone.
+def build(
+    spec: LDMSpec | CollaborativeSpec, first_stage: FirstStage, *, seed: int, tokenizer: Tokenizer | None = None
+) -> Model:
+    """A new model with random weights that depend on `seed` alone; experts of a collaboration are loaded.
 
-    `tokenizer` where text is a modality; a pretrained text encoder is loaded here. `ConfigError` as the family has it.
+    `tokenizer` where an ldm reads texts; a pretrained text encoder is loaded here. `ConfigError` as the family has it,
+    and where experts come from another first stage than the one given.
     """
+    if isinstance(spec, CollaborativeSpec):
+        experts = {name: load_expert(folder) for name, folder in spec.experts.items()}
+        for name, expert in experts.items():
+            if not same_weights(expert.first_stage, first_stage):
+                raise ConfigError(f"expert {name!r} has another first stage than the one of this training")
+        nulls = nulls_of(spec)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Collaborative(spec, experts, nulls=nulls)
     pretrained = "text" in spec.modalities and isinstance(spec.text, PretrainedText)
     frozen = pretrained_encoder(spec.text.name) if pretrained and isinstance(spec.text, PretrainedText) else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LDM(spec, first_stage, tokenizer=tokenizer, frozen_text=frozen)
+
+
+def load_expert(folder: str) -> LDM:
+    """A trained ldm; `ConfigError` where the folder holds something else."""
+    expert = load(folder)
+    if not isinstance(expert, LDM):
+        raise ConfigError(f"{folder}: an expert is an ldm, this is a {type(expert).__name__}")
+    return expert
+
+
+def nulls_of(spec: CollaborativeSpec) -> tuple[str, ...]:
+    """Experts that were trained to do without their condition: as the spec says, or as their recipes say."""
+    return spec.nulls if spec.nulls is not None else tuple(n for n, f in spec.experts.items() if _knows_null(f))
+
+
+def _knows_null(folder: str) -> bool:
+    recipe = _open(folder)[1].get("extra", {}).get("recipe", {})
+    return float(recipe.get("dropout", {}).get("null", 0.0)) > 0
 
 
 def count(spec: LDMSpec, latent_shape: tuple[int, int, int], factor: int = 4) -> dict[str, int]:
@@ -88,6 +119,17 @@ def count(spec: LDMSpec, latent_shape: tuple[int, int, int], factor: int = 4) ->
             known = spec.model_copy(update={"modalities": tuple(m for m in spec.modalities if m != "text")})
         parts |= condition_encoders(known, factor)
     return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
+
+
+def count_diffusers(spec: CollaborativeSpec) -> dict[str, int]:
+    """Parameters of the dynamic diffusers of experts that are there, counted without making them."""
+    made: dict[str, int] = {}
+    for name, folder in spec.experts.items():
+        expert, latent = ldm_spec(folder), first_stage_spec(folder).latent_shape
+        with torch.device("meta"):
+            diffuser = DynamicDiffuser(diffuser_spec(spec, expert), latent, expert.vector_width)
+        made[f"diffuser of {name}"] = sum(p.numel() for p in diffuser.parameters())
+    return made
 
 
 # --- saving -------------------------------------------------------------------------------------------------
@@ -133,40 +175,49 @@ def _write(model: Model | FirstStage, folder: Path, dtype: torch.dtype, extra: M
     index: dict[str, Any] = {"_class_name": "DiffusionPipeline"}
     document: dict[str, Any] = {"format": FORMAT, "first_stage": first_stage.spec.model_dump(mode="json")}
     if first_stage.net is not None:
-        _write_diffusers(first_stage.net, folder / "vae", dtype, index)
+        write_diffusers(first_stage.net, folder / "vae", dtype, index)
     if isinstance(model, LDM):
         document["model"] = model.spec.model_dump(mode="json")
-        _write_diffusers(model.unet, folder / "unet", dtype, index)
-        for name, module in model.encoders().items():
-            _write_json(folder / name / "config.json", module.config)
-            _write_weights(module, folder / name / OWN_WEIGHTS, dtype)
-        if model.tokenizer is not None:
-            model.tokenizer.save(folder / "tokenizer")
+        _write_ldm(model, folder, dtype, index)
+    elif isinstance(model, Collaborative):
+        document["model"] = _write_collaborative(model, folder, dtype)
+    if isinstance(model, Model):
         scheduler = build_sampler(model.schedule, SamplerSpec(name="ddim", steps=50))
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
-    _write_json(folder / "model_index.json", index)
-    _write_json(folder / "raygen.json", {**document, "extra": dict(extra)})
+    write_json(folder / "model_index.json", index)
+    write_json(folder / "raygen.json", {**document, "extra": dict(extra)})
 
 
-def _write_diffusers(module: Any, folder: Path, dtype: torch.dtype, index: dict[str, Any]) -> None:
-    module.save_config(folder)
-    _write_weights(module, folder / DIFFUSERS_WEIGHTS, dtype)
-    index[folder.name] = ["diffusers", type(module).__name__]
+def _write_ldm(model: LDM, folder: Path, dtype: torch.dtype, index: dict[str, Any]) -> None:
+    write_diffusers(model.unet, folder / "unet", dtype, index)
+    for name, module in model.encoders().items():
+        write_json(folder / name / "config.json", module.config)
+        write_weights(module, folder / name / OWN_WEIGHTS, dtype)
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder / "tokenizer")
 
 
-def _write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in module.state_dict().items()
-    }
-    path.write_bytes(serialize(tensors, metadata={"format": "pt"}))
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _write_collaborative(model: Collaborative, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """Experts and diffusers; the spec as it reads inside the folder, where the experts lie now."""
+    for name in model.experts:
+        expert, inside = model.expert(name), folder / "experts" / name
+        _write_ldm(expert, inside, dtype, {})
+        document = {
+            "first_stage": model.first_stage.spec.model_dump(mode="json"),
+            "model": expert.spec.model_dump(mode="json"),
+        }
+        write_json(inside / "raygen.json", {"format": FORMAT, **document})
+    for name in model.experts:
+        diffuser, inside = model.diffuser(name), folder / "diffusers" / name
+        write_diffusers(diffuser.unet, inside, dtype, {})
+        if diffuser.vector is not None:
+            write_weights(diffuser.vector, inside / OWN_WEIGHTS, dtype)
+    experts = {name: f"experts/{name}" for name in model.experts}
+    spec: dict[str, Any] = model.spec.model_copy(update={"experts": experts, "nulls": model.nulls}).model_dump(
+        mode="json"
+    )
+    return spec
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -181,15 +232,39 @@ def load(folder: str | Path, device: Any = "cpu") -> Model:
     root, document = _open(folder)
     if "model" not in document:
         raise ConfigError(f"{root}: holds a first stage, not a model that can be sampled")
+    stage = _first_stage(root, document)
+    model = _ldm(root, document, stage) if _is_ldm(document) else _collaborative(root, document, stage)
+    return model.to(device).eval().requires_grad_(False)  # a CPU takes other kernels where gradients may be asked for
+
+
+def _is_ldm(document: Mapping[str, Any]) -> bool:
+    return bool(document["model"].get("kind") == "ldm")
+
+
+def _ldm(root: Path, document: Mapping[str, Any], stage: FirstStage) -> LDM:
     spec: LDMSpec = parse(LDMSpec, document["model"], str(root / "raygen.json"))
     tokenizer, frozen = _text(root, spec)
-    stage = _first_stage(root, document)
-    model = LDM(spec, stage, _diffusers(root / "unet"), tokenizer=tokenizer, frozen_text=frozen)
+    model = LDM(spec, stage, read_diffusers(root / "unet"), tokenizer=tokenizer, frozen_text=frozen)
     for name, module in model.encoders().items():
-        if _read_json(root / name / "config.json") != module.config:
+        if read_json(root / name / "config.json") != module.config:
             raise InputError(f"{root / name}: config.json does not fit raygen.json", reason="checkpoint")
-        _fill(module, root / name / OWN_WEIGHTS)
-    return model.to(device).eval()
+        fill(module, root / name / OWN_WEIGHTS)
+    return model
+
+
+def _collaborative(root: Path, document: Mapping[str, Any], stage: FirstStage) -> Collaborative:
+    spec: CollaborativeSpec = parse(CollaborativeSpec, document["model"], str(root / "raygen.json"))
+    experts = {name: _ldm(*_open(root / "experts" / name), stage) for name in spec.experts}
+    diffusers = {name: _diffuser(root / "diffusers" / name, spec, expert) for name, expert in experts.items()}
+    return Collaborative(spec, experts, nulls=spec.nulls or (), diffusers=diffusers)
+
+
+def _diffuser(folder: Path, spec: CollaborativeSpec, expert: LDM) -> DynamicDiffuser:
+    width = expert.spec.vector_width
+    diffuser = DynamicDiffuser(diffuser_spec(spec, expert.spec), expert.latent_shape, width, read_diffusers(folder))
+    if diffuser.vector is not None:
+        fill(diffuser.vector, folder / OWN_WEIGHTS)
+    return diffuser
 
 
 def _text(root: Path, spec: LDMSpec) -> tuple[Tokenizer | None, FrozenText | None]:
@@ -197,19 +272,33 @@ def _text(root: Path, spec: LDMSpec) -> tuple[Tokenizer | None, FrozenText | Non
     if "text" not in spec.modalities:
         return None, None
     pretrained = isinstance(spec.text, PretrainedText)
-    frozen = empty_encoder(_read_json(root / "text_encoder" / "config.json")) if pretrained else None
+    frozen = empty_encoder(read_json(root / "text_encoder" / "config.json")) if pretrained else None
     return Tokenizer.load(root / "tokenizer"), frozen
 
 
 def modalities(folder: str | Path) -> frozenset[str]:
     """The conditions that the model of a folder reads, without loading it; errors as for `load`."""
-    _, document = _open(folder)
+    root, document = _open(folder)
+    if "experts" in document.get("model", {}):
+        return frozenset().union(*(modalities(root / "experts" / name) for name in document["model"]["experts"]))
     return frozenset(document.get("model", {}).get("modalities", ()))
+
+
+def ldm_spec(folder: str | Path) -> LDMSpec:
+    """The shape of the ldm of a folder, without loading it; errors as for `load`."""
+    root, document = _open(folder)
+    spec: LDMSpec = parse(LDMSpec, document.get("model"), str(root / "raygen.json"))
+    return spec
 
 
 def first_stage_spec(folder: str | Path) -> AutoencoderSpec:
     """The shape of the first stage of a folder, without loading it; errors as for `load`."""
     return _stage_spec(*_open(folder))
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer | None:
+    """The tokenizer of the ldm of a folder, None where it reads no texts; errors as for `load`."""
+    return Tokenizer.load(_open(folder)[0] / "tokenizer") if "text" in modalities(folder) else None
 
 
 def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:
@@ -234,7 +323,7 @@ def digest(folder: str | Path) -> str:
 
 def _sha256(path: Path) -> str:
     if path.name == "raygen.json":
-        document = {name: value for name, value in _read_json(path).items() if name != "extra"}
+        document = {name: value for name, value in read_json(path).items() if name != "extra"}
         return hashlib.sha256(canonical(document)).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -244,7 +333,7 @@ def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     root = Path(resolve(str(folder)))
     if not (root / "raygen.json").is_file():
         raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")
-    document = _read_json(root / "raygen.json")
+    document = read_json(root / "raygen.json")
     if document.get("format") != FORMAT:
         raise ConfigError(f"{root}: checkpoint format {document.get('format')!r}, this version reads {FORMAT}")
     return root, document
@@ -257,51 +346,4 @@ def _stage_spec(root: Path, document: Mapping[str, Any]) -> AutoencoderSpec:
 
 def _first_stage(root: Path, document: Mapping[str, Any]) -> FirstStage:
     spec = _stage_spec(root, document)
-    return FirstStage(spec, None if spec.stage == "pixel" else _diffusers(root / "vae"))
-
-
-def _diffusers(folder: Path) -> Any:
-    """A diffusers model from its own config and weights."""
-    config = _read_json(folder / "config.json")
-    kind = CLASSES.get(str(config.get("_class_name")))
-    if kind is None:
-        raise InputError(f"{folder}: class {config.get('_class_name')!r} is not one of ours", reason="checkpoint")
-    try:
-        module = kind.from_config(config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / 'config.json'}: {error}", reason="checkpoint") from error
-    _fill(module, folder / DIFFUSERS_WEIGHTS)
-    return module
-
-
-def _fill(module: nn.Module, path: Path) -> None:
-    """Load weights into `module`: exactly its names and shapes, as float32."""
-    tensors = _read_tensors(path)
-    wanted = module.state_dict()
-    if unlike := sorted(set(wanted) ^ set(tensors)):
-        raise InputError(f"{path}: names differ from the config's, first {unlike[0]!r}", reason="checkpoint")
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{list(tensor.shape)}, not {list(wanted[name].shape)}"
-            raise InputError(f"{path}: {name} has shape {shapes}", reason="checkpoint")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: {name} is not finite", reason="checkpoint")
-    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: {error}", reason="checkpoint") from error
-    return tensors
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}", reason="checkpoint") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object", reason="checkpoint")
-    return value
+    return FirstStage(spec, None if spec.stage == "pixel" else read_diffusers(root / "vae"))

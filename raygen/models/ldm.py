@@ -5,7 +5,7 @@ cross-attention tokens, as a vector added to the time embedding, or both, text a
 samplers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import gcd
 from typing import Any, Final, Literal
 
@@ -14,6 +14,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, cat, nn
 
+from raygen.models.attention import given, keys_values, own_cross_attention
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.conditions import Conditions, Shapes
@@ -22,7 +23,7 @@ from raygen.models.schedule import NoiseSchedule
 from raygen.models.text import FrozenText, PretrainedText, TextEncoder, TextSpec, Tokenizer, TransformerText
 from raygen.spec import ConfigError, Spec
 
-__all__ = ["LDM", "LDMSpec"]
+__all__ = ["LDM", "LDMSpec", "build_unet", "condition_encoders", "prepared_context", "run_unet"]
 
 Modality = Literal["mask", "attributes", "text"]
 #: Cross-attention reads the tokens of several conditions in this order.
@@ -44,6 +45,10 @@ class LDMSpec(Spec):
     attention: tuple[bool, ...] = Field((False, True, True), description="one a level")
     head_dim: int = Field(32, ge=4, description="channels of an attention head")
     heads: int | None = Field(None, ge=1, description="heads on every level, instead of head_dim")
+    time: Literal["additive", "scale_shift"] = Field(
+        "additive",
+        description="how the time enters residual blocks: added, or as scale and shift after the norm (AdaLN)",
+    )
     mask_path: Literal["channels", "tokens"] = Field("channels", description="how masks enter")
     mask_channels: int = Field(16, ge=1, description="maps the mask becomes; channels only")
     mask_side: int = Field(32, ge=4, le=128, description="side of the shapes that become tokens; tokens only")
@@ -90,10 +95,7 @@ class LDMSpec(Spec):
 
 
 class LDM(Model):
-    """A UNet over the latents of a frozen first stage.
-
-    Keys and values of the tokens are computed inside the UNet at each step.
-    """
+    """A UNet over the latents of a frozen first stage."""
 
     empty_text: Tensor
 
@@ -119,7 +121,7 @@ class LDM(Model):
         self.modalities = frozenset(spec.modalities)
         self.required_conditions = frozenset(spec.required)
         self.first_stage = first_stage.requires_grad_(False)
-        self.unet = build_unet(spec, first_stage.latent_shape) if unet is None else unet
+        self.unet = own_cross_attention(build_unet(spec, first_stage.latent_shape) if unet is None else unet)
         self.tokenizer = tokenizer
         self.attribute_encoder: AttributeEncoder | None = None
         self.mask_encoder: MaskEncoder | MaskTokenEncoder | None = None
@@ -142,10 +144,9 @@ class LDM(Model):
         return Shapes(size) if self.tokenizer is None else Shapes(size, self.tokenizer.length, self.tokenizer)
 
     @property
-    def network(self) -> nn.Module:
+    def networks(self) -> Sequence[nn.Module]:
         """The UNet."""
-        unet: nn.Module = self.unet
-        return unet
+        return [self.unet]
 
     def embed(self, conditions: Conditions) -> Tokens:
         """What the spec asks for of `text_tokens`, `mask_tokens`, `attribute_tokens` [B, K, D], `vector` [B, E],
@@ -171,19 +172,36 @@ class LDM(Model):
         return tokens if self.text_projection is None else self.text_projection(tokens)
 
     def prepare(self, tokens: Tokens) -> Context:
-        """All tokens in one row; the rest as it is."""
-        rows = [tokens[name] for name in TOKENS if name in tokens]
-        rest = {name: value for name, value in tokens.items() if name not in TOKENS}
-        return {**rest, "tokens": cat(rows, dim=1)} if rows else rest
+        """See `prepared_context`."""
+        return prepared_context(self.unet, tokens)
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
         """See `Model.predict`. Keeps no record."""
-        x = cat([zt.to(self.unet.dtype), ctx["mask"]], dim=1) if "mask" in ctx else zt.to(self.unet.dtype)
-        extra: dict[str, Any] = {"class_labels": ctx["vector"]} if "vector" in ctx else {}
-        if self.spec.uses_tokens:
-            extra["encoder_hidden_states"] = ctx["tokens"]
-        output: Tensor = self.unet(x, t, return_dict=False, **extra)[0]
-        return output.float()
+        return run_unet(self.unet, zt, t, ctx)
+
+
+def prepared_context(unet: Any, tokens: Tokens) -> Context:
+    """What `run_unet` needs of tokens: all of them in one row, and without gradients also their keys and values.
+
+    With gradients keys and values belong to the step: they change with it, and activations may be computed again.
+    """
+    rows = [tokens[name] for name in TOKENS if name in tokens]
+    rest = {name: value for name, value in tokens.items() if name not in TOKENS}
+    if not rows:
+        return rest
+    row = cat(rows, dim=1)  # [B, K, D]
+    return {**rest, "tokens": row, **({} if torch.is_grad_enabled() else keys_values(unet, row))}
+
+
+def run_unet(unet: Any, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
+    """Output of a UNet of `build_unet` for zt [B, C, h, w] at t [B], float32."""
+    x = cat([zt.to(unet.dtype), ctx["mask"]], dim=1) if "mask" in ctx else zt.to(unet.dtype)
+    extra: dict[str, Any] = {"class_labels": ctx["vector"]} if "vector" in ctx else {}
+    if "tokens" in ctx:
+        extra["encoder_hidden_states"] = ctx["tokens"]
+    with given(unet, ctx):
+        output: Tensor = unet(x, t, return_dict=False, **extra)[0]
+    return output.float()
 
 
 def condition_encoders(
@@ -226,19 +244,23 @@ class Projection(nn.Linear):
         self.config = {"inside": inside, "out": out}
 
 
-def build_unet(spec: LDMSpec, latent_shape: tuple[int, int, int]) -> Any:
-    """The UNet of a spec for such latents, with random weights and silent residual branches."""
+def build_unet(spec: LDMSpec, latent_shape: tuple[int, int, int], out_channels: int | None = None) -> Any:
+    """The UNet of a spec for such latents, with random weights and silent residual branches.
+
+    `out_channels` other than the latent's make a network that reads what the denoiser reads and says something else.
+    """
     latent, side, _ = latent_shape
     shared: dict[str, Any] = {
         "sample_size": side,
         "in_channels": latent + spec.extra_channels,
-        "out_channels": latent,
+        "out_channels": latent if out_channels is None else out_channels,
         "block_out_channels": spec.channels,
         "layers_per_block": spec.layers_per_block,
         "norm_num_groups": gcd(32, *spec.channels),
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "class_embed_type": "identity" if spec.vector_width else None,
+        "resnet_time_scale_shift": "scale_shift" if spec.time == "scale_shift" else "default",
     }
     form = "CrossAttn" if spec.uses_tokens else "Attn"
     blocks = {

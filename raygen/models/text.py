@@ -93,6 +93,10 @@ class Tokenizer:
     def __len__(self) -> int:
         return int(self.backend.get_vocab_size())
 
+    def same_as(self, other: "Tokenizer") -> bool:
+        """Whether both make the same ids of every text."""
+        return self.backend.to_str() == other.backend.to_str()
+
     @classmethod
     def wordpiece(cls, words: Sequence[str], length: int) -> "Tokenizer":
         """BERT's way (lower case, accents off, [CLS] text [SEP]) over `words` in the order of their ids."""

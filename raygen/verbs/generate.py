@@ -13,6 +13,7 @@ from raygen.bundled import resolve
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.checkpoint import modalities
 from raygen.models.conditions import MODALITIES
+from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec
 from raygen.sampling import Guidance, SampleSpec, SampleWorker
 from raygen.scoring import Observer, ScoreSpec
@@ -50,6 +51,11 @@ class GenerateWhat(ShardedWhat):
     batch: int = Field(32, ge=1, le=4096, description="pictures at once; part of what bytes depend on")
     codec: Codec = "webp"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mixing: AnyMixing | None = Field(None, description="of a collaboration: how experts are mixed; none is `paper`")
+    missing: Literal["null", "quarantine"] = Field(
+        "null", description="a row without a condition the model takes: use what it was trained for, or refuse the row"
+    )
+    influence_steps: int = Field(0, ge=0, le=1000, description="steps whose influence maps and estimates are kept")
     score: ScoreSpec | None = Field(None, description="also measure each picture before it is encoded")
 
 

@@ -13,10 +13,10 @@ state lies. Does not know the loop itself, nor how ranks are started.
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -31,9 +31,9 @@ from raygen.extractors.small import (
     SmallClassifierSpec,
     SmallNetwork,
     SmallParser,
-    SmallParserSpec,
     save_small,
 )
+from raygen.families import DENOISERS, TrainableSpec, count, experts_of, needs
 from raygen.journal import Journal, followed
 from raygen.losses import (
     AutoencoderObjective,
@@ -47,6 +47,7 @@ from raygen.losses import (
 )
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels
+from raygen.models.collaborative import Collaborative, CollaborativeSpec
 from raygen.models.conditions import ConditionDropout
 from raygen.models.ldm import LDMSpec
 from raygen.models.text import Tokenizer, TransformerText, tokenizer_of
@@ -70,14 +71,14 @@ MENTIONED = 3
 class TrainWhat(Spec):
     """What to train, on what, for how long."""
 
-    model: Annotated[AutoencoderSpec | LDMSpec | SmallParserSpec | SmallClassifierSpec, Field(discriminator="kind")]
+    model: TrainableSpec
     faces: str = Field(..., description="folder of an ingest run")
     split: str | None = Field(None, description="only faces of this split")
-    first_stage: str | None = Field(None, description="ldm: folder of a trained first stage")
-    latents: str | None = Field(None, description="ldm: folder of an encode run; none encodes at each step")
-    recipe: str = Field("overall", description="ldm with text: which of a face's texts")
-    loss: DiffusionLoss = Field(default_factory=MinSNR, description="ldm")
-    dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="ldm")
+    first_stage: str | None = Field(None, description="denoiser: folder of a trained first stage")
+    latents: str | None = Field(None, description="denoiser: folder of an encode run; none encodes at each step")
+    recipe: str = Field("overall", description="denoiser with text: which of a face's texts")
+    loss: DiffusionLoss = Field(default_factory=MinSNR, description="denoiser")
+    dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="denoiser")
     reconstruction: AutoencoderObjectiveSpec = Field(
         default_factory=AutoencoderObjectiveSpec, description="autoencoder"
     )
@@ -88,8 +89,8 @@ class TrainWhat(Spec):
 
     @model_validator(mode="after")
     def _complete(self) -> "TrainWhat":
-        if isinstance(self.model, LDMSpec) and self.first_stage is None:
-            raise ValueError("an ldm needs `first_stage`, the folder of a trained autoencoder")
+        if isinstance(self.model, DENOISERS) and self.first_stage is None:
+            raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
         return self
 
 
@@ -125,7 +126,7 @@ class TrainJob(Job):
         notes = [f"missing: {error}" for error in _absent(what)]
         counts: dict[str, int] = {}
         try:
-            counts = _count(self)
+            counts = count(what.model, what.first_stage)
             notes += [f"{name}: {number:,} parameters" for name, number in counts.items()]
         except RaygenError as error:
             notes.append(f"parameters are not counted: {error}")
@@ -145,8 +146,11 @@ class TrainJob(Job):
         return Estimate(len(arrays), 0, 0, size, seconds, tuple(notes))
 
     def tokenizer(self) -> Tokenizer | None:
-        """Of a model that reads texts; a vocabulary is learned from those of the training faces."""
+        """Of a model that reads texts: its experts', or one whose vocabulary is learned from the training faces."""
         model = self.what.model
+        if isinstance(model, CollaborativeSpec):
+            found = (checkpoint.load_tokenizer(folder) for folder in model.experts.values())
+            return next((tokenizer for tokenizer in found if tokenizer is not None), None)
         if not isinstance(model, LDMSpec) or "text" not in model.modalities:
             return None
         return tokenizer_of(model.text or TransformerText(), self._texts)
@@ -162,8 +166,8 @@ class TrainJob(Job):
         what = self.what
         faces, _ = open_input(what.faces)
         columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
-        size, modalities = _needs(self)
-        if what.latents is None or not isinstance(what.model, LDMSpec):
+        size, modalities = needs(what.model, what.first_stage)
+        if what.latents is None or not isinstance(what.model, DENOISERS):
             return load_arrays(
                 faces.tables("faces", columns), size=size, modalities=modalities, split=what.split,
                 tokenize=tokenizer, recipe=what.recipe,
@@ -184,11 +188,15 @@ class TrainJob(Job):
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
         """A fresh objective, its weights drawn from the training seed."""
         what, seed = self.what, self.what.training.seed
-        if isinstance(what.model, LDMSpec):
+        if isinstance(what.model, DENOISERS):
             assert what.first_stage is not None
             stage = checkpoint.load_first_stage(what.first_stage)
             model = checkpoint.build(what.model, stage, seed=seed, tokenizer=tokenizer)
-            return DiffusionObjective(model, what.loss, what.dropout)
+            if isinstance(model, Collaborative) and (what.dropout.null or what.dropout.only):
+                model.must_do_without("dropout.null and dropout.only hide conditions (set them to 0)")
+            objective = DiffusionObjective(model, what.loss, what.dropout)
+            objective.frozen = "".join(experts_of(what.model).values())
+            return objective
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             if isinstance(what.model, AutoencoderSpec):
@@ -202,34 +210,17 @@ class TrainJob(Job):
 
 def _absent(what: TrainWhat) -> Iterator[RaygenError]:
     """What each input that is not there says."""
-    looks = [partial(open_input, url) for url in (what.faces, what.latents) if url is not None]
-    if what.first_stage is not None:
-        looks.append(partial(checkpoint.digest, what.first_stage))  # type: ignore[arg-type]
+    looks: list[Callable[[], object]] = [
+        partial(open_input, url) for url in (what.faces, what.latents) if url is not None
+    ]
+    folders = [what.first_stage] if what.first_stage is not None else []
+    folders += what.model.experts.values() if isinstance(what.model, CollaborativeSpec) else []
+    looks += [partial(checkpoint.digest, folder) for folder in folders]
     for look in looks:
         try:
             look()
         except RaygenError as error:
             yield error
-
-
-def _count(job: TrainJob) -> dict[str, int]:
-    """Parameters to train, by part."""
-    model = job.what.model
-    if isinstance(model, LDMSpec):
-        assert job.what.first_stage is not None
-        try:
-            stage = checkpoint.first_stage_spec(job.what.first_stage)
-        except ConfigError:
-            if model.latent is None:
-                raise
-            return checkpoint.count(model, model.latent)
-        return checkpoint.count(model, stage.latent_shape, stage.factor)
-    with torch.device("meta"):
-        made = (
-            FirstStage(model).net if isinstance(model, AutoencoderSpec)
-            else SmallParser(model) if isinstance(model, SmallParserSpec) else SmallClassifier(model)
-        )  # fmt: skip
-    return {model.kind: sum(p.numel() for p in made.parameters())}
 
 
 def _seconds_a_step(trainer: Trainer, arrays: TrainingArrays) -> float:
@@ -239,17 +230,6 @@ def _seconds_a_step(trainer: Trainer, arrays: TrainingArrays) -> float:
     for _ in range(3):
         trainer.update(batch, 0.0)
     return (time.perf_counter() - began) / 3
-
-
-def _needs(job: TrainJob) -> tuple[int, tuple[str, ...]]:
-    """Picture size, and the conditions that training reads."""
-    model = job.what.model
-    if isinstance(model, AutoencoderSpec):
-        return model.image_size, ()
-    if isinstance(model, LDMSpec):
-        assert job.what.first_stage is not None
-        return checkpoint.first_stage_spec(job.what.first_stage).image_size, model.modalities
-    return model.image_size, ("attributes" if isinstance(model, SmallClassifierSpec) else "mask",)
 
 
 def _device() -> torch.device:
@@ -303,7 +283,8 @@ def _is_done(job: TrainJob, arrays: TrainingArrays) -> bool:
 
 
 def _run_id(job: TrainJob, arrays: TrainingArrays) -> str:
-    return run_id({"what": job.what, "data": arrays.digest})
+    experts = experts_of(job.what.model)
+    return run_id({"what": job.what, "data": arrays.digest, **({"experts": experts} if experts else {})})
 
 
 def _sheet_is_due(step: int, spec: TrainSpec) -> bool:

@@ -135,7 +135,7 @@ def test_save_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write_json", fail)
+        patch.setattr(checkpoint, "write_json", fail)
         with pytest.raises(OSError, match="disk full"):
             checkpoint.save(model, tmp_path / "m")
     assert checkpoint.digest(tmp_path / "m") == before

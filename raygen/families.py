@@ -1,0 +1,73 @@
+"""What can be trained, and what each family needs for it: picture size, conditions, frozen experts, parameters.
+
+Knows the families by their specs and checkpoints by their folders. Makes no model and reads no data.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Final
+
+import torch
+from pydantic import Field
+
+from raygen.extractors.small import SmallClassifier, SmallClassifierSpec, SmallParser, SmallParserSpec
+from raygen.models import checkpoint
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.collaborative import CollaborativeSpec
+from raygen.models.ldm import LDMSpec
+from raygen.spec import ConfigError
+
+__all__ = ["DENOISERS", "TrainableSpec", "count", "experts_of", "needs"]
+
+#: Everything that `raygen train` trains.
+TrainableSpec = Annotated[
+    AutoencoderSpec | LDMSpec | CollaborativeSpec | SmallParserSpec | SmallClassifierSpec, Field(discriminator="kind")
+]
+#: Those that denoise latents of a first stage.
+DENOISERS: Final = (LDMSpec, CollaborativeSpec)
+
+
+def experts_of(model: TrainableSpec) -> dict[str, str]:
+    """The digest of every frozen expert of a collaboration, by name; empty for other families."""
+    folders: Mapping[str, str] = model.experts if isinstance(model, CollaborativeSpec) else {}
+    return {name: checkpoint.digest(folder) for name, folder in folders.items()}
+
+
+def needs(model: TrainableSpec, first_stage: str | None) -> tuple[int, tuple[str, ...]]:
+    """Side of the pictures in pixels, and the conditions that training reads.
+
+    `first_stage`: folder of the one a denoiser works on. Errors as for `checkpoint.load`.
+    """
+    if isinstance(model, AutoencoderSpec):
+        return model.image_size, ()
+    if isinstance(model, SmallParserSpec | SmallClassifierSpec):
+        return model.image_size, ("attributes" if isinstance(model, SmallClassifierSpec) else "mask",)
+    assert first_stage is not None
+    size = checkpoint.first_stage_spec(first_stage).image_size
+    if isinstance(model, LDMSpec):
+        return size, model.modalities
+    read = frozenset[str]().union(*(checkpoint.modalities(folder) for folder in model.experts.values()))
+    return size, tuple(sorted(read))
+
+
+def count(model: TrainableSpec, first_stage: str | None) -> dict[str, int]:
+    """Parameters to train, by part, counted without making the model.
+
+    `ConfigError` where a denoiser's first stage is not there and its spec does not say what latents to expect.
+    """
+    if isinstance(model, CollaborativeSpec):
+        return checkpoint.count_diffusers(model)
+    if isinstance(model, LDMSpec):
+        assert first_stage is not None
+        try:
+            stage = checkpoint.first_stage_spec(first_stage)
+        except ConfigError:
+            if model.latent is None:
+                raise
+            return checkpoint.count(model, model.latent)
+        return checkpoint.count(model, stage.latent_shape, stage.factor)
+    with torch.device("meta"):
+        made = (
+            FirstStage(model).net if isinstance(model, AutoencoderSpec)
+            else SmallParser(model) if isinstance(model, SmallParserSpec) else SmallClassifier(model)
+        )  # fmt: skip
+    return {model.kind: sum(p.numel() for p in made.parameters())}

@@ -1,0 +1,285 @@
+"""Collaborative Diffusion: frozen experts, each with a dynamic diffuser that says where and when it counts.
+
+Knows how experts are put together, what they must share, and how their predictions become one. Knows neither losses
+nor samplers, and not where checkpoints lie.
+
+    raw_m = diffuser_m(zt, t, c_m)            [B, 1, h, w]
+    I     = softmax over experts of raw       at every pixel, equation 3
+    eps   = sum of I_m * expert_m(zt, t, c_m) equation 4
+
+Source: Huang et al., CVPR 2023. Predictions of v mix like those of eps: both are linear, and shares add up to 1.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from raygen.models.attention import own_cross_attention
+from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.conditions import Conditions, Shapes
+from raygen.models.ldm import LDM, LDMSpec, build_unet, prepared_context, run_unet
+from raygen.models.mixing import Constant, Difference, Mixing, Paper, Released
+from raygen.models.text import Tokenizer
+from raygen.spec import ConfigError, Spec
+
+__all__ = ["INFLUENCE", "Collaborative", "CollaborativeSpec", "DynamicDiffuser", "diffuser_spec", "same_weights"]
+
+#: Names of influence maps in a record: `influence/<expert>`.
+INFLUENCE: Final = "influence/"
+
+
+class CollaborativeSpec(Spec):
+    """Which experts work together, and the shape of their dynamic diffusers.
+
+    A diffuser has the form of its expert's UNet, with other channels and one output. The published ones have 32, 64,
+    96 and 160 channels; time is added in them, although the paper's equation 2 (supplement) has AdaLN.
+    """
+
+    kind: Literal["collaborative"] = "collaborative"
+    experts: dict[str, str] = Field(..., min_length=1, description="name -> checkpoint folder of a trained ldm")
+    channels: tuple[int, ...] = Field((32, 64, 96, 160), min_length=1, description="of a diffuser, one a level")
+    head_dim: int | None = Field(None, ge=1, description="of a diffuser's attention; none takes its expert's")
+    time: Literal["additive", "scale_shift"] = Field("additive", description="scale_shift is AdaLN")
+    nulls: tuple[str, ...] | None = Field(
+        None, description="experts trained with condition dropout, which can do without; none asks their recipes"
+    )
+
+    @field_validator("experts")
+    @classmethod
+    def _names(cls, experts: dict[str, str]) -> dict[str, str]:
+        if bad := [name for name in experts if not name.isidentifier()]:
+            raise ValueError(f"{bad}: an expert's name has letters, digits and _ only")
+        return dict(sorted(experts.items()))  # sums round alike however a file orders them
+
+
+def diffuser_spec(spec: CollaborativeSpec, expert: LDMSpec) -> LDMSpec:
+    """The shape of the dynamic diffuser of an expert; `ConfigError` where channels and levels do not fit."""
+    heads = {"head_dim": spec.head_dim, "heads": None} if spec.head_dim is not None else {}
+    try:
+        changed = {"channels": spec.channels, "time": spec.time, "latent": None, **heads}
+        return LDMSpec.model_validate({**expert.model_dump(), **changed})
+    except ValueError as error:
+        levels = f"{len(spec.channels)} levels for an expert of {len(expert.channels)}"
+        reason = str(error).splitlines()[-2].strip() if "\n" in str(error) else str(error)
+        raise ConfigError(f"dynamic diffusers of channels {list(spec.channels)} ({levels}): {reason}") from error
+
+
+class DynamicDiffuser(nn.Module):
+    """Reads what its expert reads and says how much that expert should count, one number a pixel."""
+
+    def __init__(self, spec: LDMSpec, latent_shape: tuple[int, int, int], vector_width: int, unet: Any = None) -> None:
+        """`vector_width`: of the vector that the expert adds to its time embedding, which is wider; 0 if none."""
+        super().__init__()
+        self.unet = own_cross_attention(build_unet(spec, latent_shape, 1) if unet is None else unet)
+        self.vector = nn.Linear(vector_width, spec.vector_width) if vector_width else None
+
+    def prepare(self, tokens: Tokens) -> Context:
+        """The expert's tokens -> what a step needs of them."""
+        made = dict(tokens)
+        if self.vector is not None:
+            made["vector"] = self.vector(made["vector"])
+        return prepared_context(self.unet, made)
+
+    def forward(self, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
+        """zt [B, C, h, w], t [B] -> [B, 1, h, w]."""
+        return run_unet(self.unet, zt, t, ctx)
+
+
+class Collaborative(Model):
+    """Several frozen denoisers of one latent space as one denoiser; only the dynamic diffusers train.
+
+    `mixing` is how they are put together; `mix` changes it, for inference.
+    """
+
+    def __init__(
+        self,
+        spec: CollaborativeSpec,
+        experts: Mapping[str, LDM],
+        *,
+        nulls: Sequence[str] = (),
+        diffusers: Mapping[str, DynamicDiffuser] | None = None,
+    ) -> None:
+        """`nulls`: experts that were trained to do without their condition.
+
+        `ConfigError` where experts differ in latents, schedule, first stage or tokenizer, naming them.
+        """
+        super().__init__()
+        experts = {name: experts[name] for name in spec.experts}
+        first = next(iter(experts.values()))
+        for name, expert in experts.items():
+            _same_ground(next(iter(experts)), first, name, expert)
+            expert.first_stage = first.first_stage
+        self.spec = spec
+        self.schedule, self.first_stage = first.schedule, first.first_stage
+        self.modalities = frozenset().union(*(expert.modalities for expert in experts.values()))
+        self.nulls = tuple(name for name in experts if name in nulls)
+        needed = (e.required_conditions if n in self.nulls else e.modalities for n, e in experts.items())
+        self.required_conditions = frozenset().union(*needed)
+        self.tokenizer = _one_tokenizer(experts)
+        self.experts = nn.ModuleDict(experts).requires_grad_(False)
+        self.diffusers = nn.ModuleDict(diffusers or self._new_diffusers(experts))
+        self.mixing: Mixing = Paper()
+
+    def _new_diffusers(self, experts: Mapping[str, LDM]) -> dict[str, DynamicDiffuser]:
+        return {
+            name: DynamicDiffuser(diffuser_spec(self.spec, expert.spec), self.latent_shape, expert.spec.vector_width)
+            for name, expert in experts.items()
+        }
+
+    def mix(self, mixing: Spec) -> None:
+        """See `Model.mix`; `ConfigError` where it does not fit these experts."""
+        if not isinstance(mixing, Mixing):
+            raise ConfigError(f"{type(mixing).__name__} is no way to mix experts")
+        mixing.check(self.experts.keys())
+        if isinstance(mixing, Difference):
+            self.must_do_without("mixing 'difference' subtracts what experts say without conditions")
+        self.mixing = mixing
+
+    def must_do_without(self, why: str) -> None:
+        """`ConfigError` naming the experts that were not trained to do without their condition."""
+        if missing := [name for name in self.experts if name not in self.nulls]:
+            raise ConfigError(f"{why}, and these experts were not trained without theirs: {', '.join(missing)}")
+
+    @property
+    def shapes(self) -> Shapes:
+        """See `Model.shapes`."""
+        size = self.first_stage.spec.image_size
+        return Shapes(size) if self.tokenizer is None else Shapes(size, self.tokenizer.length, self.tokenizer)
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """The UNets of experts and diffusers."""
+        return [self.expert(n).unet for n in self.experts] + [self.diffuser(n).unet for n in self.experts]
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The dynamic diffusers'."""
+        return self.diffusers.parameters()
+
+    def train(self, mode: bool = True) -> "Collaborative":
+        """Experts stay as they are used."""
+        super().train(mode)
+        self.experts.eval()
+        return self
+
+    @torch.no_grad()
+    def embed(self, conditions: Conditions) -> Tokens:
+        """The tokens of every expert as `<expert>/given/…`, and `<expert>/null/…` where the mixing subtracts them."""
+        kinds = {"given": conditions}
+        if isinstance(self.mixing, Difference):
+            kinds["null"] = conditions.keep(())
+        return _flat({n: {k: self.expert(n).embed(c) for k, c in kinds.items()} for n in self.experts})
+
+    def prepare(self, tokens: Tokens) -> Context:
+        """What experts and diffusers make of the tokens once a batch."""
+        made: dict[str, Any] = {}
+        for name in self.experts:
+            own = {kind: _part(tokens, f"{name}/{kind}/") for kind in ("given", "null")}
+            with torch.no_grad():
+                made[name] = {kind: self.expert(name).prepare(part) for kind, part in own.items() if part}
+            if self.mixing.learned:
+                made[name]["diffuser"] = self.diffuser(name).prepare(own["given"])
+        return _flat(made)
+
+    def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
+        """See `Model.predict`. Records the share of every expert, [B, 1, h, w], as `influence/<expert>`."""
+        if isinstance(self.mixing, Difference):
+            return self._difference(self.mixing, zt, t, ctx)
+        shares = self.influence(zt, t, ctx)
+        if record is not None:
+            here = (len(zt), 1, *zt.shape[2:])
+            record.update({f"{INFLUENCE}{n}": torch.as_tensor(s).expand(here) for n, s in shares.items()})
+        total: Tensor | None = None
+        for name, share in shares.items():
+            part = share * self._says(name, zt, t, _part(ctx, f"{name}/given/"))
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def influence(self, zt: Tensor, t: Tensor, ctx: Context) -> dict[str, Tensor]:
+        """The share of every expert that counts: [B, 1, h, w], or a scalar where it is the same everywhere."""
+        if isinstance(self.mixing, Constant):
+            return {n: torch.tensor(s, device=zt.device) for n, s in self.mixing.of(self.experts.keys()).items()}
+        raw = [self.diffuser(name)(zt, t, _part(ctx, f"{name}/diffuser/")) for name in self.experts]
+        shares = dict(zip(self.experts, torch.stack(raw).softmax(dim=0), strict=True))
+        assert isinstance(self.mixing, Paper | Released)
+        return dict(self.mixing.shares(shares, t, self.schedule.timesteps))
+
+    def _difference(self, mixing: Difference, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
+        """Both predictions of an expert in one pass: their shapes are the same."""
+        total = torch.zeros_like(zt, dtype=torch.float32)
+        for name in self.experts:
+            given, null = (_part(ctx, f"{name}/{kind}/") for kind in ("given", "null"))
+            both = {key: torch.cat([given[key], null[key]]) for key in given}
+            e, e0 = self._says(name, zt.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            total = total + e0 / len(self.experts) + mixing.weights.get(name, 1.0) * (e - e0)
+        return total
+
+    def _says(self, name: str, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
+        """What an expert predicts. It is frozen, so nothing is kept for a backward pass."""
+        with torch.no_grad():
+            return self.expert(name).predict(zt, t, ctx)
+
+    def expert(self, name: str) -> LDM:
+        """The expert of that name."""
+        found = self.experts[name]
+        assert isinstance(found, LDM)
+        return found
+
+    def diffuser(self, name: str) -> DynamicDiffuser:
+        """The dynamic diffuser of that expert."""
+        found = self.diffusers[name]
+        assert isinstance(found, DynamicDiffuser)
+        return found
+
+
+# --- what experts must share --------------------------------------------------------------------------------
+
+
+def _same_ground(one_name: str, one: LDM, name: str, other: LDM) -> None:
+    """`ConfigError` where two experts cannot denoise the same latents."""
+    pair = f"experts {one_name!r} and {name!r}"
+    if one.latent_shape != other.latent_shape:
+        raise ConfigError(f"{pair}: latents {one.latent_shape} and {other.latent_shape}")
+    if one.schedule != other.schedule:
+        a, b = one.schedule.model_dump(), other.schedule.model_dump()
+        unlike = ", ".join(f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key])
+        raise ConfigError(f"{pair}: different noise schedules ({unlike})")
+    if not same_weights(one.first_stage, other.first_stage):
+        raise ConfigError(f"{pair}: different first stages, so their latents mean different pictures")
+
+
+def same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Equal as float16: a checkpoint may have been stored so."""
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.equal(a[k].half(), b[k].half()) for k in a)
+
+
+def _one_tokenizer(experts: Mapping[str, LDM]) -> Tokenizer | None:
+    """The tokenizer of the experts that read texts: texts become ids once."""
+    readers = {name: e.tokenizer for name, e in experts.items() if e.tokenizer is not None}
+    if not readers:
+        return None
+    first, tokenizer = next(iter(readers.items()))
+    for name, other in readers.items():
+        if not tokenizer.same_as(other):
+            raise ConfigError(f"experts {first!r} and {name!r}: different vocabularies or text lengths")
+    return tokenizer
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """Nested names joined by `/`."""
+    made: dict[str, Tensor] = {}
+    for name, value in tree.items():
+        made |= {f"{prefix}{name}": value} if isinstance(value, Tensor) else _flat(value, f"{prefix}{name}/")
+    return made
+
+
+def _part(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands under a prefix, by the rest of its name."""
+    return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
