@@ -24,6 +24,7 @@ from raygen.storage import Storage
 from raygen.tables import METRICS, from_parquet, to_parquet
 from raygen.trainings import grid
 from raygen.verbs.base import Estimate, Job, Report, Result
+from raygen.verbs.edit import EditJob
 from raygen.verbs.encode import EncodeJob
 from raygen.verbs.evaluate import EvaluateJob
 from raygen.verbs.generate import GenerateJob
@@ -35,7 +36,7 @@ __all__ = ["AblationJob", "AblationWhat"]
 
 JOBS: Final[Mapping[str, type[Job]]] = {
     "ingest": IngestJob, "plan": PlanJob, "encode": EncodeJob, "train": TrainJob, "generate": GenerateJob,
-    "evaluate": EvaluateJob,
+    "edit": EditJob, "evaluate": EvaluateJob,
 }  # fmt: skip
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -31,6 +31,7 @@ HELP = {
     "encode": "FACES -> LATENTS: the first stage, once.",
     "train": "FACES -> a checkpoint.",
     "generate": "CONDITIONS -> SAMPLES: the pictures.",
+    "edit": "CONDITIONS and the FACES they change -> SAMPLES: real pictures, edited.",
     "evaluate": "SAMPLES -> METRICS: how good they are.",
     "ablation": "The same jobs for several variants of a setting, and one table.",
 }

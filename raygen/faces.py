@@ -16,6 +16,7 @@ import numpy.typing as npt
 __all__ = [
     "ATTRIBUTES",
     "ATTRIBUTE_INDEX",
+    "CAPTIONED",
     "CLASSES",
     "CLASS_INDEX",
     "FACE_PARSING_CLASSES",
@@ -24,6 +25,7 @@ __all__ = [
     "OFFICIAL_TO_FACE_PARSING",
     "PALETTE",
     "SPLITS",
+    "ClassName",
     "Split",
     "SplitName",
     "colorize",
@@ -40,6 +42,11 @@ CLASSES: Final = (
     "mouth", "u_lip", "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
 )  # fmt: skip
 CLASS_INDEX: Final[Mapping[str, int]] = {name: index for index, name in enumerate(CLASSES)}
+
+ClassName = Literal[
+    "background", "skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "l_ear", "r_ear",
+    "mouth", "u_lip", "l_lip", "hair", "hat", "ear_r", "neck_l", "neck", "cloth",
+]  # fmt: skip
 
 #: Official colour of each class, uint8 [19, 3].
 PALETTE: Final[UInt8Array] = np.array(
@@ -76,6 +83,8 @@ ATTRIBUTES: Final = (
     "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )  # fmt: skip
 ATTRIBUTE_INDEX: Final[Mapping[str, int]] = {name: index for index, name in enumerate(ATTRIBUTES)}
+#: What captions speak of, in the order of their sentences.
+CAPTIONED: Final = ("Young", "Bangs", "Eyeglasses", "No_Beard", "Smiling")
 
 Split = Literal["train", "val", "test"]
 SplitName = Literal["codiff", "sca", "taming", "official"]

@@ -12,7 +12,7 @@ from raygen.verbs.base import Job
 
 __all__ = ["VERBS", "Verb", "job_type", "load", "make"]
 
-Verb = Literal["ingest", "plan", "encode", "train", "generate", "evaluate", "ablation"]
+Verb = Literal["ingest", "plan", "encode", "train", "generate", "edit", "evaluate", "ablation"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 
 
@@ -39,6 +39,10 @@ def job_type(verb: Verb) -> type[Job]:
             from raygen.verbs.generate import GenerateJob
 
             return GenerateJob
+        case "edit":
+            from raygen.verbs.edit import EditJob
+
+            return EditJob
         case "evaluate":
             from raygen.verbs.evaluate import EvaluateJob
 

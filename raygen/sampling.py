@@ -41,6 +41,7 @@ __all__ = [
     "keyed_normal",
     "noise_key",
     "pick_device",
+    "to_host",
 ]
 
 Float32Array = npt.NDArray[np.float32]
@@ -232,13 +233,26 @@ class SampleWorker:
         ]
         keys += [None] * (self.spec.batch - len(keys))
         log = InfluenceLog(len(ids), self.spec.influence_steps)
-        images, finite = self._pictures(conditions.pad(self.spec.batch).to(self.device), keys, log)
-        fetch = _to_host(images[: len(ids)], finite[: len(ids)])
-        return lambda: self._finish(rows, errors, log, *fetch())
+        images, finite = self._conditioned(conditions.pad(self.spec.batch).to(self.device), keys, log)
+        fetch = to_host(images[: len(ids)], finite[: len(ids)])
+        return lambda: self.finish(rows, errors, log, *fetch())
 
     @torch.inference_mode()
-    def _pictures(self, conditions: Conditions, keys: Sequence[int | None], log: InfluenceLog) -> tuple[Tensor, Tensor]:
-        """uint8 [B, H, W, 3] and whether each picture is finite, bool [B]; both on the device."""
+    def _conditioned(
+        self, conditions: Conditions, keys: Sequence[int | None], log: InfluenceLog
+    ) -> tuple[Tensor, Tensor]:
+        spec, model = self.spec, self.model
+        unguided = guide(model, conditions, 1.0) if spec.guidance_interval != (0.0, 1.0) else None
+        return self.pictures(guide(model, conditions, spec.guidance), keys, log, unguided)
+
+    @torch.inference_mode()
+    def pictures(
+        self, guided: Guide, keys: Sequence[int | None], log: InfluenceLog, unguided: Guide | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """uint8 [B, H, W, 3] and whether each picture is finite, bool [B]; both on the device.
+
+        `keys`: of the noise of each slot, None for one that does not count.
+        """
         spec, model = self.spec, self.model
         shape = model.latent_shape
         z = _batch_noise(keys, 0, shape).to(self.device)
@@ -246,12 +260,12 @@ class SampleWorker:
         scheduler = build_sampler(model.schedule, spec.sampler)
         trajectory = denoise(
             model,
-            guide(model, conditions, spec.guidance),
+            guided,
             z,
             scheduler,
             eta=spec.sampler.eta,
             step_noise=(lambda i: _batch_noise(keys, 1 + i, shape).to(self.device)) if noisy else None,
-            unguided=guide(model, conditions, 1.0) if spec.guidance_interval != (0.0, 1.0) else None,
+            unguided=unguided,
             interval=spec.guidance_interval,
             record=log.record,
         )
@@ -262,7 +276,7 @@ class SampleWorker:
         pixels = model.first_stage.decode(z)
         return to_uint8(pixels), pixels.isfinite().flatten(1).all(dim=1)
 
-    def _finish(
+    def finish(
         self,
         rows: pa.Table,
         errors: Sequence[str | None],
@@ -270,6 +284,7 @@ class SampleWorker:
         images: UInt8Array,
         finite: npt.NDArray[np.bool_],
     ) -> dict[str, pa.Table]:
+        """SAMPLES of pictures uint8 [n, H, W, 3] and their rows, with SCORES and INFLUENCE where they are wanted."""
         reasons = [
             error or (None if ok else "nonfinite: the picture has values that are not finite")
             for error, ok in zip(errors, finite, strict=True)
@@ -319,7 +334,7 @@ def _column(
     return pa.nulls(rows.num_rows, field.type)
 
 
-def _to_host(images: Tensor, finite: Tensor) -> Callable[[], tuple[UInt8Array, npt.NDArray[np.bool_]]]:
+def to_host(images: Tensor, finite: Tensor) -> Callable[[], tuple[UInt8Array, npt.NDArray[np.bool_]]]:
     """Start the copy to the host; the returned call waits for it, and for nothing that was queued later."""
     if images.device.type != "cuda":
         return lambda: (images.numpy(), finite.numpy())

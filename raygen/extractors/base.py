@@ -72,6 +72,10 @@ class Classifier(Protocol):
         """uint8 [B, H, W, 3] -> bool [B, 40] in the official order."""
         ...
 
+    def probabilities(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> float32 [B, 40]; above one half is yes."""
+        ...
+
     def protocol(self) -> Mapping[str, Any]:
         """What a number made with it depends on."""
         ...
@@ -190,9 +194,16 @@ class _OwnClassifier(_Own):
         self.net: SmallClassifier = load_small(folder, SmallClassifier).to(device)
         self.device, self.sha256 = device, small_digest(folder)
 
-    @torch.inference_mode()
     def attributes(self, images: Tensor) -> Tensor:
         """See `Classifier.attributes`."""
+        return self._logits(images) > 0
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """See `Classifier.probabilities`."""
+        return self._logits(images).sigmoid()
+
+    @torch.inference_mode()
+    def _logits(self, images: Tensor) -> Tensor:
         with full_precision():
             logits: Tensor = self.net(self._pixels(images))
-        return (logits > 0).cpu()
+        return logits.float().cpu()

@@ -61,6 +61,11 @@ class Model(nn.Module, ABC):
         """The parts that run once a step."""
         return [self]
 
+    @property
+    def editable(self) -> "Mapping[str, Model]":
+        """The denoisers that an edit tunes one by one, by the prefix that their tokens have in `embed`."""
+        return {"": self}
+
     def mix(self, mixing: Spec) -> None:
         """Put several denoisers together in another way; `ConfigError` where there is only one."""
         raise ConfigError(f"mixing: {type(self).__name__} is one denoiser, there is nothing to mix")

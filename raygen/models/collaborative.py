@@ -154,6 +154,11 @@ class Collaborative(Model):
         """The UNets of experts and diffusers."""
         return [self.expert(n).unet for n in self.experts] + [self.diffuser(n).unet for n in self.experts]
 
+    @property
+    def editable(self) -> Mapping[str, Model]:
+        """The experts."""
+        return {f"{name}/given/": self.expert(name) for name in self.experts}
+
     def trainable(self) -> Iterator[nn.Parameter]:
         """The dynamic diffusers'."""
         return self.diffusers.parameters()

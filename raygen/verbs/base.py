@@ -14,9 +14,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.shards import Outcome, Progress, Runner, Worker, execute, local_runner
-from raygen.spec import ConfigError, Spec, Where, run_id
-from raygen.storage import Slice, read_slice
+from raygen.spec import ConfigError, Spec, Where, digest, run_id
+from raygen.storage import Slice, Storage, read_slice
 from raygen.store import Plan, Store, cut, open_input
+from raygen.tables import to_parquet
 
 __all__ = [
     "Estimate",
@@ -29,6 +30,7 @@ __all__ = [
     "ShardedWhat",
     "facts_of",
     "inputs",
+    "listed",
     "prepared",
     "probe",
     "run_sharded",
@@ -125,6 +127,20 @@ def inputs(url: str, table: str) -> Inputs:
     if not store.has(table):
         raise ConfigError(f"{url}: holds what `raygen {store.plan().kind}` makes, and no rows of {table.upper()}")
     return Inputs(store.slices(table), content)
+
+
+def listed(listing: pa.Table, out: str, *also: str, write: bool) -> Inputs:
+    """Rows that the driver made, as an input: stored under `out` with `write`, so that actors read what it saw.
+
+    `also`: digests of what else the rows mean.
+    """
+    data = to_parquet(listing, row_group_rows=4096)
+    name = f"listing-{digest(data)[:12]}.parquet"
+    storage = Storage(out)
+    if write:
+        storage.require()
+        storage.put(name, data)
+    return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
 
 
 def prepared(

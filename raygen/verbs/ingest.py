@@ -12,10 +12,8 @@ from pydantic import Field
 
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import IngestWorker
-from raygen.spec import ConfigError, digest
-from raygen.storage import Slice, Storage
-from raygen.tables import to_parquet
-from raygen.verbs.base import Inputs, Prepared, ShardedJob, ShardedWhat, prepared
+from raygen.spec import ConfigError
+from raygen.verbs.base import Prepared, ShardedJob, ShardedWhat, listed, prepared
 
 __all__ = ["IngestJob", "IngestWhat"]
 
@@ -38,13 +36,7 @@ class IngestJob(ShardedJob):
         listing = self.what.data.listing()
         if listing.num_rows == 0:
             raise ConfigError("the data set has no pictures")
-        data = to_parquet(listing, row_group_rows=4096)
-        name = f"listing-{digest(data)[:12]}.parquet"
-        storage = Storage(self.out)
-        if write:
-            storage.require()
-            storage.put(name, data)
-        given = Inputs([Slice(storage.address(name), 0, listing.num_rows)], digest(data))
+        given = listed(listing, self.out, write=write)
         what = {"data": self.what.data}
         work = prepared(
             self, "ingest", what, given, lambda _: partial(IngestWorker, self.what.data),

@@ -254,9 +254,9 @@ def test_a_checkpoint_holds_everything(tmp_path: Path, names: tuple[str, ...]) -
     spec = CollaborativeSpec(experts={n: str(tmp_path / n) for n in names}, channels=(16, 16), head_dim=8)
     fresh = checkpoint.build(spec, first_stage(), seed=0)
     assert isinstance(fresh, Collaborative)
-    assert fresh.nulls == names, "their recipes say that conditions were dropped"
+    assert set(fresh.nulls) == set(names), "their recipes say that conditions were dropped"
     assert torch.equal(says(fresh.expert(names[0])), says(model.expert(names[0])))
-    with pytest.raises(ConfigError, match=f"expert '{names[0]}' has another first stage"):
+    with pytest.raises(ConfigError, match=f"expert '{min(names)}' has another first stage"):
         checkpoint.build(spec, first_stage(seed=4), seed=0)
     (tmp_path / "all" / "diffusers" / names[-1] / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(InputError, match="diffusion_pytorch_model"):

@@ -1,0 +1,353 @@
+"""Edits of real pictures: Imagic for any condition, and collaborative editing of several at once.
+
+Knows how an embedding is optimised for a picture, how a denoiser is tuned to it and put back, how both targets are
+interpolated, and which alpha is best. Knows neither where rows come from nor how pictures are stored.
+
+    1. e_opt = the embedding, from e_tgt on, with which the denoiser explains the picture best     (frozen denoiser)
+    2. the denoiser is tuned to explain it with e_opt                                              (frozen embedding)
+    3. a picture of alpha e_tgt + (1 - alpha) e_opt, for every alpha, from the same noise
+
+Sources: Kawar et al. 2023 (Imagic), section 3; Huang et al. 2023 (Collaborative Diffusion), section 4.3 and its
+published scripts. There every expert is tuned to its own target; the dynamic diffusers stay as they are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raygen.extractors.base import Classifier, Parser, ParserSpec, Small, load_classifier, load_parser
+from raygen.extractors.perceptual import LPIPSSpec, load_lpips
+from raygen.faces import ATTRIBUTES
+from raygen.influence import InfluenceLog
+from raygen.metrics.perceptual import ssim
+from raygen.models.autoencoder import to_pixels
+from raygen.models.base import Model, Tokens
+from raygen.models.conditions import Conditions, images_from_rows
+from raygen.planning import Lookup
+from raygen.sampling import Guide, SampleSpec, SampleWorker, keyed_normal, noise_key, to_host
+from raygen.spec import ConfigError, InputError, Spec
+from raygen.tables import SCORES, SELECTION, decode_mask, reason_of
+
+__all__ = ["EditWorker", "ImagicSpec", "Judge", "JudgeSpec", "best", "fit", "restored"]
+
+UInt8Array = npt.NDArray[np.uint8]
+Array = npt.NDArray[np.float64]
+#: Streams of noise that fitting uses; sampling has 0 for zT and 1 + i for step i.
+POSTERIOR, EMBEDDING, TUNING = 1 << 40, 1 << 41, 1 << 42
+
+
+class ImagicSpec(Spec):
+    """How long and how fast. The defaults are those of the released scripts, for models of 400 million parameters."""
+
+    embedding_steps: int = Field(500, ge=0, description="of the embedding")
+    embedding_lr: float = Field(1e-3, gt=0)
+    tuning_steps: int = Field(1000, ge=0, description="of the denoiser")
+    tuning_lr: float = Field(1e-6, gt=0)
+    batch: int = Field(1, ge=1, le=256, description="noises a step")
+
+
+class JudgeSpec(Spec):
+    """What says how far an edit has come, and how much of the input is left."""
+
+    parser: ParserSpec | None = Field(default_factory=Small, description="of target masks")
+    classifier: Small | None = Field(default_factory=Small, description="of target attributes")
+    lpips: LPIPSSpec | None = Field(None, description="similarity is 1 - LPIPS instead of SSIM")
+
+
+# --- fitting ------------------------------------------------------------------------------------------------
+
+
+def fit(model: Model, z: Tensor, target: Tokens, spec: ImagicSpec, key: int) -> Tokens:
+    """e_opt of `target` (each [1, ...]) for the latent z [1, C, h, w]; `model` is tuned to it and stays so.
+
+    Noise and timesteps follow from `key`. Only the parts that run once a step are tuned.
+    """
+    tokens = {n: v.detach().clone().requires_grad_() for n, v in target.items() if v.is_floating_point()}
+    rest = {n: v for n, v in target.items() if n not in tokens}
+    if tokens and spec.embedding_steps:
+        optimizer = torch.optim.Adam(tokens.values(), lr=spec.embedding_lr)
+        _descend(model, z, {**tokens, **rest}, optimizer, spec.embedding_steps, spec.batch, key, EMBEDDING)
+    best = {n: v.detach() for n, v in tokens.items()} | rest
+    if spec.tuning_steps:
+        parameters = [p for network in model.networks for p in network.parameters()]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(parameters, lr=spec.tuning_lr)
+        _descend(model, z, best, optimizer, spec.tuning_steps, spec.batch, key, TUNING)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    return best
+
+
+def _descend(
+    model: Model, z: Tensor, tokens: Tokens, optimizer: torch.optim.Optimizer, steps: int, batch: int, key: int, at: int
+) -> None:
+    """Steps of plain mean square error on one latent."""
+    random = np.random.Generator(np.random.Philox(key=key, counter=at << 192))
+    zs = z.expand(batch, -1, -1, -1)
+    for _ in range(steps):
+        noise = random.standard_normal(tuple(zs.shape), dtype=np.float32)
+        eps = torch.from_numpy(noise).to(z.device)
+        t = torch.from_numpy(random.integers(0, model.schedule.timesteps, batch)).to(z.device)
+        ctx = model.prepare({name: value.expand(batch, *value.shape[1:]) for name, value in tokens.items()})
+        output = model.predict(model.schedule.add_noise(zs, eps, t), t, ctx)
+        loss = (output - model.schedule.target(zs, eps, t)).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+@contextmanager
+def restored(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Afterwards the weights of `networks` are what they were before, to the bit, however the block ends."""
+    tensors = [p for network in networks for p in network.parameters()]
+    kept = [p.detach().clone() for p in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(tensors, kept, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+                parameter.requires_grad_(False)
+
+
+# --- judging ------------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """How far pictures are from their input and from what was wanted."""
+
+    def __init__(self, spec: JudgeSpec, device: torch.device) -> None:
+        self.parser: Parser | None = None if spec.parser is None else load_parser(spec.parser, device)
+        self.classifier: Classifier | None = (
+            None if spec.classifier is None else load_classifier(spec.classifier, device)
+        )
+        self.lpips = None if spec.lpips is None else load_lpips(spec.lpips).to(device)
+        self.device = device
+
+    @property
+    def name(self) -> str:
+        """Of the measure of similarity."""
+        return "ssim" if self.lpips is None else "lpips"
+
+    def similarity(self, images: UInt8Array, source: UInt8Array) -> Array:
+        """uint8 [n, H, W, 3] and [H, W, 3] -> SSIM to the input [n], or 1 - LPIPS; 1 is the input itself."""
+        same = np.repeat(source[None], len(images), axis=0)
+        if self.lpips is None:
+            return ssim(images, same)
+        made, real = (to_pixels(torch.from_numpy(x).to(self.device)) for x in (images, same))
+        with torch.inference_mode():
+            return np.asarray(1 - self.lpips(made, real).double().cpu().numpy())
+
+    def fidelity(
+        self,
+        images: UInt8Array,
+        source: UInt8Array,
+        *,
+        mask: UInt8Array | None,
+        own_mask: UInt8Array | None,
+        attributes: Sequence[int] | None,
+    ) -> Array | None:
+        """How much of what was to change has changed, [n] in 0..1; None where nobody can say.
+
+        Masks: the share of the pixels to change (where the target differs from the input's mask, or from what the
+        parser sees in it) that the parser gives the target's class. Attributes (those that are not 0): the mean
+        probability of the value that was asked for. Both: their mean.
+        """
+        found = [
+            part
+            for part in (self._of_mask(images, source, mask, own_mask), self._of_attributes(images, attributes))
+            if part is not None
+        ]
+        return np.mean(found, axis=0) if found else None
+
+    def _of_mask(
+        self, images: UInt8Array, source: UInt8Array, mask: UInt8Array | None, own: UInt8Array | None
+    ) -> Array | None:
+        if self.parser is None or mask is None:
+            return None
+        before = self.parser.parse(torch.from_numpy(source[None].copy())).numpy()[0] if own is None else own
+        changed = before != mask
+        if not changed.any():
+            return None
+        labels = self.parser.parse(torch.from_numpy(images)).numpy()
+        return np.asarray((labels == mask)[:, changed].mean(axis=1), dtype=np.float64)
+
+    def _of_attributes(self, images: UInt8Array, attributes: Sequence[int] | None) -> Array | None:
+        wanted = np.zeros(len(ATTRIBUTES)) if attributes is None else np.asarray(attributes)
+        if self.classifier is None or not wanted.any():
+            return None
+        yes = self.classifier.probabilities(torch.from_numpy(images)).numpy().astype(np.float64)
+        return np.asarray(np.where(wanted > 0, yes, 1 - yes)[:, wanted != 0].mean(axis=1))
+
+
+def best(fidelity: Array | None, similarity: Array, alphas: Sequence[float]) -> int:
+    """The place of the alpha to take: the harmonic mean of fidelity and similarity is highest; then the smallest.
+
+    Neither can make up for the other: a perfect copy that changed nothing scores 0, and so does another picture.
+    Without anybody who can judge the change it is the alpha nearest to 1, the target itself.
+    """
+    if fidelity is None:
+        return int(np.argmin(np.abs(np.asarray(alphas) - 1)))
+    f, s = fidelity.clip(0, 1), similarity.clip(0, 1)
+    mean = 2 * f * s / np.maximum(f + s, 1e-12)
+    return min(range(len(alphas)), key=lambda i: (-round(float(mean[i]), 9), alphas[i]))
+
+
+# --- the worker ---------------------------------------------------------------------------------------------
+
+
+class EditWorker:
+    """CONDITIONS rows of one edit, an alpha each -> SAMPLES, SCORES `edit:…` and SELECTION.
+
+    A batch is one edit. SCORES vectors are [alpha, fidelity (nan: nobody can say), similarity, 1 if chosen].
+    """
+
+    def __init__(
+        self, sample: SampleSpec, imagic: ImagicSpec, judge: JudgeSpec, faces: Lookup, *, threads: int
+    ) -> None:
+        self.sampler = SampleWorker(sample, threads=threads)
+        self.spec, self.imagic, self.faces = sample, imagic, faces
+        self.model, self.device = self.sampler.model, self.sampler.device
+        self.judge = Judge(judge, self.device)
+
+    def environment(self) -> dict[str, str]:
+        """See `SampleWorker.environment`."""
+        return self.sampler.environment()
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Fit, make the pictures of all alphas, judge them. `ConfigError` where rows are not those of one edit."""
+        edits = set(zip(rows["edit_id"].to_pylist(), rows["source"].to_pylist(), strict=True))
+        if len(edits) != 1 or None in next(iter(edits)):
+            names = sorted(str(name) for name, _ in edits)[:3]
+            raise ConfigError(f"a batch holds the alphas of one edit, not {len(edits)} ({', '.join(names)} …)")
+        try:
+            source, own = self._source(str(next(iter(edits))[1]))
+        except InputError as error:
+            return self._refused(rows, reason_of(error))
+        required = self.model.modalities if self.spec.missing == "quarantine" else self.model.required_conditions
+        conditions, errors = Conditions.from_rows(
+            rows.slice(0, 1), self.model.modalities, required=required, shapes=self.model.shapes
+        )
+        if errors[0] is not None:
+            return self._refused(rows, errors[0])
+        log = InfluenceLog(rows.num_rows, self.spec.influence_steps)
+        images, finite = self._edited(rows, conditions.to(self.device), source, log)
+        return lambda: self._finish(rows, log, source, own, images, finite)
+
+    def _source(self, name: str) -> tuple[UInt8Array, UInt8Array | None]:
+        """The picture to edit at the model's size, uint8 [S, S, 3], and its own mask if it has one."""
+        row = self.faces([name])[name]
+        size = self.model.first_stage.spec.image_size
+        images, errors = images_from_rows(pa.Table.from_pylist([{"image": row["image"]}]), size)
+        if errors[0] is not None:
+            raise InputError(errors[0], reason="source")
+        return images[0], _mask(row.get("mask"), size)
+
+    def _refused(self, rows: pa.Table, reason: str) -> Callable[[], dict[str, pa.Table]]:
+        n, size = rows.num_rows, self.model.first_stage.spec.image_size
+        nothing = np.zeros((n, size, size, 3), np.uint8)
+        log = InfluenceLog(n, 0)
+        return lambda: self.sampler.finish(rows, [reason] * n, log, nothing, np.ones(n, dtype=np.bool_))
+
+    def _edited(
+        self, rows: pa.Table, conditions: Conditions, source: UInt8Array, log: InfluenceLog
+    ) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
+        key = noise_key(self.spec.seed, str(rows["edit_id"][0].as_py()), self.spec.attempt)
+        parts = self.model.editable
+        with restored([network for part in parts.values() for network in part.networks]):
+            with torch.no_grad():
+                target = self.model.embed(conditions)
+                z = self._latent(source, key)
+            found = dict(target)
+            for prefix, part in parts.items():
+                own = {n[len(prefix) :]: v for n, v in target.items() if n.startswith(prefix)}
+                found |= {f"{prefix}{n}": v for n, v in fit(part, z, own, self.imagic, key).items()}
+            alphas = torch.tensor(rows["alpha"].to_pylist(), dtype=torch.float32, device=self.device)
+            with torch.no_grad():
+                ctx = self.model.prepare({n: _between(found[n], target[n], alphas) for n in target})
+            images, finite = self.sampler.pictures(Guide(ctx, (1.0,)), [key] * len(alphas), log)
+            return to_host(images, finite)()
+
+    def _latent(self, source: UInt8Array, key: int) -> Tensor:
+        stage = self.model.first_stage
+        moments = stage.encode(to_pixels(torch.from_numpy(source[None].copy()).to(self.device)))
+        noise = keyed_normal(key, POSTERIOR, (1, *self.model.latent_shape))
+        return stage.sample(moments, torch.from_numpy(noise).to(self.device))
+
+    def _finish(
+        self,
+        rows: pa.Table,
+        log: InfluenceLog,
+        source: UInt8Array,
+        own: UInt8Array | None,
+        images: UInt8Array,
+        finite: npt.NDArray[np.bool_],
+    ) -> dict[str, pa.Table]:
+        tables = self.sampler.finish(rows, [None] * rows.num_rows, log, images, finite)
+        good = np.flatnonzero(finite)
+        if not len(good):
+            return tables
+        size = images.shape[1]
+        fidelity = self.judge.fidelity(
+            images[good], source, mask=_mask(rows["mask"][0].as_py(), size), own_mask=own,
+            attributes=rows["attributes"][0].as_py(),
+        )  # fmt: skip
+        similarity = self.judge.similarity(images[good], source)
+        alphas = [rows["alpha"][int(i)].as_py() for i in good]
+        chosen = best(fidelity, similarity, alphas)
+        ids = [rows["sample_id"][int(i)].as_py() for i in good]
+        judged = np.full(len(ids), np.nan) if fidelity is None else fidelity
+        vectors = [
+            [a, f, s, float(i == chosen)] for i, (a, f, s) in enumerate(zip(alphas, judged, similarity, strict=True))
+        ]
+        mine = self._scores(ids, vectors)
+        tables["scores"] = pa.concat_tables([tables["scores"], mine]) if "scores" in tables else mine
+        tables["selection"] = self._selection(ids, vectors, chosen)
+        return tables
+
+    def _scores(self, ids: Sequence[str], vectors: Sequence[Sequence[float]]) -> pa.Table:
+        columns: Mapping[str, Any] = {
+            "sample_id": list(ids), "attempt": [self.spec.attempt] * len(ids),
+            "metric": [f"edit:{self.judge.name}"] * len(ids), "run_id": [self.spec.run_id] * len(ids),
+            "vector": list(vectors),
+        }  # fmt: skip
+        return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
+
+    def _selection(self, ids: Sequence[str], vectors: Sequence[Sequence[float]], chosen: int) -> pa.Table:
+        """One row of the edit is accepted; the others say which."""
+        alpha, fidelity, similarity, _ = vectors[chosen]
+        why = "nobody can judge the change" if np.isnan(fidelity) else f"fidelity {fidelity:.3f}"
+        reason = f"alpha {alpha:g}: {why}, {self.judge.name} {similarity:.3f}"
+        rows = [
+            {"sample_id": name, "attempt": self.spec.attempt if i == chosen else None,
+             "reason": reason if i == chosen else f"alpha {alpha:g} was chosen"}
+            for i, name in enumerate(ids)
+        ]  # fmt: skip
+        return pa.Table.from_pylist(rows, SELECTION)
+
+
+def _mask(value: Mapping[str, Any] | None, size: int) -> UInt8Array | None:
+    """A stored mask at the size of the pictures, nearest neighbour."""
+    if value is None or value.get("bytes") is None:
+        return None
+    mask = decode_mask(value["bytes"])
+    y, x = (((np.arange(size) + 0.5) * side / size).astype(int) for side in mask.shape)
+    fitted: UInt8Array = mask[np.ix_(y, x)]
+    return fitted
+
+
+def _between(optimum: Tensor, target: Tensor, alphas: Tensor) -> Tensor:
+    """alpha e_tgt + (1 - alpha) e_opt for each alpha: [1, ...] twice -> [K, ...]."""
+    if not target.is_floating_point():
+        return target.expand(len(alphas), *target.shape[1:])
+    weight = alphas.view(-1, *(1,) * (target.ndim - 1)).to(target.dtype)
+    return weight * target + (1 - weight) * optimum
