@@ -58,6 +58,9 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "coverage": _Kind("Coverage", "share of references with a generated picture nearby", "higher", 5_000, 3),
     "lpips": _Kind("LPIPS", "perceptual distance", "lower", 100, 3),
     "ssim": _Kind("SSIM", "structural similarity", "higher", 100, 3),
+    "edit_fidelity": _Kind("Edit fidelity", "how much of what was to change has changed", "higher", 30, 3),
+    "edit_similarity": _Kind("Edit similarity", "how much of the input is left", "higher", 30, 3),
+    "influence": _Kind("Influence", "mean share of an expert over pixels and steps", "", 30, 3),
     "psnr": _Kind("PSNR", "peak signal to noise, dB", "higher", 100, 2),
 }
 _HASH: Final = re.compile("[0-9a-f]{40,}")

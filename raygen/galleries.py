@@ -21,7 +21,7 @@ from raygen.spec import InputError
 from raygen.storage import Slice, read_slice
 from raygen.tables import decode_image, decode_mask
 
-__all__ = ["Pair", "Ranking", "Scored", "evenly", "find", "image_thumb", "mask_thumb", "pair", "rank"]
+__all__ = ["Pair", "Ranking", "Scored", "address", "evenly", "find", "image_thumb", "mask_thumb", "pair", "rank"]
 
 SEGMENTATION: Final = "segmentation:"
 BINS: Final = 40
@@ -171,7 +171,7 @@ def image_thumb(data: bytes | None) -> str | None:
         scale = factor if factor < 1 else min(int(factor), 4)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.LANCZOS)
-    return _address(image, quality=86, method=4)
+    return address(image, quality=86, method=4)
 
 
 def mask_thumb(data: bytes | None) -> str | None:
@@ -184,10 +184,11 @@ def mask_thumb(data: bytes | None) -> str | None:
         scale = SIDE / max(image.size)
         size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
         image = image.resize(size, Image.Resampling.NEAREST)
-    return _address(Image.fromarray(PALETTE[np.asarray(image)]), lossless=True, method=4)
+    return address(Image.fromarray(PALETTE[np.asarray(image)]), lossless=True, method=4)
 
 
-def _address(image: Image.Image, **options: Any) -> str:
+def address(image: Image.Image, **options: Any) -> str:
+    """A picture as the data address of a WebP; `options` of its encoder."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", **options)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

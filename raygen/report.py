@@ -18,7 +18,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raygen import galleries
+from raygen import galleries, strips
 from raygen.charts import Span, axis, bins, clock, lanes, steps, without_pauses
 from raygen.faces import CLASSES, PALETTE
 from raygen.findings import LABELS, Number, cards, class_rows, numbers, verdict
@@ -208,6 +208,7 @@ def _context(root: str, stages: Mapping[str, Stage], found: Sequence[Number], co
         "legend": list(enumerate(CLASSES)),
         "class_rows": class_rows(found),
         "gallery": _gallery(stages),
+        **_strips(stages),
         "errors": _errors(stages),
         "time": _timeline(main),
         "stages": list(stages.values()),
@@ -294,6 +295,17 @@ def _gallery(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
 
     best, worst = shown(ranking.best), shown(ranking.worst)
     return {"ranking": ranking, "bars": bins(ranking.counts), "best": best, "worst": worst}
+
+
+def _strips(stages: Mapping[str, Stage]) -> dict[str, Any]:
+    """Influence maps over steps, and edits over alpha, where the samples have them."""
+    if "samples" not in stages:
+        return {"influence": None, "edits": None}
+    stage, faces = stages["samples"], stages["faces"].slices("faces") if "faces" in stages else []
+    return {
+        "influence": strips.influence(stage.slices("influence"), stage.slices("scores")),
+        "edits": strips.edits(stage.slices("samples"), stage.slices("scores"), faces),
+    }
 
 
 def _source(pair: galleries.Pair, sources: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 
 from raygen.extractors.base import FeatureSpec, ParserSpec, Small, load_classifier, load_features, load_parser
-from raygen.faces import ATTRIBUTES, CLASSES
+from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, codes, mean
 from raygen.metrics.frechet import LOW_N, Moments, frechet_of_features, jackknife
 from raygen.metrics.segmentation import Counts, bootstrap_miou, confusion
@@ -29,6 +29,8 @@ from raygen.tables import METRICS, SCORES, decode_image, decode_mask
 __all__ = ["Observer", "ScoreSpec", "ScoreWorker", "Scored", "gather", "measure"]
 
 UInt8Array = npt.NDArray[np.uint8]
+#: Slice of the attributes that captions speak of.
+CAPTIONS: Final = "captions"
 #: Parts that the interval of a Fréchet distance is taken over.
 PARTS: Final = 10
 
@@ -223,6 +225,8 @@ def measure(
                 _agreement(table, where, network, scored, protocols.get(network, {}))
             if kind == "influence":
                 _influence(table, where, name, scored)
+            if kind == "edit":
+                _edits(table, where, network, scored)
     real = sets.get("reference", {})
     for where, scores in sets.items():
         for name, scored in scores.items():
@@ -254,6 +258,10 @@ def _agreement(table: _Table, where: str, network: str, scored: Scored, protocol
     if np.isfinite(balanced).any():
         interval = bootstrap_accuracy(scored.vectors)
         table.add(f"attribute_balanced:{network}", where, mean(balanced), n, protocol, interval)
+    said = balanced[[ATTRIBUTE_INDEX[name] for name in (*CAPTIONED, "Male")]]
+    if np.isfinite(said).any():
+        protocol_said = {**protocol, "attributes": int(np.isfinite(said).sum())}
+        table.add(f"attribute_balanced:{network}", f"{where}/{CAPTIONS}", mean(said), n, protocol_said)
     for name, value in zip(ATTRIBUTES, balanced, strict=True):
         if np.isfinite(value):
             table.add(f"attribute_balanced:{network}", f"{where}/{name}", float(value), n, protocol)
@@ -268,6 +276,20 @@ def _influence(table: _Table, where: str, name: str, scored: Scored) -> None:
     for third, part in zip(("first", "second", "last"), np.array_split(means, 3, axis=1), strict=True):
         if part.size:
             table.add(name, f"{where}/{third} third", float(part.mean()), n, protocol)
+
+
+def _edits(table: _Table, where: str, similarity: str, scored: Scored) -> None:
+    """Means of the chosen pictures, and of all at each alpha: how much of the change is there, and of the input."""
+    protocol = {"chosen": f"harmonic mean of fidelity and {similarity} is highest", "level": "mean over edits"}
+    rows = scored.vectors.astype(np.float64)
+    slices = {where: rows[rows[:, 3] > 0]}
+    slices |= {f"{where}/alpha {alpha:g}": rows[rows[:, 0] == alpha] for alpha in np.unique(rows[:, 0])}
+    for name, part in slices.items():
+        judged = part[~np.isnan(part[:, 1]), 1]
+        if len(judged):
+            table.add("edit_fidelity", name, float(judged.mean()), len(judged), protocol)
+        if len(part):
+            table.add(f"edit_similarity:{similarity}", name, float(part[:, 2].mean()), len(part), protocol)
 
 
 def _frechet(table: _Table, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:

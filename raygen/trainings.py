@@ -18,6 +18,8 @@ __all__ = ["Training", "grid", "records", "trainings", "variant_of"]
 #: Folders below the root that may be trainings: its own, a stage's, a variant's stage.
 DEPTH: Final = 2
 POINTS: Final = 240
+#: Slices that an ablation's table shows: all rows, and the attributes that captions speak of.
+WHOLE: Final = ("all", "all/captions")
 SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
@@ -130,9 +132,14 @@ def grid(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, dict[s
     values: dict[str, dict[str, float]] = {}
     for row in rows:
         variant = variant_of(row)
-        if variant is None or "/" in row["slice"] or row["slice"] in ("reference", "roundtrip"):
+        part = row["slice"].removeprefix("all/")
+        if (
+            variant is None
+            or "/" in row["slice"].removesuffix("all/captions")
+            or row["slice"] in ("reference", "roundtrip")
+        ):
             continue
-        name = row["metric"] if row["slice"] == "all" else f"{row['metric']} ({row['slice']})"
+        name = row["metric"] if row["slice"] == "all" else f"{row['metric']} ({part})"
         columns.setdefault(name)
         values.setdefault(variant, {})[name] = row["value"]
     return list(columns), values
