@@ -130,7 +130,8 @@ class _Editing(Planning):
 
     def _rows(self, edits: Sequence[Row]) -> pa.Table:
         """Edits with `edit_id`, `source` and any of `mask`, `text`, `attributes` -> CONDITIONS."""
-        pairs = [(edit, k) for edit in edits for k in range(len(self.alphas))]
+        # An edit that failed is one row that goes to quarantine, not one for each alpha.
+        pairs = [(edit, k) for edit in edits for k in range(1 if edit.get("error") else len(self.alphas))]
         names = [str(edit["edit_id"]) for edit, _ in pairs]
         table = _table(
             {

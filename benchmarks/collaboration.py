@@ -1,0 +1,298 @@
+"""What collaboration costs: a step against its experts', what is computed once a picture, and a batch against pairs.
+
+    python benchmarks/collaboration.py [--only step|once|pairs] [--model FOLDER] [--rounds 5] [--json FILE]
+
+One thread (or the accelerator if there is one); cases take turns, ratios are medians over rounds.
+
+step   one step of a collaboration against the sum of its experts' steps; experts of one shape as one batched call
+       (`torch.func.vmap` over stacked weights) against one after the other.
+once   condition encoders, keys and values: once a picture against at every step, for 19, 64 and 1,024 tokens.
+pairs  the published way, one process a pair that loads its models each time, against `raygen generate` over 200 pairs;
+       the same weights (FOLDER, or tiny random ones), sampler and steps. The published way is measured on `--pairs`
+       pairs and scaled up; its time without process start and loading stands beside it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from raygen.models import checkpoint
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.base import Model
+from raygen.models.collaborative import Collaborative, CollaborativeSpec
+from raygen.models.conditions import Conditions
+from raygen.models.ldm import LDM, LDMSpec, run_unet
+from raygen.models.text import Tokenizer, TransformerText, learn_vocabulary
+from raygen.run import make
+
+STEPS = 20
+#: One process of the published way: load, make one picture, write it.
+ONE_PAIR = """
+import json, sys, time
+began = time.perf_counter()
+import torch
+torch.set_num_threads(1)
+import pyarrow.parquet as pq
+from raygen.sampling import SampleSpec, SampleWorker
+folder, conditions, row, out, steps = sys.argv[1:]
+worker = SampleWorker(SampleSpec(checkpoint=folder, batch=1, codec="png", sampler=json.loads(steps)), threads=1)
+loaded = time.perf_counter()
+rows = pq.read_table(conditions).slice(int(row), 1)
+sample = worker(rows)["samples"]
+open(out, "wb").write(sample["image"][0].as_py()["bytes"])
+print(json.dumps({"load": loaded - began, "make": time.perf_counter() - loaded}))
+"""
+
+
+def taking_turns(cases: Mapping[str, Callable[[], object]], rounds: int, times: int = 4) -> dict[str, list[float]]:
+    """Seconds a call, for every case in every round."""
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for call in cases.values():
+        call()
+    for _ in range(rounds):
+        for name, call in cases.items():
+            began = time.perf_counter()
+            for _ in range(times):
+                call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            found[name].append((time.perf_counter() - began) / times)
+    return found
+
+
+def row(name: str, found: list[float], base: list[float]) -> dict[str, Any]:
+    """A case's time and its ratio to another's, with the spread over rounds."""
+    ratios = [a / b for a, b in zip(found, base, strict=True)]
+    spread = [round(min(ratios), 3), round(max(ratios), 3)]
+    line = {"case": name, "ms": round(1000 * statistics.median(found), 2), "ratio": round(statistics.median(ratios), 3)}
+    print(json.dumps({**line, "spread": spread}), flush=True)
+    return {**line, "spread": spread}
+
+
+def conditions(model: Model, n: int) -> Conditions:
+    """Random ones of the kinds that the model takes."""
+    generator = torch.Generator().manual_seed(0)
+    size = model.shapes.mask_size
+    mask = torch.randint(0, 19, (n, size, size), dtype=torch.uint8, generator=generator)
+    text = torch.randint(5, 20, (n, model.shapes.text_length), generator=generator)
+    return Conditions(
+        n=n, mask=mask if "mask" in model.modalities else None, text=text if "text" in model.modalities else None,
+        present={name: torch.ones(n, dtype=torch.bool) for name in model.modalities},
+    ).to(model.device)  # fmt: skip
+
+
+def expert(stage: FirstStage, **fields: Any) -> LDM:
+    """A random expert of the bundled denoiser's channels."""
+    common: dict[str, Any] = {"channels": (48, 96, 128), "attention": (False, True, True), "head_dim": 16}
+    tokenizer = None
+    if "text" in fields["modalities"]:
+        tokenizer = Tokenizer.wordpiece(
+            learn_vocabulary(["a person who smiles", "somebody else"]), fields["text"].length
+        )
+    made = checkpoint.build(LDMSpec(**{**common, **fields}), stage, seed=0, tokenizer=tokenizer)
+    assert isinstance(made, LDM)
+    return made.eval().requires_grad_(False)
+
+
+def text(length: int) -> TransformerText:
+    """A transformer of two layers."""
+    return TransformerText(length=length, layers=2, heads=4, head_dim=16, inner=256)
+
+
+def pair_of_experts(stage: FirstStage) -> dict[str, LDM]:
+    """Two of the same shape: a mask as tokens, and a text."""
+    return {
+        "mask": expert(stage, modalities=("mask",), mask_path="tokens", token_width=64),
+        "text": expert(stage, modalities=("text",), text=text(64), token_width=64),
+    }
+
+
+@torch.inference_mode()
+def steps(device: torch.device, rounds: int, batch: int) -> list[dict[str, Any]]:
+    """One step of everything, and two experts as one call."""
+    stage = checkpoint.load_first_stage("bundled")
+    experts = pair_of_experts(stage)
+    spec = CollaborativeSpec(experts=dict.fromkeys(experts, ""), channels=(16, 32, 48), head_dim=16)
+    model = Collaborative(spec, experts).to(device).eval().requires_grad_(False)
+    zt = torch.randn(batch, *model.latent_shape, device=device)
+    t = torch.full((batch,), 500, device=device)
+    given = conditions(model, batch)
+    ctx = model.prepare(model.embed(given))
+    own = {name: model.expert(name).prepare(model.expert(name).embed(given)) for name in experts}
+
+    def each() -> None:
+        for name in experts:
+            model.expert(name).predict(zt, t, own[name])
+
+    calls: dict[str, Callable[[], object]] = {
+        "its experts, one after the other": each,
+        "a collaborative step": lambda: model.predict(zt, t, ctx),
+        "its two dynamic diffusers": lambda: model.influence(zt, t, ctx),
+        "its experts, one batched call": batched(model, zt, t, own),
+    }
+    found = taking_turns(calls, rounds)
+    base = found["its experts, one after the other"]
+    return [row(name, values, base) for name, values in found.items()]
+
+
+def batched(model: Collaborative, zt: torch.Tensor, t: torch.Tensor, own: Mapping[str, Any]) -> Callable[[], object]:
+    """Both experts' UNets as one call over stacked weights; tokens filled to one length."""
+    unets = [model.expert(name).unet for name in model.experts]
+    parameters, buffers = torch.func.stack_module_state(unets)
+    length = max(ctx["tokens"].shape[1] for ctx in own.values())
+    tokens = torch.stack([
+        torch.nn.functional.pad(ctx["tokens"], (0, 0, 0, length - ctx["tokens"].shape[1])) for ctx in own.values()
+    ])  # fmt: skip
+
+    def one(p: Any, b: Any, said: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = torch.func.functional_call(
+            unets[0], (p, b), (zt, t), {"encoder_hidden_states": said, "return_dict": False}
+        )[0]
+        return output
+
+    return lambda: torch.func.vmap(one)(parameters, buffers, tokens)
+
+
+@torch.inference_mode()
+def once(device: torch.device, rounds: int, batch: int) -> list[dict[str, Any]]:
+    """Pictures of `STEPS` steps with what conditions decide made once, or again at each step."""
+    stage = checkpoint.load_first_stage("bundled")
+    masks = expert(stage, modalities=("mask",), mask_path="tokens", token_width=64).to(device)
+    texts = expert(stage, modalities=("text",), text=text(64), token_width=64).to(device)
+    many = {"mask_tokens": torch.randn(batch, 1024, 64, device=device)}
+    given = {model: conditions(model, batch) for model in (masks, texts)}
+    return [
+        *_once("19 mask tokens", masks, lambda: masks.embed(given[masks]), batch, rounds),
+        *_once("64 text tokens, a transformer of two layers", texts, lambda: texts.embed(given[texts]), batch, rounds),
+        *_once("1,024 tokens without an encoder", masks, lambda: many, batch, rounds),
+    ]
+
+
+def _once(name: str, model: LDM, embed: Callable[[], Any], batch: int, rounds: int) -> list[dict[str, Any]]:
+    zt = torch.randn(batch, *model.latent_shape, device=model.device)
+    t = torch.full((batch,), 500, device=model.device)
+
+    def without_keys(ctx: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: value for key, value in ctx.items() if not key.startswith("kv.")}
+
+    ready = model.prepare(embed())
+    same = torch.equal(run_unet(model.unet, zt, t, ready), run_unet(model.unet, zt, t, without_keys(ready)))
+    if not same:
+        raise AssertionError(f"{name}: not bit-equal")
+
+    def all_once() -> None:
+        ctx = model.prepare(embed())
+        for _ in range(STEPS):
+            model.predict(zt, t, ctx)
+
+    def encoders_once() -> None:
+        with torch.enable_grad():  # which is when `prepare` leaves keys and values to the steps
+            ctx = model.prepare(embed())
+        for _ in range(STEPS):
+            model.predict(zt, t, ctx)
+
+    def nothing_once() -> None:
+        for _ in range(STEPS):
+            with torch.enable_grad():
+                ctx = model.prepare(embed())
+            model.predict(zt, t, ctx)
+
+    found = taking_turns({"all": all_once, "encoders": encoders_once, "nothing": nothing_once}, rounds, 1)
+    return [
+        row(f"{name}: keys and values at each step", found["encoders"], found["all"]),
+        row(f"{name}: encoders too", found["nothing"], found["all"]),
+    ]
+
+
+def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
+    """The published way against one job, both from a shell's point of view."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        folder = model or _tiny(root / "model")
+        sampler = {"name": "ddim", "steps": 50, "eta": 1.0, "spacing": "leading"}
+        size = checkpoint.first_stage_spec(folder).image_size
+        data = {"kind": "procedural", "identities": total, "pictures": 1, "size": size, "seed": 5}
+        planning = {"kind": "from_faces", "conditions": ["mask", "text"]}
+        _run(root, "ingest", "faces", {"data": data})
+        _run(root, "plan", "conditions", {"faces": str(root / "faces"), "planning": planning})
+        file = str(next((root / "conditions").rglob("*.parquet")))
+        script = root / "one_pair.py"
+        script.write_text(ONE_PAIR)
+        began, parts = time.perf_counter(), []
+        for i in range(count):
+            command = [sys.executable, str(script), folder, file, str(i), str(root / f"{i}.png"), json.dumps(sampler)]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            parts.append(json.loads(done.stdout.splitlines()[-1]))
+        each = (time.perf_counter() - began) / count
+        inside = statistics.mean(part["make"] for part in parts)
+        what = {"conditions": str(root / "conditions"), "checkpoint": folder, "sampler": sampler, "batch": 50,
+                "shard_rows": 100, "codec": "png"}  # fmt: skip
+        (root / "job.yaml").write_text(json.dumps({"kind": "generate", "what": what, "out": str(root / "samples")}))
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "raygen", "generate", str(root / "job.yaml")], check=True, stdout=2)
+        mine = (time.perf_counter() - began) / total
+        worked = json.loads((root / "samples/attempt-00/run.json").read_text())["seconds"] / total
+    result = {
+        "pairs": total, "published_s_a_pair": round(each, 3), "of_that_making": round(inside, 3),
+        "raygen_s_a_pair": round(mine, 4), "of_that_without_start": round(worked, 4),
+        "ratio": round(each / mine, 1), "ratio_without_starts": round(inside / worked, 1),
+    }  # fmt: skip
+    print(json.dumps(result), flush=True)
+    return [result]
+
+
+def _run(root: Path, kind: str, name: str, what: dict[str, Any]) -> None:
+    make({"kind": kind, "what": what, "out": str(root / name)}).run(lambda _: None)
+
+
+def _tiny(folder: Path) -> str:
+    """Two experts of 16 px pictures with random weights."""
+    stage = FirstStage(AutoencoderSpec(image_size=32, channels=(8, 8)))
+    small: dict[str, Any] = {"channels": (16, 16), "attention": (False, True), "head_dim": 8, "token_width": 16}
+    reader = TransformerText(length=64, layers=1, heads=2, head_dim=8, inner=16)
+    experts = {
+        "mask": expert(stage, modalities=("mask",), mask_path="tokens", **small),
+        "text": expert(stage, modalities=("text",), text=reader, **small),
+    }
+    spec = CollaborativeSpec(experts=dict.fromkeys(experts, ""), channels=(8, 8), head_dim=8)
+    checkpoint.save(Collaborative(spec, experts), folder)
+    return str(folder)
+
+
+def main() -> None:
+    """Print one line a case; write JSON if wanted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=["step", "once", "pairs"])
+    parser.add_argument("--model", help="checkpoint of a collaboration, for `pairs`")
+    parser.add_argument("--pairs", type=int, default=20, help="that the published way is measured on")
+    parser.add_argument("--total", type=int, default=200, help="pairs of the job")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "step": lambda: steps(device, options.rounds, options.batch),
+        "once": lambda: once(device, options.rounds, options.batch),
+        "pairs": lambda: pairs(options.model, options.pairs, options.total),
+    }
+    rows = {name: part() for name, part in parts.items() if options.only in (None, name)}
+    if options.json:
+        options.json.write_text(json.dumps({"device": str(device), **rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

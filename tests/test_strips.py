@@ -1,0 +1,117 @@
+"""Influence and edits from rows to the page."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raygen import report, strips
+from raygen.models import checkpoint
+from raygen.run import load
+from raygen.store import open_input
+from raygen.tables import decode_image
+from tests.models.test_collaborative import together
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Faces, and two runs over them: pictures with influence, and edits."""
+    root = tmp_path_factory.mktemp("strips")
+    checkpoint.save(together("mask", "text", nulls=("mask", "text")), root / "model")
+    sampler = {"name": "ddim", "steps": 4}
+    faces = {"kind": "ingest", "what": {"data": {"kind": "procedural", "identities": 12, "pictures": 1, "size": 32}}}
+    one, two = root / "one", root / "two"
+    jobs = {
+        "one/faces": faces,
+        "two/faces": faces,
+        "one/conditions": {
+            "kind": "plan",
+            "what": {"faces": str(one / "faces"), "planning": {"kind": "from_faces", "conditions": ["mask", "text"]}},
+        },
+        "one/samples": {
+            "kind": "generate",
+            "what": {
+                "conditions": str(one / "conditions"), "checkpoint": str(root / "model"), "sampler": sampler,
+                "batch": 4, "shard_rows": 4, "influence_steps": 3, "score": {},
+            },
+        },
+        "one": {
+            "kind": "evaluate",
+            "what": {"samples": str(one / "samples"), "reference": str(one / "faces"), "score": {}},
+        },
+        "two/conditions": {
+            "kind": "plan",
+            "what": {
+                "faces": str(two / "faces"),
+                "planning": {"kind": "edit_pairs", "change": "Smiling", "parts": ["hair"], "alphas": [0.0, 1.0, 1.5]},
+            },
+        },
+        "two/samples": {
+            "kind": "edit",
+            "what": {
+                "conditions": str(two / "conditions"), "faces": str(two / "faces"), "checkpoint": str(root / "model"),
+                "imagic": {"embedding_steps": 1, "tuning_steps": 1}, "sampler": sampler, "shard_rows": 6,
+            },
+        },
+    }  # fmt: skip
+    for name, document in jobs.items():
+        path = root / "job.yaml"
+        path.write_text(json.dumps({**document, "out": str(root / name)}))
+        load(str(path)).run(lambda _: None)
+    return root
+
+
+def test_maps_are_the_shares_of_the_scores(world: Path) -> None:
+    store, _ = open_input(str(world / "one/samples"))
+    maps = pa.concat_tables(store.tables("influence"))
+    scores = [r for r in pa.concat_tables(store.tables("scores")).to_pylist() if r["metric"].startswith("influence:")]
+    assert maps.num_rows == 12 * 3
+    assert len(scores) == 12 * 2
+    vectors = {(r["sample_id"], r["metric"].partition(":")[2]): r["vector"] for r in scores}
+    steps = sorted(set(maps["step"].to_pylist()), reverse=True)
+    assert len(steps) == 3
+    for row in maps.to_pylist():
+        held = dict(row["maps"])
+        assert set(held) == {"mask", "text", "x0"}
+        shares = {name: decode_image(held[name]["bytes"])[..., 0].astype(float) / 255 for name in ("mask", "text")}
+        np.testing.assert_allclose(shares["mask"] + shares["text"], 1, atol=1.01 / 255)
+        if row["step"] in (steps[0], steps[-1]):  # the first and the last step are kept
+            place = 0 if row["step"] == steps[0] else 3
+            assert shares["mask"].mean() == pytest.approx(vectors[row["sample_id"], "mask"][place], abs=1 / 255)
+    last = {r["sample_id"]: dict(r["maps"])["x0"]["bytes"] for r in maps.to_pylist() if r["step"] == steps[-1]}
+    assert decode_image(last[maps["sample_id"][0].as_py()]).shape == (16, 16, 3)
+
+
+def test_metrics_say_what_each_expert_counted(world: Path) -> None:
+    rows = json.loads((world / "one/metrics/metrics.json").read_text())
+    found = {(r["metric"], r["slice"]): r["value"] for r in rows}
+    assert found["influence:mask", "all"] + found["influence:text", "all"] == pytest.approx(1, abs=1e-5)
+    thirds = [found["influence:mask", f"all/{t} third"] for t in ("first", "second", "last")]
+    assert min(thirds) <= found["influence:mask", "all"] <= max(thirds)
+
+
+def test_the_report_draws_both(world: Path) -> None:
+    page = Path(report.build(str(world / "one"))).read_text()
+    assert 'id="influence"' in page
+    assert 'id="edits"' not in page
+    assert page.count('class="strips"') == 3, "a sample of every file"
+    assert "Influence of mask over the steps" in page
+    page = Path(report.build(str(world / "two"))).read_text()
+    assert 'id="edits"' in page
+    assert page.count('class="chosen"') == page.count('<figure class="edit">') > 0
+    assert page.count("The input of") == page.count('<figure class="edit">')
+    assert "alpha 1.5" in page
+
+
+def test_curves_over_alpha(world: Path) -> None:
+    store, _ = open_input(str(world / "two/samples"))
+    faces, _ = open_input(str(world / "two/faces"))
+    found = strips.edits(store.slices("samples"), store.slices("scores"), faces.slices("faces"))
+    assert found is not None
+    assert [round(point.alpha, 3) for point in found.curve] == [0.0, 1.0, 1.5]
+    assert sum(point.chosen for point in found.curve) == pytest.approx(1)
+    assert found.n == sum(1 for t in store.tables("selection") for a in t["attempt"].to_pylist() if a is not None)
+    assert strips.edits(faces.slices("faces"), [], []) is None
+    assert strips.influence([], []) is None
