@@ -10,6 +10,7 @@ import pytest
 from raygen import report, strips
 from raygen.models import checkpoint
 from raygen.run import load
+from raygen.sampling import SampleSpec, SampleWorker
 from raygen.store import open_input
 from raygen.tables import decode_image
 from tests.models.test_collaborative import together
@@ -115,3 +116,47 @@ def test_curves_over_alpha(world: Path) -> None:
     assert found.n == sum(1 for t in store.tables("selection") for a in t["attempt"].to_pylist() if a is not None)
     assert strips.edits(faces.slices("faces"), [], []) is None
     assert strips.influence([], []) is None
+
+
+# --- rows that lack what an expert needs ---
+
+
+@pytest.mark.parametrize(("missing", "nulls", "bad"), [
+    ("quarantine", ("mask", "text"), True), ("null", ("mask", "text"), False), ("null", ("mask",), True),
+])  # fmt: skip
+def test_a_row_without_a_condition(
+    world: Path, tmp_path: Path, missing: str, nulls: tuple[str, ...], bad: bool
+) -> None:
+    """As the job says: refused, or what its expert was trained for; refused anyway where it was not."""
+    checkpoint.save(together("mask", "text", nulls=nulls), tmp_path / "model")
+    store, _ = open_input(str(world / "one/conditions"))
+    rows = pa.concat_tables(store.tables("conditions")).slice(0, 4)
+    texts = rows["text"].to_pylist()
+    rows = rows.set_column(rows.schema.get_field_index("text"), "text", pa.array([None, *texts[1:]], pa.string()))
+    spec = SampleSpec(
+        checkpoint=str(tmp_path / "model"), batch=4, missing=missing, sampler={"name": "ddim", "steps": 2}
+    )
+    errors = SampleWorker(spec, threads=1)(rows)["samples"]["error"].to_pylist()
+    assert errors[1:] == [None] * 3
+    assert (errors[0] == "missing: the model needs 'text'") if bad else errors[0] is None
+
+
+# --- actors ---
+
+
+@pytest.mark.ray
+def test_edits_on_actors_are_the_edits_of_the_loop(world: Path, tmp_path: Path, ray_session: None) -> None:
+    document = {
+        "kind": "edit",
+        "what": open_input(str(world / "two/samples"))[0].plan().what,
+        "where": {"runner": "ray", "workers": 2},
+        "out": str(tmp_path / "samples"),
+    }
+    paths = {"conditions": str(world / "two/conditions"), "faces": str(world / "two/faces")}
+    what = {**document["what"], **paths, "checkpoint": str(world / "model"), "shard_rows": 6}
+    (tmp_path / "job.yaml").write_text(json.dumps({**document, "what": what}))
+    result = load(str(tmp_path / "job.yaml")).run(lambda _: None)
+    assert (
+        result.facts["set_digest"]
+        == json.loads((world / "two/samples/attempt-00/MANIFEST.json").read_text())["set_digest"]
+    )
