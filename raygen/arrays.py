@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 class TrainingArrays:
     """A data set in memory. Row i trains on face `face[i]`, mirrored beforehand if `flipped[i]`.
 
-    `images` uint8 [F, H, W, 3] or `moments` float16 [N, ...]; conditions a face, as in `Conditions`.
+    `images` uint8 [F, H, W, 3], or `moments` float16 [N, ...], or both; conditions a face, as in `Conditions`.
     """
 
     ids: tuple[str, ...]
@@ -60,7 +60,7 @@ class TrainingArrays:
         if self.moments is not None:
             mirror = self.flipped[rows]
             result["moments"] = self.moments[rows]
-        elif self.images is not None:
+        if self.images is not None:
             images = self.images[faces]
             result["images"] = np.where(mirror[:, None, None, None], images[:, :, ::-1], images)
         if self.mask is not None:
@@ -82,14 +82,16 @@ def load_arrays(
     split: str | None = None,
     tokenize: Tokenize | None = None,
     recipe: str = "overall",
+    pictures: bool = False,
 ) -> TrainingArrays:
     """FACES tables (and LATENTS, joined by `face_id`) -> arrays; pictures and masks at `size`.
 
+    Pictures are read where there are no latents, or with `pictures`.
     Of a face's texts the one named `recipe` counts, as ids of `tokenize`; a face without it has no text.
     Bad faces are left out and listed. `InputError`: no rows, duplicate ids, or latents of another first stage
     than `autoencoder` (its sha256).
     """
-    names = tuple(sorted(modalities))
+    names = tuple(sorted(set(modalities) - {"style"}))  # a face's own style is its picture
     shapes = Shapes(size, 0 if tokenize is None else int(tokenize([""]).shape[1]), tokenize)
     ids: list[str] = []
     left_out: list[str] = []
@@ -100,7 +102,7 @@ def load_arrays(
         if "text" in names:
             kept = kept.append_column("text", texts_of(kept, recipe))
         found, errors = Conditions.from_rows(kept, names, shapes=shapes)
-        if latents is None:
+        if latents is None or pictures:
             pixels, more = images_from_rows(kept, size)
             errors = [a or b for a, b in zip(errors, more, strict=True)]
         good = [i for i, error in enumerate(errors) if error is None]
@@ -108,7 +110,7 @@ def load_arrays(
         left_out += [f"{named[i]}: {error}" for i, error in enumerate(errors) if error is not None]
         ids += [named[i] for i in good]
         conditions.append(found.take(torch.tensor(good, dtype=torch.int64)))
-        if latents is None:
+        if latents is None or pictures:
             images.append(pixels[good])
     if not ids:
         raise InputError(f"no face to train on ({len(left_out)} left out)", reason="empty")
@@ -119,7 +121,7 @@ def load_arrays(
         ids=tuple(ids),
         face=np.arange(len(ids)) if rows is None else rows[0],
         flipped=np.zeros(len(ids), dtype=bool) if rows is None else rows[1],
-        images=None if rows is not None else np.concatenate(images),
+        images=np.concatenate(images) if images else None,
         moments=None if rows is None else rows[2],
         mask=_joined([c.mask for c in conditions]),
         attributes=_joined([c.attributes for c in conditions], np.int8),

@@ -14,16 +14,18 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.collaborative import CollaborativeSpec
 from raygen.models.ldm import LDMSpec
+from raygen.models.scadm import SCADMSpec
 from raygen.spec import ConfigError
 
 __all__ = ["DENOISERS", "TrainableSpec", "count", "experts_of", "needs"]
 
 #: Everything that `raygen train` trains.
 TrainableSpec = Annotated[
-    AutoencoderSpec | LDMSpec | CollaborativeSpec | SmallParserSpec | SmallClassifierSpec, Field(discriminator="kind")
+    AutoencoderSpec | LDMSpec | CollaborativeSpec | SCADMSpec | SmallParserSpec | SmallClassifierSpec,
+    Field(discriminator="kind"),
 ]
 #: Those that denoise latents of a first stage.
-DENOISERS: Final = (LDMSpec, CollaborativeSpec)
+DENOISERS: Final = (LDMSpec, CollaborativeSpec, SCADMSpec)
 
 
 def experts_of(model: TrainableSpec) -> dict[str, str]:
@@ -43,7 +45,7 @@ def needs(model: TrainableSpec, first_stage: str | None) -> tuple[int, tuple[str
         return model.image_size, ("attributes" if isinstance(model, SmallClassifierSpec) else "mask",)
     assert first_stage is not None
     size = checkpoint.first_stage_spec(first_stage).image_size
-    if isinstance(model, LDMSpec):
+    if not isinstance(model, CollaborativeSpec):
         return size, model.modalities
     read = frozenset[str]().union(*(checkpoint.modalities(folder) for folder in model.experts.values()))
     return size, tuple(sorted(read))
@@ -56,7 +58,7 @@ def count(model: TrainableSpec, first_stage: str | None) -> dict[str, int]:
     """
     if isinstance(model, CollaborativeSpec):
         return checkpoint.count_diffusers(model)
-    if isinstance(model, LDMSpec):
+    if isinstance(model, LDMSpec | SCADMSpec):
         assert first_stage is not None
         try:
             stage = checkpoint.first_stage_spec(first_stage)

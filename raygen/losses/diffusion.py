@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from raygen.faces import CLASSES
 from raygen.losses.base import Batch, Losses, Objective
 from raygen.models.autoencoder import to_pixels
 from raygen.models.base import Model
@@ -95,10 +96,25 @@ class DiffusionObjective(Objective):
     def conditions(self, batch: Batch, n: int) -> Conditions:
         """Those of a batch, as the model takes them."""
         names = sorted(self.model.modalities)
+        present = {name: batch[f"present_{name}"] for name in names if name != "style"}
+        style = weights = None
+        if "style" in names:
+            style, weights = own_style(batch["images"], batch["mask"])
+            present["style"] = present["mask"]
         return Conditions(
             n=n,
             mask=batch["mask"] if "mask" in names else None,
             attributes=batch["attributes"].float() if "attributes" in names else None,
             text=batch["text"].long() if "text" in names else None,
-            present={name: batch[f"present_{name}"] for name in names},
+            style=style,
+            style_weights=weights,
+            present=present,
         )
+
+
+def own_style(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Each picture as its own reference, for `Conditions`: images uint8 [B, S, S, 3] and their masks [B, S, S]."""
+    own = torch.cat([images.movedim(-1, 1), mask.unsqueeze(1)], dim=1)  # [B, 4, S, S]
+    has = torch.zeros(len(mask), len(CLASSES), device=mask.device).scatter_(1, mask.flatten(1).long(), 1.0)
+    nothing = torch.zeros_like(own)
+    return torch.stack([own, nothing], dim=1), torch.stack([has, torch.zeros_like(has)], dim=1)

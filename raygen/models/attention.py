@@ -1,30 +1,39 @@
-"""Cross-attention whose keys and values are computed once a picture instead of once a step.
+"""Cross-attention whose keys and values are computed once a picture, and which a mask may gate.
 
-Knows diffusers' attention layers and where their keys and values come from. Knows no model and no condition.
+Knows diffusers' attention layers, where their keys and values come from, and which pixel may look at which token. Knows
+no model and no condition.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["KEYS_VALUES", "given", "keys_values", "own_cross_attention"]
+__all__ = ["GATE", "KEYS_VALUES", "Gating", "gates", "given", "keys_values", "own_cross_attention"]
 
 #: Names of keys and values in a context: `kv.<place of the layer in the network>`.
 KEYS_VALUES: Final = "kv."
+#: Names of gates in a context: `gate.<number of pixels>`.
+GATE: Final = "gate."
+#: `hard`: a pixel looks at the tokens of its own class alone. `paper`: scores are multiplied by 0 or 1 before the
+#: softmax (SCA-DM, equation 8), so the others still count. `none`: every pixel looks at every token.
+Gating = Literal["hard", "paper", "none"]
 
 
 class CrossAttention:
     """What diffusers' `AttnProcessor2_0` computes for a cross-attention layer of a transformer block.
 
     Keys and values are those of `ready`, [B, K, 2 x inner], where there are any; else they are made of the tokens.
+    `gates`: by number of pixels N what is added to the scores, or what they are multiplied by, [B, N, K].
     """
 
     def __init__(self) -> None:
         self.ready: Tensor | None = None
+        self.gates: dict[int, Tensor] = {}
+        self.multiplied = False
 
     def __call__(
         self,
@@ -37,10 +46,34 @@ class CrossAttention:
         """hidden_states [B, N, D], encoder_hidden_states [B, K, E] -> [B, N, D]."""
         keys, values = _projected(attn, encoder_hidden_states) if self.ready is None else self.ready.chunk(2, dim=-1)
         q, k, v = (_heads(x, attn.heads) for x in (attn.to_q(hidden_states), keys, values))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)  # [B, heads, N, d]
+        mixed = self._mixed(q, k, v, attention_mask)  # [B, heads, N, d]
         merged = mixed.transpose(1, 2).flatten(2)
         result: Tensor = attn.to_out[1](attn.to_out[0](merged))
         return result
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
+        if not self.gates:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
+        gate = self.gates[q.shape[2]].unsqueeze(1).to(q.dtype)  # [B, 1, N, K]
+        if not self.multiplied:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=gate)
+        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        result: Tensor = (scores * gate).softmax(dim=-1) @ v
+        return result
+
+
+def gates(maps: Mapping[int, Tensor], gating: Gating) -> dict[str, Tensor]:
+    """Class maps [B, K, side, side] by side -> what `given` reads: token k is that of class k.
+
+    A pixel of no class (an absent mask) looks at all tokens alike, whatever their scores, as released.
+    """
+    made = {}
+    for side, one_hot in maps.items():
+        gate = one_hot.flatten(2).transpose(1, 2)  # [B, N, K]
+        # The smallest number swallows any score, so that scores of a pixel without class are all the same.
+        value = gate if gating == "paper" else (1 - gate) * torch.finfo(gate.dtype).min
+        made[f"{GATE}{side * side}"] = value
+    return made
 
 
 def _projected(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,10 +84,12 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # [B, heads, n, d]
 
 
-def own_cross_attention(unet: Any) -> Any:
+def own_cross_attention(unet: Any, gating: Gating = "none") -> Any:
     """Give every cross-attention layer of a diffusers UNet a `CrossAttention`; `unet`, for chaining."""
     for layer in _layers(unet):
-        layer.set_processor(CrossAttention())
+        processor = CrossAttention()
+        processor.multiplied = gating == "paper"
+        layer.set_processor(processor)
     return unet
 
 
@@ -66,15 +101,22 @@ def keys_values(unet: Any, tokens: Tensor) -> dict[str, Tensor]:
 
 @contextmanager
 def given(unet: Any, ctx: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, the layers of `unet` read the keys and values of `ctx` where it has them."""
-    processors = [layer.processor for layer in _layers(unet)] if f"{KEYS_VALUES}0" in ctx else []
+    """Inside, the layers of `unet` read the keys, values and gates of `ctx` where it has them.
+
+    With gradients gates stay afterwards: a backward pass may compute activations again.
+    """
+    found = {int(name[len(GATE) :]): gate for name, gate in ctx.items() if name.startswith(GATE)}
+    ready = f"{KEYS_VALUES}0" in ctx
+    processors = [layer.processor for layer in _layers(unet)] if ready or found else []
     try:
         for place, processor in enumerate(processors):
-            processor.ready = ctx[f"{KEYS_VALUES}{place}"]
+            processor.ready = ctx[f"{KEYS_VALUES}{place}"] if ready else None
+            processor.gates = found
         yield
     finally:
         for processor in processors:
             processor.ready = None
+            processor.gates = processor.gates if torch.is_grad_enabled() else {}
 
 
 def _layers(unet: nn.Module) -> list[Any]:

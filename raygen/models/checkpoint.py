@@ -37,6 +37,7 @@ from raygen.models.files import (
     write_weights,
 )
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
+from raygen.models.scadm import SCADM, SCADMSpec, build_scadm_unet, new_style_encoder
 from raygen.models.schedule import SamplerSpec, build_sampler
 from raygen.models.text import FrozenText, PretrainedText, Tokenizer, empty_encoder, pretrained_encoder
 from raygen.spec import ConfigError, InputError, canonical, parse
@@ -60,13 +61,17 @@ __all__ = [
 
 FORMAT: Final = 1
 #: Every family a checkpoint can hold.
-ModelSpec = Annotated[AutoencoderSpec | LDMSpec | CollaborativeSpec, Field(discriminator="kind")]
+ModelSpec = Annotated[AutoencoderSpec | LDMSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")]
 #: Those that can be sampled.
-DenoiserSpec = Annotated[LDMSpec | CollaborativeSpec, Field(discriminator="kind")]
+DenoiserSpec = Annotated[LDMSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")]
 
 
 def build(
-    spec: LDMSpec | CollaborativeSpec, first_stage: FirstStage, *, seed: int, tokenizer: Tokenizer | None = None
+    spec: LDMSpec | CollaborativeSpec | SCADMSpec,
+    first_stage: FirstStage,
+    *,
+    seed: int,
+    tokenizer: Tokenizer | None = None,
 ) -> Model:
     """A new model with random weights that depend on `seed` alone; experts of a collaboration are loaded.
 
@@ -82,6 +87,10 @@ def build(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return Collaborative(spec, experts, nulls=nulls)
+    if isinstance(spec, SCADMSpec):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return SCADM(spec, first_stage)
     pretrained = "text" in spec.modalities and isinstance(spec.text, PretrainedText)
     frozen = pretrained_encoder(spec.text.name) if pretrained and isinstance(spec.text, PretrainedText) else None
     with torch.random.fork_rng(devices=[]):
@@ -107,11 +116,17 @@ def _knows_null(folder: str) -> bool:
     return float(recipe.get("dropout", {}).get("null", 0.0)) > 0
 
 
-def count(spec: LDMSpec, latent_shape: tuple[int, int, int], factor: int = 4) -> dict[str, int]:
+def count(spec: LDMSpec | SCADMSpec, latent_shape: tuple[int, int, int], factor: int = 4) -> dict[str, int]:
     """Parameters of the parts of a model, counted without making it; a pretrained text encoder counts nothing.
 
     `factor`, pixels along a latent position, matters only where the mask enters as channels.
     """
+    if isinstance(spec, SCADMSpec):
+        with torch.device("meta"):
+            made = {"unet": build_scadm_unet(spec, latent_shape), "style_encoder": new_style_encoder(spec)}
+        return {
+            name: sum(p.numel() for p in module.parameters()) for name, module in made.items() if module is not None
+        }
     with torch.device("meta"):
         parts = {"unet": build_unet(spec, latent_shape)}
         known = spec
@@ -179,6 +194,9 @@ def _write(model: Model | FirstStage, folder: Path, dtype: torch.dtype, extra: M
     if isinstance(model, LDM):
         document["model"] = model.spec.model_dump(mode="json")
         _write_ldm(model, folder, dtype, index)
+    elif isinstance(model, SCADM):
+        document["model"] = model.spec.model_dump(mode="json")
+        _write_scadm(model, folder, dtype)
     elif isinstance(model, Collaborative):
         document["model"] = _write_collaborative(model, folder, dtype)
     if isinstance(model, Model):
@@ -196,6 +214,13 @@ def _write_ldm(model: LDM, folder: Path, dtype: torch.dtype, index: dict[str, An
         write_weights(module, folder / name / OWN_WEIGHTS, dtype)
     if model.tokenizer is not None:
         model.tokenizer.save(folder / "tokenizer")
+
+
+def _write_scadm(model: SCADM, folder: Path, dtype: torch.dtype) -> None:
+    """Not as a diffusers model: none of its classes has SPADE blocks."""
+    write_weights(model.unet, folder / "unet" / OWN_WEIGHTS, dtype)
+    for name, module in model.encoders().items():
+        write_weights(module, folder / name / OWN_WEIGHTS, dtype)
 
 
 def _write_collaborative(model: Collaborative, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
@@ -233,12 +258,11 @@ def load(folder: str | Path, device: Any = "cpu") -> Model:
     if "model" not in document:
         raise ConfigError(f"{root}: holds a first stage, not a model that can be sampled")
     stage = _first_stage(root, document)
-    model = _ldm(root, document, stage) if _is_ldm(document) else _collaborative(root, document, stage)
+    read = {"ldm": _ldm, "collaborative": _collaborative, "scadm": _scadm}.get(str(document["model"].get("kind")))
+    if read is None:
+        raise InputError(f"{root}: a {document['model'].get('kind')!r} is no family of ours", reason="checkpoint")
+    model: Model = read(root, document, stage)
     return model.to(device).eval().requires_grad_(False)  # a CPU takes other kernels where gradients may be asked for
-
-
-def _is_ldm(document: Mapping[str, Any]) -> bool:
-    return bool(document["model"].get("kind") == "ldm")
 
 
 def _ldm(root: Path, document: Mapping[str, Any], stage: FirstStage) -> LDM:
@@ -248,6 +272,15 @@ def _ldm(root: Path, document: Mapping[str, Any], stage: FirstStage) -> LDM:
     for name, module in model.encoders().items():
         if read_json(root / name / "config.json") != module.config:
             raise InputError(f"{root / name}: config.json does not fit raygen.json", reason="checkpoint")
+        fill(module, root / name / OWN_WEIGHTS)
+    return model
+
+
+def _scadm(root: Path, document: Mapping[str, Any], stage: FirstStage) -> SCADM:
+    spec: SCADMSpec = parse(SCADMSpec, document["model"], str(root / "raygen.json"))
+    model = SCADM(spec, stage)
+    fill(model.unet, root / "unet" / OWN_WEIGHTS)
+    for name, module in model.encoders().items():
         fill(module, root / name / OWN_WEIGHTS)
     return model
 
@@ -279,6 +312,9 @@ def _text(root: Path, spec: LDMSpec) -> tuple[Tokenizer | None, FrozenText | Non
 def modalities(folder: str | Path) -> frozenset[str]:
     """The conditions that the model of a folder reads, without loading it; errors as for `load`."""
     root, document = _open(folder)
+    if document.get("model", {}).get("kind") == "scadm":
+        spec: SCADMSpec = parse(SCADMSpec, document["model"], str(root / "raygen.json"))
+        return frozenset(spec.modalities)
     if "experts" in document.get("model", {}):
         return frozenset().union(*(modalities(root / "experts" / name) for name in document["model"]["experts"]))
     return frozenset(document.get("model", {}).get("modalities", ()))

@@ -4,6 +4,7 @@ Knows how masks, attributes, texts and pictures of a table become tensors, and t
 null slot. Knows no model and no vocabulary: encoders decide what a condition means.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -16,7 +17,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raygen.faces import ATTRIBUTES
+from raygen.faces import ATTRIBUTES, CLASSES
 from raygen.spec import InputError, Spec
 from raygen.tables import decode_image, decode_mask, reason_of
 
@@ -24,28 +25,34 @@ __all__ = [
     "MODALITIES",
     "ConditionDropout",
     "Conditions",
+    "References",
     "Shapes",
     "Tokenize",
     "drop",
     "fit_image",
     "fit_mask",
     "images_from_rows",
+    "style_of",
 ]
 
 UInt8Array = npt.NDArray[np.uint8]
-#: The condition columns that can become tensors here.
+STYLE_COLUMNS: Final = ("style_a", "style_b", "style_parts", "style_mix")
+#: The condition columns that can become tensors here; `style` is read from style_a, style_b, style_parts, style_mix.
 MODALITIES: Final = ("mask", "attributes", "text")
+#: Rows of FACES by id: where the pictures lie that a style is taken from.
+References = Callable[[Iterable[str]], Mapping[str, Mapping[str, Any]]]
 #: Texts -> token ids int64 [n, length].
 Tokenize = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """What conditions look like to one model: side of its masks, and how its texts become ids."""
+    """What conditions look like to one model: side of its masks, how its texts become ids, where references lie."""
 
     mask_size: int = 0
     text_length: int = 0
     tokenize: Tokenize | None = None
+    references: References | None = None
 
 
 @dataclass(frozen=True)
@@ -53,13 +60,17 @@ class Conditions:
     """Conditions of `n` pictures. A slot whose `present[m]` is False holds zeros and is not conditioned on m.
 
     `mask`: class indices uint8 [n, H, W]; `attributes`: float [n, 40] of -1, 0 (unknown), 1; `text`: token ids int64
-    [n, L]. A modality that the model does not take is None and not in `present`. `present`: bool [n] a modality.
+    [n, L]; `style`: two references, uint8 [n, 2, 4, H, W] (red, green, blue, class), and `style_weights`, how much of
+    each class is taken from each, float [n, 2, 19]. A modality that the model does not take is None and not in
+    `present`. `present`: bool [n] a modality.
     """
 
     n: int
     mask: Tensor | None = None
     attributes: Tensor | None = None
     text: Tensor | None = None
+    style: Tensor | None = None
+    style_weights: Tensor | None = None
     present: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -71,6 +82,8 @@ class Conditions:
             mask=torch.zeros(n, side, side, dtype=torch.uint8, device=device) if "mask" in names else None,
             attributes=torch.zeros(n, len(ATTRIBUTES), device=device) if "attributes" in names else None,
             text=torch.zeros(n, shapes.text_length, dtype=torch.int64, device=device) if "text" in names else None,
+            style=torch.zeros(n, 2, 4, side, side, dtype=torch.uint8, device=device) if "style" in names else None,
+            style_weights=torch.zeros(n, 2, len(CLASSES), device=device) if "style" in names else None,
             present={name: torch.zeros(n, dtype=torch.bool, device=device) for name in names},
         )
 
@@ -91,7 +104,8 @@ class Conditions:
         """
         n = rows.num_rows
         errors: list[str | None] = [None] * n
-        values = {name: _parsed(rows, name, name in required, shapes, errors) for name in modalities}
+        columns = set(modalities) - {"style"}
+        values = {name: _parsed(rows, name, name in required, shapes, errors) for name in columns}
         result = cls.null(n, modalities, shapes)
         for name, items in values.items():
             column = result.values()[name]
@@ -99,11 +113,25 @@ class Conditions:
                 if item is not None and errors[i] is None:
                     column[i] = torch.as_tensor(item)
                     result.present[name][i] = True
+        if result.style is not None and result.style_weights is not None:
+            for i, row in enumerate(rows.select([c for c in STYLE_COLUMNS if c in rows.column_names]).to_pylist()):
+                try:
+                    found = style_of(row, shapes) if errors[i] is None else None
+                except InputError as error:
+                    errors[i] = reason_of(error)
+                    _silence(result, i)
+                    continue
+                if found is not None:
+                    result.style[i], result.style_weights[i] = map(torch.as_tensor, found)
+                    result.present["style"][i] = True
         return result, errors
 
     def values(self) -> dict[str, Tensor]:
         """The tensors of the modalities there is room for, by name."""
-        pairs = {"mask": self.mask, "attributes": self.attributes, "text": self.text}
+        pairs = {
+            "mask": self.mask, "attributes": self.attributes, "text": self.text, "style": self.style,
+            "style_weights": self.style_weights,
+        }  # fmt: skip
         return {name: value for name, value in pairs.items() if value is not None}
 
     @property
@@ -179,6 +207,62 @@ def _attributes(value: Sequence[int | None]) -> npt.NDArray[np.float32]:
         if item not in (-1, 0, 1):
             raise InputError(f"{name} is {item}, not -1, 0 or 1", reason="attributes")
     return np.asarray(value, dtype=np.float32)
+
+
+def _silence(conditions: Conditions, i: int) -> None:
+    """A bad row conditions on nothing."""
+    for flag in conditions.present.values():
+        flag[i] = False
+    for value in conditions.values().values():
+        value[i] = 0
+
+
+def style_of(row: Mapping[str, Any], shapes: Shapes) -> tuple[UInt8Array, npt.NDArray[np.float32]] | None:
+    """The references of a row uint8 [2, 4, S, S] and what is taken from them float32 [2, 19]; None without any.
+
+    Everything comes from `style_a` but the `style_parts`, which are (1 - mix) of a and mix of b: all parts where none
+    are named, mix 1 where none is given. A class that a reference does not have is not taken from it. `InputError`:
+    `style` for a reference without mask, of another content than planned, or a part above 18; and as pictures and masks
+    have it.
+    """
+    names = [None if row.get(c) is None else row[c]["face_id"] for c in ("style_a", "style_b")]
+    if names == [None, None]:
+        return None
+    if shapes.references is None:
+        raise InputError("the row takes its style from a face, and no folder of faces was given", reason="style")
+    parts = list(row.get("style_parts") or range(len(CLASSES)))
+    if wrong := [part for part in parts if part >= len(CLASSES)]:
+        raise InputError(f"part {wrong[0]} is above {len(CLASSES) - 1}", reason="style")
+    mix = 1.0 if row.get("style_mix") is None else float(row["style_mix"])
+    given = row.get("style_b") is not None or row.get("style_parts") or row.get("style_mix") is not None
+    share = np.zeros(len(CLASSES), dtype=np.float32)
+    share[parts] = mix if given else 0.0
+    weights = np.stack([1 - share, share])
+    found = np.zeros((2, 4, shapes.mask_size, shapes.mask_size), dtype=np.uint8)
+    for i, name in enumerate(names):
+        if name is None:
+            weights[i] = 0
+            continue
+        found[i] = _reference(shapes, name, row[("style_a", "style_b")[i]].get("sha256"))
+        weights[i] *= np.isin(np.arange(len(CLASSES)), found[i, 3])
+    return found, weights
+
+
+def _reference(shapes: Shapes, name: str, sha256: str | None) -> UInt8Array:
+    """A face's picture and mask [4, S, S]."""
+    assert shapes.references is not None
+    face = shapes.references([name])[name]
+    image, mask = ((face.get(c) or {}).get("bytes") for c in ("image", "mask"))
+    if mask is None:
+        raise InputError(f"reference {name!r} has no mask", reason="style")
+    if sha256 is not None and hashlib.sha256(image or b"").hexdigest() != sha256:
+        raise InputError(f"reference {name!r} is another picture than the one planned", reason="style")
+    pixels, labels = decode_image(image), decode_mask(mask)
+    if pixels.shape[:2] != labels.shape:
+        sizes = f"{labels.shape[1]}x{labels.shape[0]}, its picture {pixels.shape[1]}x{pixels.shape[0]}"
+        raise InputError(f"the mask of reference {name!r} is {sizes}", reason="style")
+    fitted = fit_image(pixels, shapes.mask_size)
+    return np.concatenate([fitted.transpose(2, 0, 1), fit_mask(labels, shapes.mask_size)[None]])
 
 
 def fit_mask(mask: UInt8Array, size: int) -> UInt8Array:

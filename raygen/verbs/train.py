@@ -175,7 +175,7 @@ class TrainJob(Job):
         latents, _ = open_input(what.latents)
         assert what.first_stage is not None
         return load_arrays(
-            faces.tables("faces", [c for c in columns if c != "image"]),
+            faces.tables("faces", [c for c in columns if c != "image" or "style" in modalities]),
             size=size,
             modalities=modalities,
             latents=latents.tables("latents"),
@@ -183,6 +183,7 @@ class TrainJob(Job):
             split=what.split,
             tokenize=tokenizer,
             recipe=what.recipe,
+            pictures="style" in modalities,
         )
 
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:

@@ -1,0 +1,207 @@
+"""SCA-DM: a mask decides where, a style a class decides how. Without styles and in pixel space it is SDM.
+
+Knows how masks enter (SPADE in middle and decoder, gates on cross-attention) and how styles of one or two references
+become one style a class. Knows neither losses nor samplers.
+
+    style_k = a_k A_k + b_k B_k + (1 - a_k - b_k) N_k        a class k at a time
+
+A and B are the styles of two references, N the null style: what the encoder says of a black picture under the target's
+own mask. Reconstruction, swaps, interpolation, noise and mixtures are values of a and b, and nothing else.
+
+Source: Ergasti et al. 2024 (SCA-DM); Wang et al. 2022 (SDM). Presets are in `SCADMSpec`.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import gcd
+from typing import Any, Literal
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from raygen.faces import CLASSES
+from raygen.models.attention import Gating, gates, own_cross_attention
+from raygen.models.autoencoder import FirstStage, silence_residuals, to_pixels
+from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.conditions import Conditions
+from raygen.models.ldm import prepared_context, run_unet
+from raygen.models.schedule import NoiseSchedule
+from raygen.models.spade import modulated, modulations, one_hot, spade_blocks
+from raygen.models.style import StyleEncoder
+from raygen.spec import ConfigError, Spec
+
+__all__ = ["SCADM", "SCADMSpec", "StyleSpec", "build_scadm_unet", "new_style_encoder"]
+
+K = len(CLASSES)
+
+
+class StyleSpec(Spec):
+    """Shape of the style encoder; the defaults are the published ones, for references of 256 pixels."""
+
+    base: int = Field(4, ge=1, description="channels a class at full size; doubled by each halving")
+    downs: int = Field(6, ge=1, le=8, description="halvings")
+    ups: int = Field(5, ge=1, le=8, description="halvings undone; each gives one scale")
+    width: int = Field(256, ge=1, description="of a class at one scale")
+    aligned: bool = Field(True, description="the decoder's groups line up with the classes; not so as released")
+
+    @property
+    def token_width(self) -> int:
+        """Of a class's style over all scales."""
+        return self.ups * self.width
+
+
+class SCADMSpec(Spec):
+    """Shape of the denoiser; its first stage is handed in beside it.
+
+    Released: hard gates, and a style encoder whose groups are not aligned (`gating: hard`, `style.aligned: false`). The
+    paper's equation 8 is `gating: paper`. The default is what is right: hard gates, aligned groups.
+    """
+
+    kind: Literal["scadm"] = "scadm"
+    noise: NoiseSchedule = Field(default_factory=NoiseSchedule)
+    latent: tuple[int, int, int] | None = Field(
+        None, description="channels, height, width that its first stage must have; none takes what it has"
+    )
+    channels: tuple[int, ...] = Field((224, 448, 672, 896), min_length=2, description="one a level")
+    layers_per_block: int = Field(2, ge=1, le=8)
+    attention: tuple[bool, ...] = Field((False, True, True, True), description="one a level; always in the middle")
+    head_dim: int = Field(32, ge=4, description="channels of an attention head")
+    spade_hidden: int = Field(128, ge=4, description="channels between mask and scale")
+    gating: Gating = "hard"
+    style: StyleSpec | None = Field(default_factory=StyleSpec, description="none: no references, as in SDM")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SCADMSpec":
+        if len(self.attention) != len(self.channels):
+            raise ValueError(f"{len(self.attention)} values of attention for {len(self.channels)} levels")
+        if bad := [c for c in self.channels if c % self.head_dim]:
+            raise ValueError(f"channels {bad} are not multiples of head_dim {self.head_dim}")
+        return self
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The conditions it takes."""
+        return ("mask",) if self.style is None else ("mask", "style")
+
+
+class SCADM(Model):
+    """A UNet that reads a mask in every normalisation of its decoder, and styles through gated attention."""
+
+    def __init__(
+        self, spec: SCADMSpec, first_stage: FirstStage, unet: Any = None, style_encoder: StyleEncoder | None = None
+    ) -> None:
+        """`ConfigError` where the first stage makes other latents than the spec says, or too small pictures."""
+        super().__init__()
+        found = first_stage.latent_shape
+        if spec.latent is not None and spec.latent != found:
+            raise ConfigError(f"the model is for latents {spec.latent}, the first stage makes {found}")
+        self.spec, self.schedule = spec, spec.noise
+        self.modalities, self.required_conditions = frozenset(spec.modalities), frozenset()
+        self.first_stage = first_stage.requires_grad_(False)
+        made = build_scadm_unet(spec, found) if unet is None else unet
+        self.unet = own_cross_attention(made, spec.gating)
+        self.style_encoder = style_encoder if style_encoder is not None else new_style_encoder(spec)
+        size = first_stage.spec.image_size
+        if spec.style is not None and size % 2**spec.style.downs:
+            raise ConfigError(f"style.downs {spec.style.downs}: pictures of {size} pixels cannot be halved so often")
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """The UNet."""
+        return [self.unet]
+
+    def encoders(self) -> Mapping[str, nn.Module]:
+        """The condition encoders by the name of their checkpoint folder."""
+        return {} if self.style_encoder is None else {"style_encoder": self.style_encoder}
+
+    def embed(self, conditions: Conditions) -> Tokens:
+        """`labels` uint8 [B, S, S], `present` bool [B], and `style_tokens` [B, 19, D] where there are styles."""
+        assert conditions.mask is not None
+        tokens: dict[str, Tensor] = {"labels": conditions.mask, "present": conditions.present["mask"]}
+        if self.style_encoder is not None:
+            tokens["style_tokens"] = self.styles(conditions)
+        return tokens
+
+    def styles(self, conditions: Conditions) -> Tensor:
+        """One style a class [B, 19, D]: the formula of the module, with null styles where nothing was lent."""
+        assert conditions.mask is not None
+        assert conditions.style is not None
+        assert conditions.style_weights is not None
+        here = conditions.present["mask"]
+        own = self._maps(conditions.mask, here)
+        lent = conditions.style_weights * conditions.present["style"].view(-1, 1, 1)  # [B, 2, 19]
+        mixed = (1 - lent.sum(dim=1)).unsqueeze(-1) * self._style(torch.zeros_like(own[:, :3]), own)
+        for i in range(2):
+            rows = lent[:, i].any(dim=1)
+            if rows.any():
+                reference = conditions.style[rows, i]  # [b, 4, S, S]: red, green, blue, label
+                maps = self._maps(reference[:, 3], torch.ones(len(reference), dtype=torch.bool, device=own.device))
+                said = self._style(to_pixels(reference[:, :3].movedim(1, -1)).to(own.dtype), maps)
+                mixed = mixed.index_add(0, rows.nonzero()[:, 0], lent[rows, i].unsqueeze(-1).to(said.dtype) * said)
+        return mixed
+
+    def _style(self, pixels: Tensor, maps: Tensor) -> Tensor:
+        assert self.style_encoder is not None
+        result: Tensor = self.style_encoder(pixels, maps)
+        return result
+
+    def _maps(self, labels: Tensor, present: Tensor) -> Tensor:
+        return one_hot(labels, present, labels.shape[-1], K, next(self.parameters()).dtype)
+
+    def prepare(self, tokens: Tokens) -> Context:
+        """Scales and shifts of every SPADE norm, keys and values of styles, and gates."""
+        labels, present = tokens["labels"], tokens["present"]
+        ctx = modulations(self.unet, labels, present, K)
+        if self.style_encoder is not None:
+            ctx |= prepared_context(self.unet, {"text_tokens": tokens["style_tokens"]})
+            if self.spec.gating != "none":
+                sides = {self.latent_shape[1] // 2**i for i, here in enumerate(self.spec.attention) if here}
+                sides.add(self.latent_shape[1] // 2 ** (len(self.spec.channels) - 1))
+                ctx |= gates({s: one_hot(labels, present, s, K, self.unet.dtype) for s in sides}, self.spec.gating)
+        return ctx
+
+    def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
+        """See `Model.predict`. Keeps no record."""
+        with modulated(self.unet, ctx):
+            return run_unet(self.unet, zt, t, ctx)
+
+
+def new_style_encoder(spec: SCADMSpec) -> StyleEncoder | None:
+    """The style encoder of a spec, None where it has none."""
+    style = spec.style
+    if style is None:
+        return None
+    return StyleEncoder(style.base, style.downs, style.ups, style.width, aligned=style.aligned)
+
+
+def build_scadm_unet(spec: SCADMSpec, latent_shape: tuple[int, int, int]) -> Any:
+    """The UNet of a spec with SPADE in middle and decoder, and random weights.
+
+    At paper size it has 486,895,363 parameters; the published network holds 17,024 more in a label embedding that
+    nothing reads.
+    """
+    latent, side, _ = latent_shape
+    shared: dict[str, Any] = {
+        "sample_size": side,
+        "in_channels": latent,
+        "out_channels": latent,
+        "block_out_channels": spec.channels,
+        "layers_per_block": spec.layers_per_block,
+        "norm_num_groups": gcd(32, *spec.channels),
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+    }
+    form = "Attn" if spec.style is None else "CrossAttn"
+    shared["down_block_types"] = tuple(f"{form if here else ''}DownBlock2D" for here in spec.attention)
+    shared["up_block_types"] = tuple(f"{form if here else ''}UpBlock2D" for here in reversed(spec.attention))
+    if spec.style is None:
+        unet = UNet2DModel(**shared, norm_eps=1e-5, downsample_padding=1, attention_head_dim=spec.head_dim)
+    else:
+        heads = tuple(c // spec.head_dim for c in spec.channels)
+        width = spec.style.token_width
+        unet = UNet2DConditionModel(**shared, cross_attention_dim=width, attention_head_dim=heads)
+    silence_residuals(unet)
+    nn.init.zeros_(unet.conv_out.weight)
+    nn.init.zeros_(unet.conv_out.bias)
+    return spade_blocks(unet, classes=K, hidden=spec.spade_hidden)
