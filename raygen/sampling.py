@@ -9,8 +9,8 @@ device class, the number of threads and the versions of the libraries.
 
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -24,7 +24,7 @@ from raygen.influence import X0, InfluenceLog
 from raygen.models import checkpoint
 from raygen.models.autoencoder import to_uint8
 from raygen.models.base import Context, Model, Record, concatenate
-from raygen.models.conditions import Conditions
+from raygen.models.conditions import Conditions, References
 from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec, advance, build_sampler, uses_step_noise
 from raygen.spec import ConfigError, Spec
@@ -32,6 +32,7 @@ from raygen.tables import SAMPLES, SCORES, Codec, cast, encode_image, picture_co
 
 __all__ = [
     "Guidance",
+    "GuidanceForm",
     "Guide",
     "Observe",
     "SampleSpec",
@@ -48,6 +49,8 @@ Float32Array = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 #: One weight for all conditions together, or a weight a modality; 1 is no guidance.
 Guidance = float | dict[str, float]
+#: `scale`: e0 + w (e - e0), 1 is none. `extra`: e + s (e - e0), 0 is none; s = w - 1. Papers use both and call both s.
+GuidanceForm = Literal["scale", "extra"]
 #: (pictures uint8 [n, H, W, 3], their rows) -> SCORES rows.
 Observe = Callable[[UInt8Array, pa.Table], pa.Table]
 #: Gives the noise of step i, [B, C, h, w].
@@ -101,20 +104,33 @@ class Guide:
         return (output.view(terms, *zt.shape) * weights).sum(dim=0)
 
 
-def guide(model: Model, conditions: Conditions, guidance: Guidance) -> Guide:
+def guide(
+    model: Model,
+    conditions: Conditions,
+    guidance: Guidance,
+    *,
+    form: GuidanceForm = "scale",
+    against: Collection[str] = (),
+) -> Guide:
     """The terms of classifier-free guidance, those of weight 0 left out.
 
-    A number w: e0 + w (e_all - e0). A mapping: e0 + sum of w_m (e_m - e0), e_m conditioned on m alone. e0 has no
-    conditions. A joint weight of 1 is one evaluation. `ConfigError` names a modality the model does not take.
+    A number w: e0 + w (e_all - e0), or in the form `extra`, e_all + w (e_all - e0), where 0 is no guidance. A mapping:
+    e0 + sum of w_m (e_m - e0), e_m conditioned on m and on `against`. e0 is conditioned on `against` alone. A joint
+    weight that adds nothing is one evaluation. `ConfigError` names a modality the model does not take.
     """
+    if unknown := sorted(set(against) - model.modalities):
+        raise ConfigError(f"guidance against {unknown}: the model takes {sorted(model.modalities) or 'no conditions'}")
     if isinstance(guidance, Mapping):
         if unknown := sorted(set(guidance) - model.modalities):
             raise ConfigError(f"guidance of {unknown}: the model takes {sorted(model.modalities) or 'no conditions'}")
-        terms = [(conditions.keep({name}), float(weight)) for name, weight in sorted(guidance.items())]
+        if form != "scale":
+            raise ConfigError(f"guidance by modality has the form 'scale', not {form!r}")
+        terms = [(conditions.keep({name, *against}), float(weight)) for name, weight in sorted(guidance.items())]
     else:
         # A model without conditions has one prediction, whatever the weight.
-        terms = [(conditions, float(guidance) if model.modalities else 1.0)]
-    terms.append((conditions.keep(()), 1.0 - sum(weight for _, weight in terms)))
+        scale = float(guidance) + (1.0 if form == "extra" else 0.0)
+        terms = [(conditions, scale if model.modalities else 1.0)]
+    terms.append((conditions.keep(against), 1.0 - sum(weight for _, weight in terms)))
     used = [(c, w) for c, w in terms if w != 0]
     ctx = concatenate([model.prepare(model.embed(c)) for c, _ in used]) if model.modalities else {}
     return Guide(ctx, tuple(w for _, w in used))
@@ -164,11 +180,14 @@ class SampleSpec(Spec):
     checkpoint: str
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
     guidance: Guidance = 1.0
+    guidance_form: GuidanceForm = "scale"
+    guidance_against: tuple[str, ...] = ()
     guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the steps that is guided")
     mixing: AnyMixing | None = Field(None, description="of the experts of a collaboration; none is `paper`")
     missing: Literal["null", "quarantine"] = "null"
     influence_steps: int = Field(0, ge=0, le=1000)
     seed: int = Field(0, ge=0)
+    noise: Literal["sample", "group"] = "sample"
     attempt: int = Field(0, ge=0)
     batch: int = Field(32, ge=1, le=4096)
     codec: Codec = "webp"
@@ -195,10 +214,12 @@ class SampleWorker:
         model: Model | None = None,
         observe: Observe | None = None,
         threads: int | None = None,
+        references: References | None = None,
     ) -> None:
+        """`references`: of the faces that styles are taken from."""
         if threads is not None:
             torch.set_num_threads(threads)
-        self.spec, self.observe = spec, observe
+        self.spec, self.observe, self.references = spec, observe, references
         self.device = pick_device(spec.device)
         self.digest = "" if model is not None else checkpoint.digest(spec.checkpoint)
         loaded = checkpoint.load(spec.checkpoint) if model is None else model
@@ -225,11 +246,13 @@ class SampleWorker:
         """
         model = self.model
         required = model.modalities if self.spec.missing == "quarantine" else model.required_conditions
-        conditions, errors = Conditions.from_rows(rows, model.modalities, required=required, shapes=model.shapes)
+        shapes = replace(model.shapes, references=self.references)
+        conditions, errors = Conditions.from_rows(rows, model.modalities, required=required, shapes=shapes)
         ids = rows["sample_id"].to_pylist()
+        groups = rows["group_id"].to_pylist() if self.spec.noise == "group" else [None] * len(ids)
         keys: list[int | None] = [
-            None if error else noise_key(self.spec.seed, name, self.spec.attempt)
-            for name, error in zip(ids, errors, strict=True)
+            None if error else noise_key(self.spec.seed, group or name, self.spec.attempt)
+            for name, group, error in zip(ids, groups, errors, strict=True)
         ]
         keys += [None] * (self.spec.batch - len(keys))
         log = InfluenceLog(len(ids), self.spec.influence_steps)
@@ -243,7 +266,8 @@ class SampleWorker:
     ) -> tuple[Tensor, Tensor]:
         spec, model = self.spec, self.model
         unguided = guide(model, conditions, 1.0) if spec.guidance_interval != (0.0, 1.0) else None
-        return self.pictures(guide(model, conditions, spec.guidance), keys, log, unguided)
+        guided = guide(model, conditions, spec.guidance, form=spec.guidance_form, against=spec.guidance_against)
+        return self.pictures(guided, keys, log, unguided)
 
     @torch.inference_mode()
     def pictures(

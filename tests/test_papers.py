@@ -21,6 +21,8 @@ PUBLISHED = {
     ("mask_256", "unet"): 403_623_939,
     ("mask_256", "mask_encoder"): 1024 * 640 + 640,
     ("attributes_256", "unet"): 403_623_939,
+    ("scadm_256", "unet"): 486_912_387 - 19 * 896,  # without a label embedding that nothing reads
+    ("scadm_256", "style_encoder"): 18_069_304,
     ("attributes_mask_256", "unet"): 403_623_939,
 }
 

@@ -120,7 +120,8 @@ class SCADM(Model):
         assert conditions.mask is not None
         tokens: dict[str, Tensor] = {"labels": conditions.mask, "present": conditions.present["mask"]}
         if self.style_encoder is not None:
-            tokens["style_tokens"] = self.styles(conditions)
+            here = conditions.present["mask"].view(-1, 1, 1)
+            tokens["style_tokens"] = self.styles(conditions) * here  # zeros without a mask, as released
         return tokens
 
     def styles(self, conditions: Conditions) -> Tensor:

@@ -15,7 +15,8 @@ from raygen.models.checkpoint import modalities
 from raygen.models.conditions import MODALITIES
 from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec
-from raygen.sampling import Guidance, SampleSpec, SampleWorker
+from raygen.references import FaceRows
+from raygen.sampling import Guidance, GuidanceForm, SampleSpec, SampleWorker
 from raygen.scoring import Observer, ScoreSpec
 from raygen.shards import Worker
 from raygen.storage import read_slice
@@ -46,7 +47,15 @@ class GenerateWhat(ShardedWhat):
     guidance: Guidance = Field(
         1.0, description="one weight for all conditions, or a weight a modality; 1 costs nothing"
     )
+    guidance_form: GuidanceForm = Field(
+        "scale", description="scale: e0 + w (e - e0), 1 is none; extra: e + s (e - e0), 0 is none"
+    )
+    guidance_against: tuple[str, ...] = Field((), description="conditions that e0 keeps, such as mask")
+    references: str | None = Field(None, description="folder of the ingest run that styles are taken from")
     seed: int = Field(0, ge=0, description="with sample_id and attempt the key of a picture's noise")
+    noise: Literal["sample", "group"] = Field(
+        "sample", description="group: rows of a group_id start from the same noise, as an interpolation wants it"
+    )
     attempt: int = Field(0, ge=0, le=99, description="another attempt has other noise and a folder of its own")
     batch: int = Field(32, ge=1, le=4096, description="pictures at once; part of what bytes depend on")
     codec: Codec = "webp"
@@ -69,6 +78,8 @@ class GenerateJob(ShardedJob):
         """Plan the shards of pictures. The checkpoint enters by its content, not by its path."""
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
         what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
+        if self.what.references is not None:
+            what["references"] = inputs(self.what.references, "faces").digest
         return prepared(
             self, "generate", what, inputs(self.what.conditions, "conditions"), self._builder,
             batch=self.what.batch, sharding=self.what, attempt=self.what.attempt,
@@ -98,10 +109,11 @@ class GenerateJob(ShardedJob):
         fields = (set(SampleSpec.model_fields) & set(GenerateWhat.model_fields)) - {"checkpoint"}
         values = {name: getattr(self.what, name) for name in fields}
         spec = SampleSpec(run_id=run_id, checkpoint=resolve(self.what.checkpoint), **values)
-        return partial(build_sampler, spec, self.what.score, self.where.threads)
+        return partial(build_sampler, spec, self.what.score, self.where.threads, self.what.references)
 
 
-def build_sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int) -> Worker:
-    """The worker of an actor: a model, and an observer where pictures are measured at once."""
+def build_sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> Worker:
+    """The worker of an actor: a model, an observer where pictures are measured at once, faces to take styles from."""
+    faces = None if references is None else FaceRows(references, ("image", "mask"))
     observe = None if score is None else Observer(score, run_id=spec.run_id, attempt=spec.attempt)
-    return SampleWorker(spec, observe=observe, threads=threads)
+    return SampleWorker(spec, observe=observe, threads=threads, references=faces)
