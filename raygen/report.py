@@ -17,7 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raygen import galleries, strips
+from raygen import galleries, strips, styled
 from raygen.charts import Span, axis, bins, clock, lanes, steps, without_pauses
 from raygen.faces import CLASSES, PALETTE
 from raygen.findings import LABELS, Number, cards, class_rows, numbers, verdict
@@ -196,11 +196,12 @@ def _gallery(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
 def _strips(stages: Mapping[str, Stage]) -> dict[str, Any]:
     """Influence maps over steps, and edits over alpha, where the samples have them."""
     if "samples" not in stages:
-        return {"influence": None, "edits": None}
+        return {"influence": None, "edits": None, "styled": None}
     stage, faces = stages["samples"], stages["faces"].slices("faces") if "faces" in stages else []
     return {
         "influence": strips.influence(stage.slices("influence"), stage.slices("scores")),
         "edits": strips.edits(stage.slices("samples"), stage.slices("scores"), faces),
+        "styled": styled.styled(stage.slices("samples"), faces),
     }
 
 

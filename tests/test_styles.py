@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from raygen import report
 from raygen.faces import CLASS_INDEX
 from raygen.models import checkpoint
 from raygen.planning import Styles
@@ -119,6 +120,16 @@ def test_experiments_end_to_end(world: Path) -> None:
     near = [np.abs(middle - end).mean() for end in ends]
     assert max(near) < np.abs(ends[0] - ends[1]).mean(), "the middle lies between"
     assert len(pictures(world, "noise", per_face=2)) == 8
+
+
+def test_the_report_shows_references_mask_and_results(world: Path) -> None:
+    pictures(world, "partial", parts=["hair"])
+    folder = world / "partial"
+    (folder / "faces").symlink_to(world / "faces")
+    page = Path(report.build(str(folder))).read_text()
+    assert 'id="styles"' in page
+    assert "here for hair alone" in page
+    assert page.count("Other of p0000") == page.count("The mask of p0000") == page.count("Result result of p0000") == 4
 
 
 def test_a_style_needs_its_faces(world: Path) -> None:
