@@ -291,7 +291,7 @@ class SampleWorker:
             step_noise=(lambda i: _batch_noise(keys, 1 + i, shape).to(self.device)) if noisy else None,
             unguided=unguided,
             interval=spec.guidance_interval,
-            record=log.record,
+            record=log.record if model.mixes or spec.influence_steps else None,
         )
         log.begin([int(t) for t in scheduler.timesteps], model.first_stage.decode)
         for zt in trajectory:

@@ -16,12 +16,13 @@ A batch is a mapping of tensors with the picture first:
 
 from raygen.losses.autoencoder import AutoencoderObjective, AutoencoderObjectiveSpec, edges
 from raygen.losses.base import Batch, Losses, Objective
-from raygen.losses.diffusion import P2, DiffusionLoss, DiffusionObjective, MinSNR, Simple
+from raygen.losses.diffusion import P2, AttentionLoss, DiffusionLoss, DiffusionObjective, MinSNR, Simple
 from raygen.losses.discriminator import DiscriminatorSpec, PatchDiscriminator
 from raygen.losses.recognition import ClassifierObjective, ParserObjective
 
 __all__ = [
     "P2",
+    "AttentionLoss",
     "AutoencoderObjective",
     "AutoencoderObjectiveSpec",
     "Batch",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -16,9 +17,10 @@ from raygen.models.autoencoder import to_pixels
 from raygen.models.base import Model
 from raygen.models.conditions import ConditionDropout, Conditions, drop
 from raygen.models.schedule import NoiseSchedule
+from raygen.models.spade import one_hot
 from raygen.spec import Spec
 
-__all__ = ["P2", "DiffusionLoss", "DiffusionObjective", "MinSNR", "Simple"]
+__all__ = ["P2", "AttentionLoss", "DiffusionLoss", "DiffusionObjective", "MinSNR", "Simple"]
 
 
 class Simple(Spec):
@@ -62,13 +64,43 @@ class MinSNR(Spec):
 DiffusionLoss = Annotated[Simple | P2 | MinSNR, Field(discriminator="kind")]
 
 
+class AttentionLoss(Spec):
+    """SCA-DM's optional term: a pixel's attention scores, before gates and softmax, should name its class.
+
+    The head-averaged scores of every cross-attention layer are logits of the one-hot mask (`bce`), or are brought near
+    it (`mse`). Hard gates alone leave queries and keys without a gradient.
+    """
+
+    weight: float = Field(0.01, gt=0, description="the released configuration's")
+    kind: Literal["bce", "mse"] = "bce"
+
+    def of(self, scores: Tensor, mask: Tensor, present: Tensor) -> Tensor:
+        """scores [B, N, 19] of a square of N pixels, mask uint8 [B, S, S], present bool [B] -> its mean, unweighted."""
+        side = int(scores.shape[1] ** 0.5)
+        target = one_hot(mask, present, side, len(CLASSES), scores.dtype).flatten(2).transpose(1, 2)  # [B, N, 19]
+        each = (
+            F.binary_cross_entropy_with_logits(scores, target, reduction="none") if self.kind == "bce"
+            else (scores - target).square()
+        )  # fmt: skip
+        weight = present.to(scores.dtype)
+        return (each.mean(dim=(1, 2)) * weight).sum() / weight.sum().clamp(min=1)
+
+
 class DiffusionObjective(Objective):
     """Weighted mean square error of what the model predicts, with condition dropout."""
 
     weights: Tensor
 
-    def __init__(self, model: Model, loss: Simple | P2 | MinSNR, dropout: ConditionDropout | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        loss: Simple | P2 | MinSNR,
+        dropout: ConditionDropout | None = None,
+        attention: AttentionLoss | None = None,
+    ) -> None:
+        """`attention`: for models that record attention scores."""
         super().__init__()
+        self.attention = attention
         self.module = self.model = model
         self.latent_shape, self.timesteps = model.latent_shape, model.schedule.timesteps
         self.dropout = dropout or ConditionDropout()
@@ -83,9 +115,17 @@ class DiffusionObjective(Objective):
         z, eps, t = self._latents(batch), batch["noise"], batch["t"]
         conditions = drop(self.conditions(batch, len(z)), self.dropout, batch["dropout"])
         ctx = self.model.prepare(self.model.embed(conditions))
-        output = self.model.predict(self.model.schedule.add_noise(z, eps, t), t, ctx)
+        record: dict[str, Tensor] | None = None if self.attention is None else {}
+        output = self.model.predict(self.model.schedule.add_noise(z, eps, t), t, ctx, record)
         error = (output - self.model.schedule.target(z, eps, t)).square().flatten(1).mean(dim=1)  # [B]
-        return {"loss": (self.weights[t] * error).mean(), "mse": error.detach().mean()}
+        losses = {"loss": (self.weights[t] * error).mean(), "mse": error.detach().mean()}
+        if self.attention is not None and record is not None:
+            assert conditions.mask is not None
+            present = conditions.present["mask"]
+            parts = [self.attention.of(score, conditions.mask, present) for score in record.values()]
+            term = torch.stack(parts).mean()
+            losses = {**losses, "loss": losses["loss"] + self.attention.weight * term, "attention": term.detach()}
+        return losses
 
     @torch.no_grad()
     def _latents(self, batch: Batch) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GATE", "KEYS_VALUES", "Gating", "gates", "given", "keys_values", "own_cross_attention"]
+__all__ = ["GATE", "KEYS_VALUES", "Gating", "gates", "given", "keys_values", "own_cross_attention", "watching"]
 
 #: Names of keys and values in a context: `kv.<place of the layer in the network>`.
 KEYS_VALUES: Final = "kv."
@@ -34,6 +34,7 @@ class CrossAttention:
         self.ready: Tensor | None = None
         self.gates: dict[int, Tensor] = {}
         self.multiplied = False
+        self.watched: list[Tensor] | None = None
 
     def __call__(
         self,
@@ -46,6 +47,8 @@ class CrossAttention:
         """hidden_states [B, N, D], encoder_hidden_states [B, K, E] -> [B, N, D]."""
         keys, values = _projected(attn, encoder_hidden_states) if self.ready is None else self.ready.chunk(2, dim=-1)
         q, k, v = (_heads(x, attn.heads) for x in (attn.to_q(hidden_states), keys, values))
+        if self.watched is not None:
+            self.watched.append((q @ k.transpose(-1, -2)).mean(dim=1) * q.shape[-1] ** -0.5)  # [B, N, K]
         mixed = self._mixed(q, k, v, attention_mask)  # [B, heads, N, d]
         merged = mixed.transpose(1, 2).flatten(2)
         result: Tensor = attn.to_out[1](attn.to_out[0](merged))
@@ -117,6 +120,23 @@ def given(unet: Any, ctx: Mapping[str, Tensor]) -> Iterator[None]:
         for processor in processors:
             processor.ready = None
             processor.gates = processor.gates if torch.is_grad_enabled() else {}
+
+
+@contextmanager
+def watching(unet: Any) -> Iterator[list[Tensor]]:
+    """Inside, the list gets the scores of every cross-attention layer before gates and softmax, mean over heads.
+
+    Each [B, N, K], in the order of the forward.
+    """
+    found: list[Tensor] = []
+    processors = [layer.processor for layer in _layers(unet)]
+    for processor in processors:
+        processor.watched = found
+    try:
+        yield found
+    finally:
+        for processor in processors:
+            processor.watched = None
 
 
 def _layers(unet: nn.Module) -> list[Any]:

@@ -40,6 +40,8 @@ class Model(nn.Module, ABC):
     required_conditions: frozenset[str]
     schedule: NoiseSchedule
     first_stage: FirstStage
+    #: Whether it is several denoisers, whose shares are worth a record.
+    mixes: bool = False
 
     @abstractmethod
     def embed(self, conditions: Conditions) -> Tokens:

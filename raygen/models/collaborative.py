@@ -94,6 +94,8 @@ class Collaborative(Model):
     `mixing` is how they are put together; `mix` changes it, for inference.
     """
 
+    mixes = True
+
     def __init__(
         self,
         spec: CollaborativeSpec,

@@ -13,7 +13,7 @@ Source: Ergasti et al. 2024 (SCA-DM); Wang et al. 2022 (SDM). Presets are in `SC
 
 from collections.abc import Mapping, Sequence
 from math import gcd
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raygen.faces import CLASSES
-from raygen.models.attention import Gating, gates, own_cross_attention
+from raygen.models.attention import Gating, gates, own_cross_attention, watching
 from raygen.models.autoencoder import FirstStage, silence_residuals, to_pixels
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.conditions import Conditions
@@ -31,9 +31,11 @@ from raygen.models.spade import modulated, modulations, one_hot, spade_blocks
 from raygen.models.style import StyleEncoder
 from raygen.spec import ConfigError, Spec
 
-__all__ = ["SCADM", "SCADMSpec", "StyleSpec", "build_scadm_unet", "new_style_encoder"]
+__all__ = ["ATTENTION", "SCADM", "SCADMSpec", "StyleSpec", "build_scadm_unet", "new_style_encoder"]
 
 K = len(CLASSES)
+#: Names of attention scores in a record.
+ATTENTION: Final = "attention/"
 
 
 class StyleSpec(Spec):
@@ -163,9 +165,14 @@ class SCADM(Model):
         return ctx
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
-        """See `Model.predict`. Keeps no record."""
+        """See `Model.predict`. Records each cross-attention layer's scores [B, N, 19] as `attention/<place>`."""
         with modulated(self.unet, ctx):
-            return run_unet(self.unet, zt, t, ctx)
+            if record is None:
+                return run_unet(self.unet, zt, t, ctx)
+            with watching(self.unet) as scores:
+                output = run_unet(self.unet, zt, t, ctx)
+        record.update({f"{ATTENTION}{place}": score for place, score in enumerate(scores)})
+        return output
 
 
 def new_style_encoder(spec: SCADMSpec) -> StyleEncoder | None:

@@ -36,6 +36,7 @@ from raygen.extractors.small import (
 from raygen.families import DENOISERS, TrainableSpec, count, experts_of, needs
 from raygen.journal import Journal, followed
 from raygen.losses import (
+    AttentionLoss,
     AutoencoderObjective,
     AutoencoderObjectiveSpec,
     ClassifierObjective,
@@ -50,6 +51,7 @@ from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels
 from raygen.models.collaborative import Collaborative, CollaborativeSpec
 from raygen.models.conditions import ConditionDropout
 from raygen.models.ldm import LDMSpec
+from raygen.models.scadm import SCADMSpec
 from raygen.models.text import Tokenizer, TransformerText, tokenizer_of
 from raygen.reconstruction import reconstruction_scores
 from raygen.sheets import sheet
@@ -79,6 +81,7 @@ class TrainWhat(Spec):
     recipe: str = Field("overall", description="denoiser with text: which of a face's texts")
     loss: DiffusionLoss = Field(default_factory=MinSNR, description="denoiser")
     dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="denoiser")
+    attention_loss: AttentionLoss | None = Field(None, description="scadm: attention scores should name the class")
     reconstruction: AutoencoderObjectiveSpec = Field(
         default_factory=AutoencoderObjectiveSpec, description="autoencoder"
     )
@@ -91,6 +94,13 @@ class TrainWhat(Spec):
     def _complete(self) -> "TrainWhat":
         if isinstance(self.model, DENOISERS) and self.first_stage is None:
             raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
+        if self.attention_loss is not None:
+            if not isinstance(self.model, SCADMSpec) or self.model.style is None:
+                raise ValueError("attention_loss is for a scadm with styles")
+            if self.training.gradient_checkpointing:
+                raise ValueError(
+                    "attention_loss needs activations as they are: set training.gradient_checkpointing=false"
+                )
         return self
 
 
@@ -195,7 +205,7 @@ class TrainJob(Job):
             model = checkpoint.build(what.model, stage, seed=seed, tokenizer=tokenizer)
             if isinstance(model, Collaborative) and (what.dropout.null or what.dropout.only):
                 model.must_do_without("dropout.null and dropout.only hide conditions (set them to 0)")
-            objective = DiffusionObjective(model, what.loss, what.dropout)
+            objective = DiffusionObjective(model, what.loss, what.dropout, what.attention_loss)
             objective.frozen = "".join(experts_of(what.model).values())
             return objective
         with torch.random.fork_rng(devices=[]):

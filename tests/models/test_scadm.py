@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raygen.losses import DiffusionObjective, Simple
+from raygen.losses import AttentionLoss, DiffusionObjective, Simple
 from raygen.losses.diffusion import own_style
 from raygen.models import checkpoint
 from raygen.models.attention import CrossAttention, gates
@@ -328,3 +328,39 @@ def test_bad_references_are_errors_with_reasons() -> None:
     )
     assert error(style_a={"face_id": "a", "sha256": "0" * 64}).startswith("style: reference 'a' is another picture")
     assert error(style_a={"face_id": "a"}, style_parts=[19]) == "style: part 19 is above 18"
+
+
+# --- the attention loss ---
+
+
+def test_the_attention_loss_wants_scores_that_name_the_class() -> None:
+    mask = torch.randint(0, 19, (2, 8, 8), dtype=torch.uint8)
+    here = torch.ones(2, dtype=torch.bool)
+    named = _maps(mask)[:, :, ::2, ::2].flatten(2).transpose(1, 2)  # [2, 16, 19]: every second pixel, as nearest has it
+    for loss, good in ((AttentionLoss(), 40 * named - 20), (AttentionLoss(kind="mse"), named)):
+        assert float(loss.of(good, mask, here)) < 1e-6
+        assert float(loss.of(-good, mask, here)) > 0.05
+        assert float(loss.of(-good, mask, ~here)) == 0, "without a mask there is nothing to name"
+
+
+def test_the_attention_loss_reaches_queries_and_keys() -> None:
+    """Hard gates alone leave them without a gradient (see `test_it_trains_end_to_end`)."""
+    model, given = make().train(), conditions(4)
+    for parameter in model.trainable():
+        parameter.requires_grad_(True)
+    objective = DiffusionObjective(model, Simple(), ConditionDropout(null=0.0), AttentionLoss())
+    assert given.style is not None
+    assert given.mask is not None
+    batch = {
+        "moments": torch.randn(4, 2 * model.latent_shape[0], *model.latent_shape[1:]),
+        "posterior": torch.randn(4, *model.latent_shape), "noise": torch.randn(4, *model.latent_shape),
+        "t": torch.tensor([1, 200, 600, 999]), "dropout": torch.ones(4), "mask": given.mask,
+        "images": given.style[:, 0, :3].movedim(1, -1), "present_mask": torch.ones(4, dtype=torch.bool),
+    }  # fmt: skip
+    losses = objective(batch)
+    losses["loss"].backward()
+    assert set(losses) == {"loss", "mse", "attention"}
+    torch.testing.assert_close(losses["loss"].detach(), losses["mse"] + 0.01 * losses["attention"])
+    found = {n: p.grad for n, p in model.named_parameters() if "attn2.to_q" in n or "attn2.to_k" in n}
+    assert found
+    assert all(g is not None and g.any() for g in found.values())
