@@ -10,6 +10,7 @@ pixels. Scaling follows diffusers: z = (latent - mean) * scaling_factor / std, i
 has a place for all three, in the spec for `dc`.
 """
 
+import re
 from collections.abc import Mapping
 from math import gcd
 from typing import Any, Literal
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 
 from raygen.spec import Spec
 
-__all__ = ["AutoencoderSpec", "FirstStage", "silence_residuals", "to_pixels", "to_uint8"]
+__all__ = ["AutoencoderSpec", "FirstStage", "pixel_stage", "silence_residuals", "to_pixels", "to_uint8"]
 
+#: How the identity is named where a folder of a first stage could stand.
+PIXELS = re.compile(r"pixels-(\d+)(?:-p(\d+))?")
 #: Log-variances outside this range are clipped before they are used, as AutoencoderKL's own posterior does.
 LOGVAR_RANGE = (-30.0, 20.0)
 #: Log-variance of the posterior before training.
@@ -67,6 +70,14 @@ class AutoencoderSpec(Spec):
         """(channels, height, width) of a latent."""
         side = self.image_size // self.factor
         return (3 * self.patch**2 if self.stage == "pixel" else self.latent_channels, side, side)
+
+
+def pixel_stage(name: str) -> AutoencoderSpec | None:
+    """The identity that `pixels-64` names, or `pixels-64-p2` with 2 x 2 pixels in a place; None for other names."""
+    found = PIXELS.fullmatch(name)
+    if found is None:
+        return None
+    return AutoencoderSpec(stage="pixel", image_size=int(found[1]), patch=int(found[2] or 1))
 
 
 class FirstStage(nn.Module):

@@ -24,7 +24,7 @@ import torch
 from pydantic import Field
 
 from raygen.bundled import resolve
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage, pixel_stage
 from raygen.models.base import Model
 from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_weights
 from raygen.models.files import (
@@ -328,8 +328,8 @@ def ldm_spec(folder: str | Path) -> LDMSpec:
 
 
 def first_stage_spec(folder: str | Path) -> AutoencoderSpec:
-    """The shape of the first stage of a folder, without loading it; errors as for `load`."""
-    return _stage_spec(*_open(folder))
+    """The shape of the first stage of a folder, or of `pixels-64`, without loading it; errors as for `load`."""
+    return pixel_stage(str(folder)) or _stage_spec(*_open(folder))
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer | None:
@@ -338,7 +338,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer | None:
 
 
 def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:
-    """The first stage of any checkpoint folder; errors as for `load`."""
+    """The first stage of any checkpoint folder, or the identity of `pixels-64`; errors as for `load`."""
+    if (pixels := pixel_stage(str(folder))) is not None:
+        return FirstStage(pixels).to(device).eval()
     root, document = _open(folder)
     return _first_stage(root, document).to(device).eval()
 
@@ -349,6 +351,8 @@ def digest(folder: str | Path) -> str:
     Notes beside them do not count (nor the recipe and the times in raygen.json: the same model is the same however
     long it took), nor does the folder `training`, where a job keeps what it resumes from.
     """
+    if pixel_stage(str(folder)) is not None:
+        return hashlib.sha256(str(folder).encode()).hexdigest()
     root = Path(resolve(str(folder)))
     if not (root / "raygen.json").is_file():
         raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")

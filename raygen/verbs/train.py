@@ -76,7 +76,7 @@ class TrainWhat(Spec):
     model: TrainableSpec
     faces: str = Field(..., description="folder of an ingest run")
     split: str | None = Field(None, description="only faces of this split")
-    first_stage: str | None = Field(None, description="denoiser: folder of a trained first stage")
+    first_stage: str | None = Field(None, description="denoiser: folder of a trained first stage, or pixels-64")
     latents: str | None = Field(None, description="denoiser: folder of an encode run; none encodes at each step")
     recipe: str = Field("overall", description="denoiser with text: which of a face's texts")
     loss: DiffusionLoss = Field(default_factory=MinSNR, description="denoiser")
