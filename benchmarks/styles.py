@@ -2,8 +2,9 @@
 
     python benchmarks/styles.py [--size small|paper] [--steps 20] [--batch 8] [--rounds 5] [--json FILE]
 
-One thread (or the accelerator if there is one), random weights; cases take turns, ratios are medians over rounds. `small`
-is the model of jobs/scadm/train.yaml, `paper` that of jobs/papers/scadm_256.yaml (2 GB of weights; few steps on a CPU).
+One thread (or the accelerator if there is one), random weights; cases take turns, ratios are medians over rounds.
+`small` is the model of jobs/scadm/train.yaml, `paper` that of jobs/papers/scadm_256.yaml (2 GB of weights; few steps on
+a CPU).
 """
 
 import argparse
@@ -80,8 +81,10 @@ def main() -> None:
             model.predict(zt, t, model.prepare(model.embed(given)))
 
     cases: dict[str, Callable[[], None]] = {
-        "once a picture": once, "scales and shifts at each step": scales_again, "styles, keys and values too": all_again,
-    }  # fmt: skip
+        "once a picture": once,
+        "scales and shifts at each step": scales_again,
+        "styles, keys and values too": all_again,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     rows = []
     with torch.inference_mode():

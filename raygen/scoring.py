@@ -22,7 +22,9 @@ from raygen.extractors.base import FeatureSpec, ParserSpec, Small, load_classifi
 from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, codes, mean
 from raygen.metrics.frechet import LOW_N, Moments, frechet_of_features, jackknife
+from raygen.metrics.perceptual import ssim
 from raygen.metrics.segmentation import Counts, bootstrap_miou, confusion
+from raygen.models.conditions import References, fit_image
 from raygen.spec import InputError, Spec
 from raygen.tables import METRICS, SCORES, decode_image, decode_mask
 
@@ -41,14 +43,16 @@ class ScoreSpec(Spec):
     parser: ParserSpec | None = Field(default_factory=Small)
     features: FeatureSpec | None = Field(default_factory=Small)
     classifier: Small | None = Field(default_factory=Small, description="of the 40 attributes")
+    similarity: bool = Field(False, description="SSIM to the face that a row's `source` names")
 
 
 class Observer:
     """Measures pictures that are still pixels: one row a picture and measurement."""
 
-    def __init__(self, spec: ScoreSpec, *, run_id: str, attempt: int = 0) -> None:
+    def __init__(self, spec: ScoreSpec, *, run_id: str, attempt: int = 0, sources: References | None = None) -> None:
+        """`sources`: faces by id, for the similarity to them."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.run_id, self.attempt = run_id, attempt
+        self.run_id, self.attempt, self.sources = run_id, attempt, sources if spec.similarity else None
         self.parser = None if spec.parser is None else load_parser(spec.parser, device)
         self.features = None if spec.features is None else load_features(spec.features, device)
         self.classifier = None if spec.classifier is None else load_classifier(spec.classifier, device)
@@ -65,7 +69,21 @@ class Observer:
             found += self._segmentation(ids, tensor, rows["mask"].to_pylist())
         if self.classifier is not None and "attributes" in rows.column_names and len(ids):
             found += self._attributes(ids, tensor, rows["attributes"].to_pylist())
+        if self.sources is not None and "source" in rows.column_names:
+            found += self._similarity(ids, images, rows["source"].to_pylist())
         return self._table(found)
+
+    def _similarity(
+        self, ids: Sequence[str], images: UInt8Array, names: Sequence[str | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        assert self.sources is not None
+        named = [(i, name) for i, name in enumerate(names) if name is not None]
+        if not named:
+            return []
+        faces = self.sources([name for _, name in named])
+        real = [fit_image(decode_image(faces[name]["image"]["bytes"]), images.shape[1]) for _, name in named]
+        values = ssim(images[[i for i, _ in named]], np.stack(real))
+        return [(ids[i], "ssim:source", [float(value)]) for (i, _), value in zip(named, values, strict=True)]
 
     def _segmentation(
         self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
@@ -123,10 +141,16 @@ class ScoreWorker:
     """SAMPLES or FACES rows -> SCORES: what `Observer` does, on pictures that are stored."""
 
     def __init__(
-        self, spec: ScoreSpec, *, run_id: str, threads: int, through: Callable[[UInt8Array], UInt8Array] | None = None
+        self,
+        spec: ScoreSpec,
+        *,
+        run_id: str,
+        threads: int,
+        through: Callable[[UInt8Array], UInt8Array] | None = None,
+        sources: References | None = None,
     ) -> None:
         torch.set_num_threads(threads)
-        self.observe = Observer(spec, run_id=run_id)
+        self.observe = Observer(spec, run_id=run_id, sources=sources)
         self.through = through
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
@@ -225,6 +249,9 @@ def measure(
                 _agreement(table, where, network, scored, protocols.get(network, {}))
             if kind == "influence":
                 _influence(table, where, name, scored)
+            if kind == "ssim":
+                value = float(scored.vectors[:, 0].astype(np.float64).mean())
+                table.add("ssim", where, value, len(scored.ids), {"against": "the face that `source` names"})
             if kind == "edit":
                 _edits(table, where, network, scored)
     real = sets.get("reference", {})

@@ -21,7 +21,7 @@ from raygen.extractors.small import (
     save_small,
     small_digest,
 )
-from raygen.faces import ATTRIBUTES, CLASSES
+from raygen.faces import ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics import OVERVIEW
 from raygen.metrics.frechet import frechet_of_features
 from raygen.metrics.segmentation import Counts, confusion
@@ -128,7 +128,10 @@ def test_attributes_are_scored_where_they_were_asked_for(tmp_path: Path) -> None
     right = [(4 in (a,)) + (1 in (b,)) for a, b in zip(one, other, strict=True)]
     shares = [right[i] / (2 if i < 20 else 1) for i in range(40)]
     assert values["attribute_accuracy:raygen-attributes", "all"] == pytest.approx(np.mean(shares))
-    assert all("/" not in s or s.split("/")[1] in ATTRIBUTES[:20] for _, s in values)
+    slices = {s.split("/")[1] for _, s in values if "/" in s}
+    assert slices <= {*ATTRIBUTES[:20], "captions"}
+    said = [values["attribute_balanced:raygen-attributes", f"all/{n}"] for n in (*CAPTIONED, "Male") if n in slices]
+    assert values["attribute_balanced:raygen-attributes", "all/captions"] == pytest.approx(np.mean(said))
 
 
 def test_a_network_of_another_kind_is_refused(folder: Path) -> None:

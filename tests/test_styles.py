@@ -132,6 +132,26 @@ def test_the_report_shows_references_mask_and_results(world: Path) -> None:
     assert page.count("Other of p0000") == page.count("The mask of p0000") == page.count("Result result of p0000") == 4
 
 
+def test_how_much_of_the_face_comes_back(world: Path) -> None:
+    """SSIM to the source, the same whether pictures are scored as they are made or afterwards."""
+    what = {
+        "conditions": str(world / "reconstruction/conditions"), "checkpoint": str(world / "model"), "batch": 4,
+        "references": str(world / "faces"), "sampler": {"name": "ddim", "steps": 2},
+    }  # fmt: skip
+    score = {"similarity": True, "parser": None, "features": None, "classifier": None}
+    for name, inline in (("at_once", {"score": score}), ("after", {})):
+        run(world, "generate", f"{name}/samples", {**what, **inline})
+        samples, faces = str(world / f"{name}/samples"), str(world / "faces")
+        run(world, "evaluate", name, {"samples": samples, "reference": faces, "score": score})
+    found = [json.loads((world / f"{name}/metrics/metrics.json").read_text())[0] for name in ("at_once", "after")]
+    assert found[0]["metric"] == "ssim"
+    assert found[0]["n"] == 4
+    assert 0 < found[0]["value"] < 1
+    assert found[0]["value"] == pytest.approx(found[1]["value"])
+    with pytest.raises(ConfigError, match="similarity: needs `reference`"):
+        run(world, "evaluate", "none", {"samples": samples, "score": score})
+
+
 def test_a_style_needs_its_faces(world: Path) -> None:
     what = {
         "conditions": str(world / "reconstruction/conditions"), "checkpoint": str(world / "model"), "batch": 4,

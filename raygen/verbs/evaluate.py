@@ -19,9 +19,10 @@ from pydantic import Field
 from raygen.bundled import resolve
 from raygen.encoding import RoundTrip
 from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.references import FaceRows
 from raygen.scoring import Observer, Scored, ScoreSpec, ScoreWorker, gather, measure
 from raygen.shards import Worker
-from raygen.spec import run_id
+from raygen.spec import ConfigError, run_id
 from raygen.storage import Storage
 from raygen.store import Store, open_input
 from raygen.tables import METRICS, cast, to_parquet
@@ -50,6 +51,8 @@ class EvaluateJob(Job):
 
     def run(self, report: Report) -> Result:
         """Score what is not scored yet, then compute."""
+        if self.what.score.similarity and self.what.reference is None:
+            raise ConfigError("what.score.similarity: needs `reference`, the folder of the faces that rows name")
         passes = self._passes()
         for work in passes.values():
             run_sharded(work, self.where, report)
@@ -97,10 +100,11 @@ class EvaluateJob(Job):
         given = inputs(url, table)
         key = "sample_id" if table == "samples" else "face_id"
         job = self.model_copy(update={"out": f"{self.out}/scores/{name}"})
-        builder = partial(_build, self.what.score, self.where.threads, checkpoint)
+        sources = self.what.reference if table == "samples" else None
+        builder = partial(_build, self.what.score, self.where.threads, checkpoint, sources)
         return prepared(
             job, "evaluate", what, given, lambda run: partial(builder, run),
-            batch=self.what.batch, sharding=self.what, columns=(key, "image", "mask", "attributes"),
+            batch=self.what.batch, sharding=self.what, columns=(key, "image", "mask", "attributes", "source"),
         )  # fmt: skip
 
     def _write(self, sets: dict[str, dict[str, Scored]]) -> dict[str, object]:
@@ -123,7 +127,8 @@ class EvaluateJob(Job):
         return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in rows if "/" not in row["slice"]}
 
 
-def _build(score: ScoreSpec, threads: int, checkpoint: str | None, name: str) -> Worker:
-    """The worker of an actor."""
+def _build(score: ScoreSpec, threads: int, checkpoint: str | None, sources: str | None, name: str) -> Worker:
+    """The worker of an actor; `sources`: folder of the faces that samples name."""
     through: Callable[[UInt8Array], UInt8Array] | None = None if checkpoint is None else RoundTrip(checkpoint)
-    return ScoreWorker(score, run_id=name, threads=threads, through=through)
+    faces = None if sources is None else FaceRows(sources, ("image",))
+    return ScoreWorker(score, run_id=name, threads=threads, through=through, sources=faces)

@@ -19,6 +19,7 @@ from raygen.references import FaceRows
 from raygen.sampling import Guidance, GuidanceForm, SampleSpec, SampleWorker
 from raygen.scoring import Observer, ScoreSpec
 from raygen.shards import Worker
+from raygen.spec import ConfigError
 from raygen.storage import read_slice
 from raygen.tables import Codec
 from raygen.verbs.base import (
@@ -115,5 +116,7 @@ class GenerateJob(ShardedJob):
 def build_sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> Worker:
     """The worker of an actor: a model, an observer where pictures are measured at once, faces to take styles from."""
     faces = None if references is None else FaceRows(references, ("image", "mask"))
-    observe = None if score is None else Observer(score, run_id=spec.run_id, attempt=spec.attempt)
+    if score is not None and score.similarity and faces is None:
+        raise ConfigError("what.score.similarity: needs `references`, the folder of the faces that rows name")
+    observe = None if score is None else Observer(score, run_id=spec.run_id, attempt=spec.attempt, sources=faces)
     return SampleWorker(spec, observe=observe, threads=threads, references=faces)
