@@ -22,7 +22,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.extractors.base import Classifier, Parser, ParserSpec, Small, load_classifier, load_parser
+from raygen.extractors.base import (
+    Classifier,
+    Parser,
+    ParserSpec,
+    Small,
+    load_classifier,
+    load_parser,
+    network_digest,
+)
 from raygen.extractors.perceptual import LPIPSSpec, load_lpips
 from raygen.faces import ATTRIBUTES
 from raygen.influence import InfluenceLog
@@ -138,6 +146,12 @@ class Judge:
         """Of the measure of similarity."""
         return "ssim" if self.lpips is None else "lpips"
 
+    @staticmethod
+    def digests(spec: JudgeSpec) -> dict[str, str]:
+        """Who judges: the sha256 of every network of a spec, by what it is for."""
+        parts = {"parser": spec.parser, "classifier": spec.classifier, "lpips": spec.lpips}
+        return {name: network_digest(part, name) for name, part in parts.items() if part is not None}
+
     def similarity(self, images: UInt8Array, source: UInt8Array) -> Array:
         """uint8 [n, H, W, 3] and [H, W, 3] -> SSIM to the input [n], or 1 - LPIPS; 1 is the input itself."""
         same = np.repeat(source[None], len(images), axis=0)
@@ -155,16 +169,20 @@ class Judge:
         mask: UInt8Array | None,
         own_mask: UInt8Array | None,
         attributes: Sequence[int] | None,
+        own_attributes: Sequence[int] | None = None,
     ) -> Array | None:
         """How much of what was to change has changed, [n] in 0..1; None where nobody can say.
 
         Masks: the share of the pixels to change (where the target differs from the input's mask, or from what the
-        parser sees in it) that the parser gives the target's class. Attributes (those that are not 0): the mean
-        probability of the value that was asked for. Both: their mean.
+        parser sees in it) that the parser gives the target's class. Attributes (those that are asked for and not the
+        input's own): the mean probability of the value that was asked for. Both: their mean.
         """
         found = [
             part
-            for part in (self._of_mask(images, source, mask, own_mask), self._of_attributes(images, attributes))
+            for part in (
+                self._of_mask(images, source, mask, own_mask),
+                self._of_attributes(images, attributes, own_attributes),
+            )
             if part is not None
         ]
         return np.mean(found, axis=0) if found else None
@@ -181,8 +199,11 @@ class Judge:
         labels = self.parser.parse(torch.from_numpy(images)).numpy()
         return np.asarray((labels == mask)[:, changed].mean(axis=1), dtype=np.float64)
 
-    def _of_attributes(self, images: UInt8Array, attributes: Sequence[int] | None) -> Array | None:
+    def _of_attributes(
+        self, images: UInt8Array, attributes: Sequence[int] | None, own: Sequence[int] | None
+    ) -> Array | None:
         wanted = np.zeros(len(ATTRIBUTES)) if attributes is None else np.asarray(attributes)
+        wanted = wanted if own is None else np.where(wanted == np.asarray(own), 0, wanted)
         if self.classifier is None or not wanted.any():
             return None
         yes = self.classifier.probabilities(torch.from_numpy(images)).numpy().astype(np.float64)
@@ -230,7 +251,7 @@ class EditWorker:
             names = sorted(str(name) for name, _ in edits)[:3]
             raise ConfigError(f"a batch holds the alphas of one edit, not {len(edits)} ({', '.join(names)} …)")
         try:
-            source, own = self._source(str(next(iter(edits))[1]))
+            source, own, known = self._source(str(next(iter(edits))[1]))
         except InputError as error:
             return self._refused(rows, reason_of(error))
         required = self.model.modalities if self.spec.missing == "quarantine" else self.model.required_conditions
@@ -241,16 +262,16 @@ class EditWorker:
             return self._refused(rows, errors[0])
         log = InfluenceLog(rows.num_rows, self.spec.influence_steps)
         images, finite = self._edited(rows, conditions.to(self.device), source, log)
-        return lambda: self._finish(rows, log, source, own, images, finite)
+        return lambda: self._finish(rows, log, source, own, known, images, finite)
 
-    def _source(self, name: str) -> tuple[UInt8Array, UInt8Array | None]:
-        """The picture to edit at the model's size, uint8 [S, S, 3], and its own mask if it has one."""
+    def _source(self, name: str) -> tuple[UInt8Array, UInt8Array | None, Sequence[int] | None]:
+        """The picture to edit at the model's size, uint8 [S, S, 3], and its own mask and attributes if it has some."""
         row = self.faces([name])[name]
         size = self.model.first_stage.spec.image_size
         images, errors = images_from_rows(pa.Table.from_pylist([{"image": row["image"]}]), size)
         if errors[0] is not None:
             raise InputError(errors[0], reason="source")
-        return images[0], _mask(row.get("mask"), size)
+        return images[0], _mask(row.get("mask"), size), row.get("attributes")
 
     def _refused(self, rows: pa.Table, reason: str) -> Callable[[], dict[str, pa.Table]]:
         n, size = rows.num_rows, self.model.first_stage.spec.image_size
@@ -289,6 +310,7 @@ class EditWorker:
         log: InfluenceLog,
         source: UInt8Array,
         own: UInt8Array | None,
+        known: Sequence[int] | None,
         images: UInt8Array,
         finite: npt.NDArray[np.bool_],
     ) -> dict[str, pa.Table]:
@@ -299,7 +321,7 @@ class EditWorker:
         size = images.shape[1]
         fidelity = self.judge.fidelity(
             images[good], source, mask=_mask(rows["mask"][0].as_py(), size), own_mask=own,
-            attributes=rows["attributes"][0].as_py(),
+            attributes=rows["attributes"][0].as_py(), own_attributes=known,
         )  # fmt: skip
         similarity = self.judge.similarity(images[good], source)
         alphas = [rows["alpha"][int(i)].as_py() for i in good]

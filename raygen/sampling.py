@@ -93,11 +93,14 @@ class Guide:
 
     ctx: Context
     weights: tuple[float, ...]
+    #: Whether the first term has all conditions, so that its record says what the model makes of them.
+    whole: bool = True
 
     def __call__(self, model: Model, zt: Tensor, t: Tensor, record: Record | None = None) -> Tensor:
         """The combined prediction for zt [B, C, h, w] at t [B]."""
         terms = len(self.weights)
-        output = model.predict(zt.repeat(terms, 1, 1, 1), t.repeat(terms), self.ctx, record)
+        kept = record if self.whole else None
+        output = model.predict(zt.repeat(terms, 1, 1, 1), t.repeat(terms), self.ctx, kept)
         if terms == 1:
             return output * self.weights[0] if self.weights[0] != 1 else output
         weights = torch.tensor(self.weights, device=output.device).view(-1, 1, 1, 1, 1)
@@ -132,8 +135,10 @@ def guide(
         terms = [(conditions, scale if model.modalities else 1.0)]
     terms.append((conditions.keep(against), 1.0 - sum(weight for _, weight in terms)))
     used = [(c, w) for c, w in terms if w != 0]
+    if len(used) > 1 or isinstance(guidance, Mapping):
+        model.must_do_without("guidance subtracts what experts say without conditions")
     ctx = concatenate([model.prepare(model.embed(c)) for c, _ in used]) if model.modalities else {}
-    return Guide(ctx, tuple(w for _, w in used))
+    return Guide(ctx, tuple(w for _, w in used), whole=not isinstance(guidance, Mapping))
 
 
 # --- the loop -----------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def measure(
                 value = float(scored.vectors[:, 0].astype(np.float64).mean())
                 table.add("ssim", where, value, len(scored.ids), {"against": "the face that `source` names"})
             if kind == "edit":
-                _edits(table, where, network, scored)
+                _edits(table, where, network, scored, protocols.get("edit", {}))
     real = sets.get("reference", {})
     for where, scores in sets.items():
         for name, scored in scores.items():
@@ -305,9 +305,9 @@ def _influence(table: _Table, where: str, name: str, scored: Scored) -> None:
             table.add(name, f"{where}/{third} third", float(part.mean()), n, protocol)
 
 
-def _edits(table: _Table, where: str, similarity: str, scored: Scored) -> None:
+def _edits(table: _Table, where: str, similarity: str, scored: Scored, judges: Mapping[str, Any]) -> None:
     """Means of the chosen pictures, and of all at each alpha: how much of the change is there, and of the input."""
-    protocol = {"chosen": f"harmonic mean of fidelity and {similarity} is highest", "level": "mean over edits"}
+    protocol = {**judges, "chosen": f"highest harmonic mean of fidelity and {similarity}", "level": "mean over edits"}
     rows = scored.vectors.astype(np.float64)
     slices = {where: rows[rows[:, 3] > 0]}
     slices |= {f"{where}/alpha {alpha:g}": rows[rows[:, 0] == alpha] for alpha in np.unique(rows[:, 0])}

@@ -208,8 +208,10 @@ def _curves(curve: Sequence[AlphaCurve]) -> list[Line]:
 def _shown(samples: Sequence[Slice], scores: Sequence[Slice], faces: Sequence[Slice]) -> Iterator[EditStrip]:
     """A few edits at equal distances through all, each with its pictures in the order of alpha."""
     verdicts = dict(_judged(scores))
-    for row in galleries.evenly(samples, EDITS, ["edit_id"]):
-        rows = sorted(_of(samples, row["edit_id"]), key=lambda r: float(r["alpha"]))
+    ids = dict.fromkeys(row["edit_id"] for row in galleries.evenly(samples, 8 * EDITS, ["edit_id"]))
+    chosen = list(ids)[:: max(1, len(ids) // EDITS)][:EDITS]
+    for edit in chosen:
+        rows = sorted(_of(samples, edit), key=lambda r: float(r["alpha"]))
         rows = [r for r in rows if r["image"] is not None]
         if rows:
             yield _strip(rows, verdicts, galleries.find(faces, "face_id", [rows[0]["source"]], ["image"]))

@@ -133,6 +133,8 @@ def test_fidelity_counts_only_what_was_to_change() -> None:
     assert found[0] < 0.15, "the input itself has changed nothing"
     assert found[1] > 0.75, "a picture of the target mask has changed nearly all"
     assert judge.fidelity(images, face.pixels, mask=face.mask, own_mask=face.mask, attributes=None) is None
+    known = face.attributes.tolist()
+    assert judge.fidelity(images, face.pixels, mask=None, own_mask=None, attributes=known, own_attributes=known) is None
     male = [0] * 40
     male[ATTRIBUTE_INDEX["Male"]] = int(face.attributes[ATTRIBUTE_INDEX["Male"]])
     said = judge.fidelity(images[:1], face.pixels, mask=None, own_mask=None, attributes=male)
@@ -149,23 +151,48 @@ def test_fidelity_counts_only_what_was_to_change() -> None:
 
 
 def test_pairs_change_one_thing() -> None:
-    given = faces(12)
+    given = faces(24)
     planned = EditPairs(change="Eyeglasses", parts=("eye_g",), alphas=(0.0, 1.0)).rows(given)
     assert planned.num_rows % 2 == 0
     assert planned.num_rows >= 4
-    own = {row["face_id"]: row for row in given.to_pylist()}
+    own, wearers = {row["face_id"]: row for row in given.to_pylist()}, 0
     for row in planned.to_pylist():
         face = own[row["source"]]
         index = ATTRIBUTE_INDEX["Eyeglasses"]
         assert row["attributes"][index] == -face["attributes"][index]
-        assert sum(map(abs, row["attributes"])) == 1
+        changed = [i for i, (a, b) in enumerate(zip(row["attributes"], face["attributes"], strict=True)) if a != b]
+        assert changed == [index], "all else stays as the face has it"
         texts = dict(face["texts"])
         assert texts["Young"] in row["text"]
         assert texts["Eyeglasses"] not in row["text"]
         before, after = decode_mask(face["mask"]["bytes"]), decode_mask(row["mask"]["bytes"])
-        assert set(np.unique(after[before != after])) <= {CLASS_INDEX["eye_g"]}
+        glasses = CLASS_INDEX["eye_g"]
+        assert (after == glasses).any() == (row["attributes"][index] == 1), "on where asked on, gone where asked off"
+        assert ((before != after) <= ((before == glasses) | (after == glasses))).all(), "nothing else moves"
+        wearers += row["attributes"][index] == -1
+    assert wearers, "somebody takes them off"
     assert planned["alpha"].to_pylist()[:2] == [0.0, 1.0]
     assert planned["edit_id"][0] == planned["edit_id"][1]
+
+
+def test_pairs_leave_out_who_cannot_be_edited() -> None:
+    """No sentence, or no mask where parts are wanted: left out. A bad mask, or one of another size: a row."""
+    rows = faces(24).to_pylist()
+    rows[0]["texts"] = [("overall", "Somebody."), ("beard_and_age", "Somebody.")]
+    rows[1]["mask"] = None
+    rows[2]["mask"] = picture(b"no picture")
+    rows[3]["mask"] = picture(encode_mask(np.ones((8, 8), np.uint8)))
+    given = cast(pa.Table.from_pylist(rows, FACES), FACES)
+    planned = EditPairs(change="Smiling", parts=("hair",), alphas=(0.0, 1.0)).rows(given).to_pylist()
+    sources = {row["source"]: row["error"] for row in planned}
+    assert not {"f0", "f1"} & set(sources)
+    assert sources["f2"].startswith("not_an_image")
+    assert sources["f3"].startswith("size")
+    assert sum(error is None for error in sources.values()) > 10
+    short = EditPairs(change="Young", sentences=("Young", "No_Beard"), alphas=(1.0,)).rows(given).to_pylist()
+    assert all(row["text"].count(".") == 2 for row in short)
+    with pytest.raises(ValueError, match="says nothing of Smiling"):
+        EditPairs(change="Smiling", sentences=("Young",))
 
 
 def test_a_file_of_edits(tmp_path: Path) -> None:
@@ -190,7 +217,10 @@ def test_a_file_of_edits(tmp_path: Path) -> None:
     assert [row["edit_id"] for row in planned[6:]] == ["nobody", "what"], "a row for each that failed"
     assert planned[0]["text"] == "She smiles."
     assert planned[0]["mask"] == rows["f0"]["mask"], "what is not asked for stays"
-    assert planned[0]["attributes"][ATTRIBUTE_INDEX["Smiling"]] == 1
+    smiling = list(rows["f0"]["attributes"])
+    smiling[ATTRIBUTE_INDEX["Smiling"]] = 1
+    assert planned[0]["attributes"] == smiling
+    assert planned[2]["attributes"] == rows["f1"]["attributes"]
     assert planned[2]["text"] == dict(rows["f1"]["texts"])["overall"]
     assert planned[2]["mask"]["bytes"] == paste(rows["f1"]["mask"]["bytes"], rows["f2"]["mask"]["bytes"], ["hair"])
     assert planned[4]["mask"] == rows["f2"]["mask"]
@@ -288,6 +318,11 @@ def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> No
     assert samples["error"].null_count == 6
     assert sum(t["attempt"].is_valid().to_pylist().count(True) for t in store.tables("selection")) == 3
     assert "3 were there" in load(str(tmp_path / "samples.yaml")).run(lambda _: None).facts["shards"]
-    (tmp_path / "edits.jsonl").write_text(json.dumps({"edit_id": "e", "sauce": "x"}))
-    with pytest.raises(ConfigError, match=r"line 1: sauce: .*source"):
-        load(str(tmp_path / "conditions.yaml"), [f"out={tmp_path / 'other'}"]).run(lambda _: None)
+    for line, match in (
+        ({"edit_id": "e", "sauce": "x"}, r"line 1: sauce: .*source"),
+        ({"edit_id": "my edit", "source": "f0"}, "line 1: edit_id"),
+        ({"edit_id": "e", "source": "f0", "parts": ["hair"]}, "name it as mask_of"),
+    ):
+        (tmp_path / "edits.jsonl").write_text(json.dumps(line))
+        with pytest.raises(ConfigError, match=match):
+            load(str(tmp_path / "conditions.yaml"), [f"out={tmp_path / 'other'}"]).run(lambda _: None)

@@ -1,6 +1,7 @@
 """Influence and edits from rows to the page."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from raygen import report, strips
 from raygen.models import checkpoint
 from raygen.run import load
 from raygen.sampling import SampleSpec, SampleWorker
+from raygen.spec import ConfigError
 from raygen.store import open_input
 from raygen.tables import decode_image
 from tests.models.test_collaborative import together
@@ -101,6 +103,8 @@ def test_the_report_draws_both(world: Path) -> None:
     assert "Influence of mask over the steps" in page
     page = Path(report.build(str(world / "two"))).read_text()
     assert 'id="edits"' in page
+    shown = re.findall(r"The input of ([^\"]+)", page)
+    assert len(shown) == len(set(shown)), "no edit twice"
     assert page.count('class="chosen"') == page.count('<figure class="edit">') > 0
     assert page.count("The input of") == page.count('<figure class="edit">')
     assert "alpha 1.5" in page
@@ -116,6 +120,34 @@ def test_curves_over_alpha(world: Path) -> None:
     assert found.n == sum(1 for t in store.tables("selection") for a in t["attempt"].to_pylist() if a is not None)
     assert strips.edits(faces.slices("faces"), [], []) is None
     assert strips.influence([], []) is None
+
+
+def test_metrics_of_edits_and_of_pictures_scored_later(world: Path, tmp_path: Path) -> None:
+    """An evaluation that looks again keeps what only the making could know."""
+    for name, metric in (("two", "edit_fidelity"), ("one", "influence:mask")):
+        what = {"samples": str(world / f"{name}/samples"), "score": {"parser": None, "classifier": None}}
+        (tmp_path / "job.yaml").write_text(json.dumps({"kind": "evaluate", "what": what, "out": str(tmp_path / name)}))
+        load(str(tmp_path / "job.yaml")).run(lambda _: None)
+        rows = json.loads((tmp_path / name / "metrics/metrics.json").read_text())
+        assert [row for row in rows if row["metric"] == metric and row["slice"] == "all"]
+        if name == "two":
+            alphas = {row["slice"] for row in rows if row["metric"] == "edit_similarity:ssim"}
+            assert alphas == {"all", "all/alpha 0", "all/alpha 1", "all/alpha 1.5"}
+            judges = next(row for row in rows if row["metric"] == metric)["protocol"]["judges"]
+            assert {len(judges["parser"]), len(judges["classifier"])} == {64}
+
+
+def test_a_wrong_mixing_is_a_sentence_before_anything_starts(world: Path, tmp_path: Path) -> None:
+    document = {"kind": "generate", "out": str(tmp_path / "samples"), "what": {
+        "conditions": str(world / "one/conditions"), "checkpoint": str(world / "model"),
+        "mixing": {"kind": "constant", "weights": {"sketch": 1}},
+    }}  # fmt: skip
+    (tmp_path / "job.yaml").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"no expert \['sketch'\]"):
+        load(str(tmp_path / "job.yaml")).run(lambda _: None)
+    with pytest.raises(ConfigError, match="holds one denoiser"):
+        load(str(tmp_path / "job.yaml"), ["what.checkpoint=bundled"]).run(lambda _: None)
+    assert not (tmp_path / "samples").exists()
 
 
 # --- rows that lack what an expert needs ---

@@ -3,7 +3,9 @@
 Knows the interfaces and the closed unions of specs. Does not know how any network works.
 """
 
+import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import torch
@@ -28,6 +30,7 @@ __all__ = [
     "load_classifier",
     "load_features",
     "load_parser",
+    "network_digest",
 ]
 
 
@@ -130,6 +133,20 @@ def load_features(spec: Small | Inception, device: torch.device) -> Features:
 def load_classifier(spec: Small, device: torch.device) -> Classifier:
     """The attribute classifier of a spec on `device`."""
     return _OwnClassifier(spec, device)
+
+
+def network_digest(spec: Any, kind: str) -> str:
+    """sha256 of the weights that a spec of this module (or of LPIPS) names, without loading them.
+
+    `kind`: parser or classifier, which says what `bundled` is.
+    """
+    if isinstance(spec, Small):
+        return small_digest(resolve(spec.folder, kind))
+    path = Path(spec.weights)
+    if not path.is_file():  # a name that its loader knows where to look for
+        return str(spec.sha256 or spec.weights)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Own:

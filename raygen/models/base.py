@@ -68,6 +68,9 @@ class Model(nn.Module, ABC):
         """The denoisers that an edit tunes one by one, by the prefix that their tokens have in `embed`."""
         return {"": self}
 
+    def must_do_without(self, why: str) -> None:
+        """`ConfigError` where it is known that the model was not trained to do without its conditions."""
+
     def mix(self, mixing: Spec) -> None:
         """Put several denoisers together in another way; `ConfigError` where there is only one."""
         raise ConfigError(f"mixing: {type(self).__name__} is one denoiser, there is nothing to mix")

@@ -26,7 +26,7 @@ from pydantic import Field
 from raygen.bundled import resolve
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage, pixel_stage
 from raygen.models.base import Model
-from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_weights
+from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_stage
 from raygen.models.files import (
     OWN_WEIGHTS,
     fill,
@@ -37,6 +37,7 @@ from raygen.models.files import (
     write_weights,
 )
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
+from raygen.models.mixing import Mixing
 from raygen.models.scadm import SCADM, SCADMSpec, build_scadm_unet, new_style_encoder
 from raygen.models.schedule import SamplerSpec, build_sampler
 from raygen.models.text import FrozenText, PretrainedText, Tokenizer, empty_encoder, pretrained_encoder
@@ -47,6 +48,7 @@ __all__ = [
     "DenoiserSpec",
     "ModelSpec",
     "build",
+    "check_mixing",
     "count",
     "count_diffusers",
     "digest",
@@ -81,7 +83,7 @@ def build(
     if isinstance(spec, CollaborativeSpec):
         experts = {name: load_expert(folder) for name, folder in spec.experts.items()}
         for name, expert in experts.items():
-            if not same_weights(expert.first_stage, first_stage):
+            if not same_stage(expert.first_stage, first_stage):
                 raise ConfigError(f"expert {name!r} has another first stage than the one of this training")
         nulls = nulls_of(spec)
         with torch.random.fork_rng(devices=[]):
@@ -318,6 +320,15 @@ def modalities(folder: str | Path) -> frozenset[str]:
     if "experts" in document.get("model", {}):
         return frozenset().union(*(modalities(root / "experts" / name) for name in document["model"]["experts"]))
     return frozenset(document.get("model", {}).get("modalities", ()))
+
+
+def check_mixing(folder: str | Path, mixing: Mixing) -> None:
+    """`ConfigError` where the model of a folder cannot be mixed so, without loading it; errors as for `load`."""
+    root, document = _open(folder)
+    if document.get("model", {}).get("kind") != "collaborative":
+        raise ConfigError(f"mixing: {root} holds one denoiser, there is nothing to mix")
+    spec: CollaborativeSpec = parse(CollaborativeSpec, document["model"], str(root / "raygen.json"))
+    mixing.check(spec.experts, spec.nulls or ())
 
 
 def ldm_spec(folder: str | Path) -> LDMSpec:

@@ -18,14 +18,15 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from raygen.models.attention import own_cross_attention
+from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.conditions import Conditions, Shapes
 from raygen.models.ldm import LDM, LDMSpec, build_unet, prepared_context, run_unet
-from raygen.models.mixing import Constant, Difference, Mixing, Paper, Released
+from raygen.models.mixing import Constant, Difference, Mixing, Paper, Released, need_nulls
 from raygen.models.text import Tokenizer
 from raygen.spec import ConfigError, Spec
 
-__all__ = ["INFLUENCE", "Collaborative", "CollaborativeSpec", "DynamicDiffuser", "diffuser_spec", "same_weights"]
+__all__ = ["INFLUENCE", "Collaborative", "CollaborativeSpec", "DynamicDiffuser", "diffuser_spec", "same_stage"]
 
 #: Names of influence maps in a record: `influence/<expert>`.
 INFLUENCE: Final = "influence/"
@@ -117,6 +118,8 @@ class Collaborative(Model):
         self.spec = spec
         self.schedule, self.first_stage = first.schedule, first.first_stage
         self.modalities = frozenset().union(*(expert.modalities for expert in experts.values()))
+        if unknown := sorted(set(nulls) - set(experts)):
+            raise ConfigError(f"nulls: no expert {unknown}; there are {sorted(experts)}")
         self.nulls = tuple(name for name in experts if name in nulls)
         needed = (e.required_conditions if n in self.nulls else e.modalities for n, e in experts.items())
         self.required_conditions = frozenset().union(*needed)
@@ -135,15 +138,12 @@ class Collaborative(Model):
         """See `Model.mix`; `ConfigError` where it does not fit these experts."""
         if not isinstance(mixing, Mixing):
             raise ConfigError(f"{type(mixing).__name__} is no way to mix experts")
-        mixing.check(self.experts.keys())
-        if isinstance(mixing, Difference):
-            self.must_do_without("mixing 'difference' subtracts what experts say without conditions")
+        mixing.check(self.experts.keys(), self.nulls)
         self.mixing = mixing
 
     def must_do_without(self, why: str) -> None:
-        """`ConfigError` naming the experts that were not trained to do without their condition."""
-        if missing := [name for name in self.experts if name not in self.nulls]:
-            raise ConfigError(f"{why}, and these experts were not trained without theirs: {', '.join(missing)}")
+        """See `Model.must_do_without`."""
+        need_nulls(self.experts.keys(), self.nulls, why)
 
     @property
     def shapes(self) -> Shapes:
@@ -254,12 +254,14 @@ def _same_ground(one_name: str, one: LDM, name: str, other: LDM) -> None:
         a, b = one.schedule.model_dump(), other.schedule.model_dump()
         unlike = ", ".join(f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key])
         raise ConfigError(f"{pair}: different noise schedules ({unlike})")
-    if not same_weights(one.first_stage, other.first_stage):
+    if not same_stage(one.first_stage, other.first_stage):
         raise ConfigError(f"{pair}: different first stages, so their latents mean different pictures")
 
 
-def same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Equal as float16: a checkpoint may have been stored so."""
+def same_stage(one: FirstStage, other: FirstStage) -> bool:
+    """Whether two first stages make the same latents: shape, scale and weights, as float16 may have stored them."""
+    if one.spec != other.spec or not (torch.equal(one.mean, other.mean) and torch.equal(one.scale, other.scale)):
+        return False
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.equal(a[k].half(), b[k].half()) for k in a)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from raygen.spec import ConfigError, Spec
 
-__all__ = ["AnyMixing", "Constant", "Difference", "Mixing", "Paper", "Released"]
+__all__ = ["AnyMixing", "Constant", "Difference", "Mixing", "Paper", "Released", "need_nulls"]
 
 Shares = Mapping[str, Tensor]
 
@@ -30,8 +30,8 @@ class Mixing(Spec):
     def learned(self) -> bool:
         """Whether dynamic diffusers are asked."""
 
-    def check(self, experts: Collection[str]) -> None:
-        """`ConfigError` where it speaks of experts that are not there."""
+    def check(self, experts: Collection[str], nulls: Collection[str]) -> None:
+        """`ConfigError` where it speaks of experts that are not there. `nulls`: those that can do without."""
         if unknown := sorted(set(self.named()) - set(experts)):
             raise ConfigError(f"mixing {self.kind!r}: no expert {unknown}; there are {sorted(experts)}")  # type: ignore[attr-defined]
 
@@ -60,13 +60,14 @@ class Released(Mixing):
 
     1. I_m *= s(t) for the `fading` experts, s(t) = (cos(pi (1 - t / T)) + 1) / 2 or t / T; the others take the rest,
        each in proportion to its raw influence.
-    2. I_m *= boost, and all are divided by their sum.
+    2. I_m *= boost for the `boosted` experts, and all are divided by their sum.
     """
 
     kind: Literal["released"] = "released"
     fading: tuple[str, ...] = Field(("mask",), description="experts that count less and less as a picture gets clearer")
     schedule: Literal["cosine_decay", "linear_decay", "none"] = "cosine_decay"
-    boost: float = Field(2.0, gt=0, description="of the fading experts, after the schedule")
+    boosted: tuple[str, ...] = Field(("mask",), description="experts that count `boost` times as much afterwards")
+    boost: float = Field(2.0, gt=0)
 
     @property
     def learned(self) -> bool:
@@ -74,12 +75,12 @@ class Released(Mixing):
         return True
 
     def named(self) -> Collection[str]:
-        """The fading ones."""
-        return self.fading
+        """The fading and the boosted ones."""
+        return (*self.fading, *self.boosted)
 
-    def check(self, experts: Collection[str]) -> None:
+    def check(self, experts: Collection[str], nulls: Collection[str]) -> None:
         """See `Mixing.check`; somebody has to take what fades."""
-        super().check(experts)
+        super().check(experts, nulls)
         if not set(experts) - set(self.fading):
             raise ConfigError(f"mixing 'released': all experts fade ({sorted(experts)}); none takes their place")
 
@@ -91,7 +92,8 @@ class Released(Mixing):
         others = {name: value for name, value in raw.items() if name not in self.fading}
         total = torch.stack(list(others.values())).sum(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
         rest = {name: (1 - gone) * value / total for name, value in others.items()}
-        boosted = {name: self.boost * faded[name] if name in faded else rest[name] for name in raw}
+        now = {**faded, **rest}
+        boosted = {name: self.boost * now[name] if name in self.boosted else now[name] for name in raw}
         whole = torch.stack(list(boosted.values())).sum(dim=0)
         return {name: value / whole for name, value in boosted.items()}
 
@@ -120,17 +122,17 @@ class Constant(Mixing):
         """Those with a weight."""
         return self.weights
 
-    def check(self, experts: Collection[str]) -> None:
+    def check(self, experts: Collection[str], nulls: Collection[str]) -> None:
         """See `Mixing.check`; weights are not negative and not all 0."""
-        super().check(experts)
+        super().check(experts, nulls)
         if self.weights and (min(self.weights.values()) < 0 or sum(self.weights.values()) <= 0):
             raise ConfigError(f"mixing 'constant': weights {self.weights} are no shares; use 'difference' for others")
 
     def of(self, experts: Collection[str]) -> dict[str, float]:
         """The share of every expert that counts."""
         weights = self.weights or dict.fromkeys(experts, 1.0)
-        total = sum(weights.values())
-        return {name: weight / total for name, weight in weights.items() if weight}
+        total = sum(weights[name] for name in sorted(weights))  # sums round alike however a file orders them
+        return {name: weights[name] / total for name in sorted(weights) if weights[name]}
 
 
 class Difference(Mixing):
@@ -148,9 +150,20 @@ class Difference(Mixing):
         """Never."""
         return False
 
+    def check(self, experts: Collection[str], nulls: Collection[str]) -> None:
+        """See `Mixing.check`; every expert needs a prediction without conditions."""
+        super().check(experts, nulls)
+        need_nulls(experts, nulls, "mixing 'difference' subtracts what experts say without conditions")
+
     def named(self) -> Collection[str]:
         """Those with a weight."""
         return self.weights
+
+
+def need_nulls(experts: Collection[str], nulls: Collection[str], why: str) -> None:
+    """`ConfigError` naming the experts that were not trained to do without their condition."""
+    if missing := [name for name in experts if name not in nulls]:
+        raise ConfigError(f"{why}, and these experts were not trained without theirs: {', '.join(missing)}")
 
 
 AnyMixing = Annotated[Paper | Released | Constant | Difference, Field(discriminator="kind")]

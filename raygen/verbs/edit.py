@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from raygen.bundled import resolve
-from raygen.editing import EditWorker, ImagicSpec, JudgeSpec
+from raygen.editing import EditWorker, ImagicSpec, Judge, JudgeSpec
+from raygen.models.checkpoint import check_mixing
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec
@@ -55,6 +56,9 @@ class EditJob(ShardedJob):
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
         what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
         what["faces"] = inputs(self.what.faces, "faces").digest
+        what["judges"] = Judge.digests(self.what.judge)
+        if self.what.mixing is not None:
+            check_mixing(resolve(self.what.checkpoint), self.what.mixing)
         given = inputs(self.what.conditions, "conditions")
         if not given.slices:
             raise ConfigError(f"{self.what.conditions}: has no edits")
@@ -76,4 +80,4 @@ class EditJob(ShardedJob):
 
 def build_editor(sample: SampleSpec, imagic: ImagicSpec, judge: JudgeSpec, faces: str, threads: int) -> Worker:
     """The worker of an actor."""
-    return EditWorker(sample, imagic, judge, FaceRows(faces, ("image", "mask")), threads=threads)
+    return EditWorker(sample, imagic, judge, FaceRows(faces, ("image", "mask", "attributes")), threads=threads)

@@ -10,7 +10,7 @@ measured.
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,8 @@ from raygen.verbs.base import Estimate, Job, Prepared, Report, Result, ShardedWh
 __all__ = ["EvaluateJob", "EvaluateWhat"]
 
 UInt8Array = npt.NDArray[np.uint8]
+#: Measurements of how pictures were made; no later look at them can have these.
+MADE: Final = ("influence", "edit")
 
 
 class EvaluateWhat(ShardedWhat):
@@ -61,6 +63,9 @@ class EvaluateJob(Job):
             sets["all"] = gather(self._samples.tables("scores"))
         for name, work in passes.items():
             sets["all" if name == "samples" else name] = gather(work.store.tables("scores"))
+        if "samples" in passes and self._samples.has("scores"):  # what only the making of them could know
+            made = gather(self._samples.tables("scores"))
+            sets["all"] |= {name: found for name, found in made.items() if name.partition(":")[0] in MADE}
         return Result(self.out, self._write(sets))
 
     def estimate(self) -> Estimate:
@@ -113,8 +118,9 @@ class EvaluateJob(Job):
         reference = None if self.what.reference is None else open_input(self.what.reference)[1]
         name = run_id({"kind": "evaluate", "samples": content, "reference": reference, "what": self.what.score})
         observer = Observer(self.what.score, run_id=name)
+        protocols = {**observer.protocols(), "edit": {"judges": store.plan().what.get("judges", {})}}
         table = measure(
-            sets, run_id=store.plan().run_id, reference=reference, protocols=observer.protocols(),
+            sets, run_id=store.plan().run_id, reference=reference, protocols=protocols,
             frechet_name="" if observer.features is None else observer.features.metric,
         )  # fmt: skip
         folder = Storage(f"{self.out}/metrics")

@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import Field
 
 from raygen.bundled import resolve
+from raygen.models.checkpoint import check_mixing, modalities
 from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.models.checkpoint import modalities
 from raygen.models.conditions import MODALITIES
 from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec
@@ -79,6 +79,8 @@ class GenerateJob(ShardedJob):
         """Plan the shards of pictures. The checkpoint enters by its content, not by its path."""
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
         what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
+        if self.what.mixing is not None:
+            check_mixing(resolve(self.what.checkpoint), self.what.mixing)
         if self.what.references is not None:
             what["references"] = inputs(self.what.references, "faces").digest
         return prepared(

@@ -46,7 +46,7 @@ class PlanJob(ShardedJob):
         elif isinstance(planning, Edits):
             first, columns = _lines(planning.file), None
             given = listed(first, self.out, inputs(self.what.faces, "faces").digest, write=write)
-            faces = FaceRows(self.what.faces, ("mask", "texts"))
+            faces = FaceRows(self.what.faces, ("mask", "texts", "attributes"))
         else:
             given, columns = inputs(self.what.faces, "faces"), tuple(columns_needed(planning))
         rows = max(1, self.what.shard_rows // planning.factor)

@@ -1,5 +1,7 @@
 """Experts stay what they are, shares add up to 1, and what cannot work together is refused by name."""
 
+import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from raygen.models.ldm import LDM, LDMSpec
 from raygen.models.mixing import Constant, Difference, Paper, Released
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.text import Tokenizer, TransformerText, learn_vocabulary
+from raygen.sampling import guide
 from raygen.spec import ConfigError, InputError
 
 STAGE = AutoencoderSpec(image_size=16, channels=(8, 8))
@@ -111,6 +114,31 @@ def test_influences_add_up_to_one(names: tuple[str, ...]) -> None:
         assert shares.std() > 1e-4, "these diffusers say something"
 
 
+def test_guidance_by_modality_leaves_no_record() -> None:
+    """None of its terms has all conditions, so the influence it would tell is of something else."""
+    model = together("mask", "text", nulls=("mask", "text"))
+    zt, t = at(model)
+    with torch.no_grad():
+        for guidance, recorded in ((2.0, True), ({"mask": 1.5, "text": 3.0}, False)):
+            record: dict[str, torch.Tensor] = {}
+            guide(model, conditions(2), guidance)(model, zt, t, record)  # type: ignore[arg-type]
+            assert bool(record) == recorded
+            if recorded:
+                alone: dict[str, torch.Tensor] = {}
+                says(model, alone)
+                torch.testing.assert_close(record["influence/mask"][:2], alone["influence/mask"])
+
+
+def test_constant_weights_do_not_depend_on_their_order() -> None:
+    weights = {"mask": 1.0, "text": 2.0, "attributes": 4.0}
+    found = []
+    for names in itertools.permutations(weights):
+        model = together("mask", "text", "attributes")
+        model.mix(Constant(weights={name: weights[name] for name in names}))
+        found.append(says(model))
+    assert all(torch.equal(found[0], other) for other in found)
+
+
 @pytest.mark.parametrize("mixing", [Paper(), Constant(), Released(fading=("mask",))])
 def test_the_prediction_is_the_sum_of_influence_times_expert(mixing: Paper | Constant | Released) -> None:
     model = together("mask", "text")
@@ -164,10 +192,11 @@ def test_the_released_re_weighting(t: int, share: float) -> None:
 def test_the_released_re_weighting_with_three() -> None:
     """With a sketch both fade, and the text takes the rest."""
     raw = {name: torch.full((1, 1, 1, 1), share) for name, share in (("mask", 0.5), ("sketch", 0.2), ("text", 0.3))}
-    found = Released(fading=("mask", "sketch"), boost=1.0).shares(raw, torch.tensor([501]), 1000)
-    s = 0.5015707
-    expected = {"mask": 0.5 * s, "sketch": 0.2 * s, "text": 1 - 0.7 * s}
-    assert {name: round(float(v), 5) for name, v in found.items()} == {k: round(v, 5) for k, v in expected.items()}
+    found = Released(fading=("mask", "sketch")).shares(raw, torch.tensor([501]), 1000)
+    s = (math.cos(math.pi * (1 - 0.501)) + 1) / 2
+    expected = {"mask": 2 * 0.5 * s, "sketch": 0.2 * s, "text": 1 - 0.7 * s}  # only the mask is boosted
+    total = sum(expected.values())
+    assert {k: float(v) for k, v in found.items()} == pytest.approx({k: v / total for k, v in expected.items()})
 
 
 def test_training_moves_the_diffusers_and_no_expert() -> None:
@@ -216,6 +245,9 @@ def test_the_mixing_is_checked() -> None:
         model.mix(Difference())
     with pytest.raises(ConfigError, match="are no shares"):
         model.mix(Constant(weights={"mask": -1, "text": 2}))
+    with pytest.raises(ConfigError, match=r"guidance subtracts .* without theirs: text"):
+        guide(model, conditions(2), 2.0)
+    assert len(guide(model, conditions(2), 1.0).weights) == 1
     with pytest.raises(ConfigError, match="all experts fade"):
         model.mix(Released(fading=("mask", "text")))
     with pytest.raises(ConfigError, match="one denoiser"):
@@ -236,6 +268,11 @@ def test_experts_that_do_not_fit_are_refused_by_name() -> None:
     spec = CollaborativeSpec(experts={"one": "a", "two": "b"}, channels=(16, 16), head_dim=8)
     with pytest.raises(ConfigError, match="'one' and 'two': different vocabularies"):
         Collaborative(spec, {"one": expert("text"), "two": expert("text", words=["other words"])})
+    scaled = first_stage()
+    scaled.scale.fill_(0.058)
+    refused(r"'mask' and 'text': different first stages", expert("text", scaled))
+    with pytest.raises(ConfigError, match=r"nulls: no expert \['maks'\]"):
+        Collaborative(spec, {"one": expert("text"), "two": expert("text")}, nulls=("maks",))
     with pytest.raises(ConfigError, match="3 levels for an expert of 2"):
         Collaborative(CollaborativeSpec(experts={"mask": "a"}, channels=(8, 8, 8)), {"mask": expert("mask")})
 

@@ -1,0 +1,50 @@
+"""Experiments as functions that write condition rows: FACES (or nothing) -> CONDITIONS.
+
+Knows how faces become the rows that ask for pictures. Knows nothing of models or Ray. A new experiment is one more spec
+with `rows` and one more name in the union here; sampling and scoring never change for it.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Annotated
+
+import pyarrow as pa
+from pydantic import Field
+
+from raygen.planning.base import Lookup, Planning
+from raygen.planning.edits import ALPHAS, EditLine, EditPairs, Edits, paste
+from raygen.planning.faces import FromFaces, Unconditional
+from raygen.planning.styles import Styles
+
+__all__ = [
+    "ALPHAS",
+    "AnyPlanning",
+    "EditLine",
+    "EditPairs",
+    "Edits",
+    "FromFaces",
+    "Lookup",
+    "PlanWorker",
+    "Planning",
+    "Styles",
+    "Unconditional",
+    "columns_needed",
+    "paste",
+]
+
+AnyPlanning = Annotated[FromFaces | Unconditional | Styles | Edits | EditPairs, Field(discriminator="kind")]
+
+
+class PlanWorker:
+    """Input rows -> `{"conditions": …}`: the worker of a plan job. `faces` for experiments that refer to faces."""
+
+    def __init__(self, planning: Planning, faces: Lookup | None = None) -> None:
+        self.planning, self.faces = planning, faces
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Nothing for a device to do: all of it happens in the returned call."""
+        return lambda: {"conditions": self.planning.rows(rows, self.faces)}
+
+
+def columns_needed(planning: Planning) -> Iterable[str]:
+    """Columns of FACES that a planning function reads; pictures are never among them."""
+    return ("face_id", "split", "mask", "attributes", "texts", "identity_id")
