@@ -13,7 +13,7 @@ published scripts. There every expert is tuned to its own target; the dynamic di
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,8 @@ from raygen.tables import SCORES, SELECTION, decode_mask, reason_of
 __all__ = ["EditWorker", "ImagicSpec", "Judge", "JudgeSpec", "best", "fit", "restored"]
 
 UInt8Array = npt.NDArray[np.uint8]
+#: Fidelity below this is what judges see in a picture that has not changed.
+LEAST: Final = 0.05
 Array = npt.NDArray[np.float64]
 #: Streams of noise that fitting uses; sampling has 0 for zT and 1 + i for step i.
 POSTERIOR, EMBEDDING, TUNING = 1 << 40, 1 << 41, 1 << 42
@@ -213,12 +215,13 @@ class Judge:
 def best(fidelity: Array | None, similarity: Array, alphas: Sequence[float]) -> int:
     """The place of the alpha to take: the harmonic mean of fidelity and similarity is highest; then the smallest.
 
-    Neither can make up for the other: a perfect copy that changed nothing scores 0, and so does another picture.
-    Without anybody who can judge the change it is the alpha nearest to 1, the target itself.
+    Neither can make up for the other: a perfect copy that changed nothing scores 0, and so does another picture. Less
+    than `LEAST` of the change counts as none, so where no alpha reached anything the smallest is taken. Without anybody
+    who can judge the change it is the alpha nearest to 1, the target itself.
     """
     if fidelity is None:
         return int(np.argmin(np.abs(np.asarray(alphas) - 1)))
-    f, s = fidelity.clip(0, 1), similarity.clip(0, 1)
+    f, s = np.where(fidelity < LEAST, 0.0, fidelity.clip(0, 1)), similarity.clip(0, 1)
     mean = 2 * f * s / np.maximum(f + s, 1e-12)
     return min(range(len(alphas)), key=lambda i: (-round(float(mean[i]), 9), alphas[i]))
 

@@ -120,6 +120,7 @@ def test_the_rule_weighs_both_sides() -> None:
     fidelity, similarity = np.array([0.0, 0.6, 0.9, 1.0]), np.array([1.0, 0.8, 0.7, 0.1])
     assert best(fidelity, similarity, alphas) == 2  # harmonic means 0, 0.686, 0.788, 0.182
     assert best(np.full(4, 0.5), np.full(4, 0.5), alphas) == 0, "of equals the smallest change"
+    assert best(np.array([0.0, 0.01, 0.02, 0.04]), similarity, alphas) == 0, "nothing was reached: leave it"
     assert best(None, similarity, alphas) == 2, "nobody can judge: the target itself"
 
 
