@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions, Shapes
 from raygen.models.schedule import NoiseSchedule
+from raygen.models.text import Tokenizer
 from raygen.spec import ConfigError, Spec
 
 __all__ = ["Context", "Model", "Record", "Tokens", "concatenate"]
@@ -40,6 +41,8 @@ class Model(nn.Module, ABC):
     required_conditions: frozenset[str]
     schedule: NoiseSchedule
     first_stage: FirstStage
+    #: Of a model that reads texts.
+    tokenizer: Tokenizer | None = None
     #: Whether it is several denoisers, whose shares are worth a record.
     mixes: bool = False
 
@@ -85,8 +88,9 @@ class Model(nn.Module, ABC):
 
     @property
     def shapes(self) -> Shapes:
-        """What its conditions look like; a family with texts adds its tokenizer."""
-        return Shapes(self.first_stage.spec.image_size)
+        """What its conditions look like."""
+        size = self.first_stage.spec.image_size
+        return Shapes(size) if self.tokenizer is None else Shapes(size, self.tokenizer.length, self.tokenizer)
 
     def trainable(self) -> Iterator[nn.Parameter]:
         """The parameters training may change: all but the first stage's."""

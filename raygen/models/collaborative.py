@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from raygen.models.attention import own_cross_attention
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Context, Model, Record, Tokens
-from raygen.models.conditions import Conditions, Shapes
+from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM, LDMSpec, build_unet, prepared_context, run_unet
 from raygen.models.mixing import Constant, Difference, Mixing, Paper, Released, need_nulls
 from raygen.models.text import Tokenizer
@@ -144,12 +144,6 @@ class Collaborative(Model):
     def must_do_without(self, why: str) -> None:
         """See `Model.must_do_without`."""
         need_nulls(self.experts.keys(), self.nulls, why)
-
-    @property
-    def shapes(self) -> Shapes:
-        """See `Model.shapes`."""
-        size = self.first_stage.spec.image_size
-        return Shapes(size) if self.tokenizer is None else Shapes(size, self.tokenizer.length, self.tokenizer)
 
     @property
     def networks(self) -> Sequence[nn.Module]:

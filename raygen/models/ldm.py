@@ -17,7 +17,7 @@ from torch import Tensor, cat, nn
 from raygen.models.attention import given, keys_values, own_cross_attention
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
-from raygen.models.conditions import Conditions, Shapes
+from raygen.models.conditions import Conditions
 from raygen.models.encoders import AttributeEncoder, MaskEncoder, MaskTokenEncoder
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.text import FrozenText, PretrainedText, TextEncoder, TextSpec, Tokenizer, TransformerText
@@ -136,12 +136,6 @@ class LDM(Model):
         """The condition encoders by the name of their checkpoint folder."""
         names = ("attribute_encoder", "mask_encoder", "text_encoder", "text_projection")
         return {name: module for name in names if (module := getattr(self, name)) is not None}
-
-    @property
-    def shapes(self) -> Shapes:
-        """See `Model.shapes`."""
-        size = self.first_stage.spec.image_size
-        return Shapes(size) if self.tokenizer is None else Shapes(size, self.tokenizer.length, self.tokenizer)
 
     @property
     def networks(self) -> Sequence[nn.Module]:
