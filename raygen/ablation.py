@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from raygen.spec import ConfigError, RaygenError, Spec, override, parse
 from raygen.storage import Storage
+from raygen.store import open_input
 from raygen.tables import METRICS, from_parquet, to_parquet
 from raygen.trainings import grid
 from raygen.verbs.base import Estimate, Job, Report, Result
@@ -133,6 +134,8 @@ class AblationJob(Job):
                 rows += [{**r, "protocol": _named(r["protocol"], variant, name)} for r in found]
             elif isinstance(job, TrainJob) and variant:
                 rows += _trained(job, variant, name)
+            elif isinstance(job, GenerateJob) and variant:
+                rows += _made(job, variant, name)
         table = pa.Table.from_pylist(rows, METRICS)
         folder = Storage(f"{self.out}/metrics")
         folder.put("metrics.parquet", to_parquet(table))
@@ -173,6 +176,27 @@ def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
         for metric, value in values.items()
         if value is not None
     ]  # fmt: skip
+
+
+def _made(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
+    """What a picture cost: a worker's seconds over the pictures of its shards, without start and loading."""
+    store, _ = open_input(job.out)
+    commits = list(store.commits())
+    made = sum(commit.rows("samples") for commit in commits)
+    if not made:
+        return []
+    environment = commits[0].environment
+    where = {name: environment.get(name) for name in ("device", "dtype", "threads", "torch")}
+    protocol = {
+        **where, "workers": job.where.workers,
+        "includes": "sampling, first stage, encoding" + (", scoring" if job.what.score is not None else ""),
+        "variant": variant, "stage": stage,
+    }  # fmt: skip
+    return [{
+        "run_id": store.plan().run_id, "metric": "seconds_per_picture", "slice": "all",
+        "value": sum(commit.timings["work_s"] for commit in commits) / made, "n": made, "ci_low": None, "ci_high": None,
+        "reference": None, "protocol": json.dumps(protocol, sort_keys=True), "created": datetime.now(UTC),
+    }]  # fmt: skip
 
 
 def _headlines(table: pa.Table) -> dict[str, object]:

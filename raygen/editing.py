@@ -31,10 +31,10 @@ from raygen.extractors.base import (
     load_parser,
     network_digest,
 )
-from raygen.extractors.perceptual import LPIPSSpec, load_lpips
+from raygen.extractors.perceptual import LPIPSSpec
 from raygen.faces import ATTRIBUTES
 from raygen.influence import InfluenceLog
-from raygen.metrics.perceptual import ssim
+from raygen.likeness import Likeness
 from raygen.models.autoencoder import to_pixels
 from raygen.models.base import Model, Tokens
 from raygen.models.conditions import Conditions, images_from_rows
@@ -140,13 +140,12 @@ class Judge:
         self.classifier: Classifier | None = (
             None if spec.classifier is None else load_classifier(spec.classifier, device)
         )
-        self.lpips = None if spec.lpips is None else load_lpips(spec.lpips).to(device)
-        self.device = device
+        self.likeness = Likeness(spec.lpips, device)
 
     @property
     def name(self) -> str:
         """Of the measure of similarity."""
-        return "ssim" if self.lpips is None else "lpips"
+        return self.likeness.name
 
     @staticmethod
     def digests(spec: JudgeSpec) -> dict[str, str]:
@@ -156,12 +155,7 @@ class Judge:
 
     def similarity(self, images: UInt8Array, source: UInt8Array) -> Array:
         """uint8 [n, H, W, 3] and [H, W, 3] -> SSIM to the input [n], or 1 - LPIPS; 1 is the input itself."""
-        same = np.repeat(source[None], len(images), axis=0)
-        if self.lpips is None:
-            return ssim(images, same)
-        made, real = (to_pixels(torch.from_numpy(x).to(self.device)) for x in (images, same))
-        with torch.inference_mode():
-            return np.asarray(1 - self.lpips(made, real).double().cpu().numpy())
+        return self.likeness(images, np.repeat(source[None], len(images), axis=0))
 
     def fidelity(
         self,

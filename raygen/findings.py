@@ -60,7 +60,11 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "ssim": _Kind("SSIM", "structural similarity", "higher", 100, 3),
     "edit_fidelity": _Kind("Edit fidelity", "how much of what was to change has changed", "higher", 30, 3),
     "edit_similarity": _Kind("Edit similarity", "how much of the input is left", "higher", 30, 3),
+    "leakage": _Kind("Leakage", "change outside of the parts that were to change, over that inside", "lower", 100, 3),
+    "change": _Kind("Change", "mean absolute difference to the baseline, 0 to 1", "", 100, 4),
+    "diversity": _Kind("Diversity", "mean distance between pictures of the same conditions", "higher", 100, 3),
     "influence": _Kind("Influence", "mean share of an expert over pixels and steps", "", 30, 3),
+    "seconds_per_picture": _Kind("Seconds a picture", "of one worker, without its start", "lower", 100, 3),
     "psnr": _Kind("PSNR", "peak signal to noise, dB", "higher", 100, 2),
 }
 _HASH: Final = re.compile("[0-9a-f]{40,}")

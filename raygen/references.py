@@ -1,23 +1,28 @@
-"""Rows of a finished FACES run by their id: the pictures that edits and styles refer to.
+"""Rows of a finished run by their id: the pictures that edits, styles and comparisons refer to.
 
-Knows where each face lies. Reads ids once, and a row only when it is asked for.
+Knows where each row lies, and which rows belong to a group. Reads ids once, and a row only when it is asked for.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from raygen.spec import InputError
 from raygen.storage import Slice, read_slice
 from raygen.store import open_input
 
-__all__ = ["FaceRows"]
+__all__ = ["StoredRows"]
+
+KEYS = {"faces": "face_id", "samples": "sample_id"}
 
 
-class FaceRows:
-    """FACES of `url`; holds their ids and places (about 200 bytes a face), never pictures."""
+class StoredRows:
+    """FACES or SAMPLES of `url`; holds their ids and places (about 200 bytes a row), never pictures."""
 
-    def __init__(self, url: str, columns: Sequence[str]) -> None:
-        self.url, self.columns = url, tuple(dict.fromkeys(("face_id", *columns)))
+    def __init__(self, url: str, columns: Sequence[str], *, table: str = "faces") -> None:
+        self.url, self.table, self.key = url, table, KEYS[table]
+        self.columns = tuple(dict.fromkeys((self.key, *columns)))
         self._places: dict[str, tuple[Slice, int]] | None = None
 
     def __call__(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -26,18 +31,23 @@ class FaceRows:
         found = {}
         for name in dict.fromkeys(ids):
             if name not in places:
-                raise InputError(f"{self.url} has no face {name!r}", reason="source")
+                raise InputError(f"{self.url} has no {self.table.removesuffix('s')} {name!r}", reason="source")
             piece, row = places[name]
             one = piece._replace(start=piece.start + row, rows=1)
             found[name] = read_slice(one, self.columns).to_pylist()[0]
         return found
+
+    def all(self, columns: Sequence[str]) -> pa.Table:
+        """A few small columns of all rows, in the order of shards."""
+        store, _ = open_input(self.url)
+        return pa.concat_tables([read_slice(piece, columns) for piece in store.slices(self.table)])
 
     def _index(self) -> dict[str, tuple[Slice, int]]:
         if self._places is None:
             store, _ = open_input(self.url)
             self._places = {
                 name: (piece, row)
-                for piece in store.slices("faces")
-                for row, name in enumerate(read_slice(piece, ["face_id"])["face_id"].to_pylist())
+                for piece in store.slices(self.table)
+                for row, name in enumerate(read_slice(piece, [self.key])[self.key].to_pylist())
             }
         return self._places

@@ -21,6 +21,7 @@ from pydantic import Field
 from raygen.extractors.base import FeatureSpec, ParserSpec, Small, load_classifier, load_features, load_parser
 from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, codes, mean
+from raygen.metrics.change import bootstrap, changed
 from raygen.metrics.frechet import LOW_N, Moments, frechet_of_features, jackknife
 from raygen.metrics.perceptual import ssim
 from raygen.metrics.segmentation import Counts, bootstrap_miou, confusion
@@ -252,6 +253,12 @@ def measure(
             if kind == "ssim":
                 value = float(scored.vectors[:, 0].astype(np.float64).mean())
                 table.add("ssim", where, value, len(scored.ids), {"against": "the face that `source` names"})
+            if kind == "change":
+                _changes(table, where, scored, protocols.get("relate", {}))
+            if kind == "diversity":
+                total = scored.vectors.astype(np.float64).sum(axis=0)
+                said = {"distance": network.replace("ssim", "1 - ssim"), "level": "mean over pairs of a group"}
+                table.add(name, where, float(total[0] / total[1]), int(total[1]), said)
             if kind == "edit":
                 _edits(table, where, network, scored, protocols.get("edit", {}))
     real = sets.get("reference", {})
@@ -317,6 +324,17 @@ def _edits(table: _Table, where: str, similarity: str, scored: Scored, judges: M
             table.add("edit_fidelity", name, float(judged.mean()), len(judged), protocol)
         if len(part):
             table.add(f"edit_similarity:{similarity}", name, float(part[:, 2].mean()), len(part), protocol)
+
+
+def _changes(table: _Table, where: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
+    """Against the baseline, in parts of the largest difference there can be; leakage where something lies outside."""
+    found, n = changed(scored.vectors), len(scored.ids)
+    protocol = {**protocol, "level": "mean absolute difference over pixels, 0..1"}
+    for name, value in (("inside", found.inside), ("outside", found.outside)):
+        if np.isfinite(value):
+            table.add("change", f"{where}/{name}", value, n, protocol)
+    if np.isfinite(found.leakage):
+        table.add("leakage", where, found.leakage, n, protocol, bootstrap(scored.vectors))
 
 
 def _frechet(table: _Table, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:

@@ -134,7 +134,7 @@ class SCADM(Model):
         here = conditions.present["mask"]
         own = self._maps(conditions.mask, here)
         lent = conditions.style_weights * conditions.present["style"].view(-1, 1, 1)  # [B, 2, 19]
-        mixed = (1 - lent.sum(dim=1)).unsqueeze(-1) * self._style(torch.zeros_like(own[:, :3]), own)
+        mixed = (1 - lent.sum(dim=1)).unsqueeze(-1) * self._style(torch.zeros_like(own[:1, :3]), own)
         for i in range(2):
             rows = lent[:, i].any(dim=1)
             if rows.any():

@@ -50,6 +50,7 @@ class StyleEncoder(nn.Module):
             _normed(nn.Conv2d(a, b, 3, padding=1, groups=classes), classes) for a, b in zip(ins, outs, strict=True)
         )
         self.out = nn.ModuleList(nn.Conv1d(c, classes * width, 1, groups=classes) for c in outs)
+        self.to(memory_format=torch.channels_last)
 
     @property
     def width(self) -> int:
@@ -57,8 +58,12 @@ class StyleEncoder(nn.Module):
         return int(self.config["ups"] * self.config["width"])
 
     def forward(self, pixels: Tensor, maps: Tensor) -> Tensor:
-        """See the class. A class without pixels gets a style that depends on no picture."""
-        features = [self.first(pixels)]
+        """See the class. A class without pixels gets a style that depends on no picture.
+
+        One picture [1, 3, S, S] for all the maps is read once.
+        """
+        # Grouped convolutions want their channels last: 1.5 times as fast on a CPU, with the way back.
+        features = [self.first(pixels.contiguous(memory_format=torch.channels_last))]
         for layer in self.down:
             features.append(layer(features[-1]))
         x, styles = features.pop(), []
@@ -73,17 +78,19 @@ class StyleEncoder(nn.Module):
     def _joined(self, x: Tensor, skip: Tensor) -> Tensor:
         if not self.aligned:
             return torch.cat([x, skip], dim=1)
-        grouped = [y.view(len(y), self.classes, -1, *y.shape[2:]) for y in (x, skip)]
-        return torch.cat(grouped, dim=2).flatten(1, 2)
+        return torch.cat([self._grouped(x), self._grouped(skip)], dim=-1).flatten(3).movedim(-1, 1)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """Features [B, K c, h, w] -> [B, h, w, K, c]."""
+        last = x.movedim(1, -1)
+        return last.reshape(*last.shape[:-1], self.classes, -1)
 
     def _averaged(self, x: Tensor, maps: Tensor, head: nn.Module) -> Tensor:
         """Features [B, K c, h, w] -> [B, K, width]: the mean over each class's pixels, then its own linear layer."""
-        small = F.interpolate(maps, size=x.shape[2:], mode="nearest")  # [B, K, h, w]
-        grouped = x.view(len(x), self.classes, -1, *x.shape[2:])  # [B, K, c, h, w]
-        area = small.sum(dim=(2, 3)).unsqueeze(-1)  # [B, K, 1]
-        mean = torch.einsum("bkchw,bkhw->bkc", grouped, small) / (area + EPSILON)
+        small = F.interpolate(maps, size=x.shape[2:], mode="nearest").movedim(1, -1).unsqueeze(-1)  # [B, h, w, K, 1]
+        mean = (self._grouped(x) * small).sum(dim=(1, 2)) / (small.sum(dim=(1, 2)) + EPSILON)  # [B, K, c]
         made: Tensor = head(mean.flatten(1).unsqueeze(-1))
-        return made.view(len(x), self.classes, -1).tanh()
+        return made.view(len(maps), self.classes, -1).tanh()
 
 
 def _normed(conv: nn.Conv2d, groups: int) -> nn.Sequential:

@@ -14,7 +14,7 @@ from raygen.models.checkpoint import check_mixing
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec
-from raygen.references import FaceRows
+from raygen.references import StoredRows
 from raygen.sampling import SampleSpec
 from raygen.shards import Worker
 from raygen.spec import ConfigError
@@ -80,4 +80,4 @@ class EditJob(ShardedJob):
 
 def build_editor(sample: SampleSpec, imagic: ImagicSpec, judge: JudgeSpec, faces: str, threads: int) -> Worker:
     """The worker of an actor."""
-    return EditWorker(sample, imagic, judge, FaceRows(faces, ("image", "mask", "attributes")), threads=threads)
+    return EditWorker(sample, imagic, judge, StoredRows(faces, ("image", "mask", "attributes")), threads=threads)

@@ -3,7 +3,7 @@
 Knows which sets are scored, what is scored already, and where the table goes. Does not know how anything is
 measured.
 
-    out/scores/{samples,reference,roundtrip}/   SCORES, as stores of their own
+    out/scores/{samples,reference,roundtrip,related}/   SCORES, as stores of their own
     out/metrics/metrics.parquet  metrics.json   METRICS
 """
 
@@ -19,7 +19,8 @@ from pydantic import Field
 from raygen.bundled import resolve
 from raygen.encoding import RoundTrip
 from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.references import FaceRows
+from raygen.references import StoredRows
+from raygen.relations import COLUMNS, RelationSpec, RelationWorker
 from raygen.scoring import Observer, Scored, ScoreSpec, ScoreWorker, gather, measure
 from raygen.shards import Worker
 from raygen.spec import ConfigError, run_id
@@ -33,6 +34,8 @@ __all__ = ["EvaluateJob", "EvaluateWhat"]
 UInt8Array = npt.NDArray[np.uint8]
 #: Measurements of how pictures were made; no later look at them can have these.
 MADE: Final = ("influence", "edit")
+#: Passes over what is judged.
+OF_SAMPLES: Final = ("samples", "related")
 
 
 class EvaluateWhat(ShardedWhat):
@@ -42,6 +45,7 @@ class EvaluateWhat(ShardedWhat):
     reference: str | None = Field(None, description="folder of an ingest run: the real pictures")
     round_trip: str | None = Field(None, description="checkpoint whose first stage the reference also goes through")
     score: ScoreSpec = Field(default_factory=ScoreSpec)
+    relate: RelationSpec | None = Field(None, description="what only two pictures together say")
     batch: int = Field(32, ge=1, le=4096)
 
 
@@ -62,7 +66,8 @@ class EvaluateJob(Job):
         if "samples" not in passes:
             sets["all"] = gather(self._samples.tables("scores"))
         for name, work in passes.items():
-            sets["all" if name == "samples" else name] = gather(work.store.tables("scores"))
+            found = gather(work.store.tables("scores"))
+            sets.setdefault("all" if name in OF_SAMPLES else name, {}).update(found)
         if "samples" in passes and self._samples.has("scores"):  # what only the making of them could know
             made = gather(self._samples.tables("scores"))
             sets["all"] |= {name: found for name, found in made.items() if name.partition(":")[0] in MADE}
@@ -91,7 +96,20 @@ class EvaluateJob(Job):
             if self.what.round_trip is not None:
                 checkpoint = resolve(self.what.round_trip)
                 passes["roundtrip"] = self._pass("roundtrip", self.what.reference, "faces", checkpoint)
+        if self.what.relate is not None:
+            passes["related"] = self._related(self.what.relate)
         return passes
+
+    def _related(self, relate: RelationSpec) -> Prepared:
+        """One more look at the samples, each beside another."""
+        before = None if relate.baseline is None else open_input(relate.baseline)[1]
+        what = {"set": "related", "relate": relate.model_copy(update={"baseline": before})}
+        given, samples, threads = inputs(self.what.samples, "samples"), self.what.samples, self.where.threads
+        return prepared(
+            self.model_copy(update={"out": f"{self.out}/scores/related"}), "evaluate", what, given,
+            lambda run: partial(RelationWorker, relate, samples, run_id=run, threads=threads),
+            batch=self.what.batch, sharding=self.what, columns=COLUMNS,
+        )  # fmt: skip
 
     def _scored_inline(self) -> bool:
         plan = self._samples.plan()
@@ -116,9 +134,12 @@ class EvaluateJob(Job):
         """metrics.parquet and metrics.json; the headline numbers by name."""
         store, content = open_input(self.what.samples)
         reference = None if self.what.reference is None else open_input(self.what.reference)[1]
-        name = run_id({"kind": "evaluate", "samples": content, "reference": reference, "what": self.what.score})
+        parts = {"samples": content, "reference": reference, "what": self.what.score, "relate": self.what.relate}
+        name = run_id({"kind": "evaluate", **parts})
         observer = Observer(self.what.score, run_id=name)
         protocols = {**observer.protocols(), "edit": {"judges": store.plan().what.get("judges", {})}}
+        if self.what.relate is not None:
+            protocols["relate"] = {"margin": self.what.relate.margin}
         table = measure(
             sets, run_id=store.plan().run_id, reference=reference, protocols=protocols,
             frechet_name="" if observer.features is None else observer.features.metric,
@@ -136,5 +157,5 @@ class EvaluateJob(Job):
 def _build(score: ScoreSpec, threads: int, checkpoint: str | None, sources: str | None, name: str) -> Worker:
     """The worker of an actor; `sources`: folder of the faces that samples name."""
     through: Callable[[UInt8Array], UInt8Array] | None = None if checkpoint is None else RoundTrip(checkpoint)
-    faces = None if sources is None else FaceRows(sources, ("image",))
+    faces = None if sources is None else StoredRows(sources, ("image",))
     return ScoreWorker(score, run_id=name, threads=threads, through=through, sources=faces)

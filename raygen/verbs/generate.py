@@ -15,7 +15,7 @@ from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.conditions import MODALITIES
 from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec
-from raygen.references import FaceRows
+from raygen.references import StoredRows
 from raygen.sampling import Guidance, GuidanceForm, SampleSpec, SampleWorker
 from raygen.scoring import Observer, ScoreSpec
 from raygen.shards import Worker
@@ -117,7 +117,7 @@ class GenerateJob(ShardedJob):
 
 def build_sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> Worker:
     """The worker of an actor: a model, an observer where pictures are measured at once, faces to take styles from."""
-    faces = None if references is None else FaceRows(references, ("image", "mask"))
+    faces = None if references is None else StoredRows(references, ("image", "mask"))
     if score is not None and score.similarity and faces is None:
         raise ConfigError("what.score.similarity: needs `references`, the folder of the faces that rows name")
     observe = None if score is None else Observer(score, run_id=spec.run_id, attempt=spec.attempt, sources=faces)

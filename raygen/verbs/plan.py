@@ -13,7 +13,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.planning import AnyPlanning, EditLine, Edits, PlanWorker, Unconditional, columns_needed
-from raygen.references import FaceRows
+from raygen.references import StoredRows
 from raygen.spec import ConfigError, parse
 from raygen.storage import RANGE, Slice
 from raygen.verbs.base import Inputs, Prepared, ShardedJob, ShardedWhat, inputs, listed, prepared
@@ -46,7 +46,7 @@ class PlanJob(ShardedJob):
         elif isinstance(planning, Edits):
             first, columns = _lines(planning.file), None
             given = listed(first, self.out, inputs(self.what.faces, "faces").digest, write=write)
-            faces = FaceRows(self.what.faces, ("mask", "texts", "attributes"))
+            faces = StoredRows(self.what.faces, ("mask", "texts", "attributes"))
         else:
             given, columns = inputs(self.what.faces, "faces"), tuple(columns_needed(planning))
         rows = max(1, self.what.shard_rows // planning.factor)

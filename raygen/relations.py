@@ -1,0 +1,126 @@
+"""What only two pictures together say: how far a picture is from a baseline's, and how much those of a group differ.
+
+Knows which pictures are compared. Knows neither the maths of the comparison nor how rows become one number.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field, model_validator
+
+from raygen.extractors.perceptual import LPIPSSpec
+from raygen.likeness import Likeness
+from raygen.metrics.change import change, region
+from raygen.models.conditions import fit_mask
+from raygen.references import StoredRows
+from raygen.spec import InputError, Spec
+from raygen.tables import SCORES, decode_image, decode_mask
+
+__all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "RelationSpec", "RelationWorker"]
+
+UInt8Array = npt.NDArray[np.uint8]
+#: Names of the measurements; diversity is followed by what measured it.
+CHANGE: Final = "change"
+DIVERSITY: Final = "diversity"
+#: Of SAMPLES that are read.
+COLUMNS: Final = ("sample_id", "image", "mask", "style_parts", "group_id")
+
+
+class RelationSpec(Spec):
+    """What to compare. Pictures of the two runs belong together by `sample_id`, so their noise is the same."""
+
+    baseline: str | None = Field(
+        None, description="generate run with the same rows: change inside and outside of `style_parts`, and leakage"
+    )
+    margin: int = Field(0, ge=0, le=256, description="pixels around the border of the parts that count as neither")
+    diversity: bool = Field(False, description="mean distance between the pictures of a group")
+    lpips: LPIPSSpec | None = Field(None, description="distance is LPIPS instead of 1 - SSIM")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "RelationSpec":
+        if self.baseline is None and not self.diversity:
+            raise ValueError("name a `baseline`, or ask for `diversity`")
+        return self
+
+
+class RelationWorker:
+    """SAMPLES rows -> SCORES; partners are read from where they are stored."""
+
+    def __init__(self, spec: RelationSpec, samples: str, *, run_id: str, threads: int) -> None:
+        """`samples`: the folder that the rows come from, for the others of a group."""
+        torch.set_num_threads(threads)
+        self.spec, self.run_id = spec, run_id
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.likeness = Likeness(spec.lpips, device) if spec.diversity else None
+        self.others = StoredRows(samples, ("image",), table="samples")
+        self.baseline = None if spec.baseline is None else StoredRows(spec.baseline, ("image",), table="samples")
+        self._groups: dict[str, list[str]] | None = None
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Measure now; rows without a picture are left out, as is a partner without one."""
+        good = [row for row in rows.select(COLUMNS).to_pylist() if row["image"] is not None]
+        images = {row["sample_id"]: decode_image(row["image"]["bytes"]) for row in good}
+        found = [*self._changes(good, images), *self._diversity(good, images)]
+        columns = {
+            "sample_id": [name for name, _, _ in found],
+            "attempt": [0] * len(found),
+            "metric": [metric for _, metric, _ in found],
+            "run_id": [self.run_id] * len(found),
+            "vector": [vector for _, _, vector in found],
+        }
+        scores = pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
+        return lambda: {"scores": scores}
+
+    def _changes(
+        self, rows: Sequence[Mapping[str, Any]], images: Mapping[str, UInt8Array]
+    ) -> Iterable[tuple[str, str, list[float]]]:
+        if self.baseline is None:
+            return
+        for name, before in _pictures(self.baseline, images).items():
+            row = next(r for r in rows if r["sample_id"] == name)
+            made = images[name]
+            if made.shape != before.shape:
+                raise InputError(f"{name}: {made.shape[1]} px, in the baseline {before.shape[1]} px", reason="size")
+            everywhere = np.ones(made.shape[:2], dtype=bool)
+            inside, outside = everywhere, ~everywhere
+            if row["style_parts"]:
+                if row["mask"] is None:
+                    continue  # without a mask nobody knows where a part is
+                mask = fit_mask(decode_mask(row["mask"]["bytes"]), made.shape[0])
+                inside, outside = region(mask, tuple(row["style_parts"]), self.spec.margin)
+            yield name, CHANGE, change(made, before, inside, outside)
+
+    def _diversity(
+        self, rows: Sequence[Mapping[str, Any]], images: Mapping[str, UInt8Array]
+    ) -> Iterable[tuple[str, str, list[float]]]:
+        """Each row with those before it in its group, so that every pair is measured once, wherever rows are."""
+        if self.likeness is None:
+            return
+        earlier = {row["sample_id"]: self._before(row["group_id"], row["sample_id"]) for row in rows}
+        missing = {name for names in earlier.values() for name in names} - set(images)
+        known = {**images, **_pictures(self.others, missing)}
+        for name, names in earlier.items():
+            others = [known[other] for other in names if other in known]
+            if others:
+                alike = self.likeness(np.repeat(known[name][None], len(others), axis=0), np.stack(others))
+                yield name, f"{DIVERSITY}:{self.likeness.name}", [float((1 - alike).sum()), float(len(others))]
+
+    def _before(self, group: str | None, name: str) -> list[str]:
+        if self._groups is None:
+            self._groups = {}
+            table = self.others.all(["group_id", "sample_id"])
+            for one, other in zip(table["group_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True):
+                if one is not None:
+                    self._groups.setdefault(one, []).append(other)
+        names = self._groups.get(group, []) if group is not None else []
+        return names[: names.index(name)] if name in names else []
+
+
+def _pictures(rows: StoredRows, names: Iterable[str]) -> dict[str, UInt8Array]:
+    """Pictures by id; rows that failed have none."""
+    found = rows(names)
+    return {name: decode_image(row["image"]["bytes"]) for name, row in found.items() if row["image"] is not None}

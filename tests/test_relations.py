@@ -1,0 +1,138 @@
+"""What only two pictures together say: change against a baseline, leakage, diversity of a group."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raygen.faces import CLASS_INDEX
+from raygen.metrics.change import bootstrap, change, changed, region
+from raygen.metrics.perceptual import ssim
+from raygen.models import checkpoint
+from raygen.relations import RelationSpec, RelationWorker
+from raygen.run import make
+from raygen.spec import ConfigError, InputError
+from raygen.store import open_input
+from raygen.tables import decode_image, decode_mask
+from tests.models.test_scadm import make as model
+
+HAIR = CLASS_INDEX["hair"]
+
+
+def run(root: Path, kind: str, name: str, what: dict[str, object]) -> None:
+    make({"kind": kind, "what": what, "out": str(root / name)}).run(lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of two experiments with the same rows, and three a mask."""
+    root = tmp_path_factory.mktemp("relations")
+    checkpoint.save(model(), root / "model")
+    run(root, "ingest", "faces", {"data": {"kind": "procedural", "identities": 5, "pictures": 1, "size": 32}})
+    for name, planning in {
+        "reconstruction": {},
+        "partial": {"parts": ["hair"]},
+        "noise": {"per_face": 3},
+    }.items():
+        planning = {"kind": "styles", "experiment": name, **planning}
+        run(root, "plan", f"{name}/conditions", {"faces": str(root / "faces"), "planning": planning})
+        run(root, "generate", f"{name}/samples", {
+            "conditions": str(root / f"{name}/conditions"), "checkpoint": str(root / "model"), "batch": 4,
+            "shard_rows": 4, "references": str(root / "faces"), "sampler": {"name": "ddim", "steps": 3},
+        })  # fmt: skip
+    return root
+
+
+def rows(root: Path, name: str) -> list[dict]:
+    return pa.concat_tables(open_input(str(root / f"{name}/samples"))[0].tables("samples")).to_pylist()
+
+
+def images(root: Path, name: str) -> np.ndarray:
+    return np.stack([decode_image(row["image"]["bytes"]) for row in rows(root, name)])
+
+
+def metrics(root: Path, name: str) -> dict[tuple[str, str], dict]:
+    found = json.loads((root / name / "metrics/metrics.json").read_text())
+    return {(row["metric"], row["slice"]): row for row in found}
+
+
+NOTHING = {"parser": None, "features": None, "classifier": None}
+
+
+def test_leakage_is_change_outside_over_change_inside(world: Path) -> None:
+    """Against the definition, written out over all pixels; and pictures of the baseline against themselves."""
+    base = str(world / "reconstruction/samples")
+    for margin in (0, 2):
+        run(world, "evaluate", f"leak-{margin}", {
+            "samples": str(world / "partial/samples"), "score": NOTHING, "batch": 2, "shard_rows": 2,
+            "relate": {"baseline": base, "margin": margin},
+        })  # fmt: skip
+        found = metrics(world, f"leak-{margin}")
+        masks = np.stack([decode_mask(row["mask"]["bytes"]) for row in rows(world, "partial")])
+        difference = np.abs(images(world, "partial").astype(float) - images(world, "reconstruction")).mean(axis=-1)
+        here = masks == HAIR
+        outside = ~here
+        if margin:
+            grown = np.stack([region(mask, (HAIR,), margin) for mask in masks])
+            here, outside = grown[:, 0], grown[:, 1]
+            assert here.sum() < (masks == HAIR).sum()
+            assert (here | outside).sum() < masks.size
+        inside, outside = difference[here].mean() / 255, difference[outside].mean() / 255
+        assert found["change", "all/inside"]["value"] == pytest.approx(inside, rel=1e-5)
+        assert found["change", "all/outside"]["value"] == pytest.approx(outside, rel=1e-5)
+        leak = found["leakage", "all"]
+        assert leak["value"] == pytest.approx(outside / inside, rel=1e-5)
+        assert leak["ci_low"] <= leak["value"] <= leak["ci_high"]
+        assert json.loads(json.dumps(leak["protocol"]))["margin"] == margin
+    run(world, "evaluate", "same", {"samples": base, "score": NOTHING, "relate": {"baseline": base}})
+    same = metrics(world, "same")
+    assert same["change", "all/inside"]["value"] == 0
+    assert ("leakage", "all") not in same, "nothing lies outside of all parts"
+
+
+def test_diversity_is_the_mean_over_all_pairs_of_a_group(world: Path) -> None:
+    """Groups of three lie across shards of two rows here."""
+    what = {"samples": str(world / "noise/samples"), "score": NOTHING, "relate": {"diversity": True}}
+    run(world, "evaluate", "diverse", {**what, "batch": 2, "shard_rows": 2})
+    found = metrics(world, "diverse")["diversity:ssim", "all"]
+    made = images(world, "noise").reshape(5, 3, 32, 32, 3)
+    pairs = [(group[i], group[j]) for group in made for i, j in itertools.combinations(range(3), 2)]
+    one, other = (np.stack(side) for side in zip(*pairs, strict=True))
+    assert found["n"] == len(pairs) == 15
+    assert found["value"] == pytest.approx(float((1 - ssim(one, other)).mean()), rel=1e-5)
+    assert found["value"] > 0
+    assert "1 - ssim" in json.dumps(found["protocol"])
+
+
+def test_a_row_that_the_baseline_lacks_is_named(world: Path) -> None:
+    spec = RelationSpec(baseline=str(world / "noise/samples"))
+    worker = RelationWorker(spec, str(world / "partial/samples"), run_id="r", threads=1)
+    table = pa.concat_tables(open_input(str(world / "partial/samples"))[0].tables("samples"))
+    rest = table.set_column(0, "sample_id", pa.array([f"other{i}" for i in range(table.num_rows)]))
+    with pytest.raises(InputError, match="has no sample 'other0'"):
+        worker.start(rest)
+    with pytest.raises(ConfigError, match="name a `baseline`"):
+        make({"kind": "evaluate", "what": {"samples": "x", "relate": {}}, "out": "y"})
+
+
+def test_rows_without_a_picture_have_no_partner(world: Path) -> None:
+    table = pa.concat_tables(open_input(str(world / "noise/samples"))[0].tables("samples"))
+    broken = table.to_pylist()
+    broken[0]["image"] = None
+    worker = RelationWorker(RelationSpec(diversity=True), str(world / "noise/samples"), run_id="r", threads=1)
+    found = worker.start(pa.Table.from_pylist(broken, table.schema))()["scores"].to_pylist()
+    assert broken[0]["sample_id"] not in {row["sample_id"] for row in found}
+
+
+def test_nothing_outside_and_nothing_changed() -> None:
+    black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    everywhere = np.ones((8, 8), bool)
+    whole = np.array([change(black, white, everywhere, ~everywhere)])
+    assert changed(whole).inside == 1
+    assert np.isnan(changed(whole).outside)
+    assert bootstrap(whole) == (None, None)
+    still = np.array([change(black, black, everywhere, everywhere)])
+    assert np.isnan(changed(still).leakage)
