@@ -14,6 +14,7 @@ Does not know any particular job, model or data set.
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
@@ -222,6 +223,11 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
         near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(kind, problem["loc"]), n=1, cutoff=0.5)
         return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
     message = f"{where}: {problem['msg']}"
+    if problem["type"] == "literal_error":
+        names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        near = difflib.get_close_matches(str(problem.get("input")), names, n=1, cutoff=0.5)
+        message = f"{where}: {problem.get('input')!r} is not one of {', '.join(names)}"[:400]
+        return message + (f"; did you mean {near[0]!r}?" if near else "")
     if problem["type"] != "missing":
         message += f" (got {problem.get('input')!r})"[:200]
     return message

@@ -91,7 +91,7 @@ def test_several_faults_are_told_at_once():
     assert [line.split(": ")[1] for line in lines] == ["what.model.side", "what.seed", "where.runner"]
     assert "greater than or equal to 8 (got 4)" in lines[0]
     assert "Field required" in lines[1]
-    assert "'local' or 'ray'" in lines[2]
+    assert "'slurm' is not one of local, ray" in lines[2]
 
 
 def test_an_unknown_kind_lists_the_known_ones():

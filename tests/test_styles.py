@@ -1,5 +1,6 @@
 """The experiments of SCA-DM as plans: what each row asks for, and pictures that follow it."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.models.test_scadm import conditions, make
 from tests.test_editing import faces
 
 
-def planned(experiment: str, **fields: object) -> list[dict[str, object]]:
+def planned(experiment: str, without: int = 0, **fields: object) -> list[dict[str, object]]:
     given = faces(4)
     mask = given["mask"].to_pylist()
     given = given.set_column(
@@ -31,7 +32,7 @@ def planned(experiment: str, **fields: object) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = spec.rows(given).to_pylist()
     assert [row["sample_id"] for row in rows if row["error"]] == ["f3"], "a face without a mask"
     good = [row for row in rows if not row["error"]]
-    assert len(good) == 3 * spec.factor
+    assert len(good) == (3 - without) * spec.factor
     return good
 
 
@@ -44,21 +45,33 @@ def test_every_experiment_is_a_plan() -> None:
     hair = [CLASS_INDEX["hair"]]
     assert [ids(row) for row in planned("reconstruction")] == [("f0", None), ("f1", None), ("f2", None)]
     assert [ids(row) for row in planned("swap")] == [("f1", None), ("f2", None), ("f0", None)]
-    part = planned("partial", parts=["hair"])[0]
-    assert (ids(part), part["style_parts"], part["style_mix"]) == (("f0", "f1"), hair, 1.0)
+    part = planned("partial", parts=["skin"])[0]
+    assert (ids(part), part["style_parts"], part["style_mix"]) == (("f0", "f1"), [CLASS_INDEX["skin"]], 1.0)
     steps = planned("interpolation", steps=5)[:5]
     assert [row["style_mix"] for row in steps] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert {row["group_id"] for row in steps} == {"f0"}
     noise = planned("noise", per_face=3)[:3]
     assert [(ids(row), row["variant"]) for row in noise] == [((None, None), k) for k in range(3)]
-    mixed = planned("mixed", parts=["hair"])[0]
-    assert (ids(mixed), mixed["style_parts"], mixed["style_mix"]) == (("f0", None), hair, 1.0)
+    mixed = planned("mixed", parts=["skin", "hair"])[0]
+    assert (ids(mixed), mixed["style_parts"], mixed["style_mix"]) == (("f0", None), [CLASS_INDEX["skin"], *hair], 1.0)
+
+
+def test_a_face_without_the_parts_is_left_out() -> None:
+    """The first drawn face is bald: its hair cannot change, and nobody can have its hair."""
+    rows = planned("partial", parts=["hair"], without=1)
+    assert [ids(row) for row in rows] == [("f1", "f2"), ("f2", "f1")]
+
+
+def test_references_are_named_by_their_content() -> None:
+    rows, given = planned("swap"), faces(4)
+    wanted = [hashlib.sha256(image["bytes"]).hexdigest() for image in given["image"].to_pylist()]
+    assert [row["style_a"]["sha256"] for row in rows] == [wanted[1], wanted[2], wanted[0]]  # type: ignore[index]
 
 
 def test_an_unknown_part_is_a_sentence(tmp_path: Path) -> None:
     document = {"kind": "plan", "out": "x", "what": {"faces": "y", "planning": {"kind": "styles", "parts": ["hiar"]}}}
     (tmp_path / "job.yaml").write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=r"what\.planning\.parts\.0.*hair"):
+    with pytest.raises(ConfigError, match=r"what\.planning\.parts\.0: 'hiar' is not one of .*did you mean 'hair'"):
         load(str(tmp_path / "job.yaml"))
     with pytest.raises(ValueError, match="needs `parts`"):
         Styles(experiment="partial")

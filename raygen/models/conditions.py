@@ -116,7 +116,8 @@ class Conditions:
         if result.style is not None and result.style_weights is not None:
             for i, row in enumerate(rows.select([c for c in STYLE_COLUMNS if c in rows.column_names]).to_pylist()):
                 try:
-                    found = style_of(row, shapes) if errors[i] is None else None
+                    mask = values["mask"][i] if "mask" in values else None
+                    found = style_of(row, shapes, mask) if errors[i] is None else None
                 except InputError as error:
                     errors[i] = reason_of(error)
                     _silence(result, i)
@@ -217,13 +218,15 @@ def _silence(conditions: Conditions, i: int) -> None:
         value[i] = 0
 
 
-def style_of(row: Mapping[str, Any], shapes: Shapes) -> tuple[UInt8Array, npt.NDArray[np.float32]] | None:
+def style_of(
+    row: Mapping[str, Any], shapes: Shapes, mask: npt.NDArray[Any] | Tensor | None = None
+) -> tuple[UInt8Array, npt.NDArray[np.float32]] | None:
     """The references of a row uint8 [2, 4, S, S] and what is taken from them float32 [2, 19]; None without any.
 
     Everything comes from `style_a` but the `style_parts`, which are (1 - mix) of a and mix of b: all parts where none
     are named, mix 1 where none is given. A class that a reference does not have is not taken from it. `InputError`:
-    `style` for a reference without mask, of another content than planned, or a part above 18; and as pictures and masks
-    have it.
+    `style` for a reference without mask, of another content than planned, a part above 18, or named parts that neither
+    `mask`, the row's own, nor a reference has; and as pictures and masks have it.
     """
     names = [None if row.get(c) is None else row[c]["face_id"] for c in ("style_a", "style_b")]
     if names == [None, None]:
@@ -245,6 +248,10 @@ def style_of(row: Mapping[str, Any], shapes: Shapes) -> tuple[UInt8Array, npt.ND
             continue
         found[i] = _reference(shapes, name, row[("style_a", "style_b")[i]].get("sha256"))
         weights[i] *= np.isin(np.arange(len(CLASSES)), found[i, 3])
+    shown = [np.asarray(labels) for labels in (mask, *found[[n is not None for n in names], 3]) if labels is not None]
+    if row.get("style_parts") and not any(np.isin(labels, parts).any() for labels in shown):
+        listed = ", ".join(CLASSES[part] for part in parts)
+        raise InputError(f"neither the mask nor a reference has {listed}", reason="style")
     return found, weights
 
 

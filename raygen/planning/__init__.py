@@ -46,5 +46,6 @@ class PlanWorker:
 
 
 def columns_needed(planning: Planning) -> Iterable[str]:
-    """Columns of FACES that a planning function reads; pictures are never among them."""
-    return ("face_id", "split", "mask", "attributes", "texts", "identity_id")
+    """Columns of FACES that a planning function reads; pictures only where rows name them by their content."""
+    columns = ("face_id", "split", "mask", "attributes", "texts", "identity_id")
+    return (*columns, "image") if isinstance(planning, Styles) else columns

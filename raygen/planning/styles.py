@@ -1,17 +1,19 @@
 """The experiments of SCA-DM: masks from faces, styles from the same or from other faces.
 
-Knows which face lends what. Reads no pictures.
+Knows which face lends what. Names pictures by their content and looks into none.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from raygen.faces import CLASS_INDEX, ClassName
 from raygen.planning.base import Lookup, Planning, Row, table
-from raygen.tables import CONDITIONS, check_id
+from raygen.spec import InputError, digest
+from raygen.tables import CONDITIONS, check_id, decode_mask
 
 __all__ = ["Styles"]
 
@@ -21,7 +23,8 @@ class Styles(Planning):
 
     `reconstruction`: the face's own style. `swap`: a partner's. `partial`: the partner's for `parts`. `interpolation`:
     from the face's to the partner's in `steps` pictures, for `parts` or all. `noise`: nobody's, `per_face` times.
-    `mixed`: the face's own, but nobody's for `parts`. The partner is the next face in the same piece that has a mask.
+    `mixed`: the face's own, but nobody's for `parts`. The partner is the next face in the same piece that has a mask,
+    and one of the `parts` where any are named; a face that shows none of them is left out, as nothing could change.
     """
 
     kind: Literal["styles"] = "styles"
@@ -46,20 +49,32 @@ class Styles(Planning):
         """FACES -> CONDITIONS; `group_id` holds the rows of a face together. Faces without a mask have an error."""
         if self.splits:
             given = given.filter(pa.compute.is_in(given["split"], pa.array(self.splits)))
-        listed = given.select(["face_id", "mask", "attributes"]).to_pylist()
-        masked = [face["face_id"] for face in listed if face["mask"] is not None]
-        next_of = dict(zip(masked, [*masked[1:], *masked[:1]], strict=True))
-        made = [row for face in listed for row in self._of(face, next_of.get(face["face_id"]))]
+        listed = given.select(["face_id", "image", "mask", "attributes"]).to_pylist()
+        if self.parts:
+            listed = [face for face in listed if face["mask"] is None or self._shows(face)]
+        masked = [face for face in listed if face["mask"] is not None]
+        digests = {face["face_id"]: _digest(face) for face in masked}
+        names = list(digests)
+        next_of = dict(zip(names, [*names[1:], *names[:1]], strict=True))
+        made = [row for face in listed for row in self._of(face, next_of.get(face["face_id"]), digests)]
         columns = {name: [row.get(name) for row in made] for name in _STYLE_ROW}
         made_rows = table({n: pa.array(v, CONDITIONS.field(n).type) for n, v in columns.items()})
         return made_rows.append_column("error", pa.array([row.get("error") for row in made], pa.string()))
 
-    def _of(self, face: Row, partner: str | None) -> Iterable[Row]:
+    def _shows(self, face: Row) -> bool:
+        """Whether its mask has one of the parts; one that cannot be read is left to those who need it."""
+        try:
+            labels = decode_mask(face["mask"]["bytes"])
+        except InputError:
+            return True
+        return bool(np.isin(labels, [CLASS_INDEX[part] for part in self.parts]).any())
+
+    def _of(self, face: Row, partner: str | None, digests: Mapping[str, str | None]) -> Iterable[Row]:
         name = face["face_id"]
         if partner is None:
             yield {"sample_id": name, "plan": self.kind, "seed": self.seed, "error": "mask: the face has none"}
             return
-        own, other = {"face_id": name, "sha256": None}, {"face_id": partner, "sha256": None}
+        own, other = ({"face_id": n, "sha256": digests[n]} for n in (name, partner))
         parts = [CLASS_INDEX[part] for part in self.parts] or None
         values: dict[str, dict[str, Any]] = {
             "reconstruction": {"style_a": own},
@@ -77,6 +92,12 @@ class Styles(Planning):
                 "group_id": name, "variant": k, "mask": face["mask"], "attributes": face["attributes"],
                 **values[self.experiment], **mix,
             }  # fmt: skip
+
+
+def _digest(face: Row) -> str | None:
+    """Of the picture, so that a reference cannot be another one when its turn comes."""
+    image = face["image"]
+    return None if image is None or image["bytes"] is None else digest(image["bytes"])
 
 
 _STYLE_ROW: Final = (

@@ -328,6 +328,8 @@ def test_bad_references_are_errors_with_reasons() -> None:
     )
     assert error(style_a={"face_id": "a", "sha256": "0" * 64}).startswith("style: reference 'a' is another picture")
     assert error(style_a={"face_id": "a"}, style_parts=[19]) == "style: part 19 is above 18"
+    both = {"style_a": {"face_id": "a"}, "style_b": {"face_id": "b"}}
+    assert error(**both, style_parts=[14, 16]) == "style: neither the mask nor a reference has hat, neck_l"
 
 
 # --- the attention loss ---
