@@ -18,7 +18,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -27,21 +27,14 @@ from raygen.bundled import resolve
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage, pixel_stage
 from raygen.models.base import Model
 from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_stage
-from raygen.models.files import (
-    OWN_WEIGHTS,
-    fill,
-    read_diffusers,
-    read_json,
-    write_diffusers,
-    write_json,
-    write_weights,
-)
+from raygen.models.files import read_diffusers, read_json, write_diffusers, write_json
+from raygen.models.layouts import FORMAT, family, family_of
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
 from raygen.models.mixing import Mixing
 from raygen.models.scadm import SCADM, SCADMSpec, build_scadm_unet, new_style_encoder
 from raygen.models.schedule import SamplerSpec, build_sampler
-from raygen.models.text import FrozenText, PretrainedText, Tokenizer, empty_encoder, pretrained_encoder
-from raygen.spec import ConfigError, InputError, canonical, parse
+from raygen.models.text import PretrainedText, Tokenizer, pretrained_encoder
+from raygen.spec import ConfigError, canonical, parse
 
 __all__ = [
     "FORMAT",
@@ -61,7 +54,6 @@ __all__ = [
     "save",
 ]
 
-FORMAT: Final = 1
 #: Every family a checkpoint can hold.
 ModelSpec = Annotated[AutoencoderSpec | LDMSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")]
 #: Those that can be sampled.
@@ -193,58 +185,13 @@ def _write(model: Model | FirstStage, folder: Path, dtype: torch.dtype, extra: M
     document: dict[str, Any] = {"format": FORMAT, "first_stage": first_stage.spec.model_dump(mode="json")}
     if first_stage.net is not None:
         write_diffusers(first_stage.net, folder / "vae", dtype, index)
-    if isinstance(model, LDM):
-        document["model"] = model.spec.model_dump(mode="json")
-        _write_ldm(model, folder, dtype, index)
-    elif isinstance(model, SCADM):
-        document["model"] = model.spec.model_dump(mode="json")
-        _write_scadm(model, folder, dtype)
-    elif isinstance(model, Collaborative):
-        document["model"] = _write_collaborative(model, folder, dtype)
     if isinstance(model, Model):
+        document |= family_of(model).write(model, folder, dtype, index)
         scheduler = build_sampler(model.schedule, SamplerSpec(name="ddim", steps=50))
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
     write_json(folder / "model_index.json", index)
     write_json(folder / "raygen.json", {**document, "extra": dict(extra)})
-
-
-def _write_ldm(model: LDM, folder: Path, dtype: torch.dtype, index: dict[str, Any]) -> None:
-    write_diffusers(model.unet, folder / "unet", dtype, index)
-    for name, module in model.encoders().items():
-        write_json(folder / name / "config.json", module.config)
-        write_weights(module, folder / name / OWN_WEIGHTS, dtype)
-    if model.tokenizer is not None:
-        model.tokenizer.save(folder / "tokenizer")
-
-
-def _write_scadm(model: SCADM, folder: Path, dtype: torch.dtype) -> None:
-    """Not as a diffusers model: none of its classes has SPADE blocks."""
-    write_weights(model.unet, folder / "unet" / OWN_WEIGHTS, dtype)
-    for name, module in model.encoders().items():
-        write_weights(module, folder / name / OWN_WEIGHTS, dtype)
-
-
-def _write_collaborative(model: Collaborative, folder: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Experts and diffusers; the spec as it reads inside the folder, where the experts lie now."""
-    for name in model.experts:
-        expert, inside = model.expert(name), folder / "experts" / name
-        _write_ldm(expert, inside, dtype, {})
-        document = {
-            "first_stage": model.first_stage.spec.model_dump(mode="json"),
-            "model": expert.spec.model_dump(mode="json"),
-        }
-        write_json(inside / "raygen.json", {"format": FORMAT, **document})
-    for name in model.experts:
-        diffuser, inside = model.diffuser(name), folder / "diffusers" / name
-        write_diffusers(diffuser.unet, inside, dtype, {})
-        if diffuser.vector is not None:
-            write_weights(diffuser.vector, inside / OWN_WEIGHTS, dtype)
-    experts = {name: f"experts/{name}" for name in model.experts}
-    spec: dict[str, Any] = model.spec.model_copy(update={"experts": experts, "nulls": model.nulls}).model_dump(
-        mode="json"
-    )
-    return spec
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -260,66 +207,16 @@ def load(folder: str | Path, device: Any = "cpu") -> Model:
     if "model" not in document:
         raise ConfigError(f"{root}: holds a first stage, not a model that can be sampled")
     stage = _first_stage(root, document)
-    read = {"ldm": _ldm, "collaborative": _collaborative, "scadm": _scadm}.get(str(document["model"].get("kind")))
-    if read is None:
-        raise InputError(f"{root}: a {document['model'].get('kind')!r} is no family of ours", reason="checkpoint")
-    model: Model = read(root, document, stage)
+    model = family(document["model"].get("kind"), root).read(root, document, stage)
     return model.to(device).eval().requires_grad_(False)  # a CPU takes other kernels where gradients may be asked for
-
-
-def _ldm(root: Path, document: Mapping[str, Any], stage: FirstStage) -> LDM:
-    spec: LDMSpec = parse(LDMSpec, document["model"], str(root / "raygen.json"))
-    tokenizer, frozen = _text(root, spec)
-    model = LDM(spec, stage, read_diffusers(root / "unet"), tokenizer=tokenizer, frozen_text=frozen)
-    for name, module in model.encoders().items():
-        if read_json(root / name / "config.json") != module.config:
-            raise InputError(f"{root / name}: config.json does not fit raygen.json", reason="checkpoint")
-        fill(module, root / name / OWN_WEIGHTS)
-    return model
-
-
-def _scadm(root: Path, document: Mapping[str, Any], stage: FirstStage) -> SCADM:
-    spec: SCADMSpec = parse(SCADMSpec, document["model"], str(root / "raygen.json"))
-    model = SCADM(spec, stage)
-    fill(model.unet, root / "unet" / OWN_WEIGHTS)
-    for name, module in model.encoders().items():
-        fill(module, root / name / OWN_WEIGHTS)
-    return model
-
-
-def _collaborative(root: Path, document: Mapping[str, Any], stage: FirstStage) -> Collaborative:
-    spec: CollaborativeSpec = parse(CollaborativeSpec, document["model"], str(root / "raygen.json"))
-    experts = {name: _ldm(*_open(root / "experts" / name), stage) for name in spec.experts}
-    diffusers = {name: _diffuser(root / "diffusers" / name, spec, expert) for name, expert in experts.items()}
-    return Collaborative(spec, experts, nulls=spec.nulls or (), diffusers=diffusers)
-
-
-def _diffuser(folder: Path, spec: CollaborativeSpec, expert: LDM) -> DynamicDiffuser:
-    width = expert.spec.vector_width
-    diffuser = DynamicDiffuser(diffuser_spec(spec, expert.spec), expert.latent_shape, width, read_diffusers(folder))
-    if diffuser.vector is not None:
-        fill(diffuser.vector, folder / OWN_WEIGHTS)
-    return diffuser
-
-
-def _text(root: Path, spec: LDMSpec) -> tuple[Tokenizer | None, FrozenText | None]:
-    """The tokenizer, and the shell of a pretrained encoder whose weights are filled in like any other's."""
-    if "text" not in spec.modalities:
-        return None, None
-    pretrained = isinstance(spec.text, PretrainedText)
-    frozen = empty_encoder(read_json(root / "text_encoder" / "config.json")) if pretrained else None
-    return Tokenizer.load(root / "tokenizer"), frozen
 
 
 def modalities(folder: str | Path) -> frozenset[str]:
     """The conditions that the model of a folder reads, without loading it; errors as for `load`."""
     root, document = _open(folder)
-    if document.get("model", {}).get("kind") == "scadm":
-        spec: SCADMSpec = parse(SCADMSpec, document["model"], str(root / "raygen.json"))
-        return frozenset(spec.modalities)
-    if "experts" in document.get("model", {}):
-        return frozenset().union(*(modalities(root / "experts" / name) for name in document["model"]["experts"]))
-    return frozenset(document.get("model", {}).get("modalities", ()))
+    if "model" not in document:
+        return frozenset()
+    return family(document["model"].get("kind"), root).modalities(root, document)
 
 
 def check_mixing(folder: str | Path, mixing: Mixing) -> None:
