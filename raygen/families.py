@@ -13,24 +13,32 @@ from raygen.extractors.small import SmallClassifier, SmallClassifierSpec, SmallP
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.collaborative import CollaborativeSpec
+from raygen.models.control import ControlSpec, control_modalities
 from raygen.models.ldm import LDMSpec
 from raygen.models.scadm import SCADMSpec
 from raygen.spec import ConfigError
 
-__all__ = ["DENOISERS", "TrainableSpec", "count", "experts_of", "needs"]
+__all__ = ["DENOISERS", "TrainableSpec", "count", "experts_of", "folders_of", "needs"]
 
 #: Everything that `raygen train` trains.
 TrainableSpec = Annotated[
-    AutoencoderSpec | LDMSpec | CollaborativeSpec | SCADMSpec | SmallParserSpec | SmallClassifierSpec,
+    AutoencoderSpec | LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec | SmallParserSpec | SmallClassifierSpec,
     Field(discriminator="kind"),
 ]
 #: Those that denoise latents of a first stage.
-DENOISERS: Final = (LDMSpec, CollaborativeSpec, SCADMSpec)
+DENOISERS: Final = (LDMSpec, ControlSpec, CollaborativeSpec, SCADMSpec)
+
+
+def folders_of(model: TrainableSpec) -> Mapping[str, str]:
+    """The checkpoints that a model is put together from, by name."""
+    if isinstance(model, ControlSpec):
+        return {"base": model.base}
+    return model.experts if isinstance(model, CollaborativeSpec) else {}
 
 
 def experts_of(model: TrainableSpec) -> dict[str, str]:
-    """The digest of every frozen expert of a collaboration, by name; empty for other families."""
-    folders: Mapping[str, str] = model.experts if isinstance(model, CollaborativeSpec) else {}
+    """The digest of every frozen network that training stands beside, by name; empty for most families."""
+    folders = folders_of(model)
     return {name: checkpoint.digest(folder) for name, folder in folders.items()}
 
 
@@ -45,6 +53,8 @@ def needs(model: TrainableSpec, first_stage: str | None) -> tuple[int, tuple[str
         return model.image_size, ("attributes" if isinstance(model, SmallClassifierSpec) else "mask",)
     assert first_stage is not None
     size = checkpoint.first_stage_spec(first_stage).image_size
+    if isinstance(model, ControlSpec):
+        return size, tuple(sorted(control_modalities(model, checkpoint.modalities(model.base))))
     if not isinstance(model, CollaborativeSpec):
         return size, model.modalities
     read = frozenset[str]().union(*(checkpoint.modalities(folder) for folder in model.experts.values()))
@@ -58,6 +68,8 @@ def count(model: TrainableSpec, first_stage: str | None) -> dict[str, int]:
     """
     if isinstance(model, CollaborativeSpec):
         return checkpoint.count_diffusers(model)
+    if isinstance(model, ControlSpec):
+        return checkpoint.count_branch(model)
     if isinstance(model, LDMSpec | SCADMSpec):
         assert first_stage is not None
         try:

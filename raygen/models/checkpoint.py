@@ -27,6 +27,7 @@ from raygen.bundled import resolve
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage, pixel_stage
 from raygen.models.base import Model
 from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_stage
+from raygen.models.control import Control, ControlSpec, new_branch
 from raygen.models.files import read_diffusers, read_json, write_diffusers, write_json
 from raygen.models.layouts import FORMAT, family, family_of
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
@@ -43,6 +44,7 @@ __all__ = [
     "build",
     "check_mixing",
     "count",
+    "count_branch",
     "count_diffusers",
     "digest",
     "first_stage_spec",
@@ -55,13 +57,15 @@ __all__ = [
 ]
 
 #: Every family a checkpoint can hold.
-ModelSpec = Annotated[AutoencoderSpec | LDMSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")]
+ModelSpec = Annotated[
+    AutoencoderSpec | LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")
+]
 #: Those that can be sampled.
-DenoiserSpec = Annotated[LDMSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")]
+DenoiserSpec = Annotated[LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")]
 
 
 def build(
-    spec: LDMSpec | CollaborativeSpec | SCADMSpec,
+    spec: LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec,
     first_stage: FirstStage,
     *,
     seed: int,
@@ -81,6 +85,13 @@ def build(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return Collaborative(spec, experts, nulls=nulls)
+    if isinstance(spec, ControlSpec):
+        base = load_expert(spec.base)
+        if not same_stage(base.first_stage, first_stage):
+            raise ConfigError(f"base {spec.base} has another first stage than the one of this training")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return Control(spec, base)
     if isinstance(spec, SCADMSpec):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -96,7 +107,7 @@ def load_expert(folder: str) -> LDM:
     """A trained ldm; `ConfigError` where the folder holds something else."""
     expert = load(folder)
     if not isinstance(expert, LDM):
-        raise ConfigError(f"{folder}: an expert is an ldm, this is a {type(expert).__name__}")
+        raise ConfigError(f"{folder}: an expert or a base is an ldm, this is a {type(expert).__name__}")
     return expert
 
 
@@ -139,6 +150,14 @@ def count_diffusers(spec: CollaborativeSpec) -> dict[str, int]:
             diffuser = DynamicDiffuser(diffuser_spec(spec, expert), latent, expert.vector_width)
         made[f"diffuser of {name}"] = sum(p.numel() for p in diffuser.parameters())
     return made
+
+
+def count_branch(spec: ControlSpec) -> dict[str, int]:
+    """Parameters of the branch beside a base that is there, counted without making it."""
+    base, stage = ldm_spec(spec.base), first_stage_spec(spec.base)
+    with torch.device("meta"):
+        branch = new_branch(spec, build_unet(base, stage.latent_shape), stage.factor)
+    return {"branch": sum(p.numel() for p in branch.parameters())}
 
 
 # --- saving -------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from diffusers import AutoencoderDC, AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, ControlNetModel, UNet2DConditionModel, UNet2DModel, VQModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialize
@@ -17,7 +17,16 @@ from torch import Tensor, nn
 
 from raygen.spec import InputError
 
-__all__ = ["OWN_WEIGHTS", "fill", "read_diffusers", "read_json", "write_diffusers", "write_json", "write_weights"]
+__all__ = [
+    "DIFFUSERS_WEIGHTS",
+    "OWN_WEIGHTS",
+    "fill",
+    "read_diffusers",
+    "read_json",
+    "write_diffusers",
+    "write_json",
+    "write_weights",
+]
 
 DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 OWN_WEIGHTS: Final = "model.safetensors"
@@ -27,6 +36,7 @@ CLASSES: Final[Mapping[str, Any]] = {
     "VQModel": VQModel,
     "UNet2DModel": UNet2DModel,
     "UNet2DConditionModel": UNet2DConditionModel,
+    "ControlNetModel": ControlNetModel,
 }
 
 

@@ -14,7 +14,9 @@ import torch
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec
+from raygen.models.control import Control, ControlSpec, control_modalities, new_branch
 from raygen.models.files import (
+    DIFFUSERS_WEIGHTS,
     OWN_WEIGHTS,
     fill,
     read_diffusers,
@@ -128,6 +130,30 @@ def _diffuser(folder: Path, spec: CollaborativeSpec, expert: LDM) -> DynamicDiff
     return diffuser
 
 
+# --- control ------------------------------------------------------------------------------------------------
+
+
+def _write_control(model: Control, folder: Path, dtype: torch.dtype, index: Index) -> dict[str, Any]:
+    """The base as an ldm lies, and the branch beside it, as pipelines with a ControlNet expect them."""
+    base = _write_ldm(model.base, folder, dtype, index)["model"]
+    write_diffusers(model.branch, folder / "controlnet", dtype, index)
+    spec = model.spec.model_copy(update={"base": "."})
+    return {"model": spec.model_dump(mode="json"), "base": base}
+
+
+def _control(root: Path, document: Document, stage: FirstStage) -> Control:
+    spec: ControlSpec = parse(ControlSpec, document["model"], str(root / "raygen.json"))
+    base = _ldm(root, {"model": document["base"]}, stage)
+    branch = new_branch(spec, base.unet, stage.factor)
+    fill(branch, root / "controlnet" / DIFFUSERS_WEIGHTS)
+    return Control(spec, base, branch)
+
+
+def _control_modalities(root: Path, document: Document) -> frozenset[str]:
+    spec: ControlSpec = parse(ControlSpec, document["model"], str(root / "raygen.json"))
+    return control_modalities(spec, _own_modalities(root, {"model": document["base"]}))
+
+
 # --- every family -------------------------------------------------------------------------------------------
 
 
@@ -158,6 +184,7 @@ class Family(NamedTuple):
 FAMILIES: Final[Mapping[str, Family]] = {
     "ldm": Family(LDM, _write_ldm, _ldm, _own_modalities),
     "scadm": Family(SCADM, _write_scadm, _scadm, _own_modalities),
+    "control": Family(Control, _write_control, _control, _control_modalities),
     "collaborative": Family(Collaborative, _write_collaborative, _collaborative, _experts_modalities),
 }
 

@@ -27,7 +27,7 @@ __all__ = ["LDM", "LDMSpec", "build_unet", "condition_encoders", "prepared_conte
 
 Modality = Literal["mask", "attributes", "text"]
 #: Cross-attention reads the tokens of several conditions in this order.
-TOKENS: Final = ("text_tokens", "mask_tokens", "attribute_tokens")
+TOKENS: Final = ("constant_token", "text_tokens", "mask_tokens", "attribute_tokens")
 
 
 class LDMSpec(Spec):
@@ -58,6 +58,9 @@ class LDMSpec(Spec):
     text: TextSpec | None = Field(
         None, description="encoder, where text is a modality; none is the papers' transformer"
     )
+    constant_token: bool = Field(
+        False, description="one token that says nothing, so that a model without tokens can have a branch beside it"
+    )
     token_width: int = Field(64, ge=8)
 
     @model_validator(mode="after")
@@ -77,7 +80,8 @@ class LDMSpec(Spec):
     def uses_tokens(self) -> bool:
         """Whether the UNet has cross-attention."""
         return (
-            "text" in self.modalities
+            self.constant_token
+            or "text" in self.modalities
             or ("mask" in self.modalities and self.mask_path == "tokens")
             or ("attributes" in self.modalities and self.attribute_path != "vector")
         )
@@ -143,10 +147,12 @@ class LDM(Model):
         return [self.unet]
 
     def embed(self, conditions: Conditions) -> Tokens:
-        """What the spec asks for of `text_tokens`, `mask_tokens`, `attribute_tokens` [B, K, D], `vector` [B, E],
-        `mask` [B, channels + 1, h, w].
+        """What the spec asks for of `constant_token`, `text_tokens`, `mask_tokens`, `attribute_tokens` [B, K, D],
+        `vector` [B, E], `mask` [B, channels + 1, h, w].
         """
         result: dict[str, Tensor] = {}
+        if self.spec.constant_token:
+            result["constant_token"] = torch.ones(conditions.n, 1, self.spec.token_width, device=self.device)
         if self.text_encoder is not None and conditions.text is not None:
             result["text_tokens"] = self._text(conditions.text, conditions.present["text"])
         if self.attribute_encoder is not None and conditions.attributes is not None:
@@ -187,10 +193,10 @@ def prepared_context(unet: Any, tokens: Tokens) -> Context:
     return {**rest, "tokens": row, **({} if torch.is_grad_enabled() else keys_values(unet, row))}
 
 
-def run_unet(unet: Any, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
-    """Output of a UNet of `build_unet` for zt [B, C, h, w] at t [B], float32."""
+def run_unet(unet: Any, zt: Tensor, t: Tensor, ctx: Context, **more: Any) -> Tensor:
+    """Output of a UNet of `build_unet` for zt [B, C, h, w] at t [B], float32. `more`: residuals of a branch."""
     x = cat([zt.to(unet.dtype), ctx["mask"]], dim=1) if "mask" in ctx else zt.to(unet.dtype)
-    extra: dict[str, Any] = {"class_labels": ctx["vector"]} if "vector" in ctx else {}
+    extra: dict[str, Any] = {"class_labels": ctx["vector"], **more} if "vector" in ctx else more
     if "tokens" in ctx:
         extra["encoder_hidden_states"] = ctx["tokens"]
     with given(unet, ctx):

@@ -33,7 +33,7 @@ from raygen.extractors.small import (
     SmallParser,
     save_small,
 )
-from raygen.families import DENOISERS, TrainableSpec, count, experts_of, needs
+from raygen.families import DENOISERS, TrainableSpec, count, experts_of, folders_of, needs
 from raygen.journal import Journal, followed
 from raygen.losses import (
     AttentionLoss,
@@ -48,7 +48,7 @@ from raygen.losses import (
 )
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels
-from raygen.models.collaborative import Collaborative, CollaborativeSpec
+from raygen.models.collaborative import Collaborative
 from raygen.models.conditions import ConditionDropout
 from raygen.models.ldm import LDMSpec
 from raygen.models.scadm import SCADMSpec
@@ -156,10 +156,10 @@ class TrainJob(Job):
         return Estimate(len(arrays), 0, 0, size, seconds, tuple(notes))
 
     def tokenizer(self) -> Tokenizer | None:
-        """Of a model that reads texts: its experts', or one whose vocabulary is learned from the training faces."""
+        """Of a model that reads texts: its experts', its base's, or one whose words are learned from the faces."""
         model = self.what.model
-        if isinstance(model, CollaborativeSpec):
-            found = (checkpoint.load_tokenizer(folder) for folder in model.experts.values())
+        if folders := folders_of(model):
+            found = (checkpoint.load_tokenizer(folder) for folder in folders.values())
             return next((tokenizer for tokenizer in found if tokenizer is not None), None)
         if not isinstance(model, LDMSpec) or "text" not in model.modalities:
             return None
@@ -225,7 +225,7 @@ def _absent(what: TrainWhat) -> Iterator[RaygenError]:
         partial(open_input, url) for url in (what.faces, what.latents) if url is not None
     ]
     folders = [what.first_stage] if what.first_stage is not None else []
-    folders += what.model.experts.values() if isinstance(what.model, CollaborativeSpec) else []
+    folders += folders_of(what.model).values()
     looks += [partial(checkpoint.digest, folder) for folder in folders]
     for look in looks:
         try:
