@@ -9,7 +9,9 @@ import torch
 import torchvision
 
 from raygen.extractors import perceptual
+from raygen.extractors.deep import load_perceptual
 from raygen.extractors.perceptual import LPIPSSpec, load_lpips
+from raygen.losses.mask_aware import masked_distance
 from raygen.spec import ConfigError, InputError
 
 
@@ -42,6 +44,22 @@ def test_it_is_the_package_over_these_weights(vgg: tuple[Path, str]) -> None:
     made(one, other).sum().backward()
     assert one.grad is not None
     assert made.sha256 == sha256
+
+
+def test_the_masked_term_reads_the_packages_own_map(vgg: tuple[Path, str]) -> None:
+    """A mask of ones gives the mean of the package's spatial map, the same network and channel weights."""
+    path, sha256 = vgg
+    network = load_perceptual(LPIPSSpec(weights=str(path), sha256=sha256[:16]))
+    oracle = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False, spatial=True)
+    state = torch.load(path, weights_only=True)
+    oracle.net.load_state_dict({n: state["features." + n.partition(".")[2]] for n in oracle.net.state_dict()})
+    made, real = torch.rand(2, 3, 32, 32) * 2 - 1, torch.rand(2, 3, 32, 32) * 2 - 1
+    weights = torch.rand(2, 1, 32, 32)
+    with torch.no_grad():
+        spatial = oracle(made, real)
+        found, _ = masked_distance(network, made, real, weights, "map")
+    wanted = (spatial * weights).sum(dim=(1, 2, 3)) / weights.sum(dim=(1, 2, 3))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_without_weights_the_two_ways_on_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,14 @@ A batch is a mapping of tensors with the picture first:
     t              int64 [B]              timestep
     dropout        float [B]              in [0, 1), for condition dropout
     mask, attributes, text, present_…     conditions and whether they are there
+    boxes, keypoints  float [B, K, 4 or 3]  in parts of the picture's side; zeros are none
 """
 
 from raygen.losses.autoencoder import AutoencoderObjective, AutoencoderObjectiveSpec, edges
 from raygen.losses.base import Batch, Losses, Objective
 from raygen.losses.diffusion import P2, AttentionLoss, DiffusionLoss, DiffusionObjective, MinSNR, Simple
 from raygen.losses.discriminator import DiscriminatorSpec, PatchDiscriminator
+from raygen.losses.mask_aware import MaskAwareObjective, MaskAwareSpec
 from raygen.losses.recognition import ClassifierObjective, ParserObjective
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "DiffusionObjective",
     "DiscriminatorSpec",
     "Losses",
+    "MaskAwareObjective",
+    "MaskAwareSpec",
     "MinSNR",
     "Objective",
     "ParserObjective",

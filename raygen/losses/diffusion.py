@@ -119,13 +119,17 @@ class DiffusionObjective(Objective):
         output = self.model.predict(self.model.schedule.add_noise(z, eps, t), t, ctx, record)
         error = (output - self.model.schedule.target(z, eps, t)).square().flatten(1).mean(dim=1)  # [B]
         losses = {"loss": (self.weights[t] * error).mean(), "mse": error.detach().mean()}
-        if self.attention is not None and record is not None:
-            assert conditions.mask is not None
-            present = conditions.present["mask"]
-            parts = [self.attention.of(score, conditions.mask, present) for score in record.values()]
-            term = torch.stack(parts).mean()
-            losses = {**losses, "loss": losses["loss"] + self.attention.weight * term, "attention": term.detach()}
-        return losses
+        return self._attended(losses, record, conditions)
+
+    def _attended(self, losses: Losses, record: dict[str, Tensor] | None, conditions: Conditions) -> Losses:
+        """Losses with the attention term, where one is asked for."""
+        if self.attention is None or record is None:
+            return losses
+        assert conditions.mask is not None
+        present = conditions.present["mask"]
+        parts = [self.attention.of(score, conditions.mask, present) for score in record.values()]
+        term = torch.stack(parts).mean()
+        return {**losses, "loss": losses["loss"] + self.attention.weight * term, "attention": term.detach()}
 
     @torch.no_grad()
     def _latents(self, batch: Batch) -> Tensor:

@@ -21,41 +21,27 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from pydantic import Field, model_validator
 
 from raygen.arrays import TrainingArrays, load_arrays, texts_of
 from raygen.extractors.base import Small, load_features
-from raygen.extractors.perceptual import LPIPSSpec, load_lpips
 from raygen.extractors.small import (
-    SmallClassifier,
-    SmallClassifierSpec,
     SmallNetwork,
-    SmallParser,
     save_small,
 )
-from raygen.families import DENOISERS, TrainableSpec, count, experts_of, folders_of, needs
+from raygen.families import DENOISERS, count, experts_of, folders_of, needs
 from raygen.journal import Journal, followed
 from raygen.losses import (
-    AttentionLoss,
     AutoencoderObjective,
-    AutoencoderObjectiveSpec,
-    ClassifierObjective,
-    DiffusionLoss,
-    DiffusionObjective,
-    MinSNR,
     Objective,
-    ParserObjective,
 )
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels
-from raygen.models.collaborative import Collaborative
-from raygen.models.conditions import ConditionDropout
+from raygen.models.autoencoder import FirstStage, to_pixels
 from raygen.models.ldm import LDMSpec
-from raygen.models.scadm import SCADMSpec
 from raygen.models.text import Tokenizer, TransformerText, tokenizer_of
+from raygen.recipes import TrainWhat, objective_of
 from raygen.reconstruction import reconstruction_scores
 from raygen.sheets import sheet
-from raygen.spec import ConfigError, InfrastructureError, RaygenError, Spec, run_id
+from raygen.spec import ConfigError, InfrastructureError, RaygenError, run_id
 from raygen.store import open_input
 from raygen.training import Step, Trainer, TrainSpec, train
 from raygen.verbs.base import Estimate, Job, Report, Result
@@ -68,40 +54,6 @@ CALIBRATION = 4096
 LARGEST_TIMED = 50_000_000
 #: Faces left out that a result names.
 MENTIONED = 3
-
-
-class TrainWhat(Spec):
-    """What to train, on what, for how long."""
-
-    model: TrainableSpec
-    faces: str = Field(..., description="folder of an ingest run")
-    split: str | None = Field(None, description="only faces of this split")
-    first_stage: str | None = Field(None, description="denoiser: folder of a trained first stage, or pixels-64")
-    latents: str | None = Field(None, description="denoiser: folder of an encode run; none encodes at each step")
-    recipe: str = Field("overall", description="denoiser with text: which of a face's texts")
-    loss: DiffusionLoss = Field(default_factory=MinSNR, description="denoiser")
-    dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="denoiser")
-    attention_loss: AttentionLoss | None = Field(None, description="scadm: attention scores should name the class")
-    reconstruction: AutoencoderObjectiveSpec = Field(
-        default_factory=AutoencoderObjectiveSpec, description="autoencoder"
-    )
-    validation_split: str | None = Field(None, description="autoencoder: scored at the end; none scores training faces")
-    validation_pictures: int = Field(512, ge=1, description="autoencoder: how many, at most")
-    training: TrainSpec
-    weights: Literal["float32", "float16"] = Field("float32", description="of the checkpoint's files")
-
-    @model_validator(mode="after")
-    def _complete(self) -> "TrainWhat":
-        if isinstance(self.model, DENOISERS) and self.first_stage is None:
-            raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
-        if self.attention_loss is not None:
-            if not isinstance(self.model, SCADMSpec) or self.model.style is None:
-                raise ValueError("attention_loss is for a scadm with styles")
-            if self.training.gradient_checkpointing:
-                raise ValueError(
-                    "attention_loss needs activations as they are: set training.gradient_checkpointing=false"
-                )
-        return self
 
 
 class TrainJob(Job):
@@ -177,6 +129,8 @@ class TrainJob(Job):
         faces, _ = open_input(what.faces)
         columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
         size, modalities = needs(what.model, what.first_stage)
+        pictures = "style" in modalities or (what.mask_aware is not None and what.mask_aware.decodes)
+        modalities = tuple(sorted({*modalities, *(["mask"] if what.mask_aware is not None else [])}))
         if what.latents is None or not isinstance(what.model, DENOISERS):
             return load_arrays(
                 faces.tables("faces", columns), size=size, modalities=modalities, split=what.split,
@@ -185,7 +139,7 @@ class TrainJob(Job):
         latents, _ = open_input(what.latents)
         assert what.first_stage is not None
         return load_arrays(
-            faces.tables("faces", [c for c in columns if c != "image" or "style" in modalities]),
+            faces.tables("faces", [c for c in columns if c != "image" or pictures]),
             size=size,
             modalities=modalities,
             latents=latents.tables("latents"),
@@ -193,30 +147,12 @@ class TrainJob(Job):
             split=what.split,
             tokenize=tokenizer,
             recipe=what.recipe,
-            pictures="style" in modalities,
+            pictures=pictures,
         )
 
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
         """A fresh objective, its weights drawn from the training seed."""
-        what, seed = self.what, self.what.training.seed
-        if isinstance(what.model, DENOISERS):
-            assert what.first_stage is not None
-            stage = checkpoint.load_first_stage(what.first_stage)
-            model = checkpoint.build(what.model, stage, seed=seed, tokenizer=tokenizer)
-            if isinstance(model, Collaborative) and (what.dropout.null or what.dropout.only):
-                model.must_do_without("dropout.null and dropout.only hide conditions (set them to 0)")
-            objective = DiffusionObjective(model, what.loss, what.dropout, what.attention_loss)
-            objective.frozen = "".join(experts_of(what.model).values())
-            return objective
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if isinstance(what.model, AutoencoderSpec):
-                wanted = what.reconstruction.perceptual
-                perceptual = load_lpips(wanted) if isinstance(wanted, LPIPSSpec) else None
-                return AutoencoderObjective(FirstStage(what.model), what.reconstruction, perceptual)
-            if isinstance(what.model, SmallClassifierSpec):
-                return ClassifierObjective(SmallClassifier(what.model))
-            return ParserObjective(SmallParser(what.model))
+        return objective_of(self.what, tokenizer)
 
 
 def _absent(what: TrainWhat) -> Iterator[RaygenError]:

@@ -1,0 +1,200 @@
+"""Networks whose feature maps compare two pictures while gradients flow: LPIPS, face embedders, and our classifier.
+
+Knows where each network's layers are, how they are weighed, and which files may be opened how. Knows no loss and no
+mask. Fetches nothing.
+
+Sources: Zhang et al. 2018 (LPIPS); Cao et al. 2018 (VGGFace2), the ResNet-50 that halves in the first convolution of a
+block, as its converted Caffe weights want it; layer weights from "Improving Latent Diffusion with Perceptual Mask-Aware
+Loss".
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from raygen.bundled import resolve
+from raygen.extractors.base import Small
+from raygen.extractors.perceptual import LPIPSSpec, load_lpips
+from raygen.extractors.published import fill, read_weights
+from raygen.extractors.small import SmallClassifier, load_small, small_digest
+from raygen.spec import ConfigError, InputError, Spec
+
+__all__ = [
+    "DeepFeatures",
+    "EmbedderSpec",
+    "TorchScript",
+    "VGGFace2",
+    "load_embedder",
+    "load_perceptual",
+]
+
+#: Of the five maps of the VGGFace2 network, as released.
+VGGFACE2_WEIGHTS: Final = (0.1, 0.0025, 0.025, 0.05, 0.005)
+
+
+class VGGFace2(Spec):
+    """The ResNet-50 of VGGFace2, from weights the user has."""
+
+    kind: Literal["vggface2"] = "vggface2"
+    weights: str = Field(..., description="state dict or safetensors file; its classifier is not read")
+    sha256: str | None = Field(None, description="refuse any other file")
+
+
+class TorchScript(Spec):
+    """Any embedder as TorchScript: pixels [B, 3, H, W] in -1..1 -> features. Such a file is a program; it is run."""
+
+    kind: Literal["torchscript"] = "torchscript"
+    weights: str = Field(..., description="file")
+    trust: bool = Field(False, description="true: run what is in the file")
+    sha256: str | None = Field(None, description="whole; of the very file that is trusted")
+
+    @model_validator(mode="after")
+    def _trusted(self) -> "TorchScript":
+        if not self.trust or self.sha256 is None or len(self.sha256) != 64:
+            raise ValueError("a TorchScript file is a program: it is run only with `trust: true` and its whole sha256")
+        return self
+
+
+EmbedderSpec = Annotated[Small | VGGFace2 | TorchScript, Field(discriminator="kind")]
+
+
+class DeepFeatures(nn.Module):
+    """A frozen network as the maps of some of its layers. Never trained, never saved."""
+
+    def __init__(self, network: nn.Module, name: str, sha256: str, weights: Sequence[float]) -> None:
+        """`weights`: of the layers."""
+        super().__init__()
+        self.network = network.eval()
+        for parameter in self.network.parameters():  # one by one: a TorchScript module knows no other way
+            parameter.requires_grad_(False)
+        self.name, self.sha256, self.weights = name, sha256, tuple(weights)
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Pixels [B, 3, H, W] in -1..1 -> one map [B, C, h, w] a layer; gradients reach the pixels."""
+        raise NotImplementedError
+
+    def difference(self, one: Tensor, other: Tensor, layer: int) -> Tensor:
+        """Maps [B, C, h, w] of both pictures -> how much they differ at each place, [B, 1, h, w]."""
+        a, b = (F.normalize(x, dim=1, eps=1e-10) for x in (one, other))
+        return self.weights[layer] * (a - b).square().sum(dim=1, keepdim=True)
+
+    def train(self, mode: bool = True) -> "DeepFeatures":
+        """Stays in evaluation."""
+        return super().train(False)
+
+
+class _Small(DeepFeatures):
+    """Every level of our attribute classifier."""
+
+    def __init__(self, spec: Small) -> None:
+        folder = resolve(spec.folder, "classifier")
+        network = load_small(folder, SmallClassifier)
+        levels = len(network.spec.channels)
+        super().__init__(network, "raygen-attributes", small_digest(folder), [1 / levels] * levels)
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """See `DeepFeatures.maps`; pictures of another size are resized."""
+        assert isinstance(self.network, SmallClassifier)
+        size = (self.network.spec.image_size,) * 2
+        same = pixels.shape[-2:] == size
+        return self.network.trunk(pixels if same else F.interpolate(pixels, size, mode="bilinear", antialias=True))
+
+
+class _LPIPS(DeepFeatures):
+    """The five maps of VGG-16 with the channel weights of LPIPS v0.1."""
+
+    def __init__(self, spec: LPIPSSpec) -> None:
+        loaded = load_lpips(spec)
+        super().__init__(loaded.network, "lpips-vgg", loaded.sha256, [1.0] * 5)
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """See `DeepFeatures.maps`."""
+        network: Any = self.network
+        return list(network.net(network.scaling_layer(pixels)))
+
+    def difference(self, one: Tensor, other: Tensor, layer: int) -> Tensor:
+        """See `DeepFeatures.difference`; channels are weighed as the package does."""
+        a, b = (x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10) for x in (one, other))
+        network: Any = self.network
+        made: Tensor = network.lins[layer]((a - b).square())
+        return made
+
+
+def load_perceptual(spec: Small | LPIPSSpec) -> DeepFeatures:
+    """The network of a perceptual term; errors as for `load_lpips` and `load_small`."""
+    return _Small(spec) if isinstance(spec, Small) else _LPIPS(spec)
+
+
+# --- face embedders -----------------------------------------------------------------------------------------
+
+
+class _VGGFace2Net(nn.Module):
+    """ResNet-50 with strides where VGGFace2's weights have them; ends before the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import resnet50
+
+        net = resnet50(weights=None)
+        for block in (net.layer2[0], net.layer3[0], net.layer4[0]):
+            block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
+        self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=0, ceil_mode=True)
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+
+
+class _VGGFace2(DeepFeatures):
+    """What the first convolution says before its norm, and the four stages."""
+
+    def __init__(self, spec: VGGFace2) -> None:
+        tensors, sha256 = read_weights(spec.weights, spec.sha256)
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+        super().__init__(fill(_VGGFace2Net, kept, spec.weights), "vggface2-resnet50", sha256, VGGFACE2_WEIGHTS)
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """See `DeepFeatures.maps`; channels are blue, green, red in 0..255, without their means, as released."""
+        net: Any = self.network
+        first = net.conv1((pixels.flip(1) + 1) * 127.5)
+        found, x = [first], net.maxpool(net.relu(net.bn1(first)))
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            found.append(x)
+        return found
+
+
+class _TorchScript(DeepFeatures):
+    """What the program says, as one map."""
+
+    def __init__(self, spec: TorchScript) -> None:
+        path = Path(spec.weights)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != (spec.sha256 or "").lower():
+            raise InputError(f"{path}: sha256 is {found}, not the trusted {spec.sha256}", reason="weights")
+        try:
+            network = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise InputError(f"{path}: no TorchScript ({type(error).__name__})", reason="weights") from error
+        super().__init__(network, path.name, found, [1.0])
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """See `DeepFeatures.maps`."""
+        made: Tensor = self.network(pixels)
+        return [made if made.ndim == 4 else made.flatten(1)[:, :, None, None]]
+
+
+def load_embedder(spec: Small | VGGFace2 | TorchScript) -> DeepFeatures:
+    """The face embedder of a spec; `ConfigError` where its file is not there, `InputError` where it is another."""
+    if isinstance(spec, Small):
+        return _Small(spec)
+    return _VGGFace2(spec) if isinstance(spec, VGGFace2) else _TorchScript(spec)

@@ -1,0 +1,110 @@
+"""What a training is made of: model, data, loss and schedule; and the objective that follows from it.
+
+Knows which settings go together and how a recipe becomes an objective with fresh weights. Knows neither where data
+comes from as arrays nor who runs the loop.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+
+from raygen.extractors.deep import load_embedder, load_perceptual
+from raygen.extractors.perceptual import LPIPSSpec, load_lpips
+from raygen.extractors.small import SmallClassifier, SmallClassifierSpec, SmallParser
+from raygen.families import DENOISERS, TrainableSpec, experts_of
+from raygen.losses import (
+    AttentionLoss,
+    AutoencoderObjective,
+    AutoencoderObjectiveSpec,
+    ClassifierObjective,
+    DiffusionLoss,
+    DiffusionObjective,
+    MaskAwareObjective,
+    MaskAwareSpec,
+    MinSNR,
+    Objective,
+    ParserObjective,
+)
+from raygen.models import checkpoint
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.base import Model
+from raygen.models.collaborative import Collaborative
+from raygen.models.conditions import ConditionDropout
+from raygen.models.scadm import SCADMSpec
+from raygen.models.text import Tokenizer
+from raygen.spec import Spec
+from raygen.training import TrainSpec
+
+__all__ = ["TrainWhat", "objective_of"]
+
+
+class TrainWhat(Spec):
+    """What to train, on what, for how long."""
+
+    model: TrainableSpec
+    faces: str = Field(..., description="folder of an ingest run")
+    split: str | None = Field(None, description="only faces of this split")
+    first_stage: str | None = Field(None, description="denoiser: folder of a trained first stage, or pixels-64")
+    latents: str | None = Field(None, description="denoiser: folder of an encode run; none encodes at each step")
+    recipe: str = Field("overall", description="denoiser with text: which of a face's texts")
+    loss: DiffusionLoss = Field(default_factory=MinSNR, description="denoiser")
+    dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="denoiser")
+    attention_loss: AttentionLoss | None = Field(None, description="scadm: attention scores should name the class")
+    mask_aware: MaskAwareSpec | None = Field(None, description="denoiser: what the estimate looks like counts as well")
+    reconstruction: AutoencoderObjectiveSpec = Field(
+        default_factory=AutoencoderObjectiveSpec, description="autoencoder"
+    )
+    validation_split: str | None = Field(None, description="autoencoder: scored at the end; none scores training faces")
+    validation_pictures: int = Field(512, ge=1, description="autoencoder: how many, at most")
+    training: TrainSpec
+    weights: Literal["float32", "float16"] = Field("float32", description="of the checkpoint's files")
+
+    @model_validator(mode="after")
+    def _complete(self) -> "TrainWhat":
+        if isinstance(self.model, DENOISERS) and self.first_stage is None:
+            raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
+        if self.mask_aware is not None and not isinstance(self.model, DENOISERS):
+            raise ValueError("mask_aware is for a denoiser")
+        if self.attention_loss is not None:
+            if not isinstance(self.model, SCADMSpec) or self.model.style is None:
+                raise ValueError("attention_loss is for a scadm with styles")
+            if self.training.gradient_checkpointing:
+                raise ValueError(
+                    "attention_loss needs activations as they are: set training.gradient_checkpointing=false"
+                )
+        return self
+
+
+def objective_of(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objective:
+    """A fresh objective of a recipe, its weights drawn from the training seed."""
+    seed = what.training.seed
+    if isinstance(what.model, DENOISERS):
+        assert what.first_stage is not None
+        stage = checkpoint.load_first_stage(what.first_stage)
+        model = checkpoint.build(what.model, stage, seed=seed, tokenizer=tokenizer)
+        if isinstance(model, Collaborative) and (what.dropout.null or what.dropout.only):
+            model.must_do_without("dropout.null and dropout.only hide conditions (set them to 0)")
+        objective = _denoising(what, model)
+        objective.frozen = "".join(experts_of(what.model).values())
+        return objective
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(what.model, AutoencoderSpec):
+            wanted = what.reconstruction.perceptual
+            perceptual = load_lpips(wanted) if isinstance(wanted, LPIPSSpec) else None
+            return AutoencoderObjective(FirstStage(what.model), what.reconstruction, perceptual)
+        if isinstance(what.model, SmallClassifierSpec):
+            return ClassifierObjective(SmallClassifier(what.model))
+        return ParserObjective(SmallParser(what.model))
+
+
+def _denoising(what: TrainWhat, model: Model) -> DiffusionObjective:
+    aware = what.mask_aware
+    if aware is None:
+        return DiffusionObjective(model, what.loss, what.dropout, what.attention_loss)
+    return MaskAwareObjective(
+        model, what.loss, what.dropout, what.attention_loss, spec=aware,
+        perceptual=load_perceptual(aware.network) if aware.perceptual else None,
+        embedder=load_embedder(aware.embedder) if aware.face and aware.embedder is not None else None,
+    )  # fmt: skip
