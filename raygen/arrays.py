@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from raygen.spec import InputError
 __all__ = ["TrainingArrays", "draw", "load_arrays", "order", "texts_of"]
 
 Array = npt.NDArray[Any]
+#: Numbers of a place.
+WIDTHS: Final = {"boxes": 4, "keypoints": 3}
+POINT: Final = WIDTHS["keypoints"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class TrainingArrays:
     """A data set in memory. Row i trains on face `face[i]`, mirrored beforehand if `flipped[i]`.
 
     `images` uint8 [F, H, W, 3], or `moments` float16 [N, ...], or both; conditions a face, as in `Conditions`.
+    `places`: boxes float32 [F, K, 4] and keypoints [F, K, 3] by name, zeros where there are fewer.
     """
 
     ids: tuple[str, ...]
@@ -42,6 +46,7 @@ class TrainingArrays:
     attributes: Array | None = None
     text: Array | None = None
     present: Mapping[str, Array] = field(default_factory=dict)
+    places: Mapping[str, Array] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -69,7 +74,20 @@ class TrainingArrays:
         for name, values in (("attributes", self.attributes), ("text", self.text)):
             if values is not None:
                 result[name] = values[faces]
+        for name, values in self.places.items():
+            result[name] = np.where(mirror[:, None, None], _mirrored(values[faces]), values[faces])
         return result
+
+
+def _mirrored(places: Array) -> Array:
+    """Boxes [B, K, 4] or keypoints [B, K, 3] of mirrored pictures; rows of zeros stay zeros."""
+    there = places.any(axis=2, keepdims=True)
+    if places.shape[2] == POINT:
+        flipped = np.stack([1 - places[..., 0], places[..., 1], places[..., 2]], axis=2)
+    else:
+        flipped = np.stack([1 - places[..., 2], places[..., 1], 1 - places[..., 0], places[..., 3]], axis=2)
+    result: Array = np.where(there, flipped, 0).astype(np.float32)
+    return result
 
 
 def load_arrays(
@@ -83,10 +101,11 @@ def load_arrays(
     tokenize: Tokenize | None = None,
     recipe: str = "overall",
     pictures: bool = False,
+    places: Iterable[str] = (),
 ) -> TrainingArrays:
     """FACES tables (and LATENTS, joined by `face_id`) -> arrays; pictures and masks at `size`.
 
-    Pictures are read where there are no latents, or with `pictures`.
+    Pictures are read where there are no latents, or with `pictures`. `places`: of boxes and keypoints, what to read.
     Of a face's texts the one named `recipe` counts, as ids of `tokenize`; a face without it has no text.
     Bad faces are left out and listed. `InputError`: no rows, duplicate ids, or latents of another first stage
     than `autoencoder` (its sha256).
@@ -97,6 +116,7 @@ def load_arrays(
     left_out: list[str] = []
     images: list[Array] = []
     conditions: list[Conditions] = []
+    found_places: dict[str, list[list[list[float]]]] = {name: [] for name in places}
     for table in faces:
         kept = table if split is None else table.filter(pc.equal(table["split"], split))
         if "text" in names:
@@ -110,6 +130,8 @@ def load_arrays(
         left_out += [f"{named[i]}: {error}" for i, error in enumerate(errors) if error is not None]
         ids += [named[i] for i in good]
         conditions.append(found.take(torch.tensor(good, dtype=torch.int64)))
+        for name, listed in found_places.items():
+            listed += [kept[name][i].as_py() or [] for i in good]
         if latents is None or pictures:
             images.append(pixels[good])
     if not ids:
@@ -127,8 +149,17 @@ def load_arrays(
         attributes=_joined([c.attributes for c in conditions], np.int8),
         text=_joined([c.text for c in conditions], np.int32),
         present={name: np.concatenate([c.present[name].numpy() for c in conditions]) for name in names},
+        places={name: _padded(listed, WIDTHS[name]) for name, listed in found_places.items()},
         left_out=tuple(left_out),
     )
+
+
+def _padded(listed: list[list[list[float]]], width: int) -> Array:
+    most = max(1, *(len(rows) for rows in listed))
+    result = np.zeros((len(listed), most, width), dtype=np.float32)
+    for i, rows in enumerate(listed):
+        result[i, : len(rows)] = rows or np.zeros((0, width))
+    return result
 
 
 def texts_of(faces: pa.Table, recipe: str) -> pa.Array:

@@ -18,7 +18,7 @@ from raygen.models.ldm import LDMSpec
 from raygen.models.scadm import SCADMSpec
 from raygen.spec import ConfigError
 
-__all__ = ["DENOISERS", "TrainableSpec", "count", "experts_of", "folders_of", "needs"]
+__all__ = ["DENOISERS", "TrainableSpec", "count", "folders_of", "needs"]
 
 #: Everything that `raygen train` trains.
 TrainableSpec = Annotated[
@@ -34,12 +34,6 @@ def folders_of(model: TrainableSpec) -> Mapping[str, str]:
     if isinstance(model, ControlSpec):
         return {"base": model.base}
     return model.experts if isinstance(model, CollaborativeSpec) else {}
-
-
-def experts_of(model: TrainableSpec) -> dict[str, str]:
-    """The digest of every frozen network that training stands beside, by name; empty for most families."""
-    folders = folders_of(model)
-    return {name: checkpoint.digest(folder) for name, folder in folders.items()}
 
 
 def needs(model: TrainableSpec, first_stage: str | None) -> tuple[int, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from raygen.extractors.deep import load_embedder, load_perceptual
 from raygen.extractors.perceptual import LPIPSSpec, load_lpips
 from raygen.extractors.small import SmallClassifier, SmallClassifierSpec, SmallParser
-from raygen.families import DENOISERS, TrainableSpec, experts_of
+from raygen.families import DENOISERS, TrainableSpec, folders_of
 from raygen.losses import (
     AttentionLoss,
     AutoencoderObjective,
@@ -29,14 +29,14 @@ from raygen.losses import (
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.base import Model
-from raygen.models.collaborative import Collaborative
+from raygen.models.collaborative import Collaborative, same_stage
 from raygen.models.conditions import ConditionDropout
 from raygen.models.scadm import SCADMSpec
 from raygen.models.text import Tokenizer
-from raygen.spec import Spec
+from raygen.spec import ConfigError, Spec
 from raygen.training import TrainSpec
 
-__all__ = ["TrainWhat", "objective_of"]
+__all__ = ["TrainWhat", "digests_of", "objective_of"]
 
 
 class TrainWhat(Spec):
@@ -47,6 +47,7 @@ class TrainWhat(Spec):
     split: str | None = Field(None, description="only faces of this split")
     first_stage: str | None = Field(None, description="denoiser: folder of a trained first stage, or pixels-64")
     latents: str | None = Field(None, description="denoiser: folder of an encode run; none encodes at each step")
+    init: str | None = Field(None, description="denoiser: checkpoint of the same shape to begin with")
     recipe: str = Field("overall", description="denoiser with text: which of a face's texts")
     loss: DiffusionLoss = Field(default_factory=MinSNR, description="denoiser")
     dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="denoiser")
@@ -64,8 +65,8 @@ class TrainWhat(Spec):
     def _complete(self) -> "TrainWhat":
         if isinstance(self.model, DENOISERS) and self.first_stage is None:
             raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
-        if self.mask_aware is not None and not isinstance(self.model, DENOISERS):
-            raise ValueError("mask_aware is for a denoiser")
+        if not isinstance(self.model, DENOISERS) and (self.mask_aware is not None or self.init is not None):
+            raise ValueError("mask_aware and init are for a denoiser")
         if self.attention_loss is not None:
             if not isinstance(self.model, SCADMSpec) or self.model.style is None:
                 raise ValueError("attention_loss is for a scadm with styles")
@@ -74,6 +75,12 @@ class TrainWhat(Spec):
                     "attention_loss needs activations as they are: set training.gradient_checkpointing=false"
                 )
         return self
+
+
+def digests_of(what: TrainWhat) -> dict[str, str]:
+    """The digest of every checkpoint that training stands beside or begins with, by name; empty for most."""
+    folders = {**folders_of(what.model), **({} if what.init is None else {"init": what.init})}
+    return {name: checkpoint.digest(folder) for name, folder in folders.items()}
 
 
 def objective_of(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objective:
@@ -85,8 +92,10 @@ def objective_of(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objecti
         model = checkpoint.build(what.model, stage, seed=seed, tokenizer=tokenizer)
         if isinstance(model, Collaborative) and (what.dropout.null or what.dropout.only):
             model.must_do_without("dropout.null and dropout.only hide conditions (set them to 0)")
+        if what.init is not None:
+            _begin_with(model, what.init)
         objective = _denoising(what, model)
-        objective.frozen = "".join(experts_of(what.model).values())
+        objective.frozen = "".join(digests_of(what).values())
         return objective
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -97,6 +106,17 @@ def objective_of(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objecti
         if isinstance(what.model, SmallClassifierSpec):
             return ClassifierObjective(SmallClassifier(what.model))
         return ParserObjective(SmallParser(what.model))
+
+
+def _begin_with(model: Model, folder: str) -> None:
+    """The weights of a checkpoint in the place of the drawn ones; its first stage must be the same one."""
+    other = checkpoint.load(folder)
+    if type(other) is not type(model) or not same_stage(other.first_stage, model.first_stage):
+        raise ConfigError(f"init {folder}: another kind of model, or another first stage than this training's")
+    try:
+        model.load_state_dict(other.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(f"init {folder}: {str(error).splitlines()[-1].strip()}") from error
 
 
 def _denoising(what: TrainWhat, model: Model) -> DiffusionObjective:

@@ -69,6 +69,7 @@ def _schema(fields: Sequence[tuple[str, pa.DataType]], required: Sequence[str] =
     return pa.schema([pa.field(n, k, nullable=n not in required) for n, k in fields], metadata=metadata)
 
 
+#: `boxes`: left, top, right, bottom of each face. `keypoints`: x, y and how much each counts. In parts of the sides.
 FACES: Final = _schema(
     [
         ("face_id", pa.string()),
@@ -79,6 +80,7 @@ FACES: Final = _schema(
         ("texts", pa.map_(pa.string(), pa.string())),
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
         ("identity_id", pa.string()),
+        ("keypoints", pa.list_(pa.list_(pa.float32(), 3))),
     ],
     required=("face_id", "split"),
 )

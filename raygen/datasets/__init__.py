@@ -12,9 +12,22 @@ from raygen.datasets.celeba_dialog import CelebADialog
 from raygen.datasets.celebamask import CelebAMask
 from raygen.datasets.ffhq import FFHQ
 from raygen.datasets.folder import Folder
+from raygen.datasets.jsonl import JSONLines
 from raygen.datasets.procedural_set import ProceduralSet
 
-__all__ = ["FFHQ", "AnyDataSet", "CelebADialog", "CelebAMask", "DataSet", "Folder", "IngestWorker", "ProceduralSet"]
+__all__ = [
+    "FFHQ",
+    "AnyDataSet",
+    "CelebADialog",
+    "CelebAMask",
+    "DataSet",
+    "Folder",
+    "IngestWorker",
+    "JSONLines",
+    "ProceduralSet",
+]
 
 #: Every data set that a job can name, told apart by `kind`.
-AnyDataSet = Annotated[CelebAMask | CelebADialog | FFHQ | Folder | ProceduralSet, Field(discriminator="kind")]
+AnyDataSet = Annotated[
+    CelebAMask | CelebADialog | FFHQ | Folder | JSONLines | ProceduralSet, Field(discriminator="kind")
+]

@@ -72,6 +72,11 @@ class MaskAwareSpec(Spec):
         return self
 
     @property
+    def places(self) -> list[str]:
+        """Columns of FACES, besides picture and mask, that the terms read."""
+        return ["boxes"] * (self.face > 0) + ["keypoints"] * (self.keypoints > 0)
+
+    @property
     def decodes(self) -> bool:
         """Whether any term looks at pixels."""
         return bool(self.perceptual or self.face or self.keypoints)

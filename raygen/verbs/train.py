@@ -28,7 +28,7 @@ from raygen.extractors.small import (
     SmallNetwork,
     save_small,
 )
-from raygen.families import DENOISERS, count, experts_of, folders_of, needs
+from raygen.families import DENOISERS, count, folders_of, needs
 from raygen.journal import Journal, followed
 from raygen.losses import (
     AutoencoderObjective,
@@ -38,7 +38,7 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage, to_pixels
 from raygen.models.ldm import LDMSpec
 from raygen.models.text import Tokenizer, TransformerText, tokenizer_of
-from raygen.recipes import TrainWhat, objective_of
+from raygen.recipes import TrainWhat, digests_of, objective_of
 from raygen.reconstruction import reconstruction_scores
 from raygen.sheets import sheet
 from raygen.spec import ConfigError, InfrastructureError, RaygenError, run_id
@@ -110,6 +110,8 @@ class TrainJob(Job):
     def tokenizer(self) -> Tokenizer | None:
         """Of a model that reads texts: its experts', its base's, or one whose words are learned from the faces."""
         model = self.what.model
+        if self.what.init is not None:
+            return checkpoint.load_tokenizer(self.what.init)
         if folders := folders_of(model):
             found = (checkpoint.load_tokenizer(folder) for folder in folders.values())
             return next((tokenizer for tokenizer in found if tokenizer is not None), None)
@@ -131,10 +133,12 @@ class TrainJob(Job):
         size, modalities = needs(what.model, what.first_stage)
         pictures = "style" in modalities or (what.mask_aware is not None and what.mask_aware.decodes)
         modalities = tuple(sorted({*modalities, *(["mask"] if what.mask_aware is not None else [])}))
+        places = [] if what.mask_aware is None else what.mask_aware.places
+        columns += places
         if what.latents is None or not isinstance(what.model, DENOISERS):
             return load_arrays(
                 faces.tables("faces", columns), size=size, modalities=modalities, split=what.split,
-                tokenize=tokenizer, recipe=what.recipe,
+                tokenize=tokenizer, recipe=what.recipe, places=places,
             )  # fmt: skip
         latents, _ = open_input(what.latents)
         assert what.first_stage is not None
@@ -148,6 +152,7 @@ class TrainJob(Job):
             tokenize=tokenizer,
             recipe=what.recipe,
             pictures=pictures,
+            places=places,
         )
 
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
@@ -160,7 +165,7 @@ def _absent(what: TrainWhat) -> Iterator[RaygenError]:
     looks: list[Callable[[], object]] = [
         partial(open_input, url) for url in (what.faces, what.latents) if url is not None
     ]
-    folders = [what.first_stage] if what.first_stage is not None else []
+    folders = [folder for folder in (what.first_stage, what.init) if folder is not None]
     folders += folders_of(what.model).values()
     looks += [partial(checkpoint.digest, folder) for folder in folders]
     for look in looks:
@@ -230,7 +235,7 @@ def _is_done(job: TrainJob, arrays: TrainingArrays) -> bool:
 
 
 def _run_id(job: TrainJob, arrays: TrainingArrays) -> str:
-    experts = experts_of(job.what.model)
+    experts = digests_of(job.what)
     return run_id({"what": job.what, "data": arrays.digest, **({"experts": experts} if experts else {})})
 
 

@@ -1,0 +1,136 @@
+"""Pictures that a JSON-lines file lists: masks, prompts, face boxes and keypoints, a line a picture.
+
+Knows the keys of such a file (those of the COCO-person data of "Improving Latent Diffusion with Perceptual Mask-Aware
+Loss") and how places follow a crop. Knows no published data set.
+
+    {"target": "a.jpg", "mask": "a.png", "prompts": ["…"], "face_bbox": [[x1, y1, x2, y2]], "keypoints": [[x, y, v]]}
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field
+
+from raygen.datasets.folder import Files, PictureFiles, read_mask, read_picture, refuse_collisions, safe_id
+from raygen.faces import CLASS_INDEX, Split
+from raygen.spec import ConfigError, InputError
+
+__all__ = ["JSONLines"]
+
+UInt8Array = npt.NDArray[np.uint8]
+KEYS: Final = ("target", "mask", "prompts", "face_bbox", "keypoints")
+#: What the pixels of a person are stored as, who is not divided into parts: no part of a face, so nobody takes the
+#: whole person for one.
+PERSON: Final = CLASS_INDEX["cloth"]
+
+
+class JSONLines(PictureFiles):
+    """A line a picture; everything but `target` may be missing. Names are relative to `root`."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    file: str = Field(..., min_length=1, description="the JSON-lines file, relative to root")
+    masks: Literal["classes", "person"] = Field(
+        "classes", description="classes: 0..18; person: anything but black is the person, stored as one class"
+    )
+    split: Split = Field("train", description="the part that all of these pictures belong to")
+
+    def listing(self) -> pa.Table:
+        """face_id, split, image, mask?, line (JSON of the rest); in the order of the file."""
+        files = Files(self.root)
+        rows = []
+        for number, text in enumerate(files.text(self.file).splitlines(), 1):
+            if text.strip():
+                rows.append(self._listed(files, f"{self.file}: line {number}", text))
+        if not rows:
+            raise ConfigError(f"{files.address(self.file)}: no lines")
+        refuse_collisions((row["face_id"], row["image"]) for row in rows)
+        if len({row["face_id"] for row in rows}) != len(rows):
+            raise ConfigError(f"{self.file}: a picture is listed twice")
+        return pa.Table.from_pylist(rows[: self.limit], _LISTING)
+
+    def _listed(self, files: Files, where: str, text: str) -> dict[str, Any]:
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{where} is not JSON: {error}") from error
+        if not isinstance(line, dict) or not isinstance(line.get("target"), str):
+            raise ConfigError(f"{where}: needs `target`, the name of a picture")
+        if unknown := sorted(set(line) - set(KEYS)):
+            raise ConfigError(f"{where}: unknown keys {unknown}; there are {', '.join(KEYS)}")
+        rest = {key: line[key] for key in KEYS[2:] if key in line}
+        mask = line.get("mask")
+        return {
+            "face_id": safe_id(line["target"].rpartition(".")[0] or line["target"]), "split": self.split,
+            "image": files.address(line["target"]), "mask": None if mask is None else files.address(str(mask)),
+            "line": json.dumps(rest),
+        }  # fmt: skip
+
+    def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The FACES row of one listing row; `InputError` (`line`) where a value is none that the key can have."""
+        line = json.loads(listed["line"])
+        fitted = self.fitted(listed["image"], self._mask(listed["mask"]))
+        given = {key: _numbers(line, key, width) for key, width in (("face_bbox", 4), ("keypoints", 3))}
+        boxes: list[list[float]] = []
+        points: list[list[float]] = []
+        if any(given.values()):
+            height, width = read_picture(listed["image"])[0].shape[:2]
+            place = _Place(width, height, centred=self.crop == "center")
+            boxes = [place.box(box) for box in given["face_bbox"] if any(box)]  # a row of zeros says: no face
+            points = [place.point(point) for point in given["keypoints"]]
+        prompts = line.get("prompts", [])
+        if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
+            raise InputError("prompts is no list of texts", reason="line")
+        texts = {"overall" if i == 0 else f"prompt-{i}": text for i, text in enumerate(prompts)}
+        return {
+            "split": listed["split"], **fitted, "texts": list(texts.items()) or None,
+            "boxes": boxes or None, "keypoints": points or None,
+        }  # fmt: skip
+
+    def _mask(self, address: str | None) -> UInt8Array | None:
+        if address is None:
+            return None
+        if self.masks == "classes":
+            return read_mask(address)
+        pixels, _ = read_picture(address)
+        return np.where(pixels.any(axis=-1), PERSON, 0).astype(np.uint8)
+
+
+_LISTING: Final = pa.schema([(n, pa.string()) for n in ("face_id", "split", "image", "mask", "line")])
+
+
+class _Place:
+    """Pixels of a file's picture -> parts of the sides of the stored one."""
+
+    def __init__(self, width: int, height: int, *, centred: bool) -> None:
+        side = min(width, height)
+        self.left, self.top = ((width - side) // 2, (height - side) // 2) if centred else (0, 0)
+        self.width, self.height = (side, side) if centred else (width, height)
+
+    def point(self, values: Sequence[float]) -> list[float]:
+        """x, y, how much it counts; one that was cut off counts nothing."""
+        x, y = (values[0] - self.left) / self.width, (values[1] - self.top) / self.height
+        there = 0 <= x <= 1 and 0 <= y <= 1
+        return [x, y, float(bool(values[2])) if there else 0.0]
+
+    def box(self, values: Sequence[float]) -> list[float]:
+        """Left, top, right, bottom within the picture; empty where it was cut off."""
+        x1, y1, x2, y2 = values
+        found = [(x1 - self.left) / self.width, (y1 - self.top) / self.height,
+                 (x2 - self.left) / self.width, (y2 - self.top) / self.height]  # fmt: skip
+        return [min(max(value, 0.0), 1.0) for value in found]
+
+
+def _numbers(line: Mapping[str, Any], key: str, width: int) -> list[list[float]]:
+    """Rows of `width` numbers; `InputError` (`line`) otherwise."""
+    rows = line.get(key) or []
+    try:
+        found = [[float(value) for value in row] for row in rows]
+    except (TypeError, ValueError):
+        found = [[]]
+    if any(len(row) != width or not np.isfinite(row).all() for row in found):
+        raise InputError(f"{key} is no list of {width} numbers each", reason="line")
+    return found
