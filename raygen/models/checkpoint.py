@@ -29,11 +29,12 @@ from raygen.models.base import Model
 from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_stage
 from raygen.models.control import Control, ControlSpec, new_branch
 from raygen.models.files import read_diffusers, read_json, write_diffusers, write_json
-from raygen.models.layouts import FORMAT, family, family_of
+from raygen.models.layouts import FORMAT, Family, family, family_of
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
 from raygen.models.mixing import Mixing
 from raygen.models.scadm import SCADM, SCADMSpec, build_scadm_unet, new_style_encoder
 from raygen.models.schedule import SamplerSpec, build_sampler
+from raygen.models.stable import KIND, is_stable, load_stable_stage, stable_document, stable_tokenizer
 from raygen.models.text import PretrainedText, Tokenizer, pretrained_encoder
 from raygen.spec import ConfigError, canonical, parse
 
@@ -226,7 +227,7 @@ def load(folder: str | Path, device: Any = "cpu") -> Model:
     if "model" not in document:
         raise ConfigError(f"{root}: holds a first stage, not a model that can be sampled")
     stage = _first_stage(root, document)
-    model = family(document["model"].get("kind"), root).read(root, document, stage)
+    model = _family(root, document).read(root, document, stage)
     return model.to(device).eval().requires_grad_(False)  # a CPU takes other kernels where gradients may be asked for
 
 
@@ -235,7 +236,11 @@ def modalities(folder: str | Path) -> frozenset[str]:
     root, document = _open(folder)
     if "model" not in document:
         return frozenset()
-    return family(document["model"].get("kind"), root).modalities(root, document)
+    return _family(root, document).modalities(root, document)
+
+
+def _family(root: Path, document: Mapping[str, Any]) -> Family:
+    return family(document.get("layout", document["model"].get("kind")), root)
 
 
 def check_mixing(folder: str | Path, mixing: Mixing) -> None:
@@ -261,7 +266,10 @@ def first_stage_spec(folder: str | Path) -> AutoencoderSpec:
 
 def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer of the ldm of a folder, None where it reads no texts; errors as for `load`."""
-    return Tokenizer.load(_open(folder)[0] / "tokenizer") if "text" in modalities(folder) else None
+    root, document = _open(folder)
+    if "text" not in modalities(folder):
+        return None
+    return stable_tokenizer(root, document) if document.get("layout") == KIND else Tokenizer.load(root / "tokenizer")
 
 
 def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:
@@ -281,8 +289,7 @@ def digest(folder: str | Path) -> str:
     if pixel_stage(str(folder)) is not None:
         return hashlib.sha256(str(folder).encode()).hexdigest()
     root = Path(resolve(str(folder)))
-    if not (root / "raygen.json").is_file():
-        raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")
+    _open(root)
     files = {p.relative_to(root): p for p in root.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file()}
     lines = sorted(f"{name.as_posix()} {_sha256(p)}\n" for name, p in files.items() if name.parts[0] != "training")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -298,6 +305,8 @@ def _sha256(path: Path) -> str:
 
 def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     root = Path(resolve(str(folder)))
+    if is_stable(root):
+        return root, stable_document(root)
     if not (root / "raygen.json").is_file():
         raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")
     document = read_json(root / "raygen.json")
@@ -312,5 +321,7 @@ def _stage_spec(root: Path, document: Mapping[str, Any]) -> AutoencoderSpec:
 
 
 def _first_stage(root: Path, document: Mapping[str, Any]) -> FirstStage:
+    if document.get("layout") == KIND:
+        return load_stable_stage(root, document)
     spec = _stage_spec(root, document)
     return FirstStage(spec, None if spec.stage == "pixel" else read_diffusers(root / "vae"))

@@ -27,6 +27,7 @@ from raygen.models.files import (
 )
 from raygen.models.ldm import LDM, LDMSpec
 from raygen.models.scadm import SCADM, SCADMSpec
+from raygen.models.stable import KIND, load_stable
 from raygen.models.text import FrozenText, PretrainedText, Tokenizer, empty_encoder
 from raygen.spec import InputError, parse
 
@@ -185,6 +186,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "ldm": Family(LDM, _write_ldm, _ldm, _own_modalities),
     "scadm": Family(SCADM, _write_scadm, _scadm, _own_modalities),
     "control": Family(Control, _write_control, _control, _control_modalities),
+    KIND: Family(LDM, _write_ldm, load_stable, _own_modalities),
     "collaborative": Family(Collaborative, _write_collaborative, _collaborative, _experts_modalities),
 }
 
