@@ -34,6 +34,12 @@ __all__ = ["Observer", "ScoreSpec", "ScoreWorker", "Scored", "gather", "measure"
 UInt8Array = npt.NDArray[np.uint8]
 #: Slice of the attributes that captions speak of.
 CAPTIONS: Final = "captions"
+#: Slice of the parts that are a few pixels each, and their classes.
+SMALL_PARTS: Final = "small parts"
+SMALL: Final = ("l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
+#: What follows the name of features that were taken of the face alone, and the classes whose bounding box it is.
+FACE: Final = "@face"
+FACE_CLASSES: Final = range(1, 13)
 #: Parts that the interval of a Fréchet distance is taken over.
 PARTS: Final = 10
 
@@ -44,6 +50,7 @@ class ScoreSpec(Spec):
     parser: ParserSpec | None = Field(default_factory=Small)
     features: FeatureSpec | None = Field(default_factory=Small)
     classifier: Small | None = Field(default_factory=Small, description="of the 40 attributes")
+    face_features: bool = Field(False, description="features of the face's bounding box in the wanted mask, too")
     similarity: bool = Field(False, description="SSIM to the face that a row's `source` names")
 
 
@@ -53,6 +60,7 @@ class Observer:
     def __init__(self, spec: ScoreSpec, *, run_id: str, attempt: int = 0, sources: References | None = None) -> None:
         """`sources`: faces by id, for the similarity to them."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.spec = spec
         self.run_id, self.attempt, self.sources = run_id, attempt, sources if spec.similarity else None
         self.parser = None if spec.parser is None else load_parser(spec.parser, device)
         self.features = None if spec.features is None else load_features(spec.features, device)
@@ -66,6 +74,8 @@ class Observer:
         if self.features is not None and len(ids):
             name = f"features:{self.features.name}"
             found += [(i, name, v.tolist()) for i, v in zip(ids, self.features.features(tensor).numpy(), strict=True)]
+            if self.spec.face_features and "mask" in rows.column_names:
+                found += self._faces(ids, tensor, rows["mask"].to_pylist())
         if self.parser is not None and "mask" in rows.column_names and len(ids):
             found += self._segmentation(ids, tensor, rows["mask"].to_pylist())
         if self.classifier is not None and "attributes" in rows.column_names and len(ids):
@@ -73,6 +83,30 @@ class Observer:
         if self.sources is not None and "source" in rows.column_names:
             found += self._similarity(ids, images, rows["source"].to_pylist())
         return self._table(found)
+
+    def _faces(
+        self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        """Features of the part of each picture where its mask has the face, brought to the picture's size."""
+        assert self.features is not None
+        size = tuple(images.shape[1:3])
+        cut, kept = [], []
+        for i, mask in enumerate(masks):
+            if mask is None or mask["bytes"] is None:
+                continue
+            face = np.isin(_resized(decode_mask(mask["bytes"]), size), FACE_CLASSES)
+            if not face.any():
+                continue
+            y, x = (np.flatnonzero(face.any(axis=axis)) for axis in (1, 0))
+            part = images[i, y[0] : y[-1] + 1, x[0] : x[-1] + 1].movedim(-1, 0)[None].float()
+            whole = torch.nn.functional.interpolate(part, size, mode="bilinear", antialias=True)
+            cut.append(whole[0].round().clamp(0, 255).to(torch.uint8).movedim(0, -1))
+            kept.append(ids[i])
+        if not cut:
+            return []
+        vectors = self.features.features(torch.stack(cut)).numpy()
+        name = f"features:{self.features.name}{FACE}"
+        return [(i, name, vector.tolist()) for i, vector in zip(kept, vectors, strict=True)]
 
     def _similarity(
         self, ids: Sequence[str], images: UInt8Array, names: Sequence[str | None]
@@ -265,8 +299,10 @@ def measure(
     for where, scores in sets.items():
         for name, scored in scores.items():
             if name.startswith("features:") and where != "reference" and name in real:
-                protocol = protocols.get(name.partition(":")[2], {})
-                _frechet(table, where, frechet_name, scored, real[name], protocol)
+                part = FACE if name.endswith(FACE) else ""
+                protocol = {**protocols.get(name.partition(":")[2].removesuffix(FACE), {})}
+                protocol |= {"region": "bounding box of the face in the mask"} if part else {}
+                _frechet(table, where, frechet_name + part, scored, real[name], protocol)
     return pa.Table.from_pylist(table.rows, METRICS)
 
 
@@ -278,7 +314,12 @@ def _segmentation(table: _Table, where: str, network: str, scored: Scored, proto
     table.add(f"miou:{network}", where, scores["miou"], n, protocol, bootstrap_miou(counts))
     for name in ("pixel_accuracy", "class_accuracy", "frequency_iou"):
         table.add(f"{name}:{network}", where, scores[name], n, protocol)
-    for name, value in zip(CLASSES, total.iou(), strict=True):
+    each = dict(zip(CLASSES, total.iou(), strict=True))
+    small = [value for name in SMALL if np.isfinite(value := each[name])]
+    if small:
+        level = {**protocol, "classes": len(small), "level": f"data set, mean over {', '.join(SMALL)}"}
+        table.add(f"miou:{network}", f"{where}/{SMALL_PARTS}", float(np.mean(small)), n, level)
+    for name, value in each.items():
         if np.isfinite(value):
             table.add(f"iou:{network}", f"{where}/{name}", float(value), n, protocol)
 

@@ -18,8 +18,8 @@ __all__ = ["Training", "grid", "records", "trainings", "variant_of"]
 #: Folders below the root that may be trainings: its own, a stage's, a variant's stage.
 DEPTH: Final = 2
 POINTS: Final = 240
-#: Slices that an ablation's table shows: all rows, and the attributes that captions speak of.
-WHOLE: Final = ("all", "all/captions")
+#: Slices with a part that an ablation's table shows nevertheless.
+SHOWN: Final = ("all/captions", "all/small parts", "all/inside", "all/outside")
 SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
@@ -133,11 +133,9 @@ def grid(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, dict[s
     for row in rows:
         variant = variant_of(row)
         part = row["slice"].removeprefix("all/")
-        if (
-            variant is None
-            or "/" in row["slice"].removesuffix("all/captions")
-            or row["slice"] in ("reference", "roundtrip")
-        ):
+        if variant is None or row["slice"] in ("reference", "roundtrip"):
+            continue
+        if "/" in row["slice"] and row["slice"] not in SHOWN:
             continue
         name = row["metric"] if row["slice"] == "all" else f"{row['metric']} ({part})"
         columns.setdefault(name)

@@ -95,6 +95,36 @@ def test_observer_writes_features_of_all_and_counts_where_a_mask_was_wanted(spec
     assert sum(found["vector"].to_pylist()[1][19:38]) == masks[2].size
 
 
+def test_small_parts_and_faces_have_numbers_of_their_own(spec: ScoreSpec) -> None:
+    images, masks = pictures(6)
+    masks[:] = 0
+    masks[:, 4:20, 6:18] = CLASSES.index("skin")
+    masks[:, 8:10, 8:10] = CLASSES.index("l_eye")
+    masks[:, 15:17, 10:14] = CLASSES.index("u_lip")
+    masks[5] = CLASSES.index("hair")  # nobody's face
+    real, real_masks = pictures(5, seed=3)
+    faced = spec.model_copy(update={"face_features": True})
+    found = score(faced, samples(images, masks))
+    faces_ = rows_of(found, f"{FEATURES}@face")
+    assert faces_["sample_id"].to_pylist() == [f"s{i:03}" for i in range(5)]
+    cut = torch.from_numpy(images[:1, 4:20, 6:18].copy()).movedim(-1, 1).float()
+    large = torch.nn.functional.interpolate(cut, (24, 24), mode="bilinear", antialias=True).round().to(torch.uint8)
+    wanted = Observer(spec, run_id="r").features.features(large.movedim(1, -1)).numpy()[0]  # type: ignore[union-attr]
+    np.testing.assert_allclose(faces_["vector"].to_pylist()[0], wanted, rtol=1e-5, atol=1e-6)
+    sets = {"all": gather([found]), "reference": gather([score(faced, faces(real, real_masks))])}
+    values = metrics(sets, {})
+    assert values[f"{FD}@face", "all"]["n"] == 5
+    assert "bounding box" in values[f"{FD}@face", "all"]["protocol"]
+    miou = "miou:raygen-parser"
+    each = [
+        values["iou:raygen-parser", f"all/{name}"]["value"]
+        for name in ("l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
+        if ("iou:raygen-parser", f"all/{name}") in values
+    ]
+    assert values[miou, "all/small parts"]["value"] == pytest.approx(np.mean(each))
+    assert values[miou, "all"]["value"] != values[miou, "all/small parts"]["value"]
+
+
 def test_a_measurement_can_be_left_out(spec: ScoreSpec) -> None:
     images, masks = pictures(2)
     only = Observer(spec.model_copy(update={"parser": None}), run_id="run")(images, samples(images, masks))
@@ -222,7 +252,9 @@ def metrics(
 def test_every_set_is_measured_and_says_how(sets: dict[str, dict[str, Scored]], spec: ScoreSpec, folder: Path) -> None:
     found = metrics(sets, Observer(spec, run_id="run").protocols())
     assert {slice_ for metric, slice_ in found if metric == FD} == {"all", "roundtrip"}
-    assert {slice_ for metric, slice_ in found if metric == "miou:raygen-parser"} == {"all", "reference", "roundtrip"}
+    assert {slice_ for metric, slice_ in found if metric == "miou:raygen-parser"} == {
+        f"{name}{part}" for name in ("all", "reference", "roundtrip") for part in ("", "/small parts")
+    }
     assert {slice_ for metric, slice_ in found if metric.startswith("iou:")} >= {"all/skin", "reference/hair"}
     assert {metric.partition(":")[0] for metric, _ in found} == {
         "fd", "miou", "iou", "pixel_accuracy", "class_accuracy", "frequency_iou",

@@ -72,6 +72,57 @@ def test_text_mask_and_attributes_train_together_and_are_guided_apart(world: Pat
     assert {r["image_sha256"] for r in made["joint"]} != {r["image_sha256"] for r in made["apart"]}
 
 
+def test_training_can_begin_with_a_checkpoint(world: Path, tmp_path: Path) -> None:
+    what = ldm(world, modalities=["text", "mask"], text=TEXT)
+    do("train", tmp_path / "first", what)
+    still = {**what, "init": str(tmp_path / "first"), "training": {**TRAINING, "lr": 1e-12, "seed": 9}}
+    do("train", tmp_path / "second", still)
+    first, second = (checkpoint.load(tmp_path / name) for name in ("first", "second"))
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    assert second.tokenizer is not None
+    assert second.tokenizer.same_as(first.tokenizer)  # type: ignore[arg-type]
+    other = {**still, "model": {**still["model"], "channels": [16, 16]}}
+    with pytest.raises(ConfigError, match=r"init .*size mismatch"):
+        do("train", tmp_path / "third", other)
+    do(
+        "train",
+        tmp_path / "stage",
+        {"faces": str(world / "faces"), "model": STAGE, "training": {**TRAINING, "seed": 5}},
+    )
+    with pytest.raises(ConfigError, match="another first stage"):
+        do("train", tmp_path / "fourth", {**still, "first_stage": str(tmp_path / "stage")})
+    with pytest.raises(ConfigError, match="mask_aware and init are for a denoiser"):
+        do("train", tmp_path / "fifth", {
+            "faces": str(world / "faces"), "model": STAGE, "training": TRAINING, "init": str(tmp_path / "first"),
+        })  # fmt: skip
+
+
+def test_a_branch_trains_with_what_its_estimate_looks_like(world: Path, tmp_path: Path) -> None:
+    """From a job to pictures: a base, a branch with the mask as its hint, terms from our classifier."""
+    do("train", tmp_path / "base", ldm(world, modalities=["text"], text=TEXT))
+    aware = {
+        "below": 500, "perceptual": 0.2, "face": 0.3, "latent": 0.1, "network": {"kind": "small"},
+        "embedder": {"kind": "small"}, "crop": 16, "classes": {"l_eye": 4.0},
+    }  # fmt: skip
+    what = {
+        "faces": str(world / "faces"), "first_stage": str(world / "stage"), "mask_aware": aware,
+        "model": {"kind": "control", "base": str(tmp_path / "base"), "hint": "mask"}, "training": TRAINING,
+    }  # fmt: skip
+    assert make({"kind": "train", "what": what, "out": str(tmp_path / "dry")}).estimate().rows == 20
+    do("train", tmp_path / "branch", what)
+    history = (tmp_path / "branch/training/history.jsonl").read_text().splitlines()
+    assert any({"perceptual", "face", "latent"} <= set(json.loads(line)["losses"]) for line in history)
+    do("generate", tmp_path / "samples", {
+        "conditions": str(world / "conditions"), "checkpoint": str(tmp_path / "branch"), "batch": 8,
+        "sampler": {"name": "dpmpp_2m", "steps": 3},
+    })  # fmt: skip
+    store, _ = open_input(str(tmp_path / "samples"))
+    assert sum(table.num_rows for table in store.tables("samples")) == 20
+    base, branch = checkpoint.load(tmp_path / "base"), checkpoint.load(tmp_path / "branch")
+    assert torch.equal(base.unet.conv_in.weight, branch.base.unet.conv_in.weight)  # type: ignore[union-attr]
+
+
 def test_another_recipe_of_texts_is_another_training(world: Path, tmp_path: Path) -> None:
     what = ldm(world, modalities=["text"], text=TEXT)
     one, other = (do("train", tmp_path / r, {**what, "recipe": r})["checkpoint"] for r in ("overall", "Smiling"))
