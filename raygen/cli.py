@@ -132,13 +132,14 @@ def verify(
 def report(
     folder: Annotated[Path, typer.Argument(help="run folder, such as runs/quickstart")],
     out: Annotated[Path | None, typer.Option(help="file to write; default FOLDER/report.html")] = None,
+    faces: Annotated[str | None, typer.Option(help="ingest run that rows refer to, where it lies elsewhere")] = None,
 ) -> None:
     """Write the report of a run folder: one HTML file that needs no network."""
     from raygen.report import build
 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    console.heading(f"report: {build(str(folder), None if out is None else str(out))}")
+    console.heading(f"report: {build(str(folder), None if out is None else str(out), faces=faces)}")
 
 
 @app.command()

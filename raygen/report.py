@@ -23,7 +23,8 @@ from raygen.faces import CLASSES, PALETTE
 from raygen.findings import LABELS, Number, cards, class_rows, numbers, verdict
 from raygen.spec import ConfigError
 from raygen.stages import Stage, stages_of
-from raygen.storage import Storage, read_slice
+from raygen.storage import Slice, Storage, read_slice
+from raygen.store import open_input
 from raygen.tables import from_parquet
 from raygen.trainings import grid, trainings, variant_of
 
@@ -33,20 +34,21 @@ HERO, PAIRS, ERRORS, FILES, MOST_SPANS, MOST_LANES = 24, 48, 50, 60, 400, 16
 SAMPLE_COLUMNS: Final = ("sample_id", "image", "mask", "source")
 
 
-def build(root: str, out: str | None = None, *, command: str | None = None) -> str:
+def build(root: str, out: str | None = None, *, command: str | None = None, faces: str | None = None) -> str:
     """Write the report of the run folder `root` (path or URL); its address.
 
     `out` names the file (default: `report.html` in `root`); `command` is what somebody types to have the same
-    run again. `ConfigError` where `root` holds no run.
+    run again; `faces` the ingest run that rows refer to, where it does not lie in `root`. `ConfigError` where `root`
+    holds no run, or `faces` none.
     """
-    page = _page(root, command).encode()
+    page = _page(root, command, faces).encode()
     folder, _, name = (out or f"{root.rstrip('/')}/report.html").rpartition("/")
     storage = Storage(folder or ".")
     storage.put(name, page)
     return storage.address(name)
 
 
-def _page(root: str, command: str | None) -> str:
+def _page(root: str, command: str | None, faces: str | None) -> str:
     stages = list(stages_of(root))
     rows = list(_metrics(root))
     found = numbers(row for row in rows if variant_of(row) is None)
@@ -55,7 +57,10 @@ def _page(root: str, command: str | None) -> str:
         one = Storage(root).exists("attempt-00/plan.json")
         hint = "; it is a single run: give the folder around it" if one else ""
         raise ConfigError(f"{root}: none of faces/, conditions/, samples/, scores/, metrics/, training/ is here{hint}")
-    context = _context(root, {stage.folder: stage for stage in stages}, found, command)
+    by_folder = {stage.folder: stage for stage in stages}
+    own = by_folder["faces"].slices("faces") if "faces" in by_folder else []
+    given = own if faces is None else open_input(faces)[0].slices("faces")
+    context = _context(root, by_folder, found, command, given)
     context |= {"trainings": trained, "variants": grid(rows)}
     environment = Environment(
         loader=PackageLoader("raygen", "templates"), autoescape=True, undefined=StrictUndefined,
@@ -87,7 +92,9 @@ def _metrics(root: str) -> Iterator[dict[str, Any]]:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def _context(root: str, stages: Mapping[str, Stage], found: Sequence[Number], command: str | None) -> dict[str, Any]:
+def _context(
+    root: str, stages: Mapping[str, Stage], found: Sequence[Number], command: str | None, faces: Sequence[Slice]
+) -> dict[str, Any]:
     main = stages.get("samples") or stages.get("faces") or next(iter(stages.values()), None)
     first = _first_sample(stages.get("samples"))
     drawn = _data(stages).get("kind") == "procedural"
@@ -103,8 +110,8 @@ def _context(root: str, stages: Mapping[str, Stage], found: Sequence[Number], co
         "sheet": sheet,
         "legend": list(enumerate(CLASSES)),
         "class_rows": class_rows(found),
-        "gallery": _gallery(stages),
-        **_strips(stages),
+        "gallery": _gallery(stages, faces),
+        **_strips(stages, faces),
         "errors": _errors(stages),
         "time": _timeline(main),
         "stages": list(stages.values()),
@@ -172,7 +179,7 @@ def _sheet(stage: Stage | None) -> tuple[list[galleries.Pair], list[galleries.Pa
     return pairs[::3], [pair for i, pair in enumerate(pairs) if i % 3]
 
 
-def _gallery(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
+def _gallery(stages: Mapping[str, Stage], faces: Sequence[Slice]) -> dict[str, Any] | None:
     """The best and worst samples by their own mIoU, with picture, mask and the reference picture of that mask."""
     if "samples" not in stages:
         return None
@@ -182,7 +189,6 @@ def _gallery(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
         return None
     ids = [row.id for row in (*ranking.best, *ranking.worst)]
     rows = galleries.find(stages["samples"].slices("samples"), "sample_id", ids, SAMPLE_COLUMNS[1:])
-    faces = stages["faces"].slices("faces") if "faces" in stages else []
     sources = galleries.find(faces, "face_id", {row["source"] for row in rows.values() if row["source"]}, ["image"])
 
     def shown(ranked: Sequence[galleries.Scored]) -> list[dict[str, Any]]:
@@ -193,11 +199,11 @@ def _gallery(stages: Mapping[str, Stage]) -> dict[str, Any] | None:
     return {"ranking": ranking, "bars": bins(ranking.counts), "best": best, "worst": worst}
 
 
-def _strips(stages: Mapping[str, Stage]) -> dict[str, Any]:
+def _strips(stages: Mapping[str, Stage], faces: Sequence[Slice]) -> dict[str, Any]:
     """Influence maps over steps, and edits over alpha, where the samples have them."""
     if "samples" not in stages:
         return {"influence": None, "edits": None, "styled": None}
-    stage, faces = stages["samples"], stages["faces"].slices("faces") if "faces" in stages else []
+    stage = stages["samples"]
     return {
         "influence": strips.influence(stage.slices("influence"), stage.slices("scores")),
         "edits": strips.edits(stage.slices("samples"), stage.slices("scores"), faces),
