@@ -101,14 +101,19 @@ def test_an_interrupt_says_what_stays(tmp_path, job):
     words = [sys.executable, "-m", "raygen", "ingest", job(), "what.data.identities=100000", "what.shard_rows=64"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     running = subprocess.Popen(
-        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True
-    )
+        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True,
+        # Shells start what runs in their background deaf to Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     commits = tmp_path / "faces/attempt-00/commits"
     deadline = time.time() + 120
     while not (commits.is_dir() and any(commits.iterdir())) and time.time() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=60)
+    try:
+        _, said = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert "the same command goes on" in said
     assert "Traceback" not in said

@@ -91,10 +91,11 @@ def test_shares_that_leave_nobody_are_refused():
 
 
 def test_the_union_of_data_sets_is_told_apart_by_kind():
+    plain = ("celebamask", "celeba_dialog", "ffhq", "folder", "procedural")
     kinds = {
-        kind: parse(AnyDataSet, {"kind": kind, **({} if kind == "procedural" else {"root": "x"})}).kind
-        for kind in ("celebamask", "celeba_dialog", "ffhq", "folder", "procedural")
+        kind: parse(AnyDataSet, {"kind": kind, **({} if kind == "procedural" else {"root": "x"}), **also}).kind
+        for kind, also in (*((k, {}) for k in plain), ("jsonl", {"file": "y.jsonl"}))
     }
     assert all(kind == found for kind, found in kinds.items())
-    with pytest.raises(ConfigError, match="'celebamask', 'celeba_dialog', 'ffhq', 'folder', 'procedural'"):
+    with pytest.raises(ConfigError, match="'celebamask', 'celeba_dialog', 'ffhq', 'folder', 'jsonl', 'procedural'"):
         parse(AnyDataSet, {"kind": "imagenet", "root": "x"})
