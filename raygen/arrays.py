@@ -45,6 +45,7 @@ class TrainingArrays:
     mask: Array | None = None
     attributes: Array | None = None
     text: Array | None = None
+    hint: Array | None = None
     present: Mapping[str, Array] = field(default_factory=dict)
     places: Mapping[str, Array] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
@@ -71,6 +72,9 @@ class TrainingArrays:
         if self.mask is not None:
             mask = self.mask[faces]
             result["mask"] = np.where(mirror[:, None, None], flip_mask(mask), mask)
+        if self.hint is not None:
+            hint = self.hint[faces]
+            result["hint"] = np.where(mirror[:, None, None, None], hint[:, :, ::-1], hint)
         for name, values in (("attributes", self.attributes), ("text", self.text)):
             if values is not None:
                 result[name] = values[faces]
@@ -148,6 +152,7 @@ def load_arrays(
         mask=_joined([c.mask for c in conditions]),
         attributes=_joined([c.attributes for c in conditions], np.int8),
         text=_joined([c.text for c in conditions], np.int32),
+        hint=_joined([c.hint for c in conditions]),
         present={name: np.concatenate([c.present[name].numpy() for c in conditions]) for name in names},
         places={name: _padded(listed, WIDTHS[name]) for name, listed in found_places.items()},
         left_out=tuple(left_out),

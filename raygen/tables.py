@@ -81,6 +81,7 @@ FACES: Final = _schema(
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
         ("identity_id", pa.string()),
         ("keypoints", pa.list_(pa.list_(pa.float32(), 3))),
+        ("hint", IMAGE),
     ],
     required=("face_id", "split"),
 )

@@ -81,7 +81,7 @@ def test_rows_survive_parquet_with_their_nulls():
 def test_picture_columns_carry_the_feature_metadata_that_makes_viewers_show_them():
     schema = pq.ParquetFile(pa.BufferReader(to_parquet(faces()))).schema_arrow
     features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    assert features == {"image": {"_type": "Image"}, "mask": {"_type": "Image"}}
+    assert features == {name: {"_type": "Image"} for name in ("image", "mask", "hint")}
     assert b"huggingface" not in (SCHEMAS["scores"].metadata or {})
     assert set(json.loads(CONDITIONS.metadata[b"huggingface"])["info"]["features"]) == {"mask", "hint"}
 

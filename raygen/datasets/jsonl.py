@@ -3,7 +3,8 @@
 Knows the keys of such a file (those of the COCO-person data of "Improving Latent Diffusion with Perceptual Mask-Aware
 Loss") and how places follow a crop. Knows no published data set.
 
-    {"target": "a.jpg", "mask": "a.png", "prompts": ["…"], "face_bbox": [[x1, y1, x2, y2]], "keypoints": [[x, y, v]]}
+    {"target": "a.jpg", "mask": "a.png", "prompts": ["…"], "face_bbox": [[x1, y1, x2, y2]], "keypoints": [[x, y, v]],
+     "hint": "a_pose.png"}
 """
 
 import json
@@ -22,7 +23,7 @@ from raygen.spec import ConfigError, InputError
 __all__ = ["JSONLines"]
 
 UInt8Array = npt.NDArray[np.uint8]
-KEYS: Final = ("target", "mask", "prompts", "face_bbox", "keypoints")
+KEYS: Final = ("target", "mask", "hint", "prompts", "face_bbox", "keypoints")
 #: What the pixels of a person are stored as, who is not divided into parts: no part of a face, so nobody takes the
 #: whole person for one.
 PERSON: Final = CLASS_INDEX["cloth"]
@@ -39,7 +40,7 @@ class JSONLines(PictureFiles):
     split: Split = Field("train", description="the part that all of these pictures belong to")
 
     def listing(self) -> pa.Table:
-        """face_id, split, image, mask?, line (JSON of the rest); in the order of the file."""
+        """face_id, split, image, mask?, hint?, line (JSON of the rest); in the order of the file."""
         files = Files(self.root)
         rows = []
         for number, text in enumerate(files.text(self.file).splitlines(), 1):
@@ -61,12 +62,11 @@ class JSONLines(PictureFiles):
             raise ConfigError(f"{where}: needs `target`, the name of a picture")
         if unknown := sorted(set(line) - set(KEYS)):
             raise ConfigError(f"{where}: unknown keys {unknown}; there are {', '.join(KEYS)}")
-        rest = {key: line[key] for key in KEYS[2:] if key in line}
-        mask = line.get("mask")
+        rest = {key: line[key] for key in KEYS[3:] if key in line}
+        beside = {key: files.address(str(line[key])) if line.get(key) is not None else None for key in KEYS[1:3]}
         return {
             "face_id": safe_id(line["target"].rpartition(".")[0] or line["target"]), "split": self.split,
-            "image": files.address(line["target"]), "mask": None if mask is None else files.address(str(mask)),
-            "line": json.dumps(rest),
+            "image": files.address(line["target"]), **beside, "line": json.dumps(rest),
         }  # fmt: skip
 
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -88,6 +88,7 @@ class JSONLines(PictureFiles):
         return {
             "split": listed["split"], **fitted, "texts": list(texts.items()) or None,
             "boxes": boxes or None, "keypoints": points or None,
+            "hint": None if listed["hint"] is None else self.fitted(listed["hint"], None)["image"],
         }  # fmt: skip
 
     def _mask(self, address: str | None) -> UInt8Array | None:
@@ -99,7 +100,7 @@ class JSONLines(PictureFiles):
         return np.where(pixels.any(axis=-1), PERSON, 0).astype(np.uint8)
 
 
-_LISTING: Final = pa.schema([(n, pa.string()) for n in ("face_id", "split", "image", "mask", "line")])
+_LISTING: Final = pa.schema([(n, pa.string()) for n in ("face_id", "split", "image", "mask", "hint", "line")])
 
 
 class _Place:

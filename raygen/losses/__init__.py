@@ -11,7 +11,7 @@ A batch is a mapping of tensors with the picture first:
     noise          float [B, C, h, w]     eps
     t              int64 [B]              timestep
     dropout        float [B]              in [0, 1), for condition dropout
-    mask, attributes, text, present_…     conditions and whether they are there
+    mask, attributes, text, hint, present_…   conditions and whether they are there
     boxes, keypoints  float [B, K, 4 or 3]  in parts of the picture's side; zeros are none
 """
 

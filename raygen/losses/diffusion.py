@@ -150,6 +150,7 @@ class DiffusionObjective(Objective):
             mask=batch["mask"] if "mask" in names else None,
             attributes=batch["attributes"].float() if "attributes" in names else None,
             text=batch["text"].long() if "text" in names else None,
+            hint=batch["hint"] if "hint" in names else None,
             style=style,
             style_weights=weights,
             present=present,

@@ -38,7 +38,7 @@ __all__ = [
 UInt8Array = npt.NDArray[np.uint8]
 STYLE_COLUMNS: Final = ("style_a", "style_b", "style_parts", "style_mix")
 #: The condition columns that can become tensors here; `style` is read from style_a, style_b, style_parts, style_mix.
-MODALITIES: Final = ("mask", "attributes", "text")
+MODALITIES: Final = ("mask", "attributes", "text", "hint")
 #: Rows of FACES by id: where the pictures lie that a style is taken from.
 References = Callable[[Iterable[str]], Mapping[str, Mapping[str, Any]]]
 #: Texts -> token ids int64 [n, length].
@@ -60,15 +60,16 @@ class Conditions:
     """Conditions of `n` pictures. A slot whose `present[m]` is False holds zeros and is not conditioned on m.
 
     `mask`: class indices uint8 [n, H, W]; `attributes`: float [n, 40] of -1, 0 (unknown), 1; `text`: token ids int64
-    [n, L]; `style`: two references, uint8 [n, 2, 4, H, W] (red, green, blue, class), and `style_weights`, how much of
-    each class is taken from each, float [n, 2, 19]. A modality that the model does not take is None and not in
-    `present`. `present`: bool [n] a modality.
+    [n, L]; `hint`: a picture of where things are (a pose, edges), uint8 [n, H, W, 3]; `style`: two references, uint8
+    [n, 2, 4, H, W] (red, green, blue, class), and `style_weights`, how much of each class is taken from each, float
+    [n, 2, 19]. A modality that the model does not take is None and not in `present`. `present`: bool [n] a modality.
     """
 
     n: int
     mask: Tensor | None = None
     attributes: Tensor | None = None
     text: Tensor | None = None
+    hint: Tensor | None = None
     style: Tensor | None = None
     style_weights: Tensor | None = None
     present: Mapping[str, Tensor] = field(default_factory=dict)
@@ -82,6 +83,7 @@ class Conditions:
             mask=torch.zeros(n, side, side, dtype=torch.uint8, device=device) if "mask" in names else None,
             attributes=torch.zeros(n, len(ATTRIBUTES), device=device) if "attributes" in names else None,
             text=torch.zeros(n, shapes.text_length, dtype=torch.int64, device=device) if "text" in names else None,
+            hint=torch.zeros(n, side, side, 3, dtype=torch.uint8, device=device) if "hint" in names else None,
             style=torch.zeros(n, 2, 4, side, side, dtype=torch.uint8, device=device) if "style" in names else None,
             style_weights=torch.zeros(n, 2, len(CLASSES), device=device) if "style" in names else None,
             present={name: torch.zeros(n, dtype=torch.bool, device=device) for name in names},
@@ -130,8 +132,8 @@ class Conditions:
     def values(self) -> dict[str, Tensor]:
         """The tensors of the modalities there is room for, by name."""
         pairs = {
-            "mask": self.mask, "attributes": self.attributes, "text": self.text, "style": self.style,
-            "style_weights": self.style_weights,
+            "mask": self.mask, "attributes": self.attributes, "text": self.text, "hint": self.hint,
+            "style": self.style, "style_weights": self.style_weights,
         }  # fmt: skip
         return {name: value for name, value in pairs.items() if value is not None}
 
@@ -192,6 +194,8 @@ def _tensor(name: str, value: Any, shapes: Shapes) -> npt.NDArray[Any] | Tensor:
     """One condition of one row, as the model takes it."""
     if name == "mask":
         return fit_mask(decode_mask(value["bytes"]), shapes.mask_size)
+    if name == "hint":
+        return fit_image(decode_image(value["bytes"]), shapes.mask_size).copy()
     if name == "attributes":
         return _attributes(value)
     if not isinstance(value, str):

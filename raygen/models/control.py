@@ -1,4 +1,4 @@
-"""A ControlNet branch beside a frozen denoiser, with a mask as its hint or, as in the mask-aware paper, without one.
+"""A ControlNet branch beside a frozen denoiser, with a mask or a picture as its hint, or without one.
 
 Knows how a copy of the encoder half adds to the decoder half through convolutions that begin at zero. Knows neither
 losses nor samplers, and not where checkpoints lie.
@@ -41,7 +41,9 @@ class ControlSpec(Spec):
 
     kind: Literal["control"] = "control"
     base: str = Field(..., description="checkpoint folder of a trained ldm that reads tokens; it stays as it is")
-    hint: Literal["none", "mask"] = Field("none", description="what the branch sees beside what the base sees")
+    hint: Literal["none", "mask", "picture"] = Field(
+        "none", description="what the branch sees beside what the base sees; a picture is the column `hint`, a pose say"
+    )
     hint_channels: tuple[int, ...] | None = Field(
         None, description="of the hint's encoder; each further one halves. None takes the published ones that fit"
     )
@@ -49,7 +51,7 @@ class ControlSpec(Spec):
 
 def control_modalities(spec: ControlSpec, base: frozenset[str]) -> frozenset[str]:
     """The conditions that base and branch take together."""
-    return base | ({"mask"} if spec.hint == "mask" else set())
+    return base | {"none": set(), "mask": {"mask"}, "picture": {"hint"}}[spec.hint]
 
 
 class Hint(ControlNetConditioningEmbedding):  # type: ignore[misc]
@@ -103,13 +105,19 @@ class Control(Model):
         return self
 
     def embed(self, conditions: Conditions) -> Tokens:
-        """The base's tokens, and `hint` [B, 19, S, S] where there is one: the mask's classes, zeros without a mask."""
+        """The base's tokens, and `hint` where there is one, zeros where a row has none: the mask's classes
+        [B, 19, S, S], or a picture [B, 3, S, S] in 0..1, as pipelines with a ControlNet give it.
+        """
         with torch.no_grad():
             tokens = dict(self.base.embed(conditions.keep(self.base.modalities)))
         if self.spec.hint == "mask":
             assert conditions.mask is not None
             size, here = conditions.mask.shape[-1], conditions.present["mask"]
             tokens[HINT] = one_hot(conditions.mask, here, size, len(CLASSES), self.branch.dtype)
+        if self.spec.hint == "picture":
+            assert conditions.hint is not None
+            shown = conditions.present["hint"].view(-1, 1, 1, 1)
+            tokens[HINT] = (conditions.hint.movedim(-1, 1) / 255.0 * shown).to(self.branch.dtype)
         return tokens
 
     def prepare(self, tokens: Tokens) -> Context:
@@ -143,15 +151,14 @@ def new_branch(spec: ControlSpec, unet: Any, factor: int) -> Any:
         )
     halvings = int(log2(factor))
     channels = spec.hint_channels or (*HINT_CHANNELS[:halvings], HINT_CHANNELS[min(halvings, 3)])[: halvings + 1]
-    if spec.hint == "mask" and len(channels) != halvings + 1:
+    if spec.hint != "none" and len(channels) != halvings + 1:
         raise ConfigError(
             f"hint_channels {list(channels)}: a first stage of {factor} pixels a position needs {halvings + 1}"
         )
-    branch = ControlNetModel.from_unet(
-        unet, conditioning_embedding_out_channels=channels, conditioning_channels=len(CLASSES)
-    )
+    shown = 3 if spec.hint == "picture" else len(CLASSES)
+    branch = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, conditioning_channels=shown)
     first = unet.config["block_out_channels"][0]
-    own = Hint(first, len(CLASSES), channels) if spec.hint == "mask" else NoHint()
+    own = NoHint() if spec.hint == "none" else Hint(first, shown, channels)
     branch.controlnet_cond_embedding = own
     return branch
 

@@ -48,4 +48,6 @@ class PlanWorker:
 def columns_needed(planning: Planning) -> Iterable[str]:
     """Columns of FACES that a planning function reads; pictures only where rows name them by their content."""
     columns = ("face_id", "split", "mask", "attributes", "texts", "identity_id")
+    if isinstance(planning, FromFaces) and "hint" in planning.conditions:
+        return (*columns, "hint")
     return (*columns, "image") if isinstance(planning, Styles) else columns

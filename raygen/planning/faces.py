@@ -13,7 +13,7 @@ from raygen.tables import check_id
 
 __all__ = ["FromFaces", "Unconditional"]
 
-Modality = Literal["mask", "attributes", "text"]
+Modality = Literal["mask", "attributes", "text", "hint"]
 
 
 class FromFaces(Planning):
@@ -47,7 +47,7 @@ class FromFaces(Planning):
             "identity_id": repeated["identity_id"],
             "variant": pa.array(variants, pa.int32()),
         }
-        for name in ("mask", "attributes"):
+        for name in ("mask", "attributes", "hint"):
             if name in self.conditions:
                 columns[name] = repeated[name]
         if "text" in self.conditions:

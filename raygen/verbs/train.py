@@ -134,7 +134,7 @@ class TrainJob(Job):
         pictures = "style" in modalities or (what.mask_aware is not None and what.mask_aware.decodes)
         modalities = tuple(sorted({*modalities, *(["mask"] if what.mask_aware is not None else [])}))
         places = [] if what.mask_aware is None else what.mask_aware.places
-        columns += places
+        columns += [*places, *(["hint"] if "hint" in modalities else [])]
         if what.latents is None or not isinstance(what.model, DENOISERS):
             return load_arrays(
                 faces.tables("faces", columns), size=size, modalities=modalities, split=what.split,

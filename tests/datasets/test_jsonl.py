@@ -11,8 +11,9 @@ from PIL import Image
 from raygen.arrays import load_arrays
 from raygen.datasets import JSONLines
 from raygen.faces import CLASS_INDEX
+from raygen.planning import FromFaces, columns_needed
 from raygen.spec import ConfigError
-from raygen.tables import decode_mask
+from raygen.tables import decode_image, decode_mask
 
 
 def write(root: Path, *lines: dict[str, Any] | str) -> Path:
@@ -93,6 +94,23 @@ def test_a_bad_row_keeps_its_place(tmp_path: Path, fields: dict[str, Any], reaso
     rows = data.load(data.listing()).to_pylist()
     assert rows[0]["error"] is None
     assert rows[1]["error"].startswith(reason)
+
+
+def test_a_picture_as_hint_comes_along_and_is_mirrored(tmp_path: Path) -> None:
+    line = {"target": "b.png", "mask": "b_mask.png", "hint": "b.png"}
+    data = JSONLines(root=str(write(tmp_path, line, {**A, "mask": None})), file="train.jsonl", crop="center", size=16)
+    faces = data.load(data.listing())
+    hint = decode_image(faces["hint"][0].as_py()["bytes"])
+    assert hint.shape == (16, 16, 3)
+    assert faces["hint"][1].as_py() is None
+    arrays = load_arrays([faces], size=16, modalities=["hint"])
+    batch = arrays.batch(np.array([0, 0, 1]), np.array([False, True, False]))
+    np.testing.assert_array_equal(batch["hint"][0], hint)
+    np.testing.assert_array_equal(batch["hint"][1], hint[:, ::-1])
+    assert batch["present_hint"].tolist() == [True, True, False]
+    rows = FromFaces(conditions=("hint",)).rows(faces).to_pylist()
+    assert rows[0]["hint"] is not None
+    assert "hint" in columns_needed(FromFaces(conditions=("hint",)))
 
 
 def test_training_reads_and_mirrors_places(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def conditions(model: Control, n: int = 2, seed: int = 2) -> Conditions:
     values = {
         "mask": torch.randint(0, 19, (n, 32, 32), dtype=torch.uint8, generator=generator),
         "attributes": torch.randint(0, 2, (n, 40), generator=generator).float() * 2 - 1,
+        "hint": torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator),
     }
     here = {name: torch.ones(n, dtype=torch.bool) for name in model.modalities}
     return Conditions(n=n, present=here, **{name: values[name] for name in model.modalities})  # type: ignore[arg-type]
@@ -77,7 +78,7 @@ def awake(model: Control) -> Control:
     return model
 
 
-@pytest.mark.parametrize("hint", ["none", "mask"])
+@pytest.mark.parametrize("hint", ["none", "mask", "picture"])
 def test_at_first_it_is_the_base_to_the_bit(folder: Path, hint: str) -> None:
     model = build(folder, hint)
     given = conditions(model)
@@ -101,6 +102,20 @@ def test_the_hint_says_where(folder: Path) -> None:
             present={**one.present, "mask": torch.zeros(2, dtype=torch.bool)},
         )  # fmt: skip
         assert not model.embed(hidden)["hint"].any(), "an absent mask is one of zeros"
+
+
+def test_a_picture_as_hint(folder: Path) -> None:
+    """Zeros where a row has none; the branch looks at it, and at nothing else of the row's that the base does not."""
+    model = awake(build(folder, "picture"))
+    given = conditions(model)
+    hint = model.embed(given)["hint"]
+    assert hint.shape == (2, 3, 32, 32)
+    assert given.hint is not None
+    torch.testing.assert_close(hint[1, :, 3, 4], given.hint[1, 3, 4] / 255.0)
+    assert not model.embed(given.keep(model.base.modalities))["hint"].any()
+    with torch.no_grad():
+        assert not torch.equal(says(model, given), says(model, given.keep(model.base.modalities)))
+    assert ControlSpec(base="x", hint="mask") != ControlSpec(base="x", hint="picture")
 
 
 def test_only_the_branch_trains(folder: Path) -> None:
@@ -133,7 +148,7 @@ def test_only_the_branch_trains(folder: Path) -> None:
     assert any("controlnet_cond_embedding" in name for name in moved)
 
 
-@pytest.mark.parametrize("hint", ["none", "mask"])
+@pytest.mark.parametrize("hint", ["none", "mask", "picture"])
 def test_a_folder_gives_it_back(folder: Path, tmp_path: Path, hint: str) -> None:
     model = awake(build(folder, hint))
     checkpoint.save(model, tmp_path / "saved")
@@ -145,7 +160,7 @@ def test_a_folder_gives_it_back(folder: Path, tmp_path: Path, hint: str) -> None
         model.requires_grad_(False)
         assert torch.equal(says(again, given), says(model, given))
     UNet2DConditionModel.from_pretrained(tmp_path / "saved/unet")
-    if hint == "mask":
+    if hint != "none":
         ControlNetModel.from_pretrained(tmp_path / "saved/controlnet")
 
 
