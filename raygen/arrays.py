@@ -135,7 +135,8 @@ def load_arrays(
         ids += [named[i] for i in good]
         conditions.append(found.take(torch.tensor(good, dtype=torch.int64)))
         for name, listed in found_places.items():
-            listed += [kept[name][i].as_py() or [] for i in good]
+            values = kept[name].to_pylist() if name in kept.column_names else [None] * kept.num_rows
+            listed += [values[i] or [] for i in good]
         if latents is None or pictures:
             images.append(pixels[good])
     if not ids:

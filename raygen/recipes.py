@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
+from torch import Tensor
 
-from raygen.extractors.deep import load_embedder, load_perceptual
+from raygen.extractors.deep import DeepFeatures, load_embedder, load_perceptual
 from raygen.extractors.perceptual import LPIPSSpec, load_lpips
 from raygen.extractors.small import SmallClassifier, SmallClassifierSpec, SmallParser
 from raygen.families import DENOISERS, TrainableSpec, folders_of
@@ -33,7 +34,7 @@ from raygen.models.collaborative import Collaborative, same_stage
 from raygen.models.conditions import ConditionDropout
 from raygen.models.scadm import SCADMSpec
 from raygen.models.text import Tokenizer
-from raygen.spec import ConfigError, Spec
+from raygen.spec import ConfigError, Spec, canonical, digest
 from raygen.training import TrainSpec
 
 __all__ = ["TrainWhat", "digests_of", "objective_of"]
@@ -95,7 +96,10 @@ def objective_of(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objecti
         if what.init is not None:
             _begin_with(model, what.init)
         objective = _denoising(what, model)
-        objective.frozen = "".join(digests_of(what).values())
+        judges = [m.sha256 for m in objective.modules() if isinstance(m, DeepFeatures)]
+        # What changes a step is part of it: a state of other terms or judges is no state of this training.
+        terms = [] if what.mask_aware is None else [digest(canonical(what.mask_aware))]
+        objective.frozen = "".join((*digests_of(what).values(), *judges, *terms))
         return objective
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -113,10 +117,20 @@ def _begin_with(model: Model, folder: str) -> None:
     other = checkpoint.load(folder)
     if type(other) is not type(model) or not same_stage(other.first_stage, model.first_stage):
         raise ConfigError(f"init {folder}: another kind of model, or another first stage than this training's")
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    mine, theirs = model.state_dict(), other.state_dict()
+    unlike = [n for n in frozen if n not in theirs or theirs[n].shape != mine[n].shape or not _same(mine[n], theirs[n])]
+    if unlike:
+        raise ConfigError(f"init {folder}: stands beside other frozen networks than this training, first {min(unlike)}")
     try:
-        model.load_state_dict(other.state_dict())
+        model.load_state_dict(theirs)
     except RuntimeError as error:
         raise ConfigError(f"init {folder}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Equal, as float16 may have stored them."""
+    return torch.equal(one.half(), other.half())
 
 
 def _denoising(what: TrainWhat, model: Model) -> DiffusionObjective:

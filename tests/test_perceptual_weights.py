@@ -62,6 +62,19 @@ def test_the_masked_term_reads_the_packages_own_map(vgg: tuple[Path, str]) -> No
     torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("reading", ["map", "features"])
+def test_masked_places_have_finite_gradients(vgg: tuple[Path, str], reading: str) -> None:
+    network = load_perceptual(LPIPSSpec(weights=str(vgg[0]), sha256=vgg[1][:16]))
+    made, real = (torch.rand(1, 3, 32, 32, requires_grad=i == 0) for i in range(2))
+    weights = torch.zeros(1, 1, 32, 32)
+    weights[..., 8:24, 8:24] = 1
+    masked_distance(network, made, real, weights, reading)[0].sum().backward()  # type: ignore[arg-type]
+    assert made.grad is not None
+    assert made.grad.isfinite().all()
+    assert made.grad[..., 8:24, 8:24].any()
+    assert not made.grad[..., :8, :].any()
+
+
 def test_without_weights_the_two_ways_on_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     for spec in (LPIPSSpec(), LPIPSSpec(weights=str(tmp_path / "no.pth"))):

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,19 @@ def test_a_face_without_the_parts_is_left_out() -> None:
     """The first drawn face is bald: its hair cannot change, and nobody can have its hair."""
     rows = planned("partial", parts=["hair"], without=1)
     assert [ids(row) for row in rows] == [("f1", "f2"), ("f2", "f1")]
+
+
+def test_nobody_is_a_partner_of_oneself() -> None:
+    """A piece may hold a single face: its swap would be called one and be none."""
+    rows = Styles(experiment="swap").rows(faces(1)).to_pylist()
+    assert [row["error"] for row in rows] == ["partner: no other face of the same piece has a mask"]
+    assert Styles(experiment="reconstruction").rows(faces(1)).to_pylist()[0]["error"] is None
+
+
+def test_a_plan_of_one_split_needs_no_other_module() -> None:
+    code = "from raygen.planning import *; import pyarrow as pa; from raygen.tables import FACES; "
+    code += "[k(splits=('train',)).rows(FACES.empty_table()) for k in (Styles, FromFaces)]"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_references_are_named_by_their_content() -> None:

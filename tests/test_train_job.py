@@ -119,6 +119,18 @@ def test_a_branch_trains_with_what_its_estimate_looks_like(world: Path, tmp_path
     })  # fmt: skip
     store, _ = open_input(str(tmp_path / "samples"))
     assert sum(table.num_rows for table in store.tables("samples")) == 20
+    do("train", tmp_path / "other_base", {**ldm(world, modalities=["text"], text=TEXT), "recipe": "overall",
+                                          "training": {**TRAINING, "seed": 7}})  # fmt: skip
+    beside = {
+        **what,
+        "init": str(tmp_path / "branch"),
+        "model": {**what["model"], "base": str(tmp_path / "other_base")},
+    }
+    with pytest.raises(ConfigError, match="stands beside other frozen networks"):
+        do("train", tmp_path / "mixed", beside)
+    (tmp_path / "branch/training/result.json").unlink()
+    with pytest.raises(ConfigError, match="other settings or data"):
+        do("train", tmp_path / "branch", {**what, "mask_aware": {**aware, "below": 400}})
     base, branch = checkpoint.load(tmp_path / "base"), checkpoint.load(tmp_path / "branch")
     assert torch.equal(base.unet.conv_in.weight, branch.base.unet.conv_in.weight)  # type: ignore[union-attr]
 

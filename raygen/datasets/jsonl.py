@@ -43,7 +43,7 @@ class JSONLines(PictureFiles):
         """face_id, split, image, mask?, hint?, line (JSON of the rest); in the order of the file."""
         files = Files(self.root)
         rows = []
-        for number, text in enumerate(files.text(self.file).splitlines(), 1):
+        for number, text in enumerate(files.text(self.file).split("\n"), 1):
             if text.strip():
                 rows.append(self._listed(files, f"{self.file}: line {number}", text))
         if not rows:
@@ -88,8 +88,15 @@ class JSONLines(PictureFiles):
         return {
             "split": listed["split"], **fitted, "texts": list(texts.items()) or None,
             "boxes": boxes or None, "keypoints": points or None,
-            "hint": None if listed["hint"] is None else self.fitted(listed["hint"], None)["image"],
+            "hint": None if listed["hint"] is None else self._hint(listed["hint"], listed["image"]),
         }  # fmt: skip
+
+    def _hint(self, address: str, target: str) -> Any:
+        """A picture of the target's shape, cropped as it is; `InputError` (`size`) for another shape."""
+        (height, width), (own_height, own_width) = (read_picture(a)[0].shape[:2] for a in (address, target))
+        if abs(width * own_height - own_width * height) >= max(own_height, own_width):
+            raise InputError(f"hint {width}x{height} on a picture {own_width}x{own_height}", reason="size")
+        return self.fitted(address, None)["image"]
 
     def _mask(self, address: str | None) -> UInt8Array | None:
         if address is None:

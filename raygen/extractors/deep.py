@@ -121,7 +121,9 @@ class _LPIPS(DeepFeatures):
 
     def difference(self, one: Tensor, other: Tensor, layer: int) -> Tensor:
         """See `DeepFeatures.difference`; channels are weighed as the package does."""
-        a, b = (x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10) for x in (one, other))
+        # A place that is masked is 0 in every channel, and the root of 0 has no gradient.
+        lengths = (x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10 for x in (one, other))
+        a, b = (x / length for x, length in zip((one, other), lengths, strict=True))
         network: Any = self.network
         made: Tensor = network.lins[layer]((a - b).square())
         return made

@@ -61,8 +61,8 @@ def load_lpips(spec: LPIPSSpec) -> LPIPS:
     if not path.is_file():
         raise ConfigError(
             f"{path}: the perceptual loss needs VGG-16's weights, and they are not there. Either put torchvision's "
-            f"{FILE} there (or name it: reconstruction.perceptual.weights=PATH), or train without: "
-            "reconstruction.perceptual=none"
+            f"{FILE} there (or name it: reconstruction.perceptual.weights=PATH), or go on without: "
+            "reconstruction.perceptual=none, mask_aware.network={kind: small}, and no `lpips` elsewhere"
         )
     tensors, sha256 = read_weights(path, spec.sha256 or PUBLISHED)
     with warnings.catch_warnings():

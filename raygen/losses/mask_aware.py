@@ -114,7 +114,9 @@ class MaskAwareObjective(DiffusionObjective):
         self.register_buffer("by_class", class_weights(spec), persistent=False)
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
-        """See `Objective.forward`; the terms are logged as means over the rows that have them."""
+        """See `Objective.forward`; the terms are logged as means over the rows of this call that have them, and not at
+        all where no row lies below T: compare them within a training alone.
+        """
         t = batch["t"]
         low = (t < self.spec.below).nonzero()[:, 0]
         if not len(low) or (not self.spec.decodes and not self.spec.latent):

@@ -23,7 +23,8 @@ KIND: Final = "stable_diffusion"
 #: Of the UNet's configuration: what our networks always have. Anything else would be another network.
 UNET: Final[Mapping[str, Any]] = {
     "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "class_embed_type": None,
-    "use_linear_projection": False, "addition_embed_type": None, "resnet_time_scale_shift": "default",
+    "num_class_embeds": None, "time_cond_proj_dim": None, "encoder_hid_dim_type": None, "use_linear_projection": False,
+    "addition_embed_type": None, "resnet_time_scale_shift": "default",
 }  # fmt: skip
 
 
@@ -40,6 +41,12 @@ def stable_document(root: Path) -> dict[str, Any]:
     for name, value in UNET.items():
         if unet.get(name, value) != value:
             raise InputError(f"{root / 'unet'}: {name} is {unet[name]!r}; only {value!r} is ours", reason="checkpoint")
+    latent = vae.get("latent_channels", 4)
+    if (unet.get("in_channels", 4), unet.get("out_channels", 4)) != (latent, latent):
+        seen = f"{unet.get('in_channels')} channels in and {unet.get('out_channels')} out"
+        raise InputError(f"{root / 'unet'}: {seen}; only {latent}, the latent's, are ours", reason="checkpoint")
+    if missing := sorted({"block_out_channels", "sample_size", "down_block_types", "cross_attention_dim"} - set(unet)):
+        raise InputError(f"{root / 'unet' / 'config.json'}: {missing[0]} is missing", reason="checkpoint")
     levels = len(unet["block_out_channels"])
     heads = unet.get("num_attention_heads") or unet.get("attention_head_dim", 8)
     if isinstance(heads, list) and len(set(heads)) > 1:

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 from scipy.ndimage import distance_transform_edt
 
@@ -148,7 +149,7 @@ class EditPairs(_Editing):
     def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
         """FACES -> CONDITIONS; `edit_id` is the face's id and what is changed. A bad mask has an error."""
         if self.splits:
-            given = given.filter(pa.compute.is_in(given["split"], pa.array(self.splits)))
+            given = given.filter(pc.is_in(given["split"], pa.array(self.splits)))
         able = [face for face in given.to_pylist() if self._able(face)]
         pairs = ((face, self._partner(face, able[i + 1 :] + able[:i])) for i, face in enumerate(able))
         return self._rows([self._tried(face, partner) for face, partner in pairs if partner is not None])

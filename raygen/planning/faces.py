@@ -6,6 +6,7 @@ Knows how faces are repeated and how rows are numbered. Masks travel as the byte
 from typing import Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from raygen.planning.base import Lookup, Planning, table
@@ -33,7 +34,7 @@ class FromFaces(Planning):
     def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
         """FACES -> CONDITIONS; `sample_id` is the face's id with a running number."""
         if self.splits:
-            given = given.filter(pa.compute.is_in(given["split"], pa.array(self.splits)))
+            given = given.filter(pc.is_in(given["split"], pa.array(self.splits)))
         index = pa.array([i for i in range(given.num_rows) for _ in range(self.per_face)], pa.int64())
         repeated = given.take(index)
         variants = list(range(self.per_face)) * given.num_rows

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from raygen.faces import CLASS_INDEX, ClassName
@@ -48,7 +49,7 @@ class Styles(Planning):
     def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
         """FACES -> CONDITIONS; `group_id` holds the rows of a face together. Faces without a mask have an error."""
         if self.splits:
-            given = given.filter(pa.compute.is_in(given["split"], pa.array(self.splits)))
+            given = given.filter(pc.is_in(given["split"], pa.array(self.splits)))
         listed = given.select(["face_id", "image", "mask", "attributes"]).to_pylist()
         if self.parts:
             listed = [face for face in listed if face["mask"] is None or self._shows(face)]
@@ -73,6 +74,10 @@ class Styles(Planning):
         name = face["face_id"]
         if partner is None:
             yield {"sample_id": name, "plan": self.kind, "seed": self.seed, "error": "mask: the face has none"}
+            return
+        if partner == name and self.experiment in ("swap", "partial", "interpolation"):
+            why = "partner: no other face of the same piece has a mask" + (" with these parts" if self.parts else "")
+            yield {"sample_id": name, "plan": self.kind, "seed": self.seed, "error": why}
             return
         own, other = ({"face_id": n, "sha256": digests[n]} for n in (name, partner))
         parts = [CLASS_INDEX[part] for part in self.parts] or None

@@ -49,7 +49,7 @@ class PlanJob(ShardedJob):
             faces = StoredRows(self.what.faces, ("mask", "texts", "attributes"))
         else:
             given, columns = inputs(self.what.faces, "faces"), tuple(columns_needed(planning))
-        rows = max(1, self.what.shard_rows // planning.factor)
+        rows = max(2, self.what.shard_rows // planning.factor)  # partners come from the same piece
         sharding = self.what.model_copy(update={"shard_rows": rows})
         work = prepared(
             self, "plan", {"planning": planning}, given, lambda _: partial(PlanWorker, planning, faces),
@@ -61,7 +61,7 @@ class PlanJob(ShardedJob):
 def _lines(path: str) -> pa.Table:
     """The lines of a file of edits, each checked; `ConfigError` names the line."""
     try:
-        texts = [text for text in Path(path).read_text(encoding="utf-8").splitlines() if text.strip()]
+        texts = [text for text in Path(path).read_text(encoding="utf-8").split("\n") if text.strip()]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     names: dict[str, int] = {}

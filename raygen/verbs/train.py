@@ -110,11 +110,11 @@ class TrainJob(Job):
     def tokenizer(self) -> Tokenizer | None:
         """Of a model that reads texts: its experts', its base's, or one whose words are learned from the faces."""
         model = self.what.model
-        if self.what.init is not None:
-            return checkpoint.load_tokenizer(self.what.init)
         if folders := folders_of(model):
             found = (checkpoint.load_tokenizer(folder) for folder in folders.values())
             return next((tokenizer for tokenizer in found if tokenizer is not None), None)
+        if self.what.init is not None:
+            return checkpoint.load_tokenizer(self.what.init)
         if not isinstance(model, LDMSpec) or "text" not in model.modalities:
             return None
         return tokenizer_of(model.text or TransformerText(), self._texts)

@@ -113,6 +113,17 @@ def test_a_picture_as_hint_comes_along_and_is_mirrored(tmp_path: Path) -> None:
     assert "hint" in columns_needed(FromFaces(conditions=("hint",)))
 
 
+def test_a_hint_of_another_shape_is_an_error(tmp_path: Path) -> None:
+    data = JSONLines(root=str(write(tmp_path, {"target": "a.png", "hint": "b.png"})), file="train.jsonl", crop="center")
+    assert data.load(data.listing()).to_pylist()[0]["error"].startswith("size: hint 40x40 on a picture 80x40")
+
+
+def test_only_a_new_line_ends_a_line(tmp_path: Path) -> None:
+    line = json.dumps({"target": "b.png", "prompts": ["one\u2028two\u0085three"]}, ensure_ascii=False)
+    data = JSONLines(root=str(write(tmp_path, line + "\r")), file="train.jsonl")
+    assert dict(data.load(data.listing()).to_pylist()[0]["texts"])["overall"] == "one\u2028two\u0085three"
+
+
 def test_training_reads_and_mirrors_places(tmp_path: Path) -> None:
     square = {**A, "target": "b.png", "mask": "b_mask.png", "face_bbox": [[4, 8, 12, 16]], "keypoints": [[10, 4, 1]]}
     data = JSONLines(root=str(write(tmp_path, square)), file="train.jsonl")
