@@ -142,6 +142,38 @@ def report(
     console.heading(f"report: {build(str(folder), None if out is None else str(out), faces=faces)}")
 
 
+@app.command("import")
+def import_(
+    words: Annotated[
+        list[str], typer.Argument(help="FAMILY (or auto), FILE…, OUT; with --inspect FILE… alone", show_default=False)
+    ],
+    look: Annotated[bool, typer.Option("--inspect", help="say what the files are; write nothing")] = False,
+    image_size: Annotated[int | None, typer.Option(help="side of its pictures; default: as published")] = None,
+    weights: Annotated[str | None, typer.Option(help="ema or raw; default: as published")] = None,
+    scaling_factor: Annotated[float | None, typer.Option(help="of its latents; default: as published")] = None,
+    vocabulary: Annotated[str | None, typer.Option(help="of its text encoder: vocab.txt, folder or name")] = None,
+) -> None:
+    """Published checkpoints -> our folders: every tensor is used, left behind for a reason, or an error."""
+    from raygen.importing.convert import convert, inspect
+    from raygen.importing.drafts import FAMILIES
+    from raygen.importing.parts import Options
+
+    family = words[0] if words[0] in FAMILIES else None
+    files = words[1:] if family or words[0] == "auto" else words
+    options = Options(image_size, weights, scaling_factor, vocabulary)
+    if look:
+        account = inspect(files, family, options)
+    elif len(files) < 2:
+        raise ConfigError(f"import takes a family, files and a folder; families: {', '.join(FAMILIES)}, or auto")
+    else:
+        account = convert(family, files[:-1], files[-1], options)
+    console.heading(f"import: {files[0] if look else files[-1]}")
+    console.facts(account.facts())
+    for problem in account.problems:
+        console.console.print(f"  problem: {problem}", markup=False)
+    raise typer.Exit(2 if account.problems else 0)
+
+
 @app.command()
 def doctor(
     folder: Annotated[str, typer.Option(help="where results would go; a URL or a folder")] = "runs",

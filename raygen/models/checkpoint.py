@@ -28,7 +28,7 @@ from raygen.models.autoencoder import AutoencoderSpec, FirstStage, pixel_stage
 from raygen.models.base import Model
 from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_stage
 from raygen.models.control import Control, ControlSpec, new_branch
-from raygen.models.files import read_diffusers, read_json, write_diffusers, write_json
+from raygen.models.files import Writing, read_diffusers, read_json, write_diffusers, write_json
 from raygen.models.layouts import FORMAT, Family, family, family_of
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
 from raygen.models.mixing import Mixing
@@ -170,11 +170,13 @@ def save(
     *,
     weights: Literal["float32", "float16"] = "float32",
     extra: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> str:
     """Write `model` as a new folder, whole or not at all, and return its digest.
 
-    `float16` halves the files; they load back as float32. `extra` goes into raygen.json (recipe, scores). An
-    existing checkpoint of that name is replaced; any other existing folder is a `ConfigError`.
+    `float16` halves the files; they load back as float32. `extra` goes into raygen.json (recipe, scores), `metadata`
+    into every file of weights. An existing checkpoint of that name is replaced; any other existing folder is a
+    `ConfigError`.
     """
     target = Path(folder)
     if target.exists() and not (target / "raygen.json").exists():
@@ -182,7 +184,8 @@ def save(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
     try:
-        _write(model, temporary, torch.float16 if weights == "float16" else torch.float32, extra or {})
+        how = Writing(torch.float16 if weights == "float16" else torch.float32, metadata or {})
+        _write(model, temporary, how, extra or {})
         _replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -199,14 +202,14 @@ def _replace(temporary: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def _write(model: Model | FirstStage, folder: Path, dtype: torch.dtype, extra: Mapping[str, Any]) -> None:
+def _write(model: Model | FirstStage, folder: Path, how: Writing, extra: Mapping[str, Any]) -> None:
     first_stage = model if isinstance(model, FirstStage) else model.first_stage
     index: dict[str, Any] = {"_class_name": "DiffusionPipeline"}
     document: dict[str, Any] = {"format": FORMAT, "first_stage": first_stage.spec.model_dump(mode="json")}
     if first_stage.net is not None:
-        write_diffusers(first_stage.net, folder / "vae", dtype, index)
+        write_diffusers(first_stage.net, folder / "vae", how, index)
     if isinstance(model, Model):
-        document |= family_of(model).write(model, folder, dtype, index)
+        document |= family_of(model).write(model, folder, how, index)
         scheduler = build_sampler(model.schedule, SamplerSpec(name="ddim", steps=50))
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]

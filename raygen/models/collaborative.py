@@ -254,6 +254,8 @@ def _same_ground(one_name: str, one: LDM, name: str, other: LDM) -> None:
 
 def same_stage(one: FirstStage, other: FirstStage) -> bool:
     """Whether two first stages make the same latents: shape, scale and weights, as float16 may have stored them."""
+    if one is other:
+        return True
     if one.spec != other.spec or not (torch.equal(one.mean, other.mean) and torch.equal(one.scale, other.scale)):
         return False
     a, b = one.state_dict(), other.state_dict()

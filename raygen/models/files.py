@@ -6,13 +6,12 @@ Knows safetensors, config.json and which diffusers classes are ours; nothing in 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ControlNetModel, UNet2DConditionModel, UNet2DModel, VQModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as serialize
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raygen.spec import InputError
@@ -20,6 +19,7 @@ from raygen.spec import InputError
 __all__ = [
     "DIFFUSERS_WEIGHTS",
     "OWN_WEIGHTS",
+    "Writing",
     "fill",
     "read_diffusers",
     "read_json",
@@ -40,21 +40,31 @@ CLASSES: Final[Mapping[str, Any]] = {
 }
 
 
-def write_diffusers(module: Any, folder: Path, dtype: torch.dtype, index: dict[str, Any]) -> None:
+class Writing(NamedTuple):
+    """How weights are written: floating ones as `dtype`, and what else the files say of themselves."""
+
+    dtype: torch.dtype = torch.float32
+    metadata: Mapping[str, str] = {}
+
+
+def write_diffusers(module: Any, folder: Path, how: Writing, index: dict[str, Any]) -> None:
     """A diffusers model as `folder`, and its line in `index`, the document of model_index.json."""
     module.save_config(folder)
-    write_weights(module, folder / DIFFUSERS_WEIGHTS, dtype)
+    write_weights(module, folder / DIFFUSERS_WEIGHTS, how)
     index[folder.name] = ["diffusers", type(module).__name__]
 
 
-def write_weights(module: nn.Module, path: Path, dtype: torch.dtype) -> None:
-    """All tensors of `module` as safetensors, floating ones as `dtype`; folders are made."""
+def write_weights(module: nn.Module, path: Path, how: Writing) -> None:
+    """All tensors of `module` as safetensors, without a second copy of them in memory; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: tensor.detach().cpu().to(dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        name: tensor.detach().cpu().to(how.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in module.state_dict().items()
     }
-    path.write_bytes(serialize(tensors, metadata={"format": "pt"}))
+    path.touch()
+    mode = path.stat().st_mode  # the library would let nobody else read it
+    save_file(tensors, path, metadata={"format": "pt", **how.metadata})
+    path.chmod(mode)
 
 
 def write_json(path: Path, value: object) -> None:

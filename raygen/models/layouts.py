@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import torch
-
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec
@@ -18,6 +16,7 @@ from raygen.models.control import Control, ControlSpec, control_modalities, new_
 from raygen.models.files import (
     DIFFUSERS_WEIGHTS,
     OWN_WEIGHTS,
+    Writing,
     fill,
     read_diffusers,
     read_json,
@@ -43,11 +42,11 @@ Document = Mapping[str, Any]
 # --- ldm ----------------------------------------------------------------------------------------------------
 
 
-def _write_ldm(model: LDM, folder: Path, dtype: torch.dtype, index: Index) -> dict[str, Any]:
-    write_diffusers(model.unet, folder / "unet", dtype, index)
+def _write_ldm(model: LDM, folder: Path, how: Writing, index: Index) -> dict[str, Any]:
+    write_diffusers(model.unet, folder / "unet", how, index)
     for name, module in model.encoders().items():
         write_json(folder / name / "config.json", module.config)
-        write_weights(module, folder / name / OWN_WEIGHTS, dtype)
+        write_weights(module, folder / name / OWN_WEIGHTS, how)
     if model.tokenizer is not None:
         model.tokenizer.save(folder / "tokenizer")
     return {"model": model.spec.model_dump(mode="json")}
@@ -76,11 +75,11 @@ def _text(root: Path, spec: LDMSpec) -> tuple[Tokenizer | None, FrozenText | Non
 # --- scadm --------------------------------------------------------------------------------------------------
 
 
-def _write_scadm(model: SCADM, folder: Path, dtype: torch.dtype, index: Index) -> dict[str, Any]:
+def _write_scadm(model: SCADM, folder: Path, how: Writing, index: Index) -> dict[str, Any]:
     """Not as a diffusers model: none of its classes has SPADE blocks."""
-    write_weights(model.unet, folder / "unet" / OWN_WEIGHTS, dtype)
+    write_weights(model.unet, folder / "unet" / OWN_WEIGHTS, how)
     for name, module in model.encoders().items():
-        write_weights(module, folder / name / OWN_WEIGHTS, dtype)
+        write_weights(module, folder / name / OWN_WEIGHTS, how)
     return {"model": model.spec.model_dump(mode="json")}
 
 
@@ -96,20 +95,20 @@ def _scadm(root: Path, document: Document, stage: FirstStage) -> SCADM:
 # --- collaborative ------------------------------------------------------------------------------------------
 
 
-def _write_collaborative(model: Collaborative, folder: Path, dtype: torch.dtype, index: Index) -> dict[str, Any]:
+def _write_collaborative(model: Collaborative, folder: Path, how: Writing, index: Index) -> dict[str, Any]:
     """Experts and diffusers; the spec as it reads inside the folder, where the experts lie now."""
     for name in model.experts:
         expert, inside = model.expert(name), folder / "experts" / name
         document = {
             "first_stage": model.first_stage.spec.model_dump(mode="json"),
-            **_write_ldm(expert, inside, dtype, {}),
+            **_write_ldm(expert, inside, how, {}),
         }
         write_json(inside / "raygen.json", {"format": FORMAT, **document})
     for name in model.experts:
         diffuser, inside = model.diffuser(name), folder / "diffusers" / name
-        write_diffusers(diffuser.unet, inside, dtype, {})
+        write_diffusers(diffuser.unet, inside, how, {})
         if diffuser.vector is not None:
-            write_weights(diffuser.vector, inside / OWN_WEIGHTS, dtype)
+            write_weights(diffuser.vector, inside / OWN_WEIGHTS, how)
     experts = {name: f"experts/{name}" for name in model.experts}
     spec = model.spec.model_copy(update={"experts": experts, "nulls": model.nulls})
     return {"model": spec.model_dump(mode="json")}
@@ -134,10 +133,10 @@ def _diffuser(folder: Path, spec: CollaborativeSpec, expert: LDM) -> DynamicDiff
 # --- control ------------------------------------------------------------------------------------------------
 
 
-def _write_control(model: Control, folder: Path, dtype: torch.dtype, index: Index) -> dict[str, Any]:
+def _write_control(model: Control, folder: Path, how: Writing, index: Index) -> dict[str, Any]:
     """The base as an ldm lies, and the branch beside it, as pipelines with a ControlNet expect them."""
-    base = _write_ldm(model.base, folder, dtype, index)["model"]
-    write_diffusers(model.branch, folder / "controlnet", dtype, index)
+    base = _write_ldm(model.base, folder, how, index)["model"]
+    write_diffusers(model.branch, folder / "controlnet", how, index)
     spec = model.spec.model_copy(update={"base": "."})
     return {"model": spec.model_dump(mode="json"), "base": base}
 
@@ -174,8 +173,8 @@ class Family(NamedTuple):
     """What a checkpoint folder needs to know of one."""
 
     model: type[Model]
-    #: (model, folder, dtype, lines of model_index.json) -> what raygen.json says of it.
-    write: Callable[[Any, Path, torch.dtype, Index], dict[str, Any]]
+    #: (model, folder, how weights are written, lines of model_index.json) -> what raygen.json says of it.
+    write: Callable[[Any, Path, Writing, Index], dict[str, Any]]
     #: (folder, raygen.json, its first stage) -> the model.
     read: Callable[[Path, Document, FirstStage], Model]
     #: (folder, raygen.json) -> the conditions it takes, without loading it.

@@ -1,0 +1,1 @@
+"""Published checkpoints of the systems that raygen implements -> our folders, exactly."""
