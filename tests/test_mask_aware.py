@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import pickle
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,12 @@ def test_vggface2_weights_open_without_running_anything(tmp_path: Path) -> None:
     maps = network.maps(torch.rand(1, 3, 254, 254) * 2 - 1)
     assert [m.shape[1:] for m in maps] == [(64, 127, 127), (256, 63, 63), (512, 32, 32), (1024, 16, 16), (2048, 8, 8)]
     assert network.weights == (0.1, 0.0025, 0.025, 0.05, 0.005)
+    # As it was published: arrays of numpy in a pickle.
+    arrays = {name: value.numpy() for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
+    (tmp_path / "resnet50_ft_weight.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
+    spec = {"kind": "vggface2", "weights": str(tmp_path / "resnet50_ft_weight.pkl")}
+    again = load_embedder(parse(EmbedderSpec, spec)).network.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in network.network.state_dict().items())
     del tensors["layer4.2.conv3.weight"]
     torch.save(tensors, tmp_path / "short.pth")
     with pytest.raises(InputError, match=r"layer4\.2\.conv3\.weight is missing"):

@@ -43,7 +43,7 @@ class VGGFace2(Spec):
     """The ResNet-50 of VGGFace2, from weights the user has."""
 
     kind: Literal["vggface2"] = "vggface2"
-    weights: str = Field(..., description="state dict or safetensors file; its classifier is not read")
+    weights: str = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
     sha256: str | None = Field(None, description="refuse any other file")
 
 

@@ -2,12 +2,9 @@
 
 ParseNet is the U-Net of CelebAMask-HQ's `face_parsing`; BiSeNet is the ResNet-18 network of face-parsing.PyTorch.
 Knows their shapes, the names of their published parameters, what each expects of a picture, and its label order.
-Also how a file of weights is read without running anything in it. Fetches nothing: neither network's weights may be
-passed on, so none are here.
+Fetches nothing: neither network's weights may be passed on, so none are here.
 """
 
-import hashlib
-import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,11 +12,11 @@ from typing import Any, Final, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from raygen.faces import CLASSES, FACE_PARSING_TO_OFFICIAL
 from raygen.spec import ConfigError, InputError
+from raygen.weights.files import open_weights
 
 __all__ = ["BiSeNet", "ParseNet", "PublishedNetwork", "fill", "full_precision", "load_published", "read_weights"]
 
@@ -30,32 +27,25 @@ SIDE: Final = 512
 CHUNK: Final = 8
 #: Fewer digits of a sha256 than this say nothing.
 MIN_DIGITS: Final = 8
+#: The file of an imported network in its folder.
+OWN_WEIGHTS: Final = "model.safetensors"
 
 
 # --- weights ------------------------------------------------------------------------------------------------
 
 
 def read_weights(path: str | Path, sha256: str | None = None) -> tuple[dict[str, Tensor], str]:
-    """Tensors of a safetensors or torch file by name, and the file's sha256.
+    """Tensors of a file of weights by name, and the file's sha256; `path` may be a folder that an import made.
 
-    `sha256` may be the whole digest or its first digits. `ConfigError` where there is no file; `InputError`
-    (`weights`) for another file or one that holds anything but tensors. Nothing in the file is run.
+    `sha256` may be the whole digest or its first digits. `ConfigError` where there is no file; `InputError` for another
+    file (`weights`) or one that is a program (`unsafe`). Nothing in the file is run.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: weights cannot be read ({error.strerror or error})") from error
-    found = hashlib.sha256(data).hexdigest()
+    source = Path(path) / OWN_WEIGHTS if Path(path).is_dir() else Path(path)
+    file = open_weights(source)
     if sha256 is not None:
-        _check_digest(path, found, sha256.lower())
-    try:
-        document = load(data) if Path(path).suffix == ".safetensors" else _unpickled(data)
-    except Exception as error:  # damaged bytes come out of the readers as almost any exception
-        raise InputError(f"{path}: not a file of weights ({type(error).__name__})", reason="weights") from error
-    inner = document.get("state_dict", document) if isinstance(document, Mapping) else None
-    if not isinstance(inner, Mapping) or not all(isinstance(value, Tensor) for value in inner.values()):
-        raise InputError(f"{path}: holds something other than named tensors", reason="weights")
-    return dict(inner), found
+        _check_digest(path, file.sha256, sha256.lower())
+    # A copy: the file may be written anew while its network is used.
+    return {name: entry.read().clone() for name, entry in file.tensors.items()}, file.sha256
 
 
 def _check_digest(path: str | Path, found: str, wanted: str) -> None:
@@ -63,10 +53,6 @@ def _check_digest(path: str | Path, found: str, wanted: str) -> None:
         raise ConfigError(f"sha256 {wanted!r}: at least {MIN_DIGITS} hexadecimal digits are needed")
     if not found.startswith(wanted):
         raise InputError(f"{path}: sha256 is {found}, not {wanted}", reason="weights")
-
-
-def _unpickled(data: bytes) -> Any:
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
 
 
 def fill(make: Callable[[], Net], tensors: Mapping[str, Tensor], source: str | Path) -> Net:

@@ -8,6 +8,7 @@ larger than what it stores, so a header cannot ask for more memory than the file
 
 import hashlib
 import io
+import math
 import mmap
 import struct
 import zipfile
@@ -37,11 +38,6 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], Tensor]
-
-    @property
-    def numel(self) -> int:
-        """How many elements it has."""
-        return int(np.prod(self.shape, dtype=np.int64)) if self.shape else 1
 
 
 class WeightFile:
@@ -128,33 +124,38 @@ class _Mapped:
             # Copy on write: torch wants to be allowed to write, and nothing reaches the file.
             self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
-    def tensor(self, stored: Stored, start: int, room: int) -> Tensor:
-        """The tensor whose storage begins at byte `start` and has `room` bytes."""
-        dtype = getattr(torch, stored.storage.dtype)
-        elements, numel = stored.storage.elements, int(np.prod(stored.shape, dtype=object)) if stored.shape else 1
+    def view(self, stored: Stored, start: int, room: int) -> Callable[[], Tensor]:
+        """How the tensor is read whose storage begins at byte `start` and has `room` bytes.
+
+        `ValueError` at once where that lies outside of the file, or the tensor outside of the storage.
+        """
+        dtype, elements = getattr(torch, stored.storage.dtype), stored.storage.elements
+        numel = math.prod(stored.shape)
         reach = stored.offset + sum((n - 1) * step for n, step in zip(stored.shape, stored.stride, strict=True)) + 1
         if elements * dtype.itemsize > room or start + room > len(self.bytes):
             raise ValueError("a storage that ends behind the file")
         if numel > elements or (numel and reach > elements):
             raise ValueError("a tensor larger than its storage")
-        if numel == 0:
-            return torch.empty(stored.shape, dtype=dtype)
-        flat = torch.frombuffer(self.bytes, dtype=dtype, count=elements, offset=start)
-        return flat.as_strided(stored.shape, stored.stride, stored.offset)
+
+        def read() -> Tensor:
+            if numel == 0:
+                return torch.empty(stored.shape, dtype=dtype)
+            flat = torch.frombuffer(self.bytes, dtype=dtype, count=elements, offset=start)
+            return flat.as_strided(stored.shape, stored.stride, stored.offset)
+
+        return read
 
 
 def _zipped(path: Path) -> WeightFile:
     """torch.save since 1.6: a zip of one pickle and one uncompressed record a storage."""
     with zipfile.ZipFile(path) as archive:
         records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if any(name.startswith("code/") for name in records):
+            raise InputError(f"{path}: a TorchScript file, which is a program", reason="unsafe")
         if "data.pkl" not in records:
-            if "constants.pkl" in records or "version" in records:
-                raise InputError(f"{path}: a TorchScript file, which is a program", reason="unsafe")
             raise ValueError("a zip file that torch did not write")
         if bad := [name for name, info in records.items() if info.compress_type != zipfile.ZIP_STORED]:
             raise ValueError(f"{bad[0]} is compressed, which torch never does")
-        if any(name.startswith("code/") for name in records):
-            raise InputError(f"{path}: a TorchScript file, which is a program", reason="unsafe")
         if records["data.pkl"].file_size > LARGEST_PICKLE:
             raise ValueError("its pickle is too large")
         document = read_pickle(io.BytesIO(archive.read(records["data.pkl"])), str(path))
@@ -170,7 +171,7 @@ def _zipped(path: Path) -> WeightFile:
             raise ValueError(f"data/{storage.key} ends behind the file")
         return start, info.file_size
 
-    return _document(path, "torch", document, lambda stored: mapped.tensor(stored, *place(stored.storage)), place)
+    return _document(path, "torch", document, lambda stored: mapped.view(stored, *place(stored.storage)))
 
 
 def _pickled(path: Path) -> WeightFile:
@@ -179,7 +180,7 @@ def _pickled(path: Path) -> WeightFile:
     file: Any = mapped.bytes  # it reads like one
     first = read_pickle(file, str(path))
     if first != LEGACY_MAGIC:
-        return _document(path, "numpy", first, _no_storage, _no_storage)
+        return _document(path, "numpy", first, _no_storage)
     version, system = read_pickle(file, str(path)), read_pickle(file, str(path))
     if version != 1001 or not isinstance(system, dict) or not system.get("little_endian", True):
         raise ValueError("written by another version of torch, or with the other byte order")
@@ -188,10 +189,7 @@ def _pickled(path: Path) -> WeightFile:
         raise ValueError("no list of storages")
     places = dict(_legacy_places(mapped.bytes, file.tell(), keys, _storages(document)))
 
-    def place(storage: Storage) -> tuple[int, int]:
-        return places[storage.key]
-
-    return _document(path, "torch 1.5", document, lambda stored: mapped.tensor(stored, *place(stored.storage)), place)
+    return _document(path, "torch 1.5", document, lambda stored: mapped.view(stored, *places[stored.storage.key]))
 
 
 def _legacy_places(
@@ -228,13 +226,7 @@ def _no_storage(stored: Any) -> Any:
 # --- what a document holds ----------------------------------------------------------------------------------
 
 
-def _document(
-    path: Path,
-    kind: str,
-    document: Any,
-    read: Callable[[Stored], Tensor],
-    place: Callable[[Storage], tuple[int, int]],
-) -> WeightFile:
+def _document(path: Path, kind: str, document: Any, view: Callable[[Stored], Callable[[], Tensor]]) -> WeightFile:
     """Named tensors of a checkpoint or of a bare state dict; `beside` tells of the rest."""
     if not isinstance(document, dict):
         raise ValueError("holds no names")
@@ -244,8 +236,7 @@ def _document(
     tensors: dict[str, Entry] = {}
     for name, value in named.items():
         if isinstance(value, Stored) and isinstance(name, str):
-            place(value.storage)  # it must be there, before anything is promised
-            tensors[name] = Entry(value.shape, value.storage.dtype, lambda value=value: read(value))  # type: ignore[misc]
+            tensors[name] = Entry(value.shape, value.storage.dtype, view(value))
         elif isinstance(value, Array) and isinstance(name, str):
             tensors[name] = _array(value)
         else:
@@ -259,7 +250,7 @@ def _document(
 
 def _array(value: Array) -> Entry:
     dtype = np.dtype(value.dtype)
-    if dtype.hasobject or dtype.itemsize * int(np.prod(value.shape, dtype=object)) != len(value.data):
+    if dtype.hasobject or dtype.itemsize * math.prod(value.shape) != len(value.data):
         raise ValueError("an array whose bytes do not fit its shape")
     made = np.frombuffer(value.data, dtype).reshape(value.shape, order="F" if value.fortran else "C")
     native = made.astype(dtype.newbyteorder("="))
