@@ -23,6 +23,7 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.files import OWN_WEIGHTS, Writing, write_json, write_weights
+from raygen.models.schedule import SamplerSpec
 from raygen.spec import ConfigError, InputError
 from raygen.weights.files import Entry, WeightFile, open_weights
 
@@ -32,6 +33,8 @@ __all__ = ["MAPPING", "Account", "convert", "inspect"]
 MAPPING: Final = 1
 #: Nothing known but what the files say.
 PUBLISHED: Final = Options()
+#: The sampler of the released models, step for step.
+RELEASED: Final = SamplerSpec(name="ddim", steps=50, spacing="leading")
 #: How many names an error shows.
 SHOWN: Final = 3
 
@@ -110,7 +113,7 @@ def convert(family: str | None, files: Sequence[str | Path], out: str | Path, op
     metadata = {"source_sha256": " ".join(sources.values()), "mapping": f"{account.family} {MAPPING}"}
     extra = {"imported": {"family": account.family, "mapping": MAPPING, "files": sources}}
     if isinstance(draft.model, Model | FirstStage):
-        account.digest = checkpoint.save(draft.model, out, extra=extra, metadata=metadata)
+        account.digest = checkpoint.save(draft.model, out, extra=extra, metadata=metadata, sampler=RELEASED)
     else:
         write_weights(draft.model, Path(out) / OWN_WEIGHTS, Writing(metadata=metadata))
         write_json(Path(out) / "raygen.json", {"format": 1, "parser": account.family, "extra": extra})

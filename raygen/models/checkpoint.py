@@ -8,6 +8,7 @@ executed. Knows neither training state nor where checkpoints come from.
     unet/  vae/                            config.json + diffusion_pytorch_model.safetensors
     attribute_encoder/  mask_encoder/  …   config.json + model.safetensors
     experts/NAME/  diffusers/NAME/         of a collaboration: each expert as above, but for the first stage they share
+    vqvae/                                 instead of vae/, where diffusers' LDMPipeline opens the folder
     tokenizer/                             tokenizer.json
     scheduler/                             scheduler_config.json
 """
@@ -18,7 +19,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from pydantic import Field
@@ -61,6 +62,9 @@ __all__ = [
 ModelSpec = Annotated[
     AutoencoderSpec | LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")
 ]
+#: Folder of the first stage, and how diffusers' pipeline for models without conditions calls it.
+STAGE: Final = "vae"
+PLAIN_STAGE: Final = "vqvae"
 #: Those that can be sampled.
 DenoiserSpec = Annotated[LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")]
 
@@ -171,12 +175,13 @@ def save(
     weights: Literal["float32", "float16"] = "float32",
     extra: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
+    sampler: SamplerSpec | None = None,
 ) -> str:
     """Write `model` as a new folder, whole or not at all, and return its digest.
 
     `float16` halves the files; they load back as float32. `extra` goes into raygen.json (recipe, scores), `metadata`
-    into every file of weights. An existing checkpoint of that name is replaced; any other existing folder is a
-    `ConfigError`.
+    into every file of weights; `sampler` is the one that pipelines of diffusers find. An existing checkpoint of that
+    name is replaced; any other existing folder is a `ConfigError`.
     """
     target = Path(folder)
     if target.exists() and not (target / "raygen.json").exists():
@@ -185,7 +190,7 @@ def save(
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
     try:
         how = Writing(torch.float16 if weights == "float16" else torch.float32, metadata or {})
-        _write(model, temporary, how, extra or {})
+        _write(model, temporary, how, extra or {}, sampler)
         _replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -202,19 +207,29 @@ def _replace(temporary: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def _write(model: Model | FirstStage, folder: Path, how: Writing, extra: Mapping[str, Any]) -> None:
+def _write(
+    model: Model | FirstStage, folder: Path, how: Writing, extra: Mapping[str, Any], sampler: SamplerSpec | None
+) -> None:
     first_stage = model if isinstance(model, FirstStage) else model.first_stage
-    index: dict[str, Any] = {"_class_name": "DiffusionPipeline"}
+    plain = isinstance(model, LDM) and _is_plain(model)
+    index: dict[str, Any] = {"_class_name": "LDMPipeline" if plain else "DiffusionPipeline"}
     document: dict[str, Any] = {"format": FORMAT, "first_stage": first_stage.spec.model_dump(mode="json")}
     if first_stage.net is not None:
-        write_diffusers(first_stage.net, folder / "vae", how, index)
+        write_diffusers(first_stage.net, folder / (PLAIN_STAGE if plain else STAGE), how, index)
     if isinstance(model, Model):
         document |= family_of(model).write(model, folder, how, index)
-        scheduler = build_sampler(model.schedule, SamplerSpec(name="ddim", steps=50))
+        scheduler = build_sampler(model.schedule, sampler or SamplerSpec(name="ddim", steps=50))
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
     write_json(folder / "model_index.json", index)
     write_json(folder / "raygen.json", {**document, "extra": dict(extra)})
+
+
+def _is_plain(model: LDM) -> bool:
+    """Whether diffusers' own pipeline for latent diffusion without conditions makes the same of it."""
+    stage = model.first_stage
+    known = stage.spec.stage in ("kl", "vq") and stage.spec.patch == 1 and not stage.net.config.get("latents_mean")
+    return known and not model.spec.uses_tokens and not model.modalities
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -327,4 +342,5 @@ def _first_stage(root: Path, document: Mapping[str, Any]) -> FirstStage:
     if document.get("layout") == KIND:
         return load_stable_stage(root, document)
     spec = _stage_spec(root, document)
-    return FirstStage(spec, None if spec.stage == "pixel" else read_diffusers(root / "vae"))
+    folder = root / PLAIN_STAGE if (root / PLAIN_STAGE).is_dir() else root / STAGE
+    return FirstStage(spec, None if spec.stage == "pixel" else read_diffusers(folder))

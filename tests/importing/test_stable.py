@@ -1,5 +1,6 @@
 """Stable Diffusion and ControlNets in their original layout, held against diffusers' own converters."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ class Branch(nn.Module):
         self.middle_block = whole.middle_block
         widths = [16, 16, 32, 32, 96, 96, 256]
         hint: list[nn.Module] = [nn.Conv2d(3, 16, 3, padding=1)]
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in pairwise(widths):
             hint += [nn.SiLU(), nn.Conv2d(a, b, 3, padding=1)]
         self.input_hint_block = nn.Sequential(*hint, nn.SiLU(), nn.Conv2d(256, 32, 3, padding=1))
         sizes = [32, 32, 32, 32, 64, 64]
