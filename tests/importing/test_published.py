@@ -1,8 +1,11 @@
 """Published checkpoints: every name accounted for at full size, and every number equal at a small one."""
 
 import json
+import os
 import re
 import struct
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,9 @@ from importing_networks import (
     with_prefix,
 )
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
+from raygen.cli import app
 from raygen.importing.convert import convert, inspect
 from raygen.importing.parts import Options
 from raygen.models import checkpoint
@@ -29,7 +34,11 @@ from raygen.models.collaborative import Collaborative
 from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM
 from raygen.models.scadm import SCADM
+from raygen.models.schedule import NoiseSchedule, SamplerSpec, build_sampler
+from raygen.run import make
 from raygen.spec import ConfigError, InputError
+from raygen.store import Store
+from raygen.verify import verify
 
 CLOSE = 1e-5
 UNET, STAGE, READER = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
@@ -411,3 +420,81 @@ def test_weights_say_where_they_come_from(tmp_path: Path) -> None:
     assert said["source_sha256"] == account.files[0].sha256
     assert said["mapping"] == "codiff-mask 1"
     assert str(tmp_path) not in json.dumps(said) + (tmp_path / "out" / "raygen.json").read_text()
+
+
+# --- afterwards ---------------------------------------------------------------------------------------------
+
+
+def test_an_imported_folder_generates_like_any_other(tmp_path: Path) -> None:
+    unet, stage = _random(UNet(**SMALL), 1), _random(Stage(STAGES, codes=64), 2)
+    state = {**with_prefix(unet, UNET), **with_prefix(stage, STAGE), **buffers()}
+    file = _saved(state, tmp_path / "model.ckpt", optimizer_states=[{"state": {}}])
+    ran = CliRunner().invoke(app, ["import", "ldm-celebahq", str(file), str(tmp_path / "model"), "--image-size", "32"])
+    assert ran.exit_code == 0, ran.output
+    assert "every tensor accounted for" in ran.output
+    make({"kind": "plan", "what": {"planning": {"kind": "unconditional", "count": 6}}, "out": f"{tmp_path}/rows"}).run(
+        lambda _: None
+    )
+    what = {
+        "conditions": f"{tmp_path}/rows", "checkpoint": f"{tmp_path}/model", "batch": 4,
+        "sampler": {"name": "ddim", "steps": 2, "spacing": "leading"},
+    }  # fmt: skip
+    make({"kind": "generate", "what": what, "out": f"{tmp_path}/samples"}).run(lambda _: None)
+    found = verify(Store(f"{tmp_path}/samples", 0))
+    assert found.ok
+    assert (found.rows["samples"], found.pictures, found.quarantined) == (6, 6, 0)
+
+
+@torch.no_grad()
+def test_the_released_sampler_takes_the_published_steps(tmp_path: Path) -> None:
+    """t = 1, 21, .., 981 for 50 steps, and the last step ends at abar of 0 rather than at 1."""
+    abar = (1 - torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
+    spec = SamplerSpec(name="ddim", steps=50, spacing="leading")
+    schedule = NoiseSchedule()
+    scheduler = build_sampler(schedule, spec)
+    times = list(range(1, 1000, 20))[::-1]
+    assert scheduler.timesteps.tolist() == times
+    z = ours = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for t in times:
+        eps = torch.tanh(z)
+        before = abar[t - 20] if t > 1 else abar[0]
+        x0 = (z - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
+        z = before.sqrt() * x0 + (1 - before).sqrt() * eps
+        ours = scheduler.step(torch.tanh(ours), t, ours, return_dict=False)[0]
+    _close(ours, z)
+
+
+def test_a_conversion_takes_little_memory_of_its_own(tmp_path: Path) -> None:
+    """Less than 1.3 times its largest part, although the file is three times as large."""
+    unet = UNet((192, 384), (False, True))
+    raw = with_prefix(unet, UNET)
+    state = {**raw, **moving_average(raw), **with_prefix(Stage(STAGES, codes=64), STAGE), **buffers()}
+    file = _saved(state, tmp_path / "model.ckpt", optimizer_states=[[p.detach().clone() for p in unet.parameters()]])
+    script = """
+import sys, threading, time
+from raygen.importing.convert import convert
+from raygen.importing.parts import Options
+def anonymous():
+    return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon'))
+convert('vq-f4', [sys.argv[3]], sys.argv[2] + '-first', Options(image_size=32))  # what the first conversion loads
+before, peak, done = anonymous(), 0, False
+def watch():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.005)
+watcher = threading.Thread(target=watch)
+watcher.start()
+convert('ldm-celebahq', [sys.argv[1]], sys.argv[2], Options(image_size=32))
+done = True
+watcher.join()
+print((peak - before) * 1024)
+"""
+    first = _saved(Stage(STAGES, codes=64).state_dict(), tmp_path / "vq.ckpt")
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(file), str(tmp_path / "out"), str(first)], capture_output=True, text=True,
+        check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )  # fmt: skip
+    largest = 4 * sum(parameter.numel() for parameter in unet.parameters())
+    assert file.stat().st_size > 2.9 * largest
+    assert int(run.stdout) < 1.3 * largest
