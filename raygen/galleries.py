@@ -21,7 +21,9 @@ from raygen.spec import InputError
 from raygen.storage import Slice, read_slice
 from raygen.tables import decode_image, decode_mask
 
-__all__ = ["Pair", "Ranking", "Scored", "address", "evenly", "find", "image_thumb", "mask_thumb", "pair", "rank"]
+__all__ = [
+    "Pair", "Ranking", "Scored", "address", "evenly", "find", "image_thumb", "mask_thumb", "pair", "rank", "together",
+]  # fmt: skip
 
 SEGMENTATION: Final = "segmentation:"
 BINS: Final = 40
@@ -128,6 +130,19 @@ def evenly(pieces: Sequence[Slice], count: int, columns: Sequence[str]) -> Itera
         for place in (w - start for w in wanted if start <= w < start + piece.rows):
             yield from read_slice(piece._replace(start=piece.start + place, rows=1), columns).to_pylist()
         start += piece.rows
+
+
+def together(slices: Sequence[Slice], column: str, value: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of one group, whose `column` is `value`. They follow each other, though a file may end between them."""
+    found: list[dict[str, Any]] = []
+    for piece in slices:
+        places = pc.indices_nonzero(pc.equal(read_slice(piece, [column])[column], value)).to_pylist()
+        if places:
+            part = piece._replace(start=piece.start + places[0], rows=places[-1] - places[0] + 1)
+            found += [row for row in read_slice(part, [column, *columns]).to_pylist() if row[column] == value]
+        if found and (not places or places[-1] + 1 < piece.rows):
+            break
+    return found
 
 
 def find(pieces: Iterable[Slice], key: str, ids: Iterable[str], columns: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -23,6 +23,7 @@ __all__ = ["AlphaCurve", "EditStrip", "Edits", "Influence", "Line", "Strip", "ed
 X0: Final = "x0"
 SAMPLES: Final = 4
 EDITS: Final = 8
+COLUMNS: Final = ("sample_id", "alpha", "image", "mask", "text", "source")
 #: Side of a picture in a strip, pixels.
 SIDE: Final = 80
 #: Dark to bright for 0 to 1: five colours, linear between them.
@@ -211,22 +212,10 @@ def _shown(samples: Sequence[Slice], scores: Sequence[Slice], faces: Sequence[Sl
     ids = dict.fromkeys(row["edit_id"] for row in galleries.evenly(samples, 8 * EDITS, ["edit_id"]))
     chosen = list(ids)[:: max(1, len(ids) // EDITS)][:EDITS]
     for edit in chosen:
-        rows = sorted(_of(samples, edit), key=lambda r: float(r["alpha"]))
+        rows = sorted(galleries.together(samples, "edit_id", edit, COLUMNS), key=lambda r: float(r["alpha"]))
         rows = [r for r in rows if r["image"] is not None]
         if rows:
             yield _strip(rows, verdicts, galleries.find(faces, "face_id", [rows[0]["source"]], ["image"]))
-
-
-def _of(samples: Sequence[Slice], edit: str) -> list[dict[str, Any]]:
-    """The rows of one edit; they lie in one file."""
-    columns = ["sample_id", "edit_id", "alpha", "image", "mask", "text", "source"]
-    for piece in samples:
-        names = read_slice(piece, ["edit_id"])["edit_id"]
-        places = pc.indices_nonzero(pc.equal(names, edit)).to_pylist()
-        if places:
-            part = piece._replace(start=piece.start + places[0], rows=places[-1] - places[0] + 1)
-            return [row for row in read_slice(part, columns).to_pylist() if row["edit_id"] == edit]
-    return []
 
 
 def _judged(scores: Sequence[Slice]) -> Iterator[tuple[str, Sequence[float]]]:

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-import pyarrow.compute as pc
-
 from raygen import galleries
 from raygen.faces import CLASSES
-from raygen.storage import Slice, read_slice
+from raygen.storage import Slice
 
 __all__ = ["Styled", "StyledRow", "styled"]
 
@@ -19,7 +17,7 @@ ROWS: Final = 8
 #: Pictures of one group that are shown.
 MOST: Final = 8
 COLUMNS: Final = (
-    "sample_id", "group_id", "source", "image", "mask", "style_a", "style_b", "style_parts", "style_mix", "variant",
+    "sample_id", "source", "image", "mask", "style_a", "style_b", "style_parts", "style_mix", "variant",
 )  # fmt: skip
 
 
@@ -42,7 +40,9 @@ class Styled:
 
 def styled(samples: Sequence[Slice], faces: Sequence[Slice]) -> Styled | None:
     """What SAMPLES slices say of styles; None where no row takes one. `faces`: of the references."""
-    found = [group for row in galleries.evenly(samples, ROWS, ["group_id"]) if (group := _of(samples, row["group_id"]))]
+    groups = dict.fromkeys(row["group_id"] for row in galleries.evenly(samples, MOST * ROWS, ["group_id"]))
+    chosen = list(groups)[:: max(1, len(groups) // ROWS)][:ROWS]
+    found = [group for name in chosen if (group := _of(samples, name))]
     found = [group for group in found if any(row["style_a"] or row["style_b"] for row in group)]
     if not found:
         return None
@@ -53,15 +53,9 @@ def styled(samples: Sequence[Slice], faces: Sequence[Slice]) -> Styled | None:
 
 
 def _of(samples: Sequence[Slice], group: str | None) -> list[dict[str, Any]]:
-    """The first rows of one group that have a picture; they lie in one file."""
-    for piece in samples if group is not None else ():
-        names = read_slice(piece, ["group_id"])["group_id"]
-        places = pc.indices_nonzero(pc.equal(names, group)).to_pylist()
-        if places:
-            part = piece._replace(start=piece.start + places[0], rows=places[-1] - places[0] + 1)
-            rows = read_slice(part, COLUMNS).to_pylist()
-            return [row for row in rows if row["group_id"] == group and row["image"] is not None][:MOST]
-    return []
+    """The first rows of one group that have a picture."""
+    rows = [] if group is None else galleries.together(samples, "group_id", group, COLUMNS)
+    return [row for row in rows if row["image"] is not None][:MOST]
 
 
 def _names(row: Mapping[str, Any]) -> dict[str, str]:

@@ -130,7 +130,7 @@ def pictures(root: Path, experiment: str, noise: str = "sample", **fields: objec
     run(root, "generate", f"{experiment}/samples", {
         "conditions": str(root / f"{experiment}/conditions"), "checkpoint": str(root / "model"), "batch": 4,
         "references": str(root / "faces"), "sampler": {"name": "ddim", "steps": 3},
-        "noise": noise,
+        "noise": noise, "shard_rows": 4,
     })  # fmt: skip
     store, _ = open_input(str(root / f"{experiment}/samples"))
     rows = pa.concat_tables(store.tables("samples")).to_pylist()
@@ -159,6 +159,13 @@ def test_the_report_shows_references_mask_and_results(world: Path) -> None:
     assert 'id="styles"' in page
     assert "here for hair alone" in page
     assert page.count("Other of p0000") == page.count("The mask of p0000") == page.count("Result result of p0000") == 4
+    assert page.index('id="styles"') < page.index('id="sheet"'), "what the run is about comes first"
+
+
+def test_the_report_shows_every_step_though_a_shard_ends_between_them(world: Path) -> None:
+    pictures(world, "interpolation", "group", steps=3)
+    page = Path(report.build(str(world / "interpolation"), faces=str(world / "faces"))).read_text()
+    assert [page.count(f"Result {mix} of p0000") for mix in ("0.00", "0.50", "1.00")] == [4, 4, 4]
 
 
 def test_how_much_of_the_face_comes_back(world: Path) -> None:
