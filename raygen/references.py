@@ -15,6 +15,8 @@ from raygen.store import open_input
 __all__ = ["StoredRows"]
 
 KEYS = {"faces": "face_id", "samples": "sample_id"}
+#: Rows that may be read in vain between two that are wanted.
+NEAR = 16
 
 
 class StoredRows:
@@ -27,15 +29,16 @@ class StoredRows:
 
     def __call__(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The rows of `ids`; `InputError` (`source`) names one that is not there."""
-        places = self._index()
-        found = {}
-        for name in dict.fromkeys(ids):
-            if name not in places:
-                raise InputError(f"{self.url} has no {self.table.removesuffix('s')} {name!r}", reason="source")
-            piece, row = places[name]
-            one = piece._replace(start=piece.start + row, rows=1)
-            found[name] = read_slice(one, self.columns).to_pylist()[0]
-        return found
+        places, wanted = self._index(), list(dict.fromkeys(ids))
+        if unknown := [name for name in wanted if name not in places]:
+            raise InputError(f"{self.url} has no {self.table.removesuffix('s')} {unknown[0]!r}", reason="source")
+        found: dict[str, dict[str, Any]] = {}
+        for piece, rows in _runs(places[name] for name in wanted):
+            first = rows[0]
+            part = piece._replace(start=piece.start + first, rows=rows[-1] - first + 1)
+            table = read_slice(part, self.columns)
+            found |= {row[self.key]: row for row in table.take([row - first for row in rows]).to_pylist()}
+        return {name: found[name] for name in wanted}
 
     def all(self, columns: Sequence[str]) -> pa.Table:
         """A few small columns of all rows, in the order of shards."""
@@ -51,3 +54,13 @@ class StoredRows:
                 for row, name in enumerate(read_slice(piece, [self.key])[self.key].to_pylist())
             }
         return self._places
+
+
+def _runs(places: Iterable[tuple[Slice, int]]) -> list[tuple[Slice, list[int]]]:
+    """Rows of one file that lie near each other are read at once: a file gives them up by the group anyway."""
+    runs: list[tuple[Slice, list[int]]] = []
+    for piece, row in sorted(set(places)):
+        if not runs or runs[-1][0] != piece or row - runs[-1][1][-1] > NEAR:
+            runs.append((piece, []))
+        runs[-1][1].append(row)
+    return runs

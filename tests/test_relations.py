@@ -12,6 +12,7 @@ from raygen.faces import CLASS_INDEX
 from raygen.metrics.change import bootstrap, change, changed, region
 from raygen.metrics.perceptual import ssim
 from raygen.models import checkpoint
+from raygen.references import StoredRows
 from raygen.relations import RelationSpec, RelationWorker
 from raygen.run import make
 from raygen.spec import ConfigError, InputError
@@ -136,3 +137,15 @@ def test_nothing_outside_and_nothing_changed() -> None:
     assert bootstrap(whole) == (None, None)
     still = np.array([change(black, black, everywhere, everywhere)])
     assert np.isnan(changed(still).leakage)
+
+
+def test_rows_are_found_by_their_id_in_any_order(world: Path) -> None:
+    """Fifteen rows over four files; neighbours are read at once."""
+    stored = StoredRows(str(world / "noise/samples"), ("image",), table="samples")
+    expected = {row["sample_id"]: row["image"] for row in rows(world, "noise")}
+    for wanted in (list(expected), list(expected)[::-2], list(expected)[3:9:5], [*list(expected)[:2]] * 2, []):
+        found = stored(wanted)
+        assert list(found) == list(dict.fromkeys(wanted))
+        assert all(found[name] == {"sample_id": name, "image": expected[name]} for name in wanted)
+    with pytest.raises(InputError, match="has no sample 'nobody'"):
+        stored([*expected, "nobody"])
