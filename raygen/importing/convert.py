@@ -101,6 +101,8 @@ def convert(family: str | None, files: Sequence[str | Path], out: str | Path, op
     Several files are read as one: a model and, after it, the first stage or base that it lacks. `family` None is
     guessed. Before anything is written every name is accounted for and every shape checked: `InputError` (`weights`).
     """
+    if inside := [path for path in files if Path(path).resolve().is_relative_to(Path(out).resolve())]:
+        raise ConfigError(f"{inside[0]}: lies inside of {out}, which would be replaced")
     account, draft, entries = _drafted(files, family, options)
     filled = {} if draft is None else _matched(draft, entries, account)
     if account.problems or draft is None:

@@ -110,7 +110,11 @@ def unet_part(shapes: Shapes, spec: Any, module: nn.Module, which: Which) -> tup
 
 def schedule_of(shapes: Shapes, read: Read) -> NoiseSchedule:
     """That of the file's own betas; latent diffusion's where it has none."""
-    return noise_schedule(read("betas") if "betas" in shapes else None)
+    if "betas" not in shapes:
+        return noise_schedule(None)
+    if len(shapes["betas"]) != 1 or not 2 <= shapes["betas"][0] <= MOST_STEPS:
+        raise InputError(f"betas of the shape {list(shapes['betas'])} are no schedule", reason="weights")
+    return noise_schedule(read("betas"))
 
 
 def vocabulary_of(spec: TextSpec, words: int | None, options: Options) -> Tokenizer | None:
@@ -128,6 +132,7 @@ def vocabulary_of(spec: TextSpec, words: int | None, options: Options) -> Tokeni
     return found
 
 
+MOST_STEPS: Final = 100_000
 SCHEDULE: Final = [(BUFFERS, "the noise schedule, which is kept as its first and last beta")]
 LOSS: Final = [(r"(.+\.)?loss\..+", "networks that only training needs")]
 LOGITS: Final = r"(.+\.)?transformer\.to_logits\..+"

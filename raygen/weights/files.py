@@ -26,6 +26,12 @@ from raygen.weights.pickles import Array, Storage, Stored, read_pickle
 
 __all__ = ["Entry", "WeightFile", "open_weights"]
 
+#: What the readers below make of bytes that are no file of weights.
+DAMAGED: Final = (
+    zipfile.BadZipFile, SafetensorError, struct.error, OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError,
+)  # fmt: skip
+#: Element types of arrays that are read.
+NUMPY: Final = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"})
 #: What the first of the pickles of torch's older format holds.
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 #: Of the pickle inside; those of the largest published files have less than one.
@@ -41,18 +47,10 @@ class Entry(NamedTuple):
 
 
 class WeightFile:
-    """A file of weights: `tensors` by name, `beside` what else it holds, a phrase a name, `numbers` of that."""
+    """A file of weights: `tensors` by name, and `beside` what else it holds, a phrase a name."""
 
-    def __init__(
-        self,
-        path: Path,
-        kind: str,
-        tensors: Mapping[str, Entry],
-        beside: Mapping[str, str],
-        numbers: Mapping[str, float] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, kind: str, tensors: Mapping[str, Entry], beside: Mapping[str, str]) -> None:
         self.path, self.kind, self.tensors, self.beside = path, kind, tensors, beside
-        self.numbers: Mapping[str, float] = numbers or {}
         self._sha256: str | None = None
 
     @property
@@ -82,7 +80,7 @@ def open_weights(path: str | Path) -> WeightFile:
         if path.suffix == ".safetensors" or start[8:9] == b"{":
             return _safe(path)
         return _pickled(path)
-    except (zipfile.BadZipFile, SafetensorError, struct.error, OSError, ValueError, KeyError, EOFError) as error:
+    except DAMAGED as error:
         raise InputError(f"{path}: not a file of weights ({_sentence(error)})", reason="weights") from error
 
 
@@ -204,10 +202,10 @@ def _legacy_places(
         at += 8 + room
 
 
-def _storages(document: Any) -> dict[str, Storage]:
-    """Every storage that a document speaks of, wherever it stands."""
+def _storages(document: Any, seen: set[int] | None = None) -> dict[str, Storage]:
+    """Every storage that a document speaks of, wherever it stands but in containers that were `seen`."""
     found: dict[str, Storage] = {}
-    seen: set[int] = set()
+    seen = set() if seen is None else seen
     rest = [document]
     while rest:
         value = rest.pop()
@@ -243,23 +241,26 @@ def _document(path: Path, kind: str, document: Any, view: Callable[[Stored], Cal
             outer[name] = value
     if not tensors:
         raise ValueError("holds no tensors")
-    beside = {str(name): _phrase(value) for name, value in outer.items()}
-    numbers = {str(n): float(v) for n, v in outer.items() if isinstance(v, int | float)}
-    return WeightFile(path, kind, tensors, beside, numbers)
+    seen: set[int] = set()
+    return WeightFile(path, kind, tensors, {str(name): _phrase(value, seen) for name, value in outer.items()})
 
 
 def _array(value: Array) -> Entry:
+    if value.dtype[1:] not in NUMPY or int(value.dtype[-1]) * math.prod(value.shape) != len(value.data):
+        raise ValueError("an array of another kind, or whose bytes do not fit its shape")
     dtype = np.dtype(value.dtype)
-    if dtype.hasobject or dtype.itemsize * math.prod(value.shape) != len(value.data):
-        raise ValueError("an array whose bytes do not fit its shape")
-    made = np.frombuffer(value.data, dtype).reshape(value.shape, order="F" if value.fortran else "C")
-    native = made.astype(dtype.newbyteorder("="))
-    return Entry(value.shape, str(native.dtype), lambda: torch.from_numpy(np.ascontiguousarray(native)))
+
+    def read() -> Tensor:
+        data = value.data.encode("latin1") if isinstance(value.data, str) else value.data
+        made = np.frombuffer(data, dtype).reshape(value.shape, order="F" if value.fortran else "C")
+        return torch.from_numpy(np.ascontiguousarray(made.astype(dtype.newbyteorder("="))))
+
+    return Entry(value.shape, str(dtype.newbyteorder("=")), read)
 
 
-def _phrase(value: Any) -> str:
-    """What something is, in a few words, without showing it."""
-    count = len(_storages(value))
+def _phrase(value: Any, seen: set[int]) -> str:
+    """What something is, in a few words, without showing it. `seen`: containers that were counted before."""
+    count = len(_storages(value, seen))
     if count:
         return f"{count:,} tensors"
     if isinstance(value, bool | int | float):

@@ -7,6 +7,7 @@ let through. This one has nothing to look up: a name is a word that is known, th
 replaced by a stand-in that does nothing, or that ends the reading. `pickletools` decodes the opcodes.
 """
 
+import math
 import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +29,12 @@ LITERALS: Final = frozenset({
     "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
 })  # fmt: skip
 CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-DEEPEST: Final = 100
+#: Of one pickle; the largest published checkpoint has a thirtieth of it.
+MOST_OPCODES: Final = 5_000_000
+#: Of a tensor: how many sides, and what they may come to, empty ones left out.
+MOST_SIDES, LARGEST_TENSOR = 8, 1 << 48
+#: Parts of a name that is a tuple; and up to where numbers that are names have hashes of their own.
+MOST_PARTS, LARGEST_NUMBER = 16, 1 << 60
 
 
 class DType(NamedTuple):
@@ -56,12 +62,12 @@ class Stored(NamedTuple):
 
 @dataclass
 class Array:
-    """An array of numpy; `data` is empty until its state was read."""
+    """An array of numpy; `data`, its bytes or the text that old pickles keep them as, is empty without its state."""
 
     dtype: str = ""
     shape: tuple[int, ...] = ()
     fortran: bool = False
-    data: bytes = b""
+    data: bytes | str = b""
 
 
 @dataclass(eq=False)
@@ -138,11 +144,11 @@ def _parameter(data: Any, *rest: Any) -> Stored:
     return data
 
 
-def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
-    """How Python 3 writes bytes into old pickles."""
+def _encoded(text: Any, encoding: Any = "latin1") -> str:
+    """How Python 3 writes bytes into old pickles; left as it is: a thousand of them are not a thousand copies."""
     if not isinstance(text, str) or encoding != "latin1":
         raise TypeError("no bytes")
-    return text.encode("latin1")
+    return text
 
 
 def _numpy_type(code: Any, *rest: Any) -> _NumpyType:
@@ -156,10 +162,9 @@ def _nothing(*rest: Any) -> None:
 
 
 def _scalar(kind: Any, data: Any = b"") -> Array:
-    raw = data.encode("latin1") if isinstance(data, str) else data
-    if not isinstance(kind, _NumpyType) or not isinstance(raw, bytes):
+    if not isinstance(kind, _NumpyType) or not isinstance(data, bytes | str):
         raise TypeError("no scalar")
-    return Array(kind.order + kind.code, (), False, raw)
+    return Array(kind.order + kind.code, (), False, data)
 
 
 def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> Array:
@@ -169,8 +174,10 @@ def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> Array:
 
 
 def _sides(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+    if not isinstance(shape, tuple) or len(shape) > MOST_SIDES or not all(type(n) is int and n >= 0 for n in shape):
         raise ValueError("a shape that is none")
+    if math.prod(max(n, 1) for n in shape) > LARGEST_TENSOR:
+        raise ValueError("a shape that no file could fill")
     return shape
 
 
@@ -178,7 +185,7 @@ def _known() -> Iterator[tuple[str, Callable[..., Any]]]:
     made: dict[str, Callable[..., Any]] = {
         "collections.OrderedDict": _mapping, "collections.defaultdict": lambda *_: {}, "builtins.dict": _mapping,
         "torch._utils._rebuild_tensor_v2": _tensor, "torch._utils._rebuild_tensor": _tensor,
-        "torch._utils._rebuild_parameter": _parameter, "torch.Size": lambda values=(): tuple(values),
+        "torch._utils._rebuild_parameter": _parameter, "torch.Size": lambda values=(): _sides(values),
         "_codecs.encode": _encoded, "numpy.dtype": _numpy_type, "numpy.ndarray": _nothing,
     }  # fmt: skip
     yield from made.items()
@@ -187,7 +194,7 @@ def _known() -> Iterator[tuple[str, Callable[..., Any]]]:
         yield f"{package}.multiarray.scalar", _scalar
         yield f"{package}.numeric._frombuffer", _from_buffer
     for module in ("builtins", "__builtin__"):
-        yield f"{module}.set", lambda values=(): list(values)
+        yield f"{module}.set", lambda values=(): values
 
 
 STORAGES: Final = {
@@ -208,9 +215,11 @@ KNOWN: Final[Mapping[str, Any]] = {
 
 def _key(value: Any) -> Any:
     """A value that may name an entry: nothing whose hash could be costly."""
-    if value is None or isinstance(value, str | int | float | bytes | StandIn):
+    if value is None or isinstance(value, str | bytes | StandIn):
         return value
-    if isinstance(value, tuple) and len(value) < DEEPEST and not any(isinstance(part, tuple) for part in value):
+    if isinstance(value, int) and abs(value) < LARGEST_NUMBER:
+        return value
+    if isinstance(value, tuple) and len(value) <= MOST_PARTS and not any(isinstance(part, tuple) for part in value):
         return tuple(_key(part) for part in value)
     raise TypeError(f"a {type(value).__name__} as a key")
 
@@ -224,7 +233,9 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self, file: IO[bytes]) -> Any:
-        for opcode, argument, _ in pickletools.genops(file):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if count == MOST_OPCODES:
+                raise ValueError("too much for a file of weights")
             if opcode.name == "STOP":
                 return self.stack.pop()
             if opcode.name in LITERALS:
@@ -268,6 +279,8 @@ class _Machine:
                 stack.append(_resolved(str(argument).replace(" ", ".", 1)))
             case "STACK_GLOBAL":
                 attribute, module = stack.pop(), stack.pop()
+                if not isinstance(attribute, str) or not isinstance(module, str):
+                    raise TypeError("a name that is no text")
                 stack.append(_resolved(f"{module}.{attribute}"))
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
@@ -327,9 +340,8 @@ def _built(target: Any, state: Any) -> None:
         _, shape, kind, fortran, data = state
         if not isinstance(kind, _NumpyType):
             raise TypeError("no array")
-        raw = data.encode("latin1") if isinstance(data, str) else data
-        target.dtype, target.shape, target.fortran = kind.order + kind.code, _sides(shape), bool(fortran)
-        target.data = bytes(raw) if isinstance(raw, bytes) else b""
+        target.dtype, target.shape, target.fortran = kind.order + kind.code, _sides(shape), fortran is True
+        target.data = data if isinstance(data, bytes | str) else b""
     else:
         raise _Refused(f"sets the state of a {type(target).__name__}")
 
@@ -337,6 +349,8 @@ def _built(target: Any, state: Any) -> None:
 def _storage(value: Any) -> Storage:
     """What stands for the elements of a tensor: ("storage", type, key, device, elements)."""
     kind, dtype, key, _, elements, *view = value
-    if kind != "storage" or not isinstance(dtype, DType) or type(elements) is not int or elements < 0 or any(view):
+    if kind != "storage" or not isinstance(dtype, DType) or any(part is not None for part in view):
+        raise ValueError("a storage of another kind")
+    if type(elements) is not int or elements < 0 or not isinstance(key, str | int):
         raise ValueError("a storage of another kind")
     return Storage(dtype.name, str(key), elements)

@@ -422,6 +422,15 @@ def test_weights_say_where_they_come_from(tmp_path: Path) -> None:
     assert str(tmp_path) not in json.dumps(said) + (tmp_path / "out" / "raygen.json").read_text()
 
 
+def test_a_file_inside_of_the_folder_is_never_replaced_by_it(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "raygen.json").write_text("{}")
+    file = _saved(_mask_expert(), tmp_path / "out" / "m.ckpt")
+    with pytest.raises(ConfigError, match="lies inside of"):
+        convert(None, [file], tmp_path / "out", OPTIONS)
+    assert file.is_file()
+
+
 # --- afterwards ---------------------------------------------------------------------------------------------
 
 

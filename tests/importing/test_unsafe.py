@@ -170,7 +170,7 @@ def test_both_formats_of_torch_are_read_to_the_last_bit(zipped: bool, tmp_path: 
         assert torch.equal(read, value.detach()), name
         assert file.tensors[name].shape == tuple(value.shape)
     assert file.beside["optimizer_states"] == "1 tensors"
-    assert file.numbers["epoch"] == 4
+    assert file.beside["epoch"] == "4"
 
 
 def test_what_lightning_leaves_beside_the_weights_is_passed_by(tmp_path: Path) -> None:
@@ -249,3 +249,34 @@ print(anonymous() - before)
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert int(run.stdout) < 40_000, "kilobytes"
+
+
+def _doubled(n: int) -> bytes:
+    """A list of two times a list of two times …, n deep: 2 ** n values in a few bytes."""
+    return b"]q\x000" + b"".join(b"](h" + bytes([i, 104, i]) + b"eq" + bytes([i + 1]) + b"0" for i in range(n))
+
+
+NAMED = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nh\x28X\x03\x00\x00\x00cpuK\x02tQ."
+GREEDY = {
+    "a storage named by a tree": b"\x80\x02" + _doubled(40) + NAMED,
+    "a name that is a tree": b"\x80\x04" + _doubled(40) + b"h\x28h\x28\x93.",
+    "a key that is a number like all others": b"\x80\x02}" + pickle.dumps((1 << 61) - 1, 2)[2:-1] + b"K\x01s.",
+    "copies of one set": (
+        b"\x80\x02](" + b"K\x01" * 1000 + b"eq\x000](" + b"c__builtin__\nset\nh\x00\x85R" * 1000 + b"e."
+    ),
+    "nothing but opcodes": b"\x80\x02" + b"N0" * 2_500_001,
+    "a shape of nothing that is huge": _tensor("K\x00J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x87", "K\x01K\x01K\x01\x87"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GREEDY)
+def test_a_small_file_cannot_ask_for_much(name: str, tmp_path: Path) -> None:
+    import tracemalloc
+
+    (_in_zip if "shape" in name else _pickle)(GREEDY[name])(tmp_path / "evil.pkl")
+    tracemalloc.start()
+    with pytest.raises(InputError) as caught:
+        open_weights(tmp_path / "evil.pkl")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 30
+    tracemalloc.stop()
+    assert caught.value.reason == "weights"
