@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+from ray._private.worker import get_dashboard_url
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -63,6 +64,16 @@ def _recorded(failed: Path) -> RaygenError | None:
     return known.get(record["kind"], RaygenError)(record["message"])
 
 
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """Without a dashboard there is nobody to tell Ray Train's watchman whether the controller lives: each of its
+    questions, and so the end of a training, waits for twelve seconds. A Ray of our own has none, and ends with us.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made: list[Any] = super()._create_default_callbacks()
+        return [c for c in made if get_dashboard_url() or type(c).__name__ != "PlacementGroupCleanerCallback"]
+
+
 def run_ranks(task: RankTask, where: Where, shared: str) -> None:
     """Run `task` on `where.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
 
@@ -73,7 +84,7 @@ def run_ranks(task: RankTask, where: Where, shared: str) -> None:
     failed = Path(storage) / f"failed-{uuid.uuid4().hex[:8]}.json"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with connected(where):
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _loop,
             train_loop_config={"task": task, "failed": str(failed)},
             torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
