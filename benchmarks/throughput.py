@@ -36,8 +36,8 @@ from raygen.bundled import resolve
 from raygen.cluster.connect import connected
 from raygen.cluster.map import ray_runner
 from raygen.models.schedule import SamplerSpec
+from raygen.passes import execute
 from raygen.sampling import SampleSpec
-from raygen.shards import execute
 from raygen.spec import Where, run_id
 from raygen.storage import Slice
 from raygen.store import Plan, Store, cut

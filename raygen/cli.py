@@ -33,6 +33,7 @@ HELP = {
     "generate": "CONDITIONS -> SAMPLES: the pictures.",
     "edit": "CONDITIONS and the FACES they change -> SAMPLES: real pictures, edited.",
     "evaluate": "SAMPLES -> METRICS: how good they are.",
+    "sweep": "Samplers x steps x guidance x checkpoints over the same rows and noise: the table and the plot.",
     "ablation": "The same jobs for several variants of a setting, and one table.",
 }
 INTERRUPTED = KeyboardInterrupt("what is committed stays; the same command goes on where this one stopped")

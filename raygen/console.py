@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from raygen.shards import Progress
+from raygen.passes import Progress
 
 __all__ = ["console", "duration", "facts", "failure", "heading", "progress", "size"]
 

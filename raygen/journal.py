@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from raygen.shards import Progress
+from raygen.passes import Progress
 from raygen.training import Step, TrainSpec
 from raygen.trainings import records
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raygen import galleries, strips, styled
+from raygen import galleries, strips, styled, sweeps
 from raygen.charts import Span, axis, bins, clock, lanes, steps, without_pauses
 from raygen.faces import CLASSES, PALETTE
 from raygen.findings import LABELS, Number, cards, class_rows, numbers, verdict
@@ -51,7 +51,8 @@ def build(root: str, out: str | None = None, *, command: str | None = None, face
 def _page(root: str, command: str | None, faces: str | None) -> str:
     stages = list(stages_of(root))
     rows = list(_metrics(root))
-    found = numbers(row for row in rows if variant_of(row) is None)
+    sweep = sweeps.swept(root, rows)
+    found = [] if sweep else numbers(row for row in rows if variant_of(row) is None)
     trained = trainings(root)
     if not (stages or rows or trained):
         one = Storage(root).exists("attempt-00/plan.json")
@@ -61,7 +62,7 @@ def _page(root: str, command: str | None, faces: str | None) -> str:
     own = by_folder["faces"].slices("faces") if "faces" in by_folder else []
     given = own if faces is None else open_input(faces)[0].slices("faces")
     context = _context(root, by_folder, found, command, given)
-    context |= {"trainings": trained, "variants": grid(rows)}
+    context |= {"trainings": trained, "variants": grid(rows), "sweep": sweep}
     environment = Environment(
         loader=PackageLoader("raygen", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

@@ -12,7 +12,7 @@ from raygen.verbs.base import Job
 
 __all__ = ["VERBS", "Verb", "job_type", "load", "make"]
 
-Verb = Literal["ingest", "plan", "encode", "train", "generate", "edit", "evaluate", "ablation"]
+Verb = Literal["ingest", "plan", "encode", "train", "generate", "edit", "evaluate", "ablation", "sweep"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 
 
@@ -51,6 +51,10 @@ def job_type(verb: Verb) -> type[Job]:
             from raygen.ablation import AblationJob
 
             return AblationJob
+        case "sweep":
+            from raygen.sweep import SweepJob
+
+            return SweepJob
     assert_never(verb)
 
 

@@ -7,6 +7,7 @@ A picture's noise depends on (seed, sample_id, attempt) alone. Its bytes depend 
 device class, the number of threads and the versions of the libraries.
 """
 
+import copy
 import hashlib
 import platform
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,7 @@ __all__ = [
     "keyed_normal",
     "noise_key",
     "pick_device",
+    "shares_model",
     "to_host",
 ]
 
@@ -189,6 +191,7 @@ class SampleSpec(Spec):
     guidance_against: tuple[str, ...] = ()
     guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the steps that is guided")
     mixing: AnyMixing | None = Field(None, description="of the experts of a collaboration; none is `paper`")
+    only: tuple[str, ...] | None = None
     missing: Literal["null", "quarantine"] = "null"
     influence_steps: int = Field(0, ge=0, le=1000)
     seed: int = Field(0, ge=0)
@@ -204,6 +207,12 @@ class SampleSpec(Spec):
 def pick_device(name: str) -> torch.device:
     """`auto` is the accelerator if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def shares_model(one: SampleSpec, other: SampleSpec) -> bool:
+    """Whether pictures of both come from the same weights in memory."""
+    names = ("checkpoint", "dtype", "device", "mixing")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 class SampleWorker:
@@ -233,6 +242,14 @@ class SampleWorker:
             self.model = self.model.to(memory_format=torch.channels_last)
         if spec.mixing is not None:
             self.model.mix(spec.mixing)
+
+    def another(self, spec: SampleSpec) -> "SampleWorker":
+        """A worker for other settings of the same checkpoint, which is loaded once for both."""
+        if not shares_model(spec, self.spec):
+            raise ValueError("another checkpoint, precision, device or mixing needs a model of its own")
+        made = copy.copy(self)
+        made.spec = spec
+        return made
 
     def environment(self) -> dict[str, str]:
         """What bytes depend on besides the spec and the versions."""
@@ -270,6 +287,9 @@ class SampleWorker:
         self, conditions: Conditions, keys: Sequence[int | None], log: InfluenceLog
     ) -> tuple[Tensor, Tensor]:
         spec, model = self.spec, self.model
+        if spec.only is not None:
+            model.must_do_without("some conditions of the rows are left aside (`only`)")
+            conditions = conditions.keep(spec.only)
         unguided = guide(model, conditions, 1.0) if spec.guidance_interval != (0.0, 1.0) else None
         guided = guide(model, conditions, spec.guidance, form=spec.guidance_form, against=spec.guidance_against)
         return self.pictures(guided, keys, log, unguided)

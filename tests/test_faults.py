@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from raygen.cluster.map import ray_runner
-from raygen.shards import execute, local_runner
+from raygen.passes import execute, local_runner
 from raygen.spec import InfrastructureError, Where
 from raygen.store import Store
 from raygen.verify import verify
@@ -88,7 +88,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from raygen.cluster.map import ray_runner
-from raygen.shards import execute
+from raygen.passes import execute
 from raygen.spec import Where
 from raygen.store import Store
 from tests.fakes import Fake, build, plan_of

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raygen import scoring
+from raygen import measures
 from raygen.extractors.base import Small
 from raygen.extractors.small import (
     SmallClassifier,
@@ -22,10 +22,11 @@ from raygen.extractors.small import (
     small_digest,
 )
 from raygen.faces import ATTRIBUTES, CAPTIONED, CLASSES
+from raygen.measures import Scored, gather, measure
 from raygen.metrics import OVERVIEW
 from raygen.metrics.frechet import frechet_of_features
 from raygen.metrics.segmentation import Counts, confusion
-from raygen.scoring import Observer, Scored, ScoreSpec, ScoreWorker, gather, measure
+from raygen.scoring import Observer, ScoreSpec, ScoreWorker
 from raygen.spec import ConfigError, InputError
 from raygen.tables import FACES, METRICS, SAMPLES, SCORES, encode_image, encode_mask, picture
 
@@ -305,7 +306,7 @@ def test_a_large_set_has_an_interval_and_loses_its_warning(monkeypatch: pytest.M
         vectors = random.normal(size=(n, 4)).astype(np.float32)
         return {FEATURES: Scored(tuple(f"{i:04}" for i in range(n)), vectors)}
 
-    monkeypatch.setattr(scoring, "LOW_N", 100)
+    monkeypatch.setattr(measures, "LOW_N", 100)
     row = metrics({"all": scored(200), "reference": scored(150)}, {})[FD, "all"]
     assert row["ci_low"] < row["value"] < row["ci_high"]
     assert json.loads(row["protocol"])["low_n"] is False

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raygen.shards import Progress, ShardTask, ShardWorker, execute, local_runner
+from raygen.passes import Progress, execute, local_runner
+from raygen.shards import Alone, Item, Place, ShardTask, ShardWorker
 from raygen.spec import InfrastructureError, IntegrityError, TooManyBadRows, Where
 from raygen.store import Store
 from raygen.verify import verify
@@ -117,5 +118,6 @@ def test_progress_counts_rows_and_the_first_commit(tmp_path):
 def test_a_worker_leaves_a_committed_shard_alone(tmp_path):
     plan = plan_of(tmp_path)
     run(tmp_path / "out", plan)
-    task = ShardTask(str(tmp_path / "out"), 0, 8, 6, "x", 3, 60.0, partial(build, Fake(kind="raise", at="r000000")))
-    assert ShardWorker(task)(plan.shards[0]).status == "present"
+    place = Place(str(tmp_path / "out"), 0, 8, 6)
+    task = ShardTask((place,), "x", 3, 60.0, Alone(partial(build, Fake(kind="raise", at="r000000"))))
+    assert ShardWorker(task)(Item(0, plan.shards[0])).status == "present"

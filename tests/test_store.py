@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from raygen.shards import execute, local_runner
+from raygen.passes import execute, local_runner
 from raygen.spec import ConfigError, IntegrityError, Where
 from raygen.storage import RANGE, Slice, Storage, read_slice
 from raygen.store import Plan, SetDigest, Shard, Store, cut, open_input

@@ -22,7 +22,7 @@ import pyarrow as pa
 import ray
 
 from raygen.cluster.connect import connected
-from raygen.shards import ShardTask, ShardWorker, Summary
+from raygen.shards import Item, ShardTask, ShardWorker, Summary
 from raygen.spec import InfrastructureError, Where
 from raygen.storage import Slice
 from raygen.store import Shard
@@ -42,30 +42,30 @@ class _Actor:
         self.worker = ShardWorker(task)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        summaries = [self.worker(_to_shard(text)) for text in block["shard"].to_pylist()]
+        summaries = [self.worker(_to_item(text)) for text in block["item"].to_pylist()]
         return pa.table({"summary": [json.dumps(asdict(summary)) for summary in summaries]})
 
 
-def _to_text(shard: Shard) -> str:
-    return json.dumps([shard.index, [list(piece) for piece in shard.inputs]])
+def _to_text(item: Item) -> str:
+    return json.dumps([item.place, item.shard.index, [list(piece) for piece in item.shard.inputs]])
 
 
-def _to_shard(text: str) -> Shard:
-    index, pieces = json.loads(text)
-    return Shard(index, tuple(Slice(*piece) for piece in pieces))
+def _to_item(text: str) -> Item:
+    place, index, pieces = json.loads(text)
+    return Item(place, Shard(index, tuple(Slice(*piece) for piece in pieces)))
 
 
-def ray_runner(shards: Sequence[Shard], task: ShardTask, where: Where) -> Iterator[Summary]:
-    """Work on `shards` with `where.workers` actors; summaries in the order in which shards finish.
+def ray_runner(items: Sequence[Item], task: ShardTask, where: Where) -> Iterator[Summary]:
+    """Work on `items` with `where.workers` actors; summaries in the order in which shards finish.
 
     Raises `InfrastructureError` where nothing finishes for `where.stall_timeout_s`, or Ray gives up.
     """
     with connected(where):
         _check_resources(where)
         results: queue.Queue[Summary | BaseException | None] = queue.Queue()
-        feeder = threading.Thread(target=_consume, args=(shards, task, where, results), daemon=True)
+        feeder = threading.Thread(target=_consume, args=(items, task, where, results), daemon=True)
         feeder.start()
-        yield from _watched(results, where, {shard.index for shard in shards})
+        yield from _watched(results, where, {(item.place, item.shard.index) for item in items})
 
 
 def _check_resources(where: Where) -> None:
@@ -83,18 +83,18 @@ def _check_resources(where: Where) -> None:
         )
 
 
-def _pool(shards: Sequence[Shard], task: ShardTask, where: Where) -> Any:
+def _pool(items: Sequence[Item], task: ShardTask, where: Where) -> Any:
     """The lazy dataset: one block a shard, one actor call a block."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # here: importing ray.data sets it
-    items = [{"shard": _to_text(shard)} for shard in shards]
+    blocks = [{"item": _to_text(item)} for item in items]
     resources: dict[str, Any] = {"num_cpus": where.cpus}
     if where.gpus:
         resources["num_gpus"] = where.gpus
-    size = min(where.workers, len(shards))
-    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    size = min(where.workers, len(items))
+    return ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
         _Actor,
         batch_size=1,
         batch_format="pyarrow",
@@ -105,12 +105,12 @@ def _pool(shards: Sequence[Shard], task: ShardTask, where: Where) -> Any:
 
 
 def _consume(
-    shards: Sequence[Shard], task: ShardTask, where: Where, results: "queue.Queue[Summary | BaseException | None]"
+    items: Sequence[Item], task: ShardTask, where: Where, results: "queue.Queue[Summary | BaseException | None]"
 ) -> None:
     try:
         with ExitStack() as starting:
             starting.enter_context(_stderr_without(HARMLESS))
-            for row in _pool(shards, task, where).iter_rows():
+            for row in _pool(items, task, where).iter_rows():
                 starting.close()  # the pool is there
                 results.put(Summary(**json.loads(row["summary"])))
         results.put(None)
@@ -143,7 +143,7 @@ def _stderr_without(text: bytes) -> Iterator[None]:
 
 
 def _watched(
-    results: "queue.Queue[Summary | BaseException | None]", where: Where, open_shards: set[int]
+    results: "queue.Queue[Summary | BaseException | None]", where: Where, open_shards: set[tuple[int, int]]
 ) -> Iterator[Summary]:
     seconds: list[float] = []
     while True:
@@ -155,17 +155,17 @@ def _watched(
         except queue.Empty:
             _dump(open_shards, limit)
             raise InfrastructureError(
-                f"no shard finished for {limit:.0f} s; in flight: {sorted(open_shards)[:20]}"
+                f"no shard finished for {limit:.0f} s; in flight: {[shard for _, shard in sorted(open_shards)][:20]}"
             ) from None
         if item is None:
             return
         if isinstance(item, BaseException):
             raise InfrastructureError(f"Ray ended the run: {type(item).__name__}: {str(item)[:800]}") from item
         seconds.append(item.seconds)
-        open_shards.discard(item.shard)
+        open_shards.discard((item.place, item.shard))
         yield item
 
 
-def _dump(open_shards: set[int], limit: float) -> None:
+def _dump(open_shards: set[tuple[int, int]], limit: float) -> None:
     sys.stderr.write(f"{time.ctime()}: nothing for {limit:.0f} s; {len(open_shards)} shards open; driver stacks:\n")
     faulthandler.dump_traceback(all_threads=True)

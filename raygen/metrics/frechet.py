@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-__all__ = ["LOW_N", "Distance", "Moments", "frechet", "frechet_of_features", "jackknife"]
+__all__ = ["LOW_N", "Distance", "Moments", "Reference", "frechet", "frechet_of_features", "frechet_to", "jackknife"]
 
 Array = npt.NDArray[np.float64]
 #: Below this many pictures the distance is dominated by its bias, and says so.
@@ -77,6 +77,31 @@ class Distance:
     clipped: float
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A set that many are compared with: rows `n` (None where unknown), mean [D], covariance A [D, D], R [D, D].
+
+    A = R R'. R is what takes longest of a distance and depends on this set alone.
+    """
+
+    n: int | None
+    mean: Array
+    covariance: Array
+    root: Array
+
+    @staticmethod
+    def of(moments: Moments) -> "Reference":
+        """Of moments of two rows or more; errors as `of_covariance`."""
+        return Reference.of_covariance(moments.mean, moments.covariance, moments.n)
+
+    @staticmethod
+    def of_covariance(mean: Array, covariance: Array, n: int | None = None) -> "Reference":
+        """Of a mean [D] and an unbiased covariance [D, D]; `ArithmeticError` where that has negative spectrum."""
+        values, vectors = linalg.eigh(covariance)
+        _check(values, float(np.trace(covariance)))
+        return Reference(n, mean, covariance, np.ascontiguousarray(vectors * np.sqrt(values.clip(min=0))))
+
+
 def frechet(a: Moments, b: Moments) -> Distance:
     """|mu_a - mu_b|² + tr(A + B - 2 (A B)^½), by the symmetric form: tr (AB)^½ = sum of √eig(R' B R) with A = R R'.
 
@@ -84,14 +109,18 @@ def frechet(a: Moments, b: Moments) -> Distance:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"features of {a.mean.size} and {b.mean.size} values are not comparable")
-    cov_a, cov_b = a.covariance, b.covariance
-    values, vectors = linalg.eigh(cov_a)
-    _check(values, float(np.trace(cov_a)))
-    _check(linalg.eigvalsh(cov_b), float(np.trace(cov_b)))
-    root = vectors * np.sqrt(values.clip(min=0))
+    return frechet_to(Reference.of(a), b)
+
+
+def frechet_to(reference: Reference, b: Moments) -> Distance:
+    """`frechet` to a set whose R is there already; the same bits."""
+    if reference.mean.shape != b.mean.shape:
+        raise ValueError(f"features of {reference.mean.size} and {b.mean.size} values are not comparable")
+    cov_a, cov_b, root = reference.covariance, b.covariance, reference.root
+    _check_covariance(cov_b)
     spectrum = linalg.eigvalsh(root.T @ cov_b @ root)
     clipped = _check(spectrum, float(np.sqrt(np.trace(cov_a) * np.trace(cov_b))) ** 2)
-    gap = a.mean - b.mean
+    gap = reference.mean - b.mean
     value = gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(spectrum.clip(min=0)).sum()
     return Distance(float(value), clipped)
 
@@ -119,6 +148,15 @@ def _check(values: Array, scale: float) -> float:
     if negative > CLIP * max(scale, np.finfo(np.float64).tiny):
         raise ArithmeticError(f"negative spectrum {negative:.3g} of {scale:.3g}: the statistics are damaged")
     return negative
+
+
+def _check_covariance(covariance: Array) -> None:
+    """`_check` of its spectrum, without the spectrum where none of it can be too negative: Cholesky costs a tenth."""
+    trace, d = float(np.trace(covariance)), len(covariance)
+    try:
+        linalg.cholesky(covariance + np.eye(d) * (CLIP * trace / d), overwrite_a=True)
+    except linalg.LinAlgError:
+        _check(linalg.eigvalsh(covariance), trace)
 
 
 def jackknife(parts: Sequence[Moments], reference: Moments, *, z: float = 1.96) -> tuple[float, float]:

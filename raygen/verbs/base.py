@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.shards import Outcome, Progress, Runner, Worker, execute, local_runner
+from raygen.passes import Outcome, Progress, Runner, execute, local_runner
+from raygen.shards import Worker
 from raygen.spec import ConfigError, Spec, Where, digest, run_id
 from raygen.storage import Slice, Storage, read_slice
 from raygen.store import Plan, Store, cut, open_input

@@ -1,10 +1,11 @@
-"""`raygen evaluate`: SAMPLES (and reference FACES) -> SCORES -> METRICS.
+"""`raygen evaluate`: SAMPLES (and reference FACES) -> SCORES -> METRICS; FACES alone -> a reference to compare with.
 
 Knows which sets are scored, what is scored already, and where the table goes. Does not know how anything is
 measured.
 
     out/scores/{samples,reference,roundtrip,related}/   SCORES, as stores of their own
     out/metrics/metrics.parquet  metrics.json   METRICS
+    out/reference.json                          what the reference is; the folder is one that others may name
 """
 
 import json
@@ -14,14 +15,16 @@ from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raygen.bundled import resolve
 from raygen.encoding import RoundTrip
+from raygen.measured import Reference
+from raygen.measures import Scored, gather, measure
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.references import StoredRows
 from raygen.relations import COLUMNS, RelationSpec, RelationWorker
-from raygen.scoring import Observer, Scored, ScoreSpec, ScoreWorker, gather, measure
+from raygen.scoring import Observer, ScoreSpec, ScoreWorker
 from raygen.shards import Worker
 from raygen.spec import ConfigError, run_id
 from raygen.storage import Storage
@@ -41,12 +44,22 @@ OF_SAMPLES: Final = ("samples", "related")
 class EvaluateWhat(ShardedWhat):
     """What is judged, against what, and how."""
 
-    samples: str = Field(..., description="folder of a generate run")
-    reference: str | None = Field(None, description="folder of an ingest run: the real pictures")
+    samples: str | None = Field(None, description="folder of a generate run; without it the reference is prepared")
+    reference: str | None = Field(
+        None, description="folder of an ingest run, the real pictures, or of an evaluation that scored them"
+    )
     round_trip: str | None = Field(None, description="checkpoint whose first stage the reference also goes through")
     score: ScoreSpec = Field(default_factory=ScoreSpec)
     relate: RelationSpec | None = Field(None, description="what only two pictures together say")
     batch: int = Field(32, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _says_what_is_judged(self) -> "EvaluateWhat":
+        if self.samples is None and self.reference is None:
+            raise ValueError("name `samples`, or a `reference` to prepare")
+        if self.samples is None and self.relate is not None:
+            raise ValueError("`relate` compares `samples`, and none are named")
+        return self
 
 
 class EvaluateJob(Job):
@@ -59,61 +72,73 @@ class EvaluateJob(Job):
         """Score what is not scored yet, then compute."""
         if self.what.score.similarity and self.what.reference is None:
             raise ConfigError("what.score.similarity: needs `reference`, the folder of the faces that rows name")
-        passes = self._passes()
+        reference, samples = self._reference(), self._samples()
+        passes = self._passes(reference, samples)
         for work in passes.values():
             run_sharded(work, self.where, report)
+        if reference is not None and "reference" in passes:
+            reference.record(self.what.score.model_dump(mode="json"), self.out)
         sets: dict[str, dict[str, Scored]] = {}
-        if "samples" not in passes:
-            sets["all"] = gather(self._samples.tables("scores"))
+        if samples is not None and "samples" not in passes:
+            sets["all"] = gather(samples.tables("scores"))
+        if reference is not None and reference.scores is not None:
+            sets["reference"] = gather(reference.tables())
         for name, work in passes.items():
             found = gather(work.store.tables("scores"))
             sets.setdefault("all" if name in OF_SAMPLES else name, {}).update(found)
-        if "samples" in passes and self._samples.has("scores"):  # what only the making of them could know
-            made = gather(self._samples.tables("scores"))
+        if samples is not None and "samples" in passes and samples.has("scores"):  # what only their making could know
+            made = gather(samples.tables("scores"))
             sets["all"] |= {name: found for name, found in made.items() if name.partition(":")[0] in MADE}
-        return Result(self.out, self._write(sets))
+        return Result(self.out, self._write(sets, reference, samples))
 
     def estimate(self) -> Estimate:
         """Of all passes together."""
-        parts = [probe(work, self.where) for work in self._passes().values()]
+        parts = [probe(work, self.where) for work in self._passes(self._reference(), self._samples()).values()]
         notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
         return Estimate(
             sum(p.rows for p in parts), sum(p.shards for p in parts), sum(p.done_shards for p in parts),
             sum(p.bytes for p in parts), sum(p.seconds for p in parts), notes,
         )  # fmt: skip
 
-    @property
-    def _samples(self) -> Store:
-        return open_input(self.what.samples)[0]
+    def _samples(self) -> Store | None:
+        return None if self.what.samples is None else open_input(self.what.samples)[0]
 
-    def _passes(self) -> dict[str, Prepared]:
-        """The sets that have to be scored. Samples that were scored while they were made are not scored again."""
+    def _reference(self) -> Reference | None:
+        return None if self.what.reference is None else Reference.open(self.what.reference)
+
+    def _passes(self, reference: Reference | None, samples: Store | None) -> dict[str, Prepared]:
+        """The sets that have to be scored. What was scored before, or while it was made, is not scored again."""
         passes = {}
-        if not self._scored_inline():
+        if reference is not None and samples is not None:
+            reference.check(self.what.score.model_dump(mode="json"), samples)
+            if self.what.score.similarity and reference.scores is not None:
+                raise ConfigError("what.score.similarity: needs the pictures; name their ingest run as `reference`")
+        if self.what.samples is not None and samples is not None and not self._scored_inline(samples):
             passes["samples"] = self._pass("samples", self.what.samples, "samples", None)
-        if self.what.reference is not None:
-            passes["reference"] = self._pass("reference", self.what.reference, "faces", None)
-            if self.what.round_trip is not None:
-                checkpoint = resolve(self.what.round_trip)
-                passes["roundtrip"] = self._pass("roundtrip", self.what.reference, "faces", checkpoint)
-        if self.what.relate is not None:
-            passes["related"] = self._related(self.what.relate)
+        if reference is not None and reference.scores is None:
+            passes["reference"] = self._pass("reference", reference.url, "faces", None)
+        if reference is not None and self.what.round_trip is not None:
+            if reference.scores is not None:
+                raise ConfigError("what.round_trip: needs the pictures; name their ingest run as `reference`")
+            passes["roundtrip"] = self._pass("roundtrip", reference.url, "faces", resolve(self.what.round_trip))
+        if self.what.relate is not None and self.what.samples is not None:
+            passes["related"] = self._related(self.what.relate, self.what.samples)
         return passes
 
-    def _related(self, relate: RelationSpec) -> Prepared:
+    def _related(self, relate: RelationSpec, samples: str) -> Prepared:
         """One more look at the samples, each beside another."""
         before = None if relate.baseline is None else open_input(relate.baseline)[1]
         what = {"set": "related", "relate": relate.model_copy(update={"baseline": before})}
-        given, samples, threads = inputs(self.what.samples, "samples"), self.what.samples, self.where.threads
+        given, threads = inputs(samples, "samples"), self.where.threads
         return prepared(
             self.model_copy(update={"out": f"{self.out}/scores/related"}), "evaluate", what, given,
             lambda run: partial(RelationWorker, relate, samples, run_id=run, threads=threads),
             batch=self.what.batch, sharding=self.what, columns=COLUMNS,
         )  # fmt: skip
 
-    def _scored_inline(self) -> bool:
-        plan = self._samples.plan()
-        return plan.what.get("score") == self.what.score.model_dump(mode="json") and self._samples.has("scores")
+    def _scored_inline(self, samples: Store) -> bool:
+        wanted = self.what.score.model_dump(mode="json")
+        return samples.plan().what.get("score") == wanted and samples.has("scores")
 
     def _pass(self, name: str, url: str, table: str, checkpoint: str | None) -> Prepared:
         what = {
@@ -130,18 +155,23 @@ class EvaluateJob(Job):
             batch=self.what.batch, sharding=self.what, columns=(key, "image", "mask", "attributes", "source"),
         )  # fmt: skip
 
-    def _write(self, sets: dict[str, dict[str, Scored]]) -> dict[str, object]:
+    def _write(
+        self, sets: dict[str, dict[str, Scored]], reference: Reference | None, samples: Store | None
+    ) -> dict[str, object]:
         """metrics.parquet and metrics.json; the headline numbers by name."""
-        store, content = open_input(self.what.samples)
-        reference = None if self.what.reference is None else open_input(self.what.reference)[1]
-        parts = {"samples": content, "reference": reference, "what": self.what.score, "relate": self.what.relate}
+        content = None if self.what.samples is None else open_input(self.what.samples)[1]
+        against = None if reference is None else reference.content
+        parts = {"samples": content, "reference": against, "what": self.what.score, "relate": self.what.relate}
         name = run_id({"kind": "evaluate", **parts})
         observer = Observer(self.what.score, run_id=name)
-        protocols = {**observer.protocols(), "edit": {"judges": store.plan().what.get("judges", {})}}
+        plan = None if samples is None else samples.plan()
+        protocols = {**observer.protocols(), "edit": {"judges": plan.what.get("judges", {}) if plan else {}}}
+        if reference is not None:
+            protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
         if self.what.relate is not None:
             protocols["relate"] = {"margin": self.what.relate.margin}
         table = measure(
-            sets, run_id=store.plan().run_id, reference=reference, protocols=protocols,
+            sets, run_id=name if plan is None else plan.run_id, reference=against, protocols=protocols,
             frechet_name="" if observer.features is None else observer.features.metric,
         )  # fmt: skip
         folder = Storage(f"{self.out}/metrics")

@@ -3,6 +3,7 @@
 Knows which checkpoint, sampler and rows. Does not know how a picture is made or measured.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -16,7 +17,7 @@ from raygen.models.conditions import MODALITIES
 from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec
 from raygen.references import StoredRows
-from raygen.sampling import Guidance, GuidanceForm, SampleSpec, SampleWorker
+from raygen.sampling import Guidance, GuidanceForm, SampleSpec, SampleWorker, shares_model
 from raygen.scoring import Observer, ScoreSpec
 from raygen.shards import Worker
 from raygen.spec import ConfigError
@@ -36,7 +37,7 @@ from raygen.verbs.base import (
     run_sharded,
 )
 
-__all__ = ["GenerateJob", "GenerateWhat", "build_sampler"]
+__all__ = ["GenerateJob", "GenerateWhat", "build_bench", "build_sampler"]
 
 
 class GenerateWhat(ShardedWhat):
@@ -52,6 +53,9 @@ class GenerateWhat(ShardedWhat):
         "scale", description="scale: e0 + w (e - e0), 1 is none; extra: e + s (e - e0), 0 is none"
     )
     guidance_against: tuple[str, ...] = Field((), description="conditions that e0 keeps, such as mask")
+    only: tuple[str, ...] | None = Field(
+        None, description="conditions that are used, where rows have more; none uses all, an empty list nothing"
+    )
     references: str | None = Field(None, description="folder of the ingest run that styles are taken from")
     seed: int = Field(0, ge=0, description="with sample_id and attempt the key of a picture's noise")
     noise: Literal["sample", "group"] = Field(
@@ -79,6 +83,10 @@ class GenerateJob(ShardedJob):
         """Plan the shards of pictures. The checkpoint enters by its content, not by its path."""
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
         what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
+        if self.what.only is None:
+            del what["only"]  # runs that use all conditions keep the names that they always had
+        elif unknown := sorted(set(self.what.only) - set(modalities(resolve(self.what.checkpoint)))):
+            raise ConfigError(f"what.only: the model does not take {', '.join(unknown)}")
         if self.what.mixing is not None:
             check_mixing(resolve(self.what.checkpoint), self.what.mixing)
         if self.what.references is not None:
@@ -108,17 +116,47 @@ class GenerateJob(ShardedJob):
         read = modalities(resolve(self.what.checkpoint))
         return [name for name in MODALITIES if row[name] is not None and name not in read]
 
-    def _builder(self, run_id: str) -> "partial[Worker]":
+    def sampling(self, run_id: str) -> SampleSpec:
+        """What a worker of this job is told."""
         fields = (set(SampleSpec.model_fields) & set(GenerateWhat.model_fields)) - {"checkpoint"}
         values = {name: getattr(self.what, name) for name in fields}
-        spec = SampleSpec(run_id=run_id, checkpoint=resolve(self.what.checkpoint), **values)
-        return partial(build_sampler, spec, self.what.score, self.where.threads, self.what.references)
+        return SampleSpec(run_id=run_id, checkpoint=resolve(self.what.checkpoint), **values)
+
+    def _builder(self, run_id: str) -> "partial[Worker]":
+        score, threads = self.what.score, self.where.threads
+        return partial(build_sampler, self.sampling(run_id), score, threads, self.what.references)
 
 
 def build_sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> Worker:
+    """The worker of an actor."""
+    return _sampler(spec, score, threads, references)
+
+
+def _sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> SampleWorker:
     """The worker of an actor: a model, an observer where pictures are measured at once, faces to take styles from."""
     faces = None if references is None else StoredRows(references, ("image", "mask"))
     if score is not None and score.similarity and faces is None:
         raise ConfigError("what.score.similarity: needs `references`, the folder of the faces that rows name")
     observe = None if score is None else Observer(score, run_id=spec.run_id, attempt=spec.attempt, sources=faces)
     return SampleWorker(spec, observe=observe, threads=threads, references=faces)
+
+
+def build_bench(
+    specs: Sequence[SampleSpec], score: ScoreSpec | None, threads: int, references: str | None = None
+) -> Callable[[int], SampleWorker]:
+    """The workers of several runs, by number: each has the model of the one before it where both can share it."""
+    last: SampleWorker | None = None
+
+    def worker(place: int) -> SampleWorker:
+        nonlocal last
+        spec = specs[place]
+        if last is None or not shares_model(spec, last.spec):
+            last = None  # so that two models are never there at once
+            last = _sampler(spec, score, threads, references)
+        elif spec != last.spec:
+            last = last.another(spec)
+            if isinstance(last.observe, Observer):
+                last.observe = last.observe.named(spec.run_id, spec.attempt)
+        return last
+
+    return worker

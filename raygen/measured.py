@@ -1,0 +1,97 @@
+"""The reference of an evaluation: real pictures, scored once, and what must fit before anything is compared with them.
+
+Knows what a prepared reference says of itself (`reference.json` beside its scores). Does not know how anything is
+measured.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from raygen.spec import ConfigError
+from raygen.storage import Storage, read_slice
+from raygen.store import Store, open_input
+from raygen.tables import decode_image
+
+__all__ = ["NETWORKS", "Reference", "picture_size"]
+
+FILE: Final = "reference.json"
+SCORES: Final = "scores/reference"
+#: Settings of a score that say with which networks pictures are looked at.
+NETWORKS: Final = ("parser", "features", "classifier", "face_features")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """FACES that samples are compared with: their digest, how they were made, the size of their pictures."""
+
+    url: str
+    content: str
+    made: Mapping[str, Any]
+    size: tuple[int, int]  # height, width
+    scores: Store | None = None  # where they are scored already
+    score: Mapping[str, Any] | None = None  # and with what
+
+    @staticmethod
+    def open(url: str) -> "Reference":
+        """Of an ingest run, or of an earlier evaluation, whose scores are used again.
+
+        `ConfigError` where neither is at `url`, or where it holds no pictures.
+        """
+        storage = Storage(url)
+        if storage.exists(FILE):
+            said = json.loads(storage.get(FILE))
+            store, _ = open_input(f"{url.rstrip('/')}/{SCORES}")
+            return Reference(url, said["faces"], said["made"], tuple(said["size"]), store, said["score"])
+        store, content = open_input(url)
+        size = picture_size(store, "faces")
+        if size is None:
+            raise ConfigError(f"{url}: holds no pictures to compare with")
+        return Reference(url, content, store.plan().what.get("data") or {}, size)
+
+    def record(self, score: Mapping[str, Any], out: str) -> None:
+        """Write what `open` reads of the evaluation in `out`, which scored these pictures with `score`."""
+        said = {"faces": self.content, "made": self.made, "size": self.size, "score": score}
+        Storage(out).put(FILE, json.dumps(said, indent=1, sort_keys=True).encode())
+
+    def tables(self) -> Iterator[pa.Table]:
+        """SCORES of a prepared reference."""
+        return iter(()) if self.scores is None else self.scores.tables("scores")
+
+    def check(self, score: Mapping[str, Any], samples: Store) -> None:
+        """`ConfigError` where samples cannot be compared: scored with other networks, or of another size.
+
+        A distance over pictures that were resized differently measures the resizing (evaluation protocols of FID
+        differ by more than models do), so sizes are brought together on purpose, by an ingest run, or not at all.
+        """
+        for name in NETWORKS if self.score is not None else ():
+            assert self.score is not None
+            if self.score.get(name) != score.get(name):
+                theirs, ours = (json.dumps(s.get(name), sort_keys=True) for s in (self.score, score))
+                raise ConfigError(f"{self.url} was scored with {name} {theirs}, this evaluation asks for {ours}")
+        if score.get("features") is None:
+            return
+        size = picture_size(samples, "samples")
+        if size is not None and size != self.size:
+            raise ConfigError(
+                f"{samples.url} has pictures of {_words(size)}, the reference {self.url} of {_words(self.size)}; "
+                "ingest the reference at the samples' size, so that its resize is on record"
+            )
+
+
+def picture_size(store: Store, table: str) -> tuple[int, int] | None:
+    """Height and width of the first picture in a run; None where it has none."""
+    for piece in store.slices(table):
+        rows = read_slice(piece._replace(rows=min(piece.rows, 64)), ["image"])
+        for value in rows["image"].to_pylist():
+            if value is not None:
+                shape = decode_image(value["bytes"]).shape
+                return int(shape[0]), int(shape[1])
+    return None
+
+
+def _words(size: tuple[int, int]) -> str:
+    return f"{size[1]} x {size[0]} px"
