@@ -14,6 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raygen.comparisons import CompareSpec, Features
+from raygen.comparisons import compare as more
 from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
 from raygen.metrics.change import bootstrap, changed
@@ -23,7 +25,10 @@ from raygen.scoring import FACE
 from raygen.spec import InputError
 from raygen.tables import METRICS
 
-__all__ = ["Scored", "gather", "measure"]
+__all__ = ["FEATURES", "MetricRows", "Scored", "features_of", "gather", "measure"]
+
+#: Begin of the names of features.
+FEATURES: Final = "features:"
 
 #: Slice of the attributes that captions speak of.
 CAPTIONS: Final = "captions"
@@ -59,10 +64,14 @@ def _sorted(name: str, rows: list[tuple[str, npt.NDArray[np.float32]]]) -> Score
     ids = tuple(row[0] for row in rows)
     if len(set(ids)) != len(ids):
         raise InputError(f"{name}: a row is scored twice", reason="duplicate")
-    return Scored(ids, np.stack([row[1] for row in rows]))
+    vectors = np.stack([row[1] for row in rows])
+    bad = [ids[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
+    if name.startswith(FEATURES) and bad:
+        raise InputError(f"{name}: not finite for {len(bad)} rows, first {bad[0]}", reason="nonfinite")
+    return Scored(ids, vectors)
 
 
-class _Table:
+class MetricRows:
     """METRICS rows in the making."""
 
     def __init__(self, run_id: str, reference: str | None) -> None:
@@ -86,6 +95,10 @@ class _Table:
             }
         )  # fmt: skip
 
+    def table(self) -> pa.Table:
+        """All of them."""
+        return pa.Table.from_pylist(self.rows, METRICS)
+
 
 def measure(
     sets: Mapping[str, Mapping[str, Scored]],
@@ -94,13 +107,15 @@ def measure(
     reference: str | None,
     protocols: Mapping[str, Mapping[str, Any]],
     frechet_name: str,
+    compare: CompareSpec | None = None,
 ) -> pa.Table:
     """METRICS of sets of scores: `all` (what is judged), `reference`, and any other such as `roundtrip`.
 
     Segmentation gets a row a set, and a row a class with the slice `all/hair`; attributes likewise. The Fréchet
-    distance compares every other set with `reference`; it is a `fid` only where `frechet_name` says so.
+    distance compares every other set with `reference`; it is a `fid` only where `frechet_name` says so. `compare`
+    asks for more of such numbers. `InputError` (`nonfinite`) names a row whose features are not finite.
     """
-    table = _Table(run_id, reference)
+    table = MetricRows(run_id, reference)
     for where, scores in sets.items():
         for name, scored in scores.items():
             kind, _, network = name.partition(":")
@@ -124,16 +139,24 @@ def measure(
     real = sets.get("reference", {})
     for where, scores in sets.items():
         for name, scored in scores.items():
-            if name.startswith("features:") and where != "reference" and name in real:
+            if name.startswith(FEATURES) and where != "reference" and name in real:
                 part = FACE if name.endswith(FACE) else ""
                 protocol = {**protocols.get(name.partition(":")[2].removesuffix(FACE), {})}
                 protocol |= {"region": "bounding box of the face in the mask"} if part else {}
                 protocol |= {"reference": protocols["reference"]} if "reference" in protocols else {}
                 _frechet(table, where, frechet_name + part, scored, real[name], protocol)
-    return pa.Table.from_pylist(table.rows, METRICS)
+                if compare is not None:
+                    network = frechet_name.removeprefix("fid").removeprefix("fd") + part
+                    more(table.add, where, network, features_of(scored), features_of(real[name]), protocol, compare)
+    return table.table()
 
 
-def _segmentation(table: _Table, where: str, network: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
+def features_of(scored: Scored) -> Features:
+    """Scores that are features, as what compares them takes them."""
+    return Features(scored.ids, scored.vectors)
+
+
+def _segmentation(table: MetricRows, where: str, network: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
     counts = Counts.from_vectors(scored.vectors)
     total, n = counts.total(), len(scored.ids)
     scores = total.scores()
@@ -151,7 +174,7 @@ def _segmentation(table: _Table, where: str, network: str, scored: Scored, proto
             table.add(f"iou:{network}", f"{where}/{name}", float(value), n, protocol)
 
 
-def _agreement(table: _Table, where: str, network: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
+def _agreement(table: MetricRows, where: str, network: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
     agreement, n = Agreement.of(scored.vectors), len(scored.ids)
     accuracy, balanced = agreement.accuracy(), agreement.balanced()
     protocol = {**protocol, "attributes": int(np.isfinite(balanced).sum()), "level": "mean over attributes"}
@@ -169,7 +192,7 @@ def _agreement(table: _Table, where: str, network: str, scored: Scored, protocol
             table.add(f"attribute_balanced:{network}", f"{where}/{name}", float(value), n, protocol)
 
 
-def _influence(table: _Table, where: str, name: str, scored: Scored) -> None:
+def _influence(table: MetricRows, where: str, name: str, scored: Scored) -> None:
     """The mean share of an expert over pixels and steps, and over each third of the steps, noise first."""
     steps = scored.vectors.shape[1] // 2
     means, n = scored.vectors[:, :steps], len(scored.ids)
@@ -180,7 +203,7 @@ def _influence(table: _Table, where: str, name: str, scored: Scored) -> None:
             table.add(name, f"{where}/{third} third", float(part.mean()), n, protocol)
 
 
-def _edits(table: _Table, where: str, similarity: str, scored: Scored, judges: Mapping[str, Any]) -> None:
+def _edits(table: MetricRows, where: str, similarity: str, scored: Scored, judges: Mapping[str, Any]) -> None:
     """Means of the chosen pictures, and of all at each alpha: how much of the change is there, and of the input."""
     protocol = {**judges, "chosen": f"highest harmonic mean of fidelity and {similarity}", "level": "mean over edits"}
     rows = scored.vectors.astype(np.float64)
@@ -194,7 +217,7 @@ def _edits(table: _Table, where: str, similarity: str, scored: Scored, judges: M
             table.add(f"edit_similarity:{similarity}", name, float(part[:, 2].mean()), len(part), protocol)
 
 
-def _changes(table: _Table, where: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
+def _changes(table: MetricRows, where: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
     """Against the baseline, in parts of the largest difference there can be; leakage where something lies outside."""
     found, n = changed(scored.vectors), len(scored.ids)
     protocol = {**protocol, "level": "mean absolute difference over pixels, 0..1"}
@@ -205,7 +228,7 @@ def _changes(table: _Table, where: str, scored: Scored, protocol: Mapping[str, A
         table.add("leakage", where, found.leakage, n, protocol, bootstrap(scored.vectors))
 
 
-def _frechet(table: _Table, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:
+def _frechet(table: MetricRows, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:
     n, m, width = len(made.ids), len(real.ids), made.vectors.shape[1]
     if min(n, m) < 2:  # one picture has no spread
         return
@@ -215,7 +238,8 @@ def _frechet(table: _Table, where: str, name: str, made: Scored, real: Scored, p
         parts = [Moments.of(part) for part in np.array_split(made.vectors, PARTS)]
         interval = jackknife(parts, Moments.of(real.vectors))
     protocol = {
-        **protocol, "n_reference": m, "low_n": min(n, m) < LOW_N, "clipped": distance.clipped,
+        **protocol, "n_reference": m, "low_n": min(n, m) < LOW_N,
+        "fewer_rows_than_values": min(n, m) <= width, "clipped": distance.clipped,
         "interval": f"delete-1/{PARTS} jackknife" if interval[0] is not None else "none: too few rows",
     }  # fmt: skip
     table.add(name, where, distance.value, n, protocol, interval)

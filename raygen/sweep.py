@@ -28,6 +28,7 @@ from raygen.models.schedule import SamplerName, SamplerSpec, Spacing
 from raygen.passes import Part, execute_all
 from raygen.sampling import Guidance, SampleSpec, SampleWorker
 from raygen.scoring import Observer, ScoreSpec
+from raygen.slices import taken
 from raygen.spec import ConfigError, Spec, parse, run_id
 from raygen.storage import Storage
 from raygen.store import Plan, Shard, Store
@@ -277,12 +278,10 @@ def _common(sets: Sequence[Mapping[str, Scored]]) -> list[dict[str, Scored]]:
     """The rows that every cell has: at few thousand pictures, unequal n moves a distance more than samplers do."""
     result: list[dict[str, Scored]] = [{} for _ in sets]
     for name in sets[0]:
-        if not all(name in found for found in sets):
-            continue
-        ids = set(sets[0][name].ids).intersection(*(found[name].ids for found in sets))
-        for found, kept in zip(sets, result, strict=True):
-            keep = [i for i, one in enumerate(found[name].ids) if one in ids]
-            kept[name] = Scored(tuple(found[name].ids[i] for i in keep), found[name].vectors[keep])
+        if all(name in found for found in sets):
+            ids = frozenset.intersection(*(frozenset(found[name].ids) for found in sets))
+            for found, kept in zip(sets, result, strict=True):
+                kept |= taken({name: found[name]}, ids)
     return result
 
 

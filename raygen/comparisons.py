@@ -1,0 +1,111 @@
+"""What two sets of features say beside their Fréchet distance: KID, precision and recall, the limit for n, copies.
+
+Knows which numbers are asked for and the protocol of each. Knows neither networks nor where features come from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+from pydantic import Field
+
+from raygen.metrics.frechet import Moments, Reference
+from raygen.metrics.frechet_statistics import frechet_infinity
+from raygen.metrics.kernel import kid, kid_subsets
+from raygen.metrics.memorization import duplicates, memorization
+from raygen.metrics.prdc import prdc
+from raygen.spec import InputError, Spec
+
+__all__ = ["Add", "CompareSpec", "Features", "compare", "copies"]
+
+Interval = tuple[float, float] | tuple[None, None]
+#: Rows of each subset that KID is averaged over, in the protocol of torch-fidelity and torchmetrics.
+SUBSET = 1000
+
+
+class CompareSpec(Spec):
+    """Which numbers, besides the Fréchet distance, compare the features of two sets."""
+
+    kid: bool = Field(True, description="unbiased over all pairs, with an interval: fit for few rows")
+    kid_subsets: bool = Field(False, description="mean and deviation over 100 random subsets of 1,000, as others do")
+    neighbours: int | None = Field(5, ge=1, le=100, description="k of precision, recall, density and coverage; or none")
+    infinity: bool = Field(False, description="Fréchet distance extrapolated to endless rows (2.5 per value or more)")
+
+
+class Add(Protocol):
+    """Takes a number into the table."""
+
+    def __call__(
+        self, metric: str, slice_: str, value: float, n: int, protocol: Mapping[str, Any], interval: Interval = ..., /
+    ) -> None:
+        """See `METRICS`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows of one set by id, float [n, D]."""
+
+    ids: Sequence[str]
+    vectors: npt.NDArray[Any]
+
+
+def compare(
+    add: Add, where: str, network: str, made: Features, real: Features, protocol: Mapping[str, Any], spec: CompareSpec
+) -> None:
+    """Add the numbers of `spec`; `network` is what follows a metric's name, such as `@clean` or `:raygen-parser`."""
+    x, y, n = made.vectors, real.vectors, len(made.ids)
+    said = {**protocol, "n_reference": len(real.ids)}
+    how: dict[str, Any]
+    if spec.kid and min(n, len(y)) >= 2:
+        found = kid(x, y)
+        how = {"kernel": "(x.y / D + 1)^3", "estimator": "unbiased, all pairs", "interval": "variance of a U-statistic"}
+        add(f"kid{network}", where, found.value, n, {**said, **how}, (found.low, found.high))
+    if spec.kid_subsets and min(n, len(y)) >= SUBSET:
+        mean, deviation = kid_subsets(x, y, size=SUBSET)
+        how = {"kernel": "(x.y / D + 1)^3", "estimator": f"mean of 100 subsets of {SUBSET}", "seed": 0}
+        add(f"kid_subsets{network}", where, mean, n, {**said, **how, "deviation": deviation})
+    if spec.neighbours is not None and min(n, len(y)) > spec.neighbours:
+        shares = prdc(y, x, k=spec.neighbours)
+        how = {"k": shares.k, "inside": "nearer than the k-th neighbour (<)"}
+        for name in ("precision", "recall", "density", "coverage"):
+            add(f"{name}{network}", where, getattr(shares, name), n, {**said, **how})
+    if spec.infinity and n >= 2.5 * x.shape[1] + 14:
+        limit = frechet_infinity(x, Reference.of(Moments.of(y)))
+        how = {
+            "sizes": [int(size) for size in limit.sizes], "seed": 0, "standard_error_of_fit": limit.standard_error,
+            "bias": "that of the reference's own rows stays",
+        }  # fmt: skip
+        kind = "fid" if network.startswith("@") else "fd"
+        add(f"{kind}_infinity{network}", where, limit.value, n, {**said, **how})
+
+
+def copies(
+    add: Add, where: str, network: str, made: Features, training: Features, held_out: Features,
+    protocol: Mapping[str, Any], q: float,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Add how many samples lie nearer to a training face than held-out faces do, and how many are near each other.
+
+    Returns the nearest pairs, for people to look at. `InputError` (`held_out`) where too few faces are held out.
+    """
+    try:
+        found = memorization(made.vectors, training.vectors, held_out.vectors, q=q)
+        twins = duplicates(made.vectors, held_out.vectors, q=q)
+    except ValueError as error:
+        raise InputError(f"memorisation: {error}", reason="held_out") from error
+    n = len(made.ids)
+    said = {**protocol, "n_training": len(training.ids), "n_held_out": len(held_out.ids), "q": q}
+    how: dict[str, Any] = {"threshold": found.threshold, "expected": q, "interval": "Wilson, of the samples"}
+    add(f"memorized{network}", where, found.share, n, {**said, **how}, (found.low, found.high))
+    level = {"level": "median distance to training over that of held-out faces; below 1 is nearer"}
+    add(f"training_distance{network}", where, found.median_ratio, n, {**said, **level})
+    how = {"threshold": twins.threshold, "pairs": twins.pair_share, "pairs_of_held_out": twins.held_out_pair_share}
+    add(f"duplicates{network}", where, twins.share, n, {**said, **how}, (twins.low, twins.high))
+    return [
+        {
+            "sample_id": made.ids[pair.sample], "face_id": training.ids[pair.training],
+            "distance": pair.distance, "ratio": pair.ratio,
+        }
+        for pair in found.closest
+    ]  # fmt: skip

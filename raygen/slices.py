@@ -1,0 +1,82 @@
+"""Parts of a set of scored rows: by attribute, by class in the mask, by identity.
+
+Knows how rows are told apart. Does not know what is measured of them.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from raygen.faces import ATTRIBUTES, CLASSES
+from raygen.measures import Scored
+from raygen.metrics.segmentation import Counts
+
+__all__ = ["IDENTITY", "check_slices", "sliced", "taken"]
+
+IDENTITY: Final = "identity"
+#: Codes of an attribute that was wanted; see `metrics.attributes.codes`.
+WANTED, UNWANTED = (3, 4), (1, 2)
+
+
+def check_slices(names: Iterable[str]) -> None:
+    """`ValueError` names the nearest known word for one that is neither an attribute nor a class nor `identity`."""
+    known = (*ATTRIBUTES, *CLASSES, IDENTITY)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{name!r} is no attribute, no class and not {IDENTITY!r}{hint}")
+
+
+def sliced(
+    names: Sequence[str], scores: Mapping[str, Scored], identities: Mapping[str, str]
+) -> Iterator[tuple[str, frozenset[str]]]:
+    """Name of each part and the ids of its rows: `Male: yes`, `Male: no`, `hat: there`, `identity: p0003`.
+
+    Attributes are those that were asked for, classes those of the wanted mask, so a part depends on conditions and
+    never on what came out. Rows that do not say are in no part; a part without rows is left out.
+    """
+    for name in names:
+        for label, ids in _parts(name, scores, identities):
+            if ids:
+                yield f"{name}: {label}", frozenset(ids)
+
+
+def _parts(
+    name: str, scores: Mapping[str, Scored], identities: Mapping[str, str]
+) -> Iterator[tuple[str, Iterable[str]]]:
+    if name == IDENTITY:
+        for identity in sorted(set(identities.values())):
+            yield identity, [one for one, whose in identities.items() if whose == identity]
+    elif name in CLASSES:
+        found = _first(scores, "segmentation:")
+        if found is not None:
+            there = Counts.from_vectors(found.vectors).wanted[:, CLASSES.index(name)] > 0
+            yield "there", _chosen(found, there)
+            yield "not there", _chosen(found, ~there)
+    else:
+        found = _first(scores, "attributes:")
+        if found is not None:
+            codes = found.vectors[:, ATTRIBUTES.index(name)]
+            yield "yes", _chosen(found, np.isin(codes, WANTED))
+            yield "no", _chosen(found, np.isin(codes, UNWANTED))
+
+
+def _first(scores: Mapping[str, Scored], kind: str) -> Scored | None:
+    return next((found for name, found in scores.items() if name.startswith(kind)), None)
+
+
+def _chosen(found: Scored, which: Iterable[bool]) -> list[str]:
+    return [one for one, chosen in zip(found.ids, which, strict=True) if chosen]
+
+
+def taken(scores: Mapping[str, Scored], ids: frozenset[str]) -> dict[str, Scored]:
+    """The rows of `ids`, of each measurement that has any."""
+    result = {}
+    for name, found in scores.items():
+        keep = [i for i, one in enumerate(found.ids) if one in ids]
+        if keep:
+            result[name] = Scored(tuple(found.ids[i] for i in keep), found.vectors[keep])
+    return result

@@ -1,0 +1,197 @@
+"""KID, precision and recall, slices and memorisation as an evaluation gives them."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raygen.comparisons import CompareSpec, copies
+from raygen.measures import MetricRows, Scored, features_of, measure
+from raygen.metrics.attributes import codes
+from raygen.metrics.frechet import Moments, Reference
+from raygen.metrics.frechet_statistics import frechet_infinity
+from raygen.metrics.kernel import kid
+from raygen.metrics.prdc import prdc
+from raygen.run import make
+from raygen.slices import sliced, taken
+from raygen.spec import ConfigError, InputError
+
+NAME = "features:raygen-parser"
+
+
+def features(n: int, seed: int, shift: float = 0.0, width: int = 6) -> Scored:
+    vectors = np.random.default_rng(seed).normal(shift, 1, (n, width)).astype(np.float32)
+    return Scored(tuple(f"r{i:04}" for i in range(n)), vectors)
+
+
+def table(made: Scored, real: Scored, **spec: object) -> dict[str, dict]:
+    found = measure(
+        {"all": {NAME: made}, "reference": {NAME: real}}, run_id="r", reference="x",
+        protocols={"raygen-parser": {"a": 1}}, frechet_name="fd:raygen-parser", compare=CompareSpec(**spec),
+    )  # fmt: skip
+    return {row["metric"]: row for row in found.to_pylist()}
+
+
+def test_numbers_are_those_of_the_metrics_and_say_their_protocol() -> None:
+    made, real = features(300, 1, 0.3), features(200, 2)
+    rows = table(made, real, infinity=True)
+    assert set(rows) == {
+        f"{m}:raygen-parser" for m in ("fd", "kid", "precision", "recall", "density", "coverage", "fd_infinity")
+    }
+    whole = kid(made.vectors, real.vectors)
+    assert rows["kid:raygen-parser"]["value"] == whole.value
+    assert (rows["kid:raygen-parser"]["ci_low"], rows["kid:raygen-parser"]["ci_high"]) == (whole.low, whole.high)
+    assert rows["recall:raygen-parser"]["value"] == prdc(real.vectors, made.vectors).recall
+    protocol = json.loads(rows["coverage:raygen-parser"]["protocol"])
+    assert (protocol["k"], protocol["n_reference"], protocol["a"]) == (5, 200, 1)
+    limit = frechet_infinity(made.vectors, Reference.of(Moments.of(real.vectors)))
+    assert rows["fd_infinity:raygen-parser"]["value"] == limit.value
+
+
+def test_too_few_rows_leave_a_number_out_and_flag_the_others() -> None:
+    rows = table(features(4, 1), features(9, 2), infinity=True, kid_subsets=True)
+    assert set(rows) == {"fd:raygen-parser", "kid:raygen-parser"}
+    protocol = json.loads(rows["fd:raygen-parser"]["protocol"])
+    assert protocol["fewer_rows_than_values"]
+    assert protocol["low_n"]
+
+
+def test_features_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from raygen.measures import gather
+    from raygen.tables import SCORES
+
+    vectors = [[1.0, float("nan") if i == 3 else 2.0] for i in range(5)]
+    rows = [
+        {"sample_id": f"r{i}", "attempt": 0, "metric": NAME, "run_id": "x", "vector": vector}
+        for i, vector in enumerate(vectors)
+    ]
+    with pytest.raises(InputError, match=r"not finite for 1 rows, first r3"):
+        gather([pa.Table.from_pylist(rows, SCORES)])
+
+
+def test_parts_are_by_what_was_asked_for() -> None:
+    random = np.random.default_rng(0)
+    wanted = random.integers(-1, 2, (40, 40)).astype(np.int8)
+    found = random.integers(0, 2, (40, 40)).astype(bool)
+    ids = tuple(f"r{i:02}" for i in range(40))
+    scores = {"attributes:x": Scored(ids, codes(wanted, found).astype(np.float32))}
+    parts = dict(sliced(["Male"], scores, {}))
+    male = 20
+    assert parts["Male: yes"] == {ids[i] for i in range(40) if wanted[i, male] == 1}
+    assert parts["Male: no"] == {ids[i] for i in range(40) if wanted[i, male] == -1}
+    counts = np.zeros((40, 3, 19), np.float32)
+    counts[:10, 1, 14] = 5  # a hat was wanted
+    counts[5:30, 2, 14] = 5  # and one was seen elsewhere
+    hats = dict(sliced(["hat"], {"segmentation:x": Scored(ids, counts.reshape(40, -1))}, {}))
+    assert hats["hat: there"] == set(ids[:10])
+    assert hats["hat: not there"] == set(ids[10:])
+    people = dict(sliced(["identity"], scores, {"r00": "a", "r01": "b", "r02": "a"}))
+    assert people == {"identity: a": {"r00", "r02"}, "identity: b": {"r01"}}
+    assert taken(scores, parts["Male: yes"])["attributes:x"].ids == tuple(sorted(parts["Male: yes"]))
+
+
+# --- whole evaluations --------------------------------------------------------------------------------------
+
+
+def quiet(_: object) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Training faces, held-out faces, and samples of the bundled model."""
+    root = tmp_path_factory.mktemp("comparing")
+    for name, seed, people in (("training", 3, 24), ("held", 4, 120)):
+        data = {"kind": "procedural", "identities": people, "pictures": 1, "size": 64, "seed": seed}
+        make({"kind": "ingest", "what": {"data": data}, "out": f"{root}/{name}"}).run(quiet)
+    rows = {
+        "kind": "plan",
+        "what": {"faces": f"{root}/training", "planning": {"kind": "from_faces"}},
+        "out": f"{root}/rows",
+    }
+    make(rows).run(quiet)
+    what = {"conditions": f"{root}/rows", "checkpoint": "bundled", "sampler": {"name": "ddim", "steps": 2}, "batch": 8}
+    make({"kind": "generate", "what": what, "out": f"{root}/samples"}).run(quiet)
+    return root
+
+
+def evaluation(root: Path, out: str, **what: object) -> list[dict]:
+    make({"kind": "evaluate", "what": what, "out": f"{root}/{out}"}).run(quiet)
+    return json.loads((root / out / "metrics/metrics.json").read_text())
+
+
+def test_a_model_that_hands_out_its_training_faces_is_found_out() -> None:
+    training, held = features(300, 1), features(300, 2)
+    honest = features(200, 3)
+    copied = Scored(honest.ids, training.vectors[:200] + 1e-3 * honest.vectors)
+    found = {}
+    for name, made in (("honest", honest), ("copied", copied)):
+        rows = MetricRows("r", "x")
+        pairs = copies(rows.add, "all", ":x", features_of(made), features_of(training), features_of(held), {}, 0.05)
+        found[name] = {row["metric"]: row for row in rows.rows}
+        if name == "copied":
+            assert all(pair["sample_id"] == pair["face_id"] for pair in pairs), "copies lie next to their originals"
+    assert found["copied"]["memorized:x"]["value"] == 1
+    assert found["copied"]["training_distance:x"]["value"] < 0.01
+    assert found["honest"]["memorized:x"]["ci_low"] <= 0.05 <= found["honest"]["memorized:x"]["ci_high"]
+    few = features_of(features(5, 4))
+    with pytest.raises(InputError, match="memorisation"):
+        copies(rows.add, "all", ":x", features_of(honest), features_of(training), few, {}, 0.05)
+
+
+def test_an_evaluation_says_how_near_samples_are_to_training(world: Path) -> None:
+    training = {"faces": f"{world}/training", "split": None}
+    rows = evaluation(
+        world, "copied", samples=f"{world}/samples", reference=f"{world}/held", training=training,
+        score={"parser": None, "classifier": None},
+    )  # fmt: skip
+    own = {row["metric"]: row for row in rows}
+    closest = json.loads((world / "copied/metrics/closest.json").read_text())
+    assert closest
+    assert {"sample_id", "face_id", "distance", "ratio"} == set(closest[0])
+    share = own["memorized:raygen-parser"]
+    assert share["ci_low"] <= share["value"] <= share["ci_high"]
+    assert (share["protocol"]["n_training"], share["protocol"]["n_held_out"]) == (24, 120)
+
+
+def test_slices_give_every_number_again(world: Path) -> None:
+    rows = evaluation(
+        world, "sliced", samples=f"{world}/samples", reference=f"{world}/held", slices=["Male", "eye_g", "identity"],
+    )  # fmt: skip
+    n = {row["slice"]: row["n"] for row in rows if row["metric"] == "miou:raygen-parser"}
+    assert n["all"] == n["Male: yes"] + n["Male: no"] == n["eye_g: there"] + n["eye_g: not there"] == 24
+    assert sum(name.startswith("identity: ") and "/" not in name for name in n) == 24
+    distances = {row["slice"]: row for row in rows if row["metric"] == "fd:raygen-parser"}
+    assert set(distances) >= {"all", "Male: yes", "Male: no"}
+    assert distances["Male: yes"]["protocol"]["n_reference"] < 120
+    names = [(row["metric"], row["slice"]) for row in rows]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ({"slices": ["Mael"]}, "did you mean 'Male'"),
+        ({"slices": ["hatt"]}, "did you mean 'hat'"),
+        ({"training": {"faces": "x"}, "reference": None}, "a `reference` of faces that were held out"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_first(tmp_path: Path, what: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make({"kind": "evaluate", "what": {"samples": "s", "reference": "f", **what}, "out": str(tmp_path)})
+
+
+def test_the_training_set_holds_out_its_other_splits(world: Path) -> None:
+    with pytest.raises(ConfigError, match=r"all of .*training was trained on"):
+        evaluation(
+            world, "none-left", samples=f"{world}/samples", reference=f"{world}/training",
+            training={"faces": f"{world}/training", "split": None}, score={"parser": None, "classifier": None},
+        )  # fmt: skip
+    with pytest.raises(ConfigError, match="no rows of split 'trane'"):
+        evaluation(
+            world, "no-split", samples=f"{world}/samples", reference=f"{world}/held",
+            training={"faces": f"{world}/training", "split": "trane"}, score={"parser": None, "classifier": None},
+        )  # fmt: skip
