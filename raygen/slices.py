@@ -1,19 +1,21 @@
-"""Parts of a set of scored rows: by attribute, by class in the mask, by identity.
+"""Parts of a set of scored rows: by attribute, by class in the mask, by identity; and every number of each part.
 
 Knows how rows are told apart. Does not know what is measured of them.
 """
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 
 from raygen.faces import ATTRIBUTES, CLASSES
 from raygen.measures import Scored
 from raygen.metrics.segmentation import Counts
+from raygen.store import Store
 
-__all__ = ["IDENTITY", "check_slices", "sliced", "taken"]
+__all__ = ["by_slices", "check_slices", "column", "sliced", "taken"]
 
 IDENTITY: Final = "identity"
 #: Codes of an attribute that was wanted; see `metrics.attributes.codes`.
@@ -80,3 +82,29 @@ def taken(scores: Mapping[str, Scored], ids: frozenset[str]) -> dict[str, Scored
         if keep:
             result[name] = Scored(tuple(found.ids[i] for i in keep), found.vectors[keep])
     return result
+
+
+def by_slices(
+    names: Sequence[str],
+    sets: Mapping[str, Mapping[str, Scored]],
+    identities: Mapping[str, str],
+    finish: Callable[[Mapping[str, Mapping[str, Scored]]], pa.Table],
+) -> Iterator[pa.Table]:
+    """METRICS of each part of what is judged, against the same part of the reference where that says so too."""
+    real, made = sets.get("reference", {}), sets.get("all", {})
+    theirs = dict(sliced(names, real, {}))
+    for label, ids in sliced(names, made, identities):
+        parts = {label: taken(made, ids)}
+        if label in theirs:
+            parts["reference"] = taken(real, theirs[label])
+        table = finish(parts)
+        yield table.filter(pa.array([name.partition("/")[0] == label for name in table["slice"].to_pylist()]))
+
+
+def column(store: Store, table: str, key: str, name: str) -> dict[str, str]:
+    """A small column of a run by its key; rows without a value are left out."""
+    found: dict[str, str] = {}
+    for part in store.tables(table, [key, name]):
+        rows = zip(part[key].to_pylist(), part[name].to_pylist(), strict=True)
+        found |= {one: value for one, value in rows if value is not None}
+    return found

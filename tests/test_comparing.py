@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raygen.comparisons import CompareSpec, copies
-from raygen.measures import MetricRows, Scored, features_of, measure
+from raygen.measures import MetricRows, Scored, features_of, gather, measure
 from raygen.metrics.attributes import codes
 from raygen.metrics.frechet import Moments, Reference
 from raygen.metrics.frechet_statistics import frechet_infinity
@@ -16,6 +16,7 @@ from raygen.metrics.prdc import prdc
 from raygen.run import make
 from raygen.slices import sliced, taken
 from raygen.spec import ConfigError, InputError
+from raygen.store import open_input
 
 NAME = "features:raygen-parser"
 
@@ -60,7 +61,6 @@ def test_too_few_rows_leave_a_number_out_and_flag_the_others() -> None:
 def test_features_that_are_not_finite_are_named(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from raygen.measures import gather
     from raygen.tables import SCORES
 
     vectors = [[1.0, float("nan") if i == 3 else 2.0] for i in range(5)]
@@ -195,3 +195,21 @@ def test_the_training_set_holds_out_its_other_splits(world: Path) -> None:
             world, "no-split", samples=f"{world}/samples", reference=f"{world}/held",
             training={"faces": f"{world}/training", "split": "trane"}, score={"parser": None, "classifier": None},
         )  # fmt: skip
+
+
+def test_statistics_of_another_tool_are_a_reference(world: Path, tmp_path: Path) -> None:
+    score = {"parser": None, "classifier": None}
+    direct = evaluation(world, "direct", samples=f"{world}/samples", reference=f"{world}/held", score=score)
+    store, _ = open_input(f"{world}/direct/scores/reference")
+    real = gather(store.tables("scores"))[NAME].vectors.astype(np.float64)
+    np.savez(tmp_path / "held.npz", mu=real.mean(axis=0), sigma=np.cov(real, rowvar=False))
+    rows = evaluation(
+        world, "beside", samples=f"{world}/samples", score=score, statistics=str(tmp_path / "held.npz")
+    )  # fmt: skip
+    (row,) = [row for row in rows if row["slice"] == "all/statistics"]
+    whole = next(row for row in direct if row["metric"] == "fd:raygen-parser")
+    assert row["metric"] == "fd:raygen-parser"
+    assert row["value"] == pytest.approx(whole["value"], rel=1e-4)  # fewer rows than values: the spectrum is rounding
+    np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ConfigError, match=r"narrow\.npz"):
+        evaluation(world, "no", samples=f"{world}/samples", score=score, statistics=str(tmp_path / "narrow.npz"))

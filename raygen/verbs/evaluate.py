@@ -9,7 +9,7 @@ measured.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Literal
 
@@ -18,18 +18,19 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from raygen.beside import TrainingSpec, to_statistics, to_training
 from raygen.bundled import resolve
-from raygen.comparisons import CompareSpec, Features, copies
+from raygen.comparisons import CompareSpec
 from raygen.encoding import RoundTrip
 from raygen.measured import Reference
-from raygen.measures import FEATURES, MetricRows, Scored, features_of, gather, measure
+from raygen.measures import MetricRows, Scored, gather, measure
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.references import StoredRows
 from raygen.relations import COLUMNS, RelationSpec, RelationWorker
 from raygen.scoring import Observer, ScoreSpec, ScoreWorker
 from raygen.shards import Worker
-from raygen.slices import IDENTITY, check_slices, sliced, taken
-from raygen.spec import ConfigError, Spec, run_id
+from raygen.slices import by_slices, check_slices, column
+from raygen.spec import ConfigError, run_id
 from raygen.storage import Storage
 from raygen.store import Store, open_input
 from raygen.tables import METRICS, cast, to_parquet
@@ -45,14 +46,6 @@ OF_SAMPLES: Final = ("samples", "related")
 TRAINING: Final = "training"
 
 
-class TrainingSpec(Spec):
-    """The training pictures. Where `reference` is the same data set, its other splits are what was held out."""
-
-    faces: str = Field(..., description="folder of an ingest run")
-    split: str | None = Field("train", description="rows that were trained on; none: all of them")
-    q: float = Field(0.01, gt=0, lt=0.5, description="share of held-out faces that count as near to training")
-
-
 class EvaluateWhat(ShardedWhat):
     """What is judged, against what, and how."""
 
@@ -66,12 +59,18 @@ class EvaluateWhat(ShardedWhat):
     compare: CompareSpec | None = Field(None, description="KID, precision and recall … beside the Fréchet distance")
     slices: tuple[str, ...] = Field((), description="attributes, classes or `identity`: all numbers by these, too")
     training: TrainingSpec | None = Field(None, description="faces that the model was trained on: did it copy them?")
+    statistics: str | None = Field(
+        None,
+        description="mean and covariance of other tools (.npz with mu and sigma): the Fréchet distance to them, too",
+    )
     batch: int = Field(32, ge=1, le=4096)
 
     @model_validator(mode="after")
     def _says_what_is_judged(self) -> "EvaluateWhat":
         if self.samples is None and self.reference is None:
             raise ValueError("name `samples`, or a `reference` to prepare")
+        if self.statistics is not None and (self.samples is None or self.score.features is None):
+            raise ValueError("`statistics` needs `samples`, and `score.features` of the network that they are of")
         if self.samples is None and self.relate is not None:
             raise ValueError("`relate` compares `samples`, and none are named")
         check_slices(self.slices)
@@ -194,83 +193,33 @@ class EvaluateJob(Job):
             protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
         if self.what.relate is not None:
             protocols["relate"] = {"margin": self.what.relate.margin}
-        training = sets.pop(TRAINING, None)
-        frechet_name = "" if observer.features is None else observer.features.metric
+        training, named = sets.pop(TRAINING, None), name if plan is None else plan.run_id
+        features = observer.features
         finish = partial(
-            measure, run_id=name if plan is None else plan.run_id, reference=against, protocols=protocols,
-            frechet_name=frechet_name, compare=self.what.compare,
+            measure, run_id=named, reference=against, protocols=protocols,
+            frechet_name="" if features is None else features.metric, compare=self.what.compare,
         )  # fmt: skip
         folder = Storage(f"{self.out}/metrics")
-        table = pa.concat_tables([finish(sets), *self._sliced(sets, samples, finish)])
-        if training is not None and observer.features is not None:
-            copied = MetricRows(name if plan is None else plan.run_id, against)
-            network = frechet_name.removeprefix("fid").removeprefix("fd")
-            three, said = self._held_out(sets, training, reference), observer.features.protocol()
-            closest = copies(copied.add, "all", network, *three, said, self._q)
+        tables = [finish(sets)]
+        if self.what.slices:
+            people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
+            tables += by_slices(self.what.slices, sets, people, finish)
+        if self.what.statistics is not None and features is not None:
+            tables.append(to_statistics(self.what.statistics, sets["all"], features, named))
+        if self.what.training is not None and training is not None and reference is not None and features is not None:
+            rows = MetricRows(named, against)
+            closest = to_training(self.what.training, sets, training, reference, features, rows)
             folder.put("closest.json", json.dumps(closest, indent=1).encode())
-            table = pa.concat_tables([table, copied.table()])
+            tables.append(rows.table())
+        table = pa.concat_tables(tables)
         folder.put("metrics.parquet", to_parquet(cast(table, METRICS)))
-        rows = [
+        readable = [
             {**row, "protocol": json.loads(row["protocol"]), "created": row["created"].isoformat()}
             for row in table.to_pylist()
         ]
-        folder.put("metrics.json", json.dumps(rows, indent=1).encode())
-        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in rows if "/" not in row["slice"]}
-
-    @property
-    def _q(self) -> float:
-        return 0.01 if self.what.training is None else self.what.training.q
-
-    def _sliced(
-        self, sets: Mapping[str, Mapping[str, Scored]], samples: Store | None, finish: Callable[..., pa.Table]
-    ) -> Iterator[pa.Table]:
-        """The same numbers of each part of the samples, against the same part of the reference."""
-        if not self.what.slices or "all" not in sets:
-            return
-        known = {} if samples is None or IDENTITY not in self.what.slices else _identities(samples)
-        real = sets.get("reference", {})
-        theirs = dict(sliced(self.what.slices, real, {}))
-        for label, ids in sliced(self.what.slices, sets["all"], known):
-            parts = {label: taken(sets["all"], ids)}
-            if label in theirs:
-                parts["reference"] = taken(real, theirs[label])
-            table = finish(parts)
-            mine = [name.partition("/")[0] == label for name in table["slice"].to_pylist()]
-            yield table.filter(pa.array(mine))
-
-    def _held_out(
-        self, sets: Mapping[str, Mapping[str, Scored]], training: Mapping[str, Scored], reference: Reference | None
-    ) -> tuple[Features, Features, Features]:
-        """Features of samples, of the faces that were trained on, and of those that were not."""
-        assert self.what.training is not None
-        assert reference is not None
-        spec = self.what.training
-        name = next(name for name in training if name.startswith(FEATURES))
-        store, content = open_input(spec.faces)
-        splits = _column(store, "faces", "face_id", "split")
-        used = frozenset(one for one in training[name].ids if spec.split is None or splits.get(one) == spec.split)
-        if not used:
-            raise ConfigError(f"what.training: {spec.faces} has no rows of split {spec.split!r}")
-        real = sets["reference"][name]
-        same = content == reference.content
-        held = frozenset(one for one in real.ids if not (same and one in used))
-        if not held:
-            raise ConfigError(f"what.reference: all of {reference.url} was trained on; nothing is held out")
-        made, trained, rest = sets["all"][name], taken(training, used)[name], taken(sets["reference"], held)[name]
-        return features_of(made), features_of(trained), features_of(rest)
-
-
-def _identities(samples: Store) -> dict[str, str]:
-    return _column(samples, "samples", "sample_id", "identity_id")
-
-
-def _column(store: Store, table: str, key: str, name: str) -> dict[str, str]:
-    """A small column of a run by its key; rows without a value are left out."""
-    found: dict[str, str] = {}
-    for part in store.tables(table, [key, name]):
-        rows = zip(part[key].to_pylist(), part[name].to_pylist(), strict=True)
-        found |= {one: value for one, value in rows if value is not None}
-    return found
+        folder.put("metrics.json", json.dumps(readable, indent=1).encode())
+        whole = (row for row in readable if "/" not in row["slice"])
+        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole}
 
 
 def _build(score: ScoreSpec, threads: int, checkpoint: str | None, sources: str | None, name: str) -> Worker:
