@@ -1,0 +1,60 @@
+"""Draw what `raygen sweep` measured: a number over steps and over seconds a picture, a line a sampler.
+
+    python benchmarks/steps_vs_fid.py runs/sweep/steps runs/sweep/many_steps --out benchmarks/figures
+
+Writes an SVG a metric and axis, and prints the tables of benchmarks/README.md. Measures nothing itself.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from raygen.curves import SECONDS, WITHIN, best_steps, cell_of, curves, lower_is_better
+from raygen.plots import plot
+from raygen.tables import from_parquet
+
+
+def rows_of(folders: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """METRICS rows of whole sets of several sweeps; cells of the same settings but other n are not put together."""
+    for folder in folders:
+        yield from from_parquet((Path(folder) / "metrics/metrics.parquet").read_bytes()).to_pylist()
+
+
+def tables(rows: list[Mapping[str, Any]], metric: str) -> Iterator[str]:
+    """Markdown: a row a line, a column a step count; then how many steps are enough."""
+    found = curves(rows, metric)
+    steps = sorted({point.steps for curve in found for point in curve.points})
+    yield f"| {metric} | " + " | ".join(map(str, steps)) + f" | within {WITHIN:.0%} of its best |"
+    yield "|---|" + "---|" * (len(steps) + 1)
+    for curve in found:
+        by = {point.steps: point for point in curve.points}
+        cells = [f"{by[s].value:.3f}" if s in by else "" for s in steps]
+        enough, _ = best_steps(curve, lower=lower_is_better(metric))
+        seconds = by[enough].seconds
+        yield f"| {curve.name} | {' | '.join(cells)} | {enough} steps" + (f", {seconds:.3g} s |" if seconds else " |")
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweeps", nargs="+", help="folders of `raygen sweep`")
+    parser.add_argument("--metrics", nargs="+", default=["fd:raygen-parser", "miou:raygen-parser"])
+    parser.add_argument("--out", default="benchmarks/figures")
+    given = parser.parse_args()
+    rows = list(rows_of(given.sweeps))
+    counts = sorted({row["n"] for row in rows if cell_of(row) and row["slice"] == "all" and row["metric"] != SECONDS})
+    if len(counts) > 1:
+        raise SystemExit(f"these sweeps have cells of {counts} pictures: unequal n is not comparable; draw them apart")
+    for metric in given.metrics:
+        found = curves(rows, metric)
+        for over in ("steps", "seconds"):
+            name = f"{metric.partition(':')[0].partition('@')[0]}_over_{over}.svg"
+            (Path(given.out) / name).write_text(plot(found, metric, over=over, alone=True), encoding="utf-8")
+        print("\n".join(tables(rows, metric)), end="\n\n")
+    print(json.dumps({"n": counts}))
+
+
+if __name__ == "__main__":
+    main()
