@@ -4,7 +4,7 @@ Knows which numbers each measurement gives and what is said beside them. Knows n
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,6 +20,7 @@ from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
 from raygen.metrics.change import bootstrap, changed
 from raygen.metrics.frechet import LOW_N, Moments, frechet_of_features, jackknife
+from raygen.metrics.inception_score import inception_score
 from raygen.metrics.segmentation import Counts, bootstrap_miou
 from raygen.scoring import FACE
 from raygen.spec import InputError
@@ -30,11 +31,15 @@ __all__ = ["FEATURES", "MetricRows", "Scored", "features_of", "gather", "measure
 #: Begin of the names of features.
 FEATURES: Final = "features:"
 
+#: What numbers depend on, by the name of a network or of another measure.
+Protocols = Mapping[str, Mapping[str, Any]]
 #: Slice of the attributes that captions speak of.
 CAPTIONS: Final = "captions"
 #: Slice of the parts that are a few pixels each, and their classes.
 SMALL_PARTS: Final = "small parts"
 SMALL: Final = ("l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
+#: Of the inception score, as its first paper has them.
+SPLITS: Final = 10
 #: Parts that the interval of a Fréchet distance is taken over.
 PARTS: Final = 10
 
@@ -100,12 +105,16 @@ class MetricRows:
         return pa.Table.from_pylist(self.rows, METRICS)
 
 
+#: Turns one measurement of one set into numbers.
+Finish = Callable[[MetricRows, str, str, Scored, Protocols], None]
+
+
 def measure(
     sets: Mapping[str, Mapping[str, Scored]],
     *,
     run_id: str,
     reference: str | None,
-    protocols: Mapping[str, Mapping[str, Any]],
+    protocols: Protocols,
     frechet_name: str,
     compare: CompareSpec | None = None,
 ) -> pa.Table:
@@ -118,24 +127,9 @@ def measure(
     table = MetricRows(run_id, reference)
     for where, scores in sets.items():
         for name, scored in scores.items():
-            kind, _, network = name.partition(":")
-            if kind == "segmentation":
-                _segmentation(table, where, network, scored, protocols.get(network, {}))
-            if kind == "attributes":
-                _agreement(table, where, network, scored, protocols.get(network, {}))
-            if kind == "influence":
-                _influence(table, where, name, scored)
-            if kind == "ssim":
-                value = float(scored.vectors[:, 0].astype(np.float64).mean())
-                table.add("ssim", where, value, len(scored.ids), {"against": "the face that `source` names"})
-            if kind == "change":
-                _changes(table, where, scored, protocols.get("relate", {}))
-            if kind == "diversity":
-                total = scored.vectors.astype(np.float64).sum(axis=0)
-                said = {"distance": network.replace("ssim", "1 - ssim"), "level": "mean over pairs of a group"}
-                table.add(name, where, float(total[0] / total[1]), int(total[1]), said)
-            if kind == "edit":
-                _edits(table, where, network, scored, protocols.get("edit", {}))
+            finish = KINDS.get(name.partition(":")[0])
+            if finish is not None:
+                finish(table, where, name, scored, protocols)
     real = sets.get("reference", {})
     for where, scores in sets.items():
         for name, scored in scores.items():
@@ -156,7 +150,8 @@ def features_of(scored: Scored) -> Features:
     return Features(scored.ids, scored.vectors)
 
 
-def _segmentation(table: MetricRows, where: str, network: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
+def _segmentation(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+    network, protocol = _network(name, protocols)
     counts = Counts.from_vectors(scored.vectors)
     total, n = counts.total(), len(scored.ids)
     scores = total.scores()
@@ -174,7 +169,8 @@ def _segmentation(table: MetricRows, where: str, network: str, scored: Scored, p
             table.add(f"iou:{network}", f"{where}/{name}", float(value), n, protocol)
 
 
-def _agreement(table: MetricRows, where: str, network: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
+def _agreement(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+    network, protocol = _network(name, protocols)
     agreement, n = Agreement.of(scored.vectors), len(scored.ids)
     accuracy, balanced = agreement.accuracy(), agreement.balanced()
     protocol = {**protocol, "attributes": int(np.isfinite(balanced).sum()), "level": "mean over attributes"}
@@ -192,7 +188,7 @@ def _agreement(table: MetricRows, where: str, network: str, scored: Scored, prot
             table.add(f"attribute_balanced:{network}", f"{where}/{name}", float(value), n, protocol)
 
 
-def _influence(table: MetricRows, where: str, name: str, scored: Scored) -> None:
+def _influence(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
     """The mean share of an expert over pixels and steps, and over each third of the steps, noise first."""
     steps = scored.vectors.shape[1] // 2
     means, n = scored.vectors[:, :steps], len(scored.ids)
@@ -203,8 +199,9 @@ def _influence(table: MetricRows, where: str, name: str, scored: Scored) -> None
             table.add(name, f"{where}/{third} third", float(part.mean()), n, protocol)
 
 
-def _edits(table: MetricRows, where: str, similarity: str, scored: Scored, judges: Mapping[str, Any]) -> None:
+def _edits(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
     """Means of the chosen pictures, and of all at each alpha: how much of the change is there, and of the input."""
+    similarity, judges = name.partition(":")[2], protocols.get("edit", {})
     protocol = {**judges, "chosen": f"highest harmonic mean of fidelity and {similarity}", "level": "mean over edits"}
     rows = scored.vectors.astype(np.float64)
     slices = {where: rows[rows[:, 3] > 0]}
@@ -217,15 +214,56 @@ def _edits(table: MetricRows, where: str, similarity: str, scored: Scored, judge
             table.add(f"edit_similarity:{similarity}", name, float(part[:, 2].mean()), len(part), protocol)
 
 
-def _changes(table: MetricRows, where: str, scored: Scored, protocol: Mapping[str, Any]) -> None:
+def _changes(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
     """Against the baseline, in parts of the largest difference there can be; leakage where something lies outside."""
     found, n = changed(scored.vectors), len(scored.ids)
-    protocol = {**protocol, "level": "mean absolute difference over pixels, 0..1"}
-    for name, value in (("inside", found.inside), ("outside", found.outside)):
+    protocol = {**protocols.get("relate", {}), "level": "mean absolute difference over pixels, 0..1"}
+    for part, value in (("inside", found.inside), ("outside", found.outside)):
         if np.isfinite(value):
-            table.add("change", f"{where}/{name}", value, n, protocol)
+            table.add("change", f"{where}/{part}", value, n, protocol)
     if np.isfinite(found.leakage):
         table.add("leakage", where, found.leakage, n, protocol, bootstrap(scored.vectors))
+
+
+def _similarity(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+    value = float(scored.vectors[:, 0].astype(np.float64).mean())
+    table.add("ssim", where, value, len(scored.ids), {"against": "the face that `source` names"})
+
+
+def _diversity(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+    """Rows hold sums over pairs, so that a group that shards divide counts each pair once."""
+    total = scored.vectors.astype(np.float64).sum(axis=0)
+    said = {"distance": name.partition(":")[2].replace("ssim", "1 - ssim"), "level": "mean over pairs of a group"}
+    table.add(name, where, float(total[0] / total[1]), int(total[1]), said)
+
+
+def _cosines(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+    values, n = scored.vectors[:, 0].astype(np.float64), len(scored.ids)
+    mean_ = float(values.mean())
+    error = 1.96 * float(values.std(ddof=1)) / n**0.5 if n > 1 else None
+    said = {**protocols.get(name, {}), "level": "mean cosine of picture and text, neither clipped nor scaled"}
+    interval = (None, None) if error is None else (mean_ - error, mean_ + error)
+    table.add(f"clip_score:{name.partition(':')[2]}", where, mean_, n, said, interval)
+
+
+def _logits(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+    if len(scored.ids) >= SPLITS:
+        value, deviation = inception_score(scored.vectors, splits=SPLITS)
+        said = {**_network(name, protocols)[1], "splits": SPLITS, "seed": 2020, "deviation": deviation}
+        table.add("inception_score", where, value, len(scored.ids), said)
+
+
+def _network(name: str, protocols: Protocols) -> tuple[str, Mapping[str, Any]]:
+    """What measured it, and the protocol of that."""
+    network = name.partition(":")[2]
+    return network, protocols.get(network, {})
+
+
+#: What becomes of each kind of measurement; features become numbers only beside a reference.
+KINDS: Final[Mapping[str, Finish]] = {
+    "segmentation": _segmentation, "attributes": _agreement, "influence": _influence, "ssim": _similarity,
+    "clip": _cosines, "logits": _logits, "change": _changes, "diversity": _diversity, "edit": _edits,
+}  # fmt: skip
 
 
 def _frechet(table: MetricRows, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:

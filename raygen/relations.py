@@ -103,11 +103,15 @@ class RelationWorker:
         earlier = {row["sample_id"]: self._before(row["group_id"], row["sample_id"]) for row in rows}
         missing = {name for names in earlier.values() for name in names} - set(images)
         known = {**images, **_pictures(self.others, missing)}
-        for name, names in earlier.items():
-            others = [known[other] for other in names if other in known]
+        groups: dict[str, dict[str, list[str]]] = {}
+        for row in rows:
+            others = [other for other in earlier[row["sample_id"]] if other in known]
             if others:
-                alike = self.likeness(np.repeat(known[name][None], len(others), axis=0), np.stack(others))
-                yield name, f"{DIVERSITY}:{self.likeness.name}", [float((1 - alike).sum()), float(len(others))]
+                groups.setdefault(row["group_id"], {})[row["sample_id"]] = others
+        sums = {name: found for group in groups.values() for name, found in _sums(self.likeness, group, known)}
+        for name in earlier:
+            if name in sums:
+                yield name, f"{DIVERSITY}:{self.likeness.name}", sums[name]
 
     def _before(self, group: str | None, name: str) -> list[str]:
         if self._groups is None:
@@ -118,6 +122,20 @@ class RelationWorker:
                     self._groups.setdefault(one, []).append(other)
         names = self._groups.get(group, []) if group is not None else []
         return names[: names.index(name)] if name in names else []
+
+
+def _sums(
+    likeness: Likeness, partners: Mapping[str, Sequence[str]], known: Mapping[str, UInt8Array]
+) -> Iterable[tuple[str, list[float]]]:
+    """Rows of one group, each with those to compare it to -> the sum of its distances and their number."""
+    names = list(dict.fromkeys([*partners, *(other for others in partners.values() for other in others)]))
+    place = {name: i for i, name in enumerate(names)}
+    wanted = [(place[name], place[other]) for name, others in partners.items() for other in others]
+    distances = 1 - likeness.pairs(np.stack([known[name] for name in names]), wanted)
+    start = 0
+    for name, others in partners.items():
+        yield name, [float(distances[start : start + len(others)].sum()), float(len(others))]
+        start += len(others)
 
 
 def _pictures(rows: StoredRows, names: Iterable[str]) -> dict[str, UInt8Array]:

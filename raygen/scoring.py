@@ -13,9 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from raygen.extractors.base import FeatureSpec, ParserSpec, Small, load_classifier, load_features, load_parser
+from raygen.extractors.base import (
+    FeatureSpec,
+    Inception,
+    ParserSpec,
+    Small,
+    load_classifier,
+    load_features,
+    load_parser,
+)
+from raygen.extractors.clip import ClipSpec, load_clip
+from raygen.extractors.inception import InceptionFeatures
 from raygen.metrics.attributes import codes
 from raygen.metrics.perceptual import ssim
 from raygen.metrics.segmentation import Counts, confusion
@@ -34,11 +44,21 @@ FACE_CLASSES: Final = range(1, 13)
 class ScoreSpec(Spec):
     """What to measure with. None leaves a measurement out."""
 
+    LATER = frozenset({"text", "logits"})
+
     parser: ParserSpec | None = Field(default_factory=Small)
     features: FeatureSpec | None = Field(default_factory=Small)
     classifier: Small | None = Field(default_factory=Small, description="of the 40 attributes")
     face_features: bool = Field(False, description="features of the face's bounding box in the wanted mask, too")
     similarity: bool = Field(False, description="SSIM to the face that a row's `source` names")
+    text: ClipSpec | None = Field(None, description="CLIP model for how well pictures fit their text")
+    logits: bool = Field(False, description="class logits of Inception as well, for the inception score")
+
+    @model_validator(mode="after")
+    def _logits_are_inceptions(self) -> "ScoreSpec":
+        if self.logits and not isinstance(self.features, Inception):
+            raise ValueError("`logits` needs `features: {kind: inception, …}`")
+        return self
 
 
 class Observer:
@@ -52,6 +72,7 @@ class Observer:
         self.parser = None if spec.parser is None else load_parser(spec.parser, device)
         self.features = None if spec.features is None else load_features(spec.features, device)
         self.classifier = None if spec.classifier is None else load_classifier(spec.classifier, device)
+        self.clip = None if spec.text is None else load_clip(spec.text, device)
 
     def named(self, run_id: str, attempt: int) -> "Observer":
         """The same networks, for the rows of another run."""
@@ -65,14 +86,18 @@ class Observer:
         found: list[tuple[str, str, list[float]]] = []
         tensor = torch.from_numpy(np.ascontiguousarray(images))
         if self.features is not None and len(ids):
-            name = f"features:{self.features.name}"
-            found += [(i, name, v.tolist()) for i, v in zip(ids, self.features.features(tensor).numpy(), strict=True)]
+            vectors = self.features.features(tensor)
+            found += _each(ids, f"features:{self.features.name}", vectors)
+            if self.spec.logits and isinstance(self.features, InceptionFeatures):
+                found += _each(ids, f"logits:{self.features.name}", self.features.logits_of(vectors))
             if self.spec.face_features and "mask" in rows.column_names:
                 found += self._faces(ids, tensor, rows["mask"].to_pylist())
         if self.parser is not None and "mask" in rows.column_names and len(ids):
             found += self._segmentation(ids, tensor, rows["mask"].to_pylist())
         if self.classifier is not None and "attributes" in rows.column_names and len(ids):
             found += self._attributes(ids, tensor, rows["attributes"].to_pylist())
+        if self.clip is not None and "text" in rows.column_names:
+            found += self._texts(ids, tensor, rows["text"].to_pylist())
         if self.sources is not None and "source" in rows.column_names:
             found += self._similarity(ids, images, rows["source"].to_pylist())
         return self._table(found)
@@ -100,6 +125,16 @@ class Observer:
         vectors = self.features.features(torch.stack(cut)).numpy()
         name = f"features:{self.features.name}{FACE}"
         return [(i, name, vector.tolist()) for i, vector in zip(kept, vectors, strict=True)]
+
+    def _texts(
+        self, ids: Sequence[str], images: torch.Tensor, texts: Sequence[str | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        assert self.clip is not None
+        said = [i for i, text in enumerate(texts) if text]
+        if not said:
+            return []
+        cosines = self.clip.scores(images[said], [str(texts[i]) for i in said])
+        return _each([ids[i] for i in said], self.clip.name, cosines[:, None])
 
     def _similarity(
         self, ids: Sequence[str], images: UInt8Array, names: Sequence[str | None]
@@ -151,8 +186,12 @@ class Observer:
 
     def protocols(self) -> dict[str, Mapping[str, Any]]:
         """What the numbers depend on, by the network's name."""
-        networks = [n for n in (self.parser, self.features, self.classifier) if n is not None]
+        networks = [n for n in (self.parser, self.features, self.classifier, self.clip) if n is not None]
         return {network.name: network.protocol() for network in networks}
+
+
+def _each(ids: Sequence[str], name: str, vectors: torch.Tensor) -> list[tuple[str, str, list[float]]]:
+    return [(i, name, vector.tolist()) for i, vector in zip(ids, vectors.cpu().numpy(), strict=True)]
 
 
 def _resized(mask: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:

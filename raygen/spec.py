@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
 __all__ = [
     "ConfigError",
@@ -98,6 +106,16 @@ class Spec(BaseModel):
     """Base of everything written in a job: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    #: Keys that came after runs had been named: they go unsaid at their default, so that those runs keep their names.
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _said(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = fields(self)
+        for name in self.LATER:
+            if name in found and getattr(self, name) == type(self).model_fields[name].default:
+                del found[name]
+        return found
 
 
 class Where(Spec):

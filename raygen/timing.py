@@ -42,15 +42,15 @@ class TimingWorker:
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
         """Time now: conditions to tensors, sampling, first stage, until the pictures are there."""
-        # The device always works on a whole batch; a batch of just these rows is what their time is the time of.
-        worker = self.worker.another(self.worker.spec.model_copy(update={"batch": rows.num_rows}))
-        rounds = [self._round(worker, rows) for _ in range(1 + self.spec.rounds)][1:]
-        found = {
-            "sample_id": self.name, "attempt": 0, "metric": SECONDS, "run_id": worker.spec.run_id, "vector": rounds,
-        }  # fmt: skip
+        rounds = [self.round(rows) for _ in range(1 + self.spec.rounds)][1:]
+        run_id = self.worker.spec.run_id
+        found = {"sample_id": self.name, "attempt": 0, "metric": SECONDS, "run_id": run_id, "vector": rounds}
         return lambda: {"scores": pa.Table.from_pylist([found], SCORES)}
 
-    def _round(self, worker: SampleWorker, rows: pa.Table) -> float:
+    def round(self, rows: pa.Table) -> float:
+        """Seconds a picture, once."""
+        # The device always works on a whole batch; a batch of just these rows is what their time is the time of.
+        worker = self.worker.another(self.worker.spec.model_copy(update={"batch": rows.num_rows}))
         began = time.perf_counter()
         worker.start(rows)
         if worker.device.type == "cuda":

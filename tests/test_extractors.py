@@ -303,6 +303,28 @@ def test_inception_is_torchvisions_with_the_pools_of_2015(inception: State, monk
     assert float((found - plain).abs().max()) > 0.1 * spread  # so the comparison would notice
 
 
+def test_features_and_logits_are_torch_fidelitys(inception_file: Path) -> None:
+    """Over the same file and by its own exact resize; then the bias must make a difference."""
+    fidelity = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    wanted = ["2048", "logits_unbiased", "logits"]
+    with torch.random.fork_rng():
+        other = fidelity.FeatureExtractorInceptionV3(
+            "inception-v3-compat", wanted, feature_extractor_weights_path=str(inception_file)
+        ).eval()
+    digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
+    ours = load_inception(str(inception_file), "fid@tf1", digest, CPU)
+    pictures = images(2, 64, 80)
+    with torch.inference_mode():
+        truth = [part.flatten(1) for part in other(pictures.movedim(-1, 1).contiguous())]
+    features, logits = ours.features(pictures), ours.logits(pictures)
+    assert logits.shape == (2, 1008)
+    assert logits.dtype == torch.float32
+    for found, true in ((features, truth[0]), (logits, truth[1])):
+        assert float((found - true).abs().max()) < 1e-4 * float(true.std())
+    assert float((logits - truth[2]).abs().max()) > 1e-2 * float(truth[2].std())
+    assert torch.equal(ours.logits_of(features), logits)
+
+
 def test_only_the_published_file_is_called_fid(inception: State, inception_file: Path) -> None:
     with pytest.raises(InputError, match="not 6726825d") as caught:
         load_inception(str(inception_file), "fid@clean", None, CPU)

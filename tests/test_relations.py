@@ -1,5 +1,6 @@
 """What only two pictures together say: change against a baseline, leakage, diversity of a group."""
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
@@ -7,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
+import torchvision
 
+from raygen.extractors.perceptual import LPIPSSpec
 from raygen.faces import CLASS_INDEX
+from raygen.likeness import Likeness
 from raygen.metrics.change import bootstrap, change, changed, region
 from raygen.metrics.perceptual import ssim
 from raygen.models import checkpoint
@@ -106,6 +111,72 @@ def test_diversity_is_the_mean_over_all_pairs_of_a_group(world: Path) -> None:
     assert found["value"] == pytest.approx(float((1 - ssim(one, other)).mean()), rel=1e-5)
     assert found["value"] > 0
     assert "1 - ssim" in json.dumps(found["protocol"])
+
+
+@pytest.fixture(scope="module")
+def alex(tmp_path_factory: pytest.TempPathFactory) -> LPIPSSpec:
+    """LPIPS over an AlexNet with random weights."""
+    with torch.device("meta"):
+        shapes = {n: t.shape for n, t in torchvision.models.alexnet().state_dict().items() if "features" in n}
+    generator = torch.Generator().manual_seed(1)
+    state = {n: torch.randn(s, generator=generator) * (2 / max(1, s[1:].numel())) ** 0.5 for n, s in shapes.items()}
+    path = tmp_path_factory.mktemp("alex") / "alex.pth"
+    torch.save(state, path)
+    return LPIPSSpec(network="alex", weights=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def pairs_by_themselves(likeness: Likeness, made: np.ndarray, per_group: int) -> list[float]:
+    """Of each row that has one before it in its group: the sum of its distances, each pair measured alone."""
+    found = []
+    for start in range(0, len(made), per_group):
+        group = made[start : start + per_group]
+        for i in range(1, per_group):
+            found.append(sum(float(1 - likeness(group[i : i + 1], group[j : j + 1])[0]) for j in range(i)))
+    return found
+
+
+@pytest.mark.parametrize("network", ["ssim", "lpips-alex"])
+@pytest.mark.parametrize("cut", [(15,), (1,) * 15, (2, 5, 4, 4)])
+def test_each_pair_is_measured_once_however_rows_are_cut(
+    world: Path, alex: LPIPSSpec, network: str, cut: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows in an order that mixes the groups, in batches of several sizes."""
+    table = pa.concat_tables(open_input(str(world / "noise/samples"))[0].tables("samples"))
+    names = table["sample_id"].to_pylist()
+    order = [*range(0, 15, 2), *range(1, 15, 2)]
+    spec = RelationSpec(diversity=True, lpips=alex if network == "lpips-alex" else None)
+    worker = RelationWorker(spec, str(world / "noise/samples"), run_id="r", threads=1)
+    assert worker.likeness is not None
+    truth = pairs_by_themselves(worker.likeness, images(world, "noise"), 3)
+    monkeypatch.setattr("raygen.likeness.CHUNK", 2)  # pictures outside of the batch come in parts
+    found, start = [], 0
+    for size in cut:
+        batch = table.take(order[start : start + size])
+        scores = worker.start(batch)()["scores"].to_pylist()
+        came = [name for name in batch["sample_id"].to_pylist() if names.index(name) % 3]
+        assert [row["sample_id"] for row in scores] == came
+        found += scores
+        start += size
+    vectors = {row["sample_id"]: row["vector"] for row in found}
+    assert {row["metric"] for row in found} == {f"diversity:{network}"}
+    expected = dict(zip([name for i, name in enumerate(names) if i % 3], truth, strict=True))
+    assert {name: vector[1] for name, vector in vectors.items()} == {n: float(names.index(n) % 3) for n in expected}
+    assert {name: vector[0] for name, vector in vectors.items()} == pytest.approx(expected, abs=1e-6)
+    assert min(expected.values()) > 1e-4
+
+
+def test_a_picture_passes_the_network_once_a_batch(world: Path, alex: LPIPSSpec) -> None:
+    table = pa.concat_tables(open_input(str(world / "noise/samples"))[0].tables("samples"))
+    spec = RelationSpec(diversity=True, lpips=alex)
+    worker = RelationWorker(spec, str(world / "noise/samples"), run_id="r", threads=1)
+    assert worker.likeness is not None
+    passed = []
+    network = worker.likeness._lpips.network.net.slice1
+    network.register_forward_pre_hook(lambda _, given: passed.append(len(given[0])))
+    worker.start(table)
+    assert sum(passed) == 15
+    worker.start(table.slice(2, 1))
+    assert sum(passed) == 18, "the last of a group, and the two before it that lie elsewhere"
 
 
 def test_a_row_that_the_baseline_lacks_is_named(world: Path) -> None:

@@ -108,11 +108,11 @@ class _Small(DeepFeatures):
 
 
 class _LPIPS(DeepFeatures):
-    """The five maps of VGG-16 with the channel weights of LPIPS v0.1."""
+    """The five maps of its trunk with the channel weights of LPIPS v0.1."""
 
     def __init__(self, spec: LPIPSSpec) -> None:
         loaded = load_lpips(spec)
-        super().__init__(loaded.network, "lpips-vgg", loaded.sha256, [1.0] * 5)
+        super().__init__(loaded.network, f"lpips-{spec.network}", loaded.sha256, [1.0] * 5)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """See `DeepFeatures.maps`."""

@@ -145,7 +145,7 @@ def _fork(prefix: str) -> list[Conv]:
 
 
 class Inception2015(nn.Module):
-    """Normalised pixels [B, 3, 299, 299] -> features [B, 2048]. The classifier is there for its parameters alone."""
+    """Normalised pixels [B, 3, 299, 299] -> features [B, 2048]. The classifier `fc` is not passed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -230,6 +230,17 @@ class InceptionFeatures:
         with full_precision():
             parts = [self.network(resize(part.to(self.device), self._protocol)) for part in torch.split(images, CHUNK)]
         return torch.cat(parts).float().cpu()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> class logits float32 [B, 1008] without the bias, as the Inception Score takes them."""
+        return self.logits_of(self.features(images))
+
+    @torch.inference_mode()
+    def logits_of(self, features: Tensor) -> Tensor:
+        """Features [B, 2048] that are at hand -> the same logits, without looking at the pictures again."""
+        with full_precision():
+            found = F.linear(features.to(self.device), self.network.fc.weight)
+        return found.float().cpu()
 
     def protocol(self) -> Mapping[str, Any]:
         """What a number made with it depends on."""

@@ -175,7 +175,7 @@ class EvaluateJob(Job):
         builder = partial(_build, score, self.where.threads, checkpoint, sources)
         return prepared(
             job, "evaluate", what, given, lambda run: partial(builder, run),
-            batch=self.what.batch, sharding=self.what, columns=(key, "image", "mask", "attributes", "source"),
+            batch=self.what.batch, sharding=self.what, columns=(key, "image", "mask", "attributes", "source", "text"),
         )  # fmt: skip
 
     def _write(

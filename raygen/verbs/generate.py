@@ -43,6 +43,8 @@ __all__ = ["GenerateJob", "GenerateWhat", "build_bench", "build_sampler"]
 class GenerateWhat(ShardedWhat):
     """Which model makes which pictures, and how."""
 
+    LATER = frozenset({"only"})
+
     conditions: str = Field(..., description="folder of a plan run")
     checkpoint: str = Field(..., description="model folder, or `bundled`")
     sampler: SamplerSpec = Field(default_factory=SamplerSpec)
@@ -83,9 +85,7 @@ class GenerateJob(ShardedJob):
         """Plan the shards of pictures. The checkpoint enters by its content, not by its path."""
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
         what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
-        if self.what.only is None:
-            del what["only"]  # runs that use all conditions keep the names that they always had
-        elif unknown := sorted(set(self.what.only) - set(modalities(resolve(self.what.checkpoint)))):
+        if unknown := sorted(set(self.what.only or ()) - set(modalities(resolve(self.what.checkpoint)))):
             raise ConfigError(f"what.only: the model does not take {', '.join(unknown)}")
         if self.what.mixing is not None:
             check_mixing(resolve(self.what.checkpoint), self.what.mixing)

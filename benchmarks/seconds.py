@@ -1,0 +1,61 @@
+"""Seconds a picture of several checkpoints at several step counts, in turns, in one process.
+
+    python benchmarks/seconds.py runs/scadm/steps/masks runs/scadm/long runs/scadm/sdm_long --steps 50 100 200 1000
+
+Each round times every checkpoint once, so that what else the machine does is shared out; ratios are of the same round.
+No scoring, no encoding; a warm-up before the first round does not count.
+"""
+
+import argparse
+import statistics
+from collections.abc import Iterator
+
+from raygen.run import make
+from raygen.storage import read_slice
+from raygen.store import open_input
+from raygen.timing import TimingSpec, TimingWorker
+from raygen.verbs.generate import GenerateJob, build_bench
+
+
+def workers(given: argparse.Namespace, steps: int) -> Iterator[TimingWorker]:
+    """One a checkpoint, all of them warm."""
+    for checkpoint in given.checkpoints:
+        what = {
+            "conditions": given.conditions, "checkpoint": checkpoint, "batch": given.pictures,
+            "sampler": {"name": given.sampler, "steps": steps},
+        }  # fmt: skip
+        job = make({"kind": "generate", "what": what, "out": "unused"})
+        assert isinstance(job, GenerateJob)
+        worker = build_bench([job.sampling("timed")], None, given.threads)(0)
+        yield TimingWorker(worker, TimingSpec(pictures=given.pictures, rounds=1), checkpoint)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("conditions")
+    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("--steps", nargs="+", type=int, default=[50])
+    parser.add_argument("--sampler", default="ddim")
+    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args()
+    piece = open_input(given.conditions)[0].slices("conditions")[0]
+    rows = read_slice(piece._replace(rows=given.pictures))
+    names = [checkpoint.rstrip("/").rpartition("/")[2] for checkpoint in given.checkpoints]
+    print("| steps | " + " | ".join(names) + f" | {names[0]} over {names[-1]} (rounds) |")
+    print("|---|" + "---|" * (len(names) + 1))
+    for steps in given.steps:
+        timed = list(workers(given, steps))
+        for one in timed:
+            one.round(rows)
+        found = [[one.round(rows) for one in timed] for _ in range(given.rounds)]
+        middle = [f"{statistics.median(seconds):.3f} s" for seconds in zip(*found, strict=True)]
+        ratios = [seconds[0] / seconds[-1] for seconds in found]
+        rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
+        print(f"| {steps} | {' | '.join(middle)} | {statistics.median(ratios):.2f} ({rounds}) |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
