@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from raygen.extractors import clip
 from raygen.extractors.clip import ClipScore, ClipSpec, load_clip
+from raygen.measures import gather, measure
+from raygen.scoring import Observer, ScoreSpec
 from raygen.spec import ConfigError, InputError
 
 CPU = torch.device("cpu")
@@ -235,3 +238,29 @@ def test_weights_of_another_model_are_refused(folder: Path, tmp_path: Path) -> N
         with pytest.raises(InputError, match=words) as caught:
             load_clip(ClipSpec(folder=str(copy)), CPU)
         assert caught.value.reason == "weights"
+
+
+def test_rows_are_scored_by_their_own_text_and_the_others_left_out(folder: Path, score: ClipScore) -> None:
+    images = pictures(4).numpy()
+    texts = ["an old man", None, "a woman with black hair", ""]
+    rows = pa.table({"sample_id": ["a", "b", "c", "d"], "text": texts})
+    spec = ScoreSpec(parser=None, features=None, classifier=None, text=ClipSpec(folder=str(folder)))
+    observer = Observer(spec, run_id="r")
+    scores = gather([observer(images, rows)])
+    assert list(scores) == [score.name]
+    assert scores[score.name].ids == ("a", "c")
+    (row,) = measure(
+        {"all": scores}, run_id="r", reference=None, protocols=observer.protocols(), frechet_name=""
+    ).to_pylist()  # fmt: skip
+    alone = score.scores(torch.from_numpy(images[[0, 2]]), ["an old man", "a woman with black hair"])
+    assert row["metric"] == f"clip_score:{score.name.partition(':')[2]}"
+    assert row["value"] == pytest.approx(float(alone.mean()), abs=1e-6)
+    assert json.loads(row["protocol"])["sha256"] == score.sha256
+    assert row["ci_low"] < row["value"] < row["ci_high"]
+
+
+def test_runs_without_a_text_score_keep_their_names() -> None:
+    assert "text" not in ScoreSpec().model_dump()
+    assert "text" in ScoreSpec(text=ClipSpec(folder="x")).model_dump()
+    with pytest.raises(ValueError, match="needs `features"):
+        ScoreSpec(logits=True)

@@ -29,6 +29,8 @@ OVERVIEW: Final[Mapping[str, str]] = {
     "class_accuracy": "mean over the wanted classes of the share of their pixels that were found",
     "attribute_accuracy": "share of the asked-for attributes that a classifier finds as asked, mean over attributes",
     "attribute_balanced": "the same with yes and no counting alike: 0.5 is what a model that ignores them reaches",
+    "clip_score": "mean cosine of CLIP's embeddings of a picture and its text; comparable with the same weights only",
+    "inception_score": "how sure and how varied Inception's classes are; for completeness, it says little of faces",
     "ssim": "structural similarity to the face that a row names",
     "change": "mean absolute difference to the pictures of a baseline, 0..1, inside or outside of the parts to change",
     "leakage": "change outside over change inside: 0 where nothing else moved, 1 where everything moved alike",
