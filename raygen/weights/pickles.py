@@ -20,7 +20,7 @@ __all__ = ["Array", "DType", "StandIn", "Storage", "Stored", "read_pickle"]
 #: What else lies in checkpoints of training programs: classes that name a callback, settings. They become stand-ins.
 INERT: Final = (
     "pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "ldm", "taming", "main", "__main__", "cldm",
-    "guided_diffusion", "typing", "argparse", "pathlib", "torch.optim", "torch.torch_version",
+    "guided_diffusion", "typing", "argparse", "pathlib", "torch.optim", "torch.torch_version", "numpy.random",
 )  # fmt: skip
 #: Opcodes whose argument is the value.
 LITERALS: Final = frozenset({

@@ -194,6 +194,15 @@ def test_what_lightning_leaves_beside_the_weights_is_passed_by(tmp_path: Path) -
     assert file.beside["callbacks"] == "1 entries"
 
 
+def test_the_state_of_random_numbers_is_passed_by(tmp_path: Path) -> None:
+    random = np.random.RandomState(3)
+    document = {"state_dict": {"w": torch.ones(2)}, "random": {"old": random, "new": np.random.default_rng(1)}}
+    torch.save(document, tmp_path / "m.ckpt")
+    file = open_weights(tmp_path / "m.ckpt")
+    assert list(file.tensors) == ["w"]
+    assert file.beside["random"] == "2 entries"
+
+
 @pytest.mark.parametrize("protocol", range(6))
 def test_pickled_arrays_are_read(protocol: int, tmp_path: Path) -> None:
     arrays = {
