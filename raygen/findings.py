@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from raygen.faces import CLASS_INDEX, CLASSES
 
-__all__ = ["LABELS", "Card", "ClassRow", "Number", "cards", "class_rows", "numbers", "verdict"]
+__all__ = ["LABELS", "Card", "ClassRow", "Number", "cards", "class_rows", "numbers", "slices", "verdict"]
 
 #: The 19 classes in plain words; left and right are the person's own.
 LABELS: Final[Mapping[str, str]] = dict(zip(CLASSES, (
@@ -52,10 +52,20 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "fid": _Kind("FID", _FRECHET, "lower", 10_000, 2),
     "fd": _Kind("Fréchet distance", _FRECHET, "lower", 10_000, 2),
     "kid": _Kind("KID", "kernel distance to the reference pictures", "lower", 1_000, 4),
+    "kid_subsets": _Kind("KID of subsets", "kernel distance, a mean over subsets of 1,000", "lower", 1_000, 4),
+    "fid_infinity": _Kind("FID for endless rows", "extrapolated; the reference's own bias stays", "lower", 10_000, 2),
+    "fd_infinity": _Kind("Fréchet distance for endless rows", "extrapolated over 1/n", "lower", 10_000, 2),
     "precision": _Kind("Precision", "share of generated pictures near a reference picture", "higher", 5_000, 3),
     "recall": _Kind("Recall", "share of reference pictures near a generated picture", "higher", 5_000, 3),
     "density": _Kind("Density", "how densely references surround the generated pictures", "higher", 5_000, 3),
     "coverage": _Kind("Coverage", "share of references with a generated picture nearby", "higher", 5_000, 3),
+    "memorized": _Kind(
+        "Near to training", "share nearer to a training face than 1 % of held-out faces", "lower", 1_000, 4
+    ),
+    "training_distance": _Kind("Distance to training", "over that of held-out faces; 1 is as far", "higher", 1_000, 3),
+    "duplicates": _Kind("Duplicates", "share of pictures with a near twin", "lower", 1_000, 4),
+    "clip_score": _Kind("CLIP score", "cosine of picture and text; depends on the model", "higher", 100, 3),
+    "inception_score": _Kind("Inception score", "for completeness; says little of faces", "higher", 5_000, 2),
     "lpips": _Kind("LPIPS", "perceptual distance", "lower", 100, 3),
     "ssim": _Kind("SSIM", "structural similarity", "higher", 100, 3),
     "edit_fidelity": _Kind("Edit fidelity", "how much of what was to change has changed", "higher", 30, 3),
@@ -67,6 +77,8 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "seconds_per_picture": _Kind("Seconds a picture", "of one worker, without its start", "lower", 100, 3),
     "psnr": _Kind("PSNR", "peak signal to noise, dB", "higher", 100, 2),
 }
+#: Metrics that a table of slices has room for.
+_SLICED: Final = frozenset({"miou", "attribute_balanced", "fid", "fd", "kid", "clip_score", "ssim", "recall"})
 _HASH: Final = re.compile("[0-9a-f]{40,}")
 _ORDER: Final = {name: i for i, name in enumerate(_KINDS)}
 
@@ -241,6 +253,16 @@ def class_rows(found: Sequence[Number]) -> list[ClassRow]:
         for name, v in values.items()
     ]
     return sorted(rows, key=lambda row: (1.0 if row.generated is None else -row.generated, row.index))
+
+
+def slices(found: Sequence[Number]) -> tuple[list[str], dict[str, dict[str, Number]]]:
+    """Numbers of parts such as `Male: yes`: the metrics, and the numbers of each part by metric."""
+    parts: dict[str, dict[str, Number]] = {}
+    for number in found:
+        if ": " in number.part and "/" not in number.part and number.base in _SLICED:
+            parts.setdefault(number.part, {})[number.metric] = number
+    metrics = dict.fromkeys(metric for values in parts.values() for metric in values)
+    return sorted(metrics, key=lambda name: _ORDER.get(name.split(":", 1)[0].split("@", 1)[0], 99)), parts
 
 
 def verdict(found: Sequence[Number]) -> str:

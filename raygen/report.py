@@ -20,7 +20,7 @@ from markupsafe import Markup
 from raygen import galleries, strips, styled, sweeps
 from raygen.charts import Span, axis, bins, clock, lanes, steps, without_pauses
 from raygen.faces import CLASSES, PALETTE
-from raygen.findings import LABELS, Number, cards, class_rows, numbers, verdict
+from raygen.findings import LABELS, Number, cards, class_rows, numbers, slices, verdict
 from raygen.spec import ConfigError
 from raygen.stages import Stage, stages_of
 from raygen.storage import Slice, Storage, read_slice
@@ -111,6 +111,7 @@ def _context(
         "sheet": sheet,
         "legend": list(enumerate(CLASSES)),
         "class_rows": class_rows(found),
+        "slices": slices(found),
         "gallery": _gallery(stages, faces),
         **_strips(stages, faces),
         "errors": _errors(stages),

@@ -489,6 +489,18 @@ def test_slices_by_population_and_class() -> None:
     ]  # fmt: skip
 
 
+def test_parts_are_a_table_and_no_cards() -> None:
+    rows = [metric("miou:p", "all", 0.7), metric("miou:p", "Male: yes", 0.6), metric("fd:p", "Male: yes", 0.2)]
+    rows += [metric("iou:p", "Male: yes/hair", 0.5), metric("miou:p", "all/hat", 0.1)]
+    found = findings.numbers(rows)
+    assert [card.metric for card in findings.cards(found)] == ["miou:p"]
+    metrics, parts = findings.slices(found)
+    assert metrics == ["miou:p", "fd:p"]
+    assert {part: {m: n.value for m, n in values.items()} for part, values in parts.items()} == {
+        "Male: yes": {"miou:p": 0.6, "fd:p": 0.2}
+    }
+
+
 def test_lanes_are_as_few_as_overlaps_need() -> None:
     spans = [charts.Span(s, e, 1, i, "") for i, (s, e) in enumerate([(0, 4), (1, 5), (4, 8), (5, 9), (6, 7)])]
     assert charts.lanes(spans) == [0, 1, 0, 1, 2]

@@ -1,12 +1,17 @@
 """A sweep: the same rows and noise for every cell, one pass, one table; and what a prepared reference refuses."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from raygen.curves import Curve, Point, best_steps, curves
 from raygen.plots import Axis, plot
+from raygen.report import build
 from raygen.run import make
 from raygen.spec import ConfigError
 from raygen.store import Store
@@ -85,6 +90,17 @@ def test_one_row_a_cell_and_metric(swept: Path) -> None:
     assert (swept / "metrics/table.md").read_text().count("\n| ") == 3
 
 
+def test_the_report_draws_it_and_shows_the_same_rows_in_every_cell(swept: Path) -> None:
+    page = Path(build(str(swept), f"{swept}/page.html")).read_text()
+    assert "Steps against quality" in page
+    assert page.count('<svg xmlns="http://www.w3.org/2000/svg" class="plot"') == 4, (
+        "two metrics, over steps and seconds"
+    )
+    assert page.count("under ddim-0001") == page.count("under unipc-0002") == 8
+    assert "of the reference itself" in page
+    assert "Key numbers" not in page, "no cell's numbers are those of the whole"
+
+
 def test_the_same_command_again_does_nothing_twice(world: Path, swept: Path) -> None:
     commits = sorted(swept.rglob("commits/*.json"))
     before = [(path, path.stat().st_mtime_ns) for path in commits]
@@ -96,6 +112,30 @@ def test_the_same_command_again_does_nothing_twice(world: Path, swept: Path) -> 
     changed = {path for path, when in before if path.stat().st_mtime_ns != when}
     assert changed == {swept / "cells/unipc-0002/attempt-00/commits/shard-00001.json"}
     assert (swept / "metrics/table.md").read_text() == table
+
+
+def test_a_killed_sweep_repeats_at_most_the_unfinished_shard(world: Path, swept: Path) -> None:
+    job = document(world, "killed", timing=None)
+    code = f"from raygen.run import make; make({job!r}).run(lambda _: None)"
+    root = Path(__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}, cwd=root)
+    try:
+        cells = world / "killed/cells"
+        deadline = time.monotonic() + 300
+        while len(list(cells.glob("*/attempt-00/commits/*.json"))) < 2 and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("*/attempt-00/commits/shard-*.json")}
+    assert 2 <= len(before) < 6, "it was killed on the way"
+    make(job).run(quiet)
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    for name in ("ddim-0001", "ddim-0002", "unipc-0002"):
+        assert len({Store(f"{world}/{out}/cells/{name}").manifest()["set_digest"] for out in ("swept", "killed")}) == 1
+    tries = list(cells.glob("*/attempt-00/starts/*"))
+    assert len(tries) <= 7, "six shards, and one that was being worked on"
 
 
 @pytest.mark.ray
