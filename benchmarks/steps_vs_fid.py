@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raygen.curves import SECONDS, WITHIN, best_steps, cell_of, curves, lower_is_better
+from raygen.curves import WITHIN, best_steps, cell_of, curves
+from raygen.metrics import SECONDS, family
 from raygen.plots import plot
 from raygen.tables import from_parquet
 
@@ -31,7 +32,7 @@ def tables(rows: list[Mapping[str, Any]], metric: str) -> Iterator[str]:
     for curve in found:
         by = {point.steps: point for point in curve.points}
         cells = [f"{by[s].value:.3f}" if s in by else "" for s in steps]
-        enough, _ = best_steps(curve, lower=lower_is_better(metric))
+        enough, _ = best_steps(curve, metric)
         seconds = by[enough].seconds
         yield f"| {curve.name} | {' | '.join(cells)} | {enough} steps" + (f", {seconds:.3g} s |" if seconds else " |")
 
@@ -50,7 +51,7 @@ def main() -> None:
     for metric in given.metrics:
         found = curves(rows, metric)
         for over in ("steps", "seconds"):
-            name = f"{metric.partition(':')[0].partition('@')[0]}_over_{over}.svg"
+            name = f"{family(metric)}_over_{over}.svg"
             (Path(given.out) / name).write_text(plot(found, metric, over=over, alone=True), encoding="utf-8")
         print("\n".join(tables(rows, metric)), end="\n\n")
     print(json.dumps({"n": counts}))

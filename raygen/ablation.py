@@ -19,10 +19,12 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from raygen.measures import write_metrics
+from raygen.metrics import SECONDS
 from raygen.spec import ConfigError, RaygenError, Spec, override, parse
 from raygen.storage import Storage
 from raygen.store import open_input
-from raygen.tables import METRICS, from_parquet, to_parquet
+from raygen.tables import METRICS, from_parquet
 from raygen.trainings import grid
 from raygen.verbs.base import Estimate, Job, Report, Result
 from raygen.verbs.edit import EditJob
@@ -138,9 +140,7 @@ class AblationJob(Job):
                 rows += _made(job, variant, name)
         table = pa.Table.from_pylist(rows, METRICS)
         folder = Storage(f"{self.out}/metrics")
-        folder.put("metrics.parquet", to_parquet(table))
-        readable = [{**r, "protocol": json.loads(r["protocol"]), "created": r["created"].isoformat()} for r in rows]
-        folder.put("metrics.json", json.dumps(readable, indent=1).encode())
+        write_metrics(folder, rows)
         folder.put("table.md", _markdown(table).encode())
         return table
 
@@ -193,7 +193,7 @@ def _made(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
         "variant": variant, "stage": stage,
     }  # fmt: skip
     return [{
-        "run_id": store.plan().run_id, "metric": "seconds_per_picture", "slice": "all",
+        "run_id": store.plan().run_id, "metric": SECONDS, "slice": "all",
         "value": sum(commit.timings["work_s"] for commit in commits) / made, "n": made, "ci_low": None, "ci_high": None,
         "reference": None, "protocol": json.dumps(protocol, sort_keys=True), "created": datetime.now(UTC),
     }]  # fmt: skip

@@ -3,6 +3,7 @@
 Knows which numbers are asked for and the protocol of each. Knows neither networks nor where features come from.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -11,13 +12,13 @@ import numpy.typing as npt
 from pydantic import Field
 
 from raygen.metrics.frechet import Moments, Reference
-from raygen.metrics.frechet_statistics import frechet_infinity
+from raygen.metrics.frechet_statistics import POINTS, ROWS_A_VALUE, frechet_infinity
 from raygen.metrics.kernel import kid, kid_subsets
 from raygen.metrics.memorization import duplicates, memorization
 from raygen.metrics.prdc import prdc
 from raygen.spec import InputError, Spec
 
-__all__ = ["Add", "CompareSpec", "Features", "compare", "copies"]
+__all__ = ["Add", "CompareSpec", "Features", "compare", "copies", "too_few"]
 
 Interval = tuple[float, float] | tuple[None, None]
 #: Rows of each subset that KID is averaged over, in the protocol of torch-fidelity and torchmetrics.
@@ -51,27 +52,39 @@ class Features:
     vectors: npt.NDArray[Any]
 
 
+def too_few(spec: CompareSpec, made: int, real: int, width: int) -> dict[str, str]:
+    """Numbers that are asked for and that so few rows, of features of `width` values, do not give; and why."""
+    n = min(made, real)
+    least = {
+        "kid": (spec.kid, n, 2), "kid_subsets": (spec.kid_subsets, n, SUBSET),
+        "precision": (spec.neighbours is not None, n, (spec.neighbours or 0) + 1),
+        "infinity": (spec.infinity, made, math.ceil(ROWS_A_VALUE * width) + POINTS - 1),
+    }  # fmt: skip
+    return {name: f"needs {rows:,} rows" for name, (asked, there, rows) in least.items() if asked and there < rows}
+
+
 def compare(
     add: Add, where: str, network: str, made: Features, real: Features, protocol: Mapping[str, Any], spec: CompareSpec
 ) -> None:
-    """Add the numbers of `spec`; `network` is what follows a metric's name, such as `@clean` or `:raygen-parser`."""
+    """Add the numbers of `spec` that there are rows for; `network` follows a metric's name, such as `@clean`."""
     x, y, n = made.vectors, real.vectors, len(made.ids)
+    few = too_few(spec, n, len(y), x.shape[1])
     said = {**protocol, "n_reference": len(real.ids)}
     how: dict[str, Any]
-    if spec.kid and min(n, len(y)) >= 2:
+    if spec.kid and "kid" not in few:
         found = kid(x, y)
         how = {"kernel": "(x.y / D + 1)^3", "estimator": "unbiased, all pairs", "interval": "variance of a U-statistic"}
         add(f"kid{network}", where, found.value, n, {**said, **how}, (found.low, found.high))
-    if spec.kid_subsets and min(n, len(y)) >= SUBSET:
+    if spec.kid_subsets and "kid_subsets" not in few:
         mean, deviation = kid_subsets(x, y, size=SUBSET)
         how = {"kernel": "(x.y / D + 1)^3", "estimator": f"mean of 100 subsets of {SUBSET}", "seed": 0}
         add(f"kid_subsets{network}", where, mean, n, {**said, **how, "deviation": deviation})
-    if spec.neighbours is not None and min(n, len(y)) > spec.neighbours:
+    if spec.neighbours is not None and "precision" not in few:
         shares = prdc(y, x, k=spec.neighbours)
         how = {"k": shares.k, "inside": "nearer than the k-th neighbour (<)"}
         for name in ("precision", "recall", "density", "coverage"):
             add(f"{name}{network}", where, getattr(shares, name), n, {**said, **how})
-    if spec.infinity and n >= 2.5 * x.shape[1] + 14:
+    if spec.infinity and "infinity" not in few:
         limit = frechet_infinity(x, Reference.of(Moments.of(y)))
         how = {
             "sizes": [int(size) for size in limit.sizes], "seed": 0, "standard_error_of_fit": limit.standard_error,

@@ -8,17 +8,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-__all__ = ["CELL", "SECONDS", "WITHIN", "Curve", "Point", "best_steps", "cell_of", "curves", "lower_is_better"]
+from raygen.metrics import SECONDS, better
+
+__all__ = ["CELL", "WITHIN", "Curve", "Point", "best_steps", "cell_of", "curves"]
 
 #: Key of a METRICS row's protocol under which a sweep keeps what is special about a cell.
 CELL: Final = "cell"
-SECONDS: Final = "seconds_per_picture"
 #: A step count is good enough where its number is this near to the line's best.
 WITHIN: Final = 0.05
 #: Settings of a cell, besides its sampler and steps, that belong to its line, and how they are said.
 SAID: Final[Mapping[str, str]] = {"guidance": "guidance {}", "conditions": "conditions: {}", "checkpoint": "{}"}
-#: Metrics of which less is better, by what comes before `:` or `@`.
-LOWER: Final = frozenset({"fid", "fd", "kid", SECONDS})
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,6 @@ class Curve:
 
     name: str
     points: tuple[Point, ...]
-
-
-def lower_is_better(metric: str) -> bool:
-    """Whether a smaller number is the better one."""
-    return metric.partition(":")[0].partition("@")[0] in LOWER
 
 
 def cell_of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -71,8 +65,9 @@ def curves(rows: Iterable[Mapping[str, Any]], metric: str, slice_: str = "all") 
     return [Curve(name, tuple(sorted(points, key=lambda p: p.steps))) for name, points in sorted(found.items())]
 
 
-def best_steps(curve: Curve, *, lower: bool, within: float = WITHIN) -> tuple[int, float]:
+def best_steps(curve: Curve, metric: str, within: float = WITHIN) -> tuple[int, float]:
     """The smallest step count whose number is within 5 % of the line's best, and that best."""
+    lower = better(metric) == "lower"
     best = (min if lower else max)(point.value for point in curve.points)
     limit = abs(best) * within
     near = [p.steps for p in curve.points if (p.value - best if lower else best - p.value) <= limit]

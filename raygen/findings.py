@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from raygen.faces import CLASS_INDEX, CLASSES
+from raygen.metrics import better, family
 
 __all__ = ["LABELS", "Card", "ClassRow", "Number", "cards", "class_rows", "numbers", "slices", "verdict"]
 
@@ -33,7 +34,6 @@ _POPULATIONS: Final = {
 class _Kind(NamedTuple):
     title: str
     meaning: str
-    better: str  # higher | lower
     enough: int
     digits: int
 
@@ -41,41 +41,39 @@ class _Kind(NamedTuple):
 _OVERLAP: Final = "overlap of each part of the face with the mask that was asked for, averaged over the classes"
 _FRECHET: Final = "distance between the generated and the reference pictures in feature space"
 _KINDS: Final[Mapping[str, _Kind]] = {
-    "miou": _Kind("Mean IoU", _OVERLAP, "higher", 100, 3),
-    "pixel_accuracy": _Kind("Pixel accuracy", "share of pixels whose class is the one asked for", "higher", 100, 3),
-    "class_accuracy": _Kind("Class accuracy", "share of a class's pixels that are found, averaged", "higher", 100, 3),
-    "frequency_iou": _Kind("Frequency-weighted IoU", "overlap, classes weighted by their pixels", "higher", 100, 3),
-    "attribute_accuracy": _Kind("Attribute accuracy", "attributes that are as asked for, averaged", "higher", 100, 3),
+    "miou": _Kind("Mean IoU", _OVERLAP, 100, 3),
+    "pixel_accuracy": _Kind("Pixel accuracy", "share of pixels whose class is the one asked for", 100, 3),
+    "class_accuracy": _Kind("Class accuracy", "share of a class's pixels that are found, averaged", 100, 3),
+    "frequency_iou": _Kind("Frequency-weighted IoU", "overlap, classes weighted by their pixels", 100, 3),
+    "attribute_accuracy": _Kind("Attribute accuracy", "attributes that are as asked for, averaged", 100, 3),
     "attribute_balanced": _Kind(
-        "Balanced attribute accuracy", "the same with yes and no counting alike; 0.5 is chance", "higher", 100, 3
+        "Balanced attribute accuracy", "the same with yes and no counting alike; 0.5 is chance", 100, 3
     ),
-    "fid": _Kind("FID", _FRECHET, "lower", 10_000, 2),
-    "fd": _Kind("Fréchet distance", _FRECHET, "lower", 10_000, 2),
-    "kid": _Kind("KID", "kernel distance to the reference pictures", "lower", 1_000, 4),
-    "kid_subsets": _Kind("KID of subsets", "kernel distance, a mean over subsets of 1,000", "lower", 1_000, 4),
-    "fid_infinity": _Kind("FID for endless rows", "extrapolated; the reference's own bias stays", "lower", 10_000, 2),
-    "fd_infinity": _Kind("Fréchet distance for endless rows", "extrapolated over 1/n", "lower", 10_000, 2),
-    "precision": _Kind("Precision", "share of generated pictures near a reference picture", "higher", 5_000, 3),
-    "recall": _Kind("Recall", "share of reference pictures near a generated picture", "higher", 5_000, 3),
-    "density": _Kind("Density", "how densely references surround the generated pictures", "higher", 5_000, 3),
-    "coverage": _Kind("Coverage", "share of references with a generated picture nearby", "higher", 5_000, 3),
-    "memorized": _Kind(
-        "Near to training", "share nearer to a training face than 1 % of held-out faces", "lower", 1_000, 4
-    ),
-    "training_distance": _Kind("Distance to training", "over that of held-out faces; 1 is as far", "higher", 1_000, 3),
-    "duplicates": _Kind("Duplicates", "share of pictures with a near twin", "lower", 1_000, 4),
-    "clip_score": _Kind("CLIP score", "cosine of picture and text; depends on the model", "higher", 100, 3),
-    "inception_score": _Kind("Inception score", "for completeness; says little of faces", "higher", 5_000, 2),
-    "lpips": _Kind("LPIPS", "perceptual distance", "lower", 100, 3),
-    "ssim": _Kind("SSIM", "structural similarity", "higher", 100, 3),
-    "edit_fidelity": _Kind("Edit fidelity", "how much of what was to change has changed", "higher", 30, 3),
-    "edit_similarity": _Kind("Edit similarity", "how much of the input is left", "higher", 30, 3),
-    "leakage": _Kind("Leakage", "change outside of the parts that were to change, over that inside", "lower", 100, 3),
-    "change": _Kind("Change", "mean absolute difference to the baseline, 0 to 1", "", 100, 4),
-    "diversity": _Kind("Diversity", "mean distance between pictures of the same conditions", "higher", 100, 3),
-    "influence": _Kind("Influence", "mean share of an expert over pixels and steps", "", 30, 3),
-    "seconds_per_picture": _Kind("Seconds a picture", "of one worker, without its start", "lower", 100, 3),
-    "psnr": _Kind("PSNR", "peak signal to noise, dB", "higher", 100, 2),
+    "fid": _Kind("FID", _FRECHET, 10_000, 2),
+    "fd": _Kind("Fréchet distance", _FRECHET, 10_000, 2),
+    "kid": _Kind("KID", "kernel distance to the reference pictures", 1_000, 4),
+    "kid_subsets": _Kind("KID of subsets", "kernel distance, a mean over subsets of 1,000", 1_000, 4),
+    "fid_infinity": _Kind("FID for endless rows", "extrapolated; the reference's own bias stays", 10_000, 2),
+    "fd_infinity": _Kind("Fréchet distance for endless rows", "extrapolated over 1/n", 10_000, 2),
+    "precision": _Kind("Precision", "share of generated pictures near a reference picture", 5_000, 3),
+    "recall": _Kind("Recall", "share of reference pictures near a generated picture", 5_000, 3),
+    "density": _Kind("Density", "how densely references surround the generated pictures", 5_000, 3),
+    "coverage": _Kind("Coverage", "share of references with a generated picture nearby", 5_000, 3),
+    "memorized": _Kind("Near to training", "share nearer to a training face than 1 % of held-out faces", 1_000, 4),
+    "training_distance": _Kind("Distance to training", "over that of held-out faces; 1 is as far", 1_000, 3),
+    "duplicates": _Kind("Duplicates", "share of pictures with a near twin", 1_000, 4),
+    "clip_score": _Kind("CLIP score", "cosine of picture and text; depends on the model", 100, 3),
+    "inception_score": _Kind("Inception score", "for completeness; says little of faces", 5_000, 2),
+    "lpips": _Kind("LPIPS", "perceptual distance", 100, 3),
+    "ssim": _Kind("SSIM", "structural similarity", 100, 3),
+    "edit_fidelity": _Kind("Edit fidelity", "how much of what was to change has changed", 30, 3),
+    "edit_similarity": _Kind("Edit similarity", "how much of the input is left", 30, 3),
+    "leakage": _Kind("Leakage", "change outside of the parts that were to change, over that inside", 100, 3),
+    "change": _Kind("Change", "mean absolute difference to the baseline, 0 to 1", 100, 4),
+    "diversity": _Kind("Diversity", "mean distance between pictures of the same conditions", 100, 3),
+    "influence": _Kind("Influence", "mean share of an expert over pixels and steps", 30, 3),
+    "seconds_per_picture": _Kind("Seconds a picture", "of one worker, without its start", 100, 3),
+    "psnr": _Kind("PSNR", "peak signal to noise, dB", 100, 2),
 }
 #: Metrics that a table of slices has room for.
 _SLICED: Final = frozenset({"miou", "attribute_balanced", "fid", "fd", "kid", "clip_score", "ssim", "recall"})
@@ -100,7 +98,7 @@ class Number(NamedTuple):
     @property
     def base(self) -> str:
         """The metric without variant and network: `fd` of `fd:raygen-parser`."""
-        return self.metric.split(":", 1)[0].split("@", 1)[0]
+        return family(self.metric)
 
     @property
     def network(self) -> str:
@@ -184,7 +182,7 @@ def cards(found: Sequence[Number]) -> list[Card]:
 
 def _card(group: Mapping[str, Number]) -> Card:
     lead = group.get(GENERATED) or group.get(ROUNDTRIP) or next(iter(group.values()))
-    kind = _KINDS.get(lead.base, _Kind(lead.base.replace("_", " "), "", "", 0, 3))
+    kind = _KINDS.get(lead.base, _Kind(lead.base.replace("_", " "), "", 0, 3))
     labels = {GENERATED: "generated", ROUNDTRIP: "after the round trip", REFERENCE: "on the reference"}
     beside = [(labels[k], _text(v.value, kind.digits)) for k, v in group.items() if v is not lead]
     title = kind.title + (f" ({labels[lead.population]})" if lead.population != GENERATED else "")
@@ -192,8 +190,8 @@ def _card(group: Mapping[str, Number]) -> Card:
     if lead.low is not None and lead.high is not None:
         interval = f"{_text(lead.low, kind.digits)} to {_text(lead.high, kind.digits)}"
     return Card(
-        title, lead.metric, _text(lead.value, kind.digits), kind.meaning, kind.better, lead.n, interval, beside,
-        _share(group) if kind.better == "higher" else None,
+        title, lead.metric, _text(lead.value, kind.digits), kind.meaning, better(lead.metric), lead.n, interval, beside,
+        _share(group) if better(lead.metric) == "higher" else None,
         "the reference after the round trip" if ROUNDTRIP in group else "the reference",
         _notes(lead), _low_n(lead, kind), _listed(lead),
     )  # fmt: skip
@@ -262,7 +260,7 @@ def slices(found: Sequence[Number]) -> tuple[list[str], dict[str, dict[str, Numb
         if ": " in number.part and "/" not in number.part and number.base in _SLICED:
             parts.setdefault(number.part, {})[number.metric] = number
     metrics = dict.fromkeys(metric for values in parts.values() for metric in values)
-    return sorted(metrics, key=lambda name: _ORDER.get(name.split(":", 1)[0].split("@", 1)[0], 99)), parts
+    return sorted(metrics, key=lambda name: _ORDER.get(family(name), 99)), parts
 
 
 def verdict(found: Sequence[Number]) -> str:

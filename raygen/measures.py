@@ -4,7 +4,7 @@ Knows which numbers each measurement gives and what is said beside them. Knows n
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygen.comparisons import CompareSpec, Features
+from raygen.comparisons import CompareSpec, Features, too_few
 from raygen.comparisons import compare as more
 from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
@@ -24,9 +24,10 @@ from raygen.metrics.inception_score import inception_score
 from raygen.metrics.segmentation import Counts, bootstrap_miou
 from raygen.scoring import FACE
 from raygen.spec import InputError
-from raygen.tables import METRICS
+from raygen.storage import Storage
+from raygen.tables import METRICS, to_parquet
 
-__all__ = ["FEATURES", "MetricRows", "Scored", "features_of", "gather", "measure"]
+__all__ = ["FEATURES", "MetricRows", "Scored", "features_of", "gather", "measure", "write_metrics"]
 
 #: Begin of the names of features.
 FEATURES: Final = "features:"
@@ -138,6 +139,9 @@ def measure(
                 protocol = {**protocols.get(name.partition(":")[2].removesuffix(FACE), {})}
                 protocol |= {"region": "bounding box of the face in the mask"} if part else {}
                 protocol |= {"reference": protocols["reference"]} if "reference" in protocols else {}
+                if compare is not None:
+                    few = too_few(compare, len(scored.ids), len(real[name].ids), scored.vectors.shape[1])
+                    protocol |= {"left_out": few} if few else {}
                 _frechet(table, where, frechet_name + part, scored, real[name], protocol)
                 if compare is not None:
                     network = frechet_name.removeprefix("fid").removeprefix("fd") + part
@@ -281,3 +285,10 @@ def _frechet(table: MetricRows, where: str, name: str, made: Scored, real: Score
         "interval": f"delete-1/{PARTS} jackknife" if interval[0] is not None else "none: too few rows",
     }  # fmt: skip
     table.add(name, where, distance.value, n, protocol, interval)
+
+
+def write_metrics(folder: Storage, rows: Sequence[Mapping[str, Any]]) -> None:
+    """METRICS as `metrics.parquet`, and as `metrics.json` for people."""
+    folder.put("metrics.parquet", to_parquet(pa.Table.from_pylist(list(rows), METRICS)))
+    readable = [{**r, "protocol": json.loads(r["protocol"]), "created": r["created"].isoformat()} for r in rows]
+    folder.put("metrics.json", json.dumps(readable, indent=1).encode())

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Final, Literal
 
-from raygen.curves import Curve, Point, lower_is_better
+from raygen.curves import Curve, Point
+from raygen.metrics import better
 
 __all__ = ["plot"]
 
@@ -72,15 +73,16 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Round numbers on the axis."""
-        if self.log:
+        if self.log and self.high - self.low > math.log(MOST):
             low, high = math.exp(self.low), math.exp(self.high)
             powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             found = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
             return found[:: math.ceil(len(found) / MOST)] if len(found) > MOST else found
-        rough = (self.high - self.low) / 5
+        low, high = (math.exp(self.low), math.exp(self.high)) if self.log else (self.low, self.high)
+        rough = (high - low) / 5
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= rough)
-        return [i * step for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _steps(point: Point) -> float | None:
@@ -94,11 +96,10 @@ def _seconds(point: Point) -> float | None:
 def _frame(metric: str, over: Over, lines: int, alone: bool) -> Iterator[str]:
     height = HEIGHT + ROW * math.ceil(lines / 2) + 8
     label = f"{escape(metric)} over {WORDS[over]}"
-    better = "lower" if lower_is_better(metric) else "higher"
     yield f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" role="img"'
     yield f' aria-label="{label}, {lines} lines">'
     yield f"<style>{''.join(ALONE)}</style>" if alone else ""
-    yield _text(LEFT, 16, f"{metric} over {WORDS[over]}; {better} is better", "title")
+    yield _text(LEFT, 16, f"{metric} over {WORDS[over]}; {better(metric)} is better", "title")
     yield _text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, WORDS[over], anchor="middle")
 
 

@@ -12,18 +12,18 @@ gets. Does not know how a picture is made or measured; each cell is a run that `
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import product
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field, model_validator
 
-from raygen.curves import CELL, WITHIN, best_steps, curves, lower_is_better
+from raygen.comparisons import CompareSpec
+from raygen.curves import CELL, WITHIN, best_steps, curves
 from raygen.measured import Reference
-from raygen.measures import Scored, gather, measure
+from raygen.measures import FEATURES, MetricRows, Scored, gather, measure, write_metrics
+from raygen.metrics import SECONDS, family
 from raygen.models.schedule import SamplerName, SamplerSpec, Spacing
 from raygen.passes import Part, execute_all
 from raygen.sampling import Guidance, SampleSpec, SampleWorker
@@ -32,8 +32,7 @@ from raygen.slices import taken
 from raygen.spec import ConfigError, Spec, parse, run_id
 from raygen.storage import Storage
 from raygen.store import Plan, Shard, Store
-from raygen.tables import METRICS, cast, to_parquet
-from raygen.timing import SECONDS, TimingSpec, build_timing, seconds_of
+from raygen.timing import TimingSpec, build_timing, seconds_of
 from raygen.verbs.base import (
     Estimate,
     Job,
@@ -96,6 +95,7 @@ class SweepWhat(Spec):
         description="sets of conditions by name, such as {none: [], mask: [mask]}; none in place of a list is all",
     )
     score: ScoreSpec = Field(default_factory=ScoreSpec)
+    compare: CompareSpec | None = Field(None, description="KID, precision and recall … beside the Fréchet distance")
     timing: TimingSpec | None = Field(default_factory=TimingSpec, description="none: no cell is timed")
     generate: dict[str, Any] = Field(default_factory=dict, description="other keys of a generate job: seed, batch, …")
 
@@ -220,38 +220,34 @@ class SweepJob(Job):
         stores = [Store(cell.job.out, cell.job.what.attempt) for cell in cells]
         sets = _common([gather(store.tables("scores")) for store in stores])
         real = gather(reference.tables())
+        finish = partial(measure, reference=reference.content, protocols=protocols, frechet_name=name)
         rows: list[dict[str, Any]] = []
+        # Beside a cell the reference is only what distances are taken to: its own numbers are the same for all.
+        distant = {key: scored for key, scored in real.items() if key.startswith(FEATURES)}
         for cell, store, found in zip(cells, stores, sets, strict=True):
-            table = measure(
-                {"all": found, "reference": real}, run_id=store.plan().run_id, reference=reference.content,
-                protocols=protocols, frechet_name=name,
-            )  # fmt: skip
-            rows += [_celled(row, cell) for row in table.to_pylist() if row["slice"].partition("/")[0] == "all"]
-            rows += [_celled(row, cell) for row in self._times(cell, store, times)]
-            last = table
-        rows += [row for row in last.to_pylist() if row["slice"].partition("/")[0] == "reference"]
+            run = store.plan().run_id
+            table = finish({"all": found, "reference": distant}, run_id=run, compare=self.what.compare).to_pylist()
+            table += self._times(cell, store, times)
+            rows += [_celled(row, cell) for row in table]
+        rows += finish({"reference": real}, run_id=reference.content).to_pylist()
         folder = Storage(f"{self.out}/metrics")
-        folder.put("metrics.parquet", to_parquet(cast(pa.Table.from_pylist(rows, METRICS), METRICS)))
-        readable = [{**r, "protocol": json.loads(r["protocol"]), "created": r["created"].isoformat()} for r in rows]
-        folder.put("metrics.json", json.dumps(readable, indent=1).encode())
+        write_metrics(folder, rows)
         folder.put("table.md", _markdown(cells, rows).encode())
         return _enough(rows)
 
-    def _times(self, cell: Cell, store: Store, times: Mapping[str, Sequence[float]]) -> Iterator[dict[str, Any]]:
+    def _times(self, cell: Cell, store: Store, times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
         """Seconds a picture of a cell as a METRICS row: the median of the rounds, and the fastest and slowest."""
         found = times.get(cell.name)
-        if not found:
-            return
-        assert self.what.timing is not None
+        if not found or self.what.timing is None:
+            return []
         n = min(self.what.timing.pictures, cell.job.what.batch)
         environment = next(iter(store.commits())).environment
         said = {key: environment.get(key) for key in ("device", "dtype", "threads", "torch")}
-        said |= {"rounds": len(found), "pictures": n, "includes": "conditions, sampling, first stage; warm, alone"}
-        yield {
-            "run_id": store.plan().run_id, "metric": SECONDS, "slice": "all", "value": float(np.median(found)), "n": n,
-            "ci_low": min(found), "ci_high": max(found), "reference": None,
-            "protocol": json.dumps({**said, "interval": "fastest and slowest round"}), "created": datetime.now(UTC),
-        }  # fmt: skip
+        said |= {"rounds": len(found), "includes": "conditions, sampling, first stage; warm, alone"}
+        said |= {"interval": "fastest and slowest round"}
+        rows = MetricRows(store.plan().run_id, None)
+        rows.add(SECONDS, "all", float(np.median(found)), n, said, (min(found), max(found)))
+        return rows.rows
 
 
 @dataclass(frozen=True)
@@ -311,9 +307,9 @@ def _enough(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """For each line and headline, the smallest step count within 5 % of its best."""
     facts: dict[str, object] = {}
     for metric in _headlines(rows):
-        if metric.partition(":")[0].partition("@")[0] not in ("fid", "fd", "miou"):
+        if family(metric) not in ("fid", "fd", "miou"):
             continue
         for curve in curves(rows, metric):
-            steps, best = best_steps(curve, lower=lower_is_better(metric))
+            steps, best = best_steps(curve, metric)
             facts[f"{metric}, {curve.name}"] = f"best {best:.4g}; {steps} steps are within {WITHIN:.0%} of it"
     return facts

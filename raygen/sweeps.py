@@ -10,14 +10,15 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from raygen import galleries
-from raygen.curves import SECONDS, Curve, best_steps, cell_of, curves, lower_is_better
+from raygen.curves import Curve, best_steps, cell_of, curves
+from raygen.metrics import SECONDS, family
 from raygen.plots import plot
 from raygen.spec import ConfigError
 from raygen.store import open_input
 
 __all__ = ["Line", "Measure", "Sweep", "swept"]
 
-#: Metrics that are drawn, by what comes before `:` or `@`, in this order.
+#: Families of metrics that are drawn, in this order.
 DRAWN: Final = ("fid", "fd", "kid", "miou", "attribute_balanced")
 #: Pictures of each cell.
 SHOWN: Final = 8
@@ -59,7 +60,7 @@ def swept(root: str, rows: Sequence[Mapping[str, Any]]) -> Sweep | None:
     if not celled:
         return None
     names = list(dict.fromkeys(str(row["metric"]) for _, row in celled if row["slice"] == "all"))
-    drawn = [name for kind in DRAWN for name in names if name.partition(":")[0].partition("@")[0] == kind]
+    drawn = [name for kind in DRAWN for name in names if family(name) == kind]
     real = {row["metric"]: float(row["value"]) for row in rows if row["slice"] == "reference"}
     found = (_measure(name, curves((row for _, row in celled), name), real.get(name)) for name in drawn)
     order = sorted({(str(c["line"]), int(c["steps"]), str(c["name"])) for c, _ in celled})
@@ -68,10 +69,9 @@ def swept(root: str, rows: Sequence[Mapping[str, Any]]) -> Sweep | None:
 
 
 def _measure(metric: str, found: Sequence[Curve], ceiling: float | None) -> Measure:
-    lower = lower_is_better(metric)
     lines = []
     for curve in found:
-        steps, best = best_steps(curve, lower=lower)
+        steps, best = best_steps(curve, metric)
         seconds = next(point.seconds for point in curve.points if point.steps == steps)
         lines.append(Line(curve.name, best, steps, seconds))
     drawings = (plot(found, metric), plot(found, metric, over="seconds"))

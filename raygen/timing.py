@@ -5,21 +5,18 @@ Knows what is timed and how often. Does not know how a picture is made.
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import pyarrow as pa
 import torch
 from pydantic import Field
 
+from raygen.metrics import SECONDS
 from raygen.sampling import SampleWorker
 from raygen.spec import Spec
 from raygen.store import Store
 from raygen.tables import SCORES
 
-__all__ = ["SECONDS", "TimingSpec", "TimingWorker", "build_timing", "seconds_of"]
-
-#: Name of the measurement; a row holds the seconds of each round.
-SECONDS: Final = "seconds_per_picture"
+__all__ = ["TimingSpec", "TimingWorker", "build_timing", "seconds_of"]
 
 
 class TimingSpec(Spec):

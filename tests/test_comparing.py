@@ -55,6 +55,7 @@ def test_too_few_rows_leave_a_number_out_and_flag_the_others() -> None:
     assert set(rows) == {"fd:raygen-parser", "kid:raygen-parser"}
     protocol = json.loads(rows["fd:raygen-parser"]["protocol"])
     assert protocol["fewer_rows_than_values"]
+    assert set(protocol["left_out"]) == {"precision", "infinity", "kid_subsets"}, "asked for, and why it is not there"
     assert protocol["low_n"]
 
 

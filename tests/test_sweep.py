@@ -40,7 +40,7 @@ def document(root: Path, out: str, **what: object) -> dict:
         "what": {
             "conditions": f"{root}/rows", "reference": f"{root}/faces", "steps": [1, 2],
             "samplers": [{"name": "ddim"}, {"name": "unipc", "steps": [2]}],
-            "score": {"classifier": None}, "timing": {"pictures": 2, "rounds": 2},
+            "score": {"classifier": None}, "compare": {"neighbours": None}, "timing": {"pictures": 2, "rounds": 2},
             "generate": {"batch": 4, "shard_rows": 8, "seed": 5}, **what,
         },
         "out": f"{root}/{out}",
@@ -85,6 +85,9 @@ def test_one_row_a_cell_and_metric(swept: Path) -> None:
     protocol = json.loads(distances["ddim-0001"]["protocol"])
     assert protocol["low_n"] is True
     assert (protocol["reference"]["size"], protocol["n_reference"]) == ([64, 64], 12)
+    assert {m for _, m in names} >= {"kid:raygen-parser"}
+    whole_reference = [row for row in rows if row["slice"] == "reference"]
+    assert len({row["metric"] for row in whole_reference}) == len(whole_reference) > 0
     seconds = {c: r for (c, m), r in zip(names, whole, strict=True) if m == "seconds_per_picture"}
     assert all(0 < row["ci_low"] <= row["value"] <= row["ci_high"] for row in seconds.values())
     assert (swept / "metrics/table.md").read_text().count("\n| ") == 3
@@ -93,9 +96,8 @@ def test_one_row_a_cell_and_metric(swept: Path) -> None:
 def test_the_report_draws_it_and_shows_the_same_rows_in_every_cell(swept: Path) -> None:
     page = Path(build(str(swept), f"{swept}/page.html")).read_text()
     assert "Steps against quality" in page
-    assert page.count('<svg xmlns="http://www.w3.org/2000/svg" class="plot"') == 4, (
-        "two metrics, over steps and seconds"
-    )
+    drawn = page.count('<svg xmlns="http://www.w3.org/2000/svg" class="plot"')
+    assert drawn == 6, "Fréchet distance, KID and mIoU, over steps and seconds"
     assert page.count("under ddim-0001") == page.count("under unipc-0002") == 8
     assert "of the reference itself" in page
     assert "Key numbers" not in page, "no cell's numbers are those of the whole"
@@ -225,9 +227,9 @@ def test_enough_steps_are_the_fewest_near_the_best() -> None:
     def line(*values: float) -> Curve:
         return Curve("x", tuple(Point(10 * (i + 1), v, None, None, None, 9) for i, v in enumerate(values)))
 
-    assert best_steps(line(2.0, 1.04, 1.0, 1.3), lower=True) == (20, 1.0)
-    assert best_steps(line(0.5, 0.69, 0.7, 0.71), lower=False) == (20, 0.71)
-    assert best_steps(line(3.0), lower=True) == (10, 3.0)
+    assert best_steps(line(2.0, 1.04, 1.0, 1.3), "fd:x") == (20, 1.0)
+    assert best_steps(line(0.5, 0.69, 0.7, 0.71), "miou:x") == (20, 0.71)
+    assert best_steps(line(3.0), "fid@clean") == (10, 3.0)
 
 
 def test_a_plot_has_every_point_where_it_belongs() -> None:
@@ -245,11 +247,13 @@ def test_a_plot_has_every_point_where_it_belongs() -> None:
     assert plot([], "fd:x") == ""
 
 
-@pytest.mark.parametrize("values", [[0.0, 0.0], [1e-9, 2e-9], [-3.0, 5.0], [1, 1000], [7.0]])
+@pytest.mark.parametrize(
+    "values", [[0.0, 0.0], [1e-9, 2e-9], [-3.0, 5.0], [1, 1000], [7.0], [0.111, 0.189], [1e-4, 3e5]]
+)
 @pytest.mark.parametrize("log", [False, True])
 def test_ticks_are_on_the_axis_and_few(values: list[float], log: bool) -> None:
     axis = Axis(values, 0, 100, log=log)
-    assert 1 <= len(axis.ticks()) <= 8 or log
+    assert 1 <= len(axis.ticks()) <= 8
     assert all(-1e-6 <= axis(tick) <= 100 + 1e-6 for tick in axis.ticks())
     assert all(0 <= axis(value) <= 100 for value in values)
 

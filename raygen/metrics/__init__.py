@@ -7,7 +7,10 @@ protocol; a number without it means nothing.
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["OVERVIEW"]
+__all__ = ["OVERVIEW", "SECONDS", "better", "family"]
+
+#: Name of what a picture costs.
+SECONDS: Final = "seconds_per_picture"
 
 OVERVIEW: Final[Mapping[str, str]] = {
     "fid": "Fréchet distance over the published Inception of 2015; lower is closer to the reference",
@@ -38,3 +41,24 @@ OVERVIEW: Final[Mapping[str, str]] = {
     "seconds_per_picture": "a worker's seconds over the pictures it made, without its start",
     "frequency_iou": "intersection over union weighted by the wanted classes' share of pixels",
 }
+#: Families of which less is better, and of which more is; of the others (change, influence) neither.
+LOWER: Final = frozenset({
+    "fid", "fd", "fid_infinity", "fd_infinity", "kid", "kid_subsets", "lpips", "leakage", "memorized", "duplicates",
+    SECONDS, "loss",
+})  # fmt: skip
+HIGHER: Final = frozenset({
+    "miou", "iou", "pixel_accuracy", "class_accuracy", "frequency_iou", "attribute_accuracy", "attribute_balanced",
+    "precision", "recall", "density", "coverage", "training_distance", "clip_score", "inception_score", "ssim", "psnr",
+    "edit_fidelity", "edit_similarity", "diversity",
+})  # fmt: skip
+
+
+def family(metric: str) -> str:
+    """The metric without protocol and network: `fd` of `fd:raygen-parser`, `fid` of `fid@clean`."""
+    return metric.partition(":")[0].partition("@")[0]
+
+
+def better(metric: str) -> str:
+    """`lower`, `higher`, or nothing where neither is."""
+    name = family(metric)
+    return "lower" if name in LOWER else "higher" if name in HIGHER else ""

@@ -165,10 +165,10 @@ def jackknife(parts: Sequence[Moments], reference: Moments, *, z: float = 1.96) 
     Deleting blocks keeps the sample size, and with it the bias, nearly the same; a bootstrap repeats rows,
     lowers the rank and is biased here. Needs two parts.
     """
-    whole = frechet(Moments.merge_all(parts), reference).value
+    root = Reference.of(reference)
+    whole = frechet_to(root, Moments.merge_all(parts)).value
     left_out = [
-        frechet(Moments.merge_all([p for j, p in enumerate(parts) if j != i]), reference).value
-        for i in range(len(parts))
+        frechet_to(root, Moments.merge_all([p for j, p in enumerate(parts) if j != i])).value for i in range(len(parts))
     ]
     k = len(parts)
     spread = float(np.sqrt((k - 1) / k * ((np.array(left_out) - np.mean(left_out)) ** 2).sum()))

@@ -23,7 +23,7 @@ from raygen.bundled import resolve
 from raygen.comparisons import CompareSpec
 from raygen.encoding import RoundTrip
 from raygen.measured import Reference
-from raygen.measures import MetricRows, Scored, gather, measure
+from raygen.measures import MetricRows, Scored, gather, measure, write_metrics
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.references import StoredRows
 from raygen.relations import COLUMNS, RelationSpec, RelationWorker
@@ -33,7 +33,6 @@ from raygen.slices import by_slices, check_slices, column
 from raygen.spec import ConfigError, run_id
 from raygen.storage import Storage
 from raygen.store import Store, open_input
-from raygen.tables import METRICS, cast, to_parquet
 from raygen.verbs.base import Estimate, Job, Prepared, Report, Result, ShardedWhat, inputs, prepared, probe, run_sharded
 
 __all__ = ["EvaluateJob", "EvaluateWhat"]
@@ -211,14 +210,9 @@ class EvaluateJob(Job):
             closest = to_training(self.what.training, sets, training, reference, features, rows)
             folder.put("closest.json", json.dumps(closest, indent=1).encode())
             tables.append(rows.table())
-        table = pa.concat_tables(tables)
-        folder.put("metrics.parquet", to_parquet(cast(table, METRICS)))
-        readable = [
-            {**row, "protocol": json.loads(row["protocol"]), "created": row["created"].isoformat()}
-            for row in table.to_pylist()
-        ]
-        folder.put("metrics.json", json.dumps(readable, indent=1).encode())
-        whole = (row for row in readable if "/" not in row["slice"])
+        found = pa.concat_tables(tables).to_pylist()
+        write_metrics(folder, found)
+        whole = (row for row in found if "/" not in row["slice"])
         return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole}
 
 
