@@ -33,6 +33,7 @@ HELP = {
     "generate": "CONDITIONS -> SAMPLES: the pictures.",
     "edit": "CONDITIONS and the FACES they change -> SAMPLES: real pictures, edited.",
     "evaluate": "SAMPLES -> METRICS: how good they are.",
+    "select": "Gates: refuse what fails, try it again with other noise, keep what counts.",
     "sweep": "Samplers x steps x guidance x checkpoints over the same rows and noise: the table and the plot.",
     "ablation": "The same jobs for several variants of a setting, and one table.",
 }

@@ -347,7 +347,7 @@ class EditWorker:
         why = "nobody can judge the change" if np.isnan(fidelity) else f"fidelity {fidelity:.3f}"
         reason = f"alpha {alpha:g}: {why}, {self.judge.name} {similarity:.3f}"
         rows = [
-            {"sample_id": name, "attempt": self.spec.attempt if i == chosen else None,
+            {"sample_id": name, "attempt": self.spec.attempt, "accepted": i == chosen,
              "reason": reason if i == chosen else f"alpha {alpha:g} was chosen"}
             for i, name in enumerate(ids)
         ]  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raygen import galleries, strips, styled, sweeps
+from raygen import galleries, selections, strips, styled, sweeps
 from raygen.charts import Span, axis, bins, clock, lanes, steps, without_pauses
 from raygen.faces import CLASSES, PALETTE
 from raygen.findings import LABELS, Number, cards, class_rows, numbers, slices, verdict
@@ -63,6 +63,7 @@ def _page(root: str, command: str | None, faces: str | None) -> str:
     given = own if faces is None else open_input(faces)[0].slices("faces")
     context = _context(root, by_folder, found, command, given)
     context |= {"trainings": trained, "variants": grid(rows), "sweep": sweep}
+    context["selection"] = selections.selected(root, rows)
     environment = Environment(
         loader=PackageLoader("raygen", "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -96,8 +97,9 @@ def _metrics(root: str) -> Iterator[dict[str, Any]]:
 def _context(
     root: str, stages: Mapping[str, Stage], found: Sequence[Number], command: str | None, faces: Sequence[Slice]
 ) -> dict[str, Any]:
-    main = stages.get("samples") or stages.get("faces") or next(iter(stages.values()), None)
-    first = _first_sample(stages.get("samples"))
+    pictures = _pictures(stages)
+    main = pictures or stages.get("faces") or next(iter(stages.values()), None)
+    first = _first_sample(pictures)
     drawn = _data(stages).get("kind") == "procedural"
     hero, sheet = _sheet(main)
     return {
@@ -115,12 +117,17 @@ def _context(
         "gallery": _gallery(stages, faces),
         **_strips(stages, faces),
         "errors": _errors(stages),
-        "time": _timeline(main),
+        "time": _timeline(stages.get("samples") or main),
         "stages": list(stages.values()),
         "reproduce": _reproduce(root, stages, first, command),
         "drawn": drawn,
         "data": _data(stages),
     }
+
+
+def _pictures(stages: Mapping[str, Stage]) -> Stage | None:
+    """The generated pictures: of a selection those that count."""
+    return stages.get("selected") or stages.get("samples")
 
 
 def _data(stages: Mapping[str, Stage]) -> Mapping[str, Any]:
@@ -148,7 +155,7 @@ def _first_sample(stage: Stage | None) -> dict[str, Any]:
 def _facts(stages: Mapping[str, Stage], first: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Short name and value, for the head of the page."""
     facts = []
-    if stage := stages.get("samples"):
+    if stage := stages.get("samples") or _pictures(stages):
         where = stage.record.get("where") or {}
         conditions = [name for name in ("mask", "attributes", "text") if first.get(name)]
         facts = [
@@ -183,14 +190,15 @@ def _sheet(stage: Stage | None) -> tuple[list[galleries.Pair], list[galleries.Pa
 
 def _gallery(stages: Mapping[str, Stage], faces: Sequence[Slice]) -> dict[str, Any] | None:
     """The best and worst samples by their own mIoU, with picture, mask and the reference picture of that mask."""
-    if "samples" not in stages:
+    pictures = _pictures(stages)
+    if pictures is None:
         return None
-    stored = [stages[name].slices("scores") for name in ("scores/samples", "samples") if name in stages]
+    stored = [stages[name].slices("scores") for name in ("scores/samples", pictures.folder) if name in stages]
     ranking = galleries.rank(next((pieces for pieces in stored if pieces), []))
     if ranking is None:
         return None
     ids = [row.id for row in (*ranking.best, *ranking.worst)]
-    rows = galleries.find(stages["samples"].slices("samples"), "sample_id", ids, SAMPLE_COLUMNS[1:])
+    rows = galleries.find(pictures.slices("samples"), "sample_id", ids, SAMPLE_COLUMNS[1:])
     sources = galleries.find(faces, "face_id", {row["source"] for row in rows.values() if row["source"]}, ["image"])
 
     def shown(ranked: Sequence[galleries.Scored]) -> list[dict[str, Any]]:
@@ -203,9 +211,9 @@ def _gallery(stages: Mapping[str, Stage], faces: Sequence[Slice]) -> dict[str, A
 
 def _strips(stages: Mapping[str, Stage], faces: Sequence[Slice]) -> dict[str, Any]:
     """Influence maps over steps, and edits over alpha, where the samples have them."""
-    if "samples" not in stages:
+    stage = _pictures(stages)
+    if stage is None:
         return {"influence": None, "edits": None, "styled": None}
-    stage = stages["samples"]
     return {
         "influence": strips.influence(stage.slices("influence"), stage.slices("scores")),
         "edits": strips.edits(stage.slices("samples"), stage.slices("scores"), faces),
@@ -269,7 +277,7 @@ def _shares(spans: Sequence[Span], lane: Sequence[int]) -> list[dict[str, float]
 
 
 def _reproduce(root: str, stages: Mapping[str, Stage], first: Mapping[str, Any], command: str | None) -> dict[str, Any]:
-    main = stages.get("samples") or next(iter(stages.values()), None)
+    main = _pictures(stages) or next(iter(stages.values()), None)
     if main is None:
         return {}
     place = root.rstrip("/")

@@ -12,7 +12,7 @@ from raygen.verbs.base import Job
 
 __all__ = ["VERBS", "Verb", "job_type", "load", "make"]
 
-Verb = Literal["ingest", "plan", "encode", "train", "generate", "edit", "evaluate", "ablation", "sweep"]
+Verb = Literal["ingest", "plan", "encode", "train", "generate", "edit", "evaluate", "ablation", "sweep", "select"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 
 
@@ -55,6 +55,10 @@ def job_type(verb: Verb) -> type[Job]:
             from raygen.sweep import SweepJob
 
             return SweepJob
+        case "select":
+            from raygen.selection import SelectJob
+
+            return SelectJob
     assert_never(verb)
 
 

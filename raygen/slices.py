@@ -3,7 +3,6 @@
 Knows how rows are told apart. Does not know what is measured of them.
 """
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
@@ -12,14 +11,14 @@ import pyarrow as pa
 
 from raygen.faces import ATTRIBUTES, CLASSES
 from raygen.measures import Scored
+from raygen.metrics.attributes import UNWANTED, WANTED
 from raygen.metrics.segmentation import Counts
+from raygen.spec import nearest
 from raygen.store import Store
 
 __all__ = ["by_slices", "check_slices", "column", "sliced", "taken"]
 
 IDENTITY: Final = "identity"
-#: Codes of an attribute that was wanted; see `metrics.attributes.codes`.
-WANTED, UNWANTED = (3, 4), (1, 2)
 
 
 def check_slices(names: Iterable[str]) -> None:
@@ -27,9 +26,7 @@ def check_slices(names: Iterable[str]) -> None:
     known = (*ATTRIBUTES, *CLASSES, IDENTITY)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{name!r} is no attribute, no class and not {IDENTITY!r}{hint}")
+            raise ValueError(f"{name!r} is no attribute, no class and not {IDENTITY!r}{nearest(name, known)}")
 
 
 def sliced(

@@ -15,7 +15,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
@@ -41,6 +41,7 @@ __all__ = [
     "Where",
     "canonical",
     "digest",
+    "nearest",
     "override",
     "parse",
     "read_yaml",
@@ -158,6 +159,12 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def nearest(value: str, known: Iterable[str]) -> str:
+    """The end of an error message: `; did you mean 'hair'?`, or nothing where no known word is near."""
+    near = difflib.get_close_matches(value, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def run_id(what: object) -> str:
     """Name of a run: 16 hexadecimal digits over *what* is made and from which inputs, never *where*."""
     return hashlib.blake2b(canonical(what), digest_size=8).hexdigest()
@@ -238,14 +245,12 @@ def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
 def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
     where = _path(document, problem["loc"], missing=problem["type"] == "missing")
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(kind, problem["loc"]), n=1, cutoff=0.5)
-        return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "")
+        return f"{where}: unknown key" + nearest(str(problem["loc"][-1]), _known_keys(kind, problem["loc"]))
     message = f"{where}: {problem['msg']}"
     if problem["type"] == "literal_error":
         names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        near = difflib.get_close_matches(str(problem.get("input")), names, n=1, cutoff=0.5)
         message = f"{where}: {problem.get('input')!r} is not one of {', '.join(names)}"[:400]
-        return message + (f"; did you mean {near[0]!r}?" if near else "")
+        return message + nearest(str(problem.get("input")), names)
     if problem["type"] != "missing":
         message += f" (got {problem.get('input')!r})"[:200]
     return message

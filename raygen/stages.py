@@ -20,6 +20,7 @@ STAGES: Final = (
     ("faces", "faces", "Faces"),
     ("conditions", "conditions", "Conditions"),
     ("samples", "samples", "Generated pictures"),
+    ("selected", "samples", "Selected pictures"),
     ("scores/samples", "scores", "Scores of the generated"),
     ("scores/reference", "scores", "Scores of the reference"),
     ("scores/roundtrip", "scores", "Scores of the round trip"),
@@ -84,7 +85,12 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        """Wall time: of the command where it did all of it, else of the hours in which something ran."""
+        """Wall time: of the command where it did all of it, else of the hours in which something ran.
+
+        0 for a selection: bringing rows together is not making them.
+        """
+        if self.plan.kind == "select":
+            return 0.0
         if self.record.get("seconds") and not self.record.get("resumed_shards"):
             return float(self.record["seconds"])
         moved, _ = without_pauses(self.spans, 0.0)

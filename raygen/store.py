@@ -30,6 +30,7 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "conditions": ("sample_id",),
     "samples": ("sample_id", "attempt"),
     "scores": ("sample_id", "attempt", "metric"),
+    "selection": ("sample_id", "attempt"),
     "latents": ("face_id", "transform"),
     "influence": ("sample_id", "step"),
     "quarantine": ("id", "table"),
@@ -206,8 +207,7 @@ class Store:
         reasons: Mapping[str, int],
     ) -> tuple[Commit, bool]:
         """Store `tables` and make them count; the commit that won, and whether this one differs from it."""
-        state = SetDigest()
-        files = []
+        state, files = SetDigest(), []
         for name in sorted(tables):
             files.append(self._put_table(name, tables[name], shard, of))
             state = state.merge(table_digest(name, tables[name]))

@@ -134,8 +134,10 @@ SCORES: Final = _schema(
     required=("sample_id", "attempt", "metric", "run_id"),
 )
 
+#: A row a try: whether it is the one that counts, and why or why not.
 SELECTION: Final = _schema(
-    [("sample_id", pa.string()), ("attempt", pa.int32()), ("reason", pa.string())], required=("sample_id",)
+    [("sample_id", pa.string()), ("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())],
+    required=("sample_id", "attempt", "accepted"),
 )
 
 LATENTS: Final = _schema(

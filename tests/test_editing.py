@@ -258,7 +258,7 @@ def test_an_edit_is_a_batch_and_leaves_no_trace(model: Collaborative, tmp_path: 
     scores = [row for row in tables["scores"].to_pylist() if row["metric"] == "edit:ssim"]
     assert [row["vector"][0] for row in scores] == [0.0, 0.5, 1.0]
     assert sum(row["vector"][3] for row in scores) == 1
-    accepted = [row for row in tables["selection"].to_pylist() if row["attempt"] is not None]
+    accepted = [row for row in tables["selection"].to_pylist() if row["accepted"]]
     assert len(accepted) == 1
     assert accepted[0]["reason"].startswith("alpha ")
     assert tables["influence"].num_rows == 6
@@ -317,7 +317,7 @@ def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> No
     samples = pa.concat_tables(store.tables("samples"))
     assert samples.num_rows == 6
     assert samples["error"].null_count == 6
-    assert sum(t["attempt"].is_valid().to_pylist().count(True) for t in store.tables("selection")) == 3
+    assert sum(t["accepted"].to_pylist().count(True) for t in store.tables("selection")) == 3
     assert "3 were there" in load(str(tmp_path / "samples.yaml")).run(lambda _: None).facts["shards"]
     for line, match in (
         ({"edit_id": "e", "sauce": "x"}, r"line 1: sauce: .*source"),

@@ -117,7 +117,7 @@ def test_curves_over_alpha(world: Path) -> None:
     assert found is not None
     assert [round(point.alpha, 3) for point in found.curve] == [0.0, 1.0, 1.5]
     assert sum(point.chosen for point in found.curve) == pytest.approx(1)
-    assert found.n == sum(1 for t in store.tables("selection") for a in t["attempt"].to_pylist() if a is not None)
+    assert found.n == sum(sum(t["accepted"].to_pylist()) for t in store.tables("selection"))
     assert strips.edits(faces.slices("faces"), [], []) is None
     assert strips.influence([], []) is None
 

@@ -9,12 +9,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Agreement", "bootstrap_accuracy", "codes", "mean"]
+__all__ = ["RIGHT", "UNKNOWN", "UNWANTED", "WANTED", "Agreement", "bootstrap_accuracy", "codes", "mean"]
 
 Array = npt.NDArray[np.float64]
 BOOTSTRAPS: Final = 200
 #: What a vector of SCORES holds at the place of an attribute: nothing was wanted, else 1 + 2 x wanted + found.
 UNKNOWN: Final = 0
+#: Codes of what was wanted, of what was not, and of what came out as it was asked for.
+WANTED, UNWANTED, RIGHT = (3, 4), (1, 2), (1, 4)
 
 
 def codes(wanted: npt.NDArray[np.int8], found: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:

@@ -25,6 +25,7 @@ from raygen.storage import read_slice
 from raygen.tables import Codec
 from raygen.verbs.base import (
     Estimate,
+    Inputs,
     Prepared,
     Report,
     Result,
@@ -82,7 +83,11 @@ class GenerateJob(ShardedJob):
     what: GenerateWhat
 
     def prepare(self, *, write: bool) -> Prepared:
-        """Plan the shards of pictures. The checkpoint enters by its content, not by its path."""
+        """See `planned`: of the rows that the job names."""
+        return self.planned(inputs(self.what.conditions, "conditions"))
+
+    def planned(self, rows: Inputs) -> Prepared:
+        """Plan the shards of pictures of `rows`. The checkpoint enters by its content, not by its path."""
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
         what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
         if unknown := sorted(set(self.what.only or ()) - set(modalities(resolve(self.what.checkpoint)))):
@@ -92,7 +97,7 @@ class GenerateJob(ShardedJob):
         if self.what.references is not None:
             what["references"] = inputs(self.what.references, "faces").digest
         return prepared(
-            self, "generate", what, inputs(self.what.conditions, "conditions"), self._builder,
+            self, "generate", what, rows, self._builder,
             batch=self.what.batch, sharding=self.what, attempt=self.what.attempt,
         )  # fmt: skip
 

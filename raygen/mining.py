@@ -1,0 +1,104 @@
+"""What fails, and why: refused pictures by how rare their mask is, before and after they were tried again.
+
+Two kinds of failure are told apart: a mask that is unlike the others, which other noise does not mend; and an unlucky
+pair of mask and noise, which it does. Nobody chose the second attempt, so it shows this without flattery; what is
+accepted in the end was chosen, and is better for that reason alone.
+
+Knows tries and masks. Knows no network.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field
+
+from raygen.gates import Gate
+from raygen.measures import MetricRows
+from raygen.metrics.rarity import KINDS, SHARE, WHENS, Frequencies, small
+from raygen.rounds import Rounds, Try
+from raygen.spec import Spec
+from raygen.store import Store
+from raygen.tables import decode_mask
+
+__all__ = ["MiningSpec", "mined", "rarities"]
+
+BOOTSTRAPS: Final = 1000
+
+
+class MiningSpec(Spec):
+    """How failures are told apart."""
+
+    rare: float = Field(0.1, gt=0, lt=1, description="share of masks that count as rare")
+
+
+def rarities(store: Store) -> dict[str, float]:
+    """How rare the mask of each SAMPLES row is among them all, in nats a pixel; without rows that have none.
+
+    Reads the masks twice, a file at a time: first to count, then to compare.
+    """
+    counts = Frequencies()
+    found: dict[str, float] = {}
+    for _, masks in _masks(store):
+        counts.add(masks)
+    for ids, masks in _masks(store):
+        found |= dict(zip(ids, counts.rarity(masks).tolist(), strict=True))
+    return found
+
+
+def _masks(store: Store) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
+    for table in store.tables("samples", ["sample_id", "mask"]):
+        rows = [row for row in table.to_pylist() if row["mask"] is not None and row["mask"]["bytes"] is not None]
+        if rows:
+            yield [row["sample_id"] for row in rows], np.stack([small(decode_mask(r["mask"]["bytes"])) for r in rows])
+
+
+def mined(
+    spec: MiningSpec, rounds: Rounds, stores: Mapping[int, Store], gates: Sequence[Gate], run: str
+) -> list[dict[str, Any]]:
+    """METRICS rows `picture:…` of the first gate: the mean of pictures' own numbers, by kind of sample and by try."""
+    rare = rarities(stores[0])
+    limit = float(np.quantile(list(rare.values()), 1 - spec.rare)) if rare else float("inf")
+    table = MetricRows(run, None)
+    said = {"rare_share": spec.rare, "rare_limit": limit if np.isfinite(limit) else None, "unit": "nats a pixel"}
+    for kind, ids in _kinds(rounds, rare, limit).items():
+        if not ids:
+            continue
+        for when, values in _values([rounds.tries[one] for one in ids]).items():
+            if len(values):
+                protocol = {**said, "kind": kind, "when": when, "samples": len(ids), "level": "mean over pictures"}
+                name = f"picture:{gates[0].name}"
+                table.add(name, f"{kind}/{when}", float(values.mean()), len(values), protocol, _interval(values))
+        if kind.startswith("refused"):
+            mended = np.array([any(t.accepted and t.reason is None for t in rounds.tries[one]) for one in ids], float)
+            share = {**said, "kind": kind, "level": "share that passed in a later round"}
+            table.add(SHARE, kind, float(mended.mean()), len(ids), share, _interval(mended))
+    return table.rows
+
+
+def _kinds(rounds: Rounds, rare: Mapping[str, float], limit: float) -> dict[str, list[str]]:
+    refused = [one for one, tries in rounds.tries.items() if tries[0].reason is not None]
+    there = set(refused)
+    rarely = [one for one in refused if one in rare and rare[one] >= limit]
+    usual = [one for one in refused if one in rare and rare[one] < limit]
+    at_once = [one for one in rounds.tries if one not in there]
+    return dict(zip(KINDS, (list(rounds.tries), refused, rarely, usual, at_once), strict=True))
+
+
+def _values(tries: Sequence[Sequence[Try]]) -> dict[str, npt.NDArray[np.float64]]:
+    """Values of the first try, of the second where there is one, and of the one that counts."""
+    counted = [next((t for t in some if t.accepted), None) for some in tries]
+    first, second = [some[0].value for some in tries], [some[1].value for some in tries if len(some) > 1]
+    found = zip(WHENS, (first, second, [t.value for t in counted if t is not None]), strict=True)
+    return {name: np.array([v for v in values if np.isfinite(v)]) for name, values in found}
+
+
+def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
+    """95 % of the mean over resampled pictures; the same for the same rows."""
+    if len(values) < 2:
+        return None, None
+    random = np.random.Generator(np.random.Philox(key=0))
+    means = [float(values[random.integers(0, len(values), len(values))].mean()) for _ in range(BOOTSTRAPS)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,178 @@
+"""Rounds of tries: what passes its gates counts, what does not is tried again with other noise, and not for ever.
+
+Knows which tries there were, which one counts, and how the rows that count are brought together. Does not know how a
+picture is made or measured.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raygen.gates import Gate, Pool
+from raygen.storage import Slice, read_slice
+from raygen.store import Store
+from raygen.tables import SAMPLES, SCORES, SELECTION
+
+__all__ = ["LISTING", "Rounds", "SelectWorker", "Try", "failures", "listing"]
+
+Otherwise = Literal["leave_out", "best"]
+_TRIES: Final = pa.list_(pa.struct([("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())]))
+#: A row a sample: its tries, and where the one that counts (or the first one) lies.
+LISTING: Final = pa.schema(
+    [
+        ("sample_id", pa.string()), ("tries", _TRIES), ("samples", pa.string()), ("row", pa.int64()),
+        ("scores", pa.string()), ("scored", pa.int64()),
+    ]
+)  # fmt: skip
+
+
+class Try(NamedTuple):
+    """One picture of a sample: passed, or refused for `reason`; `value` by the first gate."""
+
+    attempt: int
+    accepted: bool
+    reason: str | None
+    value: float
+
+
+@dataclass
+class Rounds:
+    """The tries of every sample, in the order of the plan."""
+
+    gates: Sequence[Gate]
+    otherwise: Otherwise = "leave_out"
+    tries: dict[str, list[Try]] = field(default_factory=dict)
+    accepted: Pool = field(default_factory=Pool)
+    limits: list[Mapping[str, float]] = field(default_factory=list)
+    #: How often each gate refused a picture.
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def judge(self, attempt: int, ids: Sequence[str], fresh: Pool, failed: Mapping[str, str]) -> list[str]:
+        """Take in the pictures `ids` of one attempt; those that are to be tried again.
+
+        `failed`: error by id of rows without a picture. One that has a picture and passes every gate is accepted.
+        """
+        if not self.limits:
+            self.limits = [gate.limits(fresh) for gate in self.gates]
+        reasons: dict[str, list[str]] = {one: [error] for one, error in failed.items()}
+        self.refused["no picture"] += len(failed)
+        for gate, limits in zip(self.gates, self.limits, strict=True):
+            verdicts = gate.judge(fresh, self.accepted, limits)
+            self.refused[gate.name] += len(verdicts)
+            for one, reason in verdicts.items():
+                reasons.setdefault(one, []).append(reason)
+        values = self.gates[0].values(fresh)
+        for one in ids:
+            why = "; ".join(reasons[one]) if one in reasons else None
+            self.tries.setdefault(one, []).append(Try(attempt, why is None, why, values.get(one, -np.inf)))
+        self.accepted = self.accepted.with_more(fresh, frozenset(one for one in ids if one not in reasons))
+        return [one for one in ids if one in reasons]
+
+    def settle(self) -> None:
+        """After the last round: with `best`, the best of several refused pictures counts, and its reason says so."""
+        if self.otherwise == "leave_out":
+            return
+        for one, tries in self.tries.items():
+            if any(t.accepted for t in tries):
+                continue
+            best = max(tries, key=lambda t: (t.value, -t.attempt))
+            if np.isfinite(best.value):  # a row that failed each time has no picture
+                said = f"best of {len(tries)}: {best.reason}"
+                self.tries[one] = [t._replace(accepted=True, reason=said) if t is best else t for t in tries]
+
+    def counted(self, one: str) -> Try | None:
+        """The try that counts."""
+        return next((t for t in self.tries[one] if t.accepted), None)
+
+
+def failures(tables: Iterable[pa.Table]) -> dict[str, str]:
+    """Errors of SAMPLES rows by id."""
+    found: dict[str, str] = {}
+    for table in tables:
+        bad = table.filter(table["error"].is_valid())
+        found |= dict(zip(bad["sample_id"].to_pylist(), bad["error"].to_pylist(), strict=True))
+    return found
+
+
+def listing(rounds: Rounds, stores: Mapping[int, Store]) -> pa.Table:
+    """LISTING of all samples, in the order of the first attempt."""
+    places: dict[tuple[str, int], tuple[str, int, str, int]] = {}
+    for attempt, store in stores.items():
+        for piece, beside in zip(store.slices("samples"), _beside(store), strict=True):
+            for row, one in enumerate(read_slice(piece, ["sample_id"])["sample_id"].to_pylist()):
+                tries = rounds.tries.get(one, [])
+                counted = next((t.attempt for t in tries if t.accepted), tries[0].attempt if tries else None)
+                if counted == attempt:
+                    places[one, attempt] = (piece.path, piece.start + row, *beside)
+    rows = []
+    for one, tries in rounds.tries.items():
+        path, at, scores, scored = places[one, (rounds.counted(one) or tries[0]).attempt]
+        said = [{"attempt": t.attempt, "accepted": t.accepted, "reason": t.reason} for t in tries]
+        rows.append({"sample_id": one, "tries": said, "samples": path, "row": at, "scores": scores, "scored": scored})
+    return pa.Table.from_pylist(rows, LISTING)
+
+
+def _beside(store: Store) -> Iterable[tuple[str, int]]:
+    """For each file of SAMPLES the file of SCORES that the same shard committed, and its rows; '' where it has none."""
+    for commit in store.commits():
+        files = {entry["table"]: entry for entry in commit.files}
+        if "samples" in files and files["samples"]["rows"]:
+            scores = files.get("scores")
+            yield ("", 0) if scores is None else (store.storage.address(scores["path"]), int(scores["rows"]))
+
+
+class SelectWorker:
+    """LISTING rows -> SAMPLES and SCORES of the tries that count, and SELECTION of all tries.
+
+    A sample of which no try counts stays a row: its first one, without the picture, and `refused` as its error.
+    """
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Nothing for a device to do."""
+        return lambda: self._work(rows.to_pylist())
+
+    def _work(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Table]:
+        samples, scores = [], []
+        for (path, beside, scored), group in groupby(
+            sorted(rows, key=lambda r: (r["samples"], r["row"])), key=lambda r: (r["samples"], r["scores"], r["scored"])
+        ):
+            some = list(group)
+            first, last = some[0]["row"], some[-1]["row"]
+            table = read_slice(Slice(path, first, last - first + 1)).take([r["row"] - first for r in some])
+            samples.append(_refused(table, [_why(row) for row in some]))
+            if beside:
+                ids = pa.array([row["sample_id"] for row in some if _why(row) is None], pa.string())
+                found = read_slice(Slice(beside, 0, scored))
+                scores.append(found.filter(pc.is_in(found["sample_id"], ids)))
+        place = {row["sample_id"]: i for i, row in enumerate(rows)}
+        whole = pa.concat_tables(samples)
+        order = np.argsort([place[one] for one in whole["sample_id"].to_pylist()], kind="stable")
+        tries = [{"sample_id": row["sample_id"], **one} for row in rows for one in row["tries"]]
+        tables = {"samples": whole.take(order), "selection": pa.Table.from_pylist(tries, SELECTION)}
+        return tables | ({"scores": pa.concat_tables(scores).cast(SCORES)} if scores else {})
+
+
+def _why(row: Mapping[str, Any]) -> str | None:
+    """Why a sample has no picture; None where one of its tries counts."""
+    return None if any(t["accepted"] for t in row["tries"]) else f"refused: {row['tries'][-1]['reason']}"[:300]
+
+
+def _refused(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
+    """The rows, those with a reason without their picture."""
+    if not any(reasons):
+        return table
+    keep = pa.array([reason is None for reason in reasons])
+    for name in ("image", "image_sha256"):
+        kind = SAMPLES.field(name).type
+        column = table[name].combine_chunks()
+        blank = pa.nulls(table.num_rows, kind)
+        kept = pc.if_else(keep, column, blank)
+        table = table.set_column(table.schema.get_field_index(name), SAMPLES.field(name), kept)
+    error = pa.array(list(reasons), pa.string())
+    return table.set_column(table.schema.get_field_index("error"), SAMPLES.field("error"), error)

@@ -1,0 +1,165 @@
+"""`raygen select`: make pictures, refuse those that fail their gates, try these again, and keep what counts.
+
+Knows the rounds, where each lies, and what is said of them afterwards. Does not know how a picture is made, measured or
+judged.
+
+    out/samples/                the first attempt, or the folder that `samples` names
+    out/rerolls/attempt-01/ …   what was tried again, with other noise
+    out/selected/               SAMPLES and SCORES of the tries that count, SELECTION of all: a run like any other
+    out/attempts.json           where the pictures of each attempt lie
+    out/metrics/                what the tries were worth, by how rare the mask is
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field, model_validator
+
+from raygen.gates import AnyGate, Pool
+from raygen.measures import gather, write_metrics
+from raygen.mining import MiningSpec, mined
+from raygen.rounds import Otherwise, Rounds, SelectWorker, failures, listing
+from raygen.selections import ATTEMPTS
+from raygen.spec import ConfigError, Spec, parse, run_id
+from raygen.storage import Storage, read_slice
+from raygen.store import Plan, Store, cut, open_input
+from raygen.verbs.base import Estimate, Inputs, Job, Prepared, Report, Result, inputs, listed, probe, run_sharded
+from raygen.verbs.generate import GenerateJob
+
+__all__ = ["SelectJob", "SelectWhat"]
+
+#: What a selection sets for each attempt itself.
+OWN = frozenset({"attempt"})
+
+
+class SelectWhat(Spec):
+    """Pictures, rules, and how often a picture may be tried."""
+
+    generate: dict[str, Any] = Field(..., description="`what` of a generate job; its `score` is what gates read")
+    samples: str | None = Field(None, description="folder of a finished run of it; none: OUT/samples")
+    gates: tuple[AnyGate, ...] = Field(..., min_length=1, description="a picture counts if it passes all of them")
+    rounds: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
+    otherwise: Otherwise = Field(
+        "leave_out", description="after the last round: leave_out, or best, the best by the first gate counts"
+    )
+    mining: MiningSpec = Field(default_factory=MiningSpec)
+
+    @model_validator(mode="after")
+    def _attempts_are_its_own(self) -> "SelectWhat":
+        if mine := sorted(OWN & set(self.generate)):
+            raise ValueError(f"generate: {', '.join(mine)} is what a selection sets for each round")
+        return self
+
+
+class SelectJob(Job):
+    """CONDITIONS -> SAMPLES of which each passed its gates, and SELECTION."""
+
+    kind: Literal["select"] = "select"
+    what: SelectWhat
+
+    @model_validator(mode="after")
+    def _gates_find_their_measurements(self) -> "SelectJob":
+        if self._job(0).what.score is None:
+            raise ConfigError("what.generate.score: gates judge what is measured; give `score: {}` at least")
+        return self
+
+    def _job(self, attempt: int) -> GenerateJob:
+        out = f"{self.out}/rerolls" if attempt else self.what.samples or f"{self.out}/samples"
+        document = {
+            "kind": "generate", "what": {**self.what.generate, "attempt": attempt}, "where": self.where.model_dump(),
+            "out": out,
+        }  # fmt: skip
+        return parse(GenerateJob, document, "what.generate")
+
+    def run(self, report: Report) -> Result:
+        """The rounds, then the rows that count, then what is said of them."""
+        rounds = Rounds(self.what.gates, self.what.otherwise)
+        stores: dict[int, Store] = {}
+        again: list[str] | None = None
+        for attempt in range(self.what.rounds + 1):
+            if again is not None and not again:
+                break
+            work = self._attempt(attempt, again)
+            run_sharded(work, self.where, report)
+            stores[attempt] = work.store
+            again = self._judge(rounds, attempt, work.store)
+        rounds.settle()
+        places = {str(attempt): store.url for attempt, store in stores.items()}
+        Storage(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
+        work = self._selected(rounds, stores)
+        run_sharded(work, self.where.model_copy(update={"runner": "local", "workers": 1}), report)
+        rows = mined(self.what.mining, rounds, stores, self.what.gates, work.plan.run_id)
+        write_metrics(Storage(f"{self.out}/metrics"), rows)
+        return Result(self.out, self._facts(rounds, len(stores)))
+
+    def estimate(self) -> Estimate:
+        """Of the first attempt; nobody knows yet how much will be tried again."""
+        found = probe(self._attempt(0, None), self.where)
+        note = f"the first attempt alone; at most {self.what.rounds} rounds of what is refused come on top"
+        return Estimate(found.rows, found.shards, found.done_shards, found.bytes, found.seconds, (*found.notes, note))
+
+    def _attempt(self, attempt: int, again: Sequence[str] | None) -> Prepared:
+        job = self._job(attempt)
+        if again is None:
+            return job.prepare(write=True)
+        # A new plan of the rows that were refused, in the order of the first one.
+        wanted = pa.array(again, pa.string())
+        found = []
+        for piece in inputs(job.what.conditions, "conditions").slices:
+            table = read_slice(piece)
+            found.append(table.filter(pc.is_in(table["sample_id"], wanted)))
+        return job.planned(listed(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
+
+    def _judge(self, rounds: Rounds, attempt: int, store: Store) -> list[str]:
+        """The ids of an attempt that are to be tried again."""
+        needs = tuple(name for gate in self.what.gates for name in gate.needs)
+        ids: list[str] = []
+        people: dict[str, str] = {}
+        for table in store.tables("samples", ["sample_id", "identity_id"]):
+            names = table["sample_id"].to_pylist()
+            ids += names
+            people |= {one: who for one, who in zip(names, table["identity_id"].to_pylist(), strict=True) if who}
+        pool = Pool(gather(_only(store.tables("scores"), needs)), people)
+        for gate in self.what.gates:
+            if pool.scores or not ids:
+                continue
+            raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see what.generate.score")
+        return rounds.judge(attempt, ids, pool, failures(store.tables("samples", ["sample_id", "error"])))
+
+    def _selected(self, rounds: Rounds, stores: Mapping[int, Store]) -> Prepared:
+        """The pass that brings together what counts."""
+        table = listing(rounds, stores)
+        given: Inputs = listed(table, f"{self.out}/rerolls", write=True)
+        first = stores[0].plan()
+        what = {
+            "gates": [gate.model_dump(mode="json") for gate in self.what.gates], "rounds": self.what.rounds,
+            "otherwise": self.what.otherwise, "attempts": {str(n): s.plan().run_id for n, s in stores.items()},
+            "score": first.what.get("score"),
+        }  # fmt: skip
+        rows = max(shard.rows for shard in first.shards)
+        name = run_id({"kind": "select", "what": what, "inputs": given.digest})
+        plan = Plan("select", name, what, rows, cut(given.slices, rows))
+        return Prepared(Store(f"{self.out}/selected"), plan, SelectWorker, 1.0)
+
+    def _facts(self, rounds: Rounds, attempts: int) -> dict[str, object]:
+        counted = [t for one in rounds.tries if (t := rounds.counted(one)) is not None]
+        first = sum(t.attempt == 0 and t.reason is None for t in counted)
+        again = sum(t.attempt > 0 and t.reason is None for t in counted)
+        made = open_input(f"{self.out}/selected")[1]
+        refused = {name: n for name, n in rounds.refused.items() if n}
+        return {
+            "rows": len(rounds.tries), "passed at once": first, f"passed in {attempts - 1} more rounds": again,
+            "the best of what failed": len(counted) - first - again, "left out": len(rounds.tries) - len(counted),
+            "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",
+            "set_digest": made,
+        }  # fmt: skip
+
+
+def _only(tables: Iterator[pa.Table], kinds: Sequence[str]) -> Iterator[pa.Table]:
+    """Rows of the measurements whose names begin with one of `kinds`."""
+    for table in tables:
+        names = [n for n in table["metric"].unique().to_pylist() if n.startswith(tuple(kinds))]
+        yield table.filter(pc.is_in(table["metric"], pa.array(names, pa.string())))
