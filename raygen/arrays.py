@@ -35,6 +35,7 @@ class TrainingArrays:
 
     `images` uint8 [F, H, W, 3], or `moments` float16 [N, ...], or both; conditions a face, as in `Conditions`.
     `places`: boxes float32 [F, K, 4] and keypoints [F, K, 3] by name, zeros where there are fewer.
+    `identity` int64 [F]: people by number, in the order of their names.
     """
 
     ids: tuple[str, ...]
@@ -48,6 +49,7 @@ class TrainingArrays:
     hint: Array | None = None
     present: Mapping[str, Array] = field(default_factory=dict)
     places: Mapping[str, Array] = field(default_factory=dict)
+    identity: Array | None = None
     left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -75,7 +77,7 @@ class TrainingArrays:
         if self.hint is not None:
             hint = self.hint[faces]
             result["hint"] = np.where(mirror[:, None, None, None], hint[:, :, ::-1], hint)
-        for name, values in (("attributes", self.attributes), ("text", self.text)):
+        for name, values in (("attributes", self.attributes), ("text", self.text), ("identity", self.identity)):
             if values is not None:
                 result[name] = values[faces]
         for name, values in self.places.items():
@@ -106,10 +108,12 @@ def load_arrays(
     recipe: str = "overall",
     pictures: bool = False,
     places: Iterable[str] = (),
+    people: bool = False,
 ) -> TrainingArrays:
     """FACES tables (and LATENTS, joined by `face_id`) -> arrays; pictures and masks at `size`.
 
     Pictures are read where there are no latents, or with `pictures`. `places`: of boxes and keypoints, what to read.
+    `people`: faces are told apart by `identity_id`; one without is left out.
     Of a face's texts the one named `recipe` counts, as ids of `tokenize`; a face without it has no text.
     Bad faces are left out and listed. `InputError`: no rows, duplicate ids, or latents of another first stage
     than `autoencoder` (its sha256).
@@ -120,6 +124,7 @@ def load_arrays(
     left_out: list[str] = []
     images: list[Array] = []
     conditions: list[Conditions] = []
+    who: list[str] = []
     found_places: dict[str, list[list[list[float]]]] = {name: [] for name in places}
     for table in faces:
         kept = table if split is None else table.filter(pc.equal(table["split"], split))
@@ -129,7 +134,13 @@ def load_arrays(
         if latents is None or pictures:
             pixels, more = images_from_rows(kept, size)
             errors = [a or b for a, b in zip(errors, more, strict=True)]
+        if people:
+            said = kept["identity_id"].to_pylist()
+            errors = [
+                e or (None if one else "identity: says not who it is") for e, one in zip(errors, said, strict=True)
+            ]
         good = [i for i, error in enumerate(errors) if error is None]
+        who += [said[i] for i in good] if people else []
         named = kept["face_id"].to_pylist()
         left_out += [f"{named[i]}: {error}" for i, error in enumerate(errors) if error is not None]
         ids += [named[i] for i in good]
@@ -155,6 +166,7 @@ def load_arrays(
         text=_joined([c.text for c in conditions], np.int32),
         hint=_joined([c.hint for c in conditions]),
         present={name: np.concatenate([c.present[name].numpy() for c in conditions]) for name in names},
+        identity=np.unique(who, return_inverse=True)[1].astype(np.int64) if people else None,
         places={name: _padded(listed, WIDTHS[name]) for name, listed in found_places.items()},
         left_out=tuple(left_out),
     )

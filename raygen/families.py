@@ -9,7 +9,15 @@ from typing import Annotated, Final
 import torch
 from pydantic import Field
 
-from raygen.extractors.small import SmallClassifier, SmallClassifierSpec, SmallParser, SmallParserSpec
+from raygen.extractors.small import (
+    SmallClassifier,
+    SmallClassifierSpec,
+    SmallEmbedder,
+    SmallEmbedderSpec,
+    SmallNetwork,
+    SmallParser,
+    SmallParserSpec,
+)
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.collaborative import CollaborativeSpec
@@ -18,11 +26,18 @@ from raygen.models.ldm import LDMSpec
 from raygen.models.scadm import SCADMSpec
 from raygen.spec import ConfigError
 
-__all__ = ["DENOISERS", "TrainableSpec", "count", "folders_of", "needs"]
+__all__ = ["DENOISERS", "TrainableSpec", "count", "folders_of", "needs", "small_network"]
 
 #: Everything that `raygen train` trains.
 TrainableSpec = Annotated[
-    AutoencoderSpec | LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec | SmallParserSpec | SmallClassifierSpec,
+    AutoencoderSpec
+    | LDMSpec
+    | ControlSpec
+    | CollaborativeSpec
+    | SCADMSpec
+    | SmallParserSpec
+    | SmallClassifierSpec
+    | SmallEmbedderSpec,
     Field(discriminator="kind"),
 ]
 #: Those that denoise latents of a first stage.
@@ -43,8 +58,8 @@ def needs(model: TrainableSpec, first_stage: str | None) -> tuple[int, tuple[str
     """
     if isinstance(model, AutoencoderSpec):
         return model.image_size, ()
-    if isinstance(model, SmallParserSpec | SmallClassifierSpec):
-        return model.image_size, ("attributes" if isinstance(model, SmallClassifierSpec) else "mask",)
+    if isinstance(model, SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec):
+        return model.image_size, {"parser": ("mask",), "classifier": ("attributes",)}.get(model.kind, ())
     assert first_stage is not None
     size = checkpoint.first_stage_spec(first_stage).image_size
     if isinstance(model, ControlSpec):
@@ -53,6 +68,13 @@ def needs(model: TrainableSpec, first_stage: str | None) -> tuple[int, tuple[str
         return size, model.modalities
     read = frozenset[str]().union(*(checkpoint.modalities(folder) for folder in model.experts.values()))
     return size, tuple(sorted(read))
+
+
+def small_network(spec: SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec) -> SmallNetwork:
+    """A network that looks at pictures, with fresh weights."""
+    if isinstance(spec, SmallEmbedderSpec):
+        return SmallEmbedder(spec)
+    return SmallParser(spec) if isinstance(spec, SmallParserSpec) else SmallClassifier(spec)
 
 
 def count(model: TrainableSpec, first_stage: str | None) -> dict[str, int]:
@@ -74,8 +96,5 @@ def count(model: TrainableSpec, first_stage: str | None) -> dict[str, int]:
             return checkpoint.count(model, model.latent)
         return checkpoint.count(model, stage.latent_shape, stage.factor)
     with torch.device("meta"):
-        made = (
-            FirstStage(model).net if isinstance(model, AutoencoderSpec)
-            else SmallParser(model) if isinstance(model, SmallParserSpec) else SmallClassifier(model)
-        )  # fmt: skip
+        made = FirstStage(model).net if isinstance(model, AutoencoderSpec) else small_network(model)
     return {model.kind: sum(p.numel() for p in made.parameters())}

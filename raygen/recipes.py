@@ -12,8 +12,8 @@ from torch import Tensor
 
 from raygen.extractors.deep import DeepFeatures, load_embedder, load_perceptual
 from raygen.extractors.perceptual import LPIPSSpec, load_lpips
-from raygen.extractors.small import SmallClassifier, SmallClassifierSpec, SmallParser
-from raygen.families import DENOISERS, TrainableSpec, folders_of
+from raygen.extractors.small import SmallClassifier, SmallEmbedder, SmallEmbedderSpec, SmallNetwork, SmallParser
+from raygen.families import DENOISERS, TrainableSpec, folders_of, small_network
 from raygen.losses import (
     AttentionLoss,
     AutoencoderObjective,
@@ -21,6 +21,8 @@ from raygen.losses import (
     ClassifierObjective,
     DiffusionLoss,
     DiffusionObjective,
+    EmbedderObjective,
+    IdentityLoss,
     MaskAwareObjective,
     MaskAwareSpec,
     MinSNR,
@@ -43,6 +45,8 @@ __all__ = ["TrainWhat", "digests_of", "objective_of"]
 class TrainWhat(Spec):
     """What to train, on what, for how long."""
 
+    LATER = frozenset({"identity"})
+
     model: TrainableSpec
     faces: str = Field(..., description="folder of an ingest run")
     split: str | None = Field(None, description="only faces of this split")
@@ -57,6 +61,7 @@ class TrainWhat(Spec):
     reconstruction: AutoencoderObjectiveSpec = Field(
         default_factory=AutoencoderObjectiveSpec, description="autoencoder"
     )
+    identity: IdentityLoss | None = Field(None, description="embedder: how people are told apart")
     validation_split: str | None = Field(None, description="autoencoder: scored at the end; none scores training faces")
     validation_pictures: int = Field(512, ge=1, description="autoencoder: how many, at most")
     training: TrainSpec
@@ -68,6 +73,8 @@ class TrainWhat(Spec):
             raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
         if not isinstance(self.model, DENOISERS) and (self.mask_aware is not None or self.init is not None):
             raise ValueError("mask_aware and init are for a denoiser")
+        if isinstance(self.model, SmallEmbedderSpec) != (self.identity is not None):
+            raise ValueError("an embedder needs `identity`, and nothing else takes it")
         if self.attention_loss is not None:
             if not isinstance(self.model, SCADMSpec) or self.model.style is None:
                 raise ValueError("attention_loss is for a scadm with styles")
@@ -107,9 +114,16 @@ def objective_of(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objecti
             wanted = what.reconstruction.perceptual
             perceptual = load_lpips(wanted) if isinstance(wanted, LPIPSSpec) else None
             return AutoencoderObjective(FirstStage(what.model), what.reconstruction, perceptual)
-        if isinstance(what.model, SmallClassifierSpec):
-            return ClassifierObjective(SmallClassifier(what.model))
-        return ParserObjective(SmallParser(what.model))
+        network = small_network(what.model)
+        if isinstance(network, SmallEmbedder):
+            assert what.identity is not None
+            return EmbedderObjective(network, what.identity)
+        return ClassifierObjective(network) if isinstance(network, SmallClassifier) else _parsing(network)
+
+
+def _parsing(network: SmallNetwork) -> ParserObjective:
+    assert isinstance(network, SmallParser)
+    return ParserObjective(network)
 
 
 def _begin_with(model: Model, folder: str) -> None:

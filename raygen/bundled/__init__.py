@@ -12,7 +12,7 @@ from raygen.spec import read_yaml
 __all__ = ["BUNDLED", "recipe", "resolve"]
 
 _HERE: Final = Path(__file__).parent
-BUNDLED: Final = {name: str(_HERE / name) for name in ("model", "parser", "classifier")}
+BUNDLED: Final = {name: str(_HERE / name) for name in ("model", "parser", "classifier", "embedder")}
 
 
 def resolve(path: str, kind: str = "model") -> str:
@@ -21,7 +21,7 @@ def resolve(path: str, kind: str = "model") -> str:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """The `what` of the job that made a bundled checkpoint: `parser`, `classifier`, `first_stage` or `model`."""
+    """The `what` of the job that made a bundled checkpoint, by its name: one of `BUNDLED`, or `first_stage`."""
     installed, checkout = _HERE / "jobs", _HERE.parent.parent / "jobs" / "bundled"
     what: dict[str, Any] = read_yaml((installed if installed.is_dir() else checkout) / f"{name}.yaml")["what"]
     return what

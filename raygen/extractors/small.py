@@ -1,4 +1,4 @@
-"""The bundled networks that look at pictures: a face parser and an attribute classifier, trained on drawn faces.
+"""The bundled networks that look at pictures: a parser, an attribute classifier, a face embedder; of drawn faces.
 
 Knows their shapes, the augmentation they are trained with, and their checkpoint folders. The parser's pooled
 bottleneck is a feature vector for Fréchet distances. Numbers carry their names; they replace no published network.
@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ from raygen.spec import ConfigError, InputError, Spec, parse
 __all__ = [
     "SmallClassifier",
     "SmallClassifierSpec",
+    "SmallEmbedder",
+    "SmallEmbedderSpec",
     "SmallNetwork",
     "SmallParser",
     "SmallParserSpec",
@@ -58,10 +60,21 @@ class SmallClassifierSpec(Spec):
     hidden: int = Field(128, ge=8)
 
 
+class SmallEmbedderSpec(Spec):
+    """Shape of a small face embedder. Pictures of another size are resized to `image_size`."""
+
+    kind: Literal["embedder"] = "embedder"
+    image_size: int = Field(64, ge=16, le=512)
+    channels: tuple[int, ...] = Field(
+        (16, 32, 64, 96), min_length=2, max_length=6, description="one a level; each further one halves"
+    )
+    width: int = Field(128, ge=2, description="numbers of an embedding")
+
+
 class SmallNetwork(nn.Module):
     """Feature maps of pixels [B, 3, H, W] in -1..1. The first level works at half resolution inside."""
 
-    def __init__(self, spec: SmallParserSpec | SmallClassifierSpec) -> None:
+    def __init__(self, spec: SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec) -> None:
         super().__init__()
         self.spec = spec
         c = spec.channels
@@ -122,9 +135,30 @@ class SmallClassifier(SmallNetwork):
         return logits
 
 
+class SmallEmbedder(SmallNetwork):
+    """Pixels [B, 3, H, W] in -1..1 -> who it is, vectors of length 1 [B, width]: people are compared by cosine."""
+
+    def __init__(self, spec: SmallEmbedderSpec) -> None:
+        super().__init__(spec)
+        side = spec.image_size // 2 ** len(spec.channels)
+        inside = sum(spec.channels) + spec.channels[-1] * side**2
+        self.norm = nn.LayerNorm(inside)
+        self.head = nn.Linear(inside, spec.width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Colours and textures count wherever they are (means of all levels), shapes where they are (the coarsest)."""
+        maps = self.trunk(pixels)
+        read = torch.cat([*(x.mean(dim=(2, 3)) for x in maps), maps[-1].flatten(1)], dim=1)
+        return F.normalize(self.head(self.norm(read)), dim=1)
+
+
 #: Every shape a folder can hold, and its class.
-_Specs = Annotated[SmallParserSpec | SmallClassifierSpec, Field(discriminator="kind")]
-Net = TypeVar("Net", SmallParser, SmallClassifier)
+_Specs = Annotated[SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec, Field(discriminator="kind")]
+Net = TypeVar("Net", SmallParser, SmallClassifier, SmallEmbedder)
+
+SHAPES: Final[Mapping[type[SmallNetwork], type[Spec]]] = {
+    SmallParser: SmallParserSpec, SmallClassifier: SmallClassifierSpec, SmallEmbedder: SmallEmbedderSpec,
+}  # fmt: skip
 
 
 def _block(inside: int, out: int, stride: int = 1) -> nn.Sequential:
@@ -157,8 +191,9 @@ def save_small(model: SmallNetwork, folder: Path, *, weights: str, extra: Mappin
     dtype = torch.float16 if weights == "float16" else torch.float32
     tensors = {n: t.detach().cpu().to(dtype).contiguous() for n, t in model.state_dict().items()}
     (folder / WEIGHTS).write_bytes(serialize(tensors, metadata={"format": "pt"}))
-    labels = CLASSES if isinstance(model, SmallParser) else ATTRIBUTES
-    document = {"network": model.spec.model_dump(mode="json"), "labels": labels, "extra": dict(extra)}
+    labels = {"parser": CLASSES, "classifier": ATTRIBUTES}.get(model.spec.kind)
+    said = {} if labels is None else {"labels": labels}
+    document = {"network": model.spec.model_dump(mode="json"), **said, "extra": dict(extra)}
     (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return small_digest(folder)
 
@@ -181,10 +216,10 @@ def load_small(folder: str | Path, kind: type[Net]) -> Net:
     try:
         document = json.loads((root / "config.json").read_text(encoding="utf-8"))
         spec: Any = parse(_Specs, document["network"], str(root / "config.json"))
-        wanted = SmallParserSpec if issubclass(kind, SmallParser) else SmallClassifierSpec
-        if not isinstance(spec, wanted):
-            raise ConfigError(f"{root}: holds a {spec.kind}")
-        model = kind(spec)
+        shape = SHAPES[kind]
+        if not isinstance(spec, shape):
+            raise ConfigError(f"{root}: holds a {spec.kind}, not a {shape.model_fields['kind'].default}")
+        model = kind(cast(Any, spec))
         tensors = load_file(root / WEIGHTS)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

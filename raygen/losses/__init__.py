@@ -1,8 +1,8 @@
 """Objectives: modules that hold what they train and turn a batch of tensors into losses.
 
-Knows the diffusion losses (simple, p2, min_snr), the first stage's with its discriminator, the parser's and the
-classifier's. Draws no random number: noise, timesteps and dropout come in the batch, so a batch gives one value.
-Knows no optimiser, no data and no ranks.
+Knows the diffusion losses (simple, p2, min_snr), the first stage's with its discriminator, the parser's, the
+classifier's and the embedder's. Draws no random number: noise, timesteps and dropout come in the batch, so a batch
+gives one value. Knows no optimiser, no data and no ranks.
 
 A batch is a mapping of tensors with the picture first:
     images         uint8 [B, H, W, 3]     pixels, for first stages and where latents are not cached
@@ -12,6 +12,7 @@ A batch is a mapping of tensors with the picture first:
     t              int64 [B]              timestep
     dropout        float [B]              in [0, 1), for condition dropout
     mask, attributes, text, hint, present_…   conditions and whether they are there
+    identity       int64 [B]              number of the person, for embedders
     boxes, keypoints  float [B, K, 4 or 3]  in parts of the picture's side; zeros are none
 """
 
@@ -20,7 +21,7 @@ from raygen.losses.base import Batch, Losses, Objective
 from raygen.losses.diffusion import P2, AttentionLoss, DiffusionLoss, DiffusionObjective, MinSNR, Simple
 from raygen.losses.discriminator import DiscriminatorSpec, PatchDiscriminator
 from raygen.losses.mask_aware import MaskAwareObjective, MaskAwareSpec
-from raygen.losses.recognition import ClassifierObjective, ParserObjective
+from raygen.losses.recognition import ClassifierObjective, EmbedderObjective, IdentityLoss, ParserObjective
 
 __all__ = [
     "P2",
@@ -32,6 +33,8 @@ __all__ = [
     "DiffusionLoss",
     "DiffusionObjective",
     "DiscriminatorSpec",
+    "EmbedderObjective",
+    "IdentityLoss",
     "Losses",
     "MaskAwareObjective",
     "MaskAwareSpec",

@@ -1,15 +1,21 @@
-"""Losses of the networks that look at pictures: the face parser and the attribute classifier.
+"""Losses of the networks that look at pictures: the face parser, the attribute classifier and the face embedder.
 
 Knows how drawn faces are augmented for them. Knows no generator.
 """
 
-import torch
+from collections.abc import Sequence
 
-from raygen.extractors.small import SmallClassifier, SmallParser, augment
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from raygen.extractors.small import SmallClassifier, SmallEmbedder, SmallParser, augment
 from raygen.losses.base import Batch, Losses, Objective
 from raygen.models.autoencoder import to_pixels
+from raygen.spec import Spec
 
-__all__ = ["ClassifierObjective", "ParserObjective"]
+__all__ = ["ClassifierObjective", "EmbedderObjective", "IdentityLoss", "ParserObjective"]
 
 
 class ParserObjective(Objective):
@@ -61,3 +67,37 @@ class ClassifierObjective(Objective):
         count = known.sum().clamp(min=1)
         accuracy = (((logits > 0) == (wanted > 0)) & known).sum() / count
         return {"loss": (each * known).sum() / count, "accuracy": accuracy}
+
+
+class IdentityLoss(Spec):
+    """Softmax over people by cosine, with a margin for the right one (CosFace: Wang et al. 2018, equation 4)."""
+
+    identities: int = Field(..., ge=2, description="people in the training pictures, at most; each gets a centre")
+    scale: float = Field(24.0, gt=0, description="s, that cosines are multiplied with")
+    margin: float = Field(0.2, ge=0, lt=1, description="m, that the right cosine has to be better by")
+
+
+class EmbedderObjective(Objective):
+    """Pictures of a person near that person's centre, on augmented pictures. Centres are trained and not kept."""
+
+    latent_shape = (8, 1, 1)
+
+    def __init__(self, embedder: SmallEmbedder, spec: IdentityLoss) -> None:
+        super().__init__()
+        self.module = self.embedder = embedder
+        self.spec = spec
+        self.centres = nn.Parameter(torch.randn(spec.identities, embedder.head.out_features) * 0.1)
+
+    def phases(self) -> Sequence[Sequence[nn.Parameter]]:
+        """The embedder and the centres together."""
+        return [[*self.embedder.parameters(), self.centres]]
+
+    def forward(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.forward`; `accuracy`: nearest centre is the right one, without margin."""
+        who = batch["identity"]  # int64 [B]
+        uniform = 0.5 * (1 + torch.erf(batch["noise"].flatten(1) / 2**0.5))
+        vectors = self.embedder(augment(to_pixels(batch["images"]), uniform))  # [B, D]
+        cosines = vectors @ F.normalize(self.centres, dim=1).T  # [B, identities]
+        right = F.one_hot(who, self.spec.identities)
+        loss = F.cross_entropy(self.spec.scale * (cosines - self.spec.margin * right), who)
+        return {"loss": loss, "accuracy": (cosines.argmax(dim=1) == who).float().mean()}

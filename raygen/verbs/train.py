@@ -134,12 +134,13 @@ class TrainJob(Job):
         pictures = "style" in modalities or (what.mask_aware is not None and what.mask_aware.decodes)
         modalities = tuple(sorted({*modalities, *(["mask"] if what.mask_aware is not None else [])}))
         places = [] if what.mask_aware is None else what.mask_aware.places
-        columns += [*places, *(["hint"] if "hint" in modalities else [])]
+        columns += [*places, *(["hint"] if "hint" in modalities else []), *(["identity_id"] if what.identity else [])]
         if what.latents is None or not isinstance(what.model, DENOISERS):
-            return load_arrays(
+            arrays = load_arrays(
                 faces.tables("faces", columns), size=size, modalities=modalities, split=what.split,
-                tokenize=tokenizer, recipe=what.recipe, places=places,
+                tokenize=tokenizer, recipe=what.recipe, places=places, people=what.identity is not None,
             )  # fmt: skip
+            return _with_centres(arrays, what)
         latents, _ = open_input(what.latents)
         assert what.first_stage is not None
         return load_arrays(
@@ -158,6 +159,14 @@ class TrainJob(Job):
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
         """A fresh objective, its weights drawn from the training seed."""
         return objective_of(self.what, tokenizer)
+
+
+def _with_centres(arrays: TrainingArrays, what: TrainWhat) -> TrainingArrays:
+    """The arrays; `ConfigError` where there are more people than an embedder has centres for."""
+    people = 0 if arrays.identity is None else int(arrays.identity.max()) + 1
+    if what.identity is not None and people > what.identity.identities:
+        raise ConfigError(f"what.identity.identities: {what.faces} has {people:,} people; give as many or more")
+    return arrays
 
 
 def _absent(what: TrainWhat) -> Iterator[RaygenError]:
