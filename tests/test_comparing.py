@@ -131,7 +131,7 @@ def test_a_model_that_hands_out_its_training_faces_is_found_out() -> None:
     found = {}
     for name, made in (("honest", honest), ("copied", copied)):
         rows = MetricRows("r", "x")
-        pairs = copies(rows.add, "all", ":x", features_of(made), features_of(training), features_of(held), {}, 0.05)
+        pairs, _ = copies(rows.add, "all", ":x", features_of(made), features_of(training), features_of(held), {}, 0.05)
         found[name] = {row["metric"]: row for row in rows.rows}
         if name == "copied":
             assert all(pair["sample_id"] == pair["face_id"] for pair in pairs), "copies lie next to their originals"
