@@ -54,8 +54,8 @@ def to_statistics(path: str, scores: Mapping[str, Scored], network: Features, ru
 def to_training(
     spec: TrainingSpec, sets: Sets, training: Mapping[str, Scored], reference: Reference, network: Features,
     rows: MetricRows,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Add to `rows` whether samples are copies of training faces; the nearest pairs.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+    """Add to `rows` whether samples are copies of training faces; the nearest pairs of both, and those of two samples.
 
     `ConfigError` where nothing was trained on or nothing was held out.
     """

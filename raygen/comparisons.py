@@ -15,7 +15,7 @@ from raygen.metrics.frechet import Moments, Reference
 from raygen.metrics.frechet_statistics import POINTS, ROWS_A_VALUE, frechet_infinity
 from raygen.metrics.kernel import kid, kid_subsets
 from raygen.metrics.memorization import duplicates, memorization
-from raygen.metrics.prdc import prdc
+from raygen.metrics.prdc import Degenerate, prdc
 from raygen.spec import InputError, Spec
 
 __all__ = ["Add", "CompareSpec", "Features", "compare", "copies", "too_few"]
@@ -65,8 +65,11 @@ def too_few(spec: CompareSpec, made: int, real: int, width: int) -> dict[str, st
 
 def compare(
     add: Add, where: str, network: str, made: Features, real: Features, protocol: Mapping[str, Any], spec: CompareSpec
-) -> None:
-    """Add the numbers of `spec` that there are rows for; `network` follows a metric's name, such as `@clean`."""
+) -> dict[str, str]:
+    """Add the numbers of `spec` that there are rows for; `network` follows a metric's name, such as `@clean`.
+
+    Returns those that are left out, and why: too few rows, or rows so alike that a number would say nothing.
+    """
     x, y, n = made.vectors, real.vectors, len(made.ids)
     few = too_few(spec, n, len(y), x.shape[1])
     said = {**protocol, "n_reference": len(real.ids)}
@@ -80,10 +83,14 @@ def compare(
         how = {"kernel": "(x.y / D + 1)^3", "estimator": f"mean of 100 subsets of {SUBSET}", "seed": 0}
         add(f"kid_subsets{network}", where, mean, n, {**said, **how, "deviation": deviation})
     if spec.neighbours is not None and "precision" not in few:
-        shares = prdc(y, x, k=spec.neighbours)
-        how = {"k": shares.k, "inside": "nearer than the k-th neighbour (<)"}
-        for name in ("precision", "recall", "density", "coverage"):
-            add(f"{name}{network}", where, getattr(shares, name), n, {**said, **how})
+        try:
+            shares = prdc(y, x, k=spec.neighbours)
+        except Degenerate as error:
+            few["precision"] = str(error)
+        else:
+            how = {"k": shares.k, "inside": "nearer than the k-th neighbour (<)"}
+            for name in ("precision", "recall", "density", "coverage"):
+                add(f"{name}{network}", where, getattr(shares, name), n, {**said, **how})
     if spec.infinity and "infinity" not in few:
         limit = frechet_infinity(x, Reference.of(Moments.of(y)))
         how = {
@@ -92,15 +99,17 @@ def compare(
         }  # fmt: skip
         kind = "fid" if network.startswith("@") else "fd"
         add(f"{kind}_infinity{network}", where, limit.value, n, {**said, **how})
+    return few
 
 
 def copies(
     add: Add, where: str, network: str, made: Features, training: Features, held_out: Features,
     protocol: Mapping[str, Any], q: float,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
     """Add how many samples lie nearer to a training face than held-out faces do, and how many are near each other.
 
-    Returns the nearest pairs, for people to look at. `InputError` (`held_out`) where too few faces are held out.
+    Returns the nearest pairs of both kinds, for people to look at. `InputError` (`held_out`) where too few faces are
+    held out.
     """
     try:
         found = memorization(made.vectors, training.vectors, held_out.vectors, q=q)
@@ -112,13 +121,16 @@ def copies(
     how: dict[str, Any] = {"threshold": found.threshold, "expected": q, "interval": "Wilson, of the samples"}
     add(f"memorized{network}", where, found.share, n, {**said, **how}, (found.low, found.high))
     level = {"level": "median distance to training over that of held-out faces; below 1 is nearer"}
-    add(f"training_distance{network}", where, found.median_ratio, n, {**said, **level})
+    if math.isfinite(found.median_ratio):  # more than half of the held-out faces may be training faces to the bit
+        add(f"training_distance{network}", where, found.median_ratio, n, {**said, **level})
     how = {"threshold": twins.threshold, "pairs": twins.pair_share, "pairs_of_held_out": twins.held_out_pair_share}
     add(f"duplicates{network}", where, twins.share, n, {**said, **how}, (twins.low, twins.high))
-    return [
+    closest = [
         {
             "sample_id": made.ids[pair.sample], "face_id": training.ids[pair.training],
             "distance": pair.distance, "ratio": pair.ratio,
         }
         for pair in found.closest
     ]  # fmt: skip
+    near = [{"sample_id": made.ids[i], "other_id": made.ids[j], "distance": far} for i, j, far in twins.closest]
+    return closest, near

@@ -43,6 +43,7 @@ _FRECHET: Final = "distance between the generated and the reference pictures in 
 _KINDS: Final[Mapping[str, _Kind]] = {
     "miou": _Kind("Mean IoU", _OVERLAP, 100, 3),
     "pixel_accuracy": _Kind("Pixel accuracy", "share of pixels whose class is the one asked for", 100, 3),
+    "mask_accuracy": _Kind("Mask accuracy", "share of pixels as asked for, at the size the condition had", 100, 3),
     "class_accuracy": _Kind("Class accuracy", "share of a class's pixels that are found, averaged", 100, 3),
     "frequency_iou": _Kind("Frequency-weighted IoU", "overlap, classes weighted by their pixels", 100, 3),
     "attribute_accuracy": _Kind("Attribute accuracy", "attributes that are as asked for, averaged", 100, 3),
@@ -64,8 +65,8 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "duplicates": _Kind("Duplicates", "share of pictures with a near twin", 1_000, 4),
     "clip_score": _Kind("CLIP score", "cosine of picture and text; depends on the model", 100, 3),
     "inception_score": _Kind("Inception score", "for completeness; says little of faces", 5_000, 2),
-    "lpips": _Kind("LPIPS", "perceptual distance", 100, 3),
-    "ssim": _Kind("SSIM", "structural similarity", 100, 3),
+    "lpips": _Kind("LPIPS", "perceptual distance to the face that a row names", 100, 3),
+    "ssim": _Kind("SSIM", "structural similarity to the face that a row names", 100, 3),
     "edit_fidelity": _Kind("Edit fidelity", "how much of what was to change has changed", 30, 3),
     "edit_similarity": _Kind("Edit similarity", "how much of the input is left", 30, 3),
     "leakage": _Kind("Leakage", "change outside of the parts that were to change, over that inside", 100, 3),
@@ -73,8 +74,12 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "diversity": _Kind("Diversity", "mean distance between pictures of the same conditions", 100, 3),
     "influence": _Kind("Influence", "mean share of an expert over pixels and steps", 30, 3),
     "seconds_per_picture": _Kind("Seconds a picture", "of one worker, without its start", 100, 3),
-    "psnr": _Kind("PSNR", "peak signal to noise, dB", 100, 2),
+    "psnr": _Kind("PSNR", "peak signal to noise to the face that a row names, dB", 100, 2),
 }
+#: Metrics that are a network's opinion.
+_JUDGED: Final = frozenset({
+    "miou", "pixel_accuracy", "mask_accuracy", "iou", "attribute_accuracy", "attribute_balanced",
+})  # fmt: skip
 #: Metrics that a table of slices has room for.
 _SLICED: Final = frozenset({"miou", "attribute_balanced", "fid", "fd", "kid", "clip_score", "ssim", "recall"})
 _HASH: Final = re.compile("[0-9a-f]{40,}")
@@ -217,7 +222,7 @@ def _notes(number: Number) -> list[str]:
         notes.append(f"{number.metric} is not FID: other features, so no published FID compares with it.")
     if number.base == "fid":
         notes.append("Compare only with a FID of the same protocol, reference and n.")
-    if number.base in ("miou", "pixel_accuracy", "iou", "attribute_accuracy", "attribute_balanced") and number.network:
+    if number.base in _JUDGED and number.network:
         notes.append(f"Judged by {number.network}, which errs too: see what it says of the reference itself.")
     told = [number.protocol.get(key) for key in ("warning", "warnings", "note", "notes", "caveat")]
     notes += [str(text) for value in told if value for text in (value if isinstance(value, list) else [value])]

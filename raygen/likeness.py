@@ -4,6 +4,7 @@ Knows which of the two is meant and what it is called. Everything that speaks of
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raygen.extractors.perceptual import LPIPSSpec, load_lpips
-from raygen.metrics.perceptual import ssim
+from raygen.metrics.perceptual import SSIM, ssim
 from raygen.models.autoencoder import to_pixels
 
 __all__ = ["Likeness"]
@@ -28,6 +29,7 @@ class Likeness:
     def __init__(self, spec: LPIPSSpec | None, device: torch.device) -> None:
         """SSIM without a spec. LPIPS over VGG-16 is `lpips`; over another network it is named after it too."""
         self.device, self.name = device, "ssim"
+        self.network = None if spec is None else spec.network
         self._lpips = None
         if spec is not None:
             self.name = "lpips" if spec.network == "vgg" else f"lpips-{spec.network}"
@@ -43,6 +45,12 @@ class Likeness:
         with torch.inference_mode():
             distance = self._lpips(self._pixels(made), self._pixels(real))
         return np.asarray(1 - distance.double().cpu().numpy())
+
+    def protocol(self) -> dict[str, Any]:
+        """What a number made with it depends on."""
+        if self._lpips is None:
+            return {**SSIM}
+        return {"network": self.network, "sha256": self._lpips.sha256, "version": "0.1", "input": "picture size, -1..1"}
 
     def pairs(self, images: UInt8Array, wanted: Sequence[tuple[int, int]]) -> Array:
         """Pictures uint8 [n, H, W, 3] and pairs of their places [k] -> similarity [k]; each is as a call has it.

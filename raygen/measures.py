@@ -14,13 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygen.comparisons import CompareSpec, Features, too_few
+from raygen.comparisons import CompareSpec, Features
 from raygen.comparisons import compare as more
 from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
 from raygen.metrics.change import bootstrap, changed
 from raygen.metrics.frechet import LOW_N, Moments, frechet_of_features, jackknife
 from raygen.metrics.inception_score import inception_score
+from raygen.metrics.perceptual import PSNR, SSIM, bootstrap_mean
 from raygen.metrics.segmentation import Counts, bootstrap_miou
 from raygen.scoring import FACE
 from raygen.spec import InputError
@@ -31,6 +32,8 @@ __all__ = ["FEATURES", "MetricRows", "Scored", "features_of", "gather", "measure
 
 #: Begin of the names of features.
 FEATURES: Final = "features:"
+#: Measurements of which every value is a number; an edit's fidelity may be none.
+FINITE: Final = frozenset({"features", "logits", "clip", "ssim", "psnr", "lpips", "influence"})
 
 #: What numbers depend on, by the name of a network or of another measure.
 Protocols = Mapping[str, Mapping[str, Any]]
@@ -55,24 +58,33 @@ class Scored:
 
 def gather(tables: Iterable[pa.Table]) -> dict[str, Scored]:
     """SCORES of one set -> measurement name -> vectors; `InputError` where a row is there twice."""
-    parts: dict[str, list[tuple[str, npt.NDArray[np.float32]]]] = {}
+    parts: dict[str, list[tuple[list[str], npt.NDArray[np.float32]]]] = {}
     for table in tables:
         for name in table["metric"].unique().to_pylist():
             rows = table.filter(pc.equal(table["metric"], name)).combine_chunks()
             vectors = rows["vector"].combine_chunks()
             values = vectors.flatten().to_numpy().reshape(rows.num_rows, -1)
-            parts.setdefault(name, []).extend(zip(rows["sample_id"].to_pylist(), values, strict=True))
-    return {name: _sorted(name, rows) for name, rows in parts.items()}
+            parts.setdefault(name, []).append((rows["sample_id"].to_pylist(), values))
+    return {name: _sorted(name, parts.pop(name)) for name in list(parts)}
 
 
-def _sorted(name: str, rows: list[tuple[str, npt.NDArray[np.float32]]]) -> Scored:
-    rows.sort(key=lambda row: row[0])
-    ids = tuple(row[0] for row in rows)
+def _sorted(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -> Scored:
+    found = [one for ids, _ in parts for one in ids]
+    order = sorted(range(len(found)), key=found.__getitem__)
+    ids = tuple(found[i] for i in order)
     if len(set(ids)) != len(ids):
         raise InputError(f"{name}: a row is scored twice", reason="duplicate")
-    vectors = np.stack([row[1] for row in rows])
+    vectors = np.empty((len(ids), parts[0][1].shape[1]), np.float32)
+    place, start = np.empty(len(order), np.int64), 0
+    place[order] = np.arange(len(order))
+    while parts:  # each part goes as soon as it is copied
+        values = parts.pop(0)[1]
+        if values.shape[1] != vectors.shape[1]:
+            raise InputError(f"{name}: vectors of {values.shape[1]} and of {vectors.shape[1]} values", reason="width")
+        vectors[place[start : start + len(values)]] = values
+        start += len(values)
     bad = [ids[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
-    if name.startswith(FEATURES) and bad:
+    if name.partition(":")[0] in FINITE and bad:
         raise InputError(f"{name}: not finite for {len(bad)} rows, first {bad[0]}", reason="nonfinite")
     return Scored(ids, vectors)
 
@@ -139,13 +151,14 @@ def measure(
                 protocol = {**protocols.get(name.partition(":")[2].removesuffix(FACE), {})}
                 protocol |= {"region": "bounding box of the face in the mask"} if part else {}
                 protocol |= {"reference": protocols["reference"]} if "reference" in protocols else {}
-                if compare is not None:
-                    few = too_few(compare, len(scored.ids), len(real[name].ids), scored.vectors.shape[1])
-                    protocol |= {"left_out": few} if few else {}
-                _frechet(table, where, frechet_name + part, scored, real[name], protocol)
+                beside = MetricRows(run_id, reference)
                 if compare is not None:
                     network = frechet_name.removeprefix("fid").removeprefix("fd") + part
-                    more(table.add, where, network, features_of(scored), features_of(real[name]), protocol, compare)
+                    made, others = features_of(scored), features_of(real[name])
+                    left_out = more(beside.add, where, network, made, others, protocol, compare)
+                    protocol |= {"left_out": left_out} if left_out else {}
+                _frechet(table, where, frechet_name + part, scored, real[name], protocol)
+                table.rows += beside.rows
     return table.table()
 
 
@@ -160,6 +173,7 @@ def _segmentation(table: MetricRows, where: str, name: str, scored: Scored, prot
     total, n = counts.total(), len(scored.ids)
     scores = total.scores()
     protocol = {**protocol, "level": "data set", "classes": int(scores["classes"]), "compare": "picture size, nearest"}
+    protocol |= protocols.get(f"unpaired/{where}", {})
     table.add(f"miou:{network}", where, scores["miou"], n, protocol, bootstrap_miou(counts))
     for name in ("pixel_accuracy", "class_accuracy", "frequency_iou"):
         table.add(f"{name}:{network}", where, scores[name], n, protocol)
@@ -229,9 +243,29 @@ def _changes(table: MetricRows, where: str, name: str, scored: Scored, protocols
         table.add("leakage", where, found.leakage, n, protocol, bootstrap(scored.vectors))
 
 
-def _similarity(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
-    value = float(scored.vectors[:, 0].astype(np.float64).mean())
-    table.add("ssim", where, value, len(scored.ids), {"against": "the face that `source` names"})
+def _condition(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+    """Mask accuracy in the way of Collaborative Diffusion: pixels that fit the mask as the model was given it."""
+    network, _, side = name.partition(":")[2].rpartition("@")
+    total = Counts.from_vectors(scored.vectors).total()
+    said = {
+        **protocols.get(network, {}), **protocols.get(f"unpaired/{where}", {}), "level": "data set, all 19 classes",
+        "compare": f"{side} x {side}: the mask and the parsed picture, both brought there by nearest neighbour",
+    }  # fmt: skip
+    pixels = total.wanted.sum()
+    each = scored.vectors[:, : len(CLASSES)].astype(np.float64).sum(axis=1) * (len(scored.ids) / pixels)
+    value = float(total.both.sum() / pixels)
+    table.add(f"mask_accuracy@{side}:{network}", where, value, len(scored.ids), said, bootstrap_mean(each))
+
+
+def _to_real(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+    """How like its own real picture each one is: `ssim`, `psnr`, `lpips:vgg`."""
+    kind, _, network = name.replace(":source", "").partition(":")
+    values = scored.vectors[:, 0].astype(np.float64)
+    metric = f"{kind}:{network}" if network else kind
+    against = "what went into the first stage" if where.startswith("roundtrip") else "the face that `source` names"
+    said = {"ssim": SSIM, "psnr": PSNR}.get(kind, protocols.get(metric, {}))
+    said = {**said, "against": f"{against}, brought to the picture's size", "interval": "bootstrap over pictures"}
+    table.add(metric, where, float(values.mean()), len(values), said, bootstrap_mean(values))
 
 
 def _diversity(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
@@ -265,7 +299,8 @@ def _network(name: str, protocols: Protocols) -> tuple[str, Mapping[str, Any]]:
 
 #: What becomes of each kind of measurement; features become numbers only beside a reference.
 KINDS: Final[Mapping[str, Finish]] = {
-    "segmentation": _segmentation, "attributes": _agreement, "influence": _influence, "ssim": _similarity,
+    "segmentation": _segmentation, "condition": _condition, "attributes": _agreement, "influence": _influence,
+    "ssim": _to_real, "psnr": _to_real, "lpips": _to_real,
     "clip": _cosines, "logits": _logits, "change": _changes, "diversity": _diversity, "edit": _edits,
 }  # fmt: skip
 

@@ -26,8 +26,10 @@ from raygen.extractors.base import (
 )
 from raygen.extractors.clip import ClipSpec, load_clip
 from raygen.extractors.inception import InceptionFeatures
+from raygen.extractors.perceptual import LPIPSSpec
+from raygen.likeness import Likeness
 from raygen.metrics.attributes import codes
-from raygen.metrics.perceptual import ssim
+from raygen.metrics.perceptual import psnr, ssim
 from raygen.metrics.segmentation import Counts, confusion
 from raygen.models.conditions import References, fit_image
 from raygen.spec import Spec
@@ -44,7 +46,7 @@ FACE_CLASSES: Final = range(1, 13)
 class ScoreSpec(Spec):
     """What to measure with. None leaves a measurement out."""
 
-    LATER = frozenset({"text", "logits"})
+    LATER = frozenset({"text", "logits", "reconstruction", "lpips", "condition_size"})
 
     parser: ParserSpec | None = Field(default_factory=Small)
     features: FeatureSpec | None = Field(default_factory=Small)
@@ -53,26 +55,47 @@ class ScoreSpec(Spec):
     similarity: bool = Field(False, description="SSIM to the face that a row's `source` names")
     text: ClipSpec | None = Field(None, description="CLIP model for how well pictures fit their text")
     logits: bool = Field(False, description="class logits of Inception as well, for the inception score")
+    reconstruction: bool = Field(
+        False,
+        description="SSIM, PSNR, and LPIPS where `lpips` is there, to that face; of a round trip, to what went in",
+    )
+    lpips: LPIPSSpec | None = Field(None, description="weights of LPIPS, for `reconstruction`")
+    condition_size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="side that masks had as conditions, such as 32: mask accuracy at that size, too",
+    )
 
     @model_validator(mode="after")
     def _logits_are_inceptions(self) -> "ScoreSpec":
         if self.logits and not isinstance(self.features, Inception):
             raise ValueError("`logits` needs `features: {kind: inception, …}`")
+        if self.lpips is not None and not self.reconstruction:
+            raise ValueError("`lpips` is for `reconstruction: true`")
+        if self.condition_size is not None and self.parser is None:
+            raise ValueError("`condition_size` needs a `parser`")
         return self
+
+    @property
+    def to_source(self) -> str | None:
+        """The key that asks for comparisons with the faces that rows name; None where none does."""
+        return "reconstruction" if self.reconstruction else "similarity" if self.similarity else None
 
 
 class Observer:
     """Measures pictures that are still pixels: one row a picture and measurement."""
 
     def __init__(self, spec: ScoreSpec, *, run_id: str, attempt: int = 0, sources: References | None = None) -> None:
-        """`sources`: faces by id, for the similarity to them."""
+        """`sources`: faces by id, for how like them pictures are."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.spec = spec
-        self.run_id, self.attempt, self.sources = run_id, attempt, sources if spec.similarity else None
+        self.run_id, self.attempt, self.sources = run_id, attempt, sources if spec.to_source else None
         self.parser = None if spec.parser is None else load_parser(spec.parser, device)
         self.features = None if spec.features is None else load_features(spec.features, device)
         self.classifier = None if spec.classifier is None else load_classifier(spec.classifier, device)
         self.clip = None if spec.text is None else load_clip(spec.text, device)
+        self.lpips = None if spec.lpips is None else Likeness(spec.lpips, device)
 
     def named(self, run_id: str, attempt: int) -> "Observer":
         """The same networks, for the rows of another run."""
@@ -80,8 +103,11 @@ class Observer:
         made.run_id, made.attempt = run_id, attempt
         return made
 
-    def __call__(self, images: UInt8Array, rows: pa.Table) -> pa.Table:
-        """SCORES of pictures uint8 [n, H, W, 3]; `rows` brings ids and the masks that were wanted."""
+    def __call__(self, images: UInt8Array, rows: pa.Table, real: UInt8Array | None = None) -> pa.Table:
+        """SCORES of pictures uint8 [n, H, W, 3]; `rows` brings ids and the masks that were wanted.
+
+        `real`: what the pictures are reconstructions of, of their shape, where it is not the faces that rows name.
+        """
         ids = rows[rows.column_names[0]].to_pylist()
         found: list[tuple[str, str, list[float]]] = []
         tensor = torch.from_numpy(np.ascontiguousarray(images))
@@ -98,8 +124,10 @@ class Observer:
             found += self._attributes(ids, tensor, rows["attributes"].to_pylist())
         if self.clip is not None and "text" in rows.column_names:
             found += self._texts(ids, tensor, rows["text"].to_pylist())
-        if self.sources is not None and "source" in rows.column_names:
-            found += self._similarity(ids, images, rows["source"].to_pylist())
+        if real is not None and self.spec.reconstruction:
+            found += self._pairs(ids, images, real)
+        elif self.sources is not None and "source" in rows.column_names:
+            found += self._to_source(ids, images, rows["source"].to_pylist())
         return self._table(found)
 
     def _faces(
@@ -136,7 +164,7 @@ class Observer:
         cosines = self.clip.scores(images[said], [str(texts[i]) for i in said])
         return _each([ids[i] for i in said], self.clip.name, cosines[:, None])
 
-    def _similarity(
+    def _to_source(
         self, ids: Sequence[str], images: UInt8Array, names: Sequence[str | None]
     ) -> list[tuple[str, str, list[float]]]:
         assert self.sources is not None
@@ -145,8 +173,20 @@ class Observer:
             return []
         faces = self.sources([name for _, name in named])
         real = [fit_image(decode_image(faces[name]["image"]["bytes"]), images.shape[1]) for _, name in named]
-        values = ssim(images[[i for i, _ in named]], np.stack(real))
-        return [(ids[i], "ssim:source", [float(value)]) for (i, _), value in zip(named, values, strict=True)]
+        return self._pairs([ids[i] for i, _ in named], images[[i for i, _ in named]], np.stack(real))
+
+    def _pairs(self, ids: Sequence[str], made: UInt8Array, real: UInt8Array) -> list[tuple[str, str, list[float]]]:
+        """How like its own real picture each one is, by what the spec asks for."""
+        found = {"ssim:source": ssim(made, real)}
+        if self.spec.reconstruction:
+            found["psnr:source"] = psnr(made, real)
+        if self.lpips is not None:
+            found[f"lpips:source:{self.lpips.network}"] = 1 - self.lpips(made, real)
+        return [
+            (one, name, [float(value)])
+            for name, values in found.items()
+            for one, value in zip(ids, values, strict=True)
+        ]
 
     def _segmentation(
         self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
@@ -158,8 +198,12 @@ class Observer:
         labels = self.parser.parse(images[wanted]).numpy()
         result = []
         for i, label in zip(wanted, labels, strict=True):
-            target = _resized(decode_mask(masks[i]["bytes"]), label.shape)  # type: ignore[index]
+            mask = decode_mask(masks[i]["bytes"])  # type: ignore[index]
+            target = _resized(mask, label.shape)
             result.append((ids[i], f"segmentation:{self.parser.name}", Counts.of(confusion(target, label)).vector()))
+            if side := self.spec.condition_size:
+                small = Counts.of(confusion(_resized(mask, (side, side)), _resized(label, (side, side))))
+                result.append((ids[i], f"condition:{self.parser.name}@{side}", small.vector()))
         return result
 
     def _attributes(
@@ -187,7 +231,8 @@ class Observer:
     def protocols(self) -> dict[str, Mapping[str, Any]]:
         """What the numbers depend on, by the network's name."""
         networks = [n for n in (self.parser, self.features, self.classifier, self.clip) if n is not None]
-        return {network.name: network.protocol() for network in networks}
+        lpips = {} if self.lpips is None else {f"lpips:{self.lpips.network}": self.lpips.protocol()}
+        return {network.name: network.protocol() for network in networks} | lpips
 
 
 def _each(ids: Sequence[str], name: str, vectors: torch.Tensor) -> list[tuple[str, str, list[float]]]:
@@ -234,4 +279,5 @@ class ScoreWorker:
     def _same_size(self, images: Sequence[UInt8Array], rows: pa.Table, shape: tuple[int, ...]) -> pa.Table:
         index = [i for i, image in enumerate(images) if image.shape == shape]
         batch = np.stack([images[i] for i in index])
-        return self.observe(batch if self.through is None else self.through(batch), rows.take(index))
+        made = batch if self.through is None else self.through(batch)
+        return self.observe(made, rows.take(index), real=None if self.through is None else batch)

@@ -188,7 +188,10 @@ def _retry(call: Callable[[], T]) -> T:
 
 
 def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one slice, reading only the row groups they lie in; page checksums are verified."""
+    """The rows of one slice, reading only the row groups they lie in; page checksums are verified.
+
+    `columns` that the file does not have are left out; `image.path` is one field of a column.
+    """
     if piece.path == RANGE:
         return pa.table({"index": pa.array(range(piece.start, piece.start + piece.rows), pa.int64())})
     fs, path = fsspec.core.url_to_fs(piece.path)
@@ -205,7 +208,9 @@ def _read_rows(file: Any, piece: Slice, columns: Sequence[str] | None) -> pa.Tab
     reader = pq.ParquetFile(file, page_checksum_verification=True)
     groups, first = _groups(reader, piece)
     known = reader.schema_arrow.names
-    table = reader.read_row_groups(groups, columns=None if columns is None else [c for c in columns if c in known])
+    table = reader.read_row_groups(
+        groups, columns=None if columns is None else [c for c in columns if c.partition(".")[0] in known]
+    )
     return table.slice(piece.start - first, piece.rows)
 
 

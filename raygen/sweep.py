@@ -11,7 +11,7 @@ gets. Does not know how a picture is made or measured; each cell is a run that `
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Annotated, Any, Final, Literal
@@ -36,11 +36,13 @@ from raygen.timing import TimingSpec, build_timing, seconds_of
 from raygen.verbs.base import (
     Estimate,
     Job,
+    Rate,
     Report,
     Result,
     inputs,
-    probe,
     runner_of,
+    scaled,
+    timed,
 )
 from raygen.verbs.evaluate import EvaluateJob
 from raygen.verbs.generate import GenerateJob, build_bench
@@ -172,12 +174,29 @@ class SweepJob(Job):
         return Result(self.out, self._write(cells, reference, times))
 
     def estimate(self) -> Estimate:
-        """Each cell probed by itself."""
-        parts = [probe(cell.job.prepare(write=False), self.where) for cell in self.cells()]
+        """One cell of each line probed, that of the fewest steps; the others by their number of predictions.
+
+        What a picture takes besides predictions (first stage, scores, encoding) is scaled with them, so many steps are
+        said to take longer than they will.
+        """
+        rates: dict[tuple[Any, ...], tuple[int, Rate]] = {}
+        parts = []
+        for cell in sorted(self.cells(), key=lambda cell: int(cell.settings["steps"])):
+            work, steps = cell.job.prepare(write=False), int(cell.settings["steps"])
+            line = tuple(cell.settings[name] for name in ("line", "guidance", "conditions", "checkpoint"))
+            if line not in rates:
+                rates[line] = steps, timed(work)
+            fewest, rate = rates[line]
+            parts.append(scaled(work, self.where, replace(rate, seconds=rate.seconds * steps / fewest), ()))
+        rows = next(iter(rates.values()))[1].rows
         return Estimate(
             sum(p.rows for p in parts), sum(p.shards for p in parts), sum(p.done_shards for p in parts),
             sum(p.bytes for p in parts), sum(p.seconds for p in parts),
-            (f"{len(parts)} cells; reference and timing come on top", *parts[0].notes),
+            (
+                f"{len(parts)} cells; reference and timing come on top",
+                f"timed on {rows} rows with one worker here, at the fewest steps of each of {len(rates)} lines",
+                "more steps are scaled by their predictions, and the rest of a picture with them: rather too long",
+            ),
         )  # fmt: skip
 
     def _reference(self, report: Report) -> Reference:

@@ -13,6 +13,7 @@ from raygen.metrics.frechet import Moments, Reference
 from raygen.metrics.frechet_statistics import frechet_infinity
 from raygen.metrics.kernel import kid
 from raygen.metrics.prdc import prdc
+from raygen.report import build
 from raygen.run import make
 from raygen.slices import sliced, taken
 from raygen.spec import ConfigError, InputError
@@ -131,7 +132,7 @@ def test_a_model_that_hands_out_its_training_faces_is_found_out() -> None:
     found = {}
     for name, made in (("honest", honest), ("copied", copied)):
         rows = MetricRows("r", "x")
-        pairs = copies(rows.add, "all", ":x", features_of(made), features_of(training), features_of(held), {}, 0.05)
+        pairs, _ = copies(rows.add, "all", ":x", features_of(made), features_of(training), features_of(held), {}, 0.05)
         found[name] = {row["metric"]: row for row in rows.rows}
         if name == "copied":
             assert all(pair["sample_id"] == pair["face_id"] for pair in pairs), "copies lie next to their originals"
@@ -153,9 +154,41 @@ def test_an_evaluation_says_how_near_samples_are_to_training(world: Path) -> Non
     closest = json.loads((world / "copied/metrics/closest.json").read_text())
     assert closest
     assert {"sample_id", "face_id", "distance", "ratio"} == set(closest[0])
+    twins = json.loads((world / "copied/metrics/duplicates.json").read_text())
+    assert [pair["distance"] for pair in twins] == sorted(pair["distance"] for pair in twins)
+    assert len({frozenset((pair["sample_id"], pair["other_id"])) for pair in twins}) == len(twins) > 1
     share = own["memorized:raygen-parser"]
     assert share["ci_low"] <= share["value"] <= share["ci_high"]
     assert (share["protocol"]["n_training"], share["protocol"]["n_held_out"]) == (24, 120)
+
+
+def test_the_report_shows_the_closest_pairs_as_pictures(world: Path, tmp_path: Path) -> None:
+    training = {"faces": f"{world}/training", "split": None}
+    evaluation(
+        world, "shown", samples=f"{world}/samples", reference=f"{world}/held", training=training,
+        score={"parser": None, "classifier": None},
+    )  # fmt: skip
+    folder = world / "shown/metrics"
+    page = Path(build(f"{world}/shown", f"{tmp_path}/page.html")).read_text()
+    section = page[page.index('id="nearby"') : page.index("</section>", page.index('id="nearby"'))]
+    pairs, twins = (json.loads((folder / name).read_text())[:12] for name in ("closest.json", "duplicates.json"))
+    assert section.count('class="couple') - section.count('class="couples') == len(pairs) + len(twins) > 12
+    faces = [f'alt="Training face {pair["face_id"]}"' for pair in pairs]
+    assert all(alt in section for alt in faces)
+    assert section.count('src="data:image/webp') == 2 * (len(pairs) + len(twins)), "both of each pair"
+    found = {row["metric"]: row["protocol"]["threshold"] for row in json.loads((folder / "metrics.json").read_text())
+             if row["metric"].startswith(("memorized", "duplicates"))}  # fmt: skip
+    near = sum(pair["distance"] < found["memorized:raygen-parser"] for pair in pairs)
+    near_twins = sum(pair["distance"] < found["duplicates:raygen-parser"] for pair in twins)
+    assert section.count('class="couple near"') == near + near_twins
+    for threshold in found.values():
+        assert f"Below {threshold:.4g}" in section
+    store = world / "shown/scores/training/attempt-00"
+    (store / "plan.json").write_text((store / "plan.json").read_text().replace("/training/", "/moved/"))
+    bare = Path(build(f"{world}/shown", f"{tmp_path}/bare.html")).read_text()
+    assert bare.count("<div>no picture</div>") == len(pairs), "faces that were moved are left out, their pairs are not"
+    again = Path(build(f"{world}/shown", f"{tmp_path}/given.html", faces=f"{world}/training")).read_text()
+    assert "<div>no picture</div>" not in again
 
 
 def test_slices_give_every_number_again(world: Path) -> None:

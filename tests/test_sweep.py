@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from raygen import sweep
 from raygen.curves import Curve, Point, best_steps, curves
 from raygen.plots import Axis, plot
 from raygen.report import build
@@ -16,6 +17,7 @@ from raygen.run import make
 from raygen.spec import ConfigError
 from raygen.store import Store
 from raygen.tables import from_parquet
+from raygen.verbs.base import Prepared, Rate
 from raygen.verify import verify
 
 
@@ -70,6 +72,30 @@ def test_a_cell_is_the_run_that_generate_would_have_made(world: Path, swept: Pat
         one, other = Store(f"{swept}/cells/{name}"), Store(f"{world}/alone-{name}")
         assert one.plan().run_id == other.plan().run_id
         assert one.manifest()["set_digest"] == other.manifest()["set_digest"]
+
+
+def test_a_dry_run_probes_the_fewest_steps_of_each_line(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[int] = []
+
+    def timed(work: Prepared) -> Rate:
+        probed.append(work.plan.what["sampler"]["steps"])
+        return Rate(0.5 if probed[-1] == 4 else 0.25, 100, 3)
+
+    monkeypatch.setattr(sweep, "timed", timed)
+    what = {
+        "steps": [20, 4, 8],
+        "guidance": [1.0, 2.0],
+        "samplers": [{"name": "ddim"}, {"name": "unipc", "steps": [2]}],
+    }
+    found = make(document(world, "dry", **what)).estimate()
+    assert sorted(probed) == [2, 2, 4, 4], "one cell a sampler and weight"
+    assert (found.rows, found.bytes) == (8 * 12, 8 * 12 * 100)
+    ddim, unipc = 12 * 0.5 * (4 + 8 + 20) / 4, 12 * 0.25
+    assert found.seconds == pytest.approx(2 * (ddim + unipc))
+    assert any("8 cells" in note for note in found.notes)
+    assert any("fewest steps of each of 4 lines" in note for note in found.notes)
+    assert any("scaled by their predictions" in note for note in found.notes)
+    assert not (world / "dry").exists()
 
 
 def test_one_row_a_cell_and_metric(swept: Path) -> None:

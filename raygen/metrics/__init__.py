@@ -34,7 +34,10 @@ OVERVIEW: Final[Mapping[str, str]] = {
     "attribute_balanced": "the same with yes and no counting alike: 0.5 is what a model that ignores them reaches",
     "clip_score": "mean cosine of CLIP's embeddings of a picture and its text; comparable with the same weights only",
     "inception_score": "how sure and how varied Inception's classes are; for completeness, it says little of faces",
-    "ssim": "structural similarity to the face that a row names",
+    "mask_accuracy": "share of pixels that were parsed as wanted, both maps at the size the condition had (`@32`)",
+    "ssim": "structural similarity to the face that a row names; of `roundtrip`, to what went in",
+    "psnr": "peak signal to noise to the same, dB, at most 100",
+    "lpips": "perceptual distance to the same, by the network that is named",
     "change": "mean absolute difference to the pictures of a baseline, 0..1, inside or outside of the parts to change",
     "leakage": "change outside over change inside: 0 where nothing else moved, 1 where everything moved alike",
     "diversity": "mean distance (1 - SSIM, or LPIPS) between the pictures of a group, alike but for their noise",
@@ -47,9 +50,9 @@ LOWER: Final = frozenset({
     SECONDS, "loss",
 })  # fmt: skip
 HIGHER: Final = frozenset({
-    "miou", "iou", "pixel_accuracy", "class_accuracy", "frequency_iou", "attribute_accuracy", "attribute_balanced",
-    "precision", "recall", "density", "coverage", "training_distance", "clip_score", "inception_score", "ssim", "psnr",
-    "edit_fidelity", "edit_similarity", "diversity",
+    "miou", "iou", "pixel_accuracy", "mask_accuracy", "class_accuracy", "frequency_iou", "attribute_accuracy",
+    "attribute_balanced", "precision", "recall", "density", "coverage", "training_distance", "clip_score",
+    "inception_score", "ssim", "psnr", "edit_fidelity", "edit_similarity", "diversity",
 })  # fmt: skip
 
 

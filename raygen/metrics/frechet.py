@@ -21,6 +21,8 @@ Array = npt.NDArray[np.float64]
 LOW_N = 10_000
 #: Negative eigenvalues up to this share of the trace are rounding and are clipped; more is an error.
 CLIP = 1e-6
+#: Rows that are turned to float64 at a time.
+ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,23 @@ class Moments:
 
     @staticmethod
     def of(features: npt.NDArray[Any]) -> "Moments":
-        """Of features [n, D]; `ValueError` for anything else, or where a value is not finite."""
-        x = np.asarray(features, dtype=np.float64)
+        """Of features [n, D]; `ValueError` for anything else, or where a value is not finite.
+
+        Turned to float64 by `ROWS` at a time, so that what it takes beside the features does not grow with n.
+        """
+        x = np.asarray(features)
         if x.ndim != 2 or not len(x):
             raise ValueError(f"features of shape {x.shape}, not [n, D]")
+        return Moments.merge_all([Moments._of_block(x[i : i + ROWS]) for i in range(0, len(x), ROWS)])
+
+    @staticmethod
+    def _of_block(features: npt.NDArray[Any]) -> "Moments":
+        x = np.asarray(features, dtype=np.float64)
         if not np.isfinite(x).all():
             raise ValueError("features are not finite")
         mean = x.mean(axis=0)
-        centred = x - mean
-        return Moments(len(x), mean, centred.T @ centred)
+        x = x - mean
+        return Moments(len(x), mean, x.T @ x)
 
     def merge(self, other: "Moments") -> "Moments":
         """Of the union of two disjoint sets."""

@@ -70,7 +70,8 @@ class Duplicates:
     """`group` [n]: the number of the group of each row, from 0 in order of first rows; and a summary.
 
     `share` of rows is in a group of more than one. `pair_share`: near pairs over all pairs; `held_out_pair_share` is
-    the same of the held-out rows and does not depend on how many rows there are, as `share` does.
+    the same of the held-out rows and does not depend on how many rows there are, as `share` does. `closest`: rows
+    with their nearest others as (row, other, distance), each pair once, by distance, below the threshold or not.
     """
 
     group: Index
@@ -81,6 +82,7 @@ class Duplicates:
     high: float
     pair_share: float
     held_out_pair_share: float
+    closest: tuple[tuple[int, int, float], ...]
 
 
 def memorization(
@@ -124,6 +126,7 @@ def duplicates(
     held_out: npt.NDArray[Any],
     *,
     q: float = 0.01,
+    closest: int = 20,
     block: int = BLOCK,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
@@ -144,7 +147,17 @@ def duplicates(
     alone = np.bincount(group)[group] == 1
     low, high = wilson(int((~alone).sum()), n)
     shares = pairs / (n * (n - 1)), held_pairs / (h * (h - 1))
-    return Duplicates(group, q, threshold, float((~alone).mean()), low, high, *shares)
+    near = _closest(samples, closest, how)
+    return Duplicates(group, q, threshold, float((~alone).mean()), low, high, *shares, near)
+
+
+def _closest(x: npt.NDArray[Any], most: int, how: dict[str, Any]) -> tuple[tuple[int, int, float], ...]:
+    """Each row with its nearest other, the nearest of these pairs first; a pair that is mutual is there once."""
+    far, other = (values[:, 0] for values in nearest(x, x, 1, exclude_self=True, **how))
+    pairs: dict[tuple[int, int], float] = {}
+    for i in np.lexsort((np.arange(len(far)), far))[: 2 * most]:  # of two rows, each may be the other's nearest
+        pairs.setdefault((min(int(i), int(other[i])), max(int(i), int(other[i]))), float(far[i]))
+    return tuple((i, j, distance) for (i, j), distance in list(pairs.items())[:most])
 
 
 def _quantile(values: Array, q: float) -> float:

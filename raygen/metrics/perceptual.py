@@ -5,13 +5,14 @@ Knows pairs of pixel arrays. Knows no network; LPIPS is an extractor's.
 Sources: Wang et al. 2004 (SSIM: Gaussian window 11, sigma 1.5, K1 0.01, K2 0.03, population covariance).
 """
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import correlate1d
 
-__all__ = ["psnr", "ssim"]
+__all__ = ["PSNR", "SSIM", "bootstrap_mean", "psnr", "ssim"]
 
 UInt8Array = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
@@ -20,6 +21,13 @@ RANGE: Final = 255.0
 K1, K2, SIGMA, WINDOW = 0.01, 0.03, 1.5, 11
 #: What PSNR is said to be where nothing differs, so that a mean stays finite.
 BEST: Final = 100.0
+ROUNDS: Final = 200
+#: What the numbers depend on. SSIM is not shift-invariant: over -1..1 it is another number.
+SSIM: Final[Mapping[str, Any]] = {
+    "window": f"gaussian {WINDOW} x {WINDOW}, sigma {SIGMA}", "k": [K1, K2], "range": "0..255",
+    "level": "mean over channels, places and pictures", "border": "windows that hang over it are left out",
+}  # fmt: skip
+PSNR: Final[Mapping[str, Any]] = {"range": "0..255", "level": "mean of the pictures' decibels", "at_most": BEST}
 
 
 def psnr(made: UInt8Array, real: UInt8Array) -> Array:
@@ -43,6 +51,16 @@ def ssim(made: UInt8Array, real: UInt8Array) -> Array:
     index = (2 * mx * my + c1) * (2 * cov + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
     edge = WINDOW // 2
     return np.asarray(index[:, edge:-edge, edge:-edge].mean(axis=(1, 2, 3)))
+
+
+def bootstrap_mean(values: Array, seed: int = 0) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of a mean over resampled pictures; the same for the same values and seed. None for one picture."""
+    n = len(values)
+    if n < 2:
+        return None, None
+    random = np.random.Generator(np.random.Philox(key=seed))
+    low, high = np.percentile([values[random.integers(0, n, n)].mean() for _ in range(ROUNDS)], [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _blur(x: Array) -> Array:

@@ -20,7 +20,11 @@ import torch
 
 from raygen.metrics.pairs import BLOCK, blocks, nearest
 
-__all__ = ["PRDC", "prdc", "precision_recall"]
+__all__ = ["PRDC", "Degenerate", "prdc", "precision_recall"]
+
+
+class Degenerate(ValueError):
+    """All balls of a set are points, as all-equal features have them."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ def prdc(
 ) -> PRDC:
     """Features [n, D] and [m, D] -> all four, with the defaults of prdc; `dtype` is that of the products.
 
-    Exact: a pair that rounding could put in or out is measured anew. `ValueError` where a set has no more than k rows,
-    or where all balls of a set are points, as all-equal features have them: the numbers would say nothing.
+    Exact: a pair that rounding could put in or out is measured anew. `ValueError` where a set has no more than k rows;
+    `Degenerate` where all balls of a set are points: the numbers would say nothing.
     """
     how: dict[str, Any] = {"block": block, "device": device, "dtype": dtype}
     radius_real, radius_made = _radii(real, "real", k, how), _radii(made, "made", k, how)
@@ -87,5 +91,5 @@ def _radii(x: npt.NDArray[Any], name: str, k: int, how: dict[str, Any]) -> npt.N
         raise ValueError(f"{k} neighbours in the {name} set of {len(x)} rows")
     radius = nearest(x, x, k, exclude_self=True, **how)[0][:, -1]
     if not radius.any():
-        raise ValueError(f"every row of the {name} set has {k} copies: its balls are points")
+        raise Degenerate(f"every row of the {name} set has {k} copies: its balls are points")
     return radius

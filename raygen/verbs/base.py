@@ -25,6 +25,7 @@ __all__ = [
     "Inputs",
     "Job",
     "Prepared",
+    "Rate",
     "Report",
     "Result",
     "ShardedJob",
@@ -36,6 +37,8 @@ __all__ = [
     "probe",
     "run_sharded",
     "runner_of",
+    "scaled",
+    "timed",
 ]
 
 Report = Callable[[Progress], None]
@@ -199,9 +202,23 @@ def facts_of(outcome: Outcome) -> dict[str, object]:
     }
 
 
+@dataclass(frozen=True)
+class Rate:
+    """What a row takes on one worker, measured on `rows` of them."""
+
+    seconds: float
+    bytes: int
+    rows: int
+
+
 def probe(work: Prepared, where: Where) -> Estimate:
     """What `work` would make and how long it would take: one batch done here, scaled up, nothing kept."""
-    done = len(work.store.committed())
+    rate = timed(work)
+    return scaled(work, where, rate, (f"timed on {rate.rows} rows with one worker on this machine",))
+
+
+def timed(work: Prepared) -> Rate:
+    """One batch done here, nothing kept."""
     size = min(work.plan.batch, max(work.plan.rows, 1))
     rows = work.first if work.first is not None else _head(work.plan, size, work.columns)
     rows = rows.slice(0, size)
@@ -210,11 +227,16 @@ def probe(work: Prepared, where: Where) -> Estimate:
     began = time.perf_counter()
     tables = worker.start(rows)()
     each = (time.perf_counter() - began) / max(rows.num_rows, 1)
-    size = sum(table.nbytes for table in tables.values()) // max(rows.num_rows, 1)
+    return Rate(each, sum(table.nbytes for table in tables.values()) // max(rows.num_rows, 1), rows.num_rows)
+
+
+def scaled(work: Prepared, where: Where, rate: Rate, notes: tuple[str, ...]) -> Estimate:
+    """All of `work` at a rate; shards that are committed take no time."""
+    done = len(work.store.committed())
     left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
-    notes = (f"timed on {rows.num_rows} rows with one worker on this machine",)
     return Estimate(
-        work.plan.rows, len(work.plan.shards), done, size * work.plan.rows, each * left / where.workers, notes,
+        work.plan.rows, len(work.plan.shards), done, rate.bytes * work.plan.rows,
+        rate.seconds * left / where.workers, notes,
     )  # fmt: skip
 
 

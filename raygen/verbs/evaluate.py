@@ -5,13 +5,15 @@ measured.
 
     out/scores/{samples,reference,roundtrip,related}/   SCORES, as stores of their own
     out/metrics/metrics.parquet  metrics.json   METRICS
+    out/metrics/closest.json  duplicates.json   pairs of a sample and a training face, and of two samples: the nearest
+    out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse; only if there are any
     out/reference.json                          what the reference is; the folder is one that others may name
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from raygen.encoding import RoundTrip
 from raygen.measured import Reference
 from raygen.measures import MetricRows, Scored, gather, measure, write_metrics
 from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.pairing import unpaired
 from raygen.references import StoredRows
 from raygen.relations import COLUMNS, RelationSpec, RelationWorker
 from raygen.scoring import Observer, ScoreSpec, ScoreWorker
@@ -43,6 +46,7 @@ MADE: Final = ("influence", "edit")
 #: Passes over what is judged.
 OF_SAMPLES: Final = ("samples", "related")
 TRAINING: Final = "training"
+UNPAIRED: Final = "unpaired.json"
 
 
 class EvaluateWhat(ShardedWhat):
@@ -86,8 +90,8 @@ class EvaluateJob(Job):
 
     def run(self, report: Report) -> Result:
         """Score what is not scored yet, then compute."""
-        if self.what.score.similarity and self.what.reference is None:
-            raise ConfigError("what.score.similarity: needs `reference`, the folder of the faces that rows name")
+        if (key := self.what.score.to_source) and self.what.reference is None:
+            raise ConfigError(f"what.score.{key}: needs `reference`, the folder of the faces that rows name")
         reference, samples = self._reference(), self._samples()
         passes = self._passes(reference, samples)
         for work in passes.values():
@@ -127,8 +131,8 @@ class EvaluateJob(Job):
         passes = {}
         if reference is not None and samples is not None:
             reference.check(self.what.score.model_dump(mode="json"), samples)
-            if self.what.score.similarity and reference.scores is not None:
-                raise ConfigError("what.score.similarity: needs the pictures; name their ingest run as `reference`")
+            if (key := self.what.score.to_source) and reference.scores is not None:
+                raise ConfigError(f"what.score.{key}: needs the pictures; name their ingest run as `reference`")
         if self.what.samples is not None and samples is not None and not self._scored_inline(samples):
             passes["samples"] = self._pass("samples", self.what.samples, "samples", None)
         if reference is not None and reference.scores is None:
@@ -187,7 +191,10 @@ class EvaluateJob(Job):
         name = run_id({"kind": "evaluate", **parts})
         observer = Observer(self.what.score, run_id=name)
         plan = None if samples is None else samples.plan()
-        protocols = {**observer.protocols(), "edit": {"judges": plan.what.get("judges", {}) if plan else {}}}
+        protocols: dict[str, Mapping[str, Any]] = {
+            **observer.protocols(),
+            "edit": {"judges": plan.what.get("judges", {}) if plan else {}},
+        }
         if reference is not None:
             protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
         if self.what.relate is not None:
@@ -199,6 +206,7 @@ class EvaluateJob(Job):
             frechet_name="" if features is None else features.metric, compare=self.what.compare,
         )  # fmt: skip
         folder = Storage(f"{self.out}/metrics")
+        facts = self._unpaired(folder, protocols, reference, samples)
         tables = [finish(sets)]
         if self.what.slices:
             people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
@@ -207,13 +215,40 @@ class EvaluateJob(Job):
             tables.append(to_statistics(self.what.statistics, sets["all"], features, named))
         if self.what.training is not None and training is not None and reference is not None and features is not None:
             rows = MetricRows(named, against)
-            closest = to_training(self.what.training, sets, training, reference, features, rows)
+            closest, twins = to_training(self.what.training, sets, training, reference, features, rows)
             folder.put("closest.json", json.dumps(closest, indent=1).encode())
+            folder.put("duplicates.json", json.dumps(twins, indent=1).encode())
             tables.append(rows.table())
         found = pa.concat_tables(tables).to_pylist()
         write_metrics(folder, found)
         whole = (row for row in found if "/" not in row["slice"])
-        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole}
+        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | facts
+
+    def _unpaired(
+        self,
+        folder: Storage,
+        protocols: dict[str, Mapping[str, Any]],
+        reference: Reference | None,
+        samples: Store | None,
+    ) -> dict[str, object]:
+        """Rows with a picture and no mask, or the reverse: as facts, as `unpaired.json`, and beside mIoU."""
+        stores = {"all": (samples, "samples", "sample_id")} if samples is not None else {}
+        if reference is not None and reference.scores is None:
+            stores |= {"reference": (open_input(reference.url)[0], "faces", "face_id")}
+        facts: dict[str, object] = {}
+        lists = {}
+        for where, (store, table, key) in stores.items() if self.what.score.parser is not None else ():
+            found = unpaired(store, table, key)
+            if found is not None and (counts := found.counts()):
+                lists[table] = {"without_mask": found.without_mask, "without_picture": found.without_picture}
+                protocols[f"unpaired/{where}"] = {"not_compared": counts}
+                facts |= {f"{name} [{where}]": f"{n:,} of {found.rows:,} rows" for name, n in counts.items()}
+        if lists:
+            folder.put(UNPAIRED, json.dumps(lists, indent=1).encode())
+            facts["listed in"] = folder.address(UNPAIRED)
+        elif folder.exists(UNPAIRED):
+            folder.remove(UNPAIRED)
+        return facts
 
 
 def _build(score: ScoreSpec, threads: int, checkpoint: str | None, sources: str | None, name: str) -> Worker:

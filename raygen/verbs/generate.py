@@ -140,8 +140,8 @@ def build_sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, refer
 def _sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> SampleWorker:
     """The worker of an actor: a model, an observer where pictures are measured at once, faces to take styles from."""
     faces = None if references is None else StoredRows(references, ("image", "mask"))
-    if score is not None and score.similarity and faces is None:
-        raise ConfigError("what.score.similarity: needs `references`, the folder of the faces that rows name")
+    if score is not None and score.to_source and faces is None:
+        raise ConfigError(f"what.score.{score.to_source}: needs `references`, the folder of the faces that rows name")
     observe = None if score is None else Observer(score, run_id=spec.run_id, attempt=spec.attempt, sources=faces)
     return SampleWorker(spec, observe=observe, threads=threads, references=faces)
 

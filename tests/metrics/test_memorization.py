@@ -119,6 +119,21 @@ def test_planted_copies_are_one_group_each() -> None:
     assert (collapsed.share, collapsed.pair_share, collapsed.group.max()) == (1, 1, 0)
 
 
+def test_the_closest_pairs_are_those_of_all_pairs() -> None:
+    """Every row with its nearest other: a mutual pair once, by distance; more rows than are asked for are left out."""
+    x = np.random.default_rng(5).normal(size=(40, 3))
+    x[30], x[31] = x[4] + 1e-3, x[4]
+    far = np.linalg.norm(x[:, None] - x[None], axis=-1)
+    np.fill_diagonal(far, np.inf)
+    wanted = {frozenset((i, int(far[i].argmin()))): far[i].min() for i in range(40)}
+    found = duplicates(x, np.random.default_rng(6).normal(size=(120, 3)), closest=50).closest
+    assert {frozenset(pair[:2]) for pair in found} == set(wanted)
+    assert len(found) == len(wanted)
+    assert found[0] == (4, 31, 0.0)
+    assert [pair[2] for pair in found] == pytest.approx(sorted(wanted.values()))
+    assert duplicates(x, x[::-1] * 2, q=0.05, closest=7).closest == found[:7]
+
+
 def test_groups_are_numbered_by_their_first_rows() -> None:
     group = duplicates(cloud(150, 15, 2), cloud(150, 16, 2), q=0.3).group
     assert list(dict.fromkeys(group.tolist())) == list(range(group.max() + 1))
