@@ -94,8 +94,9 @@ class ShardedJob(Job):
 
     def run(self, report: Report) -> Result:
         """Every shard, committed exactly once."""
-        outcome = run_sharded(self.prepare(write=True), self.where, report)
-        return Result(self.out, facts_of(outcome))
+        work = self.prepare(write=True)
+        said = {"note": "; ".join(work.notes)} if work.notes else {}
+        return Result(self.out, {**facts_of(run_sharded(work, self.where, report)), **said})
 
     def estimate(self) -> Estimate:
         """Work on one batch of the first shard, keep nothing, and scale up."""
@@ -120,6 +121,7 @@ class Prepared:
     bad_rows: float
     columns: tuple[str, ...] | None = None
     first: pa.Table | None = None  # rows to probe where the inputs are not written yet
+    notes: tuple[str, ...] = ()  # what a person should know of the plan
 
 
 def inputs(url: str, table: str) -> Inputs:
@@ -212,7 +214,7 @@ def probe(work: Prepared, where: Where) -> Estimate:
     each = (time.perf_counter() - began) / max(rows.num_rows, 1)
     size = sum(table.nbytes for table in tables.values()) // max(rows.num_rows, 1)
     left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
-    notes = (f"timed on {rows.num_rows} rows with one worker on this machine",)
+    notes = (*work.notes, f"timed on {rows.num_rows} rows with one worker on this machine")
     return Estimate(
         work.plan.rows, len(work.plan.shards), done, size * work.plan.rows, each * left / where.workers, notes,
     )  # fmt: skip
