@@ -277,6 +277,7 @@ def test_too_few_is_said_with_numbers() -> None:
         ),
         ({"masks": "own", "keep": {"attributes": []}}, "seen in the mask, which masks: own keeps"),
         ({"masks": "none"}, "styles need masks"),
+        ({"balance": ["Male", "male"]}, "Male is there twice"),
         ({"by": "both", "keep": {"attributes": []}}, "needs keep.attributes"),
         ({"prefix": "../"}, "bad_id"),
         ({"prefix": "CON."}, "device of Windows"),
@@ -294,6 +295,22 @@ def test_everybody_lends_once_before_anybody_twice() -> None:
     assert [sorted(drawn[i : i + 7]) for i in (0, 7)] == [list(pool)] * 2
     assert (draw(pool, 4, 3, 5) == drawn[:4]).all()
     assert (draw(pool, 7, 3, 6) != drawn[:7]).any()
+
+
+def test_one_picture_under_two_names_is_one_person() -> None:
+    """Nobody knows whose pictures they are; and then under two names of people."""
+    faces = people(8, pictures=1, seed=2)
+    twin = faces.slice(2, 1).set_column(0, FACES.field("face_id"), pa.array(["twin"], pa.string()))
+    unnamed = pa.concat_tables([faces, twin]).drop_columns("identity_id")
+    renamed = twin.set_column(7, FACES.field("identity_id"), pa.array(["somebody"], pa.string()))
+    for given in (cast(unnamed, FACES), pa.concat_tables([faces, renamed])):
+        assert len({names_of(row["style_a"]) for row in planned(given, identities=6, pictures=3)[0]}) == 6
+        with pytest.raises(ConfigError, match=r"7 identities need 7 references, and the faces have 6; .*1 of a person"):
+            planned(given, identities=7, pictures=1)
+    rows, _ = planned(cast(unnamed, FACES), identities=6, pictures=20)
+    of_twins = [row for row in rows if row["source"] in ("f002.0", "twin")]
+    assert len(of_twins) == 20
+    assert not {names_of(row["style_b"]) for row in of_twins} & {"f002.0", "twin"}
 
 
 def test_a_person_called_like_a_face_is_somebody_else() -> None:

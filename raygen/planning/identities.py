@@ -114,6 +114,9 @@ class Identities(Planning):
         for what in ("styles", "attributes"):
             if both := sorted(set(getattr(self.keep, what)) & set(getattr(self.vary, what))):
                 raise ValueError(f"{both[0]} cannot be in keep.{what} and in vary.{what}")
+        for names in (self.balance, self.alike):
+            if len(set(names)) < len(names):
+                raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is there twice")
         if loose := sorted(set(self.balance) - set(self.keep.attributes)):
             raise ValueError(f"{loose[0]} is balanced, so it must be in keep.attributes")
         if self.by != "styles" and not self.keep.attributes:

@@ -28,8 +28,8 @@ Ints = npt.NDArray[np.int64]
 class People:
     """What is known of each face, in an order that its id and the seed give. About 400 bytes a face.
 
-    `person`: a number for each real person; a face that nobody named is a person of its own. `shown` uint32 [n]: bit c
-    is set where the mask has class c, 0 without a mask. `values` int8 [n, 40], 0 where nobody knows. `sha256`: of the
+    `person`: a number for each real person; a picture that nobody named is a person of its own. `shown` uint32 [n]: bit
+    c is set where the mask has class c, 0 without a mask. `values` int8 [n, 40], 0 where nobody knows. `sha256`: of the
     picture, None where there is none.
     """
 
@@ -65,10 +65,12 @@ def _described(
                 continue
             name = row["face_id"]
             values = np.array(row["attributes"] or [0] * len(ATTRIBUTES), dtype=np.int8).tobytes()
-            # A name of a person and an id of a face are never the same word.
-            who = f"face:{name}" if row["identity_id"] is None else f"person:{row['identity_id']}"
             image = (row.get("image") or {}).get("bytes")
-            yield _keyed("people", seed, name), name, who, _shown(row["mask"]), values, digest(image) if image else ""
+            sha = digest(image) if image else ""
+            # Nobody is named by two of these words: one picture that lies there twice is one person.
+            alone = f"picture:{sha}" if sha else f"face:{name}"
+            who = alone if row["identity_id"] is None else f"person:{row['identity_id']}"
+            yield _keyed("people", seed, name), name, who, _shown(row["mask"]), values, sha
 
 
 def _shown(mask: Mapping[str, Any] | None) -> int:
@@ -129,7 +131,7 @@ class Needs:
     def references(self, people: People) -> tuple[list[list[int]], Counter[str]]:
         """Faces by cell, at most one of each person, in the order of `people`; and why others are none."""
         found: list[list[int]] = [[] for _ in range(len(self.cells))]
-        persons, vectors = set[int](), set[bytes]()
+        persons, vectors, pictures = set[int](), set[bytes](), set[str | None]()
         why = Counter[str]()
         for face in range(len(people.ids)):
             cell = self.cells.of(people.values[face])
@@ -138,13 +140,14 @@ class Needs:
                 why[reason] += 1
             elif cell is None or not vector.all():
                 why["without the attributes"] += 1
-            elif person in persons:
+            elif person in persons or people.sha256[face] in pictures:
                 why["of a person who is taken"] += 1
             elif self.unlike and vector.tobytes() in vectors:
                 why["with attributes that are taken"] += 1
             else:
                 persons.add(person)
                 vectors.add(vector.tobytes())
+                pictures |= {people.sha256[face]} - {None}
                 found[cell].append(face)
         return found, why
 
