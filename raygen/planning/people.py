@@ -167,7 +167,7 @@ def draw(pool: Ints, count: int, seed: int, number: int) -> Ints:
     key = int.from_bytes(_keyed("donors", seed, number), "little")
     random = np.random.Generator(np.random.Philox(key=key))
     rounds = [random.permutation(pool) for _ in range(-(-count // len(pool)))]
-    return np.concatenate(rounds)[:count]
+    return np.concatenate(rounds)[:count].copy()  # a view would hold the whole pool, for every identity
 
 
 def _keyed(*words: object) -> bytes:
