@@ -25,6 +25,7 @@ __all__ = [
     "OFFICIAL_TO_FACE_PARSING",
     "PALETTE",
     "SPLITS",
+    "AttributeName",
     "ClassName",
     "Split",
     "SplitName",
@@ -82,6 +83,15 @@ ATTRIBUTES: Final = (
     "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat",
     "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )  # fmt: skip
+
+AttributeName = Literal[
+    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips",
+    "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin",
+    "Eyeglasses", "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open",
+    "Mustache", "Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline",
+    "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat",
+    "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
+]  # fmt: skip
 ATTRIBUTE_INDEX: Final[Mapping[str, int]] = {name: index for index, name in enumerate(ATTRIBUTES)}
 #: What captions speak of, in the order of their sentences.
 CAPTIONED: Final = ("Young", "Bangs", "Eyeglasses", "No_Beard", "Smiling")

@@ -12,7 +12,7 @@ from raygen.spec import InputError
 from raygen.storage import Slice, read_slice
 from raygen.store import open_input
 
-__all__ = ["StoredRows"]
+__all__ = ["HeldRows", "StoredRows"]
 
 KEYS = {"faces": "face_id", "samples": "sample_id"}
 #: Rows that may be read in vain between two that are wanted.
@@ -54,6 +54,25 @@ class StoredRows:
                 for row, name in enumerate(read_slice(piece, [self.key])[self.key].to_pylist())
             }
         return self._places
+
+
+class HeldRows:
+    """Rows of FACES with further columns, by `face_id`: a small file that is read at the first call and held, or the
+    rows themselves. Pickled with a file it is small."""
+
+    def __init__(self, held: Slice | pa.Table) -> None:
+        self.held = held
+        self._rows: dict[str, dict[str, Any]] | None = None
+
+    def __call__(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The rows of `ids`; `InputError` (`source`) names one that is not there."""
+        if self._rows is None:
+            table = read_slice(self.held) if isinstance(self.held, Slice) else self.held
+            self._rows = {row["face_id"]: row for row in table.to_pylist()}
+        wanted = list(dict.fromkeys(ids))
+        if unknown := [name for name in wanted if name not in self._rows]:
+            raise InputError(f"no face {unknown[0]!r} is held", reason="source")
+        return {name: self._rows[name] for name in wanted}
 
 
 def _runs(places: Iterable[tuple[Slice, int]]) -> list[tuple[Slice, list[int]]]:

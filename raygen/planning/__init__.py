@@ -13,6 +13,7 @@ from pydantic import Field
 from raygen.planning.base import Lookup, Planning
 from raygen.planning.edits import ALPHAS, EditLine, EditPairs, Edits, paste
 from raygen.planning.faces import FromFaces, Unconditional
+from raygen.planning.identities import Identities
 from raygen.planning.styles import Styles
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "EditPairs",
     "Edits",
     "FromFaces",
+    "Identities",
     "Lookup",
     "PlanWorker",
     "Planning",
@@ -31,7 +33,9 @@ __all__ = [
     "paste",
 ]
 
-AnyPlanning = Annotated[FromFaces | Unconditional | Styles | Edits | EditPairs, Field(discriminator="kind")]
+AnyPlanning = Annotated[
+    FromFaces | Unconditional | Styles | Edits | EditPairs | Identities, Field(discriminator="kind")
+]
 
 
 class PlanWorker:

@@ -97,8 +97,9 @@ class ShardedJob(Job):
 
     def run(self, report: Report) -> Result:
         """Every shard, committed exactly once."""
-        outcome = run_sharded(self.prepare(write=True), self.where, report)
-        return Result(self.out, facts_of(outcome))
+        work = self.prepare(write=True)
+        said = {"note": "; ".join(work.notes)} if work.notes else {}
+        return Result(self.out, {**facts_of(run_sharded(work, self.where, report)), **said})
 
     def estimate(self) -> Estimate:
         """Work on one batch of the first shard, keep nothing, and scale up."""
@@ -123,6 +124,7 @@ class Prepared:
     bad_rows: float
     columns: tuple[str, ...] | None = None
     first: pa.Table | None = None  # rows to probe where the inputs are not written yet
+    notes: tuple[str, ...] = ()  # what a person should know of the plan
 
 
 def inputs(url: str, table: str) -> Inputs:
@@ -236,7 +238,7 @@ def scaled(work: Prepared, where: Where, rate: Rate, notes: tuple[str, ...]) -> 
     left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
     return Estimate(
         work.plan.rows, len(work.plan.shards), done, rate.bytes * work.plan.rows,
-        rate.seconds * left / where.workers, notes,
+        rate.seconds * left / where.workers, (*work.notes, *notes),
     )  # fmt: skip
 
 
