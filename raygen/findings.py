@@ -63,6 +63,8 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "memorized": _Kind("Near to training", "share nearer to a training face than 1 % of held-out faces", 1_000, 4),
     "training_distance": _Kind("Distance to training", "over that of held-out faces; 1 is as far", 1_000, 3),
     "duplicates": _Kind("Duplicates", "share of pictures with a near twin", 1_000, 4),
+    "eer": _Kind("Equal error rate", "impostors accepted and genuine pairs refused alike; 0.5 is chance", 1_000, 4),
+    "tar": _Kind("True accept rate", "genuine pairs accepted at the named share of impostors", 1_000, 3),
     "clip_score": _Kind("CLIP score", "cosine of picture and text; depends on the model", 100, 3),
     "inception_score": _Kind("Inception score", "for completeness; says little of faces", 5_000, 2),
     "lpips": _Kind("LPIPS", "perceptual distance to the face that a row names", 100, 3),

@@ -6,7 +6,7 @@ what becomes of those that are refused.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +18,13 @@ from raygen.metrics.attributes import RIGHT, UNKNOWN
 from raygen.metrics.segmentation import Counts, per_picture_miou
 from raygen.spec import ConfigError, Spec, nearest
 
-__all__ = ["AnyGate", "Gate", "Pool", "ScoreGate", "Verdicts", "values_of"]
+__all__ = ["IDENTITY", "Gate", "Pool", "ScoreGate", "Verdicts", "values_of"]
 
 Array = npt.NDArray[np.float64]
 #: Reasons by id; whoever is not in it passed.
 Verdicts = dict[str, str]
+#: Begin of the name of embeddings.
+IDENTITY: Final = "identity:"
 #: What each score is made of: begin of the measurement's name.
 MADE_OF: Final[Mapping[str, str]] = {
     "miou": "segmentation:", "pixel_accuracy": "segmentation:", "attributes": "attributes:", "ssim": "ssim:",
@@ -36,6 +38,8 @@ class Pool:
 
     scores: dict[str, Scored] = field(default_factory=dict)
     people: dict[str, str] = field(default_factory=dict)
+    #: Real faces that gates name, by their folder.
+    real: Mapping[str, "Pool"] = field(default_factory=dict)
 
     def of(self, kind: str) -> Scored | None:
         """The measurement whose name begins so."""
@@ -49,7 +53,8 @@ class Pool:
             new = Scored(tuple(found.ids[i] for i in keep), found.vectors[keep])
             old = scores.get(name)
             scores[name] = new if old is None else Scored(old.ids + new.ids, np.concatenate([old.vectors, new.vectors]))
-        return Pool(scores, {**self.people, **{one: other.people[one] for one in ids if one in other.people}})
+        people = {one: other.people[one] for one in ids if one in other.people}
+        return Pool(scores, {**self.people, **people}, other.real)
 
 
 class Gate(Protocol):
@@ -157,6 +162,3 @@ def _shares(some: npt.NDArray[Any], of: npt.NDArray[Any]) -> Array:
     """`some` / `of`, NaN where that is of nothing."""
     found: Array = np.divide(some, of, out=np.full(len(of), np.nan), where=of > 0)
     return found
-
-
-AnyGate = Annotated[ScoreGate, Field(discriminator="kind")]

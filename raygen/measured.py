@@ -21,7 +21,7 @@ __all__ = ["NETWORKS", "Reference", "picture_size"]
 FILE: Final = "reference.json"
 SCORES: Final = "scores/reference"
 #: Settings of a score that say with which networks pictures are looked at.
-NETWORKS: Final = ("parser", "features", "classifier", "face_features")
+NETWORKS: Final = ("parser", "features", "classifier", "face_features", "identity")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from raygen.extractors.base import (
     load_parser,
 )
 from raygen.extractors.clip import ClipSpec, load_clip
+from raygen.extractors.identity import IdentitySpec, load_identity
 from raygen.extractors.inception import InceptionFeatures
 from raygen.extractors.perceptual import LPIPSSpec
 from raygen.likeness import Likeness
@@ -46,7 +47,7 @@ FACE_CLASSES: Final = range(1, 13)
 class ScoreSpec(Spec):
     """What to measure with. None leaves a measurement out."""
 
-    LATER = frozenset({"text", "logits", "reconstruction", "lpips", "condition_size"})
+    LATER = frozenset({"text", "logits", "reconstruction", "lpips", "condition_size", "identity"})
 
     parser: ParserSpec | None = Field(default_factory=Small)
     features: FeatureSpec | None = Field(default_factory=Small)
@@ -66,6 +67,7 @@ class ScoreSpec(Spec):
         le=1024,
         description="side that masks had as conditions, such as 32: mask accuracy at that size, too",
     )
+    identity: IdentitySpec | None = Field(None, description="face embedder: who each picture shows")
 
     @model_validator(mode="after")
     def _logits_are_inceptions(self) -> "ScoreSpec":
@@ -95,6 +97,7 @@ class Observer:
         self.features = None if spec.features is None else load_features(spec.features, device)
         self.classifier = None if spec.classifier is None else load_classifier(spec.classifier, device)
         self.clip = None if spec.text is None else load_clip(spec.text, device)
+        self.identity = None if spec.identity is None else load_identity(spec.identity, device)
         self.lpips = None if spec.lpips is None else Likeness(spec.lpips, device)
 
     def named(self, run_id: str, attempt: int) -> "Observer":
@@ -118,6 +121,8 @@ class Observer:
                 found += _each(ids, f"logits:{self.features.name}", self.features.logits_of(vectors))
             if self.spec.face_features and "mask" in rows.column_names:
                 found += self._faces(ids, tensor, rows["mask"].to_pylist())
+        if self.identity is not None and len(ids):
+            found += self._identities(ids, tensor, rows["mask"].to_pylist() if "mask" in rows.column_names else [])
         if self.parser is not None and "mask" in rows.column_names and len(ids):
             found += self._segmentation(ids, tensor, rows["mask"].to_pylist())
         if self.classifier is not None and "attributes" in rows.column_names and len(ids):
@@ -133,26 +138,22 @@ class Observer:
     def _faces(
         self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
     ) -> list[tuple[str, str, list[float]]]:
-        """Features of the part of each picture where its mask has the face, brought to the picture's size."""
+        """Features of the part of each picture where its mask has the face."""
         assert self.features is not None
-        size = tuple(images.shape[1:3])
-        cut, kept = [], []
-        for i, mask in enumerate(masks):
-            if mask is None or mask["bytes"] is None:
-                continue
-            face = np.isin(_resized(decode_mask(mask["bytes"]), size), FACE_CLASSES)
-            if not face.any():
-                continue
-            y, x = (np.flatnonzero(face.any(axis=axis)) for axis in (1, 0))
-            part = images[i, y[0] : y[-1] + 1, x[0] : x[-1] + 1].movedim(-1, 0)[None].float()
-            whole = torch.nn.functional.interpolate(part, size, mode="bilinear", antialias=True)
-            cut.append(whole[0].round().clamp(0, 255).to(torch.uint8).movedim(0, -1))
-            kept.append(ids[i])
-        if not cut:
+        kept, cut = _cut(images, masks)
+        if not kept:
             return []
-        vectors = self.features.features(torch.stack(cut)).numpy()
-        name = f"features:{self.features.name}{FACE}"
-        return [(i, name, vector.tolist()) for i, vector in zip(kept, vectors, strict=True)]
+        return _each([ids[i] for i in kept], f"features:{self.features.name}{FACE}", self.features.features(cut))
+
+    def _identities(
+        self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        """Who each picture shows, by the whole of it or by its face."""
+        assert self.identity is not None
+        if self.identity.spec.region == "picture":
+            return _each(ids, f"identity:{self.identity.name}", self.identity.embed(images))
+        kept, cut = _cut(images, masks)
+        return _each([ids[i] for i in kept], f"identity:{self.identity.name}", self.identity.embed(cut)) if kept else []
 
     def _texts(
         self, ids: Sequence[str], images: torch.Tensor, texts: Sequence[str | None]
@@ -230,13 +231,31 @@ class Observer:
 
     def protocols(self) -> dict[str, Mapping[str, Any]]:
         """What the numbers depend on, by the network's name."""
-        networks = [n for n in (self.parser, self.features, self.classifier, self.clip) if n is not None]
+        networks = [n for n in (self.parser, self.features, self.classifier, self.clip, self.identity) if n is not None]
         lpips = {} if self.lpips is None else {f"lpips:{self.lpips.network}": self.lpips.protocol()}
         return {network.name: network.protocol() for network in networks} | lpips
 
 
 def _each(ids: Sequence[str], name: str, vectors: torch.Tensor) -> list[tuple[str, str, list[float]]]:
     return [(i, name, vector.tolist()) for i, vector in zip(ids, vectors.cpu().numpy(), strict=True)]
+
+
+def _cut(images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]) -> tuple[list[int], torch.Tensor]:
+    """The face of each picture by its mask, brought to the picture's size, and which pictures those are of."""
+    size = tuple(images.shape[1:3])
+    cut, kept = [images[:0]], []
+    for i, mask in enumerate(masks):
+        if mask is None or mask["bytes"] is None:
+            continue
+        face = np.isin(_resized(decode_mask(mask["bytes"]), size), FACE_CLASSES)
+        if not face.any():
+            continue
+        y, x = (np.flatnonzero(face.any(axis=axis)) for axis in (1, 0))
+        part = images[i, y[0] : y[-1] + 1, x[0] : x[-1] + 1].movedim(-1, 0)[None].float()
+        whole = torch.nn.functional.interpolate(part, size, mode="bilinear", antialias=True)
+        cut.append(whole.round().clamp(0, 255).to(torch.uint8).movedim(1, -1))
+        kept.append(i)
+    return kept, torch.cat(cut)
 
 
 def _resized(mask: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:

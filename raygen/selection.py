@@ -6,31 +6,37 @@ judged.
     out/samples/                the first attempt, or the folder that `samples` names
     out/rerolls/attempt-01/ …   what was tried again, with other noise
     out/selected/               SAMPLES and SCORES of the tries that count, SELECTION of all: a run like any other
+    out/real/…                  embeddings of real faces that nobody may look like
     out/attempts.json           where the pictures of each attempt lie
     out/metrics/                what the tries were worth, by how rare the mask is
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from raygen.gates import AnyGate, Pool
+from raygen.gates import Pool, ScoreGate
 from raygen.measures import gather, write_metrics
 from raygen.mining import MiningSpec, mined
+from raygen.people import IdentityGate, LeakGate
 from raygen.rounds import Otherwise, Rounds, SelectWorker, failures, listing
+from raygen.scoring import ScoreSpec
 from raygen.selections import ATTEMPTS
+from raygen.slices import column, taken
 from raygen.spec import ConfigError, Spec, parse, run_id
 from raygen.storage import Storage, read_slice
 from raygen.store import Plan, Store, cut, open_input
 from raygen.verbs.base import Estimate, Inputs, Job, Prepared, Report, Result, inputs, listed, probe, run_sharded
+from raygen.verbs.evaluate import EvaluateJob
 from raygen.verbs.generate import GenerateJob
 
 __all__ = ["SelectJob", "SelectWhat"]
 
+AnyGate = Annotated[ScoreGate | IdentityGate | LeakGate, Field(discriminator="kind")]
 #: What a selection sets for each attempt itself.
 OWN = frozenset({"attempt"})
 
@@ -77,6 +83,7 @@ class SelectJob(Job):
     def run(self, report: Report) -> Result:
         """The rounds, then the rows that count, then what is said of them."""
         rounds = Rounds(self.what.gates, self.what.otherwise)
+        real = {gate.faces: self._real(gate, report) for gate in self.what.gates if isinstance(gate, LeakGate)}
         stores: dict[int, Store] = {}
         again: list[str] | None = None
         for attempt in range(self.what.rounds + 1):
@@ -85,7 +92,7 @@ class SelectJob(Job):
             work = self._attempt(attempt, again)
             run_sharded(work, self.where, report)
             stores[attempt] = work.store
-            again = self._judge(rounds, attempt, work.store)
+            again = self._judge(rounds, attempt, work.store, real)
         rounds.settle()
         places = {str(attempt): store.url for attempt, store in stores.items()}
         Storage(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
@@ -113,7 +120,27 @@ class SelectJob(Job):
             found.append(table.filter(pc.is_in(table["sample_id"], wanted)))
         return job.planned(listed(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
 
-    def _judge(self, rounds: Rounds, attempt: int, store: Store) -> list[str]:
+    def _real(self, gate: LeakGate, report: Report) -> Pool:
+        """Embeddings of the real faces that a gate names, made once."""
+        score = self._job(0).what.score
+        if score is None or score.identity is None:
+            raise ConfigError("gates: leak needs `score.identity`, the embedder that faces are compared with")
+        only = ScoreSpec(parser=None, features=None, classifier=None, identity=score.identity)
+        document = {
+            "kind": "evaluate", "what": {"reference": gate.faces, "score": only.model_dump()},
+            "where": self.where.model_dump(), "out": f"{self.out}/real/{run_id(gate.faces)}",
+        }  # fmt: skip
+        job: EvaluateJob = parse(EvaluateJob, document, "gates.leak")
+        job.run(report)
+        faces = open_input(gate.faces)[0]
+        splits = column(faces, "faces", "face_id", "split")
+        used = frozenset(one for one, split in splits.items() if gate.split in (None, split))
+        scores = taken(gather(Store(f"{job.out}/scores/reference").tables("scores")), used)
+        if not scores:
+            raise ConfigError(f"gates: leak.split: {gate.faces} has no faces of {gate.split!r}")
+        return Pool(scores, {k: v for k, v in column(faces, "faces", "face_id", "identity_id").items() if k in used})
+
+    def _judge(self, rounds: Rounds, attempt: int, store: Store, real: Mapping[str, Pool]) -> list[str]:
         """The ids of an attempt that are to be tried again."""
         needs = tuple(name for gate in self.what.gates for name in gate.needs)
         ids: list[str] = []
@@ -122,11 +149,10 @@ class SelectJob(Job):
             names = table["sample_id"].to_pylist()
             ids += names
             people |= {one: who for one, who in zip(names, table["identity_id"].to_pylist(), strict=True) if who}
-        pool = Pool(gather(_only(store.tables("scores"), needs)), people)
-        for gate in self.what.gates:
-            if pool.scores or not ids:
-                continue
-            raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see what.generate.score")
+        pool = Pool(gather(_only(store.tables("scores"), needs)), people, real)
+        for gate in self.what.gates if ids else ():
+            if any(pool.of(kind) is None for kind in gate.needs):
+                raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see what.generate.score")
         return rounds.judge(attempt, ids, pool, failures(store.tables("samples", ["sample_id", "error"])))
 
     def _selected(self, rounds: Rounds, stores: Mapping[int, Store]) -> Prepared:

@@ -12,14 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from raygen.gates import IDENTITY
 from raygen.measures import MetricRows, Scored
 from raygen.metrics.identity import BINS, Verification, verification
 from raygen.spec import InputError, Spec
 
 __all__ = ["IDENTITY", "VerificationSpec", "histogram", "pair_list", "verified"]
 
-#: Begin of the name of the measurement.
-IDENTITY: Final = "identity:"
 #: Two people and the number of a picture of each.
 Impostors = tuple[str, int, str, int]
 #: Bars of a drawn histogram.

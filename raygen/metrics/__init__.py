@@ -32,6 +32,12 @@ OVERVIEW: Final[Mapping[str, str]] = {
     "class_accuracy": "mean over the wanted classes of the share of their pixels that were found",
     "attribute_accuracy": "share of the asked-for attributes that a classifier finds as asked, mean over attributes",
     "attribute_balanced": "the same with yes and no counting alike: 0.5 is what a model that ignores them reaches",
+    "eer": "share of impostor pairs taken for one person where as many genuine pairs are not; 0.5 is chance",
+    "tar": "share of genuine pairs that are accepted where at most the named share of impostor pairs is",
+    "cosine_genuine": "mean cosine of two pictures of one person",
+    "cosine_impostor": "mean cosine of pictures of two people",
+    "picture": "a picture's own number by the first gate of a selection, mean over pictures",
+    "mended": "share of refused pictures that passed when they were tried again",
     "clip_score": "mean cosine of CLIP's embeddings of a picture and its text; comparable with the same weights only",
     "inception_score": "how sure and how varied Inception's classes are; for completeness, it says little of faces",
     "mask_accuracy": "share of pixels that were parsed as wanted, both maps at the size the condition had (`@32`)",
@@ -47,12 +53,12 @@ OVERVIEW: Final[Mapping[str, str]] = {
 #: Families of which less is better, and of which more is; of the others (change, influence) neither.
 LOWER: Final = frozenset({
     "fid", "fd", "fid_infinity", "fd_infinity", "kid", "kid_subsets", "lpips", "leakage", "memorized", "duplicates",
-    SECONDS, "loss",
+    "eer", SECONDS, "loss",
 })  # fmt: skip
 HIGHER: Final = frozenset({
     "miou", "iou", "pixel_accuracy", "mask_accuracy", "class_accuracy", "frequency_iou", "attribute_accuracy",
     "attribute_balanced", "precision", "recall", "density", "coverage", "training_distance", "clip_score",
-    "inception_score", "ssim", "psnr", "edit_fidelity", "edit_similarity", "diversity",
+    "inception_score", "ssim", "psnr", "edit_fidelity", "edit_similarity", "diversity", "tar",
 })  # fmt: skip
 
 

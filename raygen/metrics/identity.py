@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINS", "Verification", "unit", "verification"]
+__all__ = ["BINS", "BLOCK", "Verification", "unit", "verification"]
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -88,15 +88,15 @@ def _above(counts: Counts) -> Array:
     return np.asarray(np.append(np.cumsum(counts[::-1])[::-1], 0) / total, np.float64)
 
 
-def verification(vectors: npt.NDArray[Any], people: npt.NDArray[np.int64]) -> Verification:
+def verification(vectors: npt.NDArray[Any], people: npt.NDArray[np.int64], *, genuine: bool = True) -> Verification:
     """Every pair of embeddings [n, D] (of any length) of people numbered 0.. [n].
 
-    `ValueError` where there is no pair of one person, or only one person.
+    `ValueError` where there is only one person, or no pair of one person where `genuine` pairs are wanted.
     """
     x, n = unit(vectors), int(people.max()) + 1 if len(people) else 0
-    if n < 2 or len(np.unique(people)) == len(people):
+    if n < 2 or (genuine and len(np.unique(people)) == len(people)):
         raise ValueError("verification needs two people, and two pictures of one of them")
-    genuine, impostor = (np.zeros((n, BINS), np.int64) for _ in range(2))
+    mine_with_mine, mine_with_others = (np.zeros((n, BINS), np.int64) for _ in range(2))
     for start in range(0, len(x), BLOCK):
         rows = x[start : start + BLOCK]
         cosines = rows @ x[start:].T  # [b, the rest]
@@ -106,10 +106,10 @@ def verification(vectors: npt.NDArray[Any], people: npt.NDArray[np.int64]) -> Ve
         same = mine == theirs
         one = np.broadcast_to(mine, place.shape)
         other = np.broadcast_to(theirs, place.shape)
-        _count(genuine, one, place, later & same)
-        _count(impostor, one, place, later & ~same)
-        _count(impostor, other, place, later & ~same)
-    return Verification(genuine, impostor)
+        _count(mine_with_mine, one, place, later & same)
+        _count(mine_with_others, one, place, later & ~same)
+        _count(mine_with_others, other, place, later & ~same)
+    return Verification(mine_with_mine, mine_with_others)
 
 
 def _count(

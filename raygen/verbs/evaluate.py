@@ -6,6 +6,7 @@ measured.
     out/scores/{samples,reference,roundtrip,related}/   SCORES, as stores of their own
     out/metrics/metrics.parquet  metrics.json   METRICS
     out/metrics/closest.json  duplicates.json   pairs of a sample and a training face, and of two samples: the nearest
+    out/metrics/verification.json  pairs.txt    cosines of genuine and impostor pairs; pairs as LFW lists them
     out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse; only if there are any
     out/reference.json                          what the reference is; the folder is one that others may name
 """
@@ -37,6 +38,7 @@ from raygen.spec import ConfigError, run_id
 from raygen.storage import Storage
 from raygen.store import Store, open_input
 from raygen.verbs.base import Estimate, Job, Prepared, Report, Result, ShardedWhat, inputs, prepared, probe, run_sharded
+from raygen.verification import IDENTITY, VerificationSpec, histogram, pair_list, verified
 
 __all__ = ["EvaluateJob", "EvaluateWhat"]
 
@@ -47,6 +49,7 @@ MADE: Final = ("influence", "edit")
 OF_SAMPLES: Final = ("samples", "related")
 TRAINING: Final = "training"
 UNPAIRED: Final = "unpaired.json"
+Sets = Mapping[str, Mapping[str, Scored]]
 
 
 class EvaluateWhat(ShardedWhat):
@@ -62,6 +65,9 @@ class EvaluateWhat(ShardedWhat):
     compare: CompareSpec | None = Field(None, description="KID, precision and recall … beside the Fréchet distance")
     slices: tuple[str, ...] = Field((), description="attributes, classes or `identity`: all numbers by these, too")
     training: TrainingSpec | None = Field(None, description="faces that the model was trained on: did it copy them?")
+    verification: VerificationSpec | None = Field(
+        None, description="EER and TAR over pairs of pictures; needs `score.identity` and rows that say who they are"
+    )
     statistics: str | None = Field(
         None,
         description="mean and covariance of other tools (.npz with mu and sigma): the Fréchet distance to them, too",
@@ -76,6 +82,8 @@ class EvaluateWhat(ShardedWhat):
             raise ValueError("`statistics` needs `samples`, and `score.features` of the network that they are of")
         if self.samples is None and self.relate is not None:
             raise ValueError("`relate` compares `samples`, and none are named")
+        if self.verification is not None and self.score.identity is None:
+            raise ValueError("`verification` needs `score.identity`, the embedder that people are told apart with")
         check_slices(self.slices)
         if self.training is not None and (self.reference is None or self.score.features is None):
             raise ValueError("`training` needs `score.features`, and a `reference` of faces that were held out")
@@ -219,10 +227,33 @@ class EvaluateJob(Job):
             folder.put("closest.json", json.dumps(closest, indent=1).encode())
             folder.put("duplicates.json", json.dumps(twins, indent=1).encode())
             tables.append(rows.table())
+        if self.what.verification is not None:
+            tables.append(self._verified(self.what.verification, sets, protocols, folder, MetricRows(named, against)))
         found = pa.concat_tables(tables).to_pylist()
         write_metrics(folder, found)
         whole = (row for row in found if "/" not in row["slice"])
         return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | facts
+
+    def _verified(
+        self, spec: VerificationSpec, sets: Sets, protocols: Mapping[str, Any], folder: Storage, rows: MetricRows
+    ) -> pa.Table:
+        """METRICS of verification in each set, `verification.json` with the histograms, and `pairs.txt`."""
+        stores = {"all": (self._samples(), "samples", "sample_id")}
+        real = self._reference()
+        if real is not None and real.scores is None:  # of one that was scored elsewhere nobody knows who is who
+            stores["reference"] = (open_input(real.url)[0], "faces", "face_id")
+        drawn: dict[str, Any] = {}
+        for where, (store, table, key) in stores.items():
+            name = next((n for n in sets.get(where, {}) if n.startswith(IDENTITY)), None)
+            if name is None or store is None:
+                continue
+            people = column(store, table, key, "identity_id")
+            protocol = protocols.get(name.removeprefix(IDENTITY), {})
+            if spec.pairs and not drawn:
+                folder.put("pairs.txt", pair_list(spec, people).encode())
+            drawn[where] = histogram(verified(spec, where, name, sets[where][name], people, protocol, rows))
+        folder.put("verification.json", json.dumps(drawn).encode())
+        return rows.table()
 
     def _unpaired(
         self,
