@@ -14,7 +14,7 @@ from raygen.findings import GENERATED, Number
 from raygen.spec import ConfigError
 from raygen.stages import Stage
 from raygen.storage import Slice, Storage
-from raygen.store import Store
+from raygen.store import Store, open_input
 
 __all__ = ["Couple", "Nearby", "Pairs", "nearby"]
 
@@ -69,7 +69,14 @@ def nearby(
 
 
 def _scored(root: str, name: str) -> list[Slice]:
-    """The rows that a pass of the evaluation read."""
+    """The rows that the evaluation compared: of the folder that it names, else those that its pass over them read."""
+    storage = Storage(root)
+    if storage.exists("metrics/pictures.json"):
+        try:
+            url = json.loads(storage.get("metrics/pictures.json"))[name]
+            return open_input(url)[0].slices({"training": "faces"}.get(name, name))
+        except ConfigError:  # it was moved, or was named from another folder than this one
+            pass
     store = Store(f"{root.rstrip('/')}/scores/{name}")
     if not store.storage.exists("plan.json"):
         return []

@@ -183,6 +183,9 @@ def test_the_report_shows_the_closest_pairs_as_pictures(world: Path, tmp_path: P
     assert section.count('class="couple near"') == near + near_twins
     for threshold in found.values():
         assert f"Below {threshold:.4g}" in section
+    (folder / "pictures.json").unlink()  # then what the passes read is where the pictures are
+    assert "<div>no picture</div>" not in Path(build(f"{world}/shown", f"{tmp_path}/read.html")).read_text()
+    (folder / "pictures.json").write_text(json.dumps({"samples": f"{world}/samples", "training": f"{world}/moved"}))
     store = world / "shown/scores/training/attempt-00"
     (store / "plan.json").write_text((store / "plan.json").read_text().replace("/training/", "/moved/"))
     bare = Path(build(f"{world}/shown", f"{tmp_path}/bare.html")).read_text()

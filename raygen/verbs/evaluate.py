@@ -6,6 +6,7 @@ measured.
     out/scores/{samples,reference,roundtrip,related}/   SCORES, as stores of their own
     out/metrics/metrics.parquet  metrics.json   METRICS
     out/metrics/closest.json  duplicates.json   pairs of a sample and a training face, and of two samples: the nearest
+    out/metrics/pictures.json                   folders that the pictures of these pairs are in
     out/metrics/verification.json  pairs.txt    cosines of genuine and impostor pairs; pairs as LFW lists them
     out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse; only if there are any
     out/reference.json                          what the reference is; the folder is one that others may name
@@ -226,6 +227,8 @@ class EvaluateJob(Job):
             closest, twins = to_training(self.what.training, sets, training, reference, features, rows)
             folder.put("closest.json", json.dumps(closest, indent=1).encode())
             folder.put("duplicates.json", json.dumps(twins, indent=1).encode())
+            where = {"samples": self.what.samples, "training": self.what.training.faces}
+            folder.put("pictures.json", json.dumps(where, indent=1).encode())
             tables.append(rows.table())
         if self.what.verification is not None:
             tables.append(self._verified(self.what.verification, sets, protocols, folder, MetricRows(named, against)))
