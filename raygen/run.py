@@ -12,7 +12,7 @@ from raygen.verbs.base import Job
 
 __all__ = ["VERBS", "Verb", "job_type", "load", "make"]
 
-Verb = Literal["ingest", "plan", "encode", "train", "generate", "edit", "evaluate", "ablation", "sweep"]
+Verb = Literal["ingest", "plan", "encode", "train", "generate", "edit", "evaluate", "ablation", "sweep", "export"]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 
 
@@ -55,6 +55,10 @@ def job_type(verb: Verb) -> type[Job]:
             from raygen.sweep import SweepJob
 
             return SweepJob
+        case "export":
+            from raygen.verbs.export import ExportJob
+
+            return ExportJob
     assert_never(verb)
 
 
