@@ -69,9 +69,8 @@ def commit(rows: int, people: int, size: int, out: Path) -> None:
     plan = Plan("generate", run_id({"rows": rows, "people": people, "size": size}), {"seed": 0}, SHARD, shards)
     began = time.perf_counter()
     execute(Store(str(out)), plan, partial(lambda: worker), Where(), local_runner, bad_rows=0)
-    print(
-        f"| commit {rows:,} rows, {len(shards)} shards | {time.perf_counter() - began:.0f} s | | {peak_mb():.0f} MB | | |"
-    )
+    seconds = time.perf_counter() - began
+    print(f"| commit {rows:,} rows, {len(shards)} shards | {seconds:.0f} s | | {peak_mb():.0f} MB | | |")
 
 
 def export(kind: str, samples: Path, out: Path, size: int) -> None:

@@ -266,9 +266,7 @@ def _limits(source: Source, format: Export) -> str:
     if source.made_by is None:
         limits.append("Labels are those of the data set that the pictures came from; nobody checked them again.")
     if format.size is not None:
-        limits.append(
-            f"Pictures were brought to {format.size} px with a Lanczos filter; masks, where there are any, by the nearest place."
-        )
+        limits.append(f"Pictures were brought to {format.size} px with a Lanczos filter, masks by the nearest place.")
     if format.pictures and format.codec == "jpeg":
         limits.append(f"JPEG of quality {format.quality} loses a little of what the run stores.")
     return "\n".join(f"- {limit}" for limit in limits)
