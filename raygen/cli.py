@@ -35,6 +35,7 @@ HELP = {
     "evaluate": "SAMPLES -> METRICS: how good they are.",
     "select": "Gates: refuse what fails, try it again with other noise, keep what counts.",
     "sweep": "Samplers x steps x guidance x checkpoints over the same rows and noise: the table and the plot.",
+    "export": "SAMPLES or FACES -> folders, RecordIO, WebDataset, Hugging Face, CSV, with a data card.",
     "ablation": "The same jobs for several variants of a setting, and one table.",
 }
 INTERRUPTED = KeyboardInterrupt("what is committed stays; the same command goes on where this one stopped")

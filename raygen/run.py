@@ -12,7 +12,9 @@ from raygen.verbs.base import Job
 
 __all__ = ["VERBS", "Verb", "job_type", "load", "make"]
 
-Verb = Literal["ingest", "plan", "encode", "train", "generate", "edit", "evaluate", "ablation", "sweep", "select"]
+Verb = Literal[
+    "ingest", "plan", "encode", "train", "generate", "edit", "evaluate", "ablation", "sweep", "select", "export"
+]
 VERBS: Final[tuple[Verb, ...]] = get_args(Verb)
 
 
@@ -59,6 +61,10 @@ def job_type(verb: Verb) -> type[Job]:
             from raygen.selection import SelectJob
 
             return SelectJob
+        case "export":
+            from raygen.verbs.export import ExportJob
+
+            return ExportJob
     assert_never(verb)
 
 

@@ -4,13 +4,15 @@ Knows local disks and whatever fsspec speaks. Knows nothing of plans or shards. 
 for writing: an exception inside such a block publishes half a file on object stores.
 """
 
+import ctypes
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
@@ -87,9 +89,83 @@ class Storage:
             return False
         return True
 
+    def put_all(self, files: Mapping[str, bytes], staging: str) -> None:
+        """`put` for many small files with one wait for the disk, or many at once where the storage is away.
+
+        Each file is there as a whole or not at all. Local ones are written in the folder `staging` first, so that a
+        killed process leaves nothing beside the finished ones.
+        """
+        if not self.local:
+            _retry(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}))
+            return
+        try:
+            Path(self.path(staging)).mkdir(parents=True, exist_ok=True)
+            _write_together({Path(self.path(name)): data for name, data in files.items()}, Path(self.path(staging)))
+        except PermissionError as error:
+            raise ConfigError(f"{self.url}: not allowed to write {staging!r}") from error
+
+    @contextmanager
+    def building(self, name: str, staging: str) -> Iterator[BinaryIO]:
+        """A local temporary file that becomes `name` in one step when the block ends without an error.
+
+        For what is too large to hold in memory. Until then nothing of that name is seen, here or in a bucket.
+        """
+        folder = Path(self.path(staging)) if self.local else Path(tempfile.gettempdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+        try:
+            with os.fdopen(handle, "wb", buffering=1 << 20) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if self.local:
+                path = Path(self.path(name))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
+                _sync_folder(path.parent)
+            else:
+                _retry(lambda: self._fs.put_file(temporary, self.path(name)))
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def get_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of `name`; `FileNotFoundError` where there is none."""
+        if self.local:
+            handle = os.open(self.path(name), os.O_RDONLY)
+            try:
+                return os.pread(handle, stop - start, start)
+            finally:
+                os.close(handle)
+        return _retry(lambda: bytes(self._fs.cat_file(self.path(name), start=start, end=stop)))
+
+    def remove_folder(self, name: str) -> None:
+        """Delete the folder `name` and all in it, if it is there."""
+        with suppress(FileNotFoundError):
+            if self.local:
+                shutil.rmtree(self.path(name))
+            else:
+                self._fs.rm(self.path(name), recursive=True)
+
     def get(self, name: str) -> bytes:
         """Whole content of `name`; `FileNotFoundError` where there is none."""
         return _retry(lambda: bytes(self._fs.cat_file(self.path(name))))
+
+    def size(self, name: str) -> int:
+        """Bytes of `name`; `FileNotFoundError` where there is none."""
+        return int(_retry(lambda: self._fs.size(self.path(name))))
+
+    def total(self, folder: str) -> tuple[int, int]:
+        """Number and bytes of all files in `folder` and below."""
+        if not self.local:
+            found = _retry(lambda: self._fs.find(self.path(folder), detail=True))
+            return len(found), sum(int(entry["size"]) for entry in found.values())
+        sizes = (os.lstat(f"{at}/{name}").st_size for at, _, names in os.walk(self.path(folder)) for name in names)
+        count = total = 0
+        for size in sizes:
+            count, total = count + 1, total + size
+        return count, total
 
     def exists(self, name: str) -> bool:
         """Whether `name` is there now."""
@@ -163,6 +239,43 @@ def _write_local(path: Path, data: bytes, *, once: bool) -> bool:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
     return True
+
+
+def _write_together(files: Mapping[Path, bytes], staging: Path) -> None:
+    """Each gets its name when it is whole; one wait for all of them, and whoever commits does so after it."""
+    written: dict[Path, str] = {}
+    try:
+        for folder in {path.parent for path in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path, data in files.items():
+            handle, written[path] = tempfile.mkstemp(prefix=".tmp-", dir=staging)
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(handle, 0o644)
+                file.write(data)
+        for path, temporary in written.items():
+            os.replace(temporary, path)
+        _sync_file_system(staging)
+    finally:
+        for temporary in written.values():
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _sync_file_system(folder: Path) -> None:
+    """Wait until all that was written to the file system of `folder` is on the disk.
+
+    A wait for each of a thousand small files takes seconds; Linux has one call for all of them.
+    """
+    sync = getattr(ctypes.CDLL(None), "syncfs", None)
+    if sync is None:
+        os.sync()
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if sync(handle):
+            raise OSError(f"{folder}: cannot be brought to the disk")
+    finally:
+        os.close(handle)
 
 
 def _sync_folder(folder: Path) -> None:

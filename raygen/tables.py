@@ -27,6 +27,7 @@ from raygen.spec import InputError
 
 __all__ = [
     "CONDITIONS",
+    "EXPORTED",
     "FACES",
     "INFLUENCE",
     "LATENTS",
@@ -46,6 +47,7 @@ __all__ = [
     "from_parquet",
     "picture",
     "picture_column",
+    "picture_schema",
     "portable_ids",
     "reason_of",
     "to_parquet",
@@ -66,7 +68,7 @@ ATTRIBUTE_LIST: Final = pa.list_(pa.int8(), len(ATTRIBUTES))
 STYLE: Final = pa.struct([("face_id", pa.string()), ("sha256", pa.string())])
 
 
-def _schema(fields: Sequence[tuple[str, pa.DataType]], required: Sequence[str] = ()) -> pa.Schema:
+def picture_schema(fields: Sequence[tuple[str, pa.DataType]], required: Sequence[str] = ()) -> pa.Schema:
     """A schema whose picture columns carry the feature metadata that makes viewers show them."""
     features = {name: {"_type": "Image"} for name, kind in fields if kind == IMAGE}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features else None
@@ -74,7 +76,7 @@ def _schema(fields: Sequence[tuple[str, pa.DataType]], required: Sequence[str] =
 
 
 #: `boxes`: left, top, right, bottom of each face. `keypoints`: x, y and how much each counts. In parts of the sides.
-FACES: Final = _schema(
+FACES: Final = picture_schema(
     [
         ("face_id", pa.string()),
         ("split", pa.string()),
@@ -108,9 +110,9 @@ _CONDITIONS: Final[list[tuple[str, pa.DataType]]] = [
     ("edit_id", pa.string()),
     ("alpha", pa.float32()),
 ]
-CONDITIONS: Final = _schema([("sample_id", pa.string()), *_CONDITIONS], required=("sample_id", "plan", "seed"))
+CONDITIONS: Final = picture_schema([("sample_id", pa.string()), *_CONDITIONS], required=("sample_id", "plan", "seed"))
 
-SAMPLES: Final = _schema(
+SAMPLES: Final = picture_schema(
     [
         ("sample_id", pa.string()),
         ("attempt", pa.int32()),
@@ -127,7 +129,7 @@ SAMPLES: Final = _schema(
     required=("sample_id", "attempt", "run_id"),
 )
 
-SCORES: Final = _schema(
+SCORES: Final = picture_schema(
     [
         ("sample_id", pa.string()),
         ("attempt", pa.int32()),
@@ -139,12 +141,12 @@ SCORES: Final = _schema(
 )
 
 #: A row a try: whether it is the one that counts, and why or why not.
-SELECTION: Final = _schema(
+SELECTION: Final = picture_schema(
     [("sample_id", pa.string()), ("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())],
     required=("sample_id", "attempt", "accepted"),
 )
 
-LATENTS: Final = _schema(
+LATENTS: Final = picture_schema(
     [
         ("face_id", pa.string()),
         ("transform", pa.string()),
@@ -155,12 +157,12 @@ LATENTS: Final = _schema(
     required=("face_id", "transform", "autoencoder"),
 )
 
-INFLUENCE: Final = _schema(
+INFLUENCE: Final = picture_schema(
     [("sample_id", pa.string()), ("step", pa.int32()), ("maps", pa.map_(pa.string(), IMAGE))],
     required=("sample_id", "step"),
 )
 
-METRICS: Final = _schema(
+METRICS: Final = picture_schema(
     [
         ("run_id", pa.string()),
         ("metric", pa.string()),
@@ -176,8 +178,26 @@ METRICS: Final = _schema(
     required=("run_id", "metric", "slice", "n"),
 )
 
+#: What an export wrote of each row: where its picture lies (`path`, seen from the data set's folder), the piece that
+#: was put together into that file, its place in the one or the other, and the size of its mask.
+EXPORTED: Final = picture_schema(
+    [
+        ("sample_id", pa.string()),
+        ("path", pa.string()),
+        ("piece", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("mask_bytes", pa.int64()),
+        ("label", pa.int64()),
+        ("sha256", pa.string()),
+    ],
+    required=("sample_id", "path", "bytes"),
+)
+
 #: Rows that could not become rows of the table they were meant for, with the reason.
-QUARANTINE: Final = _schema([("id", pa.string()), ("table", pa.string()), ("error", pa.string())], required=("id",))
+QUARANTINE: Final = picture_schema(
+    [("id", pa.string()), ("table", pa.string()), ("error", pa.string())], required=("id",)
+)
 
 SCHEMAS: Final[Mapping[str, pa.Schema]] = {
     "faces": FACES,
@@ -188,6 +208,7 @@ SCHEMAS: Final[Mapping[str, pa.Schema]] = {
     "latents": LATENTS,
     "influence": INFLUENCE,
     "metrics": METRICS,
+    "exported": EXPORTED,
 }
 
 

@@ -1,0 +1,111 @@
+"""What an export of many rows costs: time, memory of the process, files and bytes.
+
+    python benchmarks/export.py --rows 500000 --people 10000 --out /tmp/exports
+
+A worker without a model commits rows that share one tiny picture, in shards, into a store; every format is then
+exported in a process of its own, whose largest resident size is read at its end (driver and worker are one process
+here, so it is an upper bound of the driver's). The part of the finish is the driver's alone.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raygen.passes import execute, local_runner
+from raygen.run import make
+from raygen.spec import Where, digest, run_id
+from raygen.storage import RANGE, Slice
+from raygen.store import Plan, Store, cut
+from raygen.tables import SAMPLES, encode_image, picture_column
+
+FORMATS = ("folder", "recordio", "webdataset", "huggingface", "csv")
+SHARD = 1024
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Row numbers -> SAMPLES, all with the same picture; `each` pictures an identity."""
+
+    picture: bytes
+    each: int
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """No device part."""
+        return lambda: {"samples": self._samples(rows["index"].to_numpy())}
+
+    def _samples(self, numbers: np.ndarray) -> pa.Table:
+        n = len(numbers)
+        columns = {
+            "sample_id": pa.array([f"s{i:09d}" for i in numbers]), "attempt": pa.array([0] * n, pa.int32()),
+            "image": picture_column([self.picture] * n), "plan": pa.array(["benchmark"] * n),
+            "seed": pa.array([0] * n, pa.int64()), "run_id": pa.array(["benchmark"] * n),
+            "identity_id": pa.array([f"p{i // self.each:06d}" for i in numbers]),
+            "variant": pa.array(numbers % self.each, pa.int32()), "image_sha256": pa.array([digest(self.picture)] * n),
+        }  # fmt: skip
+        return pa.Table.from_arrays([columns.get(f.name, pa.nulls(n, f.type)) for f in SAMPLES], schema=SAMPLES)
+
+
+def peak_mb() -> float:
+    """Largest resident size of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def commit(rows: int, people: int, size: int, out: Path) -> None:
+    """The rows, planned, cut and committed."""
+    pixels = (
+        np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(size // 4, 0).repeat(size // 4, 1)
+    )
+    worker = Shared(encode_image(pixels), rows // people)
+    shards = cut([Slice(RANGE, 0, rows)], SHARD)
+    plan = Plan("generate", run_id({"rows": rows, "people": people, "size": size}), {"seed": 0}, SHARD, shards)
+    began = time.perf_counter()
+    execute(Store(str(out)), plan, partial(lambda: worker), Where(), local_runner, bad_rows=0)
+    seconds = time.perf_counter() - began
+    print(f"| commit {rows:,} rows, {len(shards)} shards | {seconds:.0f} s | | {peak_mb():.0f} MB | | |")
+
+
+def export(kind: str, samples: Path, out: Path, size: int) -> None:
+    """One format."""
+    form = {"kind": kind, **({"size": size} if kind == "recordio" else {})}
+    what = {"samples": str(samples), "format": form, "shard_rows": SHARD}
+    began = time.perf_counter()
+    facts = make({"kind": "export", "what": what, "out": str(out)}).run(lambda _: None).facts
+    files, size_ = str(facts["data set"]).split(": ")[1].split(" files, ")
+    took = f"{time.perf_counter() - began:.0f} s | {facts['finish_s']} s"
+    print(f"| {kind} | {took} | {peak_mb():.0f} MB | {files} | {size_.split(' bytes')[0]} |", flush=True)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=500_000)
+    parser.add_argument("--people", type=int, default=10_000)
+    parser.add_argument("--size", type=int, default=16, help="side of the picture, a multiple of 4")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
+    parser.add_argument("--only", choices=("commit", *FORMATS), help="this step, in this process")
+    given = parser.parse_args()
+    if given.only == "commit":
+        commit(given.rows, given.people, given.size, given.out / "samples")
+    elif given.only:
+        export(given.only, given.out / "samples", given.out / given.only, given.size)
+    else:
+        print(
+            "| step | time | of it finish | largest resident size | files | bytes |\n|---|---|---|---|---|---|",
+            flush=True,
+        )
+        for step in ("commit", *given.formats):
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", step], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Pictures as files: `images/<identity>/<variant>.png`, masks in a second tree, labels as CSV.
+
+Knows what `torchvision.datasets.ImageFolder` and `python -m mxnet.tools.im2rec` read: a folder a class.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from raygen.exports.base import Assembly, Export, Packed, Place, Ready
+from raygen.exports.rows import csv_head, csv_lines
+
+__all__ = ["FolderExport"]
+
+LABELS = "labels.csv"
+
+
+class FolderExport(Export):
+    """A file a picture. Rows without identities lie in one flat folder, by `sample_id`."""
+
+    identities: ClassVar[Literal["all", "even", "any"]] = "even"
+    people: ClassVar[bool] = True
+
+    kind: Literal["folder"] = "folder"
+    masks: bool = Field(True, description="also write masks, as PNG of class indices")
+
+    def pack(self, part: int, parts: int, rows: Sequence[Ready]) -> Packed:
+        """Every picture and mask, and this shard's lines of the labels."""
+        files: dict[str, bytes] = {}
+        paths = [f"images/{row.stem}.{self.ending}" for row in rows]
+        for row, path in zip(rows, paths, strict=True):
+            files[path] = row.image
+            if row.mask is not None:
+                files[f"masks/{row.stem}.png"] = row.mask
+        places = [Place(path, 0, len(row.image)) for row, path in zip(rows, paths, strict=True)]
+        return Packed(places, files, b"".join(csv_lines(list(zip(rows, paths, strict=True)))))
+
+    def assemble(self, assembly: Assembly) -> None:
+        """The labels of all shards as one file."""
+        assembly.joined(LABELS, csv_head())
+
+    def reading(self) -> str:
+        """See `Export.reading`."""
+        return (
+            f"`images/<identity>/<variant>.{self.ending}` (`images/<sample_id>.{self.ending}` where rows belong "
+            f"to nobody), "
+            "`masks/` with the same names where rows have masks (PNG of class indices 0..18), `labels.csv` with "
+            "one line a "
+            "picture.\n\n```python\nfrom torchvision.datasets import ImageFolder\n\n"
+            'ImageFolder("images")  # classes in the order of their names, which is the order of `label`\n```'
+        )

@@ -1,0 +1,213 @@
+"""The rows of an export: which of a run's rows go in, and what they are called.
+
+Knows SAMPLES, FACES and SELECTION of committed shards, and reads only their small columns: about 30 bytes a row stay in
+memory, pictures never come near. Knows no format.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raygen.exports.names import Naming, name_key, safe_name, twins
+from raygen.spec import ConfigError, InputError
+from raygen.storage import Slice, read_slice
+from raygen.store import Store, open_input
+
+__all__ = ["Listing", "Source", "scan"]
+
+KEYS: Final = {"samples": "sample_id", "faces": "face_id"}
+#: Columns whose different values the data card names.
+MAKING: Final = ("plan", "checkpoint", "sampler", "steps")
+#: Code of a row without an identity.
+UNNAMED: Final = -1
+Identities = Literal["all", "even", "any"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A complete run whose pictures are exported: SAMPLES, made by a model, or FACES."""
+
+    url: str
+    table: Literal["samples", "faces"]
+    store: Store
+    digest: str
+
+    @staticmethod
+    def open(url: str, table: Literal["samples", "faces"]) -> "Source":
+        """`ConfigError` where no complete run with such rows is at `url`."""
+        store, digest = open_input(url)
+        if not store.has(table):
+            raise ConfigError(f"{url}: holds what `raygen {store.plan().kind}` makes, and no rows of {table.upper()}")
+        return Source(url, table, store, digest)
+
+    @property
+    def key(self) -> str:
+        """Column of the rows' names."""
+        return KEYS[self.table]
+
+    @cached_property
+    def slices(self) -> list[Slice]:
+        """Committed files in the order of shards."""
+        return self.store.slices(self.table)
+
+    @cached_property
+    def what(self) -> Mapping[str, Any]:
+        """What made the rows, as its plan says."""
+        return self.store.plan().what
+
+    @property
+    def made_by(self) -> Literal["model", "program"] | None:
+        """Who drew the pictures; None for photographs, and for pictures that nobody said anything of."""
+        if self.table == "samples":
+            return "model"
+        data = self.what.get("data")
+        drawn = isinstance(data, Mapping) and str(data.get("kind")).startswith("procedural")
+        return "program" if drawn else None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Rows to export in their order: `part`, `file` (number of the slice), `row` in it, `label` or -1."""
+
+    rows: pa.Table
+    people: tuple[str, ...]
+    naming: Naming
+    failed: int = 0
+    unselected: int = 0
+    other_splits: int = 0
+    unlabelled: int = 0
+    making: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+
+
+def scan(
+    source: Source, naming: Naming, identities: Identities, *, part_rows: int, selected: bool, splits: tuple[str, ...]
+) -> Listing:
+    """Every row with a picture that counts; failed ones and those that a SELECTION refuses are counted.
+
+    `InputError`: `bad_id` for an id that is no safe name, `twin` where two rows would be one file somewhere.
+    `ConfigError` where identities are missing, and where nothing is left.
+    """
+    found = _Found(source, naming, splits, _accepted(source.store) if selected else None)
+    for number in range(len(source.slices)):
+        found.add(number)
+    return found.listing(identities, part_rows)
+
+
+def _accepted(store: Store) -> frozenset[int] | None:
+    """Keys of the rows that a SELECTION takes; None where the run has none."""
+    parts = [
+        [name_key(name) for name in table.filter(table["attempt"].is_valid())["sample_id"].to_pylist()]
+        for table in store.tables("selection", ["sample_id", "attempt"])
+    ]
+    return frozenset(key for part in parts for key in part) if parts else None
+
+
+class _Found:
+    """What a scan has seen so far, as arrays a file."""
+
+    def __init__(
+        self, source: Source, naming: Naming, splits: tuple[str, ...], accepted: frozenset[int] | None
+    ) -> None:
+        self.source, self.naming, self.splits, self.accepted = source, naming, splits, accepted
+        self.people: dict[str, int] = {}
+        self.making: dict[str, set[object]] = {name: set() for name in MAKING}
+        self.counts = {"failed": 0, "unselected": 0, "other_splits": 0}
+        self.arrays: list[dict[str, npt.NDArray[Any]]] = []
+        self.variants = naming.people
+
+    def add(self, number: int) -> None:
+        """The rows of one file."""
+        names = [self.source.key, "error", "identity_id", "variant", "split", *MAKING]
+        table = read_slice(self.source.slices[number], names)
+        for name in MAKING:
+            if name in table.column_names:
+                self.making[name] |= set(table[name].unique().to_pylist()) - {None}
+        columns = {name: table[name].to_pylist() for name in names[:5] if name in table.column_names}
+        empty = [None] * table.num_rows
+        rows = [
+            (i, {"identity_id": person, "variant": variant, self.source.key: name})
+            for i, (name, error, person, variant, split) in enumerate(
+                zip(*(columns.get(name, empty) for name in names[:5]), strict=True)
+            )
+            if self._counts(error, split, name)
+        ]
+        self.variants = self.variants and all(row["variant"] is not None for _, row in rows)
+        code = [self._code(row["identity_id"]) for _, row in rows]
+        by_id = [name_key(self.naming.stem(row)) for _, row in rows]
+        numbered = replace(self.naming, by_variant=True)
+        by_variant = [name_key(numbered.stem(row)) for _, row in rows] if self.variants else by_id
+        self.arrays.append(
+            {
+                "file": np.full(len(rows), number, np.int32), "row": np.array([i for i, _ in rows], np.int32),
+                "code": np.array(code, np.int32), "by_id": np.array(by_id, np.uint64),
+                "by_variant": np.array(by_variant, np.uint64),
+            }
+        )  # fmt: skip
+
+    def _counts(self, error: str | None, split: str | None, name: str) -> bool:
+        """Whether a row goes in; if not, why not is counted."""
+        if error is not None:
+            self.counts["failed"] += 1
+        elif self.splits and split not in self.splits:
+            self.counts["other_splits"] += 1
+        elif self.accepted is not None and name_key(name) not in self.accepted:
+            self.counts["unselected"] += 1
+        else:
+            return True
+        return False
+
+    def _code(self, person: str | None) -> int:
+        return UNNAMED if person is None else self.people.setdefault(safe_name(person), len(self.people))
+
+    def listing(self, identities: Identities, part_rows: int) -> Listing:
+        """All of them, labels in the order of the identities' names."""
+        if not sum(len(part["row"]) for part in self.arrays):
+            why = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
+            raise ConfigError(f"{self.source.url}: no row to export ({why})")
+        joined = {name: np.concatenate([part[name] for part in self.arrays]) for name in self.arrays[0]}
+        people = list(self.people)
+        self._refuse_missing(joined["code"], identities)
+        self._refuse_twins(np.array([name_key(name) for name in people], np.uint64), lambda i: people[i], "identities")
+        named = self.naming.people and bool(people)
+        by_variant = named and self.variants and twins(joined["by_variant"]) is None
+        if not by_variant:
+            self._refuse_twins(joined["by_id"], lambda i: self._name(joined, i), "rows")
+        order = np.argsort(np.array(people, dtype=np.str_)) if people else np.empty(0, np.int64)
+        rank = np.empty(len(people) + 1, np.int64)
+        rank[order], rank[-1] = np.arange(len(people)), -1  # the last place is that of code -1
+        label = rank[joined["code"]]
+        rows = {
+            "part": np.arange(len(label)) // part_rows, "file": joined["file"], "row": joined["row"], "label": label,
+        }  # fmt: skip
+        table = pa.table({name: pa.array(values, pa.int32()) for name, values in rows.items()})
+        making = {name: tuple(sorted(values, key=str)) for name, values in self.making.items() if values}
+        return Listing(
+            table, tuple(people[i] for i in order), replace(self.naming, by_variant=by_variant), **self.counts,
+            unlabelled=int((label < 0).sum()), making=making,
+        )  # fmt: skip
+
+    def _refuse_missing(self, code: npt.NDArray[np.int32], identities: Identities) -> None:
+        missing = int((code < 0).sum())
+        if missing and (identities == "all" or (identities == "even" and missing < len(code))):
+            some = "" if missing == len(code) else f" {missing} of {len(code)}"
+            raise ConfigError(
+                f"{self.source.url}:{some} rows have no identity_id, and this format labels pictures with it; "
+                "plan with identities, or export as webdataset, huggingface or csv"
+            )
+
+    def _refuse_twins(self, keys: npt.NDArray[np.uint64], name: Callable[[int], str], what: str) -> None:
+        if (pair := twins(keys)) is not None:
+            a, b = (name(place) for place in pair)
+            same = f"{a!r} twice" if a == b else f"{a!r} and {b!r}"
+            raise InputError(f"{self.source.url}: {what} {same} would be one file on some systems", reason="twin")
+
+    def _name(self, joined: Mapping[str, npt.NDArray[Any]], place: int) -> str:
+        """What the row at `place` is called; it is read once more, because names are not kept."""
+        piece = self.source.slices[int(joined["file"][place])]
+        row = read_slice(piece._replace(start=int(joined["row"][place]), rows=1), [self.source.key])
+        return str(row[self.source.key][0].as_py())
