@@ -11,9 +11,8 @@ compression for picture columns.
 import io
 import json
 import re
-import unicodedata
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -48,7 +47,6 @@ __all__ = [
     "picture",
     "picture_column",
     "picture_schema",
-    "portable_ids",
     "reason_of",
     "to_parquet",
 ]
@@ -60,8 +58,6 @@ Codec = Literal["webp", "png"]
 MAX_PIXELS: Final = 4096 * 4096
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF")
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-#: Names of devices on Windows, whatever follows them after a dot.
-_DEVICES: Final = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))}
 
 IMAGE: Final = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 ATTRIBUTE_LIST: Final = pa.list_(pa.int8(), len(ATTRIBUTES))
@@ -217,34 +213,6 @@ def check_id(value: object) -> str:
     if not isinstance(value, str) or not ID_PATTERN.fullmatch(value) or ".." in value:
         raise InputError(f"id {value!r} is not 1-128 letters, digits, '.', '_' or '-'"[:200], reason="bad_id")
     return value
-
-
-def portable_ids(ids: Iterable[str]) -> None:
-    """Refuse ids that are not each a file name of its own on Linux, macOS and Windows.
-
-    `InputError`: `bad_id` for one that is no name there, `twin` for two that would be one file where case or the
-    spelling in Unicode does not count; both are named. Holds all ids.
-    """
-    seen: dict[str, str] = {}
-    for name in ids:
-        folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-        if why := _unportable(name, folded):
-            raise InputError(f"id {name[:80]!r} {why}, which is no file name on every system", reason="bad_id")
-        if folded in seen:
-            raise InputError(f"ids {seen[folded]!r} and {name!r} would be one file on some systems", reason="twin")
-        seen[folded] = name
-
-
-def _unportable(name: str, folded: str) -> str:
-    """What is wrong with a name; empty where nothing is."""
-    if not name or name != name.strip() or name.endswith("."):
-        return "is empty, or has a space at an end or a dot at its end"
-    # What NFKC unfolds counts as well: a full-width slash is one to whoever normalises names.
-    if wrong := [c for c in name + folded if c in '<>:"/\\|?*' or (unicodedata.category(c)[0] in "CZ" and c != " ")]:
-        return f"holds {wrong[0]!r}"
-    if folded.split(".")[0].rstrip() in _DEVICES:
-        return "is a device of Windows"
-    return f"has {len(name.encode())} bytes, more than 255" if len(name.encode()) > 255 else ""
 
 
 def reason_of(error: BaseException) -> str:

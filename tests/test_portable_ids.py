@@ -2,8 +2,8 @@
 
 import pytest
 
+from raygen.names import portable_ids
 from raygen.spec import InputError
-from raygen.tables import portable_ids
 
 
 @pytest.mark.parametrize(

@@ -1,52 +1,15 @@
-"""Names that are one and the same file on every system, and which names a data set's rows get.
+"""Which names the rows of an exported data set get.
 
-Knows what Windows, macOS and Linux make of a name. Knows no format and no picture.
+Knows identities, variants and ids. Knows no format and no picture.
 """
 
-import hashlib
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from raygen.names import safe_name
 
-from raygen.spec import InputError
-from raygen.tables import check_id
-
-__all__ = ["Naming", "name_key", "safe_name", "twins"]
-
-#: Device names: Windows opens these instead of a file, whatever follows the first dot and in either case.
-RESERVED: Final = frozenset(
-    {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
-)
-
-
-def safe_name(value: object) -> str:
-    """`value` as a file name that means the same on every system; `InputError` (`bad_id`) otherwise.
-
-    ASCII letters, digits, `.`, `_` and `-`, which have one Unicode form only; no path, no device, no last dot.
-    """
-    name = check_id(value)
-    if name.endswith(".") or name.split(".", 1)[0].casefold() in RESERVED:
-        raise InputError(f"id {name!r} is no file name on Windows", reason="bad_id")
-    return name
-
-
-def name_key(path: str) -> int:
-    """64 bits that are equal for names which some system takes for the same: case and Unicode form do not count."""
-    same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
-    return int.from_bytes(hashlib.blake2b(same.encode(), digest_size=8).digest(), "big")
-
-
-def twins(keys: npt.NDArray[np.uint64]) -> tuple[int, int] | None:
-    """The first two places that have the same key; None where all differ."""
-    order = np.argsort(keys, kind="stable")
-    same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
-    if not same.size:
-        return None
-    return int(order[same[0]]), int(order[same[0] + 1])
+__all__ = ["Naming"]
 
 
 @dataclass(frozen=True)

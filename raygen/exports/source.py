@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raygen.exports.names import Naming, name_key, safe_name, twins
+from raygen.exports.names import Naming
+from raygen.names import name_key, safe_name, twins
 from raygen.spec import ConfigError, InputError
 from raygen.storage import Slice, read_slice
 from raygen.store import Store, open_input
@@ -101,8 +102,8 @@ def scan(
 def _accepted(store: Store) -> frozenset[int] | None:
     """Keys of the rows that a SELECTION takes; None where the run has none."""
     parts = [
-        [name_key(name) for name in table.filter(table["attempt"].is_valid())["sample_id"].to_pylist()]
-        for table in store.tables("selection", ["sample_id", "attempt"])
+        [name_key(name) for name in table.filter(table["accepted"])["sample_id"].to_pylist()]
+        for table in store.tables("selection", ["sample_id", "accepted"])
     ]
     return frozenset(key for part in parts for key in part) if parts else None
 

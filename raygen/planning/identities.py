@@ -13,10 +13,11 @@ import pyarrow as pa
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from raygen.faces import ATTRIBUTES, CLASS_INDEX, AttributeName, ClassName
+from raygen.names import portable_ids
 from raygen.planning.base import Lookup, Planning, Row, table
 from raygen.planning.people import Cells, Ints, Needs, People, bits_of, columns_of, draw
 from raygen.spec import ConfigError, InputError, Spec
-from raygen.tables import ATTRIBUTE_LIST, CONDITIONS, FACES, check_id, portable_ids
+from raygen.tables import ATTRIBUTE_LIST, CONDITIONS, FACES, check_id
 
 __all__ = ["Chosen", "Identities"]
 

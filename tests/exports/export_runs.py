@@ -43,7 +43,9 @@ def store_rows(url: Path, rows: list[dict[str, object]], *, shard_rows: int = 5,
         mine = rows[shard.index * shard_rows :][:shard_rows]
         tables = {"samples": pa.Table.from_pylist(mine, SAMPLES)}
         if refused:
-            chosen = [{"sample_id": r["sample_id"], "attempt": None if r["sample_id"] in refused else 0} for r in mine]
+            chosen = [
+                {"sample_id": r["sample_id"], "attempt": 0, "accepted": r["sample_id"] not in refused} for r in mine
+            ]
             tables["selection"] = pa.Table.from_pylist(chosen, SELECTION)
         store.commit(shard.index, len(plan.shards), tables, timings={}, environment={}, reasons={})
     store.finish(plan)

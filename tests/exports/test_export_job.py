@@ -15,7 +15,7 @@ import yaml
 from export_runs import FORMATS, export, sample, store_rows, tree
 
 from raygen.exports.licences import BUNDLED_MODEL, licence_of
-from raygen.exports.names import safe_name
+from raygen.names import safe_name
 from raygen.run import load, make
 from raygen.spec import ConfigError, InputError, TooManyBadRows
 from raygen.store import Store
