@@ -1,0 +1,209 @@
+"""Gates over who a picture shows, and verification as an evaluation reports it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raygen.extractors.small import SmallEmbedder, SmallEmbedderSpec, save_small
+from raygen.gates import Pool
+from raygen.measures import MetricRows, Scored
+from raygen.people import IdentityGate, LeakGate
+from raygen.run import make
+from raygen.spec import ConfigError, InputError, parse
+from raygen.verification import VerificationSpec, histogram, pair_list, verified
+from tests.test_selection import document, quiet
+
+
+def pool(vectors: dict[str, list[float]], people: dict[str, str] | None = None, real: dict | None = None) -> Pool:
+    """Embeddings by id; who somebody is stands before the dash unless it is said."""
+    ids = tuple(sorted(vectors))
+    found = Scored(ids, np.array([vectors[one] for one in ids], np.float32))
+    who = {one: one.partition("-")[0] for one in ids} if people is None else people
+    return Pool({"identity:x": found}, who, real or {})
+
+
+def gate(**what: float) -> IdentityGate:
+    return parse(IdentityGate, {"kind": "identity", **what}, "gate")
+
+
+THREE = {"a-1": [1.0, 0.05, 0], "a-2": [1.0, 0.0, 0.1], "a-3": [1.0, 0.1, 0.0]}
+
+
+def test_a_picture_unlike_the_persons_others_is_refused() -> None:
+    found = gate(least=0.8).judge(pool({**THREE, "a-4": [0.0, 0.2, 1.0]}), Pool(), {})
+    assert list(found) == ["a-4"]
+    x = np.array([THREE[k] for k in THREE])
+    centre = (x / np.linalg.norm(x, axis=1, keepdims=True)).sum(axis=0)
+    own = np.array([0, 0.2, 1]) / np.linalg.norm([0, 0.2, 1]) @ centre / np.linalg.norm(centre)
+    assert found["a-4"] == f"identity: {own:.3f} < 0.8 to the person's other pictures"
+    assert gate(least=0.8).judge(pool({"a-1": [1, 0, 0]}), Pool(), {}) == {}, "one picture is like itself"
+
+
+def test_who_was_accepted_stays_and_counts() -> None:
+    accepted = pool(THREE)
+    later = pool({"a-5": [0.0, 1.0, 0.0], "a-6": [1.0, 0.0, 0.0]})
+    assert list(gate(least=0.8).judge(later, accepted, {})) == ["a-5"]
+    assert gate(least=0.8).values(pool(THREE))["a-1"] > 0.99
+
+
+def test_of_twins_the_later_is_refused_and_a_refused_one_has_no_twin() -> None:
+    same = {"a-1": [1.0, 0.0, 0.0], "a-2": [1.0, 0.001, 0.0], "a-3": [1.0, 0.5, 0.0], "b-1": [1.0, 0.0, 0.0]}
+    assert list(gate(twins=0.99).judge(pool(same), Pool(), {})) == ["a-2"], "another person's picture is no twin"
+    chain = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.1, 0], "a-3": [1.0, 0.2, 0]}
+    assert list(gate(twins=0.99).judge(pool(chain), Pool(), {})) == ["a-2"], "a-3 is like a-2 alone, which is gone"
+    again = gate(twins=0.99).judge(pool({"a-9": [1.0, 0.0, 0.0]}), pool({"a-1": [1.0, 0.0, 0.0]}), {})
+    assert list(again) == ["a-9"]
+
+
+def test_of_two_people_who_are_one_the_later_is_refused() -> None:
+    found = gate(others=0.9).judge(pool({"a-1": [1.0, 0, 0], "a-2": [1, 0.1, 0], "b-1": [1, 0, 0.1]}), Pool(), {})
+    assert list(found) == ["b-1"]
+    assert found["b-1"].endswith("to a")
+    assert gate(others=0.9).judge(pool({"a-1": [1.0, 0, 0], "b-1": [0, 1.0, 0]}), Pool(), {}) == {}
+
+
+def test_rows_without_a_name_are_not_judged() -> None:
+    assert gate(least=0.9, twins=0.9).judge(pool({"a-1": [1.0, 0, 0], "a-2": [1.0, 0, 0]}, people={}), Pool(), {}) == {}
+
+
+def test_a_real_face_is_not_shown() -> None:
+    real = {"faces": pool({"r-1": [1.0, 0, 0], "r-2": [0.9, 0.5, 0], "s-1": [0, 0, 1.0]})}
+    made = pool({"a-1": [0.99, 0.01, 0], "b-1": [0, 1.0, 0]}, real=real)
+    rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "most": 0.9}, "gate")
+    found = rule.judge(made, Pool(), rule.limits(made))
+    assert list(found) == ["a-1"]
+    assert "to the real r-1" in found["a-1"]
+    assert rule.values(made)["b-1"] == pytest.approx(-0.5 / np.hypot(0.9, 0.5))
+
+
+def test_the_limit_can_be_how_alike_real_people_are() -> None:
+    random = np.random.default_rng(0)
+    real = {"faces": pool({f"p{i}-1": list(random.normal(size=8)) for i in range(60)})}
+    made = pool({"a-1": [1.0] * 8}, real=real)
+    rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "far": 0.01}, "gate")
+    most = rule.limits(made)["most"]
+    x = real["faces"].of("identity:").vectors
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    cosines = (x @ x.T)[np.triu_indices(60, 1)]
+    assert np.mean(cosines >= most) <= 0.01 < np.mean(cosines >= most - 0.05)
+    nobody = pool({"a-1": [1.0] * 8}, real={"faces": pool({"r-1": [1.0] * 8})})
+    with pytest.raises(ConfigError, match="two people"):
+        rule.limits(nobody)
+
+
+@pytest.mark.parametrize("what", [{}, {"least": 2}])
+def test_a_gate_without_a_rule_is_an_error(what: dict) -> None:
+    with pytest.raises(ConfigError):
+        gate(**what)
+
+
+# --- verification -------------------------------------------------------------------------------------------
+
+
+def faces(n: int = 20, each: int = 4) -> tuple[Scored, dict[str, str]]:
+    random = np.random.default_rng(2)
+    centres = random.normal(size=(n, 8))
+    ids = [f"p{i:03d}-{j}" for i in range(n) for j in range(each)]
+    vectors = np.repeat(centres, each, axis=0) + 0.6 * random.normal(size=(n * each, 8))
+    return Scored(tuple(ids), vectors.astype(np.float32)), {one: one[:4] for one in ids}
+
+
+def test_numbers_of_verification_carry_how_they_were_made() -> None:
+    scored, people = faces()
+    rows = MetricRows("run", None)
+    found = verified(VerificationSpec(far=(0.01,)), "all", "identity:x", scored, people, {"network": "x"}, rows)
+    by = {row["metric"]: row for row in rows.rows}
+    assert by.keys() == {"eer:x", "tar@0.01:x", "cosine_genuine:x", "cosine_impostor:x"}
+    assert by["cosine_genuine:x"]["value"] > by["cosine_impostor:x"]["value"]
+    said = json.loads(by["tar@0.01:x"]["protocol"])
+    assert (said["people"], said["genuine_pairs"], said["impostor_pairs"]) == (20, 120, 3040)
+    assert said["low_n"] is False
+    drawn = histogram(found)
+    assert sum(drawn["genuine"]) == pytest.approx(1, abs=1e-4)
+    part = MetricRows("run", None)
+    verified(VerificationSpec(most=20), "all", "identity:x", scored, people, {}, part)
+    assert json.loads(part.rows[0]["protocol"])["people"] == 5, "whole people, at even distances"
+    with pytest.raises(InputError, match="two people"):
+        verified(VerificationSpec(), "all", "identity:x", scored, {one: one for one in scored.ids}, {}, rows)
+
+
+def test_pairs_read_as_lfw_lists_them() -> None:
+    _, people = faces()
+    spec = VerificationSpec(pairs=80, folds=4)
+    text = pair_list(spec, people)
+    assert text == pair_list(spec, dict(reversed(people.items()))), "the order of rows is not the order of pairs"
+    head, *lines = text.splitlines()
+    folds, each = map(int, head.split("\t"))
+    assert (folds, each, len(lines)) == (4, 10, 80)
+    seen = set()
+    for fold in range(folds):
+        part = [line.split("\t") for line in lines[fold * 2 * each : (fold + 1) * 2 * each]]
+        assert [len(words) for words in part] == [3] * each + [4] * each
+        for words in part:
+            a, i, b, j = words if len(words) == 4 else (words[0], words[1], words[0], words[2])
+            assert (a == b) == (len(words) == 3)
+            assert (a, i) != (b, j)
+            assert 1 <= int(i) <= 4
+            assert 1 <= int(j) <= 4
+            seen.add(frozenset([(a, i), (b, j)]))
+    assert len(seen) == 80, "no pair twice"
+    with pytest.raises(InputError, match="120 genuine pairs are there, 500 are asked for"):
+        pair_list(VerificationSpec(pairs=1000, folds=10), people)
+
+
+# --- through the jobs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A network with random weights: it tells nobody apart, and that is enough here."""
+    folder = tmp_path_factory.mktemp("embedder")
+    save_small(SmallEmbedder(SmallEmbedderSpec(channels=(8, 8), width=16)), folder, weights="float32", extra={})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn people with three pictures each."""
+    root = tmp_path_factory.mktemp("people")
+    data = {"kind": "procedural", "identities": 6, "pictures": 3, "size": 64, "seed": 3}
+    make({"kind": "ingest", "what": {"data": data}, "out": f"{root}/faces"}).run(quiet)
+    planning = {"kind": "from_faces"}
+    make({"kind": "plan", "what": {"faces": f"{root}/faces", "planning": planning}, "out": f"{root}/rows"}).run(quiet)
+    return root
+
+
+def test_an_evaluation_of_faces_says_how_well_people_are_told_apart(world: Path, embedder: str) -> None:
+    identity = {"network": {"kind": "small", "folder": embedder}}
+    what = {
+        "reference": f"{world}/faces", "score": {"parser": None, "features": None, "classifier": None, "identity": identity},
+        "verification": {"far": [0.1], "pairs": 8, "folds": 2},
+    }  # fmt: skip
+    make({"kind": "evaluate", "what": what, "out": f"{world}/judged"}).run(quiet)
+    rows = {(r["metric"], r["slice"]): r for r in json.loads((world / "judged/metrics/metrics.json").read_text())}
+    found = rows["eer:raygen-identity", "reference"]
+    assert 0 <= found["ci_low"] <= found["value"] <= found["ci_high"] <= 1
+    assert found["protocol"]["compared by"] == "cosine"
+    assert len(found["protocol"]["sha256"]) == 64
+    assert found["protocol"]["people"] == 6
+    assert json.loads((world / "judged/metrics/verification.json").read_text()).keys() == {"reference"}
+    assert (world / "judged/metrics/pairs.txt").read_text().startswith("2\t2\n")
+
+
+def test_a_selection_refuses_real_people_and_says_who(world: Path, embedder: str) -> None:
+    gates = [{"kind": "leak", "faces": f"{world}/faces", "most": -1.0}]
+    job = document(world, "leaks", gates=gates, rounds=1)
+    job["what"]["generate"]["score"]["identity"] = {"network": {"kind": "small", "folder": embedder}}
+    facts = make(job).run(quiet).facts
+    assert facts["left out"] == facts["rows"] == 18
+    assert facts["refusals"] == "leak 36"
+    blind = document(world, "blind", gates=gates)
+    with pytest.raises(ConfigError, match=r"leak needs `score.identity`"):
+        make(blind).run(quiet)
+
+
+def test_verification_without_an_embedder_is_an_error(world: Path) -> None:
+    with pytest.raises(ConfigError, match="needs `score.identity`"):
+        make({"kind": "evaluate", "what": {"reference": "x", "verification": {}}, "out": f"{world}/x"})
