@@ -72,9 +72,8 @@ def test_an_onnx_model_reads_no_other_file(tmp_path: Path) -> None:
     projection(tmp_path / "net.onnx")
     model = onnx.load(tmp_path / "net.onnx")
     secret = tmp_path / "secret.bin"
-    onnx.save_model(
-        model, str(tmp_path / "out.onnx"), save_as_external_data=True, location=secret.name, size_threshold=0
-    )
+    apart = {"save_as_external_data": True, "location": secret.name, "size_threshold": 0}
+    onnx.save_model(model, str(tmp_path / "out.onnx"), **apart)
     assert secret.exists()
     with pytest.raises(InputError, match="no ONNX model"):
         load_identity(spec(network={"kind": "onnx", "weights": str(tmp_path / "out.onnx")}, size=16), CPU)
@@ -88,11 +87,8 @@ def test_a_small_embedder_travels_in_its_folder(tmp_path: Path) -> None:
     wanted = network(images.movedim(-1, 1).float() / 127.5 - 1)
     assert torch.allclose(found.embed(images), wanted, atol=1e-6)
     assert torch.allclose(wanted.norm(dim=1), torch.ones(2))
-    with pytest.raises(InputError, match="holds a embedder, not a parser|holds an embedder, not a parser"):
-        try:
-            load_small(tmp_path, SmallParser)
-        except ConfigError as error:
-            raise InputError(str(error)) from error
+    with pytest.raises(ConfigError, match="holds a embedder, not a parser"):
+        load_small(tmp_path, SmallParser)
     with pytest.raises(ConfigError, match="16 px and nothing else"):
         load_identity(spec(network={"kind": "small", "folder": str(tmp_path)}, size=32), CPU)
 
@@ -101,7 +97,8 @@ def test_the_margin_makes_it_harder_and_centres_are_trained() -> None:
     torch.manual_seed(0)
     embedder = SmallEmbedder(SmallEmbedderSpec(image_size=16, channels=(8, 8), width=4))
     batch = {
-        "images": torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8), "identity": torch.tensor([0, 1, 2, 0, 1, 2]),
+        "images": torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8),
+        "identity": torch.tensor([0, 1, 2, 0, 1, 2]),
         "noise": torch.zeros(6, 8, 1, 1),
     }  # fmt: skip
     easy = EmbedderObjective(embedder, IdentityLoss(identities=3, margin=0.0))
@@ -120,7 +117,8 @@ def test_training_tells_drawn_people_apart(tmp_path: Path) -> None:
     data = {"kind": "procedural", "identities": 12, "pictures": 6, "size": 32, "seed": 1, "val": 0, "test": 0}
     make({"kind": "ingest", "what": {"data": data}, "out": f"{tmp_path}/faces"}).run(lambda _: None)
     what = {
-        "faces": f"{tmp_path}/faces", "model": {"kind": "embedder", "image_size": 32, "channels": [8, 16, 16], "width": 16},
+        "faces": f"{tmp_path}/faces",
+        "model": {"kind": "embedder", "image_size": 32, "channels": [8, 16, 16], "width": 16},
         "identity": {"identities": 12},
         "training": {"steps": 60, "batch": 24, "lr": 4e-3, "warmup": 5, "ema": 0.9, "seed": 1, "log_every": 10},
     }  # fmt: skip
@@ -128,8 +126,6 @@ def test_training_tells_drawn_people_apart(tmp_path: Path) -> None:
     assert facts["checkpoint"]
     lines = (tmp_path / "net/training/history.jsonl").read_text().splitlines()
     assert "accuracy" in lines[-1]
-    for key in ("identity:eer", "reference"):
-        assert key
     score = {"parser": None, "features": None, "classifier": None}
     score["identity"] = {"network": {"kind": "small", "folder": f"{tmp_path}/net"}}
     judged = {"reference": f"{tmp_path}/faces", "score": score, "verification": {"far": [0.1]}}

@@ -178,7 +178,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_evaluation_of_faces_says_how_well_people_are_told_apart(world: Path, embedder: str) -> None:
     identity = {"network": {"kind": "small", "folder": embedder}}
     what = {
-        "reference": f"{world}/faces", "score": {"parser": None, "features": None, "classifier": None, "identity": identity},
+        "reference": f"{world}/faces",
+        "score": {"parser": None, "features": None, "classifier": None, "identity": identity},
         "verification": {"far": [0.1], "pairs": 8, "folds": 2},
     }  # fmt: skip
     make({"kind": "evaluate", "what": what, "out": f"{world}/judged"}).run(quiet)
@@ -205,5 +206,5 @@ def test_a_selection_refuses_real_people_and_says_who(world: Path, embedder: str
 
 
 def test_verification_without_an_embedder_is_an_error(world: Path) -> None:
-    with pytest.raises(ConfigError, match="needs `score.identity`"):
+    with pytest.raises(ConfigError, match=r"needs `score.identity`"):
         make({"kind": "evaluate", "what": {"reference": "x", "verification": {}}, "out": f"{world}/x"})
