@@ -17,7 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raygen import galleries, nearby, selections, strips, styled, sweeps
+from raygen import cosines, galleries, nearby, selections, strips, styled, sweeps
 from raygen.charts import Span, axis, bins, clock, lanes, steps, without_pauses
 from raygen.faces import CLASSES, PALETTE
 from raygen.findings import LABELS, Number, cards, class_rows, numbers, slices, verdict
@@ -63,6 +63,7 @@ def _page(root: str, command: str | None, faces: str | None) -> str:
     given = own if faces is None else open_input(faces)[0].slices("faces")
     context = _context(root, by_folder, found, command, given)
     context |= {"trainings": trained, "variants": grid(rows), "sweep": sweep}
+    context["verification"] = cosines.cosines(root, rows)
     context["selection"] = selections.selected(root, rows)
     context["nearby"] = nearby.nearby(root, _pictures(by_folder), given, found)
     environment = Environment(
