@@ -16,9 +16,10 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raygen.spec import ConfigError, Spec
+from raygen.spec import ConfigError, Spec, nearest
 
 __all__ = [
+    "PRESETS",
     "SAMPLERS",
     "KeyedDDPMScheduler",
     "NoiseSchedule",
@@ -141,18 +142,34 @@ def _rate_tables(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor,
 # --- samplers -----------------------------------------------------------------------------------------------
 
 
+#: Samplers by a word. `fast` is the default; `published` is what the released latent diffusion models are shown with.
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "fast": {"name": "unipc_karras", "steps": 12},
+    "published": {"name": "ddim", "steps": 50, "spacing": "leading"},
+}
+
+
 class SamplerSpec(Spec):
     """A sampler by name.
 
     `spacing` none takes the sampler's own: `trailing`, except under Karras sigmas where it does not count.
     `ddim` with `leading` is the sampler of the released latent diffusion models, step for step: t = 1, 21, ..,
-    981 for 50 steps, and it stops at abar[0] instead of 1.
+    981 for 50 steps, and it stops at abar[0] instead of 1. A word of `PRESETS` stands for all of it: `sampler: fast`.
     """
 
     name: SamplerName = "unipc_karras"
     steps: int = Field(12, ge=1, le=1000, description="evaluations of the network (of each guidance term)")
     eta: float = Field(0.0, ge=0, le=1, description="ddim only: 0 deterministic, 1 as noisy as ddpm")
     spacing: Spacing | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        if given not in PRESETS:
+            raise ValueError(f"{given!r} is no preset: {', '.join(PRESETS)}{nearest(given, PRESETS)}")
+        return dict(PRESETS[given])
 
     @model_validator(mode="after")
     def _eta_is_for_ddim(self) -> "SamplerSpec":

@@ -142,3 +142,10 @@ def test_a_timestep_beyond_the_schedule_is_refused() -> None:
         build_sampler(NoiseSchedule(), SamplerSpec(name="ddim", steps=1000, spacing="leading"))
     with pytest.raises(ValueError, match="ddim"):
         SamplerSpec(name="unipc", eta=0.5)
+
+
+def test_a_word_stands_for_a_sampler() -> None:
+    assert SamplerSpec.model_validate("fast") == SamplerSpec()
+    assert SamplerSpec.model_validate("published") == SamplerSpec(name="ddim", steps=50, spacing="leading")
+    with pytest.raises(ValueError, match="did you mean 'fast'"):
+        SamplerSpec.model_validate("fsat")
