@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from raygen.metrics import family
 from raygen.storage import Storage
 
 __all__ = ["Training", "grid", "records", "trainings", "variant_of"]
@@ -20,6 +21,8 @@ DEPTH: Final = 2
 POINTS: Final = 240
 #: Slices with a part that an ablation's table shows nevertheless.
 SHOWN: Final = ("all/captions", "all/small parts", "all/inside", "all/outside")
+#: Families that say as much of who judges as of what is judged.
+JUDGES: Final = ("eer", "tar")
 SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
@@ -127,17 +130,20 @@ def variant_of(row: Mapping[str, Any]) -> str | None:
 
 
 def grid(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """The numbers of whole sets: column names, and their values by variant; a round trip is the same for all."""
+    """The numbers of whole sets: column names, and their values by variant.
+
+    Reference and round trip are the same for all, unless it is the judge that varies: rates of verification are kept.
+    """
     columns: dict[str, None] = {}
     values: dict[str, dict[str, float]] = {}
     for row in rows:
         variant = variant_of(row)
         part = row["slice"].removeprefix("all/")
-        if variant is None or row["slice"] in ("reference", "roundtrip"):
+        if variant is None or (row["slice"] in ("reference", "roundtrip") and family(row["metric"]) not in JUDGES):
             continue
         if "/" in row["slice"] and row["slice"] not in SHOWN:
             continue
-        name = row["metric"] if row["slice"] == "all" else f"{row['metric']} ({part})"
+        name = row["metric"] if row["slice"] in ("all", "reference") else f"{row['metric']} ({part})"
         columns.setdefault(name)
         values.setdefault(variant, {})[name] = row["value"]
     return list(columns), values

@@ -8,6 +8,7 @@ import pytest
 from raygen.run import make
 from raygen.spec import ConfigError
 from raygen.tables import METRICS, from_parquet
+from raygen.trainings import grid
 
 
 def document(out: Path) -> dict:
@@ -91,3 +92,14 @@ def test_what_cannot_be_run_is_said_before_anything_runs(tmp_path: Path, change:
     wrong["what"] |= change
     with pytest.raises(ConfigError, match=message):
         make(wrong)
+
+
+def test_the_reference_counts_where_the_judge_varies() -> None:
+    rows = [
+        {"metric": metric, "slice": where, "value": value, "protocol": json.dumps({"variant": variant})}
+        for variant, value in (("a", 0.1), ("b", 0.2))
+        for metric, where in (("eer:x", "reference"), ("miou:p", "reference"), ("tar@0.001:x", "reference"))
+    ]
+    columns, values = grid(rows)
+    assert columns == ["eer:x", "tar@0.001:x"]
+    assert values == {"a": {"eer:x": 0.1, "tar@0.001:x": 0.1}, "b": {"eer:x": 0.2, "tar@0.001:x": 0.2}}
