@@ -18,7 +18,7 @@ Counts = npt.NDArray[np.int64]
 #: Bins of the cosine over -1..1: a threshold is good to 0.001.
 BINS: Final = 2000
 #: Rows that are compared with all others at a time.
-BLOCK: Final = 512
+BLOCK: Final = 256
 BOOTSTRAPS: Final = 200
 
 
@@ -96,24 +96,17 @@ def verification(vectors: npt.NDArray[Any], people: npt.NDArray[np.int64], *, ge
     x, n = unit(vectors), int(people.max()) + 1 if len(people) else 0
     if n < 2 or (genuine and len(np.unique(people)) == len(people)):
         raise ValueError("verification needs two people, and two pictures of one of them")
-    mine_with_mine, mine_with_others = (np.zeros((n, BINS), np.int64) for _ in range(2))
+    mine, others = (np.zeros((n, BINS), np.int64) for _ in range(2))
     for start in range(0, len(x), BLOCK):
-        rows = x[start : start + BLOCK]
-        cosines = rows @ x[start:].T  # [b, the rest]
-        place = ((cosines + 1) * (BINS / 2)).astype(np.int64).clip(0, BINS - 1)
-        later = np.arange(start, len(x))[None] > np.arange(start, start + len(rows))[:, None]
-        mine, theirs = people[start : start + len(rows), None], people[None, start:]
-        same = mine == theirs
-        one = np.broadcast_to(mine, place.shape)
-        other = np.broadcast_to(theirs, place.shape)
-        _count(mine_with_mine, one, place, later & same)
-        _count(mine_with_others, one, place, later & ~same)
-        _count(mine_with_others, other, place, later & ~same)
-    return Verification(mine_with_mine, mine_with_others)
-
-
-def _count(
-    into: Counts, who: npt.NDArray[np.int64], place: npt.NDArray[np.int64], which: npt.NDArray[np.bool_]
-) -> None:
-    index = who[which] * BINS + place[which]
-    into += np.bincount(index, minlength=into.size).reshape(into.shape)
+        rows = people[start : start + BLOCK]
+        cosines = x[start : start + BLOCK] @ x.T  # [b, n]: each pair is met twice, once from either side
+        place = ((cosines + 1) * (BINS / 2)).astype(np.int32).clip(0, BINS - 1)
+        here, local = np.unique(rows, return_inverse=True)
+        whole = np.bincount((local[:, None] * BINS + place).ravel(), minlength=len(here) * BINS)
+        i, j = np.nonzero(rows[:, None] == people[None])
+        same = np.bincount(local[i] * BINS + place[i, j], minlength=len(here) * BINS)
+        two = start + i != j  # a picture and itself are no pair
+        own = np.bincount(local[i[two]] * BINS + place[i[two], j[two]], minlength=len(here) * BINS)
+        others[here] += (whole - same).reshape(-1, BINS)
+        mine[here] += own.reshape(-1, BINS)
+    return Verification(mine // 2, others)
