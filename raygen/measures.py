@@ -322,8 +322,8 @@ def _frechet(table: MetricRows, where: str, name: str, made: Scored, real: Score
     table.add(name, where, distance.value, n, protocol, interval)
 
 
-def write_metrics(folder: Storage, rows: Sequence[Mapping[str, Any]]) -> None:
-    """METRICS as `metrics.parquet`, and as `metrics.json` for people."""
-    folder.put("metrics.parquet", to_parquet(pa.Table.from_pylist(list(rows), METRICS)))
+def write_metrics(folder: Storage, rows: Sequence[Mapping[str, Any]], name: str = "metrics") -> None:
+    """METRICS as `NAME.parquet`, and as `NAME.json` for people."""
+    folder.put(f"{name}.parquet", to_parquet(pa.Table.from_pylist(list(rows), METRICS)))
     readable = [{**r, "protocol": json.loads(r["protocol"]), "created": r["created"].isoformat()} for r in rows]
-    folder.put("metrics.json", json.dumps(readable, indent=1).encode())
+    folder.put(f"{name}.json", json.dumps(readable, indent=1).encode())

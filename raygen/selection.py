@@ -8,7 +8,7 @@ judged.
     out/selected/               SAMPLES and SCORES of the tries that count, SELECTION of all: a run like any other
     out/real/…                  embeddings of real faces that nobody may look like
     out/attempts.json           where the pictures of each attempt lie
-    out/metrics/                what the tries were worth, by how rare the mask is
+    out/metrics/selection.*     what the tries were worth, by how rare the mask is
 """
 
 import json
@@ -97,9 +97,9 @@ class SelectJob(Job):
         places = {str(attempt): store.url for attempt, store in stores.items()}
         Storage(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
         work = self._selected(rounds, stores)
-        run_sharded(work, self.where.model_copy(update={"runner": "local", "workers": 1}), report)
+        run_sharded(work, self.where, report)
         rows = mined(self.what.mining, rounds, stores, self.what.gates, work.plan.run_id)
-        write_metrics(Storage(f"{self.out}/metrics"), rows)
+        write_metrics(Storage(f"{self.out}/metrics"), rows, "selection")
         return Result(self.out, self._facts(rounds, len(stores)))
 
     def estimate(self) -> Estimate:

@@ -184,7 +184,7 @@ def test_scores_go_with_the_pictures_that_count(chosen: Path) -> None:
 
 
 def test_kinds_of_failure_are_in_the_table_and_in_the_report(chosen: Path) -> None:
-    rows = from_parquet((chosen / "metrics/metrics.parquet").read_bytes()).to_pylist()
+    rows = from_parquet((chosen / "metrics/selection.parquet").read_bytes()).to_pylist()
     by = {(row["metric"], row["slice"]): row for row in rows}
     first, passed = by["picture:miou", "refused/first try"], by["picture:miou", "passed at once/first try"]
     assert (first["n"], passed["n"]) == (6, 18)
