@@ -17,7 +17,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from raygen import cosines, galleries, nearby, selections, strips, styled, sweeps
+from raygen import cosines, crowd, galleries, nearby, selections, strips, styled, sweeps
 from raygen.charts import Span, axis, bins, clock, lanes, steps, without_pauses
 from raygen.faces import CLASSES, PALETTE
 from raygen.findings import LABELS, Number, cards, class_rows, numbers, slices, verdict
@@ -63,6 +63,7 @@ def _page(root: str, command: str | None, faces: str | None) -> str:
     given = own if faces is None else open_input(faces)[0].slices("faces")
     context = _context(root, by_folder, found, command, given)
     context |= {"trainings": trained, "variants": grid(rows), "sweep": sweep}
+    context["crowd"] = _people(context["main"])
     context["verification"] = cosines.cosines(root, rows)
     context["selection"] = selections.selected(root, rows)
     context["nearby"] = nearby.nearby(root, _pictures(by_folder), given, found)
@@ -130,6 +131,13 @@ def _context(
 def _pictures(stages: Mapping[str, Stage]) -> Stage | None:
     """The generated pictures: of a selection those that count."""
     return stages.get("selected") or stages.get("samples")
+
+
+def _people(stage: Stage | None) -> list[tuple[str, list[galleries.Pair]]]:
+    """A few of those whom the pictures show, where rows say so."""
+    if stage is None or stage.table not in ("samples", "faces"):
+        return []
+    return crowd.crowd(stage.slices(stage.table), "sample_id" if stage.table == "samples" else "face_id")
 
 
 def _data(stages: Mapping[str, Stage]) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,17 @@ def test_make_help_lists_what_the_readme_uses():
     assert {"help", "quickstart", "test", "check"} <= documented
     for used in set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text())):
         assert used in documented or used == "and"
+
+
+#: Whoever starts the runner of a job, and what is above it.
+MAY_START_RAY = {
+    "__main__", "ablation", "cli", "cluster", "console", "quickstart", "run", "selection", "sweep", "verbs",
+}  # fmt: skip
+
+
+def test_every_module_is_kept_from_ray():
+    """The list of the contract is written by hand; whoever adds a module has to say which it is."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    listed = next(c["source_modules"] for c in contracts if c["name"] == "ray only in cluster")
+    there = {name for _, name, _ in pkgutil.iter_modules(raygen.__path__)}
+    assert {name.removeprefix("raygen.") for name in listed} == there - MAY_START_RAY

@@ -6,12 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raygen.crowd import crowd
 from raygen.extractors.small import SmallEmbedder, SmallEmbedderSpec, save_small
 from raygen.gates import Pool
 from raygen.measures import MetricRows, Scored
 from raygen.people import IdentityGate, LeakGate
+from raygen.report import build
 from raygen.run import make
 from raygen.spec import ConfigError, InputError, parse
+from raygen.store import Store
 from raygen.verification import VerificationSpec, histogram, pair_list, verified
 from tests.test_selection import document, quiet
 
@@ -208,3 +211,11 @@ def test_a_selection_refuses_real_people_and_says_who(world: Path, embedder: str
 def test_verification_without_an_embedder_is_an_error(world: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs `score.identity`"):
         make({"kind": "evaluate", "what": {"reference": "x", "verification": {}}, "out": f"{world}/x"})
+
+
+def test_a_report_shows_people_with_their_pictures(world: Path) -> None:
+    shown = crowd(Store(f"{world}/faces").slices("faces"), "face_id")
+    assert len(shown) == len({name for name, _ in shown}) == 6
+    assert all(len(pairs) == 3 and all(pair.id.startswith(name) for pair in pairs) for name, pairs in shown)
+    page = Path(build(str(world), f"{world}/page.html", faces=f"{world}/faces")).read_text()
+    assert 'id="people"' in page
