@@ -19,8 +19,8 @@ __all__ = ["ATTEMPTS", "Kind", "Round", "Selection", "selected"]
 
 #: Where the pictures of each attempt lie, in the folder of a selection.
 ATTEMPTS: Final = "attempts.json"
-#: Between the number of tries and the reason, where the best of several refused pictures counts.
-BEST: Final = ": "
+#: Begin of the reason where the best of several refused pictures counts.
+BEST: Final = "best of "
 #: Pictures that are shown before and after.
 SHOWN: Final = 12
 
@@ -116,6 +116,7 @@ def _changes(root: str, store: Store, again: Mapping[str, Sequence[Mapping[str, 
             tries = sorted(again[name], key=lambda row: row["attempt"])
             chosen = next((row for row in tries if row["accepted"]), None)
             then = "left out" if chosen is None else chosen["reason"] or f"passed at try {chosen['attempt'] + 1}"
-            why = str(tries[0]["reason"]).partition(BEST)[2] or str(tries[0]["reason"])
+            why = str(tries[0]["reason"])
+            why = why.partition(": ")[2] if why.startswith(BEST) else why
             found.append(Change(pair, after and after.image, why, then))
     return found
