@@ -334,3 +334,22 @@ def test_a_lookup_of_a_file_travels_small(tmp_path: Path) -> None:
     assert list(held(["f003.1", "f002.0", "f003.1"])) == ["f003.1", "f002.0"]
     with pytest.raises(InputError, match="'nobody'"):
         held(["nobody"])
+
+
+def test_a_persons_other_pictures_can_lend() -> None:
+    faces = people(40, 4)
+    by_id = {row["face_id"]: row for row in faces.to_pylist()}
+    rows, notes = planned(faces, identities=20, pictures=5, donors="person", balance=["Male"])
+    assert len(rows) == 100
+    assert any("only 3 others" in note for note in notes)
+    for row in rows:
+        own = by_id[row["source"]]
+        lent = [by_id[f"{row['source'][:-1]}{k}"] for k in range(4) if f"{row['source'][:-1]}{k}" != row["source"]]
+        assert row["mask"] in [face["mask"] for face in lent], "of another picture of the same person"
+        assert row["mask"] != own["mask"]
+        assert names_of(row["style_a"]) == row["source"]
+        assert row["style_b"] is None or names_of(row["style_b"]) in [face["face_id"] for face in lent]
+    for name in {row["identity_id"] for row in rows}:
+        assert len({row["mask"]["bytes"] for row in of(rows, name)}) == 3, "each lends before any lends again"
+    with pytest.raises(ConfigError, match="39 without another picture of the person"):
+        planned(people(40, 1).slice(0, 40), identities=2, pictures=2, donors="person", keep={"styles": []})

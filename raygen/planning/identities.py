@@ -79,11 +79,14 @@ class Chosen:
 class Identities(Planning):
     """`identities` people x `pictures` each. An identity is one face, the reference, and no two are one real person.
 
-    Each picture has a donor of its own, another person, who lends what varies: the mask (pose, expression, shape of the
-    hair), the looks of `vary.styles`, the values of `vary.attributes`; so a row's mask, styles and attributes agree.
+    Each picture has a donor of its own, another person or another picture of the same one, that lends what varies: the
+    mask (pose, expression, shape of the hair), the looks of `vary.styles`, the values of `vary.attributes`; so a row's
+    mask, styles and attributes agree.
     A row depends on the seed, the faces, and the numbers of its identity and picture alone; larger `identities` and
     `pictures` keep the rows that are there.
     """
+
+    LATER = frozenset({"donors"})
 
     kind: Literal["identities"] = "identities"
     identities: int = Field(..., ge=1, le=1_000_000)
@@ -94,6 +97,9 @@ class Identities(Planning):
     keep: Keep = Field(default_factory=Keep)
     vary: Vary = Field(default_factory=Vary)
     masks: Literal["bank", "own", "none"] = Field("bank", description="of the donor, of the reference, or none at all")
+    donors: Literal["others", "person"] = Field(
+        "others", description="who lends: other people, or the person's own other pictures, where the faces have some"
+    )
     bank: int = Field(10_000, ge=1, le=1_000_000, description="faces that lend; a worker holds their masks")
     alike: tuple[Attribute, ...] = Field(("Male",), description="what donor and reference share besides `balance`")
     balance: tuple[Attribute, ...] = Field((), max_length=6, description="attributes whose cells get equal counts")
@@ -156,7 +162,7 @@ class Identities(Planning):
             picture=self.styled, mask=self.styled or self.masks == "own",
             shown=bits_of(self.keep.styles if self.styled else ()),
             known=columns_of(self.keep.attributes if self.by != "styles" else ()), unlike=self.by != "styles",
-            cells=cells,
+            cells=cells, others=self._borrows and self.donors == "person",
         )  # fmt: skip
         found, why = needs.references(people)
         self._enough(cells, [len(faces) for faces in found], why)
@@ -166,9 +172,14 @@ class Identities(Planning):
         fewest = self.pictures
         donors: list[Ints] = []
         for number, face in enumerate(taken):
-            pool = groups.get(self._alike(people, face), np.array([], np.int64))
-            pool = self._lenders(people, face, pool[people.person[pool] != people.person[face]])
+            pool = groups.get(self._group(people, face), np.array([], np.int64))
+            mine = people.person[pool] == people.person[face]
+            pool = self._lenders(people, face, pool[~mine] if self.donors == "others" else pool[pool != face])
             if self._borrows and not len(pool):
+                if self.donors == "person":
+                    raise ConfigError(
+                        f"what.planning.donors: no other picture of {people.ids[face]!r} can lend; take others"
+                    )
                 shared = ", ".join(dict.fromkeys((*self.balance, *self.alike))) or "nothing"
                 raise ConfigError(
                     f"what.planning.alike: nobody else can lend to face {people.ids[face]!r} (alike in: {shared}); "
@@ -198,7 +209,10 @@ class Identities(Planning):
                     f"faces have {there}{left}. Ask for fewer, keep fewer parts, or ingest more people"
                 )
 
-    def _alike(self, people: People, face: int) -> bytes:
+    def _group(self, people: People, face: int) -> bytes:
+        """Equal for faces that may lend to each other."""
+        if self.donors == "person":
+            return int(people.person[face]).to_bytes(8, "big")
         return people.values[face, columns_of((*self.balance, *self.alike))].tobytes()
 
     def _bank(self, people: People) -> tuple[Ints, dict[bytes, Ints]]:
@@ -214,7 +228,7 @@ class Identities(Planning):
             able &= people.values[:, columns_of(self.vary.attributes)].all(axis=1)
         groups: dict[bytes, list[int]] = {}
         for face in np.flatnonzero(able).tolist():
-            groups.setdefault(self._alike(people, face), []).append(face)
+            groups.setdefault(self._group(people, face), []).append(face)
         ranked = sorted((place, face) for faces in groups.values() for place, face in enumerate(faces))[: self.bank]
         kept = {face for _, face in ranked}
         arrays = {key: np.array([f for f in faces if f in kept], np.int64) for key, faces in groups.items()}

@@ -118,7 +118,8 @@ class Cells:
 class Needs:
     """What a face must have to be an identity: a picture, a mask with these classes, known attributes, a cell.
 
-    `known` [k]: attributes that must be known; with `unlike` no two identities have the same values of them.
+    `known` [k]: attributes that must be known; with `unlike` no two identities have the same values of them. With
+    `others` the person has more pictures with a mask.
     """
 
     picture: bool
@@ -127,17 +128,21 @@ class Needs:
     known: Sequence[int]
     unlike: bool
     cells: Cells
+    others: bool = False
 
     def references(self, people: People) -> tuple[list[list[int]], Counter[str]]:
         """Faces by cell, at most one of each person, in the order of `people`; and why others are none."""
         found: list[list[int]] = [[] for _ in range(len(self.cells))]
         persons, vectors, pictures = set[int](), set[bytes](), set[str | None]()
         why = Counter[str]()
+        pictures_of = np.bincount(people.person[people.shown > 0], minlength=len(people.ids))
         for face in range(len(people.ids)):
             cell = self.cells.of(people.values[face])
             vector, person = people.values[face, self.known], int(people.person[face])
             if reason := self._lacks(people, face):
                 why[reason] += 1
+            elif self.others and pictures_of[person] < 2:
+                why["without another picture of the person"] += 1
             elif cell is None or not vector.all():
                 why["without the attributes"] += 1
             elif person in persons or people.sha256[face] in pictures:
