@@ -142,7 +142,8 @@ def _rate_tables(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor,
 # --- samplers -----------------------------------------------------------------------------------------------
 
 
-#: Samplers by a word. `fast` is what the bundled model looks best with in so few steps; `published` is what the released latent diffusion models are shown with.
+#: Samplers by a word. `fast` is what suits the bundled model in so few steps; `published` is what the released latent
+#: diffusion models are shown with.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "fast": {"name": "unipc", "steps": 12},
     "published": {"name": "ddim", "steps": 50, "spacing": "leading"},
