@@ -5,7 +5,8 @@
 One thread (or the accelerator if there is one). A branch beside FOLDER (a trained ldm that reads tokens; a random one
 if none is given), the bundled first stage, our attribute classifier in the place of LPIPS and of a face embedder. Every
 case runs in a process of its own, because memory is what a process took at most; cases take turns within a round,
-ratios are medians over rounds.
+ratios are medians over rounds. Operations are counted (convolutions and matrices, forward and backward), so they are
+the same on every machine.
 
 plain       the diffusion loss alone
 T=100       perceptual and face terms for the tenth of the rows that lies below 100
@@ -29,6 +30,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 TERMS: dict[str, Any] = {"perceptual": 0.2, "face": 0.5, "crop": 64}
 CASES: dict[str, dict[str, Any] | None] = {
@@ -42,7 +44,7 @@ STEPS = 4
 
 
 def one(case: str, base: str, batch: int) -> dict[str, float]:
-    """Seconds a step and the most memory in MB, in this process."""
+    """Seconds a step, the most memory in MB, and the operations of a step in 10^9, in this process."""
     from raygen.extractors.base import Small
     from raygen.extractors.deep import load_embedder, load_perceptual
     from raygen.losses import DiffusionObjective, MaskAwareObjective, MaskAwareSpec, Simple
@@ -82,7 +84,8 @@ def one(case: str, base: str, batch: int) -> dict[str, float]:
         objective(given)["loss"].backward()
         optimizer.step()
 
-    step()
+    with FlopCounterMode(display=False) as counter:
+        step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     # One thread's own time does not count what else the machine does; an accelerator's work is only in the wall's.
@@ -94,7 +97,7 @@ def one(case: str, base: str, batch: int) -> dict[str, float]:
         torch.cuda.synchronize()
     seconds = (clock() - began) / STEPS
     most = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak()
-    return {"s": seconds, "mb": most / 1e6}
+    return {"s": seconds, "mb": most / 1e6, "gflop": counter.get_total_flops() / 1e9}
 
 
 def _peak() -> float:
@@ -134,7 +137,7 @@ def main() -> None:
     rows = []
     for name, values in found.items():
         row: dict[str, Any] = {"case": name}
-        for key in ("s", "mb"):
+        for key in ("s", "mb", "gflop"):
             ratios = [a[key] / b[key] for a, b in zip(values, found["plain"], strict=True)]
             row[key] = round(statistics.median(v[key] for v in values), 3)
             row[f"{key}_ratio"] = round(statistics.median(ratios), 3)
