@@ -8,7 +8,7 @@ mode-P masks, face-parsing.PyTorch (the other label order), the CelebA partition
 """
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -75,15 +75,6 @@ FACE_PARSING_TO_OFFICIAL: Final[UInt8Array] = np.array(
 OFFICIAL_TO_FACE_PARSING: Final[UInt8Array] = np.argsort(FACE_PARSING_TO_OFFICIAL).astype(np.uint8)
 
 #: The 40 CelebA attributes in the order of the published annotation file; values are -1, 1, or 0 (unknown).
-ATTRIBUTES: Final = (
-    "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips",
-    "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin",
-    "Eyeglasses", "Goatee", "Gray_Hair", "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open",
-    "Mustache", "Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose", "Receding_Hairline",
-    "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat",
-    "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
-)  # fmt: skip
-
 AttributeName = Literal[
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Attractive", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips",
     "Big_Nose", "Black_Hair", "Blond_Hair", "Blurry", "Brown_Hair", "Bushy_Eyebrows", "Chubby", "Double_Chin",
@@ -92,6 +83,7 @@ AttributeName = Literal[
     "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat",
     "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 ]  # fmt: skip
+ATTRIBUTES: Final[tuple[AttributeName, ...]] = get_args(AttributeName)
 ATTRIBUTE_INDEX: Final[Mapping[str, int]] = {name: index for index, name in enumerate(ATTRIBUTES)}
 #: What captions speak of, in the order of their sentences.
 CAPTIONED: Final = ("Young", "Bangs", "Eyeglasses", "No_Beard", "Smiling")

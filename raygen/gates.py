@@ -18,11 +18,13 @@ from raygen.metrics.attributes import RIGHT, UNKNOWN
 from raygen.metrics.segmentation import Counts, per_picture_miou
 from raygen.spec import ConfigError, Spec, nearest
 
-__all__ = ["IDENTITY", "Gate", "Pool", "ScoreGate", "Verdicts", "values_of"]
+__all__ = ["IDENTITY", "Gate", "Pool", "ScoreGate", "Verdicts", "Whom", "values_of"]
 
 Array = npt.NDArray[np.float64]
 #: Reasons by id; whoever is not in it passed.
 Verdicts = dict[str, str]
+#: Real faces: their folder, and the split that counts (none: all).
+Whom = tuple[str, str | None]
 #: Begin of the name of embeddings.
 IDENTITY: Final = "identity:"
 #: What each score is made of: begin of the measurement's name.
@@ -38,8 +40,8 @@ class Pool:
 
     scores: dict[str, Scored] = field(default_factory=dict)
     people: dict[str, str] = field(default_factory=dict)
-    #: Real faces that gates name, by their folder.
-    real: Mapping[str, "Pool"] = field(default_factory=dict)
+    #: Real faces that gates name.
+    real: Mapping[Whom, "Pool"] = field(default_factory=dict)
 
     def of(self, kind: str) -> Scored | None:
         """The measurement whose name begins so."""

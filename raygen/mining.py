@@ -1,30 +1,28 @@
 """What fails, and why: refused pictures by how rare their mask is, before and after they were tried again.
 
-Two kinds of failure are told apart: a mask that is unlike the others, which other noise does not mend; and an unlucky
-pair of mask and noise, which it does. Nobody chose the second attempt, so it shows this without flattery; what is
+Two causes of failure are known: a mask that is unlike the others, which other noise should not mend; and an unlucky
+pair of mask and noise, which it should. Nobody chose the second attempt, so it shows this without flattery; what is
 accepted in the end was chosen, and is better for that reason alone.
 
 Knows tries and masks. Knows no network.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from raygen.gates import Gate
 from raygen.measures import MetricRows
+from raygen.metrics.perceptual import bootstrap_mean
 from raygen.metrics.rarity import KINDS, SHARE, WHENS, Frequencies, small
-from raygen.rounds import Rounds, Try
+from raygen.rounds import Rounds, Try, counted
 from raygen.spec import Spec
 from raygen.store import Store
 from raygen.tables import decode_mask
 
 __all__ = ["MiningSpec", "mined", "rarities"]
-
-BOOTSTRAPS: Final = 1000
 
 
 class MiningSpec(Spec):
@@ -54,11 +52,12 @@ def _masks(store: Store) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
             yield [row["sample_id"] for row in rows], np.stack([small(decode_mask(r["mask"]["bytes"])) for r in rows])
 
 
-def mined(
-    spec: MiningSpec, rounds: Rounds, stores: Mapping[int, Store], gates: Sequence[Gate], run: str
-) -> list[dict[str, Any]]:
-    """METRICS rows `picture:…` of the first gate: the mean of pictures' own numbers, by kind of sample and by try."""
-    rare = rarities(stores[0])
+def mined(spec: MiningSpec, rounds: Rounds, first: Store, run: str) -> list[dict[str, Any]]:
+    """METRICS rows `picture:…` of the first gate: the mean of pictures' own numbers, by kind of sample and by try.
+
+    `first`: the run of the first attempt, whose masks are compared.
+    """
+    rare = rarities(first)
     limit = float(np.quantile(list(rare.values()), 1 - spec.rare)) if rare else float("inf")
     table = MetricRows(run, None)
     said = {"rare_share": spec.rare, "rare_limit": limit if np.isfinite(limit) else None, "unit": "nats a pixel"}
@@ -68,12 +67,12 @@ def mined(
         for when, values in _values([rounds.tries[one] for one in ids]).items():
             if len(values):
                 protocol = {**said, "kind": kind, "when": when, "samples": len(ids), "level": "mean over pictures"}
-                name = f"picture:{gates[0].name}"
-                table.add(name, f"{kind}/{when}", float(values.mean()), len(values), protocol, _interval(values))
+                name = f"picture:{rounds.gates[0].name}"
+                table.add(name, f"{kind}/{when}", float(values.mean()), len(values), protocol, bootstrap_mean(values))
         if kind.startswith("refused"):
             mended = np.array([any(t.accepted and t.reason is None for t in rounds.tries[one]) for one in ids], float)
             share = {**said, "kind": kind, "level": "share that passed in a later round"}
-            table.add(SHARE, kind, float(mended.mean()), len(ids), share, _interval(mended))
+            table.add(SHARE, kind, float(mended.mean()), len(ids), share, bootstrap_mean(mended))
     return table.rows
 
 
@@ -88,17 +87,6 @@ def _kinds(rounds: Rounds, rare: Mapping[str, float], limit: float) -> dict[str,
 
 def _values(tries: Sequence[Sequence[Try]]) -> dict[str, npt.NDArray[np.float64]]:
     """Values of the first try, of the second where there is one, and of the one that counts."""
-    counted = [next((t for t in some if t.accepted), None) for some in tries]
     first, second = [some[0].value for some in tries], [some[1].value for some in tries if len(some) > 1]
-    found = zip(WHENS, (first, second, [t.value for t in counted if t is not None]), strict=True)
+    found = zip(WHENS, (first, second, [t.value for some in tries if (t := counted(some)) is not None]), strict=True)
     return {name: np.array([v for v in values if np.isfinite(v)]) for name, values in found}
-
-
-def _interval(values: npt.NDArray[np.float64]) -> tuple[float, float] | tuple[None, None]:
-    """95 % of the mean over resampled pictures; the same for the same rows."""
-    if len(values) < 2:
-        return None, None
-    random = np.random.Generator(np.random.Philox(key=0))
-    means = [float(values[random.integers(0, len(values), len(values))].mean()) for _ in range(BOOTSTRAPS)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)

@@ -4,13 +4,13 @@ Knows embeddings, people and cosines. Does not know how a face is embedded.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from raygen.gates import IDENTITY, Pool, Verdicts
+from raygen.gates import IDENTITY, Pool, Verdicts, Whom
 from raygen.metrics.identity import BLOCK, unit, verification
 from raygen.spec import ConfigError, Spec
 
@@ -24,6 +24,9 @@ class IdentityGate(Spec):
     is judged itself.
     """
 
+    name: ClassVar[str] = "identity"
+    needs: ClassVar[tuple[str, ...]] = (IDENTITY,)
+
     kind: Literal["identity"] = "identity"
     least: float | None = Field(None, ge=-1, le=1, description="cosine with the person's own centre, at least")
     others: float | None = Field(
@@ -36,16 +39,6 @@ class IdentityGate(Spec):
         if self.least is None and self.others is None and self.twins is None:
             raise ValueError("an identity gate needs at least one of `least`, `others` and `twins`")
         return self
-
-    @property
-    def name(self) -> str:
-        """See `Gate.name`."""
-        return "identity"
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """See `Gate.needs`."""
-        return (IDENTITY,)
 
     def limits(self, first: Pool) -> Mapping[str, float]:
         """Nothing depends on the first attempt."""
@@ -75,6 +68,9 @@ class IdentityGate(Spec):
 class LeakGate(Spec):
     """No picture shows a real person: at most so like the nearest of them, or as real people are like each other."""
 
+    name: ClassVar[str] = "leak"
+    needs: ClassVar[tuple[str, ...]] = (IDENTITY,)
+
     kind: Literal["leak"] = "leak"
     faces: str = Field(..., description="folder of an ingest run: real people that must not be shown")
     split: str | None = Field(None, description="only faces of this split, such as train; none: all")
@@ -90,20 +86,15 @@ class LeakGate(Spec):
         return self
 
     @property
-    def name(self) -> str:
-        """See `Gate.name`."""
-        return "leak"
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """See `Gate.needs`."""
-        return (IDENTITY,)
+    def whom(self) -> Whom:
+        """The faces that nobody may look like."""
+        return self.faces, self.split
 
     def limits(self, first: Pool) -> Mapping[str, float]:
         """`most`, as given or as real people are alike."""
         if self.most is not None:
             return {"most": self.most}
-        real = first.real[self.faces]
+        real = first.real[self.whom]
         who = {name: i for i, name in enumerate(sorted(set(real.people.values())))}
         found = real.of(IDENTITY)
         if found is None or len(who) < 2:
@@ -126,7 +117,7 @@ class LeakGate(Spec):
         return {one: -value for one, (_, value) in self._nearest(fresh).items()}
 
     def _nearest(self, fresh: Pool) -> dict[str, tuple[str, float]]:
-        made, real = fresh.of(IDENTITY), fresh.real[self.faces].of(IDENTITY)
+        made, real = fresh.of(IDENTITY), fresh.real[self.whom].of(IDENTITY)
         if made is None or real is None:
             return {}
         x, y = unit(made.vectors), unit(real.vectors)

@@ -17,9 +17,9 @@ import pyarrow.compute as pc
 from raygen.gates import Gate, Pool
 from raygen.storage import Slice, read_slice
 from raygen.store import Store
-from raygen.tables import SAMPLES, SCORES, SELECTION
+from raygen.tables import REFUSED, SAMPLES, SCORES, SELECTION
 
-__all__ = ["LISTING", "Rounds", "SelectWorker", "Try", "failures", "listing"]
+__all__ = ["LISTING", "Rounds", "SelectWorker", "Try", "counted", "failures", "listing"]
 
 Otherwise = Literal["leave_out", "best"]
 _TRIES: Final = pa.list_(pa.struct([("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())]))
@@ -39,6 +39,11 @@ class Try(NamedTuple):
     accepted: bool
     reason: str | None
     value: float
+
+
+def counted(tries: Sequence[Try]) -> Try | None:
+    """The one of a sample's tries that counts."""
+    return next((t for t in tries if t.accepted), None)
 
 
 @dataclass
@@ -79,16 +84,12 @@ class Rounds:
         if self.otherwise == "leave_out":
             return
         for one, tries in self.tries.items():
-            if any(t.accepted for t in tries):
+            if counted(tries) is not None:
                 continue
             best = max(tries, key=lambda t: (t.value, -t.attempt))
             if np.isfinite(best.value):  # a row that failed each time has no picture
                 said = f"best of {len(tries)}: {best.reason}"
                 self.tries[one] = [t._replace(accepted=True, reason=said) if t is best else t for t in tries]
-
-    def counted(self, one: str) -> Try | None:
-        """The try that counts."""
-        return next((t for t in self.tries[one] if t.accepted), None)
 
 
 def failures(tables: Iterable[pa.Table]) -> dict[str, str]:
@@ -102,17 +103,16 @@ def failures(tables: Iterable[pa.Table]) -> dict[str, str]:
 
 def listing(rounds: Rounds, stores: Mapping[int, Store]) -> pa.Table:
     """LISTING of all samples, in the order of the first attempt."""
-    places: dict[tuple[str, int], tuple[str, int, str, int]] = {}
+    wanted = {one: (counted(tries) or tries[0]).attempt for one, tries in rounds.tries.items()}
+    places: dict[str, tuple[str, int, str, int]] = {}
     for attempt, store in stores.items():
         for piece, beside in zip(store.slices("samples"), _beside(store), strict=True):
             for row, one in enumerate(read_slice(piece, ["sample_id"])["sample_id"].to_pylist()):
-                tries = rounds.tries.get(one, [])
-                counted = next((t.attempt for t in tries if t.accepted), tries[0].attempt if tries else None)
-                if counted == attempt:
-                    places[one, attempt] = (piece.path, piece.start + row, *beside)
+                if wanted.get(one) == attempt:
+                    places[one] = (piece.path, piece.start + row, *beside)
     rows = []
     for one, tries in rounds.tries.items():
-        path, at, scores, scored = places[one, (rounds.counted(one) or tries[0]).attempt]
+        path, at, scores, scored = places[one]
         said = [{"attempt": t.attempt, "accepted": t.accepted, "reason": t.reason} for t in tries]
         rows.append({"sample_id": one, "tries": said, "samples": path, "row": at, "scores": scores, "scored": scored})
     return pa.Table.from_pylist(rows, LISTING)
@@ -160,7 +160,7 @@ class SelectWorker:
 
 def _why(row: Mapping[str, Any]) -> str | None:
     """Why a sample has no picture; None where one of its tries counts."""
-    return None if any(t["accepted"] for t in row["tries"]) else f"refused: {row['tries'][-1]['reason']}"[:300]
+    return None if any(t["accepted"] for t in row["tries"]) else f"{REFUSED}{row['tries'][-1]['reason']}"[:300]
 
 
 def _refused(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:

@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from raygen.gates import Pool, ScoreGate
+from raygen.gates import Pool, ScoreGate, Whom
 from raygen.measures import gather, write_metrics
 from raygen.mining import MiningSpec, mined
 from raygen.people import IdentityGate, LeakGate
-from raygen.rounds import Otherwise, Rounds, SelectWorker, failures, listing
+from raygen.rounds import Otherwise, Rounds, SelectWorker, counted, failures, listing
 from raygen.scoring import ScoreSpec
 from raygen.selections import ATTEMPTS
 from raygen.slices import column, taken
@@ -83,7 +83,7 @@ class SelectJob(Job):
     def run(self, report: Report) -> Result:
         """The rounds, then the rows that count, then what is said of them."""
         rounds = Rounds(self.what.gates, self.what.otherwise)
-        real = {gate.faces: self._real(gate, report) for gate in self.what.gates if isinstance(gate, LeakGate)}
+        real = {gate.whom: self._real(gate, report) for gate in self.what.gates if isinstance(gate, LeakGate)}
         stores: dict[int, Store] = {}
         again: list[str] | None = None
         for attempt in range(self.what.rounds + 1):
@@ -98,13 +98,13 @@ class SelectJob(Job):
         Storage(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
         work = self._selected(rounds, stores)
         run_sharded(work, self.where, report)
-        rows = mined(self.what.mining, rounds, stores, self.what.gates, work.plan.run_id)
+        rows = mined(self.what.mining, rounds, stores[0], work.plan.run_id)
         write_metrics(Storage(f"{self.out}/metrics"), rows, "selection")
         return Result(self.out, self._facts(rounds, len(stores)))
 
     def estimate(self) -> Estimate:
         """Of the first attempt; nobody knows yet how much will be tried again."""
-        found = probe(self._attempt(0, None), self.where)
+        found = probe(self._job(0).prepare(write=False), self.where)
         note = f"the first attempt alone; at most {self.what.rounds} rounds of what is refused come on top"
         return Estimate(found.rows, found.shards, found.done_shards, found.bytes, found.seconds, (*found.notes, note))
 
@@ -140,7 +140,7 @@ class SelectJob(Job):
             raise ConfigError(f"gates: leak.split: {gate.faces} has no faces of {gate.split!r}")
         return Pool(scores, {k: v for k, v in column(faces, "faces", "face_id", "identity_id").items() if k in used})
 
-    def _judge(self, rounds: Rounds, attempt: int, store: Store, real: Mapping[str, Pool]) -> list[str]:
+    def _judge(self, rounds: Rounds, attempt: int, store: Store, real: Mapping[Whom, Pool]) -> list[str]:
         """The ids of an attempt that are to be tried again."""
         needs = tuple(name for gate in self.what.gates for name in gate.needs)
         ids: list[str] = []
@@ -171,14 +171,14 @@ class SelectJob(Job):
         return Prepared(Store(f"{self.out}/selected"), plan, SelectWorker, 1.0)
 
     def _facts(self, rounds: Rounds, attempts: int) -> dict[str, object]:
-        counted = [t for one in rounds.tries if (t := rounds.counted(one)) is not None]
-        first = sum(t.attempt == 0 and t.reason is None for t in counted)
-        again = sum(t.attempt > 0 and t.reason is None for t in counted)
+        chosen = [t for tries in rounds.tries.values() if (t := counted(tries)) is not None]
+        first = sum(t.attempt == 0 and t.reason is None for t in chosen)
+        again = sum(t.attempt > 0 and t.reason is None for t in chosen)
         made = open_input(f"{self.out}/selected")[1]
         refused = {name: n for name, n in rounds.refused.items() if n}
         return {
             "rows": len(rounds.tries), "passed at once": first, f"passed in {attempts - 1} more rounds": again,
-            "the best of what failed": len(counted) - first - again, "left out": len(rounds.tries) - len(counted),
+            "the best of what failed": len(chosen) - first - again, "left out": len(rounds.tries) - len(chosen),
             "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",
             "set_digest": made,
         }  # fmt: skip

@@ -32,6 +32,7 @@ __all__ = [
     "LATENTS",
     "METRICS",
     "QUARANTINE",
+    "REFUSED",
     "SAMPLES",
     "SCHEMAS",
     "SCORES",
@@ -136,6 +137,8 @@ SCORES: Final = picture_schema(
     required=("sample_id", "attempt", "metric", "run_id"),
 )
 
+#: Begin of the error of a SAMPLES row of which no try counts.
+REFUSED: Final = "refused: "
 #: A row a try: whether it is the one that counts, and why or why not.
 SELECTION: Final = picture_schema(
     [("sample_id", pa.string()), ("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())],

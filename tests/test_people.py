@@ -16,7 +16,8 @@ from raygen.run import make
 from raygen.spec import ConfigError, InputError, parse
 from raygen.store import Store
 from raygen.verification import VerificationSpec, histogram, pair_list, verified
-from tests.test_selection import document, quiet
+from tests.drawn import drawn, quiet
+from tests.test_selection import document
 
 
 def pool(vectors: dict[str, list[float]], people: dict[str, str] | None = None, real: dict | None = None) -> Pool:
@@ -72,7 +73,7 @@ def test_rows_without_a_name_are_not_judged() -> None:
 
 
 def test_a_real_face_is_not_shown() -> None:
-    real = {"faces": pool({"r-1": [1.0, 0, 0], "r-2": [0.9, 0.5, 0], "s-1": [0, 0, 1.0]})}
+    real = {("faces", None): pool({"r-1": [1.0, 0, 0], "r-2": [0.9, 0.5, 0], "s-1": [0, 0, 1.0]})}
     made = pool({"a-1": [0.99, 0.01, 0], "b-1": [0, 1.0, 0]}, real=real)
     rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "most": 0.9}, "gate")
     found = rule.judge(made, Pool(), rule.limits(made))
@@ -81,17 +82,25 @@ def test_a_real_face_is_not_shown() -> None:
     assert rule.values(made)["b-1"] == pytest.approx(-0.5 / np.hypot(0.9, 0.5))
 
 
+def test_gates_over_two_parts_of_the_same_faces_are_two_gates() -> None:
+    train, test = pool({"r-1": [1.0, 0, 0]}), pool({"s-1": [0, 1.0, 0]})
+    made = pool({"a-1": [1.0, 0, 0], "b-1": [0, 1.0, 0]}, real={("faces", "train"): train, ("faces", "test"): test})
+    for split, refused in (("train", "a-1"), ("test", "b-1")):
+        rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "split": split, "most": 0.9}, "gate")
+        assert list(rule.judge(made, Pool(), rule.limits(made))) == [refused]
+
+
 def test_the_limit_can_be_how_alike_real_people_are() -> None:
     random = np.random.default_rng(0)
-    real = {"faces": pool({f"p{i}-1": list(random.normal(size=8)) for i in range(60)})}
+    real = {("faces", None): pool({f"p{i}-1": list(random.normal(size=8)) for i in range(60)})}
     made = pool({"a-1": [1.0] * 8}, real=real)
     rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "far": 0.01}, "gate")
     most = rule.limits(made)["most"]
-    x = real["faces"].of("identity:").vectors
+    x = real["faces", None].of("identity:").vectors
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     cosines = (x @ x.T)[np.triu_indices(60, 1)]
     assert np.mean(cosines >= most) <= 0.01 < np.mean(cosines >= most - 0.05)
-    nobody = pool({"a-1": [1.0] * 8}, real={"faces": pool({"r-1": [1.0] * 8})})
+    nobody = pool({"a-1": [1.0] * 8}, real={("faces", None): pool({"r-1": [1.0] * 8})})
     with pytest.raises(ConfigError, match="two people"):
         rule.limits(nobody)
 
@@ -170,12 +179,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six drawn people with three pictures each."""
-    root = tmp_path_factory.mktemp("people")
-    data = {"kind": "procedural", "identities": 6, "pictures": 3, "size": 64, "seed": 3}
-    make({"kind": "ingest", "what": {"data": data}, "out": f"{root}/faces"}).run(quiet)
-    planning = {"kind": "from_faces"}
-    make({"kind": "plan", "what": {"faces": f"{root}/faces", "planning": planning}, "out": f"{root}/rows"}).run(quiet)
-    return root
+    return drawn(tmp_path_factory.mktemp("people"), 6, 3)
 
 
 def test_an_evaluation_of_faces_says_how_well_people_are_told_apart(world: Path, embedder: str) -> None:

@@ -18,16 +18,13 @@ from raygen.gates import Pool, ScoreGate
 from raygen.measures import Scored
 from raygen.metrics.rarity import SIDE, Frequencies, small
 from raygen.report import build
-from raygen.rounds import Rounds
+from raygen.rounds import Rounds, counted
 from raygen.run import make
 from raygen.spec import ConfigError, parse
 from raygen.store import Store, open_input
 from raygen.tables import from_parquet
 from raygen.verify import verify
-
-
-def quiet(_: object) -> None:
-    """Nobody listens."""
+from tests.drawn import drawn, quiet
 
 
 def scored(values: dict[str, float], kind: str = "ssim:x") -> Pool:
@@ -104,10 +101,10 @@ def test_rounds_try_again_only_what_was_refused_and_the_best_may_count() -> None
     assert rounds.judge(1, ["b", "c", "d"], scored({"b": 0.6, "c": 0.3}), {"d": "mask: bad"}) == ["c", "d"]
     assert rounds.judge(2, ["c", "d"], scored({"c": 0.2}), {"d": "mask: bad"}) == ["c", "d"]
     rounds.settle()
-    counted = {one: rounds.counted(one) for one in rounds.tries}
-    assert (counted["a"].attempt, counted["b"].attempt, counted["c"].attempt) == (0, 1, 1)
-    assert counted["c"].reason == "best of 3: ssim 0.300 < 0.500"
-    assert counted["d"] is None, "it never had a picture"
+    chosen = {one: counted(tries) for one, tries in rounds.tries.items()}
+    assert (chosen["a"].attempt, chosen["b"].attempt, chosen["c"].attempt) == (0, 1, 1)
+    assert chosen["c"].reason == "best of 3: ssim 0.300 < 0.500"
+    assert chosen["d"] is None, "it never had a picture"
     assert sum(t.accepted for tries in rounds.tries.values() for t in tries) == 3
     assert rounds.refused == {"no picture": 3, "ssim": 4}
 
@@ -118,12 +115,7 @@ def test_rounds_try_again_only_what_was_refused_and_the_best_may_count() -> None
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The conditions of 24 drawn faces."""
-    root = tmp_path_factory.mktemp("selection")
-    data = {"kind": "procedural", "identities": 24, "pictures": 1, "size": 64, "seed": 3}
-    make({"kind": "ingest", "what": {"data": data}, "out": f"{root}/faces"}).run(quiet)
-    planning = {"kind": "from_faces"}
-    make({"kind": "plan", "what": {"faces": f"{root}/faces", "planning": planning}, "out": f"{root}/rows"}).run(quiet)
-    return root
+    return drawn(tmp_path_factory.mktemp("selection"), 24)
 
 
 def document(root: Path, out: str, **what: object) -> dict:

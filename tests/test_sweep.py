@@ -19,21 +19,13 @@ from raygen.store import Store
 from raygen.tables import from_parquet
 from raygen.verbs.base import Prepared, Rate
 from raygen.verify import verify
-
-
-def quiet(_: object) -> None:
-    pass
+from tests.drawn import drawn, quiet
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Faces, their conditions, and nothing else."""
-    root = tmp_path_factory.mktemp("sweep")
-    data = {"kind": "procedural", "identities": 12, "pictures": 1, "size": 64, "seed": 3}
-    make({"kind": "ingest", "what": {"data": data}, "out": f"{root}/faces"}).run(quiet)
-    planning = {"kind": "from_faces"}
-    make({"kind": "plan", "what": {"faces": f"{root}/faces", "planning": planning}, "out": f"{root}/rows"}).run(quiet)
-    return root
+    return drawn(tmp_path_factory.mktemp("sweep"), 12)
 
 
 def document(root: Path, out: str, **what: object) -> dict:

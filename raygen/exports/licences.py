@@ -18,6 +18,7 @@ _KNOWN: Final[Mapping[str, str]] = {
     BUNDLED_MODEL: _OWN,
     "raygen-parser": f"{_OWN} (the bundled parser; another one of its kind has the licence of whoever trained it)",
     "raygen-attributes": f"{_OWN} (the bundled classifier; another one has the licence of whoever trained it)",
+    "raygen-identity": f"{_OWN} (the bundled embedder; another one of its kind has the licence of whoever trained it)",
     "parsenet": "published with CelebAMask-HQ, whose terms allow non-commercial research only",
     "bisenet": "code MIT (face-parsing.PyTorch); weights trained on CelebAMask-HQ, non-commercial research only",
     "inception-2015": "weights published by Google with TensorFlow (Apache-2.0); trained on ImageNet",
@@ -26,8 +27,7 @@ _KNOWN: Final[Mapping[str, str]] = {
 
 
 def licence_of(network: str, said: Mapping[str, str]) -> str:
-    """What the job says of `network` (a name, a sha256, or how it begins), else what is known, else that "
-    "nobody knows."""
+    """What the job says of `network` (its name, sha256, or how they begin), else what is known of it."""
     for table in (said, _KNOWN):
         for name in sorted(table, key=len, reverse=True):
             if network.startswith(name):

@@ -18,6 +18,7 @@ from raygen.names import name_key, safe_name, twins
 from raygen.spec import ConfigError, InputError
 from raygen.storage import Slice, read_slice
 from raygen.store import Store, open_input
+from raygen.tables import REFUSED
 
 __all__ = ["Listing", "Source", "scan"]
 
@@ -152,7 +153,9 @@ class _Found:
 
     def _counts(self, error: str | None, split: str | None, name: str) -> bool:
         """Whether a row goes in; if not, why not is counted."""
-        if error is not None:
+        if error is not None and error.startswith(REFUSED):
+            self.counts["unselected"] += 1
+        elif error is not None:
             self.counts["failed"] += 1
         elif self.splits and split not in self.splits:
             self.counts["other_splits"] += 1

@@ -19,7 +19,7 @@ from raygen.names import safe_name
 from raygen.run import load, make
 from raygen.spec import ConfigError, InputError, TooManyBadRows
 from raygen.store import Store
-from raygen.tables import METRICS, picture, to_parquet
+from raygen.tables import METRICS, REFUSED, picture, to_parquet
 from raygen.verify import verify
 
 
@@ -175,6 +175,14 @@ def test_a_selection_counts_unless_told_otherwise(tmp_path):
     assert "s002" in text
     export(run, tmp_path / "all", "csv", selected=False)
     assert "s001" in (tmp_path / "all/dataset/labels.csv").read_text()
+
+
+def test_what_a_selection_left_out_is_not_called_a_failure(tmp_path):
+    rows = [sample(i) for i in range(6)]
+    rows[2] |= {"image": None, "error": f"{REFUSED}miou 0.300 < 0.500"}
+    rows[4] |= {"image": None, "error": "nonfinite: all"}
+    result = export(store_rows(tmp_path / "run", rows), tmp_path / "out", "csv")
+    assert result.facts["left out"] == "1 failed before, 1 not selected"
 
 
 def test_a_picture_that_cannot_be_read_is_counted_and_too_many_end_the_run(tmp_path):
