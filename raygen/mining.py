@@ -17,9 +17,8 @@ from pydantic import Field
 from raygen.measures import MetricRows
 from raygen.metrics.perceptual import bootstrap_mean
 from raygen.metrics.rarity import KINDS, SHARE, WHENS, Frequencies, small
-from raygen.rounds import Rounds, Try, counted
+from raygen.rounds import Judged, Rounds, Try, counted
 from raygen.spec import Spec
-from raygen.store import Store
 from raygen.tables import decode_mask
 
 __all__ = ["MiningSpec", "mined", "rarities"]
@@ -31,31 +30,31 @@ class MiningSpec(Spec):
     rare: float = Field(0.1, gt=0, lt=1, description="share of masks that count as rare")
 
 
-def rarities(store: Store) -> dict[str, float]:
-    """How rare the mask of each SAMPLES row is among them all, in nats a pixel; without rows that have none.
+def rarities(made: Judged) -> dict[str, float]:
+    """How rare the mask of each row is among them all, in nats a pixel; without rows that have none.
 
     Reads the masks twice, a file at a time: first to count, then to compare.
     """
     counts = Frequencies()
     found: dict[str, float] = {}
-    for _, masks in _masks(store):
+    for _, masks in _masks(made):
         counts.add(masks)
-    for ids, masks in _masks(store):
+    for ids, masks in _masks(made):
         found |= dict(zip(ids, counts.rarity(masks).tolist(), strict=True))
     return found
 
 
-def _masks(store: Store) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
-    for table in store.tables("samples", ["sample_id", "mask"]):
+def _masks(made: Judged) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
+    for table in made.read("mask"):
         rows = [row for row in table.to_pylist() if row["mask"] is not None and row["mask"]["bytes"] is not None]
         if rows:
-            yield [row["sample_id"] for row in rows], np.stack([small(decode_mask(r["mask"]["bytes"])) for r in rows])
+            yield [row["id"] for row in rows], np.stack([small(decode_mask(r["mask"]["bytes"])) for r in rows])
 
 
-def mined(spec: MiningSpec, rounds: Rounds, first: Store, run: str) -> list[dict[str, Any]]:
+def mined(spec: MiningSpec, rounds: Rounds, first: Judged, run: str) -> list[dict[str, Any]]:
     """METRICS rows `picture:…` of the first gate: the mean of pictures' own numbers, by kind of sample and by try.
 
-    `first`: the run of the first attempt, whose masks are compared.
+    `first`: the first attempt, whose masks are compared.
     """
     rare = rarities(first)
     limit = float(np.quantile(list(rare.values()), 1 - spec.rare)) if rare else float("inf")

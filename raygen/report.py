@@ -129,7 +129,7 @@ def _context(
 
 
 def _pictures(stages: Mapping[str, Stage]) -> Stage | None:
-    """The generated pictures: of a selection those that count."""
+    """The pictures that the run is about: of a selection those that count."""
     return stages.get("selected") or stages.get("samples")
 
 
@@ -141,7 +141,8 @@ def _people(stage: Stage | None) -> list[tuple[str, list[galleries.Pair]]]:
 
 
 def _data(stages: Mapping[str, Stage]) -> Mapping[str, Any]:
-    data = stages["faces"].plan.what.get("data") if "faces" in stages else None
+    stage = stages.get("faces") or stages.get("selected")  # a selection of faces knows what they are
+    data = None if stage is None else stage.plan.what.get("data")
     return data if isinstance(data, dict) else {}
 
 
@@ -165,7 +166,8 @@ def _first_sample(stage: Stage | None) -> dict[str, Any]:
 def _facts(stages: Mapping[str, Stage], first: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Short name and value, for the head of the page."""
     facts = []
-    if stage := stages.get("samples") or _pictures(stages):
+    stage = stages.get("samples") or _pictures(stages)
+    if stage is not None and stage.table == "samples":
         where = stage.record.get("where") or {}
         conditions = [name for name in ("mask", "attributes", "text") if first.get(name)]
         facts = [

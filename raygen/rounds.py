@@ -1,11 +1,11 @@
 """Rounds of tries: what passes its gates counts, what does not is tried again with other noise, and not for ever.
 
 Knows which tries there were, which one counts, and how the rows that count are brought together. Does not know how a
-picture is made or measured.
+picture is made or measured, nor whether it was made at all: FACES are tried once.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final, Literal, NamedTuple
@@ -19,17 +19,37 @@ from raygen.storage import Slice, read_slice
 from raygen.store import Store
 from raygen.tables import REFUSED, SAMPLES, SCORES, SELECTION
 
-__all__ = ["LISTING", "Rounds", "SelectWorker", "Try", "counted", "failures", "listing"]
+__all__ = ["LISTING", "Judged", "Rounds", "SelectWorker", "Try", "counted", "failures", "listing"]
 
 Otherwise = Literal["leave_out", "best"]
 _TRIES: Final = pa.list_(pa.struct([("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())]))
-#: A row a sample: its tries, and where the one that counts (or the first one) lies.
+#: A row a sample or face: its tries, and where the one that counts (or the first one) lies.
 LISTING: Final = pa.schema(
     [
-        ("sample_id", pa.string()), ("tries", _TRIES), ("samples", pa.string()), ("row", pa.int64()),
-        ("scores", pa.string()), ("scored", pa.int64()),
+        ("sample_id", pa.string()), ("tries", _TRIES), ("table", pa.string()), ("file", pa.string()),
+        ("row", pa.int64()), ("scores", pa.string()), ("scored", pa.int64()),
     ]
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Pictures of one attempt, SAMPLES or FACES, and where it is measured what they are."""
+
+    rows: Store
+    scores: Store
+    table: Literal["samples", "faces"] = "samples"
+
+    @property
+    def key(self) -> str:
+        """Column of the rows' names."""
+        return "sample_id" if self.table == "samples" else "face_id"
+
+    def read(self, *names: str) -> Iterator[pa.Table]:
+        """These columns of all rows, beside `id`; those that the table has not are null."""
+        for table in self.rows.tables(self.table, [self.key, *names]):
+            have = {n: table[n] if n in table.column_names else pa.nulls(table.num_rows, pa.string()) for n in names}
+            yield pa.table({"id": table[self.key], **have})
 
 
 class Try(NamedTuple):
@@ -92,45 +112,49 @@ class Rounds:
                 self.tries[one] = [t._replace(accepted=True, reason=said) if t is best else t for t in tries]
 
 
-def failures(tables: Iterable[pa.Table]) -> dict[str, str]:
-    """Errors of SAMPLES rows by id."""
+def failures(made: Judged) -> dict[str, str]:
+    """Errors of rows by id."""
     found: dict[str, str] = {}
-    for table in tables:
+    for table in made.read("error"):
         bad = table.filter(table["error"].is_valid())
-        found |= dict(zip(bad["sample_id"].to_pylist(), bad["error"].to_pylist(), strict=True))
+        found |= dict(zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True))
     return found
 
 
-def listing(rounds: Rounds, stores: Mapping[int, Store]) -> pa.Table:
-    """LISTING of all samples, in the order of the first attempt."""
+def listing(rounds: Rounds, attempts: Mapping[int, Judged]) -> pa.Table:
+    """LISTING of all samples or faces, in the order of the first attempt."""
     wanted = {one: (counted(tries) or tries[0]).attempt for one, tries in rounds.tries.items()}
     places: dict[str, tuple[str, int, str, int]] = {}
-    for attempt, store in stores.items():
-        for piece, beside in zip(store.slices("samples"), _beside(store), strict=True):
-            for row, one in enumerate(read_slice(piece, ["sample_id"])["sample_id"].to_pylist()):
+    for attempt, made in attempts.items():
+        for piece, beside in zip(made.rows.slices(made.table), _beside(made), strict=True):
+            for row, one in enumerate(read_slice(piece, [made.key])[made.key].to_pylist()):
                 if wanted.get(one) == attempt:
                     places[one] = (piece.path, piece.start + row, *beside)
     rows = []
     for one, tries in rounds.tries.items():
-        path, at, scores, scored = places[one]
+        place = dict(zip(("file", "row", "scores", "scored"), places[one], strict=True))
         said = [{"attempt": t.attempt, "accepted": t.accepted, "reason": t.reason} for t in tries]
-        rows.append({"sample_id": one, "tries": said, "samples": path, "row": at, "scores": scores, "scored": scored})
+        rows.append({"sample_id": one, "tries": said, "table": attempts[tries[0].attempt].table, **place})
     return pa.Table.from_pylist(rows, LISTING)
 
 
-def _beside(store: Store) -> Iterable[tuple[str, int]]:
-    """For each file of SAMPLES the file of SCORES that the same shard committed, and its rows; '' where it has none."""
-    for commit in store.commits():
+def _beside(made: Judged) -> Iterable[tuple[str, int]]:
+    """For each file of rows the file of SCORES that the same shard committed, and its rows; '' where it has none.
+
+    FACES are measured in a run of its own, whose shards are not theirs, so their scores stay there.
+    """
+    for commit in made.rows.commits():
         files = {entry["table"]: entry for entry in commit.files}
-        if "samples" in files and files["samples"]["rows"]:
-            scores = files.get("scores")
-            yield ("", 0) if scores is None else (store.storage.address(scores["path"]), int(scores["rows"]))
+        if made.table in files and files[made.table]["rows"]:
+            scores = files.get("scores") if made.rows is made.scores else None
+            yield ("", 0) if scores is None else (made.rows.storage.address(scores["path"]), int(scores["rows"]))
 
 
 class SelectWorker:
-    """LISTING rows -> SAMPLES and SCORES of the tries that count, and SELECTION of all tries.
+    """LISTING rows -> SAMPLES and SCORES, or FACES, of the tries that count, and SELECTION of all tries.
 
-    A sample of which no try counts stays a row: its first one, without the picture, and `refused` as its error.
+    A sample of which no try counts stays a row: its first one, without the picture, and `refused` as its error. A face
+    that is refused goes to quarantine.
     """
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
@@ -138,23 +162,25 @@ class SelectWorker:
         return lambda: self._work(rows.to_pylist())
 
     def _work(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Table]:
-        samples, scores = [], []
+        name = rows[0]["table"]
+        found, scores = [], []
         for (path, beside, scored), group in groupby(
-            sorted(rows, key=lambda r: (r["samples"], r["row"])), key=lambda r: (r["samples"], r["scores"], r["scored"])
+            sorted(rows, key=lambda r: (r["file"], r["row"])), key=lambda r: (r["file"], r["scores"], r["scored"])
         ):
             some = list(group)
             first, last = some[0]["row"], some[-1]["row"]
             table = read_slice(Slice(path, first, last - first + 1)).take([r["row"] - first for r in some])
-            samples.append(_refused(table, [_why(row) for row in some]))
+            reasons = [_why(row) for row in some]
+            found.append(_refused(table, reasons) if name == "samples" else _left_out(table, reasons))
             if beside:
                 ids = pa.array([row["sample_id"] for row in some if _why(row) is None], pa.string())
-                found = read_slice(Slice(beside, 0, scored))
-                scores.append(found.filter(pc.is_in(found["sample_id"], ids)))
+                measured = read_slice(Slice(beside, 0, scored))
+                scores.append(measured.filter(pc.is_in(measured["sample_id"], ids)))
         place = {row["sample_id"]: i for i, row in enumerate(rows)}
-        whole = pa.concat_tables(samples)
-        order = np.argsort([place[one] for one in whole["sample_id"].to_pylist()], kind="stable")
+        whole = pa.concat_tables(found)
+        order = np.argsort([place[one] for one in whole.column(0).to_pylist()], kind="stable")
         tries = [{"sample_id": row["sample_id"], **one} for row in rows for one in row["tries"]]
-        tables = {"samples": whole.take(order), "selection": pa.Table.from_pylist(tries, SELECTION)}
+        tables = {name: whole.take(order), "selection": pa.Table.from_pylist(tries, SELECTION)}
         return tables | ({"scores": pa.concat_tables(scores).cast(SCORES)} if scores else {})
 
 
@@ -163,8 +189,13 @@ def _why(row: Mapping[str, Any]) -> str | None:
     return None if any(t["accepted"] for t in row["tries"]) else f"{REFUSED}{row['tries'][-1]['reason']}"[:300]
 
 
+def _left_out(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
+    """FACES with the reasons as errors."""
+    return table.append_column("error", pa.array(list(reasons), pa.string()))
+
+
 def _refused(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
-    """The rows, those with a reason without their picture."""
+    """SAMPLES, those with a reason without their picture."""
     if not any(reasons):
         return table
     keep = pa.array([reason is None for reason in reasons])

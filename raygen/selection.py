@@ -1,4 +1,5 @@
-"""`raygen select`: make pictures, refuse those that fail their gates, try these again, and keep what counts.
+"""`raygen select`: make pictures, refuse those that fail their gates, try these again, and keep what counts. Or faces
+that are there already: those that pass are kept.
 
 Knows the rounds, where each lies, and what is said of them afterwards. Does not know how a picture is made, measured or
 judged.
@@ -6,7 +7,8 @@ judged.
     out/samples/                the first attempt, or the folder that `samples` names
     out/rerolls/attempt-01/ …   what was tried again, with other noise
     out/selected/               SAMPLES and SCORES of the tries that count, SELECTION of all: a run like any other
-    out/real/…                  embeddings of real faces that nobody may look like
+                                (of `faces`: FACES, and SELECTION)
+    out/real/…                  measurements of real faces: those that nobody may look like, and of `faces`
     out/attempts.json           where the pictures of each attempt lie
     out/metrics/selection.*     what the tries were worth, by how rare the mask is
 """
@@ -23,7 +25,7 @@ from raygen.gates import Pool, ScoreGate, Whom
 from raygen.measures import gather, write_metrics
 from raygen.mining import MiningSpec, mined
 from raygen.people import IdentityGate, LeakGate
-from raygen.rounds import Otherwise, Rounds, SelectWorker, counted, failures, listing
+from raygen.rounds import Judged, Otherwise, Rounds, SelectWorker, counted, failures, listing
 from raygen.scoring import ScoreSpec
 from raygen.selections import ATTEMPTS
 from raygen.slices import column, taken
@@ -44,8 +46,12 @@ OWN = frozenset({"attempt"})
 class SelectWhat(Spec):
     """Pictures, rules, and how often a picture may be tried."""
 
-    generate: dict[str, Any] = Field(..., description="`what` of a generate job; its `score` is what gates read")
+    generate: dict[str, Any] | None = Field(
+        None, description="`what` of a generate job; its `score` is what gates read"
+    )
     samples: str | None = Field(None, description="folder of a finished run of it; none: OUT/samples")
+    faces: str | None = Field(None, description="in place of `generate`: folder of an ingest run; nothing is made")
+    score: ScoreSpec | None = Field(None, description="of `faces`: what gates read")
     gates: tuple[AnyGate, ...] = Field(..., min_length=1, description="a picture counts if it passes all of them")
     rounds: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
     otherwise: Otherwise = Field(
@@ -55,7 +61,13 @@ class SelectWhat(Spec):
 
     @model_validator(mode="after")
     def _attempts_are_its_own(self) -> "SelectWhat":
-        if mine := sorted(OWN & set(self.generate)):
+        if (self.generate is None) == (self.faces is None):
+            raise ValueError("name either `generate` or `faces`")
+        if self.faces is not None and (self.score is None or self.samples is not None):
+            raise ValueError("`faces` are judged by what `score` measures, and are not `samples`")
+        if self.score is not None and self.faces is None:
+            raise ValueError("`score` belongs to `faces`; pictures that are made have generate.score")
+        if mine := sorted(OWN & set(self.generate or ())):
             raise ValueError(f"generate: {', '.join(mine)} is what a selection sets for each round")
         return self
 
@@ -68,11 +80,16 @@ class SelectJob(Job):
 
     @model_validator(mode="after")
     def _gates_find_their_measurements(self) -> "SelectJob":
-        if self._job(0).what.score is None:
+        if self._score is None:
             raise ConfigError("what.generate.score: gates judge what is measured; give `score: {}` at least")
         return self
 
+    @property
+    def _score(self) -> ScoreSpec | None:
+        return self.what.score if self.what.faces is not None else self._job(0).what.score
+
     def _job(self, attempt: int) -> GenerateJob:
+        assert self.what.generate is not None
         out = f"{self.out}/rerolls" if attempt else self.what.samples or f"{self.out}/samples"
         document = {
             "kind": "generate", "what": {**self.what.generate, "attempt": attempt}, "where": self.where.model_dump(),
@@ -84,29 +101,49 @@ class SelectJob(Job):
         """The rounds, then the rows that count, then what is said of them."""
         rounds = Rounds(self.what.gates, self.what.otherwise)
         real = {gate.whom: self._real(gate, report) for gate in self.what.gates if isinstance(gate, LeakGate)}
-        stores: dict[int, Store] = {}
+        attempts: dict[int, Judged] = {}
         again: list[str] | None = None
-        for attempt in range(self.what.rounds + 1):
+        for attempt in range(self.what.rounds + 1 if self.what.faces is None else 1):
             if again is not None and not again:
                 break
-            work = self._attempt(attempt, again)
-            run_sharded(work, self.where, report)
-            stores[attempt] = work.store
-            again = self._judge(rounds, attempt, work.store, real)
+            attempts[attempt] = self._made(attempt, again, report)
+            again = self._judge(rounds, attempt, attempts[attempt], real)
         rounds.settle()
-        places = {str(attempt): store.url for attempt, store in stores.items()}
+        places = {str(attempt): made.rows.url for attempt, made in attempts.items()}
         Storage(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
-        work = self._selected(rounds, stores)
+        work = self._selected(rounds, attempts)
         run_sharded(work, self.where, report)
-        rows = mined(self.what.mining, rounds, stores[0], work.plan.run_id)
+        rows = mined(self.what.mining, rounds, attempts[0], work.plan.run_id)
         write_metrics(Storage(f"{self.out}/metrics"), rows, "selection")
-        return Result(self.out, self._facts(rounds, len(stores)))
+        return Result(self.out, self._facts(rounds, len(attempts)))
 
     def estimate(self) -> Estimate:
         """Of the first attempt; nobody knows yet how much will be tried again."""
+        if self.what.faces is not None:
+            return self._measuring(self.what.faces, self.what.score).estimate()
         found = probe(self._job(0).prepare(write=False), self.where)
         note = f"the first attempt alone; at most {self.what.rounds} rounds of what is refused come on top"
         return Estimate(found.rows, found.shards, found.done_shards, found.bytes, found.seconds, (*found.notes, note))
+
+    def _made(self, attempt: int, again: Sequence[str] | None, report: Report) -> Judged:
+        """Pictures of one attempt, and what they are measured to be."""
+        if self.what.faces is not None:
+            job = self._measuring(self.what.faces, self.what.score)
+            job.run(report)
+            return Judged(open_input(self.what.faces)[0], Store(f"{job.out}/scores/reference"), "faces")
+        work = self._attempt(attempt, again)
+        run_sharded(work, self.where, report)
+        return Judged(work.store, work.store)
+
+    def _measuring(self, faces: str, score: ScoreSpec | None) -> EvaluateJob:
+        """The job that measures faces, in a folder of its own for each set and each way to measure."""
+        said = (score or ScoreSpec()).model_dump()
+        document = {
+            "kind": "evaluate", "what": {"reference": faces, "score": said}, "where": self.where.model_dump(),
+            "out": f"{self.out}/real/{run_id([faces, said])}",
+        }  # fmt: skip
+        job: EvaluateJob = parse(EvaluateJob, document, "what.faces")
+        return job
 
     def _attempt(self, attempt: int, again: Sequence[str] | None) -> Prepared:
         job = self._job(attempt)
@@ -122,15 +159,14 @@ class SelectJob(Job):
 
     def _real(self, gate: LeakGate, report: Report) -> Pool:
         """Embeddings of the real faces that a gate names, made once."""
-        score = self._job(0).what.score
+        score = self._score
         if score is None or score.identity is None:
             raise ConfigError("gates: leak needs `score.identity`, the embedder that faces are compared with")
-        only = ScoreSpec(parser=None, features=None, classifier=None, identity=score.identity)
-        document = {
-            "kind": "evaluate", "what": {"reference": gate.faces, "score": only.model_dump()},
-            "where": self.where.model_dump(), "out": f"{self.out}/real/{run_id(gate.faces)}",
-        }  # fmt: skip
-        job: EvaluateJob = parse(EvaluateJob, document, "gates.leak")
+        if gate.faces == self.what.faces:
+            raise ConfigError(f"gates: leak.faces: {gate.faces} are the faces that are judged: all are like themselves")
+        job = self._measuring(
+            gate.faces, ScoreSpec(parser=None, features=None, classifier=None, identity=score.identity)
+        )
         job.run(report)
         faces = open_input(gate.faces)[0]
         splits = column(faces, "faces", "face_id", "split")
@@ -140,30 +176,34 @@ class SelectJob(Job):
             raise ConfigError(f"gates: leak.split: {gate.faces} has no faces of {gate.split!r}")
         return Pool(scores, {k: v for k, v in column(faces, "faces", "face_id", "identity_id").items() if k in used})
 
-    def _judge(self, rounds: Rounds, attempt: int, store: Store, real: Mapping[Whom, Pool]) -> list[str]:
+    def _judge(self, rounds: Rounds, attempt: int, made: Judged, real: Mapping[Whom, Pool]) -> list[str]:
         """The ids of an attempt that are to be tried again."""
         needs = tuple(name for gate in self.what.gates for name in gate.needs)
         ids: list[str] = []
         people: dict[str, str] = {}
-        for table in store.tables("samples", ["sample_id", "identity_id"]):
-            names = table["sample_id"].to_pylist()
+        for table in made.read("identity_id"):
+            names = table["id"].to_pylist()
             ids += names
             people |= {one: who for one, who in zip(names, table["identity_id"].to_pylist(), strict=True) if who}
-        pool = Pool(gather(_only(store.tables("scores"), needs)), people, real)
+        pool = Pool(gather(_only(made.scores.tables("scores"), needs)), people, real)
         for gate in self.what.gates if ids else ():
             if any(pool.of(kind) is None for kind in gate.needs):
-                raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see what.generate.score")
-        return rounds.judge(attempt, ids, pool, failures(store.tables("samples", ["sample_id", "error"])))
+                where = "what.score" if self.what.faces is not None else "what.generate.score"
+                raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see {where}")
+        return rounds.judge(attempt, ids, pool, failures(made))
 
-    def _selected(self, rounds: Rounds, stores: Mapping[int, Store]) -> Prepared:
+    def _selected(self, rounds: Rounds, attempts: Mapping[int, Judged]) -> Prepared:
         """The pass that brings together what counts."""
-        table = listing(rounds, stores)
+        table = listing(rounds, attempts)
         given: Inputs = listed(table, f"{self.out}/rerolls", write=True)
-        first = stores[0].plan()
+        first = attempts[0].rows.plan()
+        # Of faces also who drew them, so that an export says of them what it would have said of all.
+        said = {"score": first.what.get("score")} if self.what.faces is None else {"data": first.what.get("data")}
         what = {
             "gates": [gate.model_dump(mode="json") for gate in self.what.gates], "rounds": self.what.rounds,
-            "otherwise": self.what.otherwise, "attempts": {str(n): s.plan().run_id for n, s in stores.items()},
-            "score": first.what.get("score"),
+            "otherwise": self.what.otherwise, **said,
+            "judged_by": sorted({name.partition(":")[2] for name in rounds.accepted.scores}),
+            "attempts": {str(n): made.rows.plan().run_id for n, made in attempts.items()},
         }  # fmt: skip
         rows = max(shard.rows for shard in first.shards)
         name = run_id({"kind": "select", "what": what, "inputs": given.digest})
@@ -176,9 +216,12 @@ class SelectJob(Job):
         again = sum(t.attempt > 0 and t.reason is None for t in chosen)
         made = open_input(f"{self.out}/selected")[1]
         refused = {name: n for name, n in rounds.refused.items() if n}
+        best = len(chosen) - first - again
         return {
-            "rows": len(rounds.tries), "passed at once": first, f"passed in {attempts - 1} more rounds": again,
-            "the best of what failed": len(chosen) - first - again, "left out": len(rounds.tries) - len(chosen),
+            "rows": len(rounds.tries), "passed at once": first,
+            **({f"passed in {attempts - 1} more rounds": again} if self.what.faces is None else {}),
+            **({"the best of what failed": best} if self.what.otherwise == "best" else {}),
+            "left out": len(rounds.tries) - len(chosen),
             "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",
             "set_digest": made,
         }  # fmt: skip

@@ -60,6 +60,8 @@ class Selection:
     left_out: int
     kinds: Sequence[Kind]
     changes: Sequence[Change]
+    #: Whether pictures were made, and could be tried again; not those of an ingest run.
+    made: bool
 
 
 def selected(root: str, rows: Sequence[Mapping[str, Any]]) -> Selection | None:
@@ -80,7 +82,12 @@ def selected(root: str, rows: Sequence[Mapping[str, Any]]) -> Selection | None:
     rounds = [Round(n, tried[n], passed[n]) for n in sorted(tried)]
     metric = next((str(row["metric"]) for row in rows if str(row["metric"]).startswith("picture:")), "")
     return Selection(
-        metric.removeprefix("picture:"), rounds, tried[0] - counted, list(_kinds(rows)), _changes(root, store, again)
+        metric.removeprefix("picture:"),
+        rounds,
+        tried[0] - counted,
+        list(_kinds(rows)),
+        _changes(root, store, again),
+        store.has("samples"),
     )
 
 
@@ -106,12 +113,12 @@ def _changes(root: str, store: Store, again: Mapping[str, Sequence[Mapping[str, 
         before, _ = open_input(json.loads(storage.get(ATTEMPTS))["0"], 0)
     except ConfigError:
         return []  # the first attempt was moved away
-    old = galleries.find(before.slices("samples"), "sample_id", names, ("image", "mask", "source"))
-    new = galleries.find(store.slices("samples"), "sample_id", names, ("image", "mask", "source"))
+    table, key = ("samples", "sample_id") if store.has("samples") else ("faces", "face_id")
+    old, new = (galleries.find(run.slices(table), key, names, ("image", "mask", "source")) for run in (before, store))
     found = []
     for name in names:
-        pair = galleries.pair(old[name], "sample_id") if name in old else None
-        after = galleries.pair(new[name], "sample_id") if name in new else None
+        pair = galleries.pair(old[name], key) if name in old else None
+        after = galleries.pair(new[name], key) if name in new else None
         if pair is not None:
             tries = sorted(again[name], key=lambda row: row["attempt"])
             chosen = next((row for row in tries if row["accepted"]), None)

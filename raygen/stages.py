@@ -113,8 +113,9 @@ def stages_of(root: str) -> Iterator[Stage]:
             store = Store(url, int(name[8:]))
             if store.storage.exists("plan.json"):
                 manifest = _json(store.storage, "MANIFEST.json")
+                made = "faces" if folder == "selected" and store.has("faces") else table
                 yield Stage(
-                    folder, table, title, store, store.plan(), list(store.commits()),
+                    folder, made, title, store, store.plan(), list(store.commits()),
                     _json(store.storage, "run.json"), manifest.get("set_digest"),
                 )  # fmt: skip
 

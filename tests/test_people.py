@@ -1,9 +1,12 @@
 """Gates over who a picture shows, and verification as an evaluation reports it."""
 
 import json
+import shutil
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raygen.crowd import crowd
@@ -14,8 +17,9 @@ from raygen.people import IdentityGate, LeakGate
 from raygen.report import build
 from raygen.run import make
 from raygen.spec import ConfigError, InputError, parse
-from raygen.store import Store
+from raygen.store import Store, open_input
 from raygen.verification import VerificationSpec, histogram, pair_list, verified
+from raygen.verify import verify
 from tests.drawn import drawn, quiet
 from tests.test_selection import document
 
@@ -223,3 +227,80 @@ def test_a_report_shows_people_with_their_pictures(world: Path) -> None:
     assert all(len(pairs) == 3 and all(pair.id.startswith(name) for pair in pairs) for name, pairs in shown)
     page = Path(build(str(world), f"{world}/page.html", faces=f"{world}/faces")).read_text()
     assert 'id="people"' in page
+
+
+# --- faces that are there already ---------------------------------------------------------------------------
+
+
+def of_faces(world: Path, embedder: str, out: str, *gates: dict, **what: object) -> dict:
+    identity = {"network": {"kind": "small", "folder": embedder}}
+    score = {"parser": None, "features": None, "classifier": None, "identity": identity}
+    said = {"faces": f"{world}/faces", "score": score, "gates": list(gates), **what}
+    return {"kind": "select", "what": said, "out": f"{world}/{out}"}
+
+
+def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: str) -> None:
+    make(of_faces(world, embedder, "gated", {"kind": "identity", "least": -1})).run(quiet)
+    [scores] = [Store(str(p)) for p in (world / "gated/real").glob("*/scores/reference")]
+    found = {r["sample_id"]: np.array(r["vector"]) for t in scores.tables("scores") for r in t.to_pylist()}
+    units = {one: x / np.linalg.norm(x) for one, x in found.items()}
+    rows = pa.concat_tables(open_input(f"{world}/faces")[0].tables("faces")).to_pylist()
+    pairs = [
+        float(units[a["face_id"]] @ units[b["face_id"]])
+        for a, b in combinations(rows, 2)
+        if a["identity_id"] == b["identity_id"]
+    ]
+    middle = np.sort(pairs)[3:-3]
+    widest = int(np.diff(middle).argmax())
+    twins = float(middle[widest : widest + 2].mean())
+    shutil.rmtree(world / "gated/selected")
+    facts = make(of_faces(world, embedder, "gated", {"kind": "identity", "twins": twins})).run(quiet).facts
+    assert len(list((world / "gated/real").glob("*"))) == 1, "measured once"
+    store, _ = open_input(f"{world}/gated/selected")
+    assert verify(store).ok
+    kept = pa.concat_tables(store.tables("faces")).to_pylist()
+    # By hand: of each person the pictures that are not like an earlier one that stays.
+    stay: dict[str, list[np.ndarray]] = {}
+    expected = []
+    for row in sorted(rows, key=lambda row: row["face_id"]):
+        mine = stay.setdefault(row["identity_id"], [])
+        if all(float(units[row["face_id"]] @ y) <= twins for y in mine):
+            mine.append(units[row["face_id"]])
+            expected.append(row)
+    assert 0 < len(expected) < len(rows), "the limit divides them"
+    assert sorted(kept, key=lambda row: row["face_id"]) == expected, "whole rows, bytes and all"
+    assert (facts["rows"], facts["passed at once"]) == (len(rows), len(expected))
+    said = pa.concat_tables(store.tables("selection")).to_pylist()
+    assert {r["sample_id"] for r in said if r["accepted"]} == {row["face_id"] for row in expected}
+    assert all("the same picture as" in r["reason"] for r in said if not r["accepted"])
+    assert len(said) == len(rows)
+    page = Path(build(f"{world}/gated", f"{world}/gated.html")).read_text()
+    assert f"<h1>{len(expected)} faces</h1>" in page
+    assert "synthetic faces" not in page
+    assert f"{len(rows)} faces were judged and {len(expected)} are kept" in page
+    form = {"kind": "export", "what": {"faces": f"{world}/gated/selected", "format": {"kind": "csv"}}}
+    told = make({**form, "out": f"{world}/listed"}).run(quiet).facts
+    assert told["left out"] == f"{len(rows) - len(expected)} not selected"
+    card = (world / "listed/dataset/README.md").read_text()
+    assert "a program drew every one of them" in card, "a selection of drawn faces is drawn"
+    assert "| raygen-identity | judged what goes in |" in card
+    assert f'| gate | identity: `{{"twins":{twins}}}` |' in card
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ({"generate": {}}, "either `generate` or `faces`"),
+        ({"score": None}, "what `score` measures"),
+        ({"samples": "runs/x"}, "are not `samples`"),
+    ],
+)
+def test_faces_are_not_made(world: Path, embedder: str, what: dict, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make(of_faces(world, embedder, "wrong", {"kind": "identity", "twins": 0.9}, **what))
+
+
+def test_faces_are_like_themselves(world: Path, embedder: str) -> None:
+    job = make(of_faces(world, embedder, "own", {"kind": "leak", "faces": f"{world}/faces", "most": 0.5}))
+    with pytest.raises(ConfigError, match="all are like themselves"):
+        job.run(quiet)

@@ -156,12 +156,19 @@ def _making(source: Source, listing: Listing) -> str:
         value = source.what.get(name)
         if value is not None and value != [] and not (name == "sampler" and not isinstance(value, Mapping)):
             lines.append(f"| {NAMES.get(name, name.replace('_', ' '))} | `{canonical(value).decode()}` |")
+    lines += [f"| gate | {_gate(gate)} |" for gate in source.what.get("gates") or ()]
     if source.table == "faces" and isinstance(source.what.get("data"), Mapping):
         lines.append(f"| data set | `{source.what['data'].get('kind')}` |")
     made = "\n".join(["| | |", "|---|---|", *lines])
     if source.table != "samples":
         return made
     return f"{made}\n\nThe noise of a picture depends on the seed, its `sample_id` and the attempt alone."
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    """What a gate asked for, without the paths of whom it compared with."""
+    said = {name: value for name, value in gate.items() if name not in ("kind", "faces") and value not in (None, [])}
+    return f"{gate['kind']}: `{canonical(said).decode()}`"
 
 
 def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
@@ -207,6 +214,8 @@ def _licences(spec: CardSpec, source: Source, listing: Listing, scores: Sequence
     ]
     if source.made_by == "model" and not lines:
         lines.append(f"| model of unknown digest | made the pictures | {licence_of('', {})} |")
+    for network in source.what.get("judged_by") or ():
+        lines.append(f"| {network} | judged what goes in | {licence_of(network, spec.licences)} |")
     found: dict[str, str] = {}
     for row in scores:
         protocol = json.loads(row["protocol"] or "{}")

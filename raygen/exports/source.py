@@ -94,19 +94,22 @@ def scan(
     `InputError`: `bad_id` for an id that is no safe name, `twin` where two rows would be one file somewhere.
     `ConfigError` where identities are missing, and where nothing is left.
     """
-    found = _Found(source, naming, splits, _accepted(source.store) if selected else None)
+    chosen = _selected(source.store) if selected else None
+    found = _Found(source, naming, splits, None if chosen is None else chosen[0])
     for number in range(len(source.slices)):
         found.add(number)
+    if chosen is not None and source.table == "faces":  # a refused face is no row any more
+        found.counts["unselected"] += max(0, chosen[1] - len(chosen[0]))
     return found.listing(identities, part_rows)
 
 
-def _accepted(store: Store) -> frozenset[int] | None:
-    """Keys of the rows that a SELECTION takes; None where the run has none."""
-    parts = [
-        [name_key(name) for name in table.filter(table["accepted"])["sample_id"].to_pylist()]
-        for table in store.tables("selection", ["sample_id", "accepted"])
-    ]
-    return frozenset(key for part in parts for key in part) if parts else None
+def _selected(store: Store) -> tuple[frozenset[int], int] | None:
+    """Keys of the rows that a SELECTION takes, and how many it judged; None where the run has none."""
+    judged, taken = set[int](), set[int]()
+    for table in store.tables("selection", ["sample_id", "accepted"]):
+        judged |= {name_key(name) for name in table["sample_id"].to_pylist()}
+        taken |= {name_key(name) for name in table.filter(table["accepted"])["sample_id"].to_pylist()}
+    return (frozenset(taken), len(judged)) if judged else None
 
 
 class _Found:
