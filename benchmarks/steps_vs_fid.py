@@ -31,7 +31,7 @@ def tables(rows: list[Mapping[str, Any]], metric: str) -> Iterator[str]:
     yield "|---|" + "---|" * (len(steps) + 1)
     for curve in found:
         by = {point.steps: point for point in curve.points}
-        cells = [f"{by[s].value:.3f}" if s in by else "" for s in steps]
+        cells = [f"{by[s].value:#.3g}" if s in by else "" for s in steps]
         enough, _ = best_steps(curve, metric)
         seconds = by[enough].seconds
         yield f"| {curve.name} | {' | '.join(cells)} | {enough} steps" + (f", {seconds:.3g} s |" if seconds else " |")

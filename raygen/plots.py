@@ -24,6 +24,8 @@ WIDE: Final = 6.0
 MOST: Final = 7
 WORDS: Final[Mapping[Over, str]] = {"steps": "steps", "seconds": "seconds a picture"}
 COLOURS: Final = ("#14695f", "#b4501e", "#4a6fb5", "#8a4b9e", "#67635a", "#b08a1e", "#3b8f3b", "#c0392b")
+#: Dashes of the lines in turn, so that one that lies on another does not hide it, and without colours they differ too.
+DASHES: Final = ("none", "7 4", "2 3", "10 3 2 3")
 #: Style of a drawing that stands alone.
 ALONE: Final = (
     "svg{background:#fff}",
@@ -31,7 +33,7 @@ ALONE: Final = (
     ".title{font-weight:600;fill:#1e1d1a}",
     ".rule{stroke:#e4e0d7;fill:none}",
     ".line{fill:none;stroke-width:2}",
-    ".thin{stroke-width:1.2}",
+    ".thin{stroke-width:1.2;stroke-opacity:.4}",
     *(f".line.c{i}{{stroke:{colour}}}.dot.c{i}{{fill:{colour}}}" for i, colour in enumerate(COLOURS)),
 )
 
@@ -79,7 +81,7 @@ class Axis:
             found = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
             return found[:: math.ceil(len(found) / MOST)] if len(found) > MOST else found
         low, high = (math.exp(self.low), math.exp(self.high)) if self.log else (self.low, self.high)
-        rough = (high - low) / 5
+        rough = (high - low) / MOST
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= rough)
         return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
@@ -118,7 +120,8 @@ def _line(
     """The line, its intervals and points, and its row of the legend."""
     colour = f"c{number % len(COLOURS)}"
     path = "L".join(f"{across(x):.1f} {up(p.value):.1f}" for x, p in points)
-    yield f'<path class="line {colour}" d="M{path}"/>'
+    style = f'class="line {colour}" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
+    yield f'<path {style} d="M{path}"/>'
     for x, p in points:
         if p.low is not None and p.high is not None:
             yield f'<path class="line thin {colour}" d="M{across(x):.1f} {up(p.low):.1f}V{up(p.high):.1f}"/>'
@@ -126,8 +129,8 @@ def _line(
         yield f'<circle class="dot {colour}" cx="{across(x):.1f}" cy="{up(p.value):.1f}" r="3.2">'
         yield f"<title>{said}</title></circle>"
     left, row = LEFT + (number % 2) * (WIDTH - LEFT) / 2, HEIGHT + 16 + ROW * (number // 2)
-    yield f'<path class="line {colour}" d="M{left} {row - 4}h18"/>'
-    yield _text(left + 25, row, name)
+    yield f'<path {style} d="M{left} {row - 4}h26"/>'
+    yield _text(left + 33, row, name)
 
 
 def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:

@@ -142,7 +142,7 @@ def _rate_tables(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor,
 # --- samplers -----------------------------------------------------------------------------------------------
 
 
-#: Samplers by a word. `fast` is what suits the bundled model in so few steps; `published` is what the released latent
+#: Samplers by a word. `fast` is what a job has that names none; `published` is what the released latent
 #: diffusion models are shown with.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "fast": {"name": "unipc", "steps": 12},
@@ -158,7 +158,7 @@ class SamplerSpec(Spec):
     981 for 50 steps, and it stops at abar[0] instead of 1. A word of `PRESETS` stands for all of it: `sampler: fast`.
     """
 
-    name: SamplerName = "unipc_karras"
+    name: SamplerName = "unipc"
     steps: int = Field(12, ge=1, le=1000, description="evaluations of the network (of each guidance term)")
     eta: float = Field(0.0, ge=0, le=1, description="ddim only: 0 deterministic, 1 as noisy as ddpm")
     spacing: Spacing | None = None
