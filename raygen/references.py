@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from raygen.spec import InputError
 from raygen.storage import Slice, read_slice
-from raygen.store import open_input
+from raygen.store import KEYS, open_input
 
 __all__ = ["HeldRows", "StoredRows"]
 
-KEYS = {"faces": "face_id", "samples": "sample_id"}
 #: Rows that may be read in vain between two that are wanted.
 NEAR = 16
 
@@ -23,7 +22,7 @@ class StoredRows:
     """FACES or SAMPLES of `url`; holds their ids and places (about 200 bytes a row), never pictures."""
 
     def __init__(self, url: str, columns: Sequence[str], *, table: str = "faces") -> None:
-        self.url, self.table, self.key = url, table, KEYS[table]
+        self.url, self.table, self.key = url, table, KEYS[table][0]
         self.columns = tuple(dict.fromkeys((self.key, *columns)))
         self._places: dict[str, tuple[Slice, int]] | None = None
 

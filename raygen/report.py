@@ -24,7 +24,7 @@ from raygen.findings import LABELS, Number, cards, class_rows, numbers, slices, 
 from raygen.spec import ConfigError
 from raygen.stages import Stage, stages_of
 from raygen.storage import Slice, Storage, read_slice
-from raygen.store import open_input
+from raygen.store import KEYS, open_input
 from raygen.tables import from_parquet
 from raygen.trainings import grid, trainings, variant_of
 
@@ -137,7 +137,7 @@ def _people(stage: Stage | None) -> list[tuple[str, list[galleries.Pair]]]:
     """A few of those whom the pictures show, where rows say so."""
     if stage is None or stage.table not in ("samples", "faces"):
         return []
-    return crowd.crowd(stage.slices(stage.table), "sample_id" if stage.table == "samples" else "face_id")
+    return crowd.crowd(stage.slices(stage.table), KEYS[stage.table][0])
 
 
 def _data(stages: Mapping[str, Stage]) -> Mapping[str, Any]:
@@ -192,7 +192,7 @@ def _sheet(stage: Stage | None) -> tuple[list[galleries.Pair], list[galleries.Pa
     """Pictures for the head of the page, and pairs for the contact sheet: evenly spaced rows, nobody's choice."""
     if stage is None or stage.table not in ("samples", "faces"):
         return [], []
-    key = "sample_id" if stage.table == "samples" else "face_id"
+    key = KEYS[stage.table][0]
     rows = galleries.evenly(stage.slices(stage.table), HERO + PAIRS, [key, *SAMPLE_COLUMNS[1:]])
     pairs = [pair for row in rows if (pair := galleries.pair(row, key))]
     if len(pairs) < HERO + PAIRS:

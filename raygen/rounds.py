@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from raygen.gates import Gate, Pool
 from raygen.storage import Slice, read_slice
-from raygen.store import Store
+from raygen.store import KEYS, Store
 from raygen.tables import REFUSED, SAMPLES, SCORES, SELECTION
 
 __all__ = ["LISTING", "Judged", "Rounds", "SelectWorker", "Try", "counted", "failures", "listing"]
@@ -43,7 +43,7 @@ class Judged:
     @property
     def key(self) -> str:
         """Column of the rows' names."""
-        return "sample_id" if self.table == "samples" else "face_id"
+        return KEYS[self.table][0]
 
     def read(self, *names: str) -> Iterator[pa.Table]:
         """These columns of all rows, beside `id`; those that the table has not are null."""

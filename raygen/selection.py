@@ -65,6 +65,8 @@ class SelectWhat(Spec):
             raise ValueError("name either `generate` or `faces`")
         if self.faces is not None and (self.score is None or self.samples is not None):
             raise ValueError("`faces` are judged by what `score` measures, and are not `samples`")
+        if self.faces is not None and (again := sorted({"rounds", "otherwise"} & self.model_fields_set)):
+            raise ValueError(f"`faces` are tried once, so {' and '.join(again)} cannot be kept")
         if self.score is not None and self.faces is None:
             raise ValueError("`score` belongs to `faces`; pictures that are made have generate.score")
         if mine := sorted(OWN & set(self.generate or ())):
@@ -162,7 +164,7 @@ class SelectJob(Job):
         score = self._score
         if score is None or score.identity is None:
             raise ConfigError("gates: leak needs `score.identity`, the embedder that faces are compared with")
-        if gate.faces == self.what.faces:
+        if self.what.faces is not None and open_input(gate.faces)[1] == open_input(self.what.faces)[1]:
             raise ConfigError(f"gates: leak.faces: {gate.faces} are the faces that are judged: all are like themselves")
         job = self._measuring(
             gate.faces, ScoreSpec(parser=None, features=None, classifier=None, identity=score.identity)
@@ -198,10 +200,10 @@ class SelectJob(Job):
         given: Inputs = listed(table, f"{self.out}/rerolls", write=True)
         first = attempts[0].rows.plan()
         # Of faces also who drew them, so that an export says of them what it would have said of all.
-        said = {"score": first.what.get("score")} if self.what.faces is None else {"data": first.what.get("data")}
+        tried = {"rounds": self.what.rounds, "otherwise": self.what.otherwise, "score": first.what.get("score")}
         what = {
-            "gates": [gate.model_dump(mode="json") for gate in self.what.gates], "rounds": self.what.rounds,
-            "otherwise": self.what.otherwise, **said,
+            "gates": [gate.model_dump(mode="json") for gate in self.what.gates],
+            **(tried if self.what.faces is None else {"data": first.what.get("data")}),
             "judged_by": sorted({name.partition(":")[2] for name in rounds.accepted.scores}),
             "attempts": {str(n): made.rows.plan().run_id for n, made in attempts.items()},
         }  # fmt: skip

@@ -13,7 +13,7 @@ from raygen import galleries
 from raygen.metrics.rarity import KINDS, SHARE, WHENS
 from raygen.spec import ConfigError
 from raygen.storage import Storage
-from raygen.store import Store, open_input
+from raygen.store import KEYS, Store, open_input
 
 __all__ = ["ATTEMPTS", "Kind", "Round", "Selection", "selected"]
 
@@ -113,7 +113,8 @@ def _changes(root: str, store: Store, again: Mapping[str, Sequence[Mapping[str, 
         before, _ = open_input(json.loads(storage.get(ATTEMPTS))["0"], 0)
     except ConfigError:
         return []  # the first attempt was moved away
-    table, key = ("samples", "sample_id") if store.has("samples") else ("faces", "face_id")
+    table = "samples" if store.has("samples") else "faces"
+    key = KEYS[table][0]
     old, new = (galleries.find(run.slices(table), key, names, ("image", "mask", "source")) for run in (before, store))
     found = []
     for name in names:

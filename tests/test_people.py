@@ -293,6 +293,8 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
         ({"generate": {}}, "either `generate` or `faces`"),
         ({"score": None}, "what `score` measures"),
         ({"samples": "runs/x"}, "are not `samples`"),
+        ({"otherwise": "best"}, "tried once, so otherwise cannot be kept"),
+        ({"rounds": 3}, "tried once, so rounds cannot be kept"),
     ],
 )
 def test_faces_are_not_made(world: Path, embedder: str, what: dict, said: str) -> None:
@@ -301,6 +303,6 @@ def test_faces_are_not_made(world: Path, embedder: str, what: dict, said: str) -
 
 
 def test_faces_are_like_themselves(world: Path, embedder: str) -> None:
-    job = make(of_faces(world, embedder, "own", {"kind": "leak", "faces": f"{world}/faces", "most": 0.5}))
+    job = make(of_faces(world, embedder, "own", {"kind": "leak", "faces": f"{world}/faces/", "most": 0.5}))
     with pytest.raises(ConfigError, match="all are like themselves"):
         job.run(quiet)

@@ -17,12 +17,11 @@ from raygen.exports.names import Naming
 from raygen.names import name_key, safe_name, twins
 from raygen.spec import ConfigError, InputError
 from raygen.storage import Slice, read_slice
-from raygen.store import Store, open_input
+from raygen.store import KEYS, Store, open_input
 from raygen.tables import REFUSED
 
 __all__ = ["Listing", "Source", "scan"]
 
-KEYS: Final = {"samples": "sample_id", "faces": "face_id"}
 #: Columns whose different values the data card names.
 MAKING: Final = ("plan", "checkpoint", "sampler", "steps")
 #: Code of a row without an identity.
@@ -50,7 +49,7 @@ class Source:
     @property
     def key(self) -> str:
         """Column of the rows' names."""
-        return KEYS[self.table]
+        return KEYS[self.table][0]
 
     @cached_property
     def slices(self) -> list[Slice]:
@@ -98,18 +97,18 @@ def scan(
     found = _Found(source, naming, splits, None if chosen is None else chosen[0])
     for number in range(len(source.slices)):
         found.add(number)
-    if chosen is not None and source.table == "faces":  # a refused face is no row any more
-        found.counts["unselected"] += max(0, chosen[1] - len(chosen[0]))
+    if chosen is not None and source.table == "faces":  # tried once, and a refused face is no row any more
+        found.counts["unselected"] += chosen[1] - len(chosen[0])
     return found.listing(identities, part_rows)
 
 
 def _selected(store: Store) -> tuple[frozenset[int], int] | None:
-    """Keys of the rows that a SELECTION takes, and how many it judged; None where the run has none."""
-    judged, taken = set[int](), set[int]()
+    """Keys of the rows that a SELECTION takes, and the number of its tries; None where the run has none."""
+    taken, tries = set[int](), 0
     for table in store.tables("selection", ["sample_id", "accepted"]):
-        judged |= {name_key(name) for name in table["sample_id"].to_pylist()}
+        tries += table.num_rows
         taken |= {name_key(name) for name in table.filter(table["accepted"])["sample_id"].to_pylist()}
-    return (frozenset(taken), len(judged)) if judged else None
+    return (frozenset(taken), tries) if tries else None
 
 
 class _Found:

@@ -37,7 +37,7 @@ from raygen.shards import Worker
 from raygen.slices import by_slices, check_slices, column
 from raygen.spec import ConfigError, run_id
 from raygen.storage import Storage
-from raygen.store import Store, open_input
+from raygen.store import KEYS, Store, open_input
 from raygen.verbs.base import Estimate, Job, Prepared, Report, Result, ShardedWhat, inputs, prepared, probe, run_sharded
 from raygen.verification import IDENTITY, VerificationSpec, histogram, pair_list, verified
 
@@ -181,7 +181,7 @@ class EvaluateJob(Job):
             "checkpoint": None if checkpoint is None else checkpoint_digest(checkpoint),
         }  # fmt: skip
         given = inputs(url, table)
-        key = "sample_id" if table == "samples" else "face_id"
+        key = KEYS[table][0]
         job = self.model_copy(update={"out": f"{self.out}/scores/{name}"})
         sources = self.what.reference if table == "samples" else None
         builder = partial(_build, score, self.where.threads, checkpoint, sources)
