@@ -119,6 +119,7 @@ def verify(
             "shards": f"{found.committed} of {found.shards} committed",
             "rows": dict(found.rows),
             "pictures": f"{found.pictures:,} {'decoded' if decode else 'not decoded'}",
+            **({} if found.files is None else {"data set": f"{found.files:,} files as they were exported"}),
             "bytes": console.size(found.bytes),
             "quarantined": found.quarantined,
             "set_digest": found.set_digest,

@@ -156,14 +156,21 @@ class Storage:
         """Bytes of `name`; `FileNotFoundError` where there is none."""
         return int(_retry(lambda: self._fs.size(self.path(name))))
 
+    def files(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Path, seen from `folder`, and bytes of every file in it and below."""
+        root = self.path(folder)
+        if self.local:
+            for at, _, names in os.walk(root):
+                for path in (f"{at}/{name}" for name in names):
+                    yield path[len(root) + 1 :], os.lstat(path).st_size
+        else:
+            for path, entry in _retry(lambda: self._fs.find(root, detail=True)).items():
+                yield path[len(root) + 1 :], int(entry["size"])
+
     def total(self, folder: str) -> tuple[int, int]:
         """Number and bytes of all files in `folder` and below."""
-        if not self.local:
-            found = _retry(lambda: self._fs.find(self.path(folder), detail=True))
-            return len(found), sum(int(entry["size"]) for entry in found.values())
-        sizes = (os.lstat(f"{at}/{name}").st_size for at, _, names in os.walk(self.path(folder)) for name in names)
         count = total = 0
-        for size in sizes:
+        for _, size in self.files(folder):
             count, total = count + 1, total + size
         return count, total
 

@@ -28,6 +28,7 @@ __all__ = [
     "CONDITIONS",
     "EXPORTED",
     "FACES",
+    "FILES",
     "INFLUENCE",
     "LATENTS",
     "METRICS",
@@ -193,6 +194,11 @@ EXPORTED: Final = picture_schema(
     required=("sample_id", "path", "bytes"),
 )
 
+#: Files that a shard of an export wrote, seen from the data set's folder, byte for byte.
+FILES: Final = picture_schema(
+    [("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())], required=("path", "bytes", "sha256")
+)
+
 #: Rows that could not become rows of the table they were meant for, with the reason.
 QUARANTINE: Final = picture_schema(
     [("id", pa.string()), ("table", pa.string()), ("error", pa.string())], required=("id",)
@@ -208,6 +214,7 @@ SCHEMAS: Final[Mapping[str, pa.Schema]] = {
     "influence": INFLUENCE,
     "metrics": METRICS,
     "exported": EXPORTED,
+    "files": FILES,
 }
 
 

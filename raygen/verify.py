@@ -1,7 +1,7 @@
 """Proof that a stored run is what it says: every planned row exactly once, every byte as committed.
 
-Knows the store's layout and the plan. Trusts nothing else: files are read again, hashed, decoded, counted.
-Holds eight bytes a row, never pictures.
+Knows the store's layout and the plan, and that an export has files beside its rows. Trusts nothing else: files are
+read again, hashed, decoded, counted. Holds eight bytes a row, never pictures.
 """
 
 from collections import Counter
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raygen.exports.check import check
 from raygen.spec import ConfigError, InputError, digest
 from raygen.storage import RANGE
 from raygen.store import KEYS, Commit, Plan, SetDigest, Shard, Store, table_digest
@@ -23,7 +24,10 @@ __all__ = ["Verification", "verify"]
 
 @dataclass
 class Verification:
-    """What was checked and what is wrong with it; `problems` is empty where all is well."""
+    """What was checked and what is wrong with it; `problems` is empty where all is well.
+
+    `files` counts the good files of an export's data set, and is None for other runs.
+    """
 
     url: str
     run_id: str = ""
@@ -32,6 +36,7 @@ class Verification:
     rows: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
     pictures: int = 0
+    files: int | None = None
     quarantined: int = 0
     set_digest: str = ""
     orphans: list[str] = field(default_factory=list)
@@ -57,6 +62,10 @@ def verify(store: Store, *, decode: bool = True) -> Verification:
     result.set_digest = state.hex()
     _check_ids(seen, result)
     _check_end(store, result)
+    if plan.kind == "export":
+        found = check(store)
+        result.files, result.bytes = found.files, result.bytes + found.bytes
+        result.problems += found.problems
     result.orphans = sorted(set(_files(store)) - named)
     return result
 

@@ -3,12 +3,14 @@
 Knows the contract. Knows no format, and not how rows are read or who hands them out.
 
     out/attempt-00/     plan, commits and EXPORTED rows, as of every run; pieces until they are put together
-    out/dataset/        what a trainer reads: complete once README.md, the data card, is there
+    out/dataset/        what a trainer reads: complete once README.md, the data card, is there; SHA256SUMS names every
+                        other file as `sha256sum --check` reads it
 """
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, ClassVar, Final, Literal
 
@@ -20,12 +22,12 @@ from raygen.spec import Spec
 from raygen.storage import Storage
 from raygen.store import Store
 
-__all__ = ["DATASET", "PIECES", "STAGING", "Assembly", "Export", "Packed", "Place", "Ready"]
+__all__ = ["CHUNK", "DATASET", "PIECES", "STAGING", "Assembly", "Export", "Packed", "Place", "Ready", "Written"]
 
 DATASET: Final = "dataset"
 PIECES: Final = "attempt-00/pieces"
 STAGING: Final = "attempt-00/staging"
-#: Bytes of a piece that are held at once while pieces are put together.
+#: Bytes of a file that are held at once while pieces are put together or files are checked.
 CHUNK: Final = 4 << 20
 
 
@@ -58,19 +60,49 @@ class Packed:
     piece: bytes | None = None
 
 
+class Written:
+    """A file that is being written: its bytes are counted and hashed on their way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> None:
+        """Append `data`."""
+        self._file.write(data)
+        self._hash.update(data)
+        self.bytes += len(data)
+
+    def tell(self) -> int:
+        """Bytes so far."""
+        return self.bytes
+
+    @property
+    def sha256(self) -> str:
+        """Of the bytes so far."""
+        return self._hash.hexdigest()
+
+
 class Assembly:
-    """What is committed, for the step that puts pieces together. Holds no pictures."""
+    """What is committed, for the step that puts pieces together. Holds no pictures.
+
+    `made`: bytes and SHA-256 of the files that are complete, by path; those that shards wrote are committed as FILES.
+    """
 
     def __init__(self, store: Store, storage: Storage, people: Sequence[str]) -> None:
         self.store, self.storage, self.people = store, storage, people
+        self.made: dict[str, tuple[int, str]] = {}
 
     def tables(self) -> Iterator[pa.Table]:
         """EXPORTED rows, one shard at a time, in the order of shards."""
         return self.store.tables("exported")
 
-    def building(self, name: str) -> AbstractContextManager[BinaryIO]:
+    @contextmanager
+    def building(self, name: str) -> Iterator[Written]:
         """Context of a file of the data set that appears when it is complete."""
-        return self.storage.building(f"{DATASET}/{name}", STAGING)
+        with self.storage.building(f"{DATASET}/{name}", STAGING) as file:
+            written = Written(file)
+            yield written
+        self.made[name] = written.bytes, written.sha256
 
     def joined(self, name: str, head: bytes) -> None:
         """One file of all pieces in the order of shards, after `head`; a few megabytes at a time."""

@@ -33,6 +33,7 @@ SIZES: Final = (
 )  # fmt: skip
 SHORT: Final = 12
 MOST_SCORES: Final = 40
+WHOLE: Final = "`sha256sum --check SHA256SUMS`, run in this folder, says whether all of it arrived as it was written."
 
 
 class CardSpec(Spec):
@@ -68,7 +69,7 @@ def write_card(
         _front(title, spec, format, source, totals),
         f"# {title}",
         _summary(source, listing, totals, marks),
-        f"## What is in it\n\n{_counts(listing, totals, source)}\n\n{format.reading()}",
+        f"## What is in it\n\n{_counts(listing, totals, source)}\n\n{format.reading()}\n\n{WHOLE}",
         f"## How it was made\n\n{_making(source, listing)}",
         f"## How good it is\n\n{_scores(scores)}",
         f"## Networks and licences\n\n{_licences(spec, source, listing, scores)}",

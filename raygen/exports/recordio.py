@@ -13,14 +13,14 @@ labels are the first key of its pictures and the one after the last.
 import struct
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import BinaryIO, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.exports.base import Assembly, Export, Packed, Place, Ready
+from raygen.exports.base import Assembly, Export, Packed, Place, Ready, Written
 from raygen.exports.pictures import PictureCodec
 from raygen.spec import ConfigError, IntegrityError
 
@@ -118,7 +118,7 @@ class RecordIOExport(Export):
         )
 
 
-def _write(file: BinaryIO, index: BinaryIO, key: int, payload: bytes) -> None:
+def _write(file: Written, index: Written, key: int, payload: bytes) -> None:
     index.write(f"{key}\t{file.tell()}\n".encode())
     file.write(framed(payload))
 

@@ -16,7 +16,7 @@ from raygen.exports.pictures import SOURCE_TYPES, encode_picture, fit, recipe
 from raygen.exports.rows import FIELDS
 from raygen.spec import InputError, digest
 from raygen.storage import Slice, Storage, read_slice
-from raygen.tables import EXPORTED, decode_image, decode_mask, encode_mask, reason_of
+from raygen.tables import EXPORTED, FILES, decode_image, decode_mask, encode_mask, reason_of
 
 __all__ = ["ExportSpec", "ExportWorker"]
 
@@ -52,9 +52,9 @@ class ExportWorker:
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
         """No device work: all of it happens in the returned call."""
-        return lambda: {"exported": self._export(rows)}
+        return lambda: self._export(rows)
 
-    def _export(self, listing: pa.Table) -> pa.Table:
+    def _export(self, listing: pa.Table) -> dict[str, pa.Table]:
         ready: list[Ready] = []
         failed: list[dict[str, Any]] = []
         for row in self._rows(listing):
@@ -68,7 +68,11 @@ class ExportWorker:
         if self.spec.write:
             self._write(packed, piece)
         done = [self._done(row, place, piece) for row, place in zip(ready, packed.places, strict=True)]
-        return pa.Table.from_pylist([*done, *failed], WITH_ERROR)
+        tables = {"exported": pa.Table.from_pylist([*done, *failed], WITH_ERROR)}
+        if packed.files:
+            files = [{"path": path, "bytes": len(data), "sha256": digest(data)} for path, data in packed.files.items()]
+            tables["files"] = pa.Table.from_pylist(files, FILES)
+        return tables
 
     def _write(self, packed: Packed, piece: str | None) -> None:
         storage = Storage(self.spec.out)

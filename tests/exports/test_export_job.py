@@ -1,7 +1,9 @@
 """An export as a run: killed, repeated, shared by workers, refused; and its card."""
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,6 +89,57 @@ def test_a_kill_at_any_time_changes_nothing(run, tmp_path):
     process.wait()
     export(run, tmp_path / "out", "folder")
     assert tree(tmp_path / "out/dataset") == tree(tmp_path / "golden/dataset")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_whoever_gets_the_data_set_can_check_every_file_of_it(run, tmp_path, kind):
+    export(run, tmp_path / "out", kind)
+    folder = tmp_path / "out/dataset"
+    said = dict(line.split("  ", 1)[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
+    found = tree(folder)
+    assert said == {name: hashlib.sha256(data).hexdigest() for name, data in found.items() if name != "SHA256SUMS"}
+    checked = verify(Store(str(tmp_path / "out")))
+    assert checked.ok
+    assert checked.files == len(found)
+    assert "sha256sum --check SHA256SUMS" in found["README.md"].decode()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_data_set_that_was_touched_is_found_out(run, tmp_path, kind):
+    """Any file of it: a bit turned, an end cut off, gone, or one too many."""
+    export(run, tmp_path / "out", kind)
+    folder = tmp_path / "out/dataset"
+    for name, data in tree(folder).items():
+        path, wrong = folder / name, bytes([data[0] ^ 1]) + data[1:]
+        for touched, said in ((wrong, "sha256 differs from the commit"), (data[:-1], f"{len(data):,} committed")):
+            path.write_bytes(touched)
+            checked = verify(Store(str(tmp_path / "out")))
+            assert [p for p in checked.problems if p.startswith(f"dataset/{name}: ") and p.endswith(said)]
+            assert len(checked.problems) == 1
+        path.unlink()
+        assert verify(Store(str(tmp_path / "out"))).problems == [f"dataset/{name}: missing"]
+        path.write_bytes(data)
+        if len(tree(folder)) > 20 and name.endswith("003.png"):
+            break  # many pictures, one like the other
+    (folder / "images").mkdir(exist_ok=True)
+    (folder / "images/more.png").write_bytes(b"x")
+    assert verify(Store(str(tmp_path / "out"))).problems == ["dataset/images/more.png: no export wrote it"]
+    shutil.rmtree(folder)
+    assert verify(Store(str(tmp_path / "out"))).problems == ["dataset: no data set is there"]
+
+
+def test_a_data_set_that_was_not_put_together_is_no_data_set(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("raygen.exports.folder.FolderExport.assemble", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            export(run, tmp_path / "out", "folder")
+    assert verify(Store(str(tmp_path / "out"))).problems == [
+        "attempt-00/ASSEMBLED.json is missing: the data set is not put together; the same command goes on"
+    ]
+    export(run, tmp_path / "out", "folder")
+    assert verify(Store(str(tmp_path / "out"))).ok
+    (tmp_path / "out/attempt-00/ASSEMBLED.json").write_bytes(b"{")
+    assert verify(Store(str(tmp_path / "out"))).problems == ["attempt-00/ASSEMBLED.json is damaged"]
 
 
 @pytest.mark.ray
@@ -274,4 +327,5 @@ def test_exports_go_to_buckets_too(run, tmp_path):
         root = f"/exports/{kind}/dataset/"
         found = {name.removeprefix(root): fs.cat_file(name) for name in fs.find(root)}
         assert found == tree(tmp_path / kind / "dataset")
+        assert verify(Store(url)).files == len(found)
         assert not fs.exists(f"/exports/{kind}/attempt-00/pieces")
