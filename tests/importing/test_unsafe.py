@@ -273,15 +273,16 @@ GREEDY = {
     "copies of one set": (
         b"\x80\x02](" + b"K\x01" * 1000 + b"eq\x000](" + b"c__builtin__\nset\nh\x00\x85R" * 1000 + b"e."
     ),
-    "nothing but opcodes": b"\x80\x02" + b"N0" * 2_500_001,
+    "nothing but opcodes": b"\x80\x02" + b"N0" * 50_001,
     "a shape of nothing that is huge": _tensor("K\x00J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x87", "K\x01K\x01K\x01\x87"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GREEDY)
-def test_a_small_file_cannot_ask_for_much(name: str, tmp_path: Path) -> None:
+def test_a_small_file_cannot_ask_for_much(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
+    monkeypatch.setattr("raygen.weights.pickles.MOST_OPCODES", 100_000)  # fifty times fewer: counting memory is slow
     (_in_zip if "shape" in name else _pickle)(GREEDY[name])(tmp_path / "evil.pkl")
     tracemalloc.start()
     with pytest.raises(InputError) as caught:
