@@ -174,12 +174,13 @@ def test_samplers_are_diffusers_own_loop(name: str, noise: NoiseSchedule) -> Non
     model = tiny(noise)
     conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
     zt = torch.randn(2, *model.latent_shape)
-    sampler = SamplerSpec(name=name, steps=7)  # type: ignore[arg-type]
+    steps = 8 if name == "ddim" else 7  # diffusers' ddim is wrong where the number does not divide the schedule
+    sampler = SamplerSpec(name=name, steps=steps)  # type: ignore[arg-type]
     *_, ours = denoise(model, guide(model, conditions, 1.0), zt, build_sampler(noise, sampler))
     oracle = ORACLES[name](
         {"prediction_type": noise.prediction_type, "rescale_betas_zero_snr": noise.rescale_betas_zero_snr}
     )
-    oracle.set_timesteps(7)
+    oracle.set_timesteps(steps)
     ctx = model.prepare(model.embed(conditions))
     theirs = zt * oracle.init_noise_sigma
     for t in oracle.timesteps:

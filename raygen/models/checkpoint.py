@@ -34,7 +34,7 @@ from raygen.models.layouts import FORMAT, Family, family, family_of
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
 from raygen.models.mixing import Mixing
 from raygen.models.scadm import SCADM, SCADMSpec, build_scadm_unet, new_style_encoder
-from raygen.models.schedule import SamplerSpec, build_sampler
+from raygen.models.schedule import SamplerSpec, build_sampler, diffusers_scheduler
 from raygen.models.stable import KIND, is_stable, load_stable_stage, stable_document, stable_tokenizer
 from raygen.models.text import PretrainedText, Tokenizer, pretrained_encoder
 from raygen.spec import ConfigError, canonical, parse
@@ -218,7 +218,8 @@ def _write(
         write_diffusers(first_stage.net, folder / (PLAIN_STAGE if plain else STAGE), how, index)
     if isinstance(model, Model):
         document |= family_of(model).write(model, folder, how, index)
-        scheduler = build_sampler(model.schedule, sampler or SamplerSpec(name="ddim", steps=50))
+        sampler = sampler or SamplerSpec(name="ddim", steps=50)
+        scheduler = diffusers_scheduler(build_sampler(model.schedule, sampler))
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
     write_json(folder / "model_index.json", index)

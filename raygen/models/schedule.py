@@ -22,12 +22,14 @@ __all__ = [
     "PRESETS",
     "SAMPLERS",
     "KeyedDDPMScheduler",
+    "NeighbourDDIMScheduler",
     "NoiseSchedule",
     "PredictionType",
     "SamplerName",
     "SamplerSpec",
     "advance",
     "build_sampler",
+    "diffusers_scheduler",
     "uses_step_noise",
 ]
 
@@ -200,6 +202,32 @@ class KeyedDDPMScheduler(DDPMScheduler):  # type: ignore[misc]
         return (mean,)
 
 
+class NeighbourDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
+    """`DDIMScheduler` whose every step ends where the next one begins.
+
+    diffusers takes T // steps off each t, which is the next t only where the number of steps divides T; with others the
+    network is then asked at a noise level that the latent does not have. Song et al. 2021, equations 12 and 16, in the
+    order of diffusers' operations: where the number divides T, bits are the same.
+    """
+
+    def step(
+        self, model_output: Tensor, timestep: int, sample: Tensor, *, eta: float, variance_noise: Tensor | None
+    ) -> tuple[Tensor]:
+        """One step; `variance_noise` like `sample`, needed where `eta` is above 0. A tuple, as diffusers returns."""
+        place = int((self.timesteps == timestep).nonzero()[0])
+        before = int(self.timesteps[place + 1]) if place + 1 < len(self.timesteps) else -1
+        abar = self.alphas_cumprod[timestep]
+        abar_before = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
+        signal, noise = abar**0.5, (1 - abar) ** 0.5
+        if self.config.prediction_type == "epsilon":
+            z, eps = (sample - noise * model_output) / signal, model_output
+        else:
+            z, eps = signal * sample - noise * model_output, signal * model_output + noise * sample
+        deviation = eta * self._get_variance(timestep, before) ** 0.5
+        found = abar_before**0.5 * z + (1 - abar_before - deviation**2) ** 0.5 * eps
+        return (found if variance_noise is None or eta == 0 else found + deviation * variance_noise,)
+
+
 def _ddpm(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
     return KeyedDDPMScheduler(
         **schedule.scheduler_config(), clip_sample=False, timestep_spacing=spec.spacing or "trailing"
@@ -208,7 +236,7 @@ def _ddpm(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
 
 def _ddim(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
     leading = spec.spacing == "leading"
-    return DDIMScheduler(
+    return NeighbourDDIMScheduler(
         **schedule.scheduler_config(),
         clip_sample=False,
         set_alpha_to_one=not leading,
@@ -243,7 +271,8 @@ SAMPLERS: Final[Mapping[SamplerName, Callable[[NoiseSchedule, SamplerSpec], Any]
 def build_sampler(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
     """A fresh diffusers scheduler with its timesteps set, all on the CPU so that no step waits for the device.
 
-    Raises `ConfigError` where the spacing asks for a timestep that does not exist (1000 `leading` steps).
+    Raises `ConfigError` where the spacing asks for a timestep that does not exist (1000 `leading` steps), or leaves
+    out more than a tenth of the schedule at its noisy end (600 `leading` steps begin at t = 600, out of pure noise).
     """
     scheduler = SAMPLERS[spec.name](schedule, spec)
     scheduler.set_timesteps(spec.steps, device="cpu")
@@ -253,7 +282,19 @@ def build_sampler(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
             f"{spec.name} with {spec.steps} {spec.spacing} steps needs t = {highest}; the schedule ends at "
             f"{schedule.timesteps - 1}; use fewer steps or spacing 'trailing'"
         )
+    left_out = schedule.timesteps - spec.steps * (schedule.timesteps // spec.steps)
+    if spec.spacing == "leading" and left_out > schedule.timesteps / 10:
+        raise ConfigError(
+            f"{spec.name} with {spec.steps} leading steps begins at t = {highest} of {schedule.timesteps}, out of pure "
+            "noise; use a number of steps that divides the schedule, or spacing 'trailing'"
+        )
     return scheduler
+
+
+def diffusers_scheduler(scheduler: Any) -> Any:
+    """The scheduler of diffusers that one of ours is built on, for files that others read."""
+    base = next(kind for kind in type(scheduler).__mro__ if kind.__module__.startswith("diffusers."))
+    return base.from_config(scheduler.config)
 
 
 def uses_step_noise(spec: SamplerSpec) -> bool:
@@ -267,11 +308,10 @@ def advance(scheduler: Any, output: Tensor, t: Tensor, zt: Tensor, *, eta: float
         if noise is None:
             raise ValueError("ddpm needs step noise")
         result = scheduler.step(output, int(t), zt, noise)
-    elif isinstance(scheduler, DDIMScheduler):
-        # Without noise of ours diffusers would draw its own.
+    elif isinstance(scheduler, NeighbourDDIMScheduler):
         if eta > 0 and noise is None:
             raise ValueError("ddim with eta above 0 needs step noise")
-        result = scheduler.step(output, int(t), zt, eta=eta, variance_noise=noise, return_dict=False)
+        result = scheduler.step(output, int(t), zt, eta=eta, variance_noise=noise)
     else:
         result = scheduler.step(output, t, zt, return_dict=False)
     zt_next: Tensor = result[0]

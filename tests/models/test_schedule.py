@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from raygen.models.schedule import NoiseSchedule, SamplerSpec, advance, build_sampler, uses_step_noise
 from raygen.spec import ConfigError
@@ -114,6 +115,51 @@ def test_keyed_ddpm_is_the_posterior() -> None:
     again = advance(scheduler, eps, torch.tensor(t), zt, eta=0, noise=noise)
     torch.manual_seed(99)
     assert torch.equal(again, advance(scheduler, eps, torch.tensor(t), zt, eta=0, noise=noise))
+
+
+#: Standard deviation of the Gaussian data of the next tests; what the network would say of it is known exactly.
+DEVIATION = 0.5
+
+
+def _end(name: str, steps: int, *, eta: float = 0.0, spacing: str | None = None, rows: int = 50_000) -> Tensor:
+    """float64 [rows, 1]: what sampling ends in for z ~ N(0, DEVIATION²), with the best possible network."""
+    spec = SamplerSpec(name=name, steps=steps, eta=eta, spacing=spacing)  # type: ignore[arg-type]
+    draw = torch.Generator().manual_seed(0)
+    zt, abar, scheduler = torch.randn(rows, 1, generator=draw).double(), V.alphas_cumprod(), build_sampler(V, spec)
+    for t in scheduler.timesteps:
+        a = abar[int(t)]
+        best = zt * (a**0.5 * DEVIATION**2 / (a * DEVIATION**2 + 1 - a))  # E[z | zt]
+        v = a**0.5 * (zt - a**0.5 * best) / (1 - a) ** 0.5 - (1 - a) ** 0.5 * best
+        noise = torch.randn(rows, 1, generator=draw).double() if uses_step_noise(spec) else None
+        zt = advance(scheduler, v, t, zt, eta=eta, noise=noise)
+    return zt
+
+
+@pytest.mark.parametrize("steps", [3, 12, 15, 60, 400, 501, 999])
+def test_ddim_with_all_its_noise_is_ddpm_for_any_number_of_steps(steps: int) -> None:
+    """Song et al. 2021, section 4.1; also where the number of steps does not divide the schedule."""
+    rows = 1000
+    torch.testing.assert_close(
+        _end("ddim", steps, eta=1.0, rows=rows), _end("ddpm", steps, rows=rows), rtol=1e-4, atol=5e-5
+    )
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)])
+@pytest.mark.parametrize("steps", [400, 501, 600, 750])
+def test_many_steps_end_in_the_data_whether_they_divide_the_schedule_or_not(name: str, eta: float, steps: int) -> None:
+    assert float(_end(name, steps, eta=eta).std()) == pytest.approx(DEVIATION, rel=0.04)
+
+
+def test_more_steps_come_nearer_to_the_data() -> None:
+    off = [abs(float(_end("ddim", steps).std()) - DEVIATION) for steps in (12, 15, 20, 60, 100, 130, 250, 400)]
+    assert off == sorted(off, reverse=True)
+
+
+@pytest.mark.parametrize("steps", [201, 400, 501, 600])
+def test_leading_steps_that_leave_out_the_noisy_end_are_refused(steps: int) -> None:
+    with pytest.raises(ConfigError, match="use a number of steps that divides the schedule"):
+        build_sampler(NoiseSchedule(), SamplerSpec(name="ddim", steps=steps, spacing="leading"))
+    build_sampler(NoiseSchedule(), SamplerSpec(name="ddim", steps=steps))
 
 
 def test_tables_made_while_sampling_can_be_trained_with() -> None:
