@@ -293,7 +293,7 @@ def build_sampler(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
 
 def diffusers_scheduler(scheduler: Any) -> Any:
     """The scheduler of diffusers that one of ours is built on, for files that others read."""
-    base = next(kind for kind in type(scheduler).__mro__ if kind.__module__.startswith("diffusers."))
+    base: Any = next(kind for kind in type(scheduler).__mro__ if kind.__module__.startswith("diffusers."))
     return base.from_config(scheduler.config)
 
 
