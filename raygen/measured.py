@@ -64,14 +64,11 @@ class Reference:
     def check(self, score: Mapping[str, Any], samples: Store) -> None:
         """`ConfigError` where samples cannot be compared: scored with other networks, or of another size.
 
-        A distance over pictures that were resized differently measures the resizing (evaluation protocols of FID
-        differ by more than models do), so sizes are brought together on purpose, by an ingest run, or not at all.
+        `score`: networks by their content. A distance over pictures that were resized differently measures the
+        resizing (evaluation protocols of FID differ by more than models do), so sizes are brought together on purpose,
+        by an ingest run, or not at all.
         """
-        for name in NETWORKS if self.score is not None else ():
-            assert self.score is not None
-            if self.score.get(name) != score.get(name):
-                theirs, ours = (json.dumps(s.get(name), sort_keys=True) for s in (self.score, score))
-                raise ConfigError(f"{self.url} was scored with {name} {theirs}, this evaluation asks for {ours}")
+        self.check_networks(score)
         if score.get("features") is None:
             return
         size = picture_size(samples, "samples")
@@ -80,6 +77,14 @@ class Reference:
                 f"{samples.url} has pictures of {_words(size)}, the reference {self.url} of {_words(self.size)}; "
                 "ingest the reference at the samples' size, so that its resize is on record"
             )
+
+    def check_networks(self, score: Mapping[str, Any]) -> None:
+        """`ConfigError` where this was scored with others, both named by their content."""
+        for name in NETWORKS if self.score is not None else ():
+            assert self.score is not None
+            if self.score.get(name) != score.get(name):
+                theirs, ours = (json.dumps(s.get(name), sort_keys=True) for s in (self.score, score))
+                raise ConfigError(f"{self.url} was scored with {name} {theirs}, this evaluation asks for {ours}")
 
 
 def picture_size(store: Store, table: str) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ from raygen.extractors.base import (
     Inception,
     ParserSpec,
     Small,
+    by_content,
     load_classifier,
     load_features,
     load_parser,
@@ -42,6 +43,8 @@ UInt8Array = npt.NDArray[np.uint8]
 #: What follows the name of features that were taken of the face alone, and the classes whose bounding box it is.
 FACE: Final = "@face"
 FACE_CLASSES: Final = range(1, 13)
+#: Networks by what is meant by the bundled one of them.
+KINDS: Final = {"parser": "parser", "features": "parser", "classifier": "classifier", "text": "", "lpips": ""}
 
 
 class ScoreSpec(Spec):
@@ -78,6 +81,16 @@ class ScoreSpec(Spec):
         if self.condition_size is not None and self.parser is None:
             raise ValueError("`condition_size` needs a `parser`")
         return self
+
+    def by_content(self) -> dict[str, Any]:
+        """What plans and references keep of it: networks by the sha256 of their weights, not by where they lie."""
+        said = self.model_dump(mode="json")
+        for name, kind in KINDS.items():
+            if (network := getattr(self, name)) is not None:
+                said[name] = by_content(network, kind)
+        if self.identity is not None:
+            said["identity"]["network"] = by_content(self.identity.network, "embedder")
+        return said
 
     @property
     def to_source(self) -> str | None:

@@ -5,7 +5,7 @@ gets. Does not know how a picture is made or measured; each cell is a run that `
 
     out/reference/            the real pictures, scored once (unless `reference` is such a folder already)
     out/cells/NAME/           SAMPLES and SCORES of a cell
-    out/timing/               seconds a picture, each cell alone, without scoring and encoding
+    out/timing/1-threads/     seconds a picture, each cell alone, without scoring and encoding
     out/metrics/              metrics.parquet, metrics.json: one row a cell and metric; table.md
 """
 
@@ -17,12 +17,13 @@ from itertools import product
 from typing import Annotated, Any, Final, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from raygen.comparisons import CompareSpec
 from raygen.curves import CELL, WITHIN, best_steps, curves
 from raygen.measured import Reference
-from raygen.measures import FEATURES, MetricRows, Scored, gather, measure, write_metrics
+from raygen.measures import FEATURES, MetricRows, gather, measure, write_metrics
 from raygen.metrics import SECONDS, family
 from raygen.models.schedule import SamplerName, SamplerSpec, Spacing
 from raygen.passes import Part, execute_all
@@ -164,12 +165,15 @@ class SweepJob(Job):
 
     def run(self, report: Report) -> Result:
         """Reference, pictures of all cells in one pass, times, the table."""
-        reference = self._reference(report)
+        reference, score = self._reference(report), self.what.score.by_content()
+        reference.check_networks(score)
         cells = list(self.cells())
         works = [cell.job.prepare(write=True) for cell in cells]
         parts = [Part(work.store, work.plan, work.bad_rows, work.columns) for work in works]
         specs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
         execute_all(parts, self._bench(specs, self.what.score), self.where, runner_of(self.where), report=report)
+        for work in works:
+            reference.check(score, work.store)
         times = {} if self.what.timing is None else self._time(self.what.timing, cells, specs, report)
         return Result(self.out, self._write(cells, reference, times))
 
@@ -211,7 +215,10 @@ class SweepJob(Job):
     def _time(
         self, timing: TimingSpec, cells: Sequence[Cell], specs: Sequence[SampleSpec], report: Report
     ) -> Mapping[str, Sequence[float]]:
-        """Seconds a picture of each cell, one after the other on one worker: nothing else may slow them."""
+        """Seconds a picture of each cell, one after the other on one worker: nothing else may slow them.
+
+        Other threads or a GPU are other seconds: each has a folder of its own.
+        """
         piece = inputs(self.what.conditions, "conditions").slices[0]
         rows = min(timing.pictures, piece.rows, cells[0].job.what.batch)
         shard = Shard(0, (piece._replace(rows=rows),))
@@ -219,10 +226,16 @@ class SweepJob(Job):
         for cell, spec in zip(cells, specs, strict=True):
             what = {"timing": timing.model_dump(mode="json"), "run": spec.run_id}
             plan = Plan("timing", run_id({"kind": "timing", "what": what}), what, rows, [shard])
-            parts.append(Part(Store(f"{self.out}/timing/{cell.name}"), plan, 0.0))
+            parts.append(Part(Store(self._timing(cell)), plan, 0.0))
         build = partial(build_timing, self._bench(specs, None), timing, [cell.name for cell in cells])
         execute_all(parts, build, self.where.model_copy(update={"workers": 1}), runner_of(self.where), report=report)
         return {cell.name: seconds_of(part.store) for cell, part in zip(cells, parts, strict=True)}
+
+    def _timing(self, cell: Cell) -> str:
+        """Folder of the times of a cell on this hardware."""
+        where = self.where
+        on = f"{where.threads}-threads" + (f"-{where.gpus:g}-gpus" if where.gpus else "")
+        return f"{self.out}/timing/{on}/{cell.name}"
 
     def _bench(self, specs: Sequence[SampleSpec], score: ScoreSpec | None) -> "_Bench":
         return _Bench(tuple(specs), score, self.where.threads, self.what.generate.get("references"))
@@ -237,14 +250,15 @@ class SweepJob(Job):
         protocols = {**observer.protocols(), "reference": {"made": reference.made, "size": list(reference.size)}}
         name = "" if observer.features is None else observer.features.metric
         stores = [Store(cell.job.out, cell.job.what.attempt) for cell in cells]
-        sets = _common([gather(store.tables("scores")) for store in stores])
+        common = _common(stores)
         real = gather(reference.tables())
         finish = partial(measure, reference=reference.content, protocols=protocols, frechet_name=name)
         rows: list[dict[str, Any]] = []
         # Beside a cell the reference is only what distances are taken to: its own numbers are the same for all.
         distant = {key: scored for key, scored in real.items() if key.startswith(FEATURES)}
-        for cell, store, found in zip(cells, stores, sets, strict=True):
-            run = store.plan().run_id
+        for cell, store in zip(cells, stores, strict=True):  # one at a time: features of all would be gigabytes
+            scores, run = gather(store.tables("scores")), store.plan().run_id
+            found = {name: taken({name: scores[name]}, ids)[name] for name, ids in common.items()}
             table = finish({"all": found, "reference": distant}, run_id=run, compare=self.what.compare).to_pylist()
             table += self._times(cell, store, times)
             rows += [_celled(row, cell) for row in table]
@@ -260,7 +274,7 @@ class SweepJob(Job):
         if not found or self.what.timing is None:
             return []
         n = min(self.what.timing.pictures, cell.job.what.batch)
-        environment = next(iter(store.commits())).environment
+        environment = next(iter(Store(self._timing(cell)).commits())).environment
         said = {key: environment.get(key) for key in ("device", "dtype", "threads", "torch")}
         said |= {"rounds": len(found), "includes": "conditions, sampling, first stage; warm, alone"}
         said |= {"interval": "fastest and slowest round"}
@@ -289,15 +303,20 @@ def _weight(guidance: Guidance) -> str:
     return f"{guidance:g}"
 
 
-def _common(sets: Sequence[Mapping[str, Scored]]) -> list[dict[str, Scored]]:
-    """The rows that every cell has: at few thousand pictures, unequal n moves a distance more than samplers do."""
-    result: list[dict[str, Scored]] = [{} for _ in sets]
-    for name in sets[0]:
-        if all(name in found for found in sets):
-            ids = frozenset.intersection(*(frozenset(found[name].ids) for found in sets))
-            for found, kept in zip(sets, result, strict=True):
-                kept |= taken({name: found[name]}, ids)
-    return result
+def _common(stores: Sequence[Store]) -> dict[str, frozenset[str]]:
+    """Rows that every cell has, by measurement: at few thousand, unequal n moves a distance more than samplers do."""
+    common: dict[str, frozenset[str]] | None = None
+    for store in stores:
+        found: dict[str, set[str]] = {}
+        for table in store.tables("scores", ["sample_id", "metric"]):
+            for name in table["metric"].unique().to_pylist():
+                rows = table.filter(pc.equal(table["metric"], name))
+                found.setdefault(name, set()).update(rows["sample_id"].to_pylist())
+        if common is None:
+            common = {name: frozenset(ids) for name, ids in found.items()}
+        else:
+            common = {name: ids & found[name] for name, ids in common.items() if name in found}
+    return common or {}
 
 
 def _celled(row: Mapping[str, Any], cell: Cell) -> dict[str, Any]:

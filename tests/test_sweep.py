@@ -2,14 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from raygen import sweep
+from raygen.bundled import resolve
 from raygen.curves import Curve, Point, best_steps, curves
 from raygen.plots import Axis, plot
 from raygen.report import build
@@ -210,15 +213,51 @@ def test_what_does_not_fit_a_reference_is_refused_by_name(world: Path, swept: Pa
     wrong["what"]["score"] = {"classifier": None, "features": None}
     with pytest.raises(ConfigError, match=r"prepared was scored with features .*small.*asks for null"):
         make(wrong).run(quiet)
+    other = document(world, "other-network", reference=f"{world}/prepared", score={"features": None})
+    with pytest.raises(ConfigError, match=r"prepared was scored with features .*small.*asks for null"):
+        make(other).run(quiet)
+    assert not (world / "other-network/cells").exists()
     data = {"kind": "procedural", "identities": 2, "pictures": 1, "size": 32, "seed": 3}
     make({"kind": "ingest", "what": {"data": data}, "out": f"{world}/small"}).run(quiet)
     with pytest.raises(ConfigError, match=r"pictures of 64 x 64 px, the reference .*small of 32 x 32 px"):
         make(evaluate(world, "sizes", samples=samples, reference=f"{world}/small")).run(quiet)
+    with pytest.raises(
+        ConfigError, match=r"pictures of 64 x 64 px, the reference .*other-size/reference of 32 x 32 px"
+    ):
+        make(document(world, "other-size", reference=f"{world}/small", steps=[1])).run(quiet)
+    assert not (world / "other-size/metrics").exists()
     with pytest.raises(ConfigError, match="name `samples`, or a `reference`"):
         make(evaluate(world, "nothing"))
     what = {"samples": samples, "reference": f"{world}/prepared", "round_trip": "bundled"}
     with pytest.raises(ConfigError, match="round_trip: needs the pictures"):
         make(evaluate(world, "trip", **what)).run(quiet)
+
+
+def test_a_network_is_its_weights_and_not_its_place(world: Path, swept: Path, tmp_path: Path) -> None:
+    """Another file at the same place is refused where scores of the first are kept; the same file elsewhere is not."""
+    samples, mine = f"{swept}/cells/ddim-0002", tmp_path / "mine"
+    shutil.copytree(resolve("bundled", "parser"), mine)
+    shutil.copytree(mine, tmp_path / "moved")
+
+    def job(out: str, folder: Path, **what: object) -> dict:
+        network = {"kind": "small", "folder": str(folder)}
+        made = evaluate(tmp_path, out, samples=samples, **what)
+        made["what"]["score"] = {"classifier": None, "parser": network, "features": network}
+        return made
+
+    prepared = job("prepared", mine, reference=f"{world}/faces")
+    del prepared["what"]["samples"]
+    make(prepared).run(quiet)
+    first = make(job("here", mine, reference=f"{tmp_path}/prepared")).run(quiet).facts
+    assert make(job("there", tmp_path / "moved", reference=f"{tmp_path}/prepared")).run(quiet).facts == first
+
+    weights = mine / "model.safetensors"
+    changed = {name: tensor * 1.01 for name, tensor in load_file(weights).items()}
+    save_file(changed, weights, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"prepared was scored with parser .*sha256.*asks for .*sha256"):
+        make(job("here", mine, reference=f"{tmp_path}/prepared")).run(quiet)
+    with pytest.raises(ConfigError, match=r"holds another run .*different: score\.features\.sha256"):
+        make(prepared).run(quiet)
 
 
 # --- lines --------------------------------------------------------------------------------------------------

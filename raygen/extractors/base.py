@@ -6,7 +6,7 @@ Knows the interfaces and the closed unions of specs. Does not know how any netwo
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Final, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from raygen.extractors.small import SmallClassifier, SmallNetwork, SmallParser, 
 from raygen.spec import Spec
 
 __all__ = [
+    "TRANSFORMERS",
     "Classifier",
     "FeatureSpec",
     "Features",
@@ -27,11 +28,15 @@ __all__ = [
     "ParserSpec",
     "PublishedParser",
     "Small",
+    "by_content",
     "load_classifier",
     "load_features",
     "load_parser",
     "network_digest",
 ]
+
+#: Files of weights in a folder that transformers saved a model in, the first that is there.
+TRANSFORMERS: Final = ("model.safetensors", "pytorch_model.bin")
 
 
 class Parser(Protocol):
@@ -142,11 +147,27 @@ def network_digest(spec: Any, kind: str) -> str:
     """
     if isinstance(spec, Small):
         return small_digest(resolve(spec.folder, kind))
-    path = Path(spec.weights)
-    if not path.is_file():  # a name that its loader knows where to look for
-        return str(spec.sha256 or spec.weights)
+    path = _weights(spec)
+    if path is None or not path.is_file():  # a name that its loader knows where to look for
+        return str(spec.sha256 or getattr(spec, "weights", None) or spec.folder)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _weights(spec: Any) -> Path | None:
+    """The file of a spec that names one, or a folder that transformers saved a model in."""
+    if hasattr(spec, "weights"):
+        return Path(spec.weights)
+    return next((path for name in TRANSFORMERS if (path := Path(spec.folder) / name).is_file()), None)
+
+
+def by_content(spec: Spec, kind: str) -> dict[str, Any]:
+    """A network as plans name it: with the sha256 of its weights in place of where they lie; `kind` as above.
+
+    So the same file at two places is one network, and another file at the same place is another one.
+    """
+    said = spec.model_dump(mode="json", exclude={"folder", "weights"})
+    return {**said, "sha256": network_digest(spec, kind)}
 
 
 class _Own:

@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from raygen.extractors.base import TRANSFORMERS
 from raygen.extractors.published import full_precision, read_weights
 from raygen.spec import ConfigError, InputError, Spec
 
 __all__ = ["ClipScore", "ClipSpec", "load_clip"]
 
-WEIGHTS: Final = ("model.safetensors", "pytorch_model.bin")
 VOCABULARIES: Final = ("tokenizer.json", "vocab.json")
 #: A table of 0, 1, 2 … that older files carry along.
 COUNTERS: Final = "position_ids"
@@ -115,9 +115,9 @@ def load_clip(spec: ClipSpec, device: torch.device) -> ClipScore:
     """
     folder = Path(spec.folder)
     config = _config(folder)
-    path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    path = next((folder / name for name in TRANSFORMERS if (folder / name).is_file()), None)
     if path is None:
-        raise ConfigError(f"{folder}: no CLIP weights here, neither {' nor '.join(WEIGHTS)}")
+        raise ConfigError(f"{folder}: no CLIP weights here, neither {' nor '.join(TRANSFORMERS)}")
     tensors, sha256 = read_weights(path, spec.sha256)
     from transformers import AutoTokenizer, CLIPImageProcessor
 

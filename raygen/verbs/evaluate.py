@@ -106,7 +106,7 @@ class EvaluateJob(Job):
         for work in passes.values():
             run_sharded(work, self.where, report)
         if reference is not None and "reference" in passes:
-            reference.record(self.what.score.model_dump(mode="json"), self.out)
+            reference.record(self.what.score.by_content(), self.out)
         sets: dict[str, dict[str, Scored]] = {}
         if samples is not None and "samples" not in passes:
             sets["all"] = gather(samples.tables("scores"))
@@ -139,7 +139,7 @@ class EvaluateJob(Job):
         """The sets that have to be scored. What was scored before, or while it was made, is not scored again."""
         passes = {}
         if reference is not None and samples is not None:
-            reference.check(self.what.score.model_dump(mode="json"), samples)
+            reference.check(self.what.score.by_content(), samples)
             if (key := self.what.score.to_source) and reference.scores is not None:
                 raise ConfigError(f"what.score.{key}: needs the pictures; name their ingest run as `reference`")
         if self.what.samples is not None and samples is not None and not self._scored_inline(samples):
@@ -169,15 +169,14 @@ class EvaluateJob(Job):
         )  # fmt: skip
 
     def _scored_inline(self, samples: Store) -> bool:
-        wanted = self.what.score.model_dump(mode="json")
-        return samples.plan().what.get("score") == wanted and samples.has("scores")
+        return samples.plan().what.get("score") == self.what.score.by_content() and samples.has("scores")
 
     def _pass(
         self, name: str, url: str, table: str, checkpoint: str | None, score: ScoreSpec | None = None
     ) -> Prepared:
         score = score or self.what.score
         what = {
-            "set": name, "score": score,
+            "set": name, "score": score.by_content(),
             "checkpoint": None if checkpoint is None else checkpoint_digest(checkpoint),
         }  # fmt: skip
         given = inputs(url, table)
@@ -196,7 +195,12 @@ class EvaluateJob(Job):
         """metrics.parquet and metrics.json; the headline numbers by name."""
         content = None if self.what.samples is None else open_input(self.what.samples)[1]
         against = None if reference is None else reference.content
-        parts = {"samples": content, "reference": against, "what": self.what.score, "relate": self.what.relate}
+        parts = {
+            "samples": content,
+            "reference": against,
+            "what": self.what.score.by_content(),
+            "relate": self.what.relate,
+        }
         name = run_id({"kind": "evaluate", **parts})
         observer = Observer(self.what.score, run_id=name)
         plan = None if samples is None else samples.plan()

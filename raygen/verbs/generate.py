@@ -87,13 +87,15 @@ class GenerateJob(ShardedJob):
         return self.planned(inputs(self.what.conditions, "conditions"))
 
     def planned(self, rows: Inputs) -> Prepared:
-        """Plan the shards of pictures of `rows`. The checkpoint enters by its content, not by its path."""
+        """Plan the shards of pictures of `rows`. Checkpoint and judges enter by their content, not by their paths."""
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
         what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
         if unknown := sorted(set(self.what.only or ()) - set(modalities(resolve(self.what.checkpoint)))):
             raise ConfigError(f"what.only: the model does not take {', '.join(unknown)}")
         if self.what.mixing is not None:
             check_mixing(resolve(self.what.checkpoint), self.what.mixing)
+        if self.what.score is not None:
+            what["score"] = self.what.score.by_content()
         if self.what.references is not None:
             what["references"] = inputs(self.what.references, "faces").digest
         return prepared(
