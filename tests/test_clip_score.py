@@ -45,7 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         projection_dim=24,
     )
     generator = torch.Generator().manual_seed(0)
-    model = CLIPModel(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)  # also what is not a matrix is drawn
+        model = CLIPModel(config)
     for value in model.state_dict().values():  # larger than it would start with, so that texts differ
         if value.ndim > 1:
             value.copy_(torch.randn(value.shape, generator=generator) * 0.3)
