@@ -1,14 +1,16 @@
-"""Seconds a picture of several checkpoints at several step counts, in turns, in one process.
+"""Seconds a picture of several checkpoints or samplers, at several step counts, in turns, in one process.
 
     python benchmarks/seconds.py runs/scadm/steps/masks runs/scadm/long runs/scadm/sdm_long --steps 50 100 200 1000
+    python benchmarks/seconds.py runs/sweep/few_conditions bundled --samplers ddim:50 unipc:12 --pictures 16 --rounds 9
 
-Each round times every checkpoint once, so that what else the machine does is shared out; ratios are of the same round.
+Each round times every one of them once, so that what else the machine does is shared out; ratios are of the same round.
 No scoring, no encoding; a warm-up before the first round does not count.
 """
 
 import argparse
 import statistics
 from collections.abc import Iterator
+from itertools import product
 
 from raygen.run import make
 from raygen.storage import read_slice
@@ -18,11 +20,12 @@ from raygen.verbs.generate import GenerateJob, build_bench
 
 
 def workers(given: argparse.Namespace, steps: int) -> Iterator[TimingWorker]:
-    """One a checkpoint, all of them warm."""
-    for checkpoint in given.checkpoints:
+    """One a checkpoint and sampler; a sampler such as `ddim:50` has its own number of steps."""
+    for checkpoint, sampler in product(given.checkpoints, given.samplers):
+        name, _, own = sampler.partition(":")
         what = {
             "conditions": given.conditions, "checkpoint": checkpoint, "batch": given.pictures,
-            "sampler": {"name": given.sampler, "steps": steps},
+            "sampler": {"name": name, "steps": int(own or steps)},
         }  # fmt: skip
         job = make({"kind": "generate", "what": what, "out": "unused"})
         assert isinstance(job, GenerateJob)
@@ -36,14 +39,16 @@ def main() -> None:
     parser.add_argument("conditions")
     parser.add_argument("checkpoints", nargs="+")
     parser.add_argument("--steps", nargs="+", type=int, default=[50])
-    parser.add_argument("--sampler", default="ddim")
+    parser.add_argument("--samplers", nargs="+", default=["ddim"])
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     piece = open_input(given.conditions)[0].slices("conditions")[0]
     rows = read_slice(piece._replace(rows=given.pictures))
-    names = [checkpoint.rstrip("/").rpartition("/")[2] for checkpoint in given.checkpoints]
+    checkpoints = [checkpoint.rstrip("/").rpartition("/")[2] for checkpoint in given.checkpoints]
+    pairs = product(checkpoints, given.samplers)
+    names = [one if len(given.samplers) == 1 else f"{one}, {sampler}" for one, sampler in pairs]
     print("| steps | " + " | ".join(names) + f" | {names[0]} over {names[-1]} (rounds) |")
     print("|---|" + "---|" * (len(names) + 1))
     for steps in given.steps:
