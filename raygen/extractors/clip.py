@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from raygen.extractors.published import full_precision, read_weights
+from raygen.extractors.published import read_weights
+from raygen.precision import full_precision
 from raygen.spec import ConfigError, InputError, Spec
 
 __all__ = ["ClipScore", "ClipSpec", "load_clip"]
