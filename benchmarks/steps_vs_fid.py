@@ -12,15 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from raygen.curves import WITHIN, best_steps, cell_of, curves
+from raygen.footing import check_protocols
 from raygen.metrics import SECONDS, family
 from raygen.plots import plot
+from raygen.spec import InputError, RaygenError
 from raygen.tables import from_parquet
 
 
 def rows_of(folders: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """METRICS rows of whole sets of several sweeps; cells of the same settings but other n are not put together."""
+    """METRICS rows of several sweeps, each with its `sweep`."""
     for folder in folders:
-        yield from from_parquet((Path(folder) / "metrics/metrics.parquet").read_bytes()).to_pylist()
+        for row in from_parquet((Path(folder) / "metrics/metrics.parquet").read_bytes()).to_pylist():
+            yield {**row, "sweep": folder}
+
+
+def check(rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The numbers of pictures that cells are of: one, or none without cells.
+
+    `ConfigError` names two cells that were measured against other references, by other networks or at other sizes;
+    `InputError` says which numbers of pictures there are, where there are several.
+    """
+    columns: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        if (cell := cell_of(row)) and row["slice"] == "all" and row["metric"] != SECONDS:
+            columns.setdefault(row["metric"], {})[f"{row['sweep']}: {cell['name']}"] = row
+    for metric, cells in columns.items():
+        check_protocols(metric, cells)
+    counts = sorted({row["n"] for cells in columns.values() for row in cells.values()})
+    if len(counts) > 1:
+        raise InputError(f"cells of {counts} pictures: unequal n is not comparable; draw them apart", reason="n")
+    return counts
 
 
 def tables(rows: list[Mapping[str, Any]], metric: str) -> Iterator[str]:
@@ -45,9 +66,10 @@ def main() -> None:
     parser.add_argument("--out", default="benchmarks/figures")
     given = parser.parse_args()
     rows = list(rows_of(given.sweeps))
-    counts = sorted({row["n"] for row in rows if cell_of(row) and row["slice"] == "all" and row["metric"] != SECONDS})
-    if len(counts) > 1:
-        raise SystemExit(f"these sweeps have cells of {counts} pictures: unequal n is not comparable; draw them apart")
+    try:
+        counts = check(rows)
+    except RaygenError as error:
+        raise SystemExit(str(error)) from error
     for metric in given.metrics:
         found = curves(rows, metric)
         for over in ("steps", "seconds"):

@@ -6,6 +6,9 @@ stage is a job that could be run by hand, and goes on where an earlier command l
     out/NAME/              what `shared` jobs make, once
     out/VARIANT/NAME/      what `stages` make; an evaluation writes into out/VARIANT itself
     out/metrics/           metrics.parquet, metrics.json of all variants; table.md
+
+Only what was measured alike is put into one table: against the same reference, by the same networks and protocol, over
+as many rows. Where variants made unequal numbers of pictures, all are judged by the rows that each of them has.
 """
 
 import json
@@ -19,13 +22,14 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from raygen.footing import check_counts, check_names, check_protocols
 from raygen.measures import write_metrics
 from raygen.metrics import SECONDS
 from raygen.spec import ConfigError, RaygenError, Spec, override, parse
 from raygen.storage import Storage
 from raygen.store import open_input
 from raygen.tables import METRICS, from_parquet
-from raygen.trainings import grid
+from raygen.trainings import Grid, grid, side_by_side, variant_of
 from raygen.verbs.base import Estimate, Job, Report, Result
 from raygen.verbs.edit import EditJob
 from raygen.verbs.encode import EncodeJob
@@ -100,6 +104,7 @@ class AblationJob(Job):
     def run(self, report: Report) -> Result:
         """Every job in turn, then the table."""
         began = time.time()
+        measured: dict[str, list[dict[str, Any]]] = {}
         for variant, name, job in self.jobs():
             label = f"{variant}/{name}" if variant else name
 
@@ -109,6 +114,9 @@ class AblationJob(Job):
                 report(progress)
 
             job.run(say)
+            if isinstance(job, EvaluateJob):
+                measured.setdefault(variant, []).extend(_rows(job, variant, name))
+                _check(measured)  # before hours go into the next variant
         table = self._metrics()
         return Result(self.out, {**_headlines(table), "seconds": round(time.time() - began, 1)})
 
@@ -128,21 +136,71 @@ class AblationJob(Job):
         return Estimate(rows, 0, 0, size, seconds, tuple(notes))
 
     def _metrics(self) -> pa.Table:
-        """All numbers of all variants, the variant in each one's protocol; written to `out/metrics`."""
+        """All numbers of all variants, the variant in each one's protocol; written to `out/metrics`.
+
+        `ConfigError` where they were not measured alike, `InputError` where distances are of unequal n.
+        """
         rows: list[dict[str, Any]] = []
+        common = self._common()
         for variant, name, job in self.jobs():
             if isinstance(job, EvaluateJob):
-                found = from_parquet(Storage(f"{job.out}/metrics").get("metrics.parquet")).to_pylist()
-                rows += [{**r, "protocol": _named(r["protocol"], variant, name)} for r in found]
+                rows += _rows(job, variant, name, common.get(name) if variant else None)
             elif isinstance(job, TrainJob) and variant:
                 rows += _trained(job, variant, name)
             elif isinstance(job, GenerateJob) and variant:
                 rows += _made(job, variant, name)
+        by_variant: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            by_variant.setdefault(str(variant_of(row)), []).append(row)
+        _check(by_variant)
+        for column, cells in side_by_side(rows).items():
+            check_counts(column, cells)
         table = pa.Table.from_pylist(rows, METRICS)
         folder = Storage(f"{self.out}/metrics")
         write_metrics(folder, rows)
         folder.put("table.md", _markdown(table).encode())
         return table
+
+    def _common(self) -> dict[str, dict[str, frozenset[str]]]:
+        """Of each stage that judges, the measurements with unequal numbers of rows, and the ids that all of them have.
+
+        Those that have no row in common are left as they are: their means stand with their n, distances are refused.
+        """
+        found: dict[str, dict[str, list[frozenset[str]]]] = {}
+        for variant, name, job in self.jobs():
+            if variant and isinstance(job, EvaluateJob):
+                for measurement, ids in job.rows().items():
+                    found.setdefault(name, {}).setdefault(measurement, []).append(ids)
+        common = {
+            name: {
+                measurement: ids
+                for measurement, sets in by.items()
+                if len({len(one) for one in sets}) > 1 and (ids := frozenset.intersection(*sets))
+            }
+            for name, by in found.items()
+        }
+        return {name: by for name, by in common.items() if by}
+
+
+def _rows(
+    job: EvaluateJob, variant: str, stage: str, common: Mapping[str, frozenset[str]] | None = None
+) -> list[dict[str, Any]]:
+    """METRICS of an evaluation that has run; of `common`, ids by measurement, where that is not None."""
+    if common is None:
+        found = from_parquet(Storage(f"{job.out}/metrics").get("metrics.parquet"))
+        return [{**row, "protocol": _named(row["protocol"], variant, stage)} for row in found.to_pylist()]
+    said = {"rows": "those that all variants have"}
+    return [{**row, "protocol": _named(row["protocol"], variant, stage, said)} for row in job.over(common).to_pylist()]
+
+
+def _check(measured: Mapping[str, list[dict[str, Any]]]) -> None:
+    """`ConfigError` where rows of variants were not measured alike."""
+    columns = side_by_side(row for found in measured.values() for row in found)
+    for column, cells in columns.items():
+        check_protocols(column, cells)
+    check_names({
+        variant: [cells[variant] for cells in columns.values() if variant in cells] for variant in measured
+    })  # fmt: skip
 
 
 def _fill(value: Any, places: Mapping[str, str]) -> Any:
@@ -156,8 +214,8 @@ def _fill(value: Any, places: Mapping[str, str]) -> Any:
     return [_fill(item, places) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _named(protocol: str, variant: str, stage: str) -> str:
-    return json.dumps({**json.loads(protocol), "variant": variant, "stage": stage}, sort_keys=True)
+def _named(protocol: str, variant: str, stage: str, more: Mapping[str, str] | None = None) -> str:
+    return json.dumps({**json.loads(protocol), **(more or {}), "variant": variant, "stage": stage}, sort_keys=True)
 
 
 def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
@@ -165,12 +223,14 @@ def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
     facts = json.loads((Path(job.out) / "training" / "result.json").read_text(encoding="utf-8"))
     protocol = {"steps": facts["steps"], "parameters": facts["parameters"], "trained_s": facts["trained_s"]}
     values = {"loss": facts.get("loss"), **facts.get("reconstruction", {})}
-    scored = facts.get("scored", {}).get("pictures", 0)
+    scored = facts.get("scored", {})
+    pictures = scored.get("pictures", 0)
+    judged = {"split": scored.get("split"), "size": getattr(job.what.model, "image_size", None)}
     row = {"run_id": facts["run_id"], "slice": stage, "ci_low": None, "ci_high": None, "reference": None}
     return [
         {
-            **row, "metric": metric, "value": value, "n": facts["pictures"] if metric == "loss" else scored,
-            "protocol": json.dumps({**protocol, "variant": variant, "stage": stage}, sort_keys=True),
+            **row, "metric": metric, "value": value, "n": facts["pictures"] if metric == "loss" else pictures,
+            "protocol": _named(json.dumps(protocol if metric == "loss" else {**protocol, **judged}), variant, stage),
             "created": datetime.now(UTC),
         }
         for metric, value in values.items()
@@ -200,14 +260,24 @@ def _made(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
 
 
 def _headlines(table: pa.Table) -> dict[str, object]:
-    _, values = grid(table.to_pylist())
+    values = grid(table.to_pylist()).values
     return {variant: {name: round(value, 4) for name, value in found.items()} for variant, found in values.items()}
 
 
 def _markdown(table: pa.Table) -> str:
-    columns, values = grid(table.to_pylist())
+    found = grid(table.to_pylist())
+    columns = found.columns
     lines = ["| variant | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
-    for variant, found in values.items():
-        cells = [f"{found[name]:.4g}" if name in found else "" for name in columns]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    for variant in found.values:
+        lines.append(f"| {variant} | " + " | ".join(_cell(found, variant, name) for name in columns) + " |")
+    counts = ("" if (n := found.n_of(name)) is None else f"{n:,}" for name in columns)
+    lines.append("| *n* | " + " | ".join(counts) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(found: Grid, variant: str, name: str) -> str:
+    """A value, with its own n where variants differ there: of means, which may stand beside each other all the same."""
+    if name not in found.values[variant]:
+        return ""
+    own = "" if found.n_of(name) is not None else f" (n {found.n[variant][name]:,})"
+    return f"{found.values[variant][name]:.4g}{own}"

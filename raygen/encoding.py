@@ -17,6 +17,7 @@ from torch import Tensor
 from raygen.models import checkpoint
 from raygen.models.autoencoder import to_pixels, to_uint8
 from raygen.models.conditions import images_from_rows
+from raygen.precision import settle
 from raygen.sampling import pick_device
 from raygen.spec import Spec
 from raygen.tables import LATENTS
@@ -42,8 +43,7 @@ class EncodeWorker:
     """FACES rows -> LATENTS rows: first those of the pictures as they are, then the mirrored ones."""
 
     def __init__(self, spec: EncodeSpec, *, threads: int | None = None) -> None:
-        if threads is not None:
-            torch.set_num_threads(threads)
+        settle(threads)
         self.spec = spec
         self.device = pick_device(spec.device)
         self.digest = checkpoint.digest(spec.checkpoint)
@@ -98,6 +98,7 @@ class RoundTrip:
     """Pictures through a first stage and back: the best that any model over its latents can do."""
 
     def __init__(self, checkpoint_folder: str, device: str = "auto") -> None:
+        settle()
         self.device = pick_device(device)
         self.stage = checkpoint.load_first_stage(checkpoint_folder, self.device)
 

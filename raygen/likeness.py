@@ -14,6 +14,7 @@ from torch import Tensor
 from raygen.extractors.perceptual import LPIPSSpec, load_lpips
 from raygen.metrics.perceptual import SSIM, ssim
 from raygen.models.autoencoder import to_pixels
+from raygen.precision import full_precision
 
 __all__ = ["Likeness"]
 
@@ -42,7 +43,7 @@ class Likeness:
             return np.concatenate([self(made[part], real[part]) for part in parts])
         if self._lpips is None:
             return ssim(made, real)
-        with torch.inference_mode():
+        with torch.inference_mode(), full_precision():
             distance = self._lpips(self._pixels(made), self._pixels(real))
         return np.asarray(1 - distance.double().cpu().numpy())
 

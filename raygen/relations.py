@@ -16,6 +16,7 @@ from raygen.extractors.perceptual import LPIPSSpec
 from raygen.likeness import Likeness
 from raygen.metrics.change import change, region
 from raygen.models.conditions import fit_mask
+from raygen.precision import settle
 from raygen.references import StoredRows
 from raygen.spec import InputError, Spec
 from raygen.tables import SCORES, decode_image, decode_mask
@@ -52,7 +53,7 @@ class RelationWorker:
 
     def __init__(self, spec: RelationSpec, samples: str, *, run_id: str, threads: int) -> None:
         """`samples`: the folder that the rows come from, for the others of a group."""
-        torch.set_num_threads(threads)
+        settle(threads)
         self.spec, self.run_id = spec, run_id
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.likeness = Likeness(spec.lpips, device) if spec.diversity else None

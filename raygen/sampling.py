@@ -28,6 +28,7 @@ from raygen.models.base import Context, Model, Record, concatenate
 from raygen.models.conditions import Conditions, References
 from raygen.models.mixing import AnyMixing
 from raygen.models.schedule import SamplerSpec, advance, build_sampler, uses_step_noise
+from raygen.precision import settle, tf32
 from raygen.spec import ConfigError, Spec
 from raygen.tables import SAMPLES, SCORES, Codec, cast, encode_image, picture_column
 
@@ -231,8 +232,7 @@ class SampleWorker:
         references: References | None = None,
     ) -> None:
         """`references`: of the faces that styles are taken from."""
-        if threads is not None:
-            torch.set_num_threads(threads)
+        settle(threads)
         self.spec, self.observe, self.references = spec, observe, references
         self.device = pick_device(spec.device)
         self.digest = "" if model is not None else checkpoint.digest(spec.checkpoint)
@@ -254,7 +254,7 @@ class SampleWorker:
     def environment(self) -> dict[str, str]:
         """What bytes depend on besides the spec and the versions."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        return {"device": name, "threads": str(torch.get_num_threads()), "dtype": self.spec.dtype}
+        return {"device": name, "threads": str(torch.get_num_threads()), "dtype": self.spec.dtype, "tf32": tf32()}
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
         """`start(rows)()`."""
@@ -302,8 +302,8 @@ class SampleWorker:
 
         `keys`: of the noise of each slot, None for one that does not count.
         """
-        spec, model = self.spec, self.model
-        shape = model.latent_shape
+        settle()  # also where whoever uses this as a library has changed it since
+        spec, model, shape = self.spec, self.model, self.model.latent_shape
         z = _batch_noise(keys, 0, shape).to(self.device)
         noisy = uses_step_noise(spec.sampler)
         scheduler = build_sampler(model.schedule, spec.sampler)

@@ -34,6 +34,7 @@ from raygen.metrics.attributes import codes
 from raygen.metrics.perceptual import psnr, ssim
 from raygen.metrics.segmentation import Counts, confusion
 from raygen.models.conditions import References, fit_image
+from raygen.precision import settle
 from raygen.spec import Spec
 from raygen.tables import SCORES, decode_image, decode_mask
 
@@ -103,6 +104,7 @@ class Observer:
 
     def __init__(self, spec: ScoreSpec, *, run_id: str, attempt: int = 0, sources: References | None = None) -> None:
         """`sources`: faces by id, for how like them pictures are."""
+        settle()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.spec = spec
         self.run_id, self.attempt, self.sources = run_id, attempt, sources if spec.to_source else None
@@ -293,7 +295,7 @@ class ScoreWorker:
         through: Callable[[UInt8Array], UInt8Array] | None = None,
         sources: References | None = None,
     ) -> None:
-        torch.set_num_threads(threads)
+        settle(threads)
         self.observe = Observer(spec, run_id=run_id, sources=sources)
         self.through = through
 

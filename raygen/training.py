@@ -34,6 +34,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raygen.arrays import TrainingArrays, draw, load_arrays, order
 from raygen.losses import Objective
+from raygen.precision import settle
 from raygen.spec import ConfigError, InfrastructureError, Spec, canonical
 
 __all__ = [
@@ -115,6 +116,7 @@ class Trainer:
     ) -> None:
         if spec.batch % (world_size * spec.accumulate):
             raise ConfigError(f"batch {spec.batch} does not divide into {world_size} ranks x {spec.accumulate} parts")
+        settle()
         self.spec, self.rank, self.world_size = spec, rank, world_size
         self.device = torch.device(device)
         self.objective = objective.to(self.device).train()

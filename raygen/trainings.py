@@ -9,20 +9,19 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from raygen.footing import JUDGES
 from raygen.metrics import family
 from raygen.storage import Storage
 
-__all__ = ["Training", "grid", "records", "trainings", "variant_of"]
+__all__ = ["Grid", "Training", "grid", "records", "side_by_side", "trainings", "variant_of"]
 
 #: Folders below the root that may be trainings: its own, a stage's, a variant's stage.
 DEPTH: Final = 2
 POINTS: Final = 240
 #: Slices with a part that an ablation's table shows nevertheless.
 SHOWN: Final = ("all/captions", "all/small parts", "all/inside", "all/outside")
-#: Families that say as much of who judges as of what is judged.
-JUDGES: Final = ("eer", "tar")
 SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
@@ -129,13 +128,25 @@ def variant_of(row: Mapping[str, Any]) -> str | None:
         return None
 
 
-def grid(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, dict[str, float]]]:
-    """The numbers of whole sets: column names, and their values by variant.
+class Grid(NamedTuple):
+    """The numbers of whole sets of an ablation."""
+
+    columns: list[str]
+    values: dict[str, dict[str, float]]  # by variant and column
+    n: dict[str, dict[str, int | None]]  # rows that each value is of, alike
+
+    def n_of(self, column: str) -> int | None:
+        """The number of rows that all variants have there; None where they differ, or nobody knows."""
+        found = {counts[column] for counts in self.n.values() if column in counts}
+        return found.pop() if len(found) == 1 else None
+
+
+def side_by_side(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """METRICS rows of whole sets by column and variant: those that an ablation compares.
 
     Reference and round trip are the same for all, unless it is the judge that varies: rates of verification are kept.
     """
-    columns: dict[str, None] = {}
-    values: dict[str, dict[str, float]] = {}
+    columns: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         variant = variant_of(row)
         part = row["slice"].removeprefix("all/")
@@ -144,6 +155,18 @@ def grid(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], dict[str, dict[s
         if "/" in row["slice"] and row["slice"] not in SHOWN:
             continue
         name = row["metric"] if row["slice"] in ("all", "reference") else f"{row['metric']} ({part})"
-        columns.setdefault(name)
-        values.setdefault(variant, {})[name] = row["value"]
-    return list(columns), values
+        cells = columns.setdefault(name, {})
+        if row["slice"] != "reference" or cells.get(variant, row)["slice"] == "reference":  # else it is at hand itself
+            cells[variant] = row
+    return columns
+
+
+def grid(rows: Iterable[Mapping[str, Any]]) -> Grid:
+    """Columns, values and numbers of rows, for a table with a line a variant."""
+    columns = side_by_side(rows)
+    found = Grid(list(columns), {}, {})
+    for name, cells in columns.items():
+        for variant, row in cells.items():
+            found.values.setdefault(variant, {})[name] = row["value"]
+            found.n.setdefault(variant, {})[name] = row.get("n")
+    return found

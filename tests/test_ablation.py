@@ -100,6 +100,6 @@ def test_the_reference_counts_where_the_judge_varies() -> None:
         for variant, value in (("a", 0.1), ("b", 0.2))
         for metric, where in (("eer:x", "reference"), ("miou:p", "reference"), ("tar@0.001:x", "reference"))
     ]
-    columns, values = grid(rows)
-    assert columns == ["eer:x", "tar@0.001:x"]
-    assert values == {"a": {"eer:x": 0.1, "tar@0.001:x": 0.1}, "b": {"eer:x": 0.2, "tar@0.001:x": 0.2}}
+    found = grid(rows)
+    assert found.columns == ["eer:x", "tar@0.001:x"]
+    assert found.values == {"a": {"eer:x": 0.1, "tar@0.001:x": 0.1}, "b": {"eer:x": 0.2, "tar@0.001:x": 0.2}}

@@ -20,7 +20,6 @@ from raygen.extractors.published import (
     ParseNet,
     PublishedNetwork,
     fill,
-    full_precision,
     load_published,
     read_weights,
 )
@@ -227,22 +226,6 @@ def test_parsers_see_what_pillow_would_have_shown_them(side: int) -> None:
     bilinear = np.asarray(pillow.resize((512, 512), Image.Resampling.BILINEAR), dtype=np.float32)
     grey = (net.seen[0].movedim(0, -1).numpy() * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255
     assert np.abs(grey - bilinear).max() <= 1.1  # Pillow rounds twice
-
-
-def test_precision_is_whole_inside_and_restored_after() -> None:
-    def flags() -> tuple[bool, bool]:
-        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-
-    def fail() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16), full_precision():
-            assert flags() == (False, False)
-            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-            raise RuntimeError
-
-    before = flags()
-    with pytest.raises(RuntimeError):
-        fail()
-    assert flags() == before
 
 
 # --- Inception ----------------------------------------------------------------------------------------------

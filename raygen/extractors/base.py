@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor
 
 from raygen.bundled import resolve
-from raygen.extractors.published import full_precision
 from raygen.extractors.small import SmallClassifier, SmallNetwork, SmallParser, load_small, small_digest
+from raygen.precision import full_precision
 from raygen.spec import Spec
 
 __all__ = [

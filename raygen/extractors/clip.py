@@ -18,7 +18,8 @@ from pydantic import Field
 from torch import Tensor
 
 from raygen.extractors.base import TRANSFORMERS
-from raygen.extractors.published import full_precision, read_weights
+from raygen.extractors.published import read_weights
+from raygen.precision import full_precision
 from raygen.spec import ConfigError, InputError, Spec
 
 __all__ = ["ClipScore", "ClipSpec", "load_clip"]

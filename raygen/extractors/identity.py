@@ -18,8 +18,8 @@ from torch import Tensor
 from raygen.bundled import resolve
 from raygen.extractors.base import Small
 from raygen.extractors.deep import DeepFeatures, TorchScript, VGGFace2, load_embedder
-from raygen.extractors.published import full_precision
 from raygen.extractors.small import SmallEmbedder, load_small, small_digest
+from raygen.precision import full_precision
 from raygen.spec import ConfigError, InputError, Spec
 
 __all__ = ["ONNX", "Embedder", "IdentitySpec", "load_identity"]

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.extractors.published import fill, full_precision, read_weights
+from raygen.extractors.published import fill, read_weights
+from raygen.precision import full_precision
 from raygen.spec import ConfigError
 
 __all__ = ["FILE", "PUBLISHED", "Inception2015", "InceptionFeatures", "load_inception", "resize"]

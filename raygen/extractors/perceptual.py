@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.extractors.published import full_precision, read_weights
+from raygen.extractors.published import read_weights
+from raygen.precision import full_precision
 from raygen.spec import ConfigError, InputError, Spec
 
 __all__ = ["FILES", "LPIPS", "LPIPSSpec", "load_lpips"]

@@ -5,8 +5,7 @@ Knows their shapes, the names of their published parameters, what each expects o
 Fetches nothing: neither network's weights may be passed on, so none are here.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
@@ -15,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raygen.faces import CLASSES, FACE_PARSING_TO_OFFICIAL
+from raygen.precision import full_precision
 from raygen.spec import ConfigError, InputError
 from raygen.weights.files import open_weights
 
-__all__ = ["BiSeNet", "ParseNet", "PublishedNetwork", "fill", "full_precision", "load_published", "read_weights"]
+__all__ = ["BiSeNet", "ParseNet", "PublishedNetwork", "fill", "load_published", "read_weights"]
 
 Net = TypeVar("Net", bound=nn.Module)
 #: Side of the square that both networks were trained on and see every picture as.
@@ -84,19 +84,6 @@ def _problem(wanted: Tensor | None, found: Tensor | None) -> str | None:
     if wanted.is_floating_point() != found.is_floating_point():
         return f"is {found.dtype}"
     return None if bool(torch.isfinite(found).all()) else "is not finite"
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Convolutions and products in whole float32: no TF32 and no autocast inside, and both as they were after."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 # --- ParseNet -----------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from raygen.metrics.pairs import BLOCK, checked, full_precision
+from raygen.metrics.pairs import BLOCK, checked
+from raygen.precision import full_precision
 
 __all__ = ["KernelDistance", "kid", "kid_of_subsets", "kid_subsets"]
 

@@ -9,7 +9,6 @@ differences in float64; so equal distances are equal, and neither block size nor
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,7 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-__all__ = ["BLOCK", "Block", "blocks", "checked", "distances", "full_precision", "nearest"]
+from raygen.precision import full_precision
+
+__all__ = ["BLOCK", "Block", "blocks", "checked", "distances", "nearest"]
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
@@ -28,18 +29,6 @@ BLOCK: Final = 512
 SPARE: Final = 16
 #: Numbers that an exact measurement gathers at a time (64 MB of float64).
 CHUNK: Final = 1 << 23
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products in whole float32: no TF32, no bfloat16 passes and no autocast inside, and all as it was after."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def checked(features: npt.NDArray[Any], name: str = "features") -> npt.NDArray[Any]:

@@ -9,6 +9,7 @@ measured.
     out/metrics/pictures.json                   folders that the pictures of these pairs are in
     out/metrics/verification.json  pairs.txt    cosines of genuine and impostor pairs; pairs as LFW lists them
     out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse; only if there are any
+    out/metrics/common/                         METRICS over the rows that all variants of an ablation have
     out/reference.json                          what the reference is; the folder is one that others may name
 """
 
@@ -34,10 +35,11 @@ from raygen.references import StoredRows
 from raygen.relations import COLUMNS, RelationSpec, RelationWorker
 from raygen.scoring import Observer, ScoreSpec, ScoreWorker
 from raygen.shards import Worker
-from raygen.slices import by_slices, check_slices, column
+from raygen.slices import by_slices, check_slices, column, taken
 from raygen.spec import ConfigError, run_id
 from raygen.storage import Storage
 from raygen.store import KEYS, Store, open_input
+from raygen.tables import from_parquet
 from raygen.verbs.base import Estimate, Job, Prepared, Report, Result, ShardedWhat, inputs, prepared, probe, run_sharded
 from raygen.verification import IDENTITY, VerificationSpec, histogram, pair_list, verified
 
@@ -50,6 +52,8 @@ MADE: Final = ("influence", "edit")
 OF_SAMPLES: Final = ("samples", "related")
 TRAINING: Final = "training"
 UNPAIRED: Final = "unpaired.json"
+#: Folder of the numbers over only those rows that others have too.
+COMMON: Final = "metrics/common"
 Sets = Mapping[str, Mapping[str, Scored]]
 
 
@@ -107,6 +111,30 @@ class EvaluateJob(Job):
             run_sharded(work, self.where, report)
         if reference is not None and "reference" in passes:
             reference.record(self.what.score.by_content(), self.out)
+        return Result(self.out, self._write(self._sets(passes, reference, samples), reference, samples))
+
+    def rows(self) -> dict[str, frozenset[str]]:
+        """Ids of what is judged, by measurement, once `run` has ended."""
+        reference, samples = self._reference(), self._samples()
+        sets = self._sets(self._passes(reference, samples), reference, samples)
+        return {name: frozenset(found.ids) for name, found in sets.get("all", {}).items()}
+
+    def over(self, rows: Mapping[str, frozenset[str]]) -> pa.Table:
+        """METRICS as `run` has them, but over these ids of these measurements; also in `metrics/common`.
+
+        For after `run`: nothing is scored again, and what `run` wrote stays.
+        """
+        reference, samples = self._reference(), self._samples()
+        sets = self._sets(self._passes(reference, samples), reference, samples)
+        for name in rows.keys() & sets["all"].keys():
+            sets["all"] |= taken({name: sets["all"][name]}, rows[name])
+        self._write(sets, reference, samples, COMMON)
+        return from_parquet(Storage(f"{self.out}/{COMMON}").get("metrics.parquet"))
+
+    def _sets(
+        self, passes: Mapping[str, Prepared], reference: Reference | None, samples: Store | None
+    ) -> dict[str, dict[str, Scored]]:
+        """Scores of all sets, where every pass has ended."""
         sets: dict[str, dict[str, Scored]] = {}
         if samples is not None and "samples" not in passes:
             sets["all"] = gather(samples.tables("scores"))
@@ -118,7 +146,7 @@ class EvaluateJob(Job):
         if samples is not None and "samples" in passes and samples.has("scores"):  # what only their making could know
             made = gather(samples.tables("scores"))
             sets["all"] |= {name: found for name, found in made.items() if name.partition(":")[0] in MADE}
-        return Result(self.out, self._write(sets, reference, samples))
+        return sets
 
     def estimate(self) -> Estimate:
         """Of all passes together."""
@@ -190,9 +218,13 @@ class EvaluateJob(Job):
         )  # fmt: skip
 
     def _write(
-        self, sets: dict[str, dict[str, Scored]], reference: Reference | None, samples: Store | None
+        self,
+        sets: dict[str, dict[str, Scored]],
+        reference: Reference | None,
+        samples: Store | None,
+        where: str = "metrics",
     ) -> dict[str, object]:
-        """metrics.parquet and metrics.json; the headline numbers by name."""
+        """metrics.parquet and metrics.json in the folder `where`; the headline numbers by name."""
         content = None if self.what.samples is None else open_input(self.what.samples)[1]
         against = None if reference is None else reference.content
         parts = {
@@ -218,7 +250,7 @@ class EvaluateJob(Job):
             measure, run_id=named, reference=against, protocols=protocols,
             frechet_name="" if features is None else features.metric, compare=self.what.compare,
         )  # fmt: skip
-        folder = Storage(f"{self.out}/metrics")
+        folder = Storage(f"{self.out}/{where}")
         facts = self._unpaired(folder, protocols, reference, samples)
         tables = [finish(sets)]
         if self.what.slices:
@@ -231,8 +263,8 @@ class EvaluateJob(Job):
             closest, twins = to_training(self.what.training, sets, training, reference, features, rows)
             folder.put("closest.json", json.dumps(closest, indent=1).encode())
             folder.put("duplicates.json", json.dumps(twins, indent=1).encode())
-            where = {"samples": self.what.samples, "training": self.what.training.faces}
-            folder.put("pictures.json", json.dumps(where, indent=1).encode())
+            places = {"samples": self.what.samples, "training": self.what.training.faces}
+            folder.put("pictures.json", json.dumps(places, indent=1).encode())
             tables.append(rows.table())
         if self.what.verification is not None:
             tables.append(self._verified(self.what.verification, sets, protocols, folder, MetricRows(named, against)))

@@ -38,6 +38,7 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage, to_pixels
 from raygen.models.ldm import LDMSpec
 from raygen.models.text import Tokenizer, TransformerText, tokenizer_of
+from raygen.precision import settle
 from raygen.recipes import TrainWhat, digests_of, objective_of
 from raygen.reconstruction import reconstruction_scores
 from raygen.sheets import sheet
@@ -199,7 +200,7 @@ def _device() -> torch.device:
 
 def _rank(job: TrainJob, rank: int, world_size: int) -> Iterator[Step]:
     """Everything one rank does: data, training, and on rank 0 sheets, records and the checkpoint."""
-    torch.set_num_threads(job.where.threads)
+    settle(job.where.threads)
     folder, spec = Path(job.out) / "training", job.what.training
     tokenizer = job.tokenizer()
     arrays = job.arrays(tokenizer)

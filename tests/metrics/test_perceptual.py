@@ -1,7 +1,8 @@
-"""PSNR and SSIM against closed forms."""
+"""PSNR and SSIM against closed forms, and against scikit-image."""
 
 import numpy as np
 import pytest
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from raygen.metrics.perceptual import psnr, ssim
 
@@ -49,3 +50,55 @@ def test_ssim_against_its_definition_at_one_place() -> None:
 def test_small_pictures_are_refused() -> None:
     with pytest.raises(ValueError, match="11 x 11"):
         ssim(np.zeros((1, 8, 8, 3), np.uint8), np.zeros((1, 8, 8, 3), np.uint8))
+
+
+# --- against scikit-image -----------------------------------------------------------------------------------
+
+
+def couples(height: int, width: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Pairs of pictures uint8 [3, H, W, 3] of every kind that such numbers meet."""
+    random = np.random.default_rng(height * 1000 + width)
+    shape = (3, height, width, 3)
+    noise, other = (random.integers(0, 256, shape, dtype=np.uint8) for _ in range(2))
+    waves = np.sin(np.arange(width) / 7)[None, None, :, None] + np.cos(np.arange(height) / 5)[None, :, None, None]
+    smooth = (np.broadcast_to(waves, shape) * 50 + 120).astype(np.uint8)
+    near = smooth.copy()
+    near[0, height // 2, width // 2, 1] += 1  # the smallest difference there is
+    near[1:] += random.integers(0, 2, (2, height, width, 3), dtype=np.uint8)
+    grey, white = np.full(shape, 120, np.uint8), np.full(shape, 255, np.uint8)
+    return {
+        "random": (noise, other), "inverted": (noise, 255 - noise), "nearly equal": (smooth, near),
+        "noisy": (smooth, smooth + other // 8), "constant": (grey, grey + 1),
+        "farthest": (np.zeros(shape, np.uint8), white), "constant and not": (grey, noise),
+        "equal but for one": (np.stack([noise[0], smooth[0], grey[0]]), np.stack([noise[0], smooth[0], white[0]])),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(11, 11), (16, 16), (64, 64), (37, 53), (11, 200)])
+def test_ssim_is_that_of_scikit_image(size: tuple[int, int]) -> None:
+    """With the window, constants, range and border that `SSIM` states."""
+    for name, (one, other) in couples(*size).items():
+        expected = [
+            structural_similarity(
+                x, y, data_range=255, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+                K1=0.01, K2=0.03,
+            )
+            for x, y in zip(one, other, strict=True)
+        ]  # fmt: skip
+        np.testing.assert_allclose(ssim(one, other), expected, rtol=0, atol=1e-10, err_msg=f"{name}, {size}")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (64, 64), (37, 53)])
+def test_psnr_is_that_of_scikit_image(size: tuple[int, int]) -> None:
+    for name, (one, other) in couples(*size).items():
+        with np.errstate(divide="ignore"):
+            found = [
+                peak_signal_noise_ratio(x, y, data_range=255) for x, y in zip(one, other, strict=True)
+            ]  # infinite where nothing differs: ours is said to be at most 100
+        np.testing.assert_allclose(psnr(one, other), np.minimum(found, 100), rtol=1e-12, err_msg=f"{name}, {size}")
+
+
+def test_the_comparison_would_notice_another_window() -> None:
+    one, other = couples(64, 64)["noisy"]
+    uniform = structural_similarity(one[0], other[0], data_range=255, channel_axis=-1)
+    assert abs(uniform - ssim(one, other)[0]) > 1e-4
