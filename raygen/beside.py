@@ -13,8 +13,7 @@ from pydantic import Field
 from raygen.comparisons import copies
 from raygen.extractors.base import Features
 from raygen.measured import Reference
-from raygen.measures import FEATURES, MetricRows, Scored, features_of
-from raygen.metrics.frechet import Moments, frechet_to
+from raygen.measures import FEATURES, Kin, MetricRows, Scored, add_frechet, features_of
 from raygen.metrics.frechet_statistics import read_statistics
 from raygen.slices import column, taken
 from raygen.spec import ConfigError, Spec
@@ -33,21 +32,20 @@ class TrainingSpec(Spec):
     q: float = Field(0.01, gt=0, lt=0.5, description="share of held-out faces that count as near to training")
 
 
-def to_statistics(path: str, scores: Mapping[str, Scored], network: Features, run_id: str) -> Any:
+def to_statistics(path: str, scores: Mapping[str, Scored], network: Features, run_id: str, kin: Kin) -> Any:
     """METRICS with the Fréchet distance to the mean and covariance in `path`, under a slice of its own.
 
     Nobody can know from such a file which network and which resize it is of: whoever names it says that they are this
-    network's. `ConfigError` where it cannot be read or has another width.
+    network's. How many rows it is of nobody says either, so `low_n` speaks of the generated ones alone.
+    `ConfigError` where it cannot be read or has another width.
     """
     made = scores[f"{FEATURES}{network.name}"]
     try:
         sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        distance = frechet_to(read_statistics(path).reference(), Moments.of(made.vectors))
-    except (OSError, ValueError) as error:
+        rows, said = MetricRows(run_id, sha256), {**network.protocol(), "statistics": Path(path).name}
+        add_frechet(rows, "all/statistics", network.metric, made, read_statistics(path).reference(), said, kin)
+    except (OSError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"what.statistics: {path}: {error}") from error
-    said = {"statistics": Path(path).name, "n_reference": "unknown", "clipped": distance.clipped}
-    rows = MetricRows(run_id, sha256)
-    rows.add(network.metric, "all/statistics", distance.value, len(made.ids), {**network.protocol(), **said})
     return rows.table()
 
 

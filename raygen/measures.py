@@ -5,8 +5,9 @@ Knows which numbers each measurement gives and what is said beside them. Knows n
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -19,16 +20,21 @@ from raygen.comparisons import compare as more
 from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
 from raygen.metrics.change import bootstrap, changed
-from raygen.metrics.frechet import LOW_N, Moments, frechet_of_features, jackknife
+from raygen.metrics.frechet import LOW_N, Reference, frechet_from
+from raygen.metrics.frechet_intervals import LEAST, blocks_of, margin, most_blocks
 from raygen.metrics.inception_score import inception_score
 from raygen.metrics.perceptual import PSNR, SSIM, bootstrap_mean
 from raygen.metrics.segmentation import Counts, bootstrap_miou
+from raygen.names import name_key
 from raygen.scoring import FACE
 from raygen.spec import InputError
 from raygen.storage import Storage
 from raygen.tables import METRICS, to_parquet
 
-__all__ = ["FEATURES", "MetricRows", "Scored", "features_of", "gather", "measure", "write_metrics"]
+__all__ = [
+    "FEATURES", "Kin", "MetricRows", "Prepared", "Scored", "add_frechet", "features_of", "gather", "measure",
+    "write_metrics",
+]  # fmt: skip
 
 #: Begin of the names of features.
 FEATURES: Final = "features:"
@@ -44,8 +50,6 @@ SMALL_PARTS: Final = "small parts"
 SMALL: Final = ("l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
 #: Of the inception score, as its first paper has them.
 SPLITS: Final = 10
-#: Parts that the interval of a Fréchet distance is taken over.
-PARTS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,35 @@ def _sorted(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -
     return Scored(ids, vectors)
 
 
+@dataclass(frozen=True)
+class Kin:
+    """Which rows belong together, by id: those of one `group_id`, such as a mask, and those of one person."""
+
+    groups: Mapping[str, str] = field(default_factory=dict)
+    people: Mapping[str, str] = field(default_factory=dict)
+
+
+#: Every row by itself.
+ALONE: Final = Kin()
+
+
+class Prepared:
+    """References of Fréchet distances by the name of their features, each factored once.
+
+    Holds the scores that they are of: other scores under the same name are prepared anew.
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[str, tuple[Scored, Reference]] = {}
+
+    def of(self, name: str, real: Scored) -> Reference:
+        """Ready to be compared with; errors as `Reference.of_features`."""
+        there = self._made.get(name)
+        if there is None or there[0] is not real:
+            there = self._made[name] = real, Reference.of_features(real.vectors)
+        return there[1]
+
+
 class MetricRows:
     """METRICS rows in the making."""
 
@@ -130,14 +163,17 @@ def measure(
     protocols: Protocols,
     frechet_name: str,
     compare: CompareSpec | None = None,
+    kin: Kin = ALONE,
+    prepared: Prepared | None = None,
 ) -> pa.Table:
     """METRICS of sets of scores: `all` (what is judged), `reference`, and any other such as `roundtrip`.
 
     Segmentation gets a row a set, and a row a class with the slice `all/hair`; attributes likewise. The Fréchet
     distance compares every other set with `reference`; it is a `fid` only where `frechet_name` says so. `compare`
-    asks for more of such numbers. `InputError` (`nonfinite`) names a row whose features are not finite.
+    asks for more of such numbers. `kin` tells which rows are no draws of their own. `prepared` keeps what a reference
+    costs from one call to the next. `InputError` (`nonfinite`) names a row whose features are not finite.
     """
-    table = MetricRows(run_id, reference)
+    table, ready = MetricRows(run_id, reference), prepared or Prepared()
     for where, scores in sets.items():
         for name, scored in scores.items():
             finish = KINDS.get(name.partition(":")[0])
@@ -155,9 +191,12 @@ def measure(
                 if compare is not None:
                     network = frechet_name.removeprefix("fid").removeprefix("fd") + part
                     made, others = features_of(scored), features_of(real[name])
-                    left_out = more(beside.add, where, network, made, others, protocol, compare)
+                    factored = partial(ready.of, name, real[name])
+                    left_out = more(beside.add, where, network, made, others, protocol, compare, factored)
                     protocol |= {"left_out": left_out} if left_out else {}
-                _frechet(table, where, frechet_name + part, scored, real[name], protocol)
+                if min(len(scored.ids), len(real[name].ids)) > 1:  # one picture has no spread
+                    against = ready.of(name, real[name])
+                    add_frechet(table, where, frechet_name + part, scored, against, protocol, kin)
                 table.rows += beside.rows
     return table.table()
 
@@ -305,21 +344,44 @@ KINDS: Final[Mapping[str, Finish]] = {
 }  # fmt: skip
 
 
-def _frechet(table: MetricRows, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:
-    n, m, width = len(made.ids), len(real.ids), made.vectors.shape[1]
-    if min(n, m) < 2:  # one picture has no spread
-        return
-    distance = frechet_of_features(made.vectors, real.vectors)
-    interval: tuple[float, float] | tuple[None, None] = (None, None)
-    if min(n, m) > 2 * width:
-        parts = [Moments.of(part) for part in np.array_split(made.vectors, PARTS)]
-        interval = jackknife(parts, Moments.of(real.vectors))
+def add_frechet(
+    table: MetricRows, where: str, name: str, made: Scored, reference: Reference, protocol: Mapping[str, Any],
+    kin: Kin = ALONE,
+) -> None:  # fmt: skip
+    """Add the Fréchet distance of features to `reference`, its interval, and what a reader should know of both.
+
+    `ValueError` for fewer than two rows or another width.
+    """
+    n, m, width = len(made.ids), reference.n, made.vectors.shape[1]
+    distance = frechet_from(reference, made.vectors)
+    few = n if m is None else min(n, m)
+    interval, how = _interval(distance.value, made, reference, kin.people or kin.groups)
     protocol = {
-        **protocol, "n_reference": m, "low_n": min(n, m) < LOW_N,
-        "fewer_rows_than_values": min(n, m) <= width, "clipped": distance.clipped,
-        "interval": f"delete-1/{PARTS} jackknife" if interval[0] is not None else "none: too few rows",
+        **protocol, "n_reference": "unknown" if m is None else m, "low_n": few < LOW_N,
+        "fewer_rows_than_values": few <= width, "clipped": distance.clipped, "interval": how,
     }  # fmt: skip
     table.add(name, where, distance.value, n, protocol, interval)
+
+
+def _interval(
+    value: float, made: Scored, reference: Reference, kin: Mapping[str, str]
+) -> tuple[tuple[float, float] | tuple[None, None], str]:
+    """95 % interval of a distance by leaving out blocks of rows, and how it was made or why there is none.
+
+    Blocks are drawn by a hash, since ids follow content where they come from folders, plans or people.
+    """
+    ways = {"whole groups of kin": [kin.get(one, one) for one in made.ids], "rows": made.ids}
+    for words, names in ways.items() if any(one in kin for one in made.ids) else [("rows", made.ids)]:
+        keys = np.array([name_key(one) for one in names], np.uint64)
+        blocks = blocks_of(keys, most_blocks(len(np.unique(keys)), made.vectors.shape[1]))
+        if len(blocks) >= LEAST:  # if not, by a few people: then the interval is one of their pictures
+            half = margin(made.vectors, reference, blocks)
+            said = (
+                f"delete-1/{len(blocks)} jackknife of the generated rows ({words} by a hash of their ids), Student's "
+                "t; the reference is held fixed, and the bias of few rows stays"
+            )
+            return (value - half, value + half), said
+    return (None, None), f"none: fewer than {2 * LEAST} rows"
 
 
 def write_metrics(folder: Storage, rows: Sequence[Mapping[str, Any]], name: str = "metrics") -> None:

@@ -22,13 +22,13 @@ from pydantic import Field, model_validator
 from raygen.comparisons import CompareSpec
 from raygen.curves import CELL, WITHIN, best_steps, curves
 from raygen.measured import Reference
-from raygen.measures import FEATURES, MetricRows, Scored, gather, measure, write_metrics
+from raygen.measures import FEATURES, MetricRows, Prepared, Scored, gather, measure, write_metrics
 from raygen.metrics import SECONDS, family
 from raygen.models.schedule import SamplerName, SamplerSpec, Spacing
 from raygen.passes import Part, execute_all
 from raygen.sampling import Guidance, SampleSpec, SampleWorker
 from raygen.scoring import Observer, ScoreSpec
-from raygen.slices import taken
+from raygen.slices import kin, taken
 from raygen.spec import ConfigError, Spec, parse, run_id
 from raygen.storage import Storage
 from raygen.store import Plan, Shard, Store
@@ -239,7 +239,10 @@ class SweepJob(Job):
         stores = [Store(cell.job.out, cell.job.what.attempt) for cell in cells]
         sets = _common([gather(store.tables("scores")) for store in stores])
         real = gather(reference.tables())
-        finish = partial(measure, reference=reference.content, protocols=protocols, frechet_name=name)
+        finish = partial(
+            measure, reference=reference.content, protocols=protocols, frechet_name=name, prepared=Prepared(),
+            kin=kin(stores[0]),
+        )  # fmt: skip
         rows: list[dict[str, Any]] = []
         # Beside a cell the reference is only what distances are taken to: its own numbers are the same for all.
         distant = {key: scored for key, scored in real.items() if key.startswith(FEATURES)}

@@ -1,13 +1,14 @@
 """KID, precision and recall, slices and memorisation as an evaluation gives them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from raygen.comparisons import CompareSpec, copies
-from raygen.measures import MetricRows, Scored, features_of, gather, measure
+from raygen.measures import Kin, MetricRows, Prepared, Scored, add_frechet, features_of, gather, measure
 from raygen.metrics.attributes import codes
 from raygen.metrics.frechet import Moments, Reference
 from raygen.metrics.frechet_statistics import frechet_infinity
@@ -49,6 +50,55 @@ def test_numbers_are_those_of_the_metrics_and_say_their_protocol() -> None:
     assert (protocol["k"], protocol["n_reference"], protocol["a"]) == (5, 200, 1)
     limit = frechet_infinity(made.vectors, Reference.of(Moments.of(real.vectors)))
     assert rows["fd_infinity:raygen-parser"]["value"] == limit.value
+
+
+def test_an_interval_takes_rows_of_one_person_together() -> None:
+    """Copies of a row are no new rows: taken by themselves they make the interval too narrow."""
+    one = features(100, 3)
+    ids = tuple(f"{name}-{i}" for name in one.ids for i in range(4))
+    made, real = Scored(ids, np.repeat(one.vectors, 4, axis=0)), features(300, 2)
+    found = {}
+    for name, kin in {"rows": Kin(), "people": Kin(people={one: one[:5] for one in ids})}.items():
+        (row,) = measure(
+            {"all": {NAME: made}, "reference": {NAME: real}}, run_id="r", reference="x", protocols={},
+            frechet_name="fd", kin=kin,
+        ).to_pylist()  # fmt: skip
+        found[name] = row["ci_high"] - row["ci_low"]
+        assert ("kin" in row["protocol"]) == (name == "people")
+    assert found["people"] > 1.5 * found["rows"]
+    few = Kin(people={one: one[-1] for one in ids})
+    rows = MetricRows("r", "x")
+    add_frechet(rows, "all", "fd", made, Reference.of_features(real.vectors), {}, few)
+    assert "(rows by a hash" in rows.rows[0]["protocol"], "four people are too few for blocks of people"
+
+
+def test_blocks_do_not_follow_ids() -> None:
+    """Ids that follow content: blocks of neighbours would differ by content, and the interval would hold that."""
+    made = features(400, 1)
+    sorted_ = Scored(made.ids, made.vectors[np.argsort(made.vectors[:, 0])])
+    widths = []
+    for one in (made, sorted_):
+        rows = MetricRows("r", "x")
+        add_frechet(rows, "all", "fd", one, Reference.of_features(features(300, 2).vectors), {})
+        widths.append(rows.rows[0]["ci_high"] - rows.rows[0]["ci_low"])
+    assert widths[0] == pytest.approx(widths[1], rel=0.3)
+
+
+def test_a_reference_is_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the distance, its interval and its limit, and for all cells that are compared with it."""
+    calls = []
+    whole = Reference.of_features
+    monkeypatch.setattr(Reference, "of_features", lambda x: calls.append(len(x)) or whole(x))
+    real, prepared = features(200, 2), Prepared()
+    finish = partial(
+        measure, run_id="r", reference="x", protocols={}, frechet_name="fd", compare=CompareSpec(infinity=True),
+        prepared=prepared,
+    )  # fmt: skip
+    for seed in (1, 3):
+        finish({"all": {NAME: features(100, seed)}, "reference": {NAME: real}})
+    assert calls == [200]
+    finish({"all": {NAME: features(100, 1)}, "reference": {NAME: features(201, 4)}})
+    assert calls == [200, 201], "another reference under the same name"
 
 
 def test_too_few_rows_leave_a_number_out_and_flag_the_others() -> None:
@@ -246,7 +296,11 @@ def test_statistics_of_another_tool_are_a_reference(world: Path, tmp_path: Path)
     (row,) = [row for row in rows if row["slice"] == "all/statistics"]
     whole = next(row for row in direct if row["metric"] == "fd:raygen-parser")
     assert row["metric"] == "fd:raygen-parser"
-    assert row["value"] == pytest.approx(whole["value"], rel=1e-4)  # fewer rows than values: the spectrum is rounding
+    assert row["value"] == pytest.approx(whole["value"], rel=1e-6), "fewer rows than values: not from moments"
+    said = row["protocol"]
+    assert (said["n_reference"], said["low_n"], said["fewer_rows_than_values"]) == ("unknown", True, True)
+    assert "reference is held fixed" in said["interval"]
+    assert row["ci_high"] - row["ci_low"] == pytest.approx(whole["ci_high"] - whole["ci_low"], rel=1e-4)
     np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ConfigError, match=r"narrow\.npz"):
         evaluation(world, "no", samples=f"{world}/samples", score=score, statistics=str(tmp_path / "narrow.npz"))

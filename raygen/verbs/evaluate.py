@@ -27,14 +27,14 @@ from raygen.bundled import resolve
 from raygen.comparisons import CompareSpec
 from raygen.encoding import RoundTrip
 from raygen.measured import Reference
-from raygen.measures import MetricRows, Scored, gather, measure, write_metrics
+from raygen.measures import Kin, MetricRows, Scored, gather, measure, write_metrics
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.pairing import unpaired
 from raygen.references import StoredRows
 from raygen.relations import COLUMNS, RelationSpec, RelationWorker
 from raygen.scoring import Observer, ScoreSpec, ScoreWorker
 from raygen.shards import Worker
-from raygen.slices import by_slices, check_slices, column
+from raygen.slices import by_slices, check_slices, column, kin
 from raygen.spec import ConfigError, run_id
 from raygen.storage import Storage
 from raygen.store import KEYS, Store, open_input
@@ -209,10 +209,10 @@ class EvaluateJob(Job):
         if self.what.relate is not None:
             protocols["relate"] = {"margin": self.what.relate.margin}
         training, named = sets.pop(TRAINING, None), name if plan is None else plan.run_id
-        features = observer.features
+        features, together = observer.features, Kin() if samples is None else kin(samples)
         finish = partial(
             measure, run_id=named, reference=against, protocols=protocols,
-            frechet_name="" if features is None else features.metric, compare=self.what.compare,
+            frechet_name="" if features is None else features.metric, compare=self.what.compare, kin=together,
         )  # fmt: skip
         folder = Storage(f"{self.out}/metrics")
         facts = self._unpaired(folder, protocols, reference, samples)
@@ -221,7 +221,7 @@ class EvaluateJob(Job):
             people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
             tables += by_slices(self.what.slices, sets, people, finish)
         if self.what.statistics is not None and features is not None:
-            tables.append(to_statistics(self.what.statistics, sets["all"], features, named))
+            tables.append(to_statistics(self.what.statistics, sets["all"], features, named, together))
         if self.what.training is not None and training is not None and reference is not None and features is not None:
             rows = MetricRows(named, against)
             closest, twins = to_training(self.what.training, sets, training, reference, features, rows)
