@@ -5,7 +5,7 @@ Knows which numbers each measurement gives and what is said beside them. Knows n
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -17,27 +17,24 @@ import pyarrow.compute as pc
 
 from raygen.comparisons import CompareSpec, Features
 from raygen.comparisons import compare as more
+from raygen.distances import ALONE, Kin, Prepared, add_frechet
 from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
-from raygen.metrics.change import bootstrap, changed
-from raygen.metrics.frechet import LOW_N, Reference, frechet_from
-from raygen.metrics.frechet_intervals import LEAST, blocks_of, margin, most_blocks
+from raygen.metrics.change import bootstrap, changed, of_groups
 from raygen.metrics.inception_score import inception_score
 from raygen.metrics.perceptual import PSNR, SSIM, bootstrap_mean
 from raygen.metrics.segmentation import Counts, bootstrap_miou
-from raygen.names import name_key
 from raygen.scoring import FACE
 from raygen.spec import InputError
 from raygen.storage import Storage
 from raygen.tables import METRICS, to_parquet
 
-__all__ = [
-    "FEATURES", "Kin", "MetricRows", "Prepared", "Scored", "add_frechet", "features_of", "gather", "measure",
-    "write_metrics",
-]  # fmt: skip
+__all__ = ["FEATURES", "MetricRows", "Scored", "features_of", "gather", "measure", "write_metrics"]
 
 #: Begin of the names of features.
 FEATURES: Final = "features:"
+#: Begin of the names of distances within groups.
+DIVERSITY: Final = "diversity:"
 #: Measurements of which every value is a number; an edit's fidelity may be none.
 FINITE: Final = frozenset({"features", "logits", "clip", "ssim", "psnr", "lpips", "influence"})
 
@@ -91,35 +88,6 @@ def _sorted(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -
     if name.partition(":")[0] in FINITE and bad:
         raise InputError(f"{name}: not finite for {len(bad)} rows, first {bad[0]}", reason="nonfinite")
     return Scored(ids, vectors)
-
-
-@dataclass(frozen=True)
-class Kin:
-    """Which rows belong together, by id: those of one `group_id`, such as a mask, and those of one person."""
-
-    groups: Mapping[str, str] = field(default_factory=dict)
-    people: Mapping[str, str] = field(default_factory=dict)
-
-
-#: Every row by itself.
-ALONE: Final = Kin()
-
-
-class Prepared:
-    """References of Fréchet distances by the name of their features, each factored once.
-
-    Holds the scores that they are of: other scores under the same name are prepared anew.
-    """
-
-    def __init__(self) -> None:
-        self._made: dict[str, tuple[Scored, Reference]] = {}
-
-    def of(self, name: str, real: Scored) -> Reference:
-        """Ready to be compared with; errors as `Reference.of_features`."""
-        there = self._made.get(name)
-        if there is None or there[0] is not real:
-            there = self._made[name] = real, Reference.of_features(real.vectors)
-        return there[1]
 
 
 class MetricRows:
@@ -179,6 +147,8 @@ def measure(
             finish = KINDS.get(name.partition(":")[0])
             if finish is not None:
                 finish(table, where, name, scored, protocols)
+            elif name.startswith(DIVERSITY):
+                _diversity(table, where, name, scored, protocols, kin)
     real = sets.get("reference", {})
     for where, scores in sets.items():
         for name, scored in scores.items():
@@ -191,12 +161,12 @@ def measure(
                 if compare is not None:
                     network = frechet_name.removeprefix("fid").removeprefix("fd") + part
                     made, others = features_of(scored), features_of(real[name])
-                    factored = partial(ready.of, name, real[name])
+                    factored = partial(ready.of, name, others)
                     left_out = more(beside.add, where, network, made, others, protocol, compare, factored)
                     protocol |= {"left_out": left_out} if left_out else {}
                 if min(len(scored.ids), len(real[name].ids)) > 1:  # one picture has no spread
-                    against = ready.of(name, real[name])
-                    add_frechet(table, where, frechet_name + part, scored, against, protocol, kin)
+                    against = ready.of(name, features_of(real[name]))
+                    add_frechet(table.add, where, frechet_name + part, features_of(scored), against, protocol, kin)
                 table.rows += beside.rows
     return table.table()
 
@@ -307,11 +277,17 @@ def _to_real(table: MetricRows, where: str, name: str, scored: Scored, protocols
     table.add(metric, where, float(values.mean()), len(values), said, bootstrap_mean(values))
 
 
-def _diversity(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
-    """Rows hold sums over pairs, so that a group that shards divide counts each pair once."""
-    total = scored.vectors.astype(np.float64).sum(axis=0)
-    said = {"distance": name.partition(":")[2].replace("ssim", "1 - ssim"), "level": "mean over pairs of a group"}
-    table.add(name, where, float(total[0] / total[1]), int(total[1]), said)
+def _diversity(
+    table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols, kin: Kin
+) -> None:  # fmt: skip
+    """Rows hold sums over pairs, so that a group that shards divide counts each pair once; n is that of groups."""
+    found = of_groups(scored.vectors, [kin.groups.get(one, "") for one in scored.ids])
+    said = {
+        **protocols.get(name, {}), "distance": name.partition(":")[2].replace("ssim", "1 - ssim"),
+        "level": "mean over groups of the mean over pairs", "counts": "groups", "groups": len(found.means),
+        "pairs": found.pairs, "pictures_a_group": found.pictures, "interval": "bootstrap over groups",
+    }  # fmt: skip
+    table.add(name, where, float(found.means.mean()), len(found.means), said, bootstrap_mean(found.means))
 
 
 def _cosines(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
@@ -340,48 +316,8 @@ def _network(name: str, protocols: Protocols) -> tuple[str, Mapping[str, Any]]:
 KINDS: Final[Mapping[str, Finish]] = {
     "segmentation": _segmentation, "condition": _condition, "attributes": _agreement, "influence": _influence,
     "ssim": _to_real, "psnr": _to_real, "lpips": _to_real,
-    "clip": _cosines, "logits": _logits, "change": _changes, "diversity": _diversity, "edit": _edits,
+    "clip": _cosines, "logits": _logits, "change": _changes, "edit": _edits,
 }  # fmt: skip
-
-
-def add_frechet(
-    table: MetricRows, where: str, name: str, made: Scored, reference: Reference, protocol: Mapping[str, Any],
-    kin: Kin = ALONE,
-) -> None:  # fmt: skip
-    """Add the Fréchet distance of features to `reference`, its interval, and what a reader should know of both.
-
-    `ValueError` for fewer than two rows or another width.
-    """
-    n, m, width = len(made.ids), reference.n, made.vectors.shape[1]
-    distance = frechet_from(reference, made.vectors)
-    few = n if m is None else min(n, m)
-    interval, how = _interval(distance.value, made, reference, kin.people or kin.groups)
-    protocol = {
-        **protocol, "n_reference": "unknown" if m is None else m, "low_n": few < LOW_N,
-        "fewer_rows_than_values": few <= width, "clipped": distance.clipped, "interval": how,
-    }  # fmt: skip
-    table.add(name, where, distance.value, n, protocol, interval)
-
-
-def _interval(
-    value: float, made: Scored, reference: Reference, kin: Mapping[str, str]
-) -> tuple[tuple[float, float] | tuple[None, None], str]:
-    """95 % interval of a distance by leaving out blocks of rows, and how it was made or why there is none.
-
-    Blocks are drawn by a hash, since ids follow content where they come from folders, plans or people.
-    """
-    ways = {"whole groups of kin": [kin.get(one, one) for one in made.ids], "rows": made.ids}
-    for words, names in ways.items() if any(one in kin for one in made.ids) else [("rows", made.ids)]:
-        keys = np.array([name_key(one) for one in names], np.uint64)
-        blocks = blocks_of(keys, most_blocks(len(np.unique(keys)), made.vectors.shape[1]))
-        if len(blocks) >= LEAST:  # if not, by a few people: then the interval is one of their pictures
-            half = margin(made.vectors, reference, blocks)
-            said = (
-                f"delete-1/{len(blocks)} jackknife of the generated rows ({words} by a hash of their ids), Student's "
-                "t; the reference is held fixed, and the bias of few rows stays"
-            )
-            return (value - half, value + half), said
-    return (None, None), f"none: fewer than {2 * LEAST} rows"
 
 
 def write_metrics(folder: Storage, rows: Sequence[Mapping[str, Any]], name: str = "metrics") -> None:

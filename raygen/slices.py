@@ -9,8 +9,9 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from raygen.distances import Kin
 from raygen.faces import ATTRIBUTES, CLASSES
-from raygen.measures import Kin, Scored
+from raygen.measures import Scored
 from raygen.metrics.attributes import UNWANTED, WANTED
 from raygen.metrics.segmentation import Counts
 from raygen.spec import nearest

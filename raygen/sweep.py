@@ -21,8 +21,9 @@ from pydantic import Field, model_validator
 
 from raygen.comparisons import CompareSpec
 from raygen.curves import CELL, WITHIN, best_steps, curves
+from raygen.distances import Prepared, few_rows
 from raygen.measured import Reference
-from raygen.measures import FEATURES, MetricRows, Prepared, Scored, gather, measure, write_metrics
+from raygen.measures import FEATURES, MetricRows, Scored, gather, measure, write_metrics
 from raygen.metrics import SECONDS, family
 from raygen.models.schedule import SamplerName, SamplerSpec, Spacing
 from raygen.passes import Part, execute_all
@@ -322,6 +323,8 @@ def _markdown(cells: Sequence[Cell], rows: Sequence[Mapping[str, Any]]) -> str:
         n = next((row["n"] for row in found if row is not None), 0)
         shown = " | ".join("" if row is None else f"{row['value']:.4g}" for row in found)
         lines.append(f"| {cell.name} | {n} | {shown} |")
+    said = dict.fromkeys(str(text) for text in few_rows(values.values()).values())
+    lines += ["", *(f"Fréchet distances here are of few rows: {text}." for text in said)] if said else []
     return "\n".join(lines) + "\n"
 
 

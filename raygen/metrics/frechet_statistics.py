@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from raygen.metrics.frechet import Array, Moments, Reference, frechet_to
 
-__all__ = ["POINTS", "Extrapolation", "Statistics", "frechet_infinity", "read_statistics"]
+__all__ = ["POINTS", "WIDEST", "Extrapolation", "Statistics", "checked", "frechet_infinity", "read_statistics"]
 
 #: Sizes that the line is fitted to, as in the paper.
 POINTS: Final = 15
@@ -58,14 +58,18 @@ class Statistics:
 def read_statistics(path: str | Path) -> Statistics:
     """From an .npz of pytorch-fid, clean-fid and their kin: keys `mu` [D] and `sigma` [D, D], others are ignored.
 
-    torch-fidelity keeps its statistics as a pickle, so a file of its cache is refused: save both arrays of it with
-    `numpy.savez(path, mu=..., sigma=...)`. `ValueError` for what is not such a file, names its fault; `OSError` where
+    A file that torch saved is refused here. `ValueError` for what is not such a file, names its fault; `OSError` where
     there is no file.
     """
     with Path(path).open("rb") as file:
         arrays = _arrays(file, ("mu", "sigma"), str(path))
     mean, covariance = arrays["mu"], arrays["sigma"]
-    _fit(mean, covariance, str(path))
+    return checked(mean, covariance, str(path))
+
+
+def checked(mean: Array, covariance: Array, where: str) -> Statistics:
+    """Statistics of a mean and a covariance that somebody read; `ValueError` names `where` and what is wrong."""
+    _fit(mean, covariance, where)
     return Statistics(None, mean, covariance)
 
 

@@ -25,13 +25,15 @@ from pydantic import Field, model_validator
 from raygen.beside import TrainingSpec, to_statistics, to_training
 from raygen.bundled import resolve
 from raygen.comparisons import CompareSpec
+from raygen.distances import Kin, few_rows
 from raygen.encoding import RoundTrip
 from raygen.measured import Reference
-from raygen.measures import Kin, MetricRows, Scored, gather, measure, write_metrics
+from raygen.measures import MetricRows, Scored, gather, measure, write_metrics
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.pairing import unpaired
 from raygen.references import StoredRows
 from raygen.relations import COLUMNS, RelationSpec, RelationWorker
+from raygen.relations import protocols as relations
 from raygen.scoring import Observer, ScoreSpec, ScoreWorker
 from raygen.shards import Worker
 from raygen.slices import by_slices, check_slices, column, kin
@@ -71,7 +73,7 @@ class EvaluateWhat(ShardedWhat):
     )
     statistics: str | None = Field(
         None,
-        description="mean and covariance of other tools (.npz with mu and sigma): the Fréchet distance to them, too",
+        description="mu and sigma of other tools, as .npz or as torch saved them: the Fréchet distance to them, too",
     )
     batch: int = Field(32, ge=1, le=4096)
 
@@ -207,7 +209,7 @@ class EvaluateJob(Job):
         if reference is not None:
             protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
         if self.what.relate is not None:
-            protocols["relate"] = {"margin": self.what.relate.margin}
+            protocols |= relations(self.what.relate)
         training, named = sets.pop(TRAINING, None), name if plan is None else plan.run_id
         features, together = observer.features, Kin() if samples is None else kin(samples)
         finish = partial(
@@ -234,8 +236,8 @@ class EvaluateJob(Job):
             tables.append(self._verified(self.what.verification, sets, protocols, folder, MetricRows(named, against)))
         found = pa.concat_tables(tables).to_pylist()
         write_metrics(folder, found)
-        whole = (row for row in found if "/" not in row["slice"])
-        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | facts
+        whole = [row for row in found if "/" not in row["slice"]]
+        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | few_rows(whole) | facts
 
     def _verified(
         self, spec: VerificationSpec, sets: Sets, protocols: Mapping[str, Any], folder: Storage, rows: MetricRows
