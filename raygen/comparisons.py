@@ -4,14 +4,14 @@ Knows which numbers are asked for and the protocol of each. Knows neither networ
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
 from pydantic import Field
 
-from raygen.metrics.frechet import Moments, Reference
+from raygen.metrics.frechet import Reference
 from raygen.metrics.frechet_statistics import POINTS, ROWS_A_VALUE, frechet_infinity
 from raygen.metrics.kernel import kid, kid_subsets
 from raygen.metrics.memorization import duplicates, memorization
@@ -64,11 +64,13 @@ def too_few(spec: CompareSpec, made: int, real: int, width: int) -> dict[str, st
 
 
 def compare(
-    add: Add, where: str, network: str, made: Features, real: Features, protocol: Mapping[str, Any], spec: CompareSpec
-) -> dict[str, str]:
+    add: Add, where: str, network: str, made: Features, real: Features, protocol: Mapping[str, Any], spec: CompareSpec,
+    factored: Callable[[], Reference] | None = None,
+) -> dict[str, str]:  # fmt: skip
     """Add the numbers of `spec` that there are rows for; `network` follows a metric's name, such as `@clean`.
 
-    Returns those that are left out, and why: too few rows, or rows so alike that a number would say nothing.
+    `factored` gives `real` as what distances are taken to, where somebody keeps it. Returns those that are left out,
+    and why: too few rows, or rows so alike that a number would say nothing.
     """
     x, y, n = made.vectors, real.vectors, len(made.ids)
     few = too_few(spec, n, len(y), x.shape[1])
@@ -92,7 +94,7 @@ def compare(
             for name in ("precision", "recall", "density", "coverage"):
                 add(f"{name}{network}", where, getattr(shares, name), n, {**said, **how})
     if spec.infinity and "infinity" not in few:
-        limit = frechet_infinity(x, Reference.of(Moments.of(y)))
+        limit = frechet_infinity(x, factored() if factored else Reference.of_features(y))
         how = {
             "sizes": [int(size) for size in limit.sizes], "seed": 0, "standard_error_of_fit": limit.standard_error,
             "bias": "that of the reference's own rows stays",

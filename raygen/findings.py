@@ -124,6 +124,7 @@ class Card(NamedTuple):
     meaning: str
     better: str
     n: int
+    counts: str
     interval: str
     beside: Sequence[tuple[str, str]]
     share: float | None
@@ -199,7 +200,8 @@ def _card(group: Mapping[str, Number]) -> Card:
     if lead.low is not None and lead.high is not None:
         interval = f"{_text(lead.low, kind.digits)} to {_text(lead.high, kind.digits)}"
     return Card(
-        title, lead.metric, _text(lead.value, kind.digits), kind.meaning, better(lead.metric), lead.n, interval, beside,
+        title, lead.metric, _text(lead.value, kind.digits), kind.meaning, better(lead.metric), lead.n,
+        str(lead.protocol.get("counts", "pictures")), interval, beside,
         _share(group) if better(lead.metric) == "higher" else None,
         "the reference after the round trip" if ROUNDTRIP in group else "the reference",
         _notes(lead), _low_n(lead, kind), _listed(lead),
@@ -234,9 +236,17 @@ def _notes(number: Number) -> list[str]:
 
 
 def _low_n(number: Number, kind: _Kind) -> str:
-    if number.n >= kind.enough:
-        return ""
-    return f"Low n: {number.n:,} pictures, {kind.enough:,} advised"
+    """What there is too little of: as the protocol says, which knows of the reference too; else by the pictures."""
+    said, rows = number.protocol.get("low_n"), number.protocol.get("n_reference")
+    counts = number.protocol.get("counts", "pictures")
+    words = []
+    if number.n < kind.enough if said is None else said is True:
+        real = rows if isinstance(rows, int) and rows < number.n else None
+        few, what = (number.n, counts) if real is None else (real, "reference pictures")
+        words.append(f"Low n: {few:,} {what}, {kind.enough:,} advised" if few < kind.enough else "Low n: too few pairs")
+    if number.protocol.get("fewer_rows_than_values") is True:
+        words.append("No more pictures than a feature has values, so most of it may be bias")
+    return ". ".join(words)
 
 
 def _listed(number: Number) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -16,10 +17,10 @@ import pyarrow.compute as pc
 
 from raygen.comparisons import CompareSpec, Features
 from raygen.comparisons import compare as more
+from raygen.distances import ALONE, Kin, Prepared, add_frechet
 from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
-from raygen.metrics.change import bootstrap, changed
-from raygen.metrics.frechet import LOW_N, Moments, frechet_of_features, jackknife
+from raygen.metrics.change import bootstrap, changed, of_groups
 from raygen.metrics.inception_score import inception_score
 from raygen.metrics.perceptual import PSNR, SSIM, bootstrap_mean
 from raygen.metrics.segmentation import Counts, bootstrap_miou
@@ -32,6 +33,8 @@ __all__ = ["FEATURES", "MetricRows", "Scored", "features_of", "gather", "measure
 
 #: Begin of the names of features.
 FEATURES: Final = "features:"
+#: Begin of the names of distances within groups.
+DIVERSITY: Final = "diversity:"
 #: Measurements of which every value is a number; an edit's fidelity may be none.
 FINITE: Final = frozenset({"features", "logits", "clip", "ssim", "psnr", "lpips", "influence"})
 
@@ -44,8 +47,6 @@ SMALL_PARTS: Final = "small parts"
 SMALL: Final = ("l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
 #: Of the inception score, as its first paper has them.
 SPLITS: Final = 10
-#: Parts that the interval of a Fréchet distance is taken over.
-PARTS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -130,19 +131,24 @@ def measure(
     protocols: Protocols,
     frechet_name: str,
     compare: CompareSpec | None = None,
+    kin: Kin = ALONE,
+    prepared: Prepared | None = None,
 ) -> pa.Table:
     """METRICS of sets of scores: `all` (what is judged), `reference`, and any other such as `roundtrip`.
 
     Segmentation gets a row a set, and a row a class with the slice `all/hair`; attributes likewise. The Fréchet
     distance compares every other set with `reference`; it is a `fid` only where `frechet_name` says so. `compare`
-    asks for more of such numbers. `InputError` (`nonfinite`) names a row whose features are not finite.
+    asks for more of such numbers. `kin` tells which rows are no draws of their own. `prepared` keeps what a reference
+    costs from one call to the next. `InputError` (`nonfinite`) names a row whose features are not finite.
     """
-    table = MetricRows(run_id, reference)
+    table, ready = MetricRows(run_id, reference), prepared or Prepared()
     for where, scores in sets.items():
         for name, scored in scores.items():
             finish = KINDS.get(name.partition(":")[0])
             if finish is not None:
                 finish(table, where, name, scored, protocols)
+            elif name.startswith(DIVERSITY):
+                _diversity(table, where, name, scored, protocols, kin)
     real = sets.get("reference", {})
     for where, scores in sets.items():
         for name, scored in scores.items():
@@ -155,9 +161,12 @@ def measure(
                 if compare is not None:
                     network = frechet_name.removeprefix("fid").removeprefix("fd") + part
                     made, others = features_of(scored), features_of(real[name])
-                    left_out = more(beside.add, where, network, made, others, protocol, compare)
+                    factored = partial(ready.of, name, others)
+                    left_out = more(beside.add, where, network, made, others, protocol, compare, factored)
                     protocol |= {"left_out": left_out} if left_out else {}
-                _frechet(table, where, frechet_name + part, scored, real[name], protocol)
+                if min(len(scored.ids), len(real[name].ids)) > 1:  # one picture has no spread
+                    against = ready.of(name, features_of(real[name]))
+                    add_frechet(table.add, where, frechet_name + part, features_of(scored), against, protocol, kin)
                 table.rows += beside.rows
     return table.table()
 
@@ -268,11 +277,17 @@ def _to_real(table: MetricRows, where: str, name: str, scored: Scored, protocols
     table.add(metric, where, float(values.mean()), len(values), said, bootstrap_mean(values))
 
 
-def _diversity(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
-    """Rows hold sums over pairs, so that a group that shards divide counts each pair once."""
-    total = scored.vectors.astype(np.float64).sum(axis=0)
-    said = {"distance": name.partition(":")[2].replace("ssim", "1 - ssim"), "level": "mean over pairs of a group"}
-    table.add(name, where, float(total[0] / total[1]), int(total[1]), said)
+def _diversity(
+    table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols, kin: Kin
+) -> None:  # fmt: skip
+    """Rows hold sums over pairs, so that a group that shards divide counts each pair once; n is that of groups."""
+    found = of_groups(scored.vectors, [kin.groups.get(one, "") for one in scored.ids])
+    said = {
+        **protocols.get(name, {}), "distance": name.partition(":")[2].replace("ssim", "1 - ssim"),
+        "level": "mean over groups of the mean over pairs", "counts": "groups", "groups": len(found.means),
+        "pairs": found.pairs, "pictures_a_group": found.pictures, "interval": "bootstrap over groups",
+    }  # fmt: skip
+    table.add(name, where, float(found.means.mean()), len(found.means), said, bootstrap_mean(found.means))
 
 
 def _cosines(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
@@ -301,25 +316,8 @@ def _network(name: str, protocols: Protocols) -> tuple[str, Mapping[str, Any]]:
 KINDS: Final[Mapping[str, Finish]] = {
     "segmentation": _segmentation, "condition": _condition, "attributes": _agreement, "influence": _influence,
     "ssim": _to_real, "psnr": _to_real, "lpips": _to_real,
-    "clip": _cosines, "logits": _logits, "change": _changes, "diversity": _diversity, "edit": _edits,
+    "clip": _cosines, "logits": _logits, "change": _changes, "edit": _edits,
 }  # fmt: skip
-
-
-def _frechet(table: MetricRows, where: str, name: str, made: Scored, real: Scored, protocol: Mapping[str, Any]) -> None:
-    n, m, width = len(made.ids), len(real.ids), made.vectors.shape[1]
-    if min(n, m) < 2:  # one picture has no spread
-        return
-    distance = frechet_of_features(made.vectors, real.vectors)
-    interval: tuple[float, float] | tuple[None, None] = (None, None)
-    if min(n, m) > 2 * width:
-        parts = [Moments.of(part) for part in np.array_split(made.vectors, PARTS)]
-        interval = jackknife(parts, Moments.of(real.vectors))
-    protocol = {
-        **protocol, "n_reference": m, "low_n": min(n, m) < LOW_N,
-        "fewer_rows_than_values": min(n, m) <= width, "clipped": distance.clipped,
-        "interval": f"delete-1/{PARTS} jackknife" if interval[0] is not None else "none: too few rows",
-    }  # fmt: skip
-    table.add(name, where, distance.value, n, protocol, interval)
 
 
 def write_metrics(folder: Storage, rows: Sequence[Mapping[str, Any]], name: str = "metrics") -> None:

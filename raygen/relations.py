@@ -21,7 +21,7 @@ from raygen.references import StoredRows
 from raygen.spec import InputError, Spec
 from raygen.tables import SCORES, decode_image, decode_mask
 
-__all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "RelationSpec", "RelationWorker"]
+__all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "RelationSpec", "RelationWorker", "protocols"]
 
 UInt8Array = npt.NDArray[np.uint8]
 #: Names of the measurements; diversity is followed by what measured it.
@@ -46,6 +46,15 @@ class RelationSpec(Spec):
         if self.baseline is None and not self.diversity:
             raise ValueError("name a `baseline`, or ask for `diversity`")
         return self
+
+
+def protocols(spec: RelationSpec) -> dict[str, Mapping[str, Any]]:
+    """What the numbers depend on, by the name of the measurement; change and leakage are under `relate`."""
+    found: dict[str, Mapping[str, Any]] = {"relate": {"margin": spec.margin}}
+    if spec.diversity:
+        likeness = Likeness(spec.lpips, torch.device("cpu"))
+        found[f"{DIVERSITY}:{likeness.name}"] = likeness.protocol()
+    return found
 
 
 class RelationWorker:

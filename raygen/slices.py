@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
+from raygen.distances import Kin
 from raygen.faces import ATTRIBUTES, CLASSES
 from raygen.measures import Scored
 from raygen.metrics.attributes import UNWANTED, WANTED
@@ -16,7 +17,7 @@ from raygen.metrics.segmentation import Counts
 from raygen.spec import nearest
 from raygen.store import Store
 
-__all__ = ["by_slices", "check_slices", "column", "sliced", "taken"]
+__all__ = ["by_slices", "check_slices", "column", "kin", "sliced", "taken"]
 
 IDENTITY: Final = "identity"
 
@@ -105,3 +106,8 @@ def column(store: Store, table: str, key: str, name: str) -> dict[str, str]:
         rows = zip(part[key].to_pylist(), part[name].to_pylist(), strict=True)
         found |= {one: value for one, value in rows if value is not None}
     return found
+
+
+def kin(samples: Store) -> Kin:
+    """Which rows of a generate run are of one group, and which of one person."""
+    return Kin(*(column(samples, "samples", "sample_id", name) for name in ("group_id", "identity_id")))

@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from raygen.comparisons import CompareSpec
 from raygen.curves import CELL, WITHIN, best_steps, curves
+from raygen.distances import Prepared, few_rows
 from raygen.measured import Reference
 from raygen.measures import FEATURES, MetricRows, gather, measure, write_metrics
 from raygen.metrics import SECONDS, family
@@ -29,7 +30,7 @@ from raygen.models.schedule import SamplerName, SamplerSpec, Spacing
 from raygen.passes import Part, execute_all
 from raygen.sampling import Guidance, SampleSpec, SampleWorker
 from raygen.scoring import Observer, ScoreSpec
-from raygen.slices import taken
+from raygen.slices import kin, taken
 from raygen.spec import ConfigError, Spec, parse, run_id
 from raygen.storage import Storage
 from raygen.store import Plan, Shard, Store
@@ -252,7 +253,10 @@ class SweepJob(Job):
         stores = [Store(cell.job.out, cell.job.what.attempt) for cell in cells]
         common = _common(stores)
         real = gather(reference.tables())
-        finish = partial(measure, reference=reference.content, protocols=protocols, frechet_name=name)
+        finish = partial(
+            measure, reference=reference.content, protocols=protocols, frechet_name=name, prepared=Prepared(),
+            kin=kin(stores[0]),
+        )  # fmt: skip
         rows: list[dict[str, Any]] = []
         # Beside a cell the reference is only what distances are taken to: its own numbers are the same for all.
         distant = {key: scored for key, scored in real.items() if key.startswith(FEATURES)}
@@ -338,6 +342,8 @@ def _markdown(cells: Sequence[Cell], rows: Sequence[Mapping[str, Any]]) -> str:
         n = next((row["n"] for row in found if row is not None), 0)
         shown = " | ".join("" if row is None else f"{row['value']:.4g}" for row in found)
         lines.append(f"| {cell.name} | {n} | {shown} |")
+    said = dict.fromkeys(str(text) for text in few_rows(values.values()).values())
+    lines += ["", *(f"Fréchet distances here are of few rows: {text}." for text in said)] if said else []
     return "\n".join(lines) + "\n"
 
 

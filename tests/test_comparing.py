@@ -1,12 +1,18 @@
 """KID, precision and recall, slices and memorisation as an evaluation gives them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch_fidelity.metric_fid import fid_features_to_statistics
+from torch_fidelity.utils import cache_lookup_one_recompute_on_miss
 
+from raygen.beside import statistics_in
 from raygen.comparisons import CompareSpec, copies
+from raygen.distances import Kin, Prepared, add_frechet
 from raygen.measures import MetricRows, Scored, features_of, gather, measure
 from raygen.metrics.attributes import codes
 from raygen.metrics.frechet import Moments, Reference
@@ -49,6 +55,55 @@ def test_numbers_are_those_of_the_metrics_and_say_their_protocol() -> None:
     assert (protocol["k"], protocol["n_reference"], protocol["a"]) == (5, 200, 1)
     limit = frechet_infinity(made.vectors, Reference.of(Moments.of(real.vectors)))
     assert rows["fd_infinity:raygen-parser"]["value"] == limit.value
+
+
+def test_an_interval_takes_rows_of_one_person_together() -> None:
+    """Copies of a row are no new rows: taken by themselves they make the interval too narrow."""
+    one = features(100, 3)
+    ids = tuple(f"{name}-{i}" for name in one.ids for i in range(4))
+    made, real = Scored(ids, np.repeat(one.vectors, 4, axis=0)), features(300, 2)
+    found = {}
+    for name, kin in {"rows": Kin(), "people": Kin(people={one: one[:5] for one in ids})}.items():
+        (row,) = measure(
+            {"all": {NAME: made}, "reference": {NAME: real}}, run_id="r", reference="x", protocols={},
+            frechet_name="fd", kin=kin,
+        ).to_pylist()  # fmt: skip
+        found[name] = row["ci_high"] - row["ci_low"]
+        assert ("kin" in row["protocol"]) == (name == "people")
+    assert found["people"] > 1.5 * found["rows"]
+    few = Kin(people={one: one[-1] for one in ids})
+    rows = MetricRows("r", "x")
+    add_frechet(rows.add, "all", "fd", features_of(made), Reference.of_features(real.vectors), {}, few)
+    assert "(rows by a hash" in rows.rows[0]["protocol"], "four people are too few for blocks of people"
+
+
+def test_blocks_do_not_follow_ids() -> None:
+    """Ids that follow content: blocks of neighbours would differ by content, and the interval would hold that."""
+    made = features(400, 1)
+    sorted_ = Scored(made.ids, made.vectors[np.argsort(made.vectors[:, 0])])
+    widths = []
+    for one in (made, sorted_):
+        rows = MetricRows("r", "x")
+        add_frechet(rows.add, "all", "fd", features_of(one), Reference.of_features(features(300, 2).vectors), {})
+        widths.append(rows.rows[0]["ci_high"] - rows.rows[0]["ci_low"])
+    assert widths[0] == pytest.approx(widths[1], rel=0.3)
+
+
+def test_a_reference_is_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the distance, its interval and its limit, and for all cells that are compared with it."""
+    calls = []
+    whole = Reference.of_features
+    monkeypatch.setattr(Reference, "of_features", lambda x: calls.append(len(x)) or whole(x))
+    real, prepared = features(200, 2), Prepared()
+    finish = partial(
+        measure, run_id="r", reference="x", protocols={}, frechet_name="fd", compare=CompareSpec(infinity=True),
+        prepared=prepared,
+    )  # fmt: skip
+    for seed in (1, 3):
+        finish({"all": {NAME: features(100, seed)}, "reference": {NAME: real}})
+    assert calls == [200]
+    finish({"all": {NAME: features(100, 1)}, "reference": {NAME: features(201, 4)}})
+    assert calls == [200, 201], "another reference under the same name"
 
 
 def test_too_few_rows_leave_a_number_out_and_flag_the_others() -> None:
@@ -246,7 +301,77 @@ def test_statistics_of_another_tool_are_a_reference(world: Path, tmp_path: Path)
     (row,) = [row for row in rows if row["slice"] == "all/statistics"]
     whole = next(row for row in direct if row["metric"] == "fd:raygen-parser")
     assert row["metric"] == "fd:raygen-parser"
-    assert row["value"] == pytest.approx(whole["value"], rel=1e-4)  # fewer rows than values: the spectrum is rounding
+    assert row["value"] == pytest.approx(whole["value"], rel=1e-6), "fewer rows than values: not from moments"
+    said = row["protocol"]
+    assert (said["n_reference"], said["low_n"], said["fewer_rows_than_values"]) == ("unknown", True, True)
+    assert "reference is held fixed" in said["interval"]
+    assert row["ci_high"] - row["ci_low"] == pytest.approx(whole["ci_high"] - whole["ci_low"], rel=1e-4)
     np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ConfigError, match=r"narrow\.npz"):
         evaluation(world, "no", samples=f"{world}/samples", score=score, statistics=str(tmp_path / "narrow.npz"))
+
+
+def saved(path: Path, old: bool = False, **arrays: object) -> str:
+    torch.save(arrays, path, _use_new_zipfile_serialization=not old)
+    return str(path)
+
+
+def statistics(width: int = 6) -> dict[str, object]:
+    return fid_features_to_statistics(torch.from_numpy(features(50, 9, width=width).vectors))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("tensors", [False, True])
+def test_statistics_that_torch_saved_are_read_as_data(tmp_path: Path, old: bool, tensors: bool) -> None:
+    made = statistics()
+    found = statistics_in(
+        saved(tmp_path / "a.pt", old, **{n: torch.from_numpy(x) if tensors else x for n, x in made.items()})
+    )
+    assert found.n is None
+    assert (found.mean == made["mu"]).all()
+    assert (found.covariance == made["sigma"]).all()
+
+
+def test_the_cache_of_torch_fidelity_is_a_reference(tmp_path: Path) -> None:
+    """As its own code writes it."""
+    made = cache_lookup_one_recompute_on_miss("held-stat-fid", statistics, cache_root=str(tmp_path), verbose=False)
+    (path,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert (statistics_in(path).covariance == made["sigma"]).all()
+
+
+class Trap:
+    """Unpickling it is noticed."""
+
+    sprung = False
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (setattr, (Trap, "sprung", True))
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trap": Trap()}, "by name"),
+        ({"mu": None}, "has no mu"),
+        ({"mu": np.zeros(5)}, "beside mu"),
+        ({"mu": np.zeros((6, 1))}, "not of statistics"),
+        ({"mu": np.zeros(6, np.int64)}, "not of statistics"),
+        ({"sigma": np.full((6, 6), np.nan)}, "finite"),
+        ({"sigma": -np.eye(6)}, "negative"),
+    ],
+)
+def test_what_torch_saved_and_is_no_statistics_is_refused(tmp_path: Path, old: bool, change: dict, said: str) -> None:
+    path = saved(tmp_path / "a.pt", old, **{**statistics(), **change})
+    with pytest.raises(ValueError, match=said) as error:
+        statistics_in(path)
+    assert "a.pt" in str(error.value)
+    assert not Trap.sprung
+
+
+def test_a_damaged_file_of_torch_is_refused(tmp_path: Path) -> None:
+    whole = Path(saved(tmp_path / "a.pt", **statistics())).read_bytes()
+    for data in (whole[:-40], whole[:200], b"\x80\x02.", b""):
+        (tmp_path / "b.pt").write_bytes(data)
+        with pytest.raises(ValueError, match=r"b\.pt"):
+            statistics_in(tmp_path / "b.pt")

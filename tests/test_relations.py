@@ -14,11 +14,11 @@ import torchvision
 from raygen.extractors.perceptual import LPIPSSpec
 from raygen.faces import CLASS_INDEX
 from raygen.likeness import Likeness
-from raygen.metrics.change import bootstrap, change, changed, region
+from raygen.metrics.change import bootstrap, change, changed, of_groups, region
 from raygen.metrics.perceptual import ssim
 from raygen.models import checkpoint
 from raygen.references import StoredRows
-from raygen.relations import RelationSpec, RelationWorker
+from raygen.relations import RelationSpec, RelationWorker, protocols
 from raygen.run import make
 from raygen.spec import ConfigError, InputError
 from raygen.store import open_input
@@ -99,7 +99,7 @@ def test_leakage_is_change_outside_over_change_inside(world: Path) -> None:
     assert ("leakage", "all") not in same, "nothing lies outside of all parts"
 
 
-def test_diversity_is_the_mean_over_all_pairs_of_a_group(world: Path) -> None:
+def test_diversity_is_the_mean_over_groups_of_the_mean_over_pairs(world: Path) -> None:
     """Groups of three lie across shards of two rows here."""
     what = {"samples": str(world / "noise/samples"), "score": NOTHING, "relate": {"diversity": True}}
     run(world, "evaluate", "diverse", {**what, "batch": 2, "shard_rows": 2})
@@ -107,10 +107,25 @@ def test_diversity_is_the_mean_over_all_pairs_of_a_group(world: Path) -> None:
     made = images(world, "noise").reshape(5, 3, 32, 32, 3)
     pairs = [(group[i], group[j]) for group in made for i, j in itertools.combinations(range(3), 2)]
     one, other = (np.stack(side) for side in zip(*pairs, strict=True))
-    assert found["n"] == len(pairs) == 15
+    said = found["protocol"]
+    assert (found["n"], said["groups"], said["pairs"], said["pictures_a_group"]) == (5, 5, len(pairs), "3")
+    assert said["window"].startswith("gaussian 11")
+    assert found["ci_low"] < found["value"] < found["ci_high"]
     assert found["value"] == pytest.approx(float((1 - ssim(one, other)).mean()), rel=1e-5)
     assert found["value"] > 0
-    assert "1 - ssim" in json.dumps(found["protocol"])
+    assert said["distance"] == "1 - ssim"
+
+
+def test_a_large_group_counts_as_much_as_a_small_one() -> None:
+    """Two pairs of which one row tells, and one pair; groups lie in any order."""
+    found = of_groups(np.array([[0.2, 1], [9.0, 1], [0.4, 2]]), ["a", "b", "a"])
+    assert found.means.tolist() == pytest.approx([0.2, 9.0])
+    assert (found.pairs, found.pictures) == (4, "2 to 3")
+
+
+def test_diversity_names_its_network(alex: LPIPSSpec) -> None:
+    said = protocols(RelationSpec(diversity=True, lpips=alex))["diversity:lpips-alex"]
+    assert (said["network"], said["sha256"], said["version"]) == ("alex", alex.sha256, "0.1")
 
 
 @pytest.fixture(scope="module")

@@ -309,6 +309,26 @@ def test_caveats(page: str) -> None:
     assert "Every picture on this page is synthetic" in text
 
 
+@pytest.mark.parametrize(
+    ("n", "protocol", "said"),
+    [
+        (94, {}, "Low n: 94 pictures, 10,000 advised"),
+        (50_000, {"low_n": True, "n_reference": 3000}, "Low n: 3,000 reference pictures, 10,000 advised"),
+        (50_000, {"low_n": True, "n_reference": 60_000}, "Low n: too few pairs"),
+        (20_000, {"low_n": False, "n_reference": 30_000}, ""),
+        (400, {"low_n": True, "n_reference": "unknown", "fewer_rows_than_values": True}, "Low n: 400 pictures"),
+        (400, {"fewer_rows_than_values": True}, "No more pictures than a feature has values"),
+        (400, {"counts": "groups"}, "Low n: 400 groups"),
+    ],
+)
+def test_few_rows_are_said_as_the_protocol_has_them(n: int, protocol: dict, said: str) -> None:
+    """Whoever measured knows the reference too; a number without the flag goes by its pictures."""
+    row = metric("fid@clean", "all", 20.0, **protocol) | {"n": n}
+    (card,) = findings.cards(findings.numbers([row]))
+    assert card.warning.startswith(said) if said.startswith("Low") else said in card.warning
+    assert bool(card.warning) == bool(said)
+
+
 def test_failed_rows_are_listed_with_their_reason(page: str) -> None:
     text = words(page)
     assert "2 rows failed" in text

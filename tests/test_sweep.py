@@ -111,7 +111,9 @@ def test_one_row_a_cell_and_metric(swept: Path) -> None:
     assert len({row["metric"] for row in whole_reference}) == len(whole_reference) > 0
     seconds = {c: r for (c, m), r in zip(names, whole, strict=True) if m == "seconds_per_picture"}
     assert all(0 < row["ci_low"] <= row["value"] <= row["ci_high"] for row in seconds.values())
-    assert (swept / "metrics/table.md").read_text().count("\n| ") == 3
+    table = (swept / "metrics/table.md").read_text()
+    assert table.count("\n| ") == 3
+    assert "no more rows than a feature has values" in table.splitlines()[-1]
 
 
 def test_the_report_draws_it_and_shows_the_same_rows_in_every_cell(swept: Path) -> None:

@@ -202,7 +202,9 @@ def _score(row: Mapping[str, Any]) -> str:
         said.insert(1, f"sha256 {str(protocol['sha256'])[:SHORT]}")
     if protocol.get("n_reference"):
         said.append(f"{protocol['n_reference']:,} reference rows")
-    if protocol.get("low_n"):
+    if protocol.get("fewer_rows_than_values"):
+        said.append("**no more rows than values: most of the value may be bias**")
+    elif protocol.get("low_n"):
         said.append("**few rows: the value is biased**")
     text = f"| {row['metric']} | {row['slice']} | {value} | {row['n']:,} | {', '.join(said)} |"
     return text.replace("\n", " ")

@@ -6,13 +6,14 @@ Leakage is the mean absolute difference outside, over that inside: 0 where nothi
 alike. It is the number behind figure 7 of Ergasti et al. 2024 (SCA-DM), which shows it as pictures.
 """
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation
 
-__all__ = ["Change", "bootstrap", "change", "changed", "region"]
+__all__ = ["Change", "Groups", "bootstrap", "change", "changed", "of_groups", "region"]
 
 UInt8Array = npt.NDArray[np.uint8]
 BoolArray = npt.NDArray[np.bool_]
@@ -64,3 +65,24 @@ def bootstrap(vectors: npt.NDArray[np.floating], seed: int = 0) -> tuple[float, 
         return None, None
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
+
+
+class Groups(NamedTuple):
+    """The mean distance of each group [g], the pairs of all of them, and how many pictures: `10`, or `2 to 10`."""
+
+    means: Array
+    pairs: int
+    pictures: str
+
+
+def of_groups(vectors: npt.NDArray[np.floating], groups: Sequence[str]) -> Groups:
+    """Rows [n, 2] of the sum of distances to earlier rows of their group and their number, and each row's group.
+
+    The last of a group has all others before it, and the first has no row here.
+    """
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    sums, pairs = (np.bincount(place, column, len(names)) for column in vectors.astype(np.float64).T)
+    pictures = np.zeros(len(names))
+    np.maximum.at(pictures, place, vectors[:, 1].astype(np.float64) + 1)
+    least, most = int(pictures.min()), int(pictures.max())
+    return Groups(sums / pairs, int(pairs.sum()), str(most) if least == most else f"{least} to {most}")

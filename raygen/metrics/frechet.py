@@ -14,7 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-__all__ = ["LOW_N", "Distance", "Moments", "Reference", "frechet", "frechet_of_features", "frechet_to", "jackknife"]
+__all__ = [
+    "LOW_N", "Distance", "Moments", "Reference", "centred", "frechet", "frechet_from", "frechet_of_features",
+    "frechet_to",
+]  # fmt: skip
 
 Array = npt.NDArray[np.float64]
 #: Below this many pictures the distance is dominated by its bias, and says so.
@@ -89,14 +92,15 @@ class Distance:
 
 @dataclass(frozen=True)
 class Reference:
-    """A set that many are compared with: rows `n` (None where unknown), mean [D], covariance A [D, D], R [D, D].
+    """A set that many are compared with: rows `n` (None where unknown), mean [D], trace of its covariance, R [D, r].
 
-    A = R R'. R is what takes longest of a distance and depends on this set alone.
+    The covariance is R R', with r = D, or r = n where there are no more rows than values. R is what takes longest of a
+    distance and depends on this set alone.
     """
 
     n: int | None
     mean: Array
-    covariance: Array
+    trace: float
     root: Array
 
     @staticmethod
@@ -108,8 +112,33 @@ class Reference:
     def of_covariance(mean: Array, covariance: Array, n: int | None = None) -> "Reference":
         """Of a mean [D] and an unbiased covariance [D, D]; `ArithmeticError` where that has negative spectrum."""
         values, vectors = linalg.eigh(covariance)
-        _check(values, float(np.trace(covariance)))
-        return Reference(n, mean, covariance, np.ascontiguousarray(vectors * np.sqrt(values.clip(min=0))))
+        trace = float(np.trace(covariance))
+        _check(values, trace)
+        return Reference(n, mean, trace, np.ascontiguousarray(vectors * np.sqrt(values.clip(min=0))))
+
+    @staticmethod
+    def of_features(features: npt.NDArray[Any]) -> "Reference":
+        """Of features [n, D]. No more rows than values are a factor themselves, and an exact one.
+
+        `ValueError` for fewer than two rows, or what is no features.
+        """
+        x = np.asarray(features)
+        if x.ndim == 2 and len(x) > x.shape[1]:
+            return Reference.of(Moments.of(x))
+        mean, rest = centred(x)
+        rest /= np.sqrt(len(rest) - 1)
+        return Reference(len(rest), mean, float((rest**2).sum()), rest.T)
+
+
+def centred(features: npt.NDArray[Any]) -> tuple[Array, Array]:
+    """Features [n, D] -> their mean [D], and float64 features [n, D] without it; errors as `Reference.of_features`."""
+    x = np.asarray(features, dtype=np.float64)
+    if x.ndim != 2 or not np.isfinite(x).all():
+        raise ValueError(f"features of shape {x.shape}, not [n, D]" if x.ndim != 2 else "features are not finite")
+    if len(x) < 2:
+        raise ValueError("a covariance needs two rows")
+    mean = x.mean(axis=0)
+    return mean, x - mean
 
 
 def frechet(a: Moments, b: Moments) -> Distance:
@@ -117,40 +146,48 @@ def frechet(a: Moments, b: Moments) -> Distance:
 
     `ArithmeticError` where the product has more negative spectrum than rounding explains.
     """
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(f"features of {a.mean.size} and {b.mean.size} values are not comparable")
+    _comparable(a.mean.size, b.mean.size)
     return frechet_to(Reference.of(a), b)
 
 
 def frechet_to(reference: Reference, b: Moments) -> Distance:
     """`frechet` to a set whose R is there already; the same bits."""
-    if reference.mean.shape != b.mean.shape:
-        raise ValueError(f"features of {reference.mean.size} and {b.mean.size} values are not comparable")
-    cov_a, cov_b, root = reference.covariance, b.covariance, reference.root
+    _comparable(reference.mean.size, b.mean.size)
+    cov_b, root = b.covariance, reference.root
     _check_covariance(cov_b)
+    trace = float(np.trace(cov_b))
     spectrum = linalg.eigvalsh(root.T @ cov_b @ root)
-    clipped = _check(spectrum, float(np.sqrt(np.trace(cov_a) * np.trace(cov_b))) ** 2)
+    clipped = _check(spectrum, reference.trace * trace)
     gap = reference.mean - b.mean
-    value = gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(spectrum.clip(min=0)).sum()
+    value = gap @ gap + reference.trace + trace - 2 * np.sqrt(spectrum.clip(min=0)).sum()
     return Distance(float(value), clipped)
 
 
-def frechet_of_features(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Distance:
-    """The same from features [n, D] and [m, D].
+def frechet_from(reference: Reference, features: npt.NDArray[Any]) -> Distance:
+    """Features [n, D] to a set whose R is there already.
 
-    With fewer rows than values the covariances are singular and the product's small eigenvalues are noise;
-    then tr (AB)^½ is the nuclear norm of X_c Y_c' / √((n-1)(m-1)), which has none.
+    With fewer rows than values, in either set, a covariance is singular and the product's small eigenvalues are noise;
+    then tr (AB)^½ is the nuclear norm of X_c R / √(n-1), which has none.
     """
-    a, b = Moments.of(x), Moments.of(y)
-    if min(a.n, b.n) < 2:
-        raise ValueError("a covariance needs two rows")
-    if min(a.n, b.n) > a.mean.size:
-        return frechet(a, b)
-    left = (np.asarray(x, np.float64) - a.mean) / np.sqrt(a.n - 1)
-    right = (np.asarray(y, np.float64) - b.mean) / np.sqrt(b.n - 1)
-    cross = linalg.svdvals(left @ right.T).sum()
-    gap = a.mean - b.mean
-    return Distance(float(gap @ gap + (left**2).sum() + (right**2).sum() - 2 * cross), 0.0)
+    x = np.asarray(features)
+    _comparable(reference.mean.size, *x.shape[1:2])
+    if min(len(x), len(x) if reference.n is None else reference.n) > x.shape[-1]:
+        return frechet_to(reference, Moments.of(x))
+    mean, rest = centred(x)
+    rest /= np.sqrt(len(rest) - 1)
+    cross = linalg.svdvals(rest @ reference.root).sum()
+    gap = mean - reference.mean
+    return Distance(float(gap @ gap + (rest**2).sum() + reference.trace - 2 * cross), 0.0)
+
+
+def frechet_of_features(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Distance:
+    """From features [n, D] to features [m, D]; `frechet_from` where many are compared with the second."""
+    return frechet_from(Reference.of_features(y), x)
+
+
+def _comparable(one: int, other: int = 0) -> None:
+    if one != other:
+        raise ValueError(f"features of {one} and {other} values are not comparable")
 
 
 def _check(values: Array, scale: float) -> float:
@@ -167,19 +204,3 @@ def _check_covariance(covariance: Array) -> None:
         linalg.cholesky(covariance + np.eye(d) * (CLIP * trace / d), overwrite_a=True)
     except linalg.LinAlgError:
         _check(linalg.eigvalsh(covariance), trace)
-
-
-def jackknife(parts: Sequence[Moments], reference: Moments, *, z: float = 1.96) -> tuple[float, float]:
-    """A 95 % interval of the distance of the union of `parts`, leaving out one part at a time.
-
-    Deleting blocks keeps the sample size, and with it the bias, nearly the same; a bootstrap repeats rows,
-    lowers the rank and is biased here. Needs two parts.
-    """
-    root = Reference.of(reference)
-    whole = frechet_to(root, Moments.merge_all(parts)).value
-    left_out = [
-        frechet_to(root, Moments.merge_all([p for j, p in enumerate(parts) if j != i])).value for i in range(len(parts))
-    ]
-    k = len(parts)
-    spread = float(np.sqrt((k - 1) / k * ((np.array(left_out) - np.mean(left_out)) ** 2).sum()))
-    return whole - z * spread, whole + z * spread

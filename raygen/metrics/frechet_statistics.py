@@ -1,4 +1,4 @@
-"""Around the Fréchet distance: statistics in files, of ours and of others, and the distance at infinitely many rows.
+"""Around the Fréchet distance: statistics in files of other tools, and the distance at infinitely many rows.
 
 Knows the .npz layouts and the fit over 1/n. Knows no network: a file does not say whose features it holds, and a
 distance between features of two networks is a number without a meaning.
@@ -6,7 +6,6 @@ distance between features of two networks is a number without a meaning.
 Files that hold pickles are never opened as such. Source of the fit: Chong and Forsyth 2020, section 3.
 """
 
-import io
 import math
 import struct
 import zipfile
@@ -21,15 +20,7 @@ import numpy.typing as npt
 
 from raygen.metrics.frechet import Array, Moments, Reference, frechet_to
 
-__all__ = [
-    "POINTS",
-    "Extrapolation",
-    "Statistics",
-    "frechet_infinity",
-    "read_statistics",
-    "reference_from_bytes",
-    "reference_to_bytes",
-]
+__all__ = ["POINTS", "WIDEST", "Extrapolation", "Statistics", "checked", "frechet_infinity", "read_statistics"]
 
 #: Sizes that the line is fitted to, as in the paper.
 POINTS: Final = 15
@@ -67,42 +58,19 @@ class Statistics:
 def read_statistics(path: str | Path) -> Statistics:
     """From an .npz of pytorch-fid, clean-fid and their kin: keys `mu` [D] and `sigma` [D, D], others are ignored.
 
-    torch-fidelity keeps its statistics as a pickle, so a file of its cache is refused: save both arrays of it with
-    `numpy.savez(path, mu=..., sigma=...)`. `ValueError` for what is not such a file, names its fault; `OSError` where
+    A file that torch saved is refused here. `ValueError` for what is not such a file, names its fault; `OSError` where
     there is no file.
     """
     with Path(path).open("rb") as file:
         arrays = _arrays(file, ("mu", "sigma"), str(path))
     mean, covariance = arrays["mu"], arrays["sigma"]
-    _fit(mean, {"sigma": covariance}, str(path))
+    return checked(mean, covariance, str(path))
+
+
+def checked(mean: Array, covariance: Array, where: str) -> Statistics:
+    """Statistics of a mean and a covariance that somebody read; `ValueError` names `where` and what is wrong."""
+    _fit(mean, covariance, where)
     return Statistics(None, mean, covariance)
-
-
-def reference_to_bytes(reference: Reference) -> bytes:
-    """An .npz with `mu` and `sigma`, which other tools read too, the factor `root`, and `n` (-1 where unknown)."""
-    buffer = io.BytesIO()
-    n = np.array(-1 if reference.n is None else reference.n, np.int64)
-    np.savez(buffer, mu=reference.mean, sigma=reference.covariance, root=reference.root, n=n)
-    return buffer.getvalue()
-
-
-def reference_from_bytes(data: bytes) -> Reference:
-    """The reference that `reference_to_bytes` saved, bit for bit; `ValueError` for anything else.
-
-    The factor is believed only if it makes the covariance again.
-    """
-    name = "a saved reference"
-    arrays = _arrays(io.BytesIO(data), ("mu", "sigma", "root", "n"), name)
-    mean, covariance, root, n = (arrays[key] for key in ("mu", "sigma", "root", "n"))
-    _fit(mean, {"sigma": covariance, "root": root}, name)
-    if n.shape != () or not (n == np.rint(n) and n < 2**53):
-        raise ValueError(f"{name}: n is not a number of rows")
-    # One random direction notices any other factor, and costs no product of matrices.
-    probe = np.random.Generator(np.random.Philox(key=0)).normal(size=len(mean))
-    error = float(np.abs(root @ (root.T @ probe) - covariance @ probe).max())
-    if error > 1e-9 * max(float(np.trace(covariance)), np.finfo(np.float64).tiny):
-        raise ValueError(f"{name}: its factor is not that of its covariance")
-    return Reference(int(n) if n >= 0 else None, mean, covariance, root)
 
 
 def _arrays(file: IO[bytes], names: Sequence[str], where: str) -> Mapping[str, Array]:
@@ -122,7 +90,7 @@ def _arrays(file: IO[bytes], names: Sequence[str], where: str) -> Mapping[str, A
 
 
 def _array(archive: zipfile.ZipFile, name: str, where: str) -> Array:
-    limit = 8 * WIDEST * (WIDEST if name in ("sigma", "root") else 1) + HEADER
+    limit = 8 * WIDEST * (WIDEST if name == "sigma" else 1) + HEADER
     if archive.getinfo(f"{name}.npy").file_size > limit:
         raise ValueError(f"{where}: {name} is larger than features of {WIDEST} values have it")
     try:
@@ -135,16 +103,14 @@ def _array(archive: zipfile.ZipFile, name: str, where: str) -> Array:
     return np.ascontiguousarray(array, np.float64).reshape(array.shape)
 
 
-def _fit(mean: Array, matrices: Mapping[str, Array], where: str) -> None:
+def _fit(mean: Array, sigma: Array, where: str) -> None:
     """`ValueError` unless [D] and [D, D] go together, are finite, and sigma could be a covariance."""
     if mean.ndim != 1 or not mean.size:
         raise ValueError(f"{where}: mu of shape {mean.shape}, not [D]")
-    for name, matrix in matrices.items():
-        if matrix.shape != (mean.size, mean.size):
-            raise ValueError(f"{where}: {name} of shape {matrix.shape} beside mu of {mean.size} values")
-    if not all(np.isfinite(part).all() for part in (mean, *matrices.values())):
+    if sigma.shape != (mean.size, mean.size):
+        raise ValueError(f"{where}: sigma of shape {sigma.shape} beside mu of {mean.size} values")
+    if not (np.isfinite(mean).all() and np.isfinite(sigma).all()):
         raise ValueError(f"{where}: not all of it is finite")
-    sigma = matrices["sigma"]
     scale = float(np.abs(sigma).max())
     if np.abs(sigma - sigma.T).max() > 1e-6 * scale:
         raise ValueError(f"{where}: sigma is not symmetric")

@@ -26,6 +26,7 @@ from pydantic import Field, model_validator
 from raygen.beside import TrainingSpec, to_statistics, to_training
 from raygen.bundled import resolve
 from raygen.comparisons import CompareSpec
+from raygen.distances import Kin, few_rows
 from raygen.encoding import RoundTrip
 from raygen.measured import Reference
 from raygen.measures import MetricRows, Scored, gather, measure, write_metrics
@@ -33,9 +34,10 @@ from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.pairing import unpaired
 from raygen.references import StoredRows
 from raygen.relations import COLUMNS, RelationSpec, RelationWorker
+from raygen.relations import protocols as relations
 from raygen.scoring import Observer, ScoreSpec, ScoreWorker
 from raygen.shards import Worker
-from raygen.slices import by_slices, check_slices, column, taken
+from raygen.slices import by_slices, check_slices, column, kin, taken
 from raygen.spec import ConfigError, run_id
 from raygen.storage import Storage
 from raygen.store import KEYS, Store, open_input
@@ -75,7 +77,7 @@ class EvaluateWhat(ShardedWhat):
     )
     statistics: str | None = Field(
         None,
-        description="mean and covariance of other tools (.npz with mu and sigma): the Fréchet distance to them, too",
+        description="mu and sigma of other tools, as .npz or as torch saved them: the Fréchet distance to them, too",
     )
     batch: int = Field(32, ge=1, le=4096)
 
@@ -243,12 +245,12 @@ class EvaluateJob(Job):
         if reference is not None:
             protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
         if self.what.relate is not None:
-            protocols["relate"] = {"margin": self.what.relate.margin}
+            protocols |= relations(self.what.relate)
         training, named = sets.pop(TRAINING, None), name if plan is None else plan.run_id
-        features = observer.features
+        features, together = observer.features, Kin() if samples is None else kin(samples)
         finish = partial(
             measure, run_id=named, reference=against, protocols=protocols,
-            frechet_name="" if features is None else features.metric, compare=self.what.compare,
+            frechet_name="" if features is None else features.metric, compare=self.what.compare, kin=together,
         )  # fmt: skip
         folder = Storage(f"{self.out}/{where}")
         facts = self._unpaired(folder, protocols, reference, samples)
@@ -257,7 +259,7 @@ class EvaluateJob(Job):
             people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
             tables += by_slices(self.what.slices, sets, people, finish)
         if self.what.statistics is not None and features is not None:
-            tables.append(to_statistics(self.what.statistics, sets["all"], features, named))
+            tables.append(to_statistics(self.what.statistics, sets["all"], features, named, together))
         if self.what.training is not None and training is not None and reference is not None and features is not None:
             rows = MetricRows(named, against)
             closest, twins = to_training(self.what.training, sets, training, reference, features, rows)
@@ -270,8 +272,8 @@ class EvaluateJob(Job):
             tables.append(self._verified(self.what.verification, sets, protocols, folder, MetricRows(named, against)))
         found = pa.concat_tables(tables).to_pylist()
         write_metrics(folder, found)
-        whole = (row for row in found if "/" not in row["slice"])
-        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | facts
+        whole = [row for row in found if "/" not in row["slice"]]
+        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | few_rows(whole) | facts
 
     def _verified(
         self, spec: VerificationSpec, sets: Sets, protocols: Mapping[str, Any], folder: Storage, rows: MetricRows

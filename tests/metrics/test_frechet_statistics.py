@@ -1,4 +1,4 @@
-"""Saved and foreign statistics, the cached factor, and the line over 1/n; the distance against other packages."""
+"""Foreign statistics, the factor that is kept, and the line over 1/n; the distance against other packages."""
 
 import io
 import pickle
@@ -15,12 +15,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from raygen.metrics.frechet import Moments, Reference, frechet, frechet_of_features, frechet_to
-from raygen.metrics.frechet_statistics import (
-    frechet_infinity,
-    read_statistics,
-    reference_from_bytes,
-    reference_to_bytes,
-)
+from raygen.metrics.frechet_statistics import frechet_infinity, read_statistics
 
 Array = npt.NDArray[np.float64]
 D = 64
@@ -90,37 +85,6 @@ def test_negative_spectrum_is_refused_from_its_bound_on(share: float) -> None:
         frechet_to(good, bad)
 
 
-@pytest.mark.parametrize("n", [300, None])
-def test_a_saved_reference_is_the_same(n: int | None) -> None:
-    moments = Moments.of(features(300, 6))
-    reference = Reference.of_covariance(moments.mean, moments.covariance, n)
-    data = reference_to_bytes(reference)
-    assert b"pickle" not in data
-    back = reference_from_bytes(data)
-    assert back.n == n
-    for name in ("mean", "covariance", "root"):
-        assert getattr(back, name).tobytes() == getattr(reference, name).tobytes()
-    assert reference_to_bytes(back) == data
-    other = Moments.of(features(200, 7))
-    assert frechet_to(back, other) == frechet_to(reference, other)
-
-
-def test_a_saved_reference_with_another_factor_is_refused() -> None:
-    reference = Reference.of(Moments.of(features(300, 8)))
-    for root in (reference.root * 1.001, reference.root[::-1], np.eye(D)):
-        with pytest.raises(ValueError, match="factor"):
-            reference_from_bytes(reference_to_bytes(Reference(300, reference.mean, reference.covariance, root)))
-
-
-@pytest.mark.parametrize("n", [0.5, np.nan, np.inf, [3, 4]])
-def test_a_saved_reference_with_odd_rows_is_refused(n: Any) -> None:
-    reference = Reference.of(Moments.of(features(300, 8)))
-    buffer = io.BytesIO()
-    np.savez(buffer, mu=reference.mean, sigma=reference.covariance, root=reference.root, n=np.array(n))
-    with pytest.raises(ValueError, match="number of rows"):
-        reference_from_bytes(buffer.getvalue())
-
-
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
 def test_statistics_of_other_packages(tmp_path: Path, save: Callable[..., None], dtype: Any) -> None:
@@ -132,14 +96,6 @@ def test_statistics_of_other_packages(tmp_path: Path, save: Callable[..., None],
     value = frechet_to(found.reference(), Moments.of(y)).value
     assert value == pytest.approx(frechet_of_features(x, y).value, abs=1e-9 if dtype == np.float64 else 1e-3)
     assert found.reference().n is None
-
-
-def test_a_saved_reference_is_statistics_for_others(tmp_path: Path) -> None:
-    reference = Reference.of(Moments.of(features(300, 11)))
-    (tmp_path / "a.npz").write_bytes(reference_to_bytes(reference))
-    found = read_statistics(str(tmp_path / "a.npz"))
-    assert (found.mean == reference.mean).all()
-    assert (found.covariance == reference.covariance).all()
 
 
 class _Trap:
@@ -219,8 +175,6 @@ def test_what_is_not_statistics_is_refused(tmp_path: Path, data: bytes, said: st
         read_statistics(tmp_path / "a.npz")
     assert "a.npz" in str(error.value)
     assert not _Trap.sprung
-    with pytest.raises(ValueError):
-        reference_from_bytes(data)
 
 
 def test_damaged_bytes_are_values_or_a_value_error(tmp_path: Path) -> None:
