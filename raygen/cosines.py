@@ -1,22 +1,28 @@
-"""What a report shows of verification: how alike pictures of one person and of two people are, and the rates.
+"""What a report shows of verification: how alike pictures of one person and of two people are, the rates, the ROC.
 
 Knows what an evaluation wrote of it. Knows no HTML and no embeddings.
 """
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from raygen.metrics import family
+from raygen.plots import Roc, roc
 from raygen.storage import Storage
 
-__all__ = ["FILE", "Cosines", "Rate", "cosines"]
+__all__ = ["FILE", "ROC", "Cosines", "Rate", "cosines", "curves"]
 
 #: Histograms of an evaluation.
 FILE: Final = "metrics/verification.json"
+#: Rates by threshold, of every set one after the other.
+ROC: Final = "metrics/roc.csv"
 SAID: Final[Mapping[str, str]] = {"all": "these pictures", "reference": "the reference"}
 RATES: Final = ("eer", "tar")
+ACCURACY: Final = "verification_accuracy"
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Rate:
     low: float | None
     high: float | None
     few: bool
+    digits: int = 4
 
 
 @dataclass(frozen=True)
@@ -63,14 +70,51 @@ def cosines(root: str, rows: Sequence[Mapping[str, Any]]) -> list[Cosines]:
             Cosines(
                 SAID.get(where, where), _area(shares["genuine"][first:], most), _area(shares["impostor"][first:], most),
                 2 * first / bars - 1, (int(said["genuine_pairs"]), int(said["impostor_pairs"])), int(said["people"]),
-                str(said.get("network", "")), tuple(_rate(row) for row in mine),
+                str(said.get("network", "")), tuple(_rate(row) for row in (*mine, *_accuracy(rows, where))),
             )
         )  # fmt: skip
     return found
 
 
+def curves(root: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """SVG of the ROC of the evaluation in `root`, EER and each TAR marked; empty where it wrote none.
+
+    It ends where a single pair of two people would be more than the share that is drawn.
+    """
+    storage = Storage(root)
+    if not storage.exists(ROC):
+        return ""
+    rates: dict[str, list[tuple[float, float]]] = {}
+    for line in csv.DictReader(io.StringIO(storage.get(ROC).decode())):
+        rates.setdefault(line["set"], []).append((float(line["far"]), float(line["tar"])))
+    lines, lowest = [], [1e-1]
+    for where, found in rates.items():
+        mine = [row for row in rows if row["slice"] == where and family(str(row["metric"])) in RATES]
+        far, tar = (list(side) for side in zip(*found, strict=True))
+        lines.append(Roc(SAID.get(where, where), far, tar, [_mark(row) for row in mine]))
+        lowest += [1 / json.loads(row["protocol"])["impostor_pairs"] for row in mine]
+        lowest += [json.loads(row["protocol"]).get("far", 1) for row in mine]
+    return roc(lines, max(min(lowest), 1e-6))
+
+
+def _mark(row: Mapping[str, Any]) -> tuple[str, float, float]:
+    """A number as a point of its line: what it says, FAR and TAR."""
+    rate = _rate(row)
+    words = f"{rate.name} {rate.value:.3g}"
+    if family(row["metric"]) == "eer":
+        return words, rate.value, 1 - rate.value
+    return words, float(json.loads(row["protocol"])["far"]), rate.value
+
+
+def _accuracy(rows: Sequence[Mapping[str, Any]], where: str) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["slice"] == where and family(str(row["metric"])) == ACCURACY]
+
+
 def _rate(row: Mapping[str, Any]) -> Rate:
     said = json.loads(row["protocol"])
+    if family(row["metric"]) == ACCURACY:
+        name = f"accuracy over {said['folds']} folds, %"
+        return Rate(name, float(row["value"]), row["ci_low"], row["ci_high"], few=False, digits=2)
     name = "EER" if family(row["metric"]) == "eer" else f"TAR at FAR {said['far']:g}"
     return Rate(name, float(row["value"]), row["ci_low"], row["ci_high"], bool(said.get("low_n")))
 

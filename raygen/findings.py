@@ -65,6 +65,9 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "duplicates": _Kind("Duplicates", "share of pictures with a near twin", 1_000, 4),
     "eer": _Kind("Equal error rate", "impostors accepted and genuine pairs refused alike; 0.5 is chance", 1_000, 4),
     "tar": _Kind("True accept rate", "genuine pairs accepted at the named share of impostors", 1_000, 3),
+    "verification_accuracy": _Kind(
+        "Verification accuracy", "pairs told apart by a threshold of the other folds, percent; 50 is chance", 1_000, 2
+    ),
     "cosine_genuine": _Kind("Alike: one person", "mean cosine of two pictures of one person", 1_000, 3),
     "cosine_impostor": _Kind("Alike: two people", "mean cosine of pictures of two people", 1_000, 3),
     "clip_score": _Kind("CLIP score", "cosine of picture and text; depends on the model", 100, 3),

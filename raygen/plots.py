@@ -1,4 +1,4 @@
-"""A plot of lines as SVG: a number over steps, or over seconds a picture.
+"""A plot of lines as SVG: a number over steps, or over seconds a picture; and what verification accepts (ROC).
 
 Knows where points lie in a drawing of fixed size. Knows no colours of a page: lines have the classes c0, c1, …, which a
 style sheet paints; a drawing that stands alone brings its own.
@@ -7,12 +7,12 @@ style sheet paints; a drawing that stands alone brings its own.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from raygen.curves import Curve, Point
 from raygen.metrics import better
 
-__all__ = ["plot"]
+__all__ = ["Roc", "plot", "roc"]
 
 Over = Literal["steps", "seconds"]
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 330, 62, 14, 34, 44
@@ -36,6 +36,15 @@ ALONE: Final = (
     ".thin{stroke-width:1.2;stroke-opacity:.4}",
     *(f".line.c{i}{{stroke:{colour}}}.dot.c{i}{{fill:{colour}}}" for i, colour in enumerate(COLOURS)),
 )
+
+
+class Roc(NamedTuple):
+    """A line of a ROC: what it is of, shares of impostors and of genuine pairs that are accepted, and named points."""
+
+    name: str
+    far: Sequence[float]
+    tar: Sequence[float]
+    marks: Sequence[tuple[str, float, float]]
 
 
 def plot(found: Sequence[Curve], metric: str, *, over: Over = "steps", alone: bool = False) -> str:
@@ -128,9 +137,72 @@ def _line(
         said = escape(f"{name}, {p.steps} steps: {p.value:.4g} (n = {p.n:,})")
         yield f'<circle class="dot {colour}" cx="{across(x):.1f}" cy="{up(p.value):.1f}" r="3.2">'
         yield f"<title>{said}</title></circle>"
-    left, row = LEFT + (number % 2) * (WIDTH - LEFT) / 2, HEIGHT + 16 + ROW * (number // 2)
+    left, row = _legend(number)
     yield f'<path {style} d="M{left} {row - 4}h26"/>'
     yield _text(left + 33, row, name)
+
+
+def roc(found: Sequence[Roc], lowest: float) -> str:
+    """SVG of TAR over FAR from `lowest` to 1, which is logarithmic, and of chance; empty where there are no lines."""
+    if not found:
+        return ""
+    low = min(math.floor(math.log10(max(lowest, 1e-9))), -1)
+
+    def across(far: float) -> float:
+        return LEFT + (1 - math.log10(max(far, 10.0**low)) / low) * (WIDTH - RIGHT - LEFT)
+
+    def up(tar: float) -> float:
+        return HEIGHT - BOTTOM - tar * (HEIGHT - BOTTOM - TOP)
+
+    height = HEIGHT + ROW * math.ceil((len(found) + 1) / 2) + 8
+    said = "; ".join(f"{one.name}: {', '.join(name for name, *_ in one.marks)}" for one in found)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" class="plot" viewBox="0 0 {WIDTH} {height}" role="img"'
+    parts = [f'{head} aria-label="{escape(f"ROC. {said}")}">', _text(LEFT, 16, "TAR over FAR (ROC)", "title")]
+    for tar in (0, 0.2, 0.4, 0.6, 0.8, 1):
+        parts.append(f'<path class="rule" d="M{LEFT} {up(tar):.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(_text(LEFT - 8, up(tar) + 4, f"{tar:g}", anchor="end"))
+    for power in range(low, 1):
+        x = across(10.0**power)
+        parts.append(f'<path class="rule" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM + 5}"/>')
+        parts.append(_text(x, HEIGHT - BOTTOM + 20, f"{10.0**power:g}", anchor="middle"))
+    words = "share of pairs of two people that are accepted (FAR)"
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 6, words, anchor="middle"))
+    chance = [10 ** (low * i / 60) for i in range(61)]
+    parts.append(f'<path class="line thin c2" d="M{"L".join(f"{across(x):.1f} {up(x):.1f}" for x in chance)}"/>')
+    parts += (part for i, one in enumerate(found) for part in _roc_line(i, one, across, up, 10.0**low))
+    left, row = _legend(len(found))
+    parts += [f'<path class="line thin c2" d="M{left} {row - 4}h26"/>', _text(left + 33, row, "chance"), "</svg>"]
+    return "".join(parts)
+
+
+def _roc_line(
+    number: int, one: Roc, across: Callable[[float], float], up: Callable[[float], float], lowest: float
+) -> Iterator[str]:
+    """The line as far as the axis goes, its named points, and its row of the legend."""
+    colour, points, last = f"c{number % len(COLOURS)}", [], (math.inf, math.inf)
+    for far, tar in zip(one.far, one.tar, strict=True):
+        here = across(far), up(tar)
+        if max(abs(here[0] - last[0]), abs(here[1] - last[1])) >= 0.7:  # thresholds lie far closer than can be drawn
+            points.append(f"{here[0]:.1f} {here[1]:.1f}")
+            last = here
+        if far < lowest:
+            break
+    style = f'class="line {colour}" stroke-dasharray="{DASHES[number % len(DASHES)]}"'
+    yield f'<path {style} d="M{"L".join(points)}"/>'
+    for name, far, tar in one.marks:
+        yield f'<circle class="dot {colour}" cx="{across(far):.1f}" cy="{up(tar):.1f}" r="4">'
+        yield f"<title>{escape(f'{one.name}: {name}')}</title></circle>"
+        room = across(far) < WIDTH - RIGHT - 130
+        if number == 0:  # lines of two sets often lie so close that there is no room for the words of both
+            yield _text(across(far) + (8 if room else -8), up(tar) + 16, name, "small", "start" if room else "end")
+    left, row = _legend(number)
+    yield f'<path {style} d="M{left} {row - 4}h26"/>'
+    yield _text(left + 33, row, one.name)
+
+
+def _legend(number: int) -> tuple[float, float]:
+    """Where the row of a line is, two to a row."""
+    return LEFT + (number % 2) * (WIDTH - LEFT) / 2, HEIGHT + 16 + ROW * (number // 2)
 
 
 def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:

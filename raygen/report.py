@@ -65,6 +65,7 @@ def _page(root: str, command: str | None, faces: str | None) -> str:
     context |= {"trainings": trained, "variants": grid(rows), "sweep": sweep}
     context["crowd"] = _people(context["main"])
     context["verification"] = cosines.cosines(root, rows)
+    context["roc"] = Markup(cosines.curves(root, rows))
     context["selection"] = selections.selected(root, rows)
     context["nearby"] = nearby.nearby(root, _pictures(by_folder), given, found)
     environment = Environment(

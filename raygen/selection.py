@@ -41,6 +41,13 @@ __all__ = ["SelectJob", "SelectWhat"]
 AnyGate = Annotated[ScoreGate | IdentityGate | LeakGate, Field(discriminator="kind")]
 #: What a selection sets for each attempt itself.
 OWN = frozenset({"attempt"})
+#: What the attempts have in common and a reader of the selection wants to know; none of it names a path.
+SETTINGS = (
+    "checkpoint", "sampler", "guidance", "guidance_form", "guidance_against", "only", "seed", "noise", "batch", "dtype",
+    "mixing", "missing", "codec",
+)  # fmt: skip
+#: Of a planning: files of the machine that it was made on.
+FILES = frozenset({"names", "file"})
 
 
 class SelectWhat(Spec):
@@ -203,14 +210,23 @@ class SelectJob(Job):
         tried = {"rounds": self.what.rounds, "otherwise": self.what.otherwise, "score": first.what.get("score")}
         what = {
             "gates": [gate.model_dump(mode="json") for gate in self.what.gates],
+            "limits": [dict(limits) for limits in rounds.limits],
             **(tried if self.what.faces is None else {"data": first.what.get("data")}),
             "judged_by": sorted({name.partition(":")[2] for name in rounds.accepted.scores}),
             "attempts": {str(n): made.rows.plan().run_id for n, made in attempts.items()},
+            **({} if self.what.faces is not None else self._origin(first)),
         }  # fmt: skip
         rows = max(shard.rows for shard in first.shards)
         name = run_id({"kind": "select", "what": what, "inputs": given.digest})
         plan = Plan("select", name, what, rows, cut(given.slices, rows))
         return Prepared(Store(f"{self.out}/selected"), plan, SelectWorker, 1.0)
+
+    def _origin(self, first: Plan) -> dict[str, Any]:
+        """How the first attempt made its pictures, and how their conditions were planned, for who gets only these."""
+        said = {name: first.what[name] for name in SETTINGS if name in first.what}
+        planning = open_input(self._job(0).what.conditions)[0].plan().what.get("planning")
+        planned = {k: v for k, v in planning.items() if k not in FILES} if isinstance(planning, Mapping) else None
+        return {"generate": said, **({} if planned is None else {"planning": planned})}
 
     def _facts(self, rounds: Rounds, attempts: int) -> dict[str, object]:
         chosen = [t for tries in rounds.tries.values() if (t := counted(tries)) is not None]

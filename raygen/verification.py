@@ -1,11 +1,10 @@
-"""Verification of a set of faces: SCORES `identity:…` and who each row shows -> METRICS, a histogram, a list of pairs.
+"""Verification of a set of faces: SCORES `identity:…` and who each row shows -> METRICS, a histogram, ROC, pairs.
 
-Knows rows and people. Does not know how faces are embedded, nor how a rate is computed.
+Knows rows and people. Does not know how faces are embedded, nor how a rate is computed or a pair is drawn.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
@@ -14,15 +13,20 @@ from pydantic import Field
 
 from raygen.gates import IDENTITY
 from raygen.measures import MetricRows, Scored
-from raygen.metrics.identity import BINS, Verification, verification
+from raygen.metrics.identity import BINS, Verification, fold_accuracy, unit, verification
+from raygen.pairs import Pairs, drawn
+from raygen.slices import column
 from raygen.spec import InputError, Spec
+from raygen.store import Store
 
-__all__ = ["IDENTITY", "VerificationSpec", "histogram", "pair_list", "verified"]
+__all__ = ["IDENTITY", "ROC_HEAD", "VerificationSpec", "histogram", "paired", "people_of", "roc_lines", "verified"]
 
-#: Two people and the number of a picture of each.
-Impostors = tuple[str, int, str, int]
 #: Bars of a drawn histogram.
 BARS: Final = 100
+#: Pairs that are compared at once.
+CHUNK: Final = 4096
+#: First line of roc.csv.
+ROC_HEAD: Final = "set,threshold,far,tar"
 
 
 class VerificationSpec(Spec):
@@ -30,9 +34,12 @@ class VerificationSpec(Spec):
 
     far: tuple[float, ...] = Field((1e-3, 1e-4), description="shares of impostors that may be accepted")
     most: int = Field(20_000, ge=2, description="pictures that are compared, of whole people; time grows as its square")
-    pairs: int = Field(0, ge=0, le=1_000_000, description="pairs in pairs.txt, half of them genuine; 0 writes none")
-    folds: int = Field(10, ge=1, le=100, description="parts that pairs.txt is in, as LFW's")
-    seed: int = Field(0, ge=0, description="of the pairs in pairs.txt")
+    pairs: int = Field(
+        0, ge=0, le=1_000_000,
+        description="pairs in pairs.txt and pairs.csv, half of them genuine, with their accuracy; 0 draws none",
+    )  # fmt: skip
+    folds: int = Field(10, ge=1, le=100, description="parts that pairs are in, as LFW's; no two share a person")
+    seed: int = Field(0, ge=0, description="of the pairs")
 
 
 def verified(
@@ -86,47 +93,53 @@ def histogram(found: Verification) -> dict[str, Any]:
     return {"bars": BARS, **{k: [round(float(x), 6) for x in v] for k, v in shares.items()}}
 
 
-def pair_list(spec: VerificationSpec, people: Mapping[str, str]) -> str:
-    """Pairs as LFW lists them: folds and pairs of a fold; then each fold's genuine pairs (name, i, j) and impostor
-    pairs (name, i, name, j), tabs between. A picture's number is its place, from 1, among the person's rows by id.
+def people_of(store: Store, table: str, key: str) -> tuple[dict[str, str], dict[str, int] | None]:
+    """Who each row with a picture shows, by id; and variants, None where the table knows none.
 
-    `InputError` where there are not so many pairs.
+    A row that failed, or that a selection refused, keeps its identity and has no picture.
     """
-    by: dict[str, list[str]] = {}
-    for one in sorted(people):
-        by.setdefault(people[one], []).append(one)
-    each = spec.pairs // (2 * spec.folds)
-    random = np.random.Generator(np.random.Philox(key=spec.seed))
-    genuine = [(who, i, j) for who, rows in by.items() for i, j in combinations(range(1, len(rows) + 1), 2)]
-    if each == 0 or len(genuine) < each * spec.folds or len(by) < 2:
-        raise InputError(
-            f"pairs: {len(genuine)} genuine pairs are there, {each * spec.folds} are asked for", reason="pairs"
-        )
-    chosen = random.choice(len(genuine), each * spec.folds, replace=False)
-    others = _impostors(random, by, each * spec.folds)
-    lines = [f"{spec.folds}\t{each}"]
-    for fold in range(spec.folds):
-        part = slice(fold * each, (fold + 1) * each)
-        lines += ["\t".join(map(str, genuine[i])) for i in chosen[part]]
-        lines += ["\t".join(map(str, pair)) for pair in others[part]]
-    return "\n".join(lines) + "\n"
+    people = column(store, table, key, "identity_id")
+    if table != "samples":
+        return people, None
+    gone = column(store, table, key, "error").keys()
+    variants: Mapping[str, Any] = column(store, table, key, "variant")
+    return {one: who for one, who in people.items() if one not in gone}, dict(variants)
 
 
-def _impostors(random: np.random.Generator, by: Mapping[str, Sequence[str]], count: int) -> list[Impostors]:
-    """Different pairs of two people's pictures."""
-    names, found = list(by), dict[Impostors, None]()
-    most = (sum(map(len, by.values())) ** 2 - sum(len(rows) ** 2 for rows in by.values())) // 2
-    if most < count:
-        raise InputError(f"pairs: {most} impostor pairs are there, {count} are asked for", reason="pairs")
-    for pair in _drawn(random, names, by):
-        found.setdefault(pair)
-        if len(found) == count:
-            break
-    return list(found)
+def paired(
+    spec: VerificationSpec, where: str, name: str, scored: Scored, people: Mapping[str, str],
+    variants: Mapping[str, int] | None, protocol: Mapping[str, Any], rows: MetricRows,
+) -> Pairs:  # fmt: skip
+    """Pairs among the rows with an embedding, and their accuracy over folds in percent, added to `rows`.
+
+    `InputError` (`pairs`) where there are not so many. One fold has no others to choose a threshold on: no accuracy.
+    """
+    place = {one: i for i, one in enumerate(scored.ids)}
+    known = {one: who for one, who in people.items() if one in place}
+    pairs = drawn(known, variants, pairs=spec.pairs, folds=spec.folds, seed=spec.seed)
+    if spec.folds == 1:
+        return pairs
+    at = np.array([place[one] for one in pairs.ids], np.int64)
+    mean, error = fold_accuracy(_cosines(scored, at[pairs.first], at[pairs.second]), pairs.same, pairs.fold)
+    said = {
+        **protocol, "people": len(set(pairs.who)), "pictures": len(pairs.ids), "pairs": len(pairs.first),
+        "folds": spec.folds, "seed": spec.seed, "standard_error": error, "unit": "percent",
+        "threshold": "of each fold the best of the others", "interval": "mean +- 1.96 standard errors over folds",
+    }  # fmt: skip
+    interval = max(mean - 1.96 * error, 0.0), min(mean + 1.96 * error, 100.0)
+    rows.add(f"verification_accuracy:{name.removeprefix(IDENTITY)}", where, mean, len(pairs.first), said, interval)
+    return pairs
 
 
-def _drawn(random: np.random.Generator, names: Sequence[str], by: Mapping[str, Sequence[str]]) -> Iterator[Impostors]:
-    while True:
-        a, b = sorted(random.choice(len(names), 2, replace=False).tolist())
-        i, j = (int(random.integers(1, len(by[names[k]]) + 1)) for k in (a, b))
-        yield names[a], i, names[b], j
+def _cosines(scored: Scored, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Of pairs of rows, a few thousand at a time."""
+    parts = [slice(i, i + CHUNK) for i in range(0, len(first), CHUNK)]
+    sides = ((unit(scored.vectors[first[part]]), unit(scored.vectors[second[part]])) for part in parts)
+    return np.concatenate([np.einsum("nd,nd->n", a, b, dtype=np.float64) for a, b in sides])
+
+
+def roc_lines(where: str, found: Verification) -> list[str]:
+    """Lines of roc.csv: set, threshold, share of impostor and of genuine pairs at or above it, by rising threshold."""
+    thresholds = np.arange(BINS + 1) * 2 / BINS - 1
+    rates = zip(thresholds.tolist(), *(side.tolist() for side in found.rates()), strict=True)
+    return [f"{where},{threshold:.3f},{far:.9g},{tar:.9g}" for threshold, far, tar in rates]

@@ -1,5 +1,6 @@
 """Gates over who a picture shows, and verification as an evaluation reports it."""
 
+import csv
 import json
 import shutil
 from itertools import combinations
@@ -18,7 +19,7 @@ from raygen.report import build
 from raygen.run import make
 from raygen.spec import ConfigError, InputError, parse
 from raygen.store import Store, open_input
-from raygen.verification import VerificationSpec, histogram, pair_list, verified
+from raygen.verification import VerificationSpec, histogram, verified
 from raygen.verify import verify
 from tests.drawn import drawn, quiet
 from tests.test_selection import document
@@ -145,30 +146,6 @@ def test_numbers_of_verification_carry_how_they_were_made() -> None:
         verified(VerificationSpec(), "all", "identity:x", scored, {one: one for one in scored.ids}, {}, rows)
 
 
-def test_pairs_read_as_lfw_lists_them() -> None:
-    _, people = faces()
-    spec = VerificationSpec(pairs=80, folds=4)
-    text = pair_list(spec, people)
-    assert text == pair_list(spec, dict(reversed(people.items()))), "the order of rows is not the order of pairs"
-    head, *lines = text.splitlines()
-    folds, each = map(int, head.split("\t"))
-    assert (folds, each, len(lines)) == (4, 10, 80)
-    seen = set()
-    for fold in range(folds):
-        part = [line.split("\t") for line in lines[fold * 2 * each : (fold + 1) * 2 * each]]
-        assert [len(words) for words in part] == [3] * each + [4] * each
-        for words in part:
-            a, i, b, j = words if len(words) == 4 else (words[0], words[1], words[0], words[2])
-            assert (a == b) == (len(words) == 3)
-            assert (a, i) != (b, j)
-            assert 1 <= int(i) <= 4
-            assert 1 <= int(j) <= 4
-            seen.add(frozenset([(a, i), (b, j)]))
-    assert len(seen) == 80, "no pair twice"
-    with pytest.raises(InputError, match="120 genuine pairs are there, 500 are asked for"):
-        pair_list(VerificationSpec(pairs=1000, folds=10), people)
-
-
 # --- through the jobs ---------------------------------------------------------------------------------------
 
 
@@ -202,6 +179,20 @@ def test_an_evaluation_of_faces_says_how_well_people_are_told_apart(world: Path,
     assert found["protocol"]["people"] == 6
     assert json.loads((world / "judged/metrics/verification.json").read_text()).keys() == {"reference"}
     assert (world / "judged/metrics/pairs.txt").read_text().startswith("2\t2\n")
+    accuracy = rows["verification_accuracy:raygen-identity", "reference"]
+    assert accuracy["n"] == 8
+    assert 0 <= accuracy["ci_low"] <= accuracy["value"] <= accuracy["ci_high"] <= 100
+    ids = set(Store(f"{world}/faces").tables("faces").__next__()["face_id"].to_pylist())
+    with (world / "judged/metrics/pairs.csv").open(newline="") as file:
+        listed = list(csv.DictReader(file))
+    assert {row[name] for row in listed for name in ("sample_id_1", "sample_id_2")} <= ids
+    with (world / "judged/metrics/roc.csv").open(newline="") as file:
+        roc = list(csv.DictReader(file))
+    assert {row["set"] for row in roc} == {"reference"}
+    tar = rows["tar@0.1:raygen-identity", "reference"]
+    at = next(row for row in roc if float(row["far"]) <= 0.1)
+    assert float(at["tar"]) == pytest.approx(tar["value"])
+    assert float(at["threshold"]) == pytest.approx(tar["protocol"]["threshold"])
 
 
 def test_a_selection_refuses_real_people_and_says_who(world: Path, embedder: str) -> None:

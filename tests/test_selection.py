@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from PIL import Image
 
 from raygen.faces import ATTRIBUTES, CLASS_INDEX
 from raygen.gates import Pool, ScoreGate
@@ -165,6 +166,30 @@ def test_what_counts_is_a_run_with_every_planned_row_once(world: Path, chosen: P
     )
     assert all(row["reason"] for row in tries if not row["accepted"])
     assert len({(row["sample_id"], row["attempt"]) for row in tries}) == len(tries)
+
+
+def test_the_selection_says_how_its_pictures_were_made_and_planned(world: Path, chosen: Path) -> None:
+    what = Store(f"{chosen}/selected").plan().what
+    first = Store(f"{chosen}/samples").plan().what
+    assert what["generate"]["seed"] == 5
+    assert what["generate"]["sampler"]["steps"] == 2
+    assert what["generate"]["checkpoint"] == first["checkpoint"]
+    assert what["planning"]["kind"] == "from_faces"
+    assert what["limits"][0]["least"] > 0, "what the worst quarter came to"
+    assert str(world) not in json.dumps(what)
+    form = {"samples": f"{chosen}/selected", "format": {"kind": "folder"}}
+    make({"kind": "export", "what": form, "out": f"{chosen}/folder"}).run(quiet)
+    path = next((chosen / "folder/dataset/images").rglob("*.png"))
+    with Image.open(path) as image:
+        said = json.loads(image.info["raygen"])
+    assert said["noise_seed"] == 5
+    row = next(r for r in tables(chosen / "selected", "samples").to_pylist() if r["sample_id"] == said["sample_id"])
+    assert said["seed"] == row["seed"]
+    card = (chosen / "folder/dataset/README.md").read_text()
+    assert "| noise_seed | `5` |" in card
+    assert "| planned as | `{" in card
+    assert 'which is `{"least":' in card
+    assert str(world) not in card
 
 
 def test_scores_go_with_the_pictures_that_count(chosen: Path) -> None:

@@ -141,6 +141,9 @@ class Export(Spec):
         """Of picture files."""
         return "jpg" if self.codec == "jpeg" else self.codec
 
+    def check(self, rows: int, people: int) -> None:
+        """`ConfigError` where so many rows of so many identities have no room in the format; asked before any work."""
+
     @abstractmethod
     def pack(self, part: int, parts: int, rows: Sequence[Ready]) -> Packed:
         """The files of shard `part` of `parts`; the same rows give the same bytes."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 import yaml
 from pydantic import Field
 
@@ -24,14 +25,16 @@ SETTINGS: Final = (
     "sampler", "guidance", "guidance_form", "guidance_against", "only", "seed", "noise", "attempt", "batch", "dtype",
     "mixing", "missing", "codec",
 )  # fmt: skip
-#: What a setting is called where its name stands for something else.
-NAMES: Final = {"sampler": "settings of the sampler", "codec": "stored as"}
+#: What a setting is called where its name stands for something else; rows have a `seed` of their plan.
+NAMES: Final = {"sampler": "settings of the sampler", "codec": "stored as", "seed": "noise_seed"}
 #: Names of sizes as the hub writes them, by the number that is too many.
 SIZES: Final = (
     (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
     (10**8, "10M<n<100M"), (10**9, "100M<n<1B"),
 )  # fmt: skip
 SHORT: Final = 12
+#: Families of numbers that compare with training faces.
+COPIED: Final = frozenset({"memorized", "training_distance"})
 MOST_SCORES: Final = 40
 WHOLE: Final = "`sha256sum --check SHA256SUMS`, run in this folder, says whether all of it arrived as it was written."
 
@@ -74,7 +77,7 @@ def write_card(
         f"## How good it is\n\n{_scores(scores)}",
         f"## Networks and licences\n\n{_licences(spec, source, listing, scores)}",
         f"## Intended use\n\n{spec.intended_use or _use(source)}",
-        f"## Limits\n\n{_limits(source, format)}",
+        f"## Limits\n\n{_limits(source, format, scores)}",
         f"## How to make it again\n\n{_again(source, job)}",
     ]
     return "\n\n".join(parts) + "\n"
@@ -104,9 +107,8 @@ def _summary(source: Source, listing: Listing, totals: Totals, marks: bool) -> s
     if source.made_by is None:
         return (
             f"{count}They were ingested, not generated: they may show real people, and nothing here marks them as "
-            "synthetic. Rights in the pictures, and the consent of whoever they show, are those of the data set "
-            "that they "
-            "came from."
+            "synthetic. Marks that their files carried, such as IPTC's digital source type, were not read. Rights in "
+            "the pictures, and the consent of whoever they show, are those of the data set that they came from."
         )
     how = (
         "a diffusion model made every one of them" if source.made_by == "model" else "a program drew every one of them"
@@ -130,7 +132,7 @@ def _summary(source: Source, listing: Listing, totals: Totals, marks: bool) -> s
 def _counts(listing: Listing, totals: Totals, source: Source) -> str:
     lines = [
         f"| pictures | {totals.rows:,} |",
-        f"| identities | {len(listing.people):,} |" if listing.people else "| identities | rows name none |",
+        *(_people(listing, totals, source) if listing.people else ["| identities | rows name none |"]),
         f"| masks | {totals.masks:,} |",
         f"| files, bytes | {totals.files:,}, {totals.bytes:,} |",
         f"| rows left out because making them failed | {listing.failed:,} |",
@@ -142,9 +144,22 @@ def _counts(listing: Listing, totals: Totals, source: Source) -> str:
     if totals.bad:
         reasons = ", ".join(f"{name} {count}" for name, count in sorted(totals.reasons.items()))
         lines.append(f"| rows left out because they could not be exported | {totals.bad:,} ({reasons}) |")
+    if listing.too_few:
+        lines.append(f"| rows left out because their identity has too few pictures | {listing.too_few:,} |")
     if listing.people and listing.unlabelled:
         lines.append(f"| pictures without an identity | {listing.unlabelled:,} |")
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _people(listing: Listing, totals: Totals, source: Source) -> list[str]:
+    """Identities, and how many pictures each has."""
+    each, planned = listing.each, source.planned_pictures
+    before = ", those among them that could not be exported" if totals.bad else ""
+    said = f"{each.min():,}, {np.median(each):g}, {each.max():,}{before}"
+    lines = [f"| identities | {len(each):,} |", f"| pictures of an identity: fewest, median, most | {said} |"]
+    if planned is not None:
+        lines.append(f"| identities with fewer than the {planned:,} that were planned | {(each < planned).sum():,} |")
+    return lines
 
 
 def _making(source: Source, listing: Listing) -> str:
@@ -154,22 +169,36 @@ def _making(source: Source, listing: Listing) -> str:
         if listing.making.get(name):
             lines.append(f"| {label} | {', '.join(f'`{value}`' for value in listing.making[name])} |")
     for name in SETTINGS:
-        value = source.what.get(name)
+        value = source.settings.get(name)
         if value is not None and value != [] and not (name == "sampler" and not isinstance(value, Mapping)):
             lines.append(f"| {NAMES.get(name, name.replace('_', ' '))} | `{canonical(value).decode()}` |")
-    lines += [f"| gate | {_gate(gate)} |" for gate in source.what.get("gates") or ()]
+    if isinstance(source.what.get("planning"), Mapping):
+        lines.append(f"| planned as | `{canonical(source.what['planning']).decode()}` |")
+    lines += [f"| gate | {_gate(gate, limits)} |" for gate, limits in _gates(source)]
     if source.table == "faces" and isinstance(source.what.get("data"), Mapping):
         lines.append(f"| data set | `{source.what['data'].get('kind')}` |")
     made = "\n".join(["| | |", "|---|---|", *lines])
     if source.table != "samples":
         return made
-    return f"{made}\n\nThe noise of a picture depends on the seed, its `sample_id` and the attempt alone."
+    return (
+        f"{made}\n\nThe noise of a picture depends on `noise_seed`, its `sample_id` and the attempt alone; the `seed` "
+        "of a row is that of its plan."
+    )
 
 
-def _gate(gate: Mapping[str, Any]) -> str:
-    """What a gate asked for, without the paths of whom it compared with."""
+def _gates(source: Source) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Gates of a selection, and the limits that each came to, where it says so."""
+    gates = source.what.get("gates") or []
+    return list(zip(gates, source.what.get("limits") or [{}] * len(gates), strict=True))
+
+
+def _gate(gate: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
+    """What a gate asked for, without the paths of whom it compared with, and what that came to."""
     said = {name: value for name, value in gate.items() if name not in ("kind", "faces") and value not in (None, [])}
-    return f"{gate['kind']}: `{canonical(said).decode()}`"
+    came = {name: round(value, 4) for name, value in limits.items() if said.get(name) != value}
+    return f"{gate['kind']}: `{canonical(said).decode()}`" + (
+        f", which is `{canonical(came).decode()}`" if came else ""
+    )
 
 
 def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
@@ -253,7 +282,31 @@ def _use(source: Source) -> str:
     )
 
 
-def _limits(source: Source, format: Export) -> str:
+def _leaks(source: Source, scores: Sequence[Mapping[str, Any]]) -> str:
+    """What was done about faces that are somebody's."""
+    said = ["A generated face can resemble somebody whom the model was trained on."]
+    for gate, limits in _gates(source):
+        if gate["kind"] == "leak":
+            most = limits.get("most", gate.get("most"))
+            limit = "its limit" if most is None else f"a cosine of {most:.3f}"
+            how = f", which a share of {gate['far']:g} of pairs of different people reach" if gate.get("far") else ""
+            which = f" of split `{gate['split']}`" if gate.get("split") else ""
+            said.append(
+                f"A leak gate compared every picture with real faces{which} and refused what was more like one of them "
+                f"than {limit}{how}."
+            )
+            if source.what.get("otherwise") == "best":
+                said.append("Where no try passed all gates the best one may be here all the same.")
+    if not any(gate["kind"] == "leak" for gate, _ in _gates(source)):
+        said.append("No gate refused such faces.")
+    measured = any(str(row["metric"]).partition(":")[0].partition("@")[0] in COPIED for row in scores)
+    more = "The scores above say how near the pictures are to training faces." if measured else (
+        "An evaluation with `training` would measure it over the whole set, and none is named here."
+    )  # fmt: skip
+    return " ".join([*said, more])
+
+
+def _limits(source: Source, format: Export, scores: Sequence[Mapping[str, Any]]) -> str:
     limits = []
     if source.made_by == "model":
         limits += [
@@ -262,11 +315,7 @@ def _limits(source: Source, format: Export) -> str:
                 "Nobody has balanced these "
                 "pictures unless the plan says so."
             ),
-            (
-                "A generated face can resemble somebody whom the model was trained on. An evaluation with "
-                "`training` measures it; "
-                "without such a row above it was not measured."
-            ),
+            _leaks(source, scores),
             (
                 "Labels are what was asked for, not what was found in the picture: identities, masks and "
                 "attributes are conditions. "

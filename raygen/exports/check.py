@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from raygen.exports.base import CHUNK, DATASET
 from raygen.exports.finish import RECORD
 from raygen.names import name_key
+from raygen.spec import IntegrityError
 from raygen.storage import Storage
 from raygen.store import Store
 
@@ -42,19 +43,16 @@ def check(store: Store) -> Checked:
     """Read every file of the data set of the export `store` and compare it with what was committed."""
     storage, found = Storage(store.url), Checked()
     try:
-        record = json.loads(storage.get(RECORD))
-    except FileNotFoundError:
-        found.problems.append(f"{RECORD} is missing: the data set is not put together; the same command goes on")
-        return found
-    except ValueError:
-        found.problems.append(f"{RECORD} is damaged")
+        made = _made(storage)
+    except IntegrityError as error:
+        found.problems.append(f"{RECORD} {error}")
         return found
     there = {name_key(path) for path, _ in storage.files(DATASET)}
     if not there:
         found.problems.append(f"{DATASET}: no data set is there")
         return found
     with ThreadPoolExecutor(READERS, thread_name_prefix="check") as pool:
-        for files in _expected(store, record):
+        for files in _expected(store, made):
             there -= {name_key(file.path) for file in files}
             for file, problem in zip(files, pool.map(partial(_problem, storage), files), strict=True):
                 if problem:
@@ -67,11 +65,33 @@ def check(store: Store) -> Checked:
     return found
 
 
-def _expected(store: Store, record: dict[str, dict[str, tuple[int, str]]]) -> Iterator[list[_File]]:
+def _made(storage: Storage) -> list[_File]:
+    """The files that the record of the finish names; `IntegrityError` where it is missing or says something else."""
+    try:
+        record = json.loads(storage.get(RECORD))
+    except FileNotFoundError:
+        raise IntegrityError("is missing: the data set is not put together; the same command goes on") from None
+    except ValueError:
+        raise IntegrityError("is damaged") from None
+    if isinstance(record, dict) and "rows" in record and "made" not in record:
+        raise IntegrityError("was written by a raygen without check sums; export again")
+    made = record.get("made") if isinstance(record, dict) else None
+    # Every data set has at least its card, so that a record without files is none.
+    if not isinstance(made, dict) or not made or not all(map(_is_sum, made.values())):
+        raise IntegrityError("is damaged")
+    return [_File(path, size, sha) for path, (size, sha) in made.items()]
+
+
+def _is_sum(value: object) -> bool:
+    """Whether it is a size and a digest."""
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], int) and isinstance(value[1], str)
+
+
+def _expected(store: Store, made: list[_File]) -> Iterator[list[_File]]:
     """Files of one shard at a time, and at last those that were put together."""
     for table in store.tables("files"):
         yield [_File(**row) for row in table.to_pylist()]
-    yield [_File(path, size, sha) for path, (size, sha) in record["made"].items()]
+    yield made
 
 
 def _problem(storage: Storage, file: _File) -> str | None:

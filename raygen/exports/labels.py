@@ -1,6 +1,6 @@
 """Labels without pictures: one CSV for whoever has the pictures already.
 
-Knows nothing but its one file.
+Knows its one file, and what a folder export of the same rows and codec calls its pictures.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,16 @@ LABELS = "labels.csv"
 
 
 class CsvExport(Export):
-    """`labels.csv`: a line a row; `path` is the row's name in a folder export where identities are known."""
+    """`labels.csv`: a line a row; `path` is where a folder export with the same `codec` has the row's picture."""
 
+    people: ClassVar[bool] = True
     pictures: ClassVar[bool] = False
 
     kind: Literal["csv"] = "csv"
 
     def pack(self, part: int, parts: int, rows: Sequence[Ready]) -> Packed:
         """This shard's lines."""
-        lines = csv_lines([(row, row.stem) for row in rows])
+        lines = csv_lines([(row, f"images/{row.stem}.{self.ending}") for row in rows])
         places, at = [], 0
         for line in lines:
             places.append(Place(LABELS, at, len(line)))
@@ -36,4 +37,7 @@ class CsvExport(Export):
 
     def reading(self) -> str:
         """See `Export.reading`."""
-        return "`labels.csv`: one line a picture, UTF-8, RFC 4180 quotes, line feeds. No pictures."
+        return (
+            "`labels.csv`: one line a picture, UTF-8, RFC 4180 quotes, line feeds. No pictures: `path` is where an "
+            f"export as `folder` with codec {self.codec} has them."
+        )

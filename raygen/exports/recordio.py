@@ -69,9 +69,15 @@ class RecordIOExport(Export):
 
     kind: Literal["recordio"] = "recordio"
     size: int = Field(112, ge=8, le=4096, description="side of pictures; InsightFace's networks take 112")
-    codec: PictureCodec = Field(
-        "jpeg", description="jpeg is what published sets hold and what DALI decodes on a GPU; png is lossless"
-    )
+    codec: PictureCodec = Field("jpeg", description="jpeg is what published sets hold; png is lossless")
+
+    def check(self, rows: int, people: int) -> None:
+        """Keys of pictures and identities are labels, too; see `MOST`."""
+        if rows + people + 1 >= MOST:
+            raise ConfigError(
+                f"format recordio: {rows:,} pictures of {people:,} identities are more than float32 labels can number "
+                f"({MOST - 1:,}); export in parts, or as webdataset, huggingface or folder"
+            )
 
     def pack(self, part: int, parts: int, rows: Sequence[Ready]) -> Packed:
         """Pictures one after the other, by identity; keys and labels come when all shards are known."""
@@ -86,8 +92,6 @@ class RecordIOExport(Export):
         """The four files, pictures in the order of identities; they appear with the last, which is the index."""
         rows = _Rows(assembly)
         n, people = len(rows.label), len(assembly.people)
-        if n + people + 1 >= MOST:
-            raise ConfigError(f"format recordio: {n} pictures are more than float32 labels can number ({MOST - 1})")
         counts = np.bincount(rows.label, minlength=people)
         ends = 1 + np.cumsum(counts)
         with (
@@ -113,7 +117,10 @@ class RecordIOExport(Export):
             "`config.num_classes` to the number of identities and `config.num_image` to the number of pictures. "
             f"Records hold {self.codec.upper()} of {self.size} px"
             + (f", quality {self.quality}, 4:4:4" if self.codec == "jpeg" else "")
-            + ". Pictures were resized, not aligned to landmarks: trainers expect five-point alignment, so align "
+            + ". `train.idx` names every record. Record 0 and the last ones, a record an identity, hold labels and no "
+            "picture, as in InsightFace's own sets: arcface_torch's `MXFaceDataset` knows them, but DALI's "
+            "`readers.mxnet` hands all of them to its decoder, so give DALI an index of the keys in `train.lst` alone."
+            " Pictures were resized, not aligned to landmarks: trainers expect five-point alignment, so align "
             "before training where faces are not already in place. Masks and attributes have no place in this format."
         )
 

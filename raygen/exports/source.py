@@ -61,6 +61,19 @@ class Source:
         """What made the rows, as its plan says."""
         return self.store.plan().what
 
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """Settings of the run that made the pictures: of a selection those of its attempts."""
+        said = self.what.get("generate")
+        return {**self.what, **said} if isinstance(said, Mapping) else self.what
+
+    @property
+    def planned_pictures(self) -> int | None:
+        """Pictures of each identity as they were planned, where the run says so."""
+        planning = self.what.get("planning")
+        count = planning.get("pictures") if isinstance(planning, Mapping) else None
+        return count if isinstance(count, int) else None
+
     @property
     def made_by(self) -> Literal["model", "program"] | None:
         """Who drew the pictures; None for photographs, and for pictures that nobody said anything of."""
@@ -81,14 +94,23 @@ class Listing:
     failed: int = 0
     unselected: int = 0
     other_splits: int = 0
+    too_few: int = 0
     unlabelled: int = 0
     making: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
+    @cached_property
+    def each(self) -> npt.NDArray[np.int64]:
+        """Pictures of each of `people`."""
+        label = self.rows["label"].to_numpy()
+        return np.bincount(label[label >= 0], minlength=len(self.people))
+
 
 def scan(
-    source: Source, naming: Naming, identities: Identities, *, part_rows: int, selected: bool, splits: tuple[str, ...]
-) -> Listing:
-    """Every row with a picture that counts; failed ones and those that a SELECTION refuses are counted.
+    source: Source, naming: Naming, identities: Identities, *, part_rows: int, selected: bool, splits: tuple[str, ...],
+    min_pictures: int | None = None,
+) -> Listing:  # fmt: skip
+    """Every row with a picture that counts; failed ones and those that a SELECTION refuses are counted, and those of
+    identities with fewer than `min_pictures` of them.
 
     `InputError`: `bad_id` for an id that is no safe name, `twin` where two rows would be one file somewhere.
     `ConfigError` where identities are missing, and where nothing is left.
@@ -99,7 +121,7 @@ def scan(
         found.add(number)
     if chosen is not None and source.table == "faces":  # tried once, and a refused face is no row any more
         found.counts["unselected"] += chosen[1] - len(chosen[0])
-    return found.listing(identities, part_rows)
+    return found.listing(identities, part_rows, min_pictures or 0)
 
 
 def _selected(store: Store) -> tuple[frozenset[int], int] | None:
@@ -120,7 +142,7 @@ class _Found:
         self.source, self.naming, self.splits, self.accepted = source, naming, splits, accepted
         self.people: dict[str, int] = {}
         self.making: dict[str, set[object]] = {name: set() for name in MAKING}
-        self.counts = {"failed": 0, "unselected": 0, "other_splits": 0}
+        self.counts = {"failed": 0, "unselected": 0, "other_splits": 0, "too_few": 0}
         self.arrays: list[dict[str, npt.NDArray[Any]]] = []
         self.variants = naming.people
 
@@ -170,13 +192,12 @@ class _Found:
     def _code(self, person: str | None) -> int:
         return UNNAMED if person is None else self.people.setdefault(safe_name(person), len(self.people))
 
-    def listing(self, identities: Identities, part_rows: int) -> Listing:
-        """All of them, labels in the order of the identities' names."""
-        if not sum(len(part["row"]) for part in self.arrays):
+    def listing(self, identities: Identities, part_rows: int, least: int) -> Listing:
+        """All of them, of people with `least` or more, labels in the order of the identities' names."""
+        joined, people = self._joined(least)
+        if not len(joined["row"]):
             why = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
             raise ConfigError(f"{self.source.url}: no row to export ({why})")
-        joined = {name: np.concatenate([part[name] for part in self.arrays]) for name in self.arrays[0]}
-        people = list(self.people)
         self._refuse_missing(joined["code"], identities)
         self._refuse_twins(np.array([name_key(name) for name in people], np.uint64), lambda i: people[i], "identities")
         named = self.naming.people and bool(people)
@@ -196,6 +217,19 @@ class _Found:
             table, tuple(people[i] for i in order), replace(self.naming, by_variant=by_variant), **self.counts,
             unlabelled=int((label < 0).sum()), making=making,
         )  # fmt: skip
+
+    def _joined(self, least: int) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
+        """All arrays as one, and people in the order of their codes."""
+        joined = {name: np.concatenate([part[name] for part in self.arrays]) for name in self.arrays[0]}
+        code, people = joined["code"], list(self.people)
+        there = np.bincount(code[code >= 0], minlength=len(people))
+        kept = np.flatnonzero(there >= max(least, 1))
+        number = np.full(len(people) + 1, UNNAMED, np.int32)  # the last place is that of code -1
+        number[kept] = np.arange(len(kept))
+        rows = (code < 0) | (number[code] >= 0)
+        self.counts["too_few"] = int((~rows).sum())
+        joined = {name: values[rows] for name, values in joined.items()}
+        return {**joined, "code": number[joined["code"]]}, [people[i] for i in kept]
 
     def _refuse_missing(self, code: npt.NDArray[np.int32], identities: Identities) -> None:
         missing = int((code < 0).sum())

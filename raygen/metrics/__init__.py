@@ -34,6 +34,7 @@ OVERVIEW: Final[Mapping[str, str]] = {
     "attribute_balanced": "the same with yes and no counting alike: 0.5 is what a model that ignores them reaches",
     "eer": "share of impostor pairs taken for one person where as many genuine pairs are not; 0.5 is chance",
     "tar": "share of genuine pairs that are accepted where at most the named share of impostor pairs is",
+    "verification_accuracy": "percent of pairs told apart, mean over folds, threshold of the other folds; 50 is chance",
     "cosine_genuine": "mean cosine of two pictures of one person",
     "cosine_impostor": "mean cosine of pictures of two people",
     "picture": "a picture's own number by the first gate of a selection, mean over pictures",
@@ -59,6 +60,7 @@ HIGHER: Final = frozenset({
     "miou", "iou", "pixel_accuracy", "mask_accuracy", "class_accuracy", "frequency_iou", "attribute_accuracy",
     "attribute_balanced", "precision", "recall", "density", "coverage", "training_distance", "clip_score",
     "inception_score", "ssim", "psnr", "edit_fidelity", "edit_similarity", "diversity", "tar",
+    "verification_accuracy",
 })  # fmt: skip
 
 

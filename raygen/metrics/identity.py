@@ -3,6 +3,10 @@
 Knows vectors and who each is of. Knows no network. Every pair counts; cosines are kept as counts in narrow bins, so
 that memory depends on people and bins, never on pairs. Pairs of one person depend on each other, so intervals draw
 people again, not pairs (Bolle, Ratha & Pankanti 2004, subset bootstrap).
+
+A person who is drawn w times counts w times in genuine pairs, and a pair of people p and q counts w_p w_q times in
+impostor pairs. Counts by person cannot tell that product, but its linear part w_p + w_q - 1, which is what the spread
+comes from: summed over pairs that is the sum over people of (2w - 1) times their counts, over 2.
 """
 
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINS", "BLOCK", "Verification", "unit", "verification"]
+__all__ = ["BINS", "BLOCK", "Verification", "fold_accuracy", "unit", "verification"]
 
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -44,9 +48,16 @@ class Verification:
         return int(self.genuine.sum()), int(self.impostor.sum()) // 2
 
     def rates(self, weight: npt.NDArray[np.int64] | None = None) -> tuple[Array, Array]:
-        """FAR and TAR at thresholds from -1 (accept all) to 1 (accept none): float64 [BINS + 1] each, falling."""
+        """FAR and TAR at thresholds from -1 (accept all) to 1 (accept none): float64 [BINS + 1] each, falling.
+
+        `weight`: how often each person was drawn, int64 [people]; see above for impostor pairs.
+        """
         w = np.ones(len(self.genuine), np.int64) if weight is None else weight
-        return _above(w @ self.impostor), _above(w @ self.genuine)
+        return _above(self._impostors(w)), _above(w @ self.genuine)
+
+    def _impostors(self, weight: npt.NDArray[np.int64]) -> Counts:
+        """Impostor pairs by bin, twice. A bin whose people were hardly drawn would fall below 0, which is no count."""
+        return np.asarray(np.maximum((2 * weight - 1) @ self.impostor, 0), np.int64)
 
     def eer(self, weight: npt.NDArray[np.int64] | None = None) -> float:
         """Where as many impostors are accepted as genuine pairs are refused, on the line between two thresholds."""
@@ -76,7 +87,7 @@ class Verification:
         found = []
         for _ in range(rounds):
             weight = np.bincount(random.integers(0, n, n), minlength=n).astype(np.int64)
-            if (weight @ self.genuine).any() and (weight @ self.impostor).any():
+            if (weight @ self.genuine).any() and self._impostors(weight).any():
                 found.append(what(weight))
         low, high = np.percentile(found, [2.5, 97.5])
         return float(low), float(high)
@@ -110,3 +121,27 @@ def verification(vectors: npt.NDArray[Any], people: npt.NDArray[np.int64], *, ge
         others[here] += (whole - same).reshape(-1, BINS)
         mine[here] += own.reshape(-1, BINS)
     return Verification(mine // 2, others)
+
+
+def fold_accuracy(cosines: Array, same: npt.NDArray[np.bool_], fold: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """Accuracy of pairs in percent and its standard error over folds, as LFW's protocol has it (Huang et al. 2007).
+
+    Of pairs [n]: cosines, whether both show one person, and their folds 0 .. k - 1, k > 1. A fold is judged by the
+    threshold that is best on all others.
+    """
+    found = []
+    for one in range(int(fold.max()) + 1):
+        mine = fold == one
+        threshold = _best(cosines[~mine], same[~mine])
+        found.append(100 * float(((cosines[mine] >= threshold) == same[mine]).mean()))
+    return float(np.mean(found)), float(np.std(found, ddof=1) / np.sqrt(len(found)))
+
+
+def _best(cosines: Array, same: npt.NDArray[np.bool_]) -> float:
+    """The lowest threshold of the most accurate ones, in the middle between two neighbours."""
+    order = np.argsort(cosines, kind="stable")
+    x, y = cosines[order], same[order]
+    right = y.sum() + np.append(0, np.cumsum(1 - 2 * y.astype(np.int64)))  # with the first 0, 1, .. n refused
+    edges = np.concatenate([[-1.0], (x[:-1] + x[1:]) / 2, [np.inf]])
+    split = np.concatenate([[True], x[:-1] < x[1:], [True]])  # equal cosines cannot be told apart
+    return float(edges[np.where(split, right, -1).argmax()])

@@ -7,7 +7,8 @@ measured.
     out/metrics/metrics.parquet  metrics.json   METRICS
     out/metrics/closest.json  duplicates.json   pairs of a sample and a training face, and of two samples: the nearest
     out/metrics/pictures.json                   folders that the pictures of these pairs are in
-    out/metrics/verification.json  pairs.txt    cosines of genuine and impostor pairs; pairs as LFW lists them
+    out/metrics/verification.json  roc.csv      cosines of genuine and impostor pairs; FAR and TAR by threshold
+    out/metrics/pairs.txt  pairs.csv            pairs as LFW lists them; the same by `sample_id`
     out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse; only if there are any
     out/metrics/common/                         METRICS over the rows that all variants of an ablation have
     out/reference.json                          what the reference is; the folder is one that others may name
@@ -15,6 +16,7 @@ measured.
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -32,18 +34,28 @@ from raygen.measured import Reference
 from raygen.measures import MetricRows, Scored, gather, measure, write_metrics
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.pairing import unpaired
+from raygen.pairs import as_csv, as_lfw
 from raygen.references import StoredRows
 from raygen.relations import COLUMNS, RelationSpec, RelationWorker
 from raygen.relations import protocols as relations
 from raygen.scoring import Observer, ScoreSpec, ScoreWorker
 from raygen.shards import Worker
 from raygen.slices import by_slices, check_slices, column, kin, taken
-from raygen.spec import ConfigError, run_id
+from raygen.spec import ConfigError, InputError, run_id
 from raygen.storage import Storage
 from raygen.store import KEYS, Store, open_input
 from raygen.tables import from_parquet
 from raygen.verbs.base import Estimate, Job, Prepared, Report, Result, ShardedWhat, inputs, prepared, probe, run_sharded
-from raygen.verification import IDENTITY, VerificationSpec, histogram, pair_list, verified
+from raygen.verification import (
+    IDENTITY,
+    ROC_HEAD,
+    VerificationSpec,
+    histogram,
+    paired,
+    people_of,
+    roc_lines,
+    verified,
+)
 
 __all__ = ["EvaluateJob", "EvaluateWhat"]
 
@@ -278,22 +290,32 @@ class EvaluateJob(Job):
     def _verified(
         self, spec: VerificationSpec, sets: Sets, protocols: Mapping[str, Any], folder: Storage, rows: MetricRows
     ) -> pa.Table:
-        """METRICS of verification in each set, `verification.json` with the histograms, and `pairs.txt`."""
+        """METRICS of verification in each set; histograms, rates by threshold, and pairs of the first set as files."""
         stores = {"all": (self._samples(), "samples", "sample_id")}
         real = self._reference()
         if real is not None and real.scores is None:  # of one that was scored elsewhere nobody knows who is who
             stores["reference"] = (open_input(real.url)[0], "faces", "face_id")
-        drawn: dict[str, Any] = {}
+        shown: dict[str, Any] = {}
+        roc = [ROC_HEAD]
         for where, (store, table, key) in stores.items():
             name = next((n for n in sets.get(where, {}) if n.startswith(IDENTITY)), None)
             if name is None or store is None:
                 continue
-            people = column(store, table, key, "identity_id")
+            people, variants = people_of(store, table, key)
+            given = where, name, sets[where][name], people
             protocol = protocols.get(name.removeprefix(IDENTITY), {})
-            if spec.pairs and not drawn:
-                folder.put("pairs.txt", pair_list(spec, people).encode())
-            drawn[where] = histogram(verified(spec, where, name, sets[where][name], people, protocol, rows))
-        folder.put("verification.json", json.dumps(drawn).encode())
+            if spec.pairs and not shown:
+                pairs = paired(spec, *given, variants, protocol, rows)
+                folder.put("pairs.txt", as_lfw(pairs).encode())
+                folder.put("pairs.csv", as_csv(pairs).encode())
+            elif spec.pairs:
+                with suppress(InputError):  # a reference of fewer people is no reason to say nothing of the others
+                    paired(spec, *given, variants, protocol, rows)
+            found = verified(spec, *given, protocol, rows)
+            shown[where] = histogram(found)
+            roc += roc_lines(where, found)
+        folder.put("verification.json", json.dumps(shown).encode())
+        folder.put("roc.csv", "\n".join([*roc, ""]).encode())
         return rows.table()
 
     def _unpaired(

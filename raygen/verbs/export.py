@@ -45,6 +45,8 @@ PROBED = 64
 class ExportWhat(ShardedWhat):
     """Which rows, in which format, and what is said of them."""
 
+    LATER = frozenset({"min_pictures"})
+
     samples: str | None = Field(None, description="folder of a run with SAMPLES: generate, edit or a selection")
     faces: str | None = Field(None, description="folder of an ingest run; photographs are not marked as synthetic")
     format: AnyExport
@@ -52,6 +54,7 @@ class ExportWhat(ShardedWhat):
     provenance: bool = Field(True, description="pictures that a model made say so themselves, and how they were made")
     selected: bool = Field(True, description="of a run with a SELECTION only what it accepts")
     splits: tuple[str, ...] = Field((), description="of `faces`: only these; empty takes all")
+    min_pictures: int | None = Field(None, ge=1, description="leave out identities with fewer pictures than this")
     text: str = Field("overall", description="which of a face's texts is its caption")
     card: CardSpec = Field(default_factory=CardSpec)
 
@@ -93,7 +96,7 @@ class ExportJob(ShardedJob):
         made = finish(self.what.format, work.store, listing.people, outcome.manifest, card)
         left_out = {
             "failed before": listing.failed, "not selected": listing.unselected, "other splits": listing.other_splits,
-            "could not be exported": made["bad"],
+            "of people with too few": listing.too_few, "could not be exported": made["bad"],
         }  # fmt: skip
         facts = facts_of(outcome)
         return Result(
@@ -123,6 +126,8 @@ class ExportJob(ShardedJob):
         notes = [f"timed on {rows.num_rows} rows with one worker on this machine"]
         if listing.failed or listing.unselected:
             notes.append(f"left out: {listing.failed:,} failed before, {listing.unselected:,} not selected")
+        if listing.too_few:
+            notes.append(f"left out: {listing.too_few:,} of people with fewer than {self.what.min_pictures} pictures")
         return Estimate(
             count, len(work.plan.shards), done, int(size * count), each * left / self.where.workers, tuple(notes)
         )
@@ -136,9 +141,12 @@ class ExportJob(ShardedJob):
     def _listing(self, source: Source) -> Listing:
         what, form = self.what, self.what.format
         naming = Naming(source.key, people=form.people, dotless=form.dotless)
-        return scan(
-            source, naming, form.identities, part_rows=what.shard_rows, selected=what.selected, splits=what.splits
-        )
+        found = scan(
+            source, naming, form.identities, part_rows=what.shard_rows, selected=what.selected, splits=what.splits,
+            min_pictures=what.min_pictures,
+        )  # fmt: skip
+        form.check(found.rows.num_rows, len(found.people))
+        return found
 
     def _prepared(self, source: Source, listing: Listing, *, write: bool) -> Prepared:
         """The listing as stored input; a shard of it is one part of the data set, and one batch."""
@@ -190,8 +198,8 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _constants(source: Source) -> tuple[tuple[str, Any], ...]:
-    """What is the same for all rows: the seed of their noise."""
-    seed = source.what.get("seed")
+    """What is the same for all rows: the seed of their noise; a row's own `seed` is that of its plan."""
+    seed = source.settings.get("seed")
     return (("noise_seed", seed),) if isinstance(seed, int) else ()
 
 

@@ -32,11 +32,13 @@ def sample(number: int, people: int | None = 3, **more: object) -> dict[str, obj
     }  # fmt: skip
 
 
-def store_rows(url: Path, rows: list[dict[str, object]], *, shard_rows: int = 5, refused: tuple[str, ...] = ()) -> str:
+def store_rows(
+    url: Path, rows: list[dict[str, object]], *, shard_rows: int = 5, refused: tuple[str, ...] = (),
+    what: dict[str, object] | None = None,
+) -> str:  # fmt: skip
     """A complete run with these SAMPLES, and a SELECTION where some are refused."""
-    plan = Plan(
-        "generate", digest(str(len(rows)).encode())[:16], {"seed": 7}, 1, cut([Slice(RANGE, 0, len(rows))], shard_rows)
-    )
+    name, shards = digest(str(len(rows)).encode())[:16], cut([Slice(RANGE, 0, len(rows))], shard_rows)
+    plan = Plan("generate" if what is None else "select", name, {"seed": 7} if what is None else what, 1, shards)
     store = Store(str(url))
     store.create(plan)
     for shard in plan.shards:

@@ -164,6 +164,17 @@ def test_a_table_of_labels_alone(run, tmp_path):
     assert [line["sample_id"] for line in lines] == [f"s{i:03d}" for i in GOOD]
 
 
+@pytest.mark.parametrize(("people", "codec"), [(3, "png"), (None, "png"), (3, "jpeg"), (3, "webp")])
+def test_the_table_of_labels_names_the_pictures_of_a_folder(tmp_path, people, codec):
+    run = store_rows(tmp_path / "run", [sample(i, people) for i in range(8)])
+    for kind in ("csv", "folder"):
+        export(run, tmp_path / kind, kind, form={"codec": codec})
+    alone, beside = (tmp_path / kind / "dataset/labels.csv" for kind in ("csv", "folder"))
+    assert alone.read_text() == beside.read_text()
+    with alone.open(newline="") as file:
+        assert all((beside.parent / line["path"]).is_file() for line in csv.DictReader(file))
+
+
 # --- RecordIO -------------------------------------------------------------------------------------------------
 
 
