@@ -4,17 +4,20 @@ Knows embeddings, people and cosines. Does not know how a face is embedded.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from raygen.gates import IDENTITY, Pool, Verdicts, Whom
+from raygen.gates import IDENTITY, Gate, Pool, Verdicts, Whom
 from raygen.metrics.identity import BLOCK, unit, verification
 from raygen.spec import ConfigError, Spec
 
 __all__ = ["IdentityGate", "LeakGate"]
+
+#: Fields of an identity gate that are rules, in the order in which they judge.
+RULES: Final = ("least", "others", "twins")
 
 
 class IdentityGate(Spec):
@@ -26,6 +29,7 @@ class IdentityGate(Spec):
 
     name: ClassVar[str] = "identity"
     needs: ClassVar[tuple[str, ...]] = (IDENTITY,)
+    together: ClassVar[bool] = True
 
     kind: Literal["identity"] = "identity"
     least: float | None = Field(None, ge=-1, le=1, description="cosine with the person's own centre, at least")
@@ -40,12 +44,29 @@ class IdentityGate(Spec):
             raise ValueError("an identity gate needs at least one of `least`, `others` and `twins`")
         return self
 
+    @property
+    def quality(self) -> bool:
+        """See `Gate.quality`: a picture of somebody else, or the same one again, is not a matter of how good it is."""
+        return self.others is None and self.twins is None
+
+    def rules(self) -> "Sequence[IdentityGate]":
+        """See `Gate.rules`: `least`, `others`, `twins`, who is refused by one spoils nothing for the next."""
+        each = [{name: getattr(self, name)} for name in RULES if getattr(self, name) is not None]
+        return [IdentityGate(**one) for one in each]
+
     def limits(self, first: Pool) -> Mapping[str, float]:
         """Nothing depends on the first attempt."""
         return {}
 
     def judge(self, fresh: Pool, accepted: Pool, limits: Mapping[str, float]) -> Verdicts:
         """See `Gate.judge`. Of twins the later row is refused."""
+        found: Verdicts = {}
+        for rule in self.rules():
+            found |= rule._one(fresh.without(found.keys()), accepted)
+        return found
+
+    def _one(self, fresh: Pool, accepted: Pool) -> Verdicts:
+        """Of a gate with one rule."""
         group = _Group.of(fresh, accepted)
         found: Verdicts = {}
         for i in group.fresh if group.ids else ():
@@ -70,6 +91,8 @@ class LeakGate(Spec):
 
     name: ClassVar[str] = "leak"
     needs: ClassVar[tuple[str, ...]] = (IDENTITY,)
+    together: ClassVar[bool] = False
+    quality: ClassVar[bool] = False
 
     kind: Literal["leak"] = "leak"
     faces: str = Field(..., description="folder of an ingest run: real people that must not be shown")
@@ -89,6 +112,10 @@ class LeakGate(Spec):
     def whom(self) -> Whom:
         """The faces that nobody may look like."""
         return self.faces, self.split
+
+    def rules(self) -> Sequence[Gate]:
+        """See `Gate.rules`."""
+        return (self,)
 
     def limits(self, first: Pool) -> Mapping[str, float]:
         """`most`, as given or as real people are alike."""

@@ -55,7 +55,9 @@ class SelectWhat(Spec):
     gates: tuple[AnyGate, ...] = Field(..., min_length=1, description="a picture counts if it passes all of them")
     rounds: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
     otherwise: Otherwise = Field(
-        "leave_out", description="after the last round: leave_out, or best, the best by the first gate counts"
+        "leave_out",
+        description="after the last round: leave_out, or best: the best by the first gate counts, of those that were "
+        "refused for their quality alone (`score`, identity.least)",
     )
     mining: MiningSpec = Field(default_factory=MiningSpec)
 
@@ -188,7 +190,8 @@ class SelectJob(Job):
             ids += names
             people |= {one: who for one, who in zip(names, table["identity_id"].to_pylist(), strict=True) if who}
         pool = Pool(gather(_only(made.scores.tables("scores"), needs)), people, real)
-        for gate in self.what.gates if ids else ():
+        # Of the first attempt: of what is tried again it may be all that nothing can be measured of.
+        for gate in self.what.gates if ids and not attempt else ():
             if any(pool.of(kind) is None for kind in gate.needs):
                 where = "what.score" if self.what.faces is not None else "what.generate.score"
                 raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see {where}")

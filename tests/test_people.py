@@ -11,10 +11,11 @@ import pytest
 
 from raygen.crowd import crowd
 from raygen.extractors.small import SmallEmbedder, SmallEmbedderSpec, save_small
-from raygen.gates import Pool
+from raygen.gates import Pool, ScoreGate
 from raygen.measures import MetricRows, Scored
 from raygen.people import IdentityGate, LeakGate
 from raygen.report import build
+from raygen.rounds import Rounds, counted
 from raygen.run import make
 from raygen.spec import ConfigError, InputError, parse
 from raygen.store import Store, open_input
@@ -113,6 +114,98 @@ def test_the_limit_can_be_how_alike_real_people_are() -> None:
 def test_a_gate_without_a_rule_is_an_error(what: dict) -> None:
     with pytest.raises(ConfigError):
         gate(**what)
+
+
+# --- several gates and rounds -------------------------------------------------------------------------------
+
+
+def with_ssim(vectors: dict[str, list[float]], ssim: dict[str, float], real: dict | None = None) -> Pool:
+    """Embeddings, and a number of each picture."""
+    found = pool(vectors, real=real)
+    ids = tuple(sorted(ssim))
+    found.scores["ssim:x"] = Scored(ids, np.array([[ssim[one]] for one in ids], np.float32))
+    found.people.update({one: one.partition("-")[0] for one in ids})
+    return found
+
+
+SSIM = parse(ScoreGate, {"kind": "score", "metric": "ssim", "least": 0.5}, "gate")
+REAL = {("faces", None): pool({"r-1": [0, 0, 1.0]})}
+LEAK = parse(LeakGate, {"kind": "leak", "faces": "faces", "most": 0.9}, "gate")
+
+
+def reasons(rounds: Rounds) -> dict[str, list[str | None]]:
+    return {one: [t.reason for t in tries] for one, tries in rounds.tries.items()}
+
+
+def chosen(rounds: Rounds) -> list[str]:
+    return [one for one, tries in rounds.tries.items() if counted(tries) is not None]
+
+
+def test_the_best_is_nobody_real_and_nobody_else_and_no_twin() -> None:
+    rounds = Rounds([SSIM, gate(others=0.9, twins=0.99), LEAK], "best")
+    made = {
+        "a-1": [1.0, 0, 0], "a-2": [1.0, 0.01, 0], "a-3": [0, 0.01, 1.0], "a-4": [0.8, 0.6, 0],
+        "b-1": [0, 1.0, 0], "b-2": [0.99, 0.1, 0],
+    }  # fmt: skip
+    good = dict.fromkeys(made, 0.9) | {"a-4": 0.4}
+    assert rounds.judge(0, sorted(made), with_ssim(made, good, REAL), {}) == ["a-2", "a-3", "a-4", "b-2"]
+    rounds.settle()
+    assert chosen(rounds) == ["a-1", "a-4", "b-1"], "only what is not good enough may be the best"
+    said = {one: texts[0] for one, texts in reasons(rounds).items()}
+    assert said["a-3"] == "leak: 1.000 > 0.900 to the real r-1"
+    assert said["a-2"] == "identity: 1.000 > 0.99, the same picture as a-1"
+    assert said["b-2"].endswith("> 0.9 to a")
+    assert said["a-4"] == "best of 1: ssim 0.400 < 0.500"
+
+
+def test_the_best_is_compared_with_others_before_it_counts() -> None:
+    rounds = Rounds([SSIM, gate(twins=0.99), LEAK], "best")
+    first = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.01, 0], "a-3": [0, 0, 1.0]}
+    assert rounds.judge(0, sorted(first), with_ssim(first, {"a-1": 0.9, "a-2": 0.4, "a-3": 0.4}, REAL), {})
+    again = {"a-2": [0.5, 1.0, 0], "a-3": [0, 0, 1.0]}
+    rounds.judge(1, sorted(again), with_ssim(again, {"a-2": 0.3, "a-3": 0.9}, REAL), {})
+    rounds.settle()
+    tries = rounds.tries["a-2"]
+    assert [t.accepted for t in tries] == [False, True], "the better one is a-1 again"
+    assert tries[0].reason == "ssim 0.400 < 0.500; identity: 1.000 > 0.99, the same picture as a-1"
+    assert tries[1].reason == "best of 2: ssim 0.300 < 0.500"
+    assert chosen(rounds) == ["a-1", "a-2"], "both tries of a-3 show somebody real"
+
+
+def test_of_two_that_might_be_the_best_one_is_enough() -> None:
+    rounds = Rounds([SSIM, gate(twins=0.99)], "best")
+    made = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0, 0]}
+    rounds.judge(0, sorted(made), with_ssim(made, {"a-1": 0.1, "a-2": 0.4}), {})
+    rounds.settle()
+    assert chosen(rounds) == ["a-1"]
+
+
+@pytest.mark.parametrize("otherwise", ["leave_out", "best"])
+def test_what_was_not_measured_does_not_pass(otherwise: str) -> None:
+    made = {"a-1": [1.0, 0, 0], "a-3": [1.0, 0.2, 0]}
+    ssim = {"a-1": 0.9, "a-2": 0.9}
+    for rules, of in (([SSIM, LEAK], "leak"), ([SSIM, gate(twins=0.99)], "identity")):
+        rounds = Rounds(rules, otherwise)
+        found = rounds.judge(0, ["a-1", "a-2", "a-3", "a-4"], with_ssim(made, ssim, REAL), {"a-4": "no mask"})
+        assert found == ["a-2", "a-3", "a-4"]
+        said = {"a-1": [None], "a-2": [f"not measured: {of}"], "a-3": ["not measured: ssim"], "a-4": ["no mask"]}
+        assert reasons(rounds) == said
+        assert rounds.refused == {"no picture": 1, "ssim": 1, of: 1}
+        rounds.settle()
+        assert chosen(rounds) == ["a-1"]
+
+
+def test_who_is_refused_spoils_nobody() -> None:
+    rounds = Rounds([gate(twins=0.99), SSIM])
+    twins = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.01, 0]}
+    assert rounds.judge(0, sorted(twins), with_ssim(twins, {"a-1": 0.1, "a-2": 0.9}), {}) == ["a-1"]
+    assert reasons(rounds)["a-2"] == [None], "its twin is gone"
+    rounds = Rounds([gate(least=0.9), SSIM])
+    made = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.05, 0], "a-3": [0, 0, 1.0]}
+    assert rounds.judge(0, sorted(made), with_ssim(made, {"a-1": 0.9, "a-2": 0.9, "a-3": 0.1}), {}) == ["a-3"]
+    assert "least" not in str(reasons(rounds)), "what is refused is not in the middle of the others"
+    far = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.1, 0], "a-3": [1.0, -0.1, 0], "a-4": [-1.0, 3.0, 0], "b-1": [0.7, 0.7, 0]}
+    assert list(gate(least=0.3, others=0.9).judge(pool(far), Pool(), {})) == ["a-4"], "nor in the centre for others"
 
 
 # --- verification -------------------------------------------------------------------------------------------
