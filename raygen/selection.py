@@ -104,7 +104,11 @@ class SelectJob(Job):
     def run(self, report: Report) -> Result:
         """The rounds, then the rows that count, then what is said of them."""
         rounds = Rounds(self.what.gates, self.what.otherwise)
-        real = {gate.whom: self._real(gate, report) for gate in self.what.gates if isinstance(gate, LeakGate)}
+        real: dict[Whom, Pool] = {}
+        for gate in self.what.gates:
+            if not isinstance(gate, ScoreGate) and gate.whom is not None:
+                self._may_look_like(gate)
+                real[gate.whom] = real.get(gate.whom) or self._real(gate.name, gate.whom, report)
         attempts: dict[int, Judged] = {}
         again: list[str] | None = None
         for attempt in range(self.what.rounds + 1 if self.what.faces is None else 1):
@@ -161,23 +165,26 @@ class SelectJob(Job):
             found.append(table.filter(pc.is_in(table["sample_id"], wanted)))
         return job.planned(listed(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
 
-    def _real(self, gate: LeakGate, report: Report) -> Pool:
-        """Embeddings of the real faces that a gate names, made once."""
-        score = self._score
-        if score is None or score.identity is None:
-            raise ConfigError("gates: leak needs `score.identity`, the embedder that faces are compared with")
-        if self.what.faces is not None and open_input(gate.faces)[1] == open_input(self.what.faces)[1]:
+    def _may_look_like(self, gate: IdentityGate | LeakGate) -> None:
+        """Real faces need an embedder, and nobody can be unlike themselves."""
+        if self._score is None or self._score.identity is None:
+            raise ConfigError(f"gates: {gate.name} needs `score.identity`, the embedder that faces are compared with")
+        judged = self.what.faces
+        if isinstance(gate, LeakGate) and judged is not None and open_input(gate.faces)[1] == open_input(judged)[1]:
             raise ConfigError(f"gates: leak.faces: {gate.faces} are the faces that are judged: all are like themselves")
-        job = self._measuring(
-            gate.faces, ScoreSpec(parser=None, features=None, classifier=None, identity=score.identity)
-        )
+
+    def _real(self, name: str, whom: Whom, report: Report) -> Pool:
+        """Embeddings of the real faces that a gate names, made once."""
+        assert self._score is not None
+        said = ScoreSpec(parser=None, features=None, classifier=None, identity=self._score.identity)
+        job = self._measuring(whom[0], said)
         job.run(report)
-        faces = open_input(gate.faces)[0]
+        faces = open_input(whom[0])[0]
         splits = column(faces, "faces", "face_id", "split")
-        used = frozenset(one for one, split in splits.items() if gate.split in (None, split))
+        used = frozenset(one for one, split in splits.items() if whom[1] in (None, split))
         scores = taken(gather(Store(f"{job.out}/scores/reference").tables("scores")), used)
         if not scores:
-            raise ConfigError(f"gates: leak.split: {gate.faces} has no faces of {gate.split!r}")
+            raise ConfigError(f"gates: {name}.split: {whom[0]} has no faces of {whom[1]!r}")
         return Pool(scores, {k: v for k, v in column(faces, "faces", "face_id", "identity_id").items() if k in used})
 
     def _judge(self, rounds: Rounds, attempt: int, made: Judged, real: Mapping[Whom, Pool]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raygen import centres
 from raygen.crowd import crowd
 from raygen.extractors.small import SmallEmbedder, SmallEmbedderSpec, save_small
 from raygen.gates import Pool, ScoreGate
@@ -67,10 +68,119 @@ def test_of_twins_the_later_is_refused_and_a_refused_one_has_no_twin() -> None:
 
 
 def test_of_two_people_who_are_one_the_later_is_refused() -> None:
-    found = gate(others=0.9).judge(pool({"a-1": [1.0, 0, 0], "a-2": [1, 0.1, 0], "b-1": [1, 0, 0.1]}), Pool(), {})
+    one = {"a-1": [1.0, 0, 0], "a-2": [1, 0.1, 0], "b-1": [1, 0, 0.1]}
+    found = gate(others=0.9).judge(pool(one), Pool(), {})
     assert list(found) == ["b-1"]
     assert found["b-1"].endswith("to a")
     assert gate(others=0.9).judge(pool({"a-1": [1.0, 0, 0], "b-1": [0, 1.0, 0]}), Pool(), {}) == {}
+    more = {**one, "b-2": [1.0, 0.1, 0.1], "c-1": [1.0, 0, 0.5], "d-1": [1.0, 0, 0.9]}
+    assert sorted(gate(others=0.95).judge(pool(more), Pool(), {})) == ["b-1", "b-2", "d-1"]
+    found = gate(others=0.87).judge(pool(more), Pool(), {})
+    assert sorted(found) == ["b-1", "b-2", "c-1"], "c is refused for a, and so d, who is like c and unlike a, stays"
+
+
+def test_a_picture_of_somebody_who_comes_later_is_refused() -> None:
+    two = {"a-1": [1.0, 0, 0], "a-2": [1, 0.1, 0], "b-1": [0, 1.0, 0], "b-2": [0, 1, 0.1]}
+    found = gate(others=0.9).judge(pool({**two, "a-3": [0, 1.0, 0]}), Pool(), {})
+    assert list(found) == ["a-3"]
+    assert found["a-3"].endswith("to b")
+    assert list(gate(others=0.9).judge(pool({"a-9": [0, 1.0, 0]}), pool(two), {})) == ["a-9"], "tried again"
+    ring = {"a-1": [1.0, 0, 0], "b-1": [1.0, 0.6, 0], "b-2": [1, -0.6, 0], "b-3": [1, 0, 0.6], "b-4": [1, 0, -0.6]}
+    assert gate(others=0.9).judge(pool(ring), Pool(), {}) == {}, "whole people who are one: the earlier name stays"
+
+
+def test_whose_pictures_were_accepted_stays_whatever_the_name() -> None:
+    accepted = pool({"b-1": [0, 1.0, 0], "b-2": [0, 1, 0.1], "c-1": [0, 0, 1.0]})
+    later = pool({"a-1": [0, 1.0, 0.02], "a-2": [0, 1.0, 0.05], "b-3": [0, 1.0, 0.2], "c-2": [0, 1.0, 0.1]})
+    found = gate(others=0.9).judge(later, accepted, {})
+    assert sorted(found) == ["a-1", "a-2", "c-2"]
+    assert all(reason.endswith("to b") for reason in found.values())
+
+
+def test_the_order_of_rows_changes_nothing() -> None:
+    random = np.random.default_rng(3)
+    ids = [f"p{i // 6:02d}-{i % 6}" for i in range(240)]
+    middles = np.repeat(random.normal(size=(40, 4)), 6, axis=0)
+    x = (middles + 0.5 * random.normal(size=(240, 4))).astype(np.float32)
+    rule = gate(least=0.2, others=0.8, twins=0.995)
+    who = dict(zip(ids, [one[:3] for one in ids], strict=True))
+
+    def judged(order: np.ndarray, n: int) -> dict[str, str]:
+        parts = [Scored(tuple(ids[i] for i in some), x[some]) for some in (order[:n], order[n:])]
+        before, fresh = (Pool({"identity:x": part}, {one: who[one] for one in part.ids}) for part in parts)
+        return rule.judge(fresh, before, {})
+
+    straight = judged(np.arange(240), 0)
+    kinds = ("other pictures", "the same picture", "to p")
+    assert all(any(kind in reason for reason in straight.values()) for kind in kinds)
+    assert straight == judged(random.permutation(240), 0)
+    assert judged(np.arange(240), 60) == judged(np.append(np.arange(60), 60 + random.permutation(180)), 60)
+
+
+def by_hand(people: dict[str, list[np.ndarray]], limit: float) -> set[str]:
+    """Whom `others` refuses, a cosine at a time."""
+
+    def middle(rows: list[np.ndarray]) -> np.ndarray:
+        return sum(rows) / np.linalg.norm(sum(rows))
+
+    middles: dict[str, np.ndarray] = {}
+    left = {}
+    for name in sorted(people):
+        left[name] = {i: x for i, x in enumerate(people[name]) if all(x @ c <= limit for c in middles.values())}
+        if left[name]:
+            middles[name] = middle(list(left[name].values()))
+    found = {f"{name}-{i}" for name in people for i in range(len(people[name])) if i not in left[name]}
+    for name in middles:
+        later = [c for other, c in middles.items() if other > name and middles[name] @ c <= limit]
+        found |= {f"{name}-{i}" for i, x in left[name].items() if any(x @ c > limit for c in later)}
+    return found
+
+
+def test_people_are_compared_as_one_would_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(4)
+    units = [x / np.linalg.norm(x) for x in random.normal(size=(150, 4))]
+    people = {f"p{i:02d}": units[3 * i : 3 * i + 3] for i in range(50)}
+    made = pool({f"{name}-{i}": list(x) for name, rows in people.items() for i, x in enumerate(rows)})
+    for limit in (0.7, 0.9, 0.97):
+        assert gate(others=limit).judge(made, Pool(), {}).keys() == by_hand(people, limit)
+    with monkeypatch.context() as small:
+        small.setattr(centres, "CELLS", 60)
+        assert gate(others=0.9).judge(made, Pool(), {}).keys() == by_hand(people, 0.9), "a row at a time"
+
+
+def test_how_many_are_like_a_stranger_by_chance_does_not_grow_with_the_people() -> None:
+    random = np.random.default_rng(5)
+    faces = [one / np.linalg.norm(one) for one in random.normal(size=(1200, 8))]
+    real = {("faces", None): pool({f"r{i}-1": list(x) for i, x in enumerate(faces[:600])})}
+    rule = parse(IdentityGate, {"kind": "identity", "far": 0.1, "faces": "faces"}, "gate")
+    shares, most = [], []
+    for n in (50, 200, 600):
+        made = pool({f"p{i:03d}-1": list(x) for i, x in enumerate(faces[600 : 600 + n])}, real=real)
+        limits = rule.limits(made)
+        most.append(limits["others"])
+        # Each picture is its person's centre, so of two who are alike the later is refused: half of `far`.
+        shares.append(len(rule.judge(made, Pool(), limits)) / n)
+    x = np.array(faces[:600])
+    pairs = (x @ x.T)[np.triu_indices(600, 1)]
+    assert [np.mean(pairs > m) for m in most] == pytest.approx([0.1 / 49, 0.1 / 199, 0.1 / 599], rel=0.25)
+    assert most == sorted(most)
+    assert all(0.01 < share <= 0.1 for share in shares)
+    fixed = gate(others=most[0]).judge(made, Pool(), {})
+    assert len(fixed) / 600 > 0.25, "one limit for all numbers of people refuses more of more"
+    nobody = pool({"a-1": [1.0] * 8}, real={("faces", None): pool({"r-1": [1.0] * 8})})
+    with pytest.raises(ConfigError, match="two people"):
+        rule.limits(nobody)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [{"far": 0.1}, {"faces": "x"}, {"faces": "x", "least": 0.1}, {"far": 0.1, "faces": "x", "others": 0.9},
+     {"split": "train", "twins": 0.9}],
+)  # fmt: skip
+def test_far_belongs_to_faces(what: dict) -> None:
+    with pytest.raises(ConfigError):
+        gate(**what)
+    assert "far" not in gate(others=0.9).model_dump(), "runs of before keep their names"
 
 
 def test_rows_without_a_name_are_not_judged() -> None:
