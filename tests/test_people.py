@@ -490,6 +490,23 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
     assert f'| gate | identity: `{{"twins":{twins}}}` |' in card
 
 
+def test_how_alike_strangers_are_is_measured_on_the_faces_that_a_gate_names(world: Path, embedder: str) -> None:
+    rule = {"kind": "identity", "far": 0.5, "faces": f"{world}/faces"}
+    facts = make(of_faces(world, embedder, "chance", rule)).run(quiet).facts
+    [scores] = [Store(str(p)) for p in (world / "chance/real").glob("*/scores/reference")]
+    found = {r["sample_id"]: r["vector"] for t in scores.tables("scores") for r in t.to_pylist()}
+    rows = pa.concat_tables(open_input(f"{world}/faces")[0].tables("faces")).to_pylist()
+    who = {row["face_id"]: row["identity_id"] for row in rows}
+    vectors = np.array([found[one] for one in who], np.float32)
+    limit = centres.chance_limit(vectors, list(who.values()), 0.5, 6)
+    said = pa.concat_tables(open_input(f"{world}/chance/selected")[0].tables("selection")).to_pylist()
+    assert all(f"> {limit:g} to " in row["reason"] for row in said if not row["accepted"])
+    assert 0 < facts["left out"] == sum(not row["accepted"] for row in said)
+    blind = document(world, "blind-too", gates=[rule])
+    with pytest.raises(ConfigError, match=r"identity needs `score.identity`"):
+        make(blind).run(quiet)
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
