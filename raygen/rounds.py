@@ -79,6 +79,8 @@ class Rounds:
     tries: dict[str, list[Try]] = field(default_factory=dict)
     accepted: Pool = field(default_factory=Pool)
     limits: list[Mapping[str, float]] = field(default_factory=list)
+    #: Whom the rows of the first attempt are to show, where they say so.
+    people: dict[str, str] = field(default_factory=dict)
     #: How often each gate refused a picture.
     refused: Counter[str] = field(default_factory=Counter)
     #: Of each attempt what is not good enough, but might be the best.
@@ -90,6 +92,7 @@ class Rounds:
         `failed`: error by id of rows without a picture. One that has a picture and passes every gate is accepted.
         """
         if not self.limits:
+            self.people = dict(fresh.people)
             self.limits = [gate.limits(fresh) for gate in self.gates]
         reasons: dict[str, list[str]] = {one: [error] for one, error in failed.items()}
         final: set[str] = set(failed)
@@ -125,6 +128,12 @@ class Rounds:
             verdicts = missing | rule.judge(seen, self.accepted, limits)
             out |= verdicts.keys()
             yield rule, verdicts
+
+    def each(self) -> dict[str, tuple[int, int]]:
+        """Of every person how many pictures were to be, and how many count."""
+        planned = Counter(self.people.values())
+        have = Counter(who for one, who in self.people.items() if counted(self.tries[one]) is not None)
+        return {who: (n, have[who]) for who, n in planned.items()}
 
     def settle(self) -> None:
         """After the last round: with `best`, the best of several refused pictures counts, and its reason says so.

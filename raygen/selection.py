@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
@@ -234,9 +235,22 @@ class SelectJob(Job):
             **({f"passed in {attempts - 1} more rounds": again} if self.what.faces is None else {}),
             **({"the best of what failed": best} if self.what.otherwise == "best" else {}),
             "left out": len(rounds.tries) - len(chosen),
+            **_pictures_each(rounds.each()),
             "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",
             "set_digest": made,
         }  # fmt: skip
+
+
+def _pictures_each(people: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """How many pictures identities have now, and how many have fewer than were planned."""
+    if not people:
+        return {}
+    have = [n for _, n in people.values()]
+    fewer = sum(n < planned for planned, n in people.values())
+    said = (
+        f"{min(have)} at least, {np.median(have):g} in the median; {fewer:,} of {len(have):,} have fewer than planned"
+    )
+    return {"pictures of an identity": f"{said}, {have.count(0):,} have none"}
 
 
 def _only(tables: Iterator[pa.Table], kinds: Sequence[str]) -> Iterator[pa.Table]:

@@ -414,6 +414,7 @@ def test_a_selection_refuses_real_people_and_says_who(world: Path, embedder: str
     facts = make(job).run(quiet).facts
     assert facts["left out"] == facts["rows"] == 18
     assert facts["refusals"] == "leak 36"
+    assert facts["pictures of an identity"].startswith("0 at least, 0 in the median; 6 of 6 have fewer than planned, 6")
     blind = document(world, "blind", gates=gates)
     with pytest.raises(ConfigError, match=r"leak needs `score.identity`"):
         make(blind).run(quiet)
@@ -473,6 +474,10 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
     assert 0 < len(expected) < len(rows), "the limit divides them"
     assert sorted(kept, key=lambda row: row["face_id"]) == expected, "whole rows, bytes and all"
     assert (facts["rows"], facts["passed at once"]) == (len(rows), len(expected))
+    have = [len(stay[who]) for who in stay]
+    few = sum(n < 3 for n in have)
+    text = f"{min(have)} at least, {np.median(have):g} in the median; {few} of 6 have fewer than planned, 0 have none"
+    assert facts["pictures of an identity"] == text
     said = pa.concat_tables(store.tables("selection")).to_pylist()
     assert {r["sample_id"] for r in said if r["accepted"]} == {row["face_id"] for row in expected}
     assert all("the same picture as" in r["reason"] for r in said if not r["accepted"])
