@@ -5,7 +5,9 @@
 Counts multiplications and additions (two operations each) of SCA-DM at the size of jobs/papers/scadm_256.yaml with
 random weights: what conditions alone decide, once a picture; one prediction; the decoder of the released VQ-f4. Time
 is arithmetic for a GPU that reaches `share` of `rate`; no GPU was measured. A round of tries is a pass of its own
-and waits for its last shard; refusals are those of the 200 generated people (389 of 4,000 at first, then 129).
+and waits for its last shard. The rounds of --tries are those of the 200 generated people (389 of 4,000 refused at
+first, then 129) times 125: not what 10,000 people have. `others: 0.9`, their rule, refuses more of more people; what
+was measured of that, and of `far`, is in benchmarks/README.md, "500,000 pictures".
 """
 
 import argparse
@@ -59,7 +61,13 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--share", type=float, nargs="+", default=[0.25, 0.35])
     parser.add_argument("--rate", type=float, default=790e12, help="operations a second of one GPU in bfloat16")
-    parser.add_argument("--tries", type=int, nargs="+", default=[500_000, 48_600, 16_100], help="rows of each round")
+    parser.add_argument(
+        "--tries",
+        type=int,
+        nargs="+",
+        default=[500_000, 48_600, 16_100],
+        help="rows of each round; as given: 200 people",
+    )
     parser.add_argument("--shard", type=int, default=1024)
     parser.add_argument("--start", type=float, default=60.0, help="seconds until every actor has its model, each round")
     given = parser.parse_args()

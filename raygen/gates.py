@@ -4,9 +4,9 @@ Knows measurements by name and the rules about them. Does not know who made the 
 what becomes of those that are refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,16 +47,34 @@ class Pool:
         """The measurement whose name begins so."""
         return next((found for name, found in self.scores.items() if name.startswith(kind)), None)
 
-    def with_more(self, other: "Pool", ids: frozenset[str]) -> "Pool":
+    def with_more(self, other: "Pool", ids: Set[str]) -> "Pool":
         """This and the rows `ids` of another."""
         scores = dict(self.scores)
-        for name, found in other.scores.items():
-            keep = [i for i, one in enumerate(found.ids) if one in ids]
-            new = Scored(tuple(found.ids[i] for i in keep), found.vectors[keep])
+        new = other.only(ids)
+        for name, found in new.scores.items():
             old = scores.get(name)
-            scores[name] = new if old is None else Scored(old.ids + new.ids, np.concatenate([old.vectors, new.vectors]))
-        people = {one: other.people[one] for one in ids if one in other.people}
-        return Pool(scores, {**self.people, **people}, other.real)
+            more = None if old is None else Scored(old.ids + found.ids, np.concatenate([old.vectors, found.vectors]))
+            scores[name] = found if more is None else more
+        return Pool(scores, {**self.people, **new.people}, other.real)
+
+    def only(self, ids: Set[str]) -> "Pool":
+        """Of the rows `ids`."""
+        people = {one: who for one, who in self.people.items() if one in ids}
+        return Pool({name: _some(found, ids) for name, found in self.scores.items()}, people, self.real)
+
+    def without(self, ids: Set[str]) -> "Pool":
+        """Of all rows but `ids`: this pool itself where that is nobody."""
+        return self.only({one for found in self.scores.values() for one in found.ids} - ids) if ids else self
+
+    def unmeasured(self, needs: Sequence[str], ids: Sequence[str]) -> list[str]:
+        """Those of `ids` that lack one of these measurements."""
+        there = [set(found.ids) if (found := self.of(kind)) is not None else set() for kind in needs]
+        return [one for one in ids if any(one not in some for some in there)]
+
+
+def _some(found: Scored, ids: Set[str]) -> Scored:
+    keep = [i for i, one in enumerate(found.ids) if one in ids]
+    return found if len(keep) == len(found.ids) else Scored(tuple(found.ids[i] for i in keep), found.vectors[keep])
 
 
 class Gate(Protocol):
@@ -70,6 +88,20 @@ class Gate(Protocol):
     @property
     def needs(self) -> tuple[str, ...]:
         """Begins of the names of the measurements that it reads."""
+        ...
+
+    @property
+    def together(self) -> bool:
+        """Whether it compares pictures with each other, and so should see those alone that passed everything else."""
+        ...
+
+    @property
+    def quality(self) -> bool:
+        """Whether it says how good a picture is and no more, so that the best of several may count all the same."""
+        ...
+
+    def rules(self) -> "Sequence[Gate]":
+        """Its rules one by one, in the order in which they judge."""
         ...
 
     def limits(self, first: Pool) -> Mapping[str, float]:
@@ -87,6 +119,9 @@ class Gate(Protocol):
 
 class ScoreGate(Spec):
     """A picture's own number: at least so much, or not among the worst of the first attempt."""
+
+    together: ClassVar[bool] = False
+    quality: ClassVar[bool] = True
 
     kind: Literal["score"] = "score"
     metric: Literal["miou", "pixel_accuracy", "attributes", "ssim", "clip"] = Field(
@@ -111,6 +146,10 @@ class ScoreGate(Spec):
         """See `Gate.needs`."""
         return (MADE_OF[self.metric],)
 
+    def rules(self) -> Sequence[Gate]:
+        """See `Gate.rules`."""
+        return (self,)
+
     def limits(self, first: Pool) -> Mapping[str, float]:
         """`least`: as given, or the quantile of the first attempt."""
         if self.least is not None:
@@ -130,7 +169,7 @@ class ScoreGate(Spec):
         return f"{self.metric} of {', '.join(self.of)}" if self.of else self.metric
 
     def values(self, fresh: Pool) -> dict[str, float]:
-        """See `Gate.values`. Rows without a mask have no mIoU, rows that ask for no attribute have no share."""
+        """See `Gate.values`. A mask without the class has no mIoU of it, rows that ask for no attribute no share."""
         found = fresh.of(MADE_OF[self.metric])
         if found is None:
             return {}

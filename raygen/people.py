@@ -4,65 +4,113 @@ Knows embeddings, people and cosines. Does not know how a face is embedded.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from raygen.gates import IDENTITY, Pool, Verdicts, Whom
+from raygen.centres import People, chance_limit
+from raygen.gates import IDENTITY, Gate, Pool, Verdicts, Whom
 from raygen.metrics.identity import BLOCK, unit, verification
 from raygen.spec import ConfigError, Spec
 
 __all__ = ["IdentityGate", "LeakGate"]
 
+#: Fields of an identity gate that are rules, in the order in which they judge.
+RULES: Final = ("least", "others", "far", "twins")
+
 
 class IdentityGate(Spec):
     """Pictures of a person are alike, not the same picture, and like nobody else. Compared by cosine.
 
-    A person's centre is the mean of the pictures that were accepted and of those that are judged, without the one that
-    is judged itself.
+    A person's centre is the mean of the pictures that were accepted and of those that are judged and not refused by a
+    rule before. To say whether a picture is like its own person's, it is taken out of it.
     """
 
+    #: Keys that came after runs had been named.
+    LATER: ClassVar[frozenset[str]] = frozenset({"far", "faces", "split"})
     name: ClassVar[str] = "identity"
     needs: ClassVar[tuple[str, ...]] = (IDENTITY,)
+    together: ClassVar[bool] = True
 
     kind: Literal["identity"] = "identity"
     least: float | None = Field(None, ge=-1, le=1, description="cosine with the person's own centre, at least")
-    others: float | None = Field(
-        None, ge=-1, le=1, description="cosine with the centre of a person whose name comes earlier, at most"
-    )
+    others: float | None = Field(None, ge=-1, le=1, description="cosine with the centre of anybody else, at most")
+    far: float | None = Field(
+        None, gt=0, lt=1,
+        description="in place of `others`: the cosine that this share of pictures of real people would be above with "
+        "one of as many strangers as there are people here",
+    )  # fmt: skip
+    faces: str | None = Field(None, description="of `far`: folder of an ingest run of real people")
+    split: str | None = Field(None, description="of `faces`: only those of this split; none: all")
     twins: float | None = Field(None, ge=-1, le=1, description="cosine with another picture of the person, at most")
 
     @model_validator(mode="after")
     def _says_something(self) -> "IdentityGate":
-        if self.least is None and self.others is None and self.twins is None:
-            raise ValueError("an identity gate needs at least one of `least`, `others` and `twins`")
+        if not any(getattr(self, name) is not None for name in RULES):
+            raise ValueError("an identity gate needs at least one of `least`, `others`, `far` and `twins`")
+        if self.far is not None and self.others is not None:
+            raise ValueError("an identity gate has either `others` or `far`")
+        if (self.far is None) != (self.faces is None) or (self.split is not None and self.faces is None):
+            raise ValueError("`far` is taken from `faces`, and `faces` and `split` are for `far` alone")
         return self
 
+    @property
+    def quality(self) -> bool:
+        """See `Gate.quality`: a picture of somebody else, or the same one again, is not a matter of how good it is."""
+        return self.others is None and self.far is None and self.twins is None
+
+    @property
+    def whom(self) -> Whom | None:
+        """The real people that say how alike strangers are."""
+        return None if self.faces is None else (self.faces, self.split)
+
+    def rules(self) -> "Sequence[IdentityGate]":
+        """See `Gate.rules`: `least`, `others` or `far`, `twins`; who is refused by one spoils nothing for the next."""
+        each = [{name: getattr(self, name)} for name in RULES if getattr(self, name) is not None]
+        more = {"faces": self.faces, "split": self.split}
+        return [IdentityGate(**one, **(more if "far" in one else {})) for one in each]
+
     def limits(self, first: Pool) -> Mapping[str, float]:
-        """Nothing depends on the first attempt."""
-        return {}
+        """Of `far`: how alike real strangers are, for as many people as the first attempt has."""
+        if self.far is None or self.whom is None:
+            return {}
+        vectors, who = _named(first.real[self.whom])
+        if len(set(who)) < 2:
+            raise ConfigError(
+                f"gates: identity.far needs two people in {self.faces} who are told apart; give `others` instead"
+            )
+        return {"others": chance_limit(vectors, who, self.far, len(set(first.people.values())))}
 
     def judge(self, fresh: Pool, accepted: Pool, limits: Mapping[str, float]) -> Verdicts:
-        """See `Gate.judge`. Of twins the later row is refused."""
-        group = _Group.of(fresh, accepted)
+        """See `Gate.judge`. Of twins the later row is refused, of two people who are one the one who came later.
+
+        Who has accepted pictures was there before; else the earlier name was.
+        """
         found: Verdicts = {}
-        for i in group.fresh if group.ids else ():
-            one = group.ids[i]
-            own = group.own(i)
-            if self.least is not None and own is not None and own < self.least:
-                found[one] = f"identity: {own:.3f} < {self.least:g} to the person's other pictures"
-            elif self.others is not None and (near := group.nearest_earlier(i)) and near[1] > self.others:
-                found[one] = f"identity: {near[1]:.3f} > {self.others:g} to {near[0]}"
-            elif self.twins is not None and (near := group.twin(i, found)) and near[1] > self.twins:
-                found[one] = f"identity: {near[1]:.3f} > {self.twins:g}, the same picture as {near[0]}"
+        for rule in self.rules():
+            found |= rule._one(_people(fresh.without(found.keys()), accepted), limits)
         return found
+
+    def _one(self, people: People, limits: Mapping[str, float]) -> Verdicts:
+        """Of a gate with one rule."""
+        if self.least is not None:
+            own = people.own()
+            low = np.flatnonzero(people.fresh & (own < self.least))
+            return {
+                people.ids[i]: f"identity: {own[i]:.3f} < {self.least:g} to the person's other pictures" for i in low
+            }
+        if self.twins is not None:
+            twins = people.twins(self.twins).items()
+            return {one: f"identity: {v:.3f} > {self.twins:g}, the same picture as {near}" for one, (near, v) in twins}
+        most = limits["others"] if self.others is None else self.others
+        return {one: f"identity: {v:.3f} > {most:g} to {near}" for one, (near, v) in people.strangers(most).items()}
 
     def values(self, fresh: Pool) -> dict[str, float]:
         """The cosine with the person's other pictures of this attempt."""
-        group = _Group.of(fresh, Pool())
-        return {group.ids[i]: own for i in group.fresh if (own := group.own(i)) is not None}
+        people = _people(fresh, Pool())
+        return {one: float(own) for one, own in zip(people.ids, people.own(), strict=True) if np.isfinite(own)}
 
 
 class LeakGate(Spec):
@@ -70,6 +118,8 @@ class LeakGate(Spec):
 
     name: ClassVar[str] = "leak"
     needs: ClassVar[tuple[str, ...]] = (IDENTITY,)
+    together: ClassVar[bool] = False
+    quality: ClassVar[bool] = False
 
     kind: Literal["leak"] = "leak"
     faces: str = Field(..., description="folder of an ingest run: real people that must not be shown")
@@ -89,6 +139,10 @@ class LeakGate(Spec):
     def whom(self) -> Whom:
         """The faces that nobody may look like."""
         return self.faces, self.split
+
+    def rules(self) -> Sequence[Gate]:
+        """See `Gate.rules`."""
+        return (self,)
 
     def limits(self, first: Pool) -> Mapping[str, float]:
         """`most`, as given or as real people are alike."""
@@ -129,58 +183,21 @@ class LeakGate(Spec):
         return found
 
 
-class _Group:
-    """Embeddings of everybody who is judged together, accepted ones first."""
+def _named(pool: Pool) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """Embeddings of rows that say who they show, and whom."""
+    found = pool.of(IDENTITY)
+    if found is None:
+        return np.zeros((0, 1), np.float32), []
+    rows = [i for i, one in enumerate(found.ids) if one in pool.people]
+    vectors = found.vectors if len(rows) == len(found.ids) else found.vectors[rows]
+    return vectors, [pool.people[found.ids[i]] for i in rows]
 
-    def __init__(self, ids: Sequence[str], vectors: npt.NDArray[np.float32], who: Sequence[str], fresh: range) -> None:
-        self.ids, self.x, self.fresh = list(ids), unit(vectors), fresh
-        self.names = sorted(set(who))
-        number = {name: i for i, name in enumerate(self.names)}
-        self.who = np.array([number[name] for name in who], np.int64)
-        self.sums = np.zeros((len(self.names), self.x.shape[1]), np.float64)
-        np.add.at(self.sums, self.who, self.x)
-        self.counts = np.bincount(self.who, minlength=len(self.names))
-        self.centres = unit(self.sums)
-        self.members = [np.flatnonzero(self.who == i) for i in range(len(self.names))]
 
-    @staticmethod
-    def of(fresh: Pool, accepted: Pool) -> "_Group":
-        """Rows that say who they show."""
-        ids: list[str] = []
-        vectors = [np.zeros((0, 1), np.float32)]
-        first = 0
-        for pool in (accepted, fresh):
-            first = len(ids)
-            found = pool.of(IDENTITY)
-            if found is not None:
-                rows = [i for i, one in enumerate(found.ids) if one in pool.people]
-                ids += [found.ids[i] for i in rows]
-                vectors = [*(v for v in vectors if len(v)), found.vectors[rows]]
-        whose = {**accepted.people, **fresh.people}
-        return _Group(ids, np.concatenate(vectors), [whose[one] for one in ids], range(first, len(ids)))
-
-    def own(self, i: int) -> float | None:
-        """Cosine with the mean of the person's other pictures; None where there is no other."""
-        who = self.who[i]
-        if self.counts[who] < 2:
-            return None
-        rest = self.sums[who] - self.x[i]
-        return float(self.x[i] @ (rest / max(float(np.linalg.norm(rest)), 1e-12)))
-
-    def nearest_earlier(self, i: int) -> tuple[str, float] | None:
-        """The person, of those whose name comes earlier, that this picture is most like."""
-        who = int(self.who[i])
-        if who == 0:
-            return None
-        cosines = self.centres[:who] @ self.x[i]
-        at = int(cosines.argmax())
-        return self.names[at], float(cosines[at])
-
-    def twin(self, i: int, refused: Verdicts) -> tuple[str, float] | None:
-        """The person's picture before this one, and not refused, that it is most like."""
-        before = [j for j in self.members[int(self.who[i])] if j < i and self.ids[j] not in refused]
-        if not before:
-            return None
-        cosines = self.x[before] @ self.x[i]
-        at = int(cosines.argmax())
-        return self.ids[int(before[at])], float(cosines[at])
+def _people(fresh: Pool, accepted: Pool) -> People:
+    """Everybody who is judged together."""
+    pools = accepted, fresh
+    ids = [[one for one in found.ids if one in pool.people] if (found := pool.of(IDENTITY)) else [] for pool in pools]
+    vectors, who = zip(*(_named(pool) for pool in pools), strict=True)
+    there = [some for some in vectors if len(some)]
+    whole = np.concatenate(there) if len(there) > 1 else (there or vectors)[0]
+    return People(ids[0] + ids[1], whole, who[0] + who[1], len(ids[0]))

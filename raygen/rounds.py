@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygen.gates import Gate, Pool
+from raygen.gates import Gate, Pool, Verdicts
 from raygen.storage import Slice, read_slice
 from raygen.store import KEYS, Store
 from raygen.tables import REFUSED, SAMPLES, SCORES, SELECTION
@@ -53,12 +53,16 @@ class Judged:
 
 
 class Try(NamedTuple):
-    """One picture of a sample: passed, or refused for `reason`; `value` by the first gate."""
+    """One picture of a sample: passed, or refused for `reason`; `value` by the first gate.
+
+    `final`: refused for more than that it is not good enough.
+    """
 
     attempt: int
     accepted: bool
     reason: str | None
     value: float
+    final: bool = False
 
 
 def counted(tries: Sequence[Try]) -> Try | None:
@@ -75,8 +79,12 @@ class Rounds:
     tries: dict[str, list[Try]] = field(default_factory=dict)
     accepted: Pool = field(default_factory=Pool)
     limits: list[Mapping[str, float]] = field(default_factory=list)
+    #: Whom the rows of the first attempt are to show, where they say so.
+    people: dict[str, str] = field(default_factory=dict)
     #: How often each gate refused a picture.
     refused: Counter[str] = field(default_factory=Counter)
+    #: Of each attempt what is not good enough, but might be the best.
+    spare: dict[int, Pool] = field(default_factory=dict)
 
     def judge(self, attempt: int, ids: Sequence[str], fresh: Pool, failed: Mapping[str, str]) -> list[str]:
         """Take in the pictures `ids` of one attempt; those that are to be tried again.
@@ -84,32 +92,78 @@ class Rounds:
         `failed`: error by id of rows without a picture. One that has a picture and passes every gate is accepted.
         """
         if not self.limits:
+            self.people = dict(fresh.people)
             self.limits = [gate.limits(fresh) for gate in self.gates]
         reasons: dict[str, list[str]] = {one: [error] for one, error in failed.items()}
+        final: set[str] = set(failed)
         self.refused["no picture"] += len(failed)
-        for gate, limits in zip(self.gates, self.limits, strict=True):
-            verdicts = gate.judge(fresh, self.accepted, limits)
+        for gate, verdicts in self._verdicts([one for one in ids if one not in failed], fresh):
             self.refused[gate.name] += len(verdicts)
+            final |= set() if gate.quality else verdicts.keys()
             for one, reason in verdicts.items():
                 reasons.setdefault(one, []).append(reason)
         values = self.gates[0].values(fresh)
         for one in ids:
             why = "; ".join(reasons[one]) if one in reasons else None
-            self.tries.setdefault(one, []).append(Try(attempt, why is None, why, values.get(one, -np.inf)))
+            self.tries.setdefault(one, []).append(
+                Try(attempt, why is None, why, values.get(one, -np.inf), one in final)
+            )
         self.accepted = self.accepted.with_more(fresh, frozenset(one for one in ids if one not in reasons))
+        if self.otherwise == "best":
+            self.spare[attempt] = fresh.only(reasons.keys() - final)
         return [one for one in ids if one in reasons]
 
+    def _verdicts(self, ids: Sequence[str], fresh: Pool, *, strict: bool = False) -> Iterator[tuple[Gate, Verdicts]]:
+        """What each rule says: a picture's own measurements first, then those together that no rule before refused.
+
+        So nobody is a twin of what is refused anyway, nor measured by it. `strict`: without rules about quality.
+        """
+        pairs = zip(self.gates, self.limits, strict=True)
+        rules = [(rule, limits) for gate, limits in pairs for rule in gate.rules() if not (strict and rule.quality)]
+        out: set[str] = set()
+        for rule, limits in sorted(rules, key=lambda one: one[0].together):
+            seen = fresh.without(out) if rule.together else fresh
+            there = [one for one in ids if one not in out] if rule.together else ids
+            missing = dict.fromkeys(seen.unmeasured(rule.needs, there), f"not measured: {rule.name}")
+            verdicts = missing | rule.judge(seen, self.accepted, limits)
+            out |= verdicts.keys()
+            yield rule, verdicts
+
+    def each(self) -> dict[str, tuple[int, int]]:
+        """Of every person how many pictures were to be, and how many count."""
+        planned = Counter(self.people.values())
+        have = Counter(who for one, who in self.people.items() if counted(self.tries[one]) is not None)
+        return {who: (n, have[who]) for who, n in planned.items()}
+
     def settle(self) -> None:
-        """After the last round: with `best`, the best of several refused pictures counts, and its reason says so."""
+        """After the last round: with `best`, the best of several refused pictures counts, and its reason says so.
+
+        None that was refused for more than its quality: it shows somebody real, somebody else, or the same again. What
+        was not compared with others, because its quality was refused first, is now.
+        """
         if self.otherwise == "leave_out":
             return
+        waiting: dict[str, list[Try]] = {}
         for one, tries in self.tries.items():
-            if counted(tries) is not None:
-                continue
-            best = max(tries, key=lambda t: (t.value, -t.attempt))
-            if np.isfinite(best.value):  # a row that failed each time has no picture
-                said = f"best of {len(tries)}: {best.reason}"
-                self.tries[one] = [t._replace(accepted=True, reason=said) if t is best else t for t in tries]
+            # A row that failed has no value.
+            able = [t for t in tries if not t.final and np.isfinite(t.value)] if counted(tries) is None else []
+            if able:
+                waiting[one] = sorted(able, key=lambda t: (-t.value, t.attempt))
+        while waiting:
+            best, there = Pool(), set(waiting)
+            for attempt, spare in self.spare.items():
+                best = best.with_more(spare, {one for one, able in waiting.items() if able[0].attempt == attempt})
+            refused: Verdicts = {}
+            for _, verdicts in self._verdicts(list(waiting), best, strict=True):
+                refused = verdicts | refused
+            for one in list(waiting):
+                chosen, reason = waiting[one].pop(0), refused.get(one)
+                said = f"best of {len(self.tries[one])}: {chosen.reason}"
+                new = {"accepted": True, "reason": said} if reason is None else {"reason": f"{chosen.reason}; {reason}"}
+                self.tries[one] = [t._replace(**new) if t is chosen else t for t in self.tries[one]]
+                if reason is None or not waiting[one]:
+                    del waiting[one]
+            self.accepted = self.accepted.with_more(best, there - refused.keys())
 
 
 def failures(made: Judged) -> dict[str, str]:

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
@@ -62,7 +63,9 @@ class SelectWhat(Spec):
     gates: tuple[AnyGate, ...] = Field(..., min_length=1, description="a picture counts if it passes all of them")
     rounds: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
     otherwise: Otherwise = Field(
-        "leave_out", description="after the last round: leave_out, or best, the best by the first gate counts"
+        "leave_out",
+        description="after the last round: leave_out, or best: the best by the first gate counts, of those that were "
+        "refused for their quality alone (`score`, identity.least)",
     )
     mining: MiningSpec = Field(default_factory=MiningSpec)
 
@@ -109,7 +112,11 @@ class SelectJob(Job):
     def run(self, report: Report) -> Result:
         """The rounds, then the rows that count, then what is said of them."""
         rounds = Rounds(self.what.gates, self.what.otherwise)
-        real = {gate.whom: self._real(gate, report) for gate in self.what.gates if isinstance(gate, LeakGate)}
+        real: dict[Whom, Pool] = {}
+        for gate in self.what.gates:
+            if not isinstance(gate, ScoreGate) and gate.whom is not None:
+                self._may_look_like(gate)
+                real[gate.whom] = real.get(gate.whom) or self._real(gate.name, gate.whom, report)
         attempts: dict[int, Judged] = {}
         again: list[str] | None = None
         for attempt in range(self.what.rounds + 1 if self.what.faces is None else 1):
@@ -166,23 +173,26 @@ class SelectJob(Job):
             found.append(table.filter(pc.is_in(table["sample_id"], wanted)))
         return job.planned(listed(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
 
-    def _real(self, gate: LeakGate, report: Report) -> Pool:
-        """Embeddings of the real faces that a gate names, made once."""
-        score = self._score
-        if score is None or score.identity is None:
-            raise ConfigError("gates: leak needs `score.identity`, the embedder that faces are compared with")
-        if self.what.faces is not None and open_input(gate.faces)[1] == open_input(self.what.faces)[1]:
+    def _may_look_like(self, gate: IdentityGate | LeakGate) -> None:
+        """Real faces need an embedder, and nobody can be unlike themselves."""
+        if self._score is None or self._score.identity is None:
+            raise ConfigError(f"gates: {gate.name} needs `score.identity`, the embedder that faces are compared with")
+        judged = self.what.faces
+        if isinstance(gate, LeakGate) and judged is not None and open_input(gate.faces)[1] == open_input(judged)[1]:
             raise ConfigError(f"gates: leak.faces: {gate.faces} are the faces that are judged: all are like themselves")
-        job = self._measuring(
-            gate.faces, ScoreSpec(parser=None, features=None, classifier=None, identity=score.identity)
-        )
+
+    def _real(self, name: str, whom: Whom, report: Report) -> Pool:
+        """Embeddings of the real faces that a gate names, made once."""
+        assert self._score is not None
+        said = ScoreSpec(parser=None, features=None, classifier=None, identity=self._score.identity)
+        job = self._measuring(whom[0], said)
         job.run(report)
-        faces = open_input(gate.faces)[0]
+        faces = open_input(whom[0])[0]
         splits = column(faces, "faces", "face_id", "split")
-        used = frozenset(one for one, split in splits.items() if gate.split in (None, split))
+        used = frozenset(one for one, split in splits.items() if whom[1] in (None, split))
         scores = taken(gather(Store(f"{job.out}/scores/reference").tables("scores")), used)
         if not scores:
-            raise ConfigError(f"gates: leak.split: {gate.faces} has no faces of {gate.split!r}")
+            raise ConfigError(f"gates: {name}.split: {whom[0]} has no faces of {whom[1]!r}")
         return Pool(scores, {k: v for k, v in column(faces, "faces", "face_id", "identity_id").items() if k in used})
 
     def _judge(self, rounds: Rounds, attempt: int, made: Judged, real: Mapping[Whom, Pool]) -> list[str]:
@@ -195,7 +205,8 @@ class SelectJob(Job):
             ids += names
             people |= {one: who for one, who in zip(names, table["identity_id"].to_pylist(), strict=True) if who}
         pool = Pool(gather(_only(made.scores.tables("scores"), needs)), people, real)
-        for gate in self.what.gates if ids else ():
+        # Of the first attempt: of what is tried again it may be all that nothing can be measured of.
+        for gate in self.what.gates if ids and not attempt else ():
             if any(pool.of(kind) is None for kind in gate.needs):
                 where = "what.score" if self.what.faces is not None else "what.generate.score"
                 raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see {where}")
@@ -240,9 +251,22 @@ class SelectJob(Job):
             **({f"passed in {attempts - 1} more rounds": again} if self.what.faces is None else {}),
             **({"the best of what failed": best} if self.what.otherwise == "best" else {}),
             "left out": len(rounds.tries) - len(chosen),
+            **_pictures_each(rounds.each()),
             "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",
             "set_digest": made,
         }  # fmt: skip
+
+
+def _pictures_each(people: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """How many pictures identities have now, and how many have fewer than were planned."""
+    if not people:
+        return {}
+    have = [n for _, n in people.values()]
+    fewer = sum(n < planned for planned, n in people.values())
+    said = (
+        f"{min(have)} at least, {np.median(have):g} in the median; {fewer:,} of {len(have):,} have fewer than planned"
+    )
+    return {"pictures of an identity": f"{said}, {have.count(0):,} have none"}
 
 
 def _only(tables: Iterator[pa.Table], kinds: Sequence[str]) -> Iterator[pa.Table]:

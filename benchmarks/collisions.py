@@ -1,0 +1,77 @@
+"""How many pictures the rules against somebody else refuse, by the number of people: of embeddings that are stored.
+
+    python benchmarks/collisions.py JUDGED --others 0.9 --real OTHERS --far 0.05 [--people 50 200 400 1000]
+
+`JUDGED`, `OTHERS`: folders of finished evaluations of faces (`score: {identity: {}}`) whose ids begin with the person
+and a dash, as those of drawn faces do; nobody is in both. The first people of `JUDGED` are judged, once by each rule.
+`nearest`: no rule of raygen; share of pictures that are more like a stranger's centre than like their own person's.
+"""
+
+import argparse
+
+import numpy as np
+
+from raygen.gates import IDENTITY, Pool
+from raygen.measures import Scored, gather
+from raygen.metrics.identity import unit
+from raygen.people import IdentityGate
+from raygen.store import Store
+
+
+def pool_of(folder: str) -> Pool:
+    """Embeddings, and who each picture shows."""
+    found = gather(Store(f"{folder.rstrip('/')}/scores/reference").tables("scores"))
+    scores = {name: some for name, some in found.items() if name.startswith(IDENTITY)}
+    return Pool(scores, {one: one.partition("-")[0] for some in scores.values() for one in some.ids})
+
+
+def nearest(pool: Pool) -> float:
+    """Share of pictures that are nearer to a stranger's centre than to the mean of their own person's others."""
+    found = pool.of(IDENTITY)
+    assert found is not None
+    names = sorted(set(pool.people.values()))
+    who = np.searchsorted(names, [pool.people[one] for one in found.ids])
+    x = unit(found.vectors)
+    sums = np.zeros((len(names), x.shape[1]))
+    np.add.at(sums, who, x)
+    cosines = x @ unit(sums).T
+    cosines[np.arange(len(x)), who] = -2
+    own = (x * unit(sums[who] - x)).sum(axis=1)
+    return float(np.mean(cosines.max(axis=1) >= own))
+
+
+def main() -> None:
+    """Print a line for each number of people."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("judged")
+    parser.add_argument("--real", required=True)
+    parser.add_argument("--people", type=int, nargs="+", default=[50, 200, 400, 1000])
+    parser.add_argument("--others", type=float, default=0.9)
+    parser.add_argument("--far", type=float, nargs="+", default=[0.05])
+    given = parser.parse_args()
+    whole, real = pool_of(given.judged), pool_of(given.real)
+    found = whole.of(IDENTITY)
+    assert found is not None
+    names = sorted(set(whole.people.values()))
+    rules = [IdentityGate(others=given.others), *(IdentityGate(far=far, faces="real") for far in given.far)]
+    head = [f"others: {given.others:g}", *(f"far: {far:g} (limit)" for far in given.far), "nearest"]
+    print(f"| people | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")
+    for n in given.people:
+        some = set(names[:n])
+        keep = [i for i, one in enumerate(found.ids) if whole.people[one] in some]
+        ids = tuple(found.ids[i] for i in keep)
+        part = Pool(
+            {IDENTITY: Scored(ids, found.vectors[keep])},
+            {one: whole.people[one] for one in ids},
+            {("real", None): real},
+        )
+        cells = []
+        for rule in rules:
+            limits = rule.limits(part)
+            share = len(rule.judge(part, Pool(), limits)) / len(ids)
+            cells.append(f"{share:.1%}" + (f" ({limits['others']:.4f})" if limits else ""))
+        print(f"| {n:,} | {' | '.join([*cells, f'{nearest(part):.1%}'])} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
