@@ -18,7 +18,7 @@ from scipy import linalg, stats
 
 from raygen.metrics.frechet import Array, Moments, Reference, centred
 
-__all__ = ["LEAST", "blocks_of", "margin", "most_blocks"]
+__all__ = ["LEAST", "blocks_of", "margin", "margin_of_difference", "most_blocks"]
 
 Rows = npt.NDArray[np.int64]
 #: Blocks, for features of up to `NARROW` values and for wider ones: each costs a spectrum of that width.
@@ -53,10 +53,31 @@ def margin(features: npt.NDArray[Any], reference: Reference, blocks: Sequence[Ro
     Student's t with a degree less than blocks. Needs two blocks, and two rows without the largest. Holds [r, r] a block
     where there are more rows than r, else [n, n].
     """
-    x, k = np.asarray(features), len(blocks)
+    return _half(_left_out(features, reference, blocks), level)
+
+
+def margin_of_difference(
+    first: npt.NDArray[Any], second: npt.NDArray[Any], reference: Reference, blocks: Sequence[Rows],
+    level: float = 0.95,
+) -> float:  # fmt: skip
+    """The same of one distance less the other, for two sets whose rows belong together: one condition, one noise.
+
+    What both have in common moves both alike and is not in it, so it is narrower than either's own.
+    """
+    return _half(_left_out(first, reference, blocks) - _left_out(second, reference, blocks), level)
+
+
+def _left_out(features: npt.NDArray[Any], reference: Reference, blocks: Sequence[Rows]) -> Array:
+    """The distance without each of the blocks."""
+    x = np.asarray(features)
     few = len(x) - max(len(rows) for rows in blocks) <= reference.root.shape[1]
-    left_out = np.array(list(_few_rows(x, reference, blocks) if few else _many_rows(x, reference, blocks)))
-    spread = np.sqrt((k - 1) / k * ((left_out - left_out.mean()) ** 2).sum())
+    return np.array(list(_few_rows(x, reference, blocks) if few else _many_rows(x, reference, blocks)))
+
+
+def _half(values: Array, level: float) -> float:
+    """Half of an interval from values with one block left out each."""
+    k = len(values)
+    spread = np.sqrt((k - 1) / k * ((values - values.mean()) ** 2).sum())
     return float(stats.t.ppf((1 + level) / 2, k - 1) * spread)
 
 

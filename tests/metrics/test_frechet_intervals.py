@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from raygen.metrics.frechet import Reference, frechet_from, frechet_of_features
-from raygen.metrics.frechet_intervals import LEAST, blocks_of, margin, most_blocks
+from raygen.metrics.frechet_intervals import LEAST, blocks_of, margin, margin_of_difference, most_blocks
 
 Array = npt.NDArray[np.float64]
 D = 12
@@ -49,6 +49,20 @@ def test_is_as_wide_as_the_distance_moves(n: int, m: int, width: int) -> None:
         halves.append(margin(x, reference, blocks))
     truth = stats.t.ppf(0.975, len(blocks) - 1) * np.std(values, ddof=1)
     assert np.sqrt(np.mean(np.square(halves))) == pytest.approx(truth, rel=0.25)
+
+
+@pytest.mark.parametrize("n", [400, 60, 11])
+def test_a_difference_equals_leaving_rows_out_of_both_by_hand(n: int) -> None:
+    x, y = features(n, 1), features(300, 2) * 1.1 + 0.2
+    z = x * 1.01 + 0.01 * features(n, 6)  # the same rows, made a little otherwise
+    blocks, reference = blocks_of(keys(n), 11), Reference.of_features(y)
+    k = len(blocks)
+    rests = [[np.delete(part, rows, axis=0) for part in (x, z)] for rows in blocks]
+    values = np.array([frechet_of_features(a, y).value - frechet_of_features(b, y).value for a, b in rests])
+    expected = stats.t.ppf(0.975, k - 1) * np.sqrt((k - 1) / k * ((values - values.mean()) ** 2).sum())
+    half = margin_of_difference(x, z, reference, blocks)
+    assert half == pytest.approx(expected, rel=1e-6)
+    assert half < 0.7 * margin(x, reference, blocks)
 
 
 def test_narrows_with_more_rows() -> None:
