@@ -71,11 +71,15 @@ class Reference:
         self.check_networks(score)
         if score.get("features") is None:
             return
-        size = picture_size(samples, "samples")
+        self.check_size(samples, "samples")
+
+    def check_size(self, store: Store, table: str) -> None:
+        """`ConfigError` where the pictures of a run have another size."""
+        size = picture_size(store, table)
         if size is not None and size != self.size:
             raise ConfigError(
-                f"{samples.url} has pictures of {_words(size)}, the reference {self.url} of {_words(self.size)}; "
-                "ingest the reference at the samples' size, so that its resize is on record"
+                f"{store.url} has pictures of {_words(size)}, the reference {self.url} of {_words(self.size)}; "
+                "ingest one at the other's size, so that the resize is on record"
             )
 
     def check_networks(self, score: Mapping[str, Any]) -> None:

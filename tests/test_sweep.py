@@ -139,21 +139,37 @@ def test_the_same_command_again_does_nothing_twice(world: Path, swept: Path) -> 
     assert (swept / "metrics/table.md").read_text() == table
 
 
-def test_a_killed_sweep_repeats_at_most_the_unfinished_shard(world: Path, swept: Path) -> None:
-    job = document(world, "killed", timing=None)
+def killed(job: dict, folder: Path, shards: int) -> dict[Path, int]:
+    """Run `job` in another process until so many shards are committed in `folder`, kill it; commits and their times."""
     code = f"from raygen.run import make; make({job!r}).run(lambda _: None)"
     root = Path(__file__).parents[1]
     process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}, cwd=root)
     try:
-        cells = world / "killed/cells"
         deadline = time.monotonic() + 300
-        while len(list(cells.glob("*/attempt-00/commits/shard-*.json"))) < 2 and process.poll() is None:
+        while len(list(folder.glob("*/attempt-00/commits/shard-*.json"))) < shards and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
         process.kill()
         process.wait()
-    before = {path: path.stat().st_mtime_ns for path in cells.glob("*/attempt-00/commits/shard-*.json")}
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/attempt-00/commits/shard-*.json")}
+
+
+def test_a_killed_evaluation_repeats_at_most_the_unfinished_shard(world: Path, swept: Path) -> None:
+    what = {"reference": f"{world}/faces", "shard_rows": 1, "batch": 1}
+    what |= {"samples": f"{swept}/cells/ddim-0002", "score": {"classifier": None, "face_features": True}}
+    job = evaluate(world, "cut", **what)
+    before = killed(job, world / "cut/scores", shards=3)
+    assert 3 <= len(before) < 24, "it was killed on the way"
+    facts = make(job).run(quiet).facts
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+    assert len(list((world / "cut/scores").glob("*/attempt-00/starts/shard-*"))) <= 25
+    assert facts == make(evaluate(world, "uncut", **what)).run(quiet).facts
+
+
+def test_a_killed_sweep_repeats_at_most_the_unfinished_shard(world: Path, swept: Path) -> None:
+    job, cells = document(world, "killed", timing=None), world / "killed/cells"
+    before = killed(job, cells, shards=2)
     assert 2 <= len(before) < 6, "it was killed on the way"
     make(job).run(quiet)
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
@@ -223,6 +239,11 @@ def test_what_does_not_fit_a_reference_is_refused_by_name(world: Path, swept: Pa
     make({"kind": "ingest", "what": {"data": data}, "out": f"{world}/small"}).run(quiet)
     with pytest.raises(ConfigError, match=r"pictures of 64 x 64 px, the reference .*small of 32 x 32 px"):
         make(evaluate(world, "sizes", samples=samples, reference=f"{world}/small")).run(quiet)
+    copied = evaluate(
+        world, "copied", samples=samples, reference=f"{world}/faces", training={"faces": f"{world}/small"}
+    )
+    with pytest.raises(ConfigError, match=r"small has pictures of 32 x 32 px, the reference .*faces of 64 x 64 px"):
+        make(copied).run(quiet)
     with pytest.raises(
         ConfigError, match=r"pictures of 64 x 64 px, the reference .*other-size/reference of 32 x 32 px"
     ):

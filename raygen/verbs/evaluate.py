@@ -193,6 +193,8 @@ class EvaluateJob(Job):
                 raise ConfigError("what.round_trip: needs the pictures; name their ingest run as `reference`")
             passes["roundtrip"] = self._pass("roundtrip", reference.url, "faces", resolve(self.what.round_trip))
         if self.what.training is not None:
+            if reference is not None:
+                reference.check_size(open_input(self.what.training.faces)[0], "faces")
             only = ScoreSpec(parser=None, classifier=None, features=self.what.score.features)
             passes[TRAINING] = self._pass(TRAINING, self.what.training.faces, "faces", None, only)
         if self.what.relate is not None and self.what.samples is not None:
