@@ -78,7 +78,6 @@ class People:
         for who in range(len(self.names)):
             known = there[who + 1 :].copy()
             one = centres[who + 1 :] @ centres[who] > limit
-            one[: max(self.settled - who - 1, 0)] = False  # nobody whose pictures count gives way
             self._refuse(who, centres[who + 1 :], known & ~one, who + 1, limit, stay, found)
         return found
 

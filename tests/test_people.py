@@ -96,6 +96,8 @@ def test_whose_pictures_were_accepted_stays_whatever_the_name() -> None:
     found = gate(others=0.9).judge(later, accepted, {})
     assert sorted(found) == ["a-1", "a-2", "c-2"]
     assert all(reason.endswith("to b") for reason in found.values())
+    later = pool({"a-1": [0, 1.0, 0.02], "b-1": [1.0, 0, 0], "z-2": [0, 1.0, 0.05]})
+    assert list(gate(others=0.9).judge(later, pool({"z-1": [0, 1.0, 0]}), {})) == ["a-1"]
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
