@@ -123,7 +123,7 @@ def paired(
     mean, error = fold_accuracy(_cosines(scored, at[pairs.first], at[pairs.second]), pairs.same, pairs.fold)
     said = {
         **protocol, "people": len(set(pairs.who)), "pictures": len(pairs.ids), "pairs": len(pairs.first),
-        "folds": spec.folds, "seed": spec.seed, "standard_error": error, "unit": "percent",
+        "folds": spec.folds, "seed": spec.seed, "standard_error": error, "unit": "percent", "counts": "pairs",
         "threshold": "of each fold the best of the others", "interval": "mean +- 1.96 standard errors over folds",
     }  # fmt: skip
     interval = max(mean - 1.96 * error, 0.0), min(mean + 1.96 * error, 100.0)
