@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raygen import measures
 from raygen.extractors.base import Small
 from raygen.extractors.small import (
     SmallClassifier,
@@ -306,7 +305,7 @@ def test_a_large_set_has_an_interval_and_loses_its_warning(monkeypatch: pytest.M
         vectors = random.normal(size=(n, 4)).astype(np.float32)
         return {FEATURES: Scored(tuple(f"{i:04}" for i in range(n)), vectors)}
 
-    monkeypatch.setattr(measures, "LOW_N", 100)
+    monkeypatch.setattr("raygen.distances.LOW_N", 100)
     row = metrics({"all": scored(200), "reference": scored(150)}, {})[FD, "all"]
     assert row["ci_low"] < row["value"] < row["ci_high"]
     assert json.loads(row["protocol"])["low_n"] is False
