@@ -28,6 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from raygen.commands.registry import make
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.base import Model
@@ -35,7 +36,6 @@ from raygen.models.collaborative import Collaborative, CollaborativeSpec
 from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM, LDMSpec, run_unet
 from raygen.models.text import Tokenizer, TransformerText, learn_vocabulary
-from raygen.run import make
 
 STEPS = 20
 #: One process of the published way: load, make one picture, write it.

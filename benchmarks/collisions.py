@@ -11,11 +11,12 @@ import argparse
 
 import numpy as np
 
-from raygen.gates import IDENTITY, Pool
-from raygen.measures import Scored, gather
-from raygen.metrics.identity import unit
-from raygen.people import IdentityGate
-from raygen.store import Store
+from raygen.evaluation.aggregate import Scored, gather
+from raygen.evaluation.verification import IDENTITY
+from raygen.metrics.verification import unit
+from raygen.selection.gates import Pool
+from raygen.selection.identity_gates import IdentityGate
+from raygen.store.run_store import Store
 
 
 def pool_of(folder: str) -> Pool:

@@ -20,10 +20,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.styles import model_of
-from raygen.losses.diffusion import own_style
+from raygen.commands.registry import load
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.conditions import Conditions
-from raygen.run import load
+from raygen.training.losses.diffusion import own_style
 
 
 def operations() -> dict[str, float]:

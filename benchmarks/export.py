@@ -20,12 +20,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raygen.passes import execute, local_runner
-from raygen.run import make
-from raygen.spec import Where, digest, run_id
-from raygen.storage import RANGE, Slice
-from raygen.store import Plan, Store, cut
-from raygen.tables import SAMPLES, encode_image, picture_column
+from raygen.commands.registry import make
+from raygen.core.config import Where
+from raygen.core.hashing import digest, run_id
+from raygen.execution.executor import execute, local_runner
+from raygen.store.images import encode_image, picture_column
+from raygen.store.parquet import RANGE, Slice
+from raygen.store.run_store import Plan, Store, cut
+from raygen.store.schemas import SAMPLES
 
 FORMATS = ("folder", "recordio", "webdataset", "huggingface", "csv")
 SHARD = 1024

@@ -27,7 +27,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from raygen.extractors.perceptual import LPIPS, LPIPSSpec, load_lpips
+from raygen.extractors.lpips import LPIPS, LPIPSSpec, load_lpips
 
 MODELS = {"vgg": torchvision.models.vgg16, "alex": torchvision.models.alexnet}
 

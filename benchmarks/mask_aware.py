@@ -46,10 +46,10 @@ STEPS = 4
 def one(case: str, base: str, batch: int) -> dict[str, float]:
     """Seconds a step, the most memory in MB, and the operations of a step in 10^9, in this process."""
     from raygen.extractors.base import Small
-    from raygen.extractors.deep import load_embedder, load_perceptual
-    from raygen.losses import DiffusionObjective, MaskAwareObjective, MaskAwareSpec, Simple
+    from raygen.extractors.perceptual import load_embedder, load_perceptual
     from raygen.models import checkpoint
-    from raygen.models.control import ControlSpec
+    from raygen.models.controlnet import ControlSpec
+    from raygen.training.losses import DiffusionObjective, MaskAwareObjective, MaskAwareSpec, Simple
 
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

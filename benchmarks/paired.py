@@ -14,15 +14,15 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from raygen.measured import Reference
-from raygen.measures import FEATURES, Scored, gather
+from raygen.evaluation.aggregate import FEATURES, Scored, gather
+from raygen.evaluation.reference import Reference
+from raygen.evaluation.slices import kin, taken
 from raygen.metrics.frechet import Reference as Factored
 from raygen.metrics.frechet import frechet_from
-from raygen.metrics.frechet_intervals import blocks_of, margin_of_difference, most_blocks
+from raygen.metrics.frechet_jackknife import blocks_of, margin_of_difference, most_blocks
 from raygen.metrics.segmentation import Counts
-from raygen.names import name_key
-from raygen.slices import kin, taken
-from raygen.store import Store
+from raygen.store.filenames import name_key
+from raygen.store.run_store import Store
 
 TRIES = 1000
 

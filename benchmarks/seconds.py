@@ -12,11 +12,11 @@ import statistics
 from collections.abc import Iterator
 from itertools import product
 
-from raygen.run import make
-from raygen.storage import read_slice
-from raygen.store import open_input
-from raygen.timing import TimingSpec, TimingWorker
-from raygen.verbs.generate import GenerateJob, build_bench
+from raygen.commands.generate import GenerateJob, build_bench
+from raygen.commands.registry import make
+from raygen.sampling.timing import TimingSpec, TimingWorker
+from raygen.store.parquet import read_slice
+from raygen.store.run_store import open_input
 
 
 def workers(given: argparse.Namespace, steps: int) -> Iterator[TimingWorker]:

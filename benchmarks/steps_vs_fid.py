@@ -11,12 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raygen.curves import WITHIN, best_steps, cell_of, curves
-from raygen.footing import check_protocols
-from raygen.metrics import SECONDS, family
-from raygen.plots import plot
-from raygen.spec import InputError, RaygenError
-from raygen.tables import from_parquet
+from raygen.core.errors import InputError, RaygenError
+from raygen.evaluation.comparison import WITHIN, best_steps, cell_of, check_protocols, curves
+from raygen.metrics.registry import SECONDS, family
+from raygen.report.line_plot import plot
+from raygen.store.parquet import from_parquet
 
 
 def rows_of(folders: Iterable[str]) -> Iterator[dict[str, Any]]:

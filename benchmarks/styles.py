@@ -20,13 +20,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from raygen.losses.diffusion import own_style
+from raygen.commands.registry import load
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.conditions import Conditions
 from raygen.models.scadm import SCADM, SCADMSpec
 from raygen.models.spade import modulations
-from raygen.run import load
+from raygen.training.losses.diffusion import own_style
 
 JOBS = {"small": "jobs/scadm/train.yaml", "paper": "jobs/papers/scadm_256.yaml"}
 

@@ -32,17 +32,18 @@ import psutil
 import torch
 
 from benchmarks.workers import Emulated, Nothing
-from raygen.bundled import resolve
-from raygen.cluster.connect import connected
-from raygen.cluster.map import ray_runner
+from raygen.commands.generate import build_sampler
+from raygen.core.assets import resolve
+from raygen.core.config import Where
+from raygen.core.hashing import run_id
+from raygen.execution.executor import execute
+from raygen.execution.ray.actors import ray_runner
+from raygen.execution.ray.session import connected
 from raygen.models.schedule import SamplerSpec
-from raygen.passes import execute
-from raygen.sampling import SampleSpec
-from raygen.spec import Where, run_id
-from raygen.storage import Slice
-from raygen.store import Plan, Store, cut
-from raygen.tables import Codec, encode_image, to_parquet
-from raygen.verbs.generate import build_sampler
+from raygen.sampling.worker import SampleSpec
+from raygen.store.images import Codec, encode_image
+from raygen.store.parquet import Slice, to_parquet
+from raygen.store.run_store import Plan, Store, cut
 
 BATCH = 32
 
@@ -201,7 +202,7 @@ def _peak() -> Iterator[list[float]]:
 
 def codec(pictures: int = 96) -> list[dict[str, Any]]:
     """Pictures a second a core and KiB a picture, each codec on the same drawn faces."""
-    from raygen.datasets.procedural import draw
+    from raygen.datasets.procedural.draw import draw
 
     faces = [draw(0, i, 0, 256).pixels for i in range(pictures)]
     results = []

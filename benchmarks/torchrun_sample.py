@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raygen.models.schedule import SamplerSpec
-from raygen.sampling import SampleSpec, SampleWorker
+from raygen.sampling.worker import SampleSpec, SampleWorker
 
 
 def main() -> None:

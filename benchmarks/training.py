@@ -22,13 +22,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from raygen.arrays import TrainingArrays, load_arrays
+from raygen.core.pixels import to_pixels
 from raygen.datasets import ProceduralSet
-from raygen.losses import DiffusionObjective, Simple
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.ldm import LDMSpec
-from raygen.training import Trainer, TrainSpec
+from raygen.training.data import TrainingArrays, load_arrays
+from raygen.training.losses import DiffusionObjective, Simple
+from raygen.training.trainer import Trainer, TrainSpec
 
 FACES = 512
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from raygen.spec import digest
-from raygen.tables import SAMPLES, encode_image, picture_column
+from raygen.core.hashing import digest
+from raygen.store.images import encode_image, picture_column
+from raygen.store.schemas import SAMPLES
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,18 @@ The public names for use from Python; everything else may change between version
 not imported here.
 """
 
-from raygen.run import load, make
-from raygen.spec import (
+from raygen.commands.registry import load, make
+from raygen.commands.verify import Verification, verify
+from raygen.core.config import Where
+from raygen.core.errors import (
     ConfigError,
     InfrastructureError,
     InputError,
     IntegrityError,
     RaygenError,
     TooManyBadRows,
-    Where,
 )
-from raygen.store import Store
-from raygen.verify import Verification, verify
+from raygen.store.run_store import Store
 
 __all__ = [
     "ConfigError",

@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 import yaml
 
-from raygen import console
-from raygen.run import VERBS, Verb, load
-from raygen.spec import ConfigError, RaygenError
-from raygen.store import Store
-from raygen.verbs.base import Job
+from raygen.commands import console
+from raygen.commands.base import Job
+from raygen.commands.registry import VERBS, Verb, load
+from raygen.core.errors import ConfigError, RaygenError
+from raygen.store.run_store import Store
 
 __all__ = ["app", "main"]
+
 
 app = typer.Typer(
     name="raygen",
@@ -97,7 +98,7 @@ def quickstart(
     seed: Annotated[int, typer.Option(min=0, help="of the faces and the noise")] = 7,
 ) -> None:
     """Draw faces, plan, generate on a local Ray, evaluate, report. No GPU, data, weights or network."""
-    from raygen.quickstart import Quickstart, run_quickstart
+    from raygen.commands.quickstart import Quickstart, run_quickstart
 
     run_quickstart(Quickstart(out=str(out), train=train, workers=workers, pictures=pictures, seed=seed))
 
@@ -109,7 +110,7 @@ def verify(
     decode: Annotated[bool, typer.Option(help="also decode every picture")] = True,
 ) -> None:
     """Prove that every planned row is there exactly once and every byte is as committed."""
-    from raygen.verify import verify as check
+    from raygen.commands.verify import verify as check
 
     found = check(Store(folder, attempt), decode=decode)
     console.heading(f"verify: {found.url}")
@@ -139,11 +140,11 @@ def report(
     faces: Annotated[str | None, typer.Option(help="ingest run that rows refer to, where it lies elsewhere")] = None,
 ) -> None:
     """Write the report of a run folder: one HTML file that needs no network."""
-    from raygen.report import build
+    from raygen.report.build import build_report
 
     if not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    console.heading(f"report: {build(str(folder), None if out is None else str(out), faces=faces)}")
+    console.heading(f"report: {build_report(str(folder), None if out is None else str(out), faces=faces)}")
 
 
 @app.command("import")
@@ -158,9 +159,9 @@ def import_(
     vocabulary: Annotated[str | None, typer.Option(help="of its text encoder: vocab.txt, folder or name")] = None,
 ) -> None:
     """Published checkpoints -> our folders: every tensor is used, left behind for a reason, or an error."""
-    from raygen.importing.convert import convert, inspect
-    from raygen.importing.drafts import FAMILIES
-    from raygen.importing.parts import Options
+    from raygen.convert.convert import convert, inspect
+    from raygen.convert.families import FAMILIES
+    from raygen.convert.parts import Options
 
     family = words[0] if words[0] in FAMILIES else None
     files = words[1:] if family or words[0] == "auto" else words
@@ -183,7 +184,7 @@ def doctor(
     folder: Annotated[str, typer.Option(help="where results would go; a URL or a folder")] = "runs",
 ) -> None:
     """Check versions, accelerator, Ray, storage and the working folder."""
-    from raygen.doctor import examine
+    from raygen.commands.doctor import examine
 
     checks = examine(folder)
     for check in checks:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from raygen.run import make
+from raygen.commands.registry import make
 
 
 def quiet(_: object) -> None:

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raygen.sampling import keyed_normal, noise_key
-from raygen.shards import Tables
-from raygen.spec import digest, run_id
-from raygen.storage import Slice
-from raygen.store import Plan, cut
-from raygen.tables import CONDITIONS, SAMPLES, cast, encode_image, picture_column, to_parquet
+from raygen.core.hashing import digest, run_id
+from raygen.execution.worker import Tables
+from raygen.sampling.noise import keyed_normal, noise_key
+from raygen.store.images import encode_image, picture_column
+from raygen.store.parquet import Slice, to_parquet
+from raygen.store.run_store import Plan, cut
+from raygen.store.schemas import CONDITIONS, SAMPLES, cast
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raygen.run import VERBS
+from raygen.commands.registry import VERBS
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ from raygen.datasets.celebamask import CelebAMask
 from raygen.datasets.ffhq import FFHQ
 from raygen.datasets.folder import Folder
 from raygen.datasets.jsonl import JSONLines
-from raygen.datasets.procedural_set import ProceduralSet
+from raygen.datasets.procedural.dataset import ProceduralSet
 
 __all__ = [
     "FFHQ",
@@ -26,6 +26,7 @@ __all__ = [
     "JSONLines",
     "ProceduralSet",
 ]
+
 
 #: Every data set that a job can name, told apart by `kind`.
 AnyDataSet = Annotated[

@@ -10,10 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from raygen.spec import InputError, Spec
-from raygen.tables import FACES, check_id, reason_of
+from raygen.core.config import Spec
+from raygen.core.errors import InputError
+from raygen.store.schemas import FACES, check_id, reason_of
 
 __all__ = ["FACES_OR_ERROR", "DataSet", "IngestWorker", "faces_table", "load_rows"]
+
 
 #: FACES with one more column: why a row could not be made. Such rows go to quarantine.
 FACES_OR_ERROR = FACES.append(pa.field("error", pa.string()))

@@ -10,11 +10,12 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from raygen.core.errors import ConfigError, InputError
 from raygen.datasets.celebamask import CelebAFiles, number_of
 from raygen.datasets.folder import Files
-from raygen.spec import ConfigError, InputError
 
 __all__ = ["RECIPES", "CelebADialog", "Recipe", "captions_of"]
+
 
 Recipe = Literal["overall", "beard_and_age", "all_attributes", "Bangs", "Eyeglasses", "No_Beard", "Smiling", "Young"]
 

@@ -17,12 +17,13 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import ATTRIBUTES, CLASSES, Split, SplitName, split_of
 from raygen.datasets.folder import Files, PictureFiles, read, read_mask, refuse_collisions
-from raygen.faces import ATTRIBUTES, CLASSES, Split, SplitName, split_of
-from raygen.spec import ConfigError, InputError
-from raygen.tables import decode_image
+from raygen.store.images import decode_image
 
 __all__ = ["CelebAFiles", "CelebAMask", "attribute_values", "merge_parts", "number_of"]
+
 
 UInt8Array = npt.NDArray[np.uint8]
 

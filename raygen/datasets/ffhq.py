@@ -11,10 +11,11 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from raygen.core.errors import ConfigError
 from raygen.datasets.folder import Files, PictureFiles, refuse_collisions
-from raygen.spec import ConfigError
 
 __all__ = ["FFHQ"]
+
 
 IMAGE_FOLDERS: Final = ("images1024x1024", "thumbnails128x128", "")
 TRAINING: Final = 60_000

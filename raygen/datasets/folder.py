@@ -27,10 +27,11 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from pydantic import Field
 
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import Split
 from raygen.datasets.base import DataSet, load_rows
-from raygen.faces import Split
-from raygen.spec import ConfigError, InputError
-from raygen.tables import FORMATS, check_id, decode_image, decode_mask, encode_image, encode_mask, picture
+from raygen.store.images import FORMATS, decode_image, decode_mask, encode_image, encode_mask, picture
+from raygen.store.schemas import check_id
 
 __all__ = [
     "FORMAT_OF",
@@ -43,6 +44,7 @@ __all__ = [
     "refuse_collisions",
     "safe_id",
 ]
+
 
 UInt8Array = npt.NDArray[np.uint8]
 

@@ -16,11 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import CLASS_INDEX, Split
 from raygen.datasets.folder import Files, PictureFiles, read_mask, read_picture, refuse_collisions, safe_id
-from raygen.faces import CLASS_INDEX, Split
-from raygen.spec import ConfigError, InputError
 
 __all__ = ["JSONLines"]
+
 
 UInt8Array = npt.NDArray[np.uint8]
 KEYS: Final = ("target", "mask", "hint", "prompts", "face_bbox", "keypoints")

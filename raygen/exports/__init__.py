@@ -8,13 +8,14 @@ from typing import Annotated
 
 from pydantic import Field
 
+from raygen.exports.csv import CsvExport
 from raygen.exports.folder import FolderExport
 from raygen.exports.huggingface import HuggingFaceExport
-from raygen.exports.labels import CsvExport
 from raygen.exports.recordio import RecordIOExport
 from raygen.exports.webdataset import WebDatasetExport
 
 __all__ = ["AnyExport", "CsvExport", "FolderExport", "HuggingFaceExport", "RecordIOExport", "WebDatasetExport"]
+
 
 #: Every format.
 AnyExport = Annotated[

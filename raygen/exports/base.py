@@ -17,12 +17,13 @@ from typing import Any, BinaryIO, ClassVar, Final, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.exports.pictures import PictureCodec
-from raygen.spec import Spec
-from raygen.storage import Storage
-from raygen.store import Store
+from raygen.core.config import Spec
+from raygen.exports.images import PictureCodec
+from raygen.store.filesystem import Storage
+from raygen.store.run_store import Store
 
 __all__ = ["CHUNK", "DATASET", "PIECES", "STAGING", "Assembly", "Export", "Packed", "Place", "Ready", "Written"]
+
 
 DATASET: Final = "dataset"
 PIECES: Final = "attempt-00/pieces"

@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from raygen.exports.base import Assembly, Export, Packed, Place, Ready
-from raygen.exports.rows import csv_head, csv_lines
+from raygen.exports.columns import csv_head, csv_lines
 
 __all__ = ["FolderExport"]
+
 
 LABELS = "labels.csv"
 

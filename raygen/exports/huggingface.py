@@ -10,10 +10,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.exports.base import Export, Packed, Place, Ready
-from raygen.exports.rows import FIELDS, facts_of_row
-from raygen.tables import ATTRIBUTE_LIST, IMAGE, picture_schema, to_parquet
+from raygen.exports.columns import FIELDS, facts_of_row
+from raygen.store.parquet import to_parquet
+from raygen.store.schemas import ATTRIBUTE_LIST, IMAGE, picture_schema
 
 __all__ = ["SCHEMA", "HuggingFaceExport"]
+
 
 _TYPES: Final[dict[str, pa.DataType]] = {
     "label": pa.int64(), "variant": pa.int32(), "is_synthetic": pa.bool_(), "attempt": pa.int32(), "seed": pa.int64(),

@@ -20,11 +20,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
+from raygen.core.errors import ConfigError, IntegrityError
 from raygen.exports.base import Assembly, Export, Packed, Place, Ready, Written
-from raygen.exports.pictures import PictureCodec
-from raygen.spec import ConfigError, IntegrityError
+from raygen.exports.images import PictureCodec
 
 __all__ = ["MAGIC", "RecordIOExport", "framed", "packed_record"]
+
 
 MAGIC: Final = struct.pack("<I", 0xCED7230A)
 LENGTH_BITS: Final = 29

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from raygen.exports.base import Export, Packed, Place, Ready
-from raygen.exports.rows import facts_of_row
+from raygen.exports.columns import facts_of_row
 
 __all__ = ["WebDatasetExport"]
 

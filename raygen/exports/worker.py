@@ -10,15 +10,18 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from raygen.core.errors import InputError
+from raygen.core.hashing import digest
 from raygen.exports.base import DATASET, PIECES, STAGING, Export, Packed, Ready
-from raygen.exports.names import Naming
-from raygen.exports.pictures import SOURCE_TYPES, encode_picture, fit, recipe
-from raygen.exports.rows import FIELDS
-from raygen.spec import InputError, digest
-from raygen.storage import Slice, Storage, read_slice
-from raygen.tables import EXPORTED, FILES, decode_image, decode_mask, encode_mask, reason_of
+from raygen.exports.columns import FIELDS, Naming
+from raygen.exports.images import SOURCE_TYPES, encode_picture, fit, recipe
+from raygen.store.filesystem import Storage
+from raygen.store.images import decode_image, decode_mask, encode_mask
+from raygen.store.parquet import Slice, read_slice
+from raygen.store.schemas import EXPORTED, FILES, reason_of
 
 __all__ = ["ExportSpec", "ExportWorker"]
+
 
 #: Rows whose stored pictures are in memory at once.
 AT_ONCE: Final = 128

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from raygen.bundled import resolve
-from raygen.extractors.small import SmallClassifier, SmallNetwork, SmallParser, load_small, small_digest
-from raygen.precision import full_precision
-from raygen.spec import Spec
+from raygen.core.assets import resolve
+from raygen.core.config import Spec
+from raygen.core.precision import full_precision
+from raygen.extractors.bundled import SmallClassifier, SmallNetwork, SmallParser, load_small, small_digest
 
 __all__ = [
     "TRANSFORMERS",
@@ -34,6 +34,7 @@ __all__ = [
     "load_parser",
     "network_digest",
 ]
+
 
 #: Files of weights in a folder that transformers saved a model in, the first that is there.
 TRANSFORMERS: Final = ("model.safetensors", "pytorch_model.bin")
@@ -121,7 +122,7 @@ def load_parser(spec: Small | PublishedParser, device: torch.device) -> Parser:
     """The parser of a spec on `device`; errors as its loader has them."""
     if isinstance(spec, Small):
         return _OwnParser(spec, device)
-    from raygen.extractors.published import load_published
+    from raygen.extractors.face_parsers import load_published
 
     return load_published(spec.kind, spec.weights, spec.sha256, device)
 

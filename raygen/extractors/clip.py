@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.precision import full_precision
 from raygen.extractors.base import TRANSFORMERS
-from raygen.extractors.published import read_weights
-from raygen.precision import full_precision
-from raygen.spec import ConfigError, InputError, Spec
+from raygen.extractors.face_parsers import read_weights
 
 __all__ = ["ClipScore", "ClipSpec", "load_clip"]
+
 
 VOCABULARIES: Final = ("tokenizer.json", "vocab.json")
 #: A table of 0, 1, 2 … that older files carry along.

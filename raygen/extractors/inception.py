@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.extractors.published import fill, read_weights
-from raygen.precision import full_precision
-from raygen.spec import ConfigError
+from raygen.core.errors import ConfigError
+from raygen.core.precision import full_precision
+from raygen.extractors.face_parsers import fill, read_weights
 
 __all__ = ["FILE", "PUBLISHED", "Inception2015", "InceptionFeatures", "load_inception", "resize"]
+
 
 FidProtocol = Literal["fid@tf1", "fid@clean", "fid@pytorch"]
 FILE: Final = "pt_inception-2015-12-05-6726825d.pth"

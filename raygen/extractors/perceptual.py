@@ -1,165 +1,197 @@
-"""LPIPS over VGG-16 or AlexNet, through the `lpips` package, from weights the user has.
+"""Networks whose feature maps compare two pictures while gradients flow: LPIPS, face embedders, and our classifier.
 
-Knows where torchvision keeps both trunks and how their layers are called inside the package, which brings the small
-calibrated layers itself; and how all pairs of a group cost one pass of each picture. Fetches nothing.
+Knows where each network's layers are, how they are weighed, and which files may be opened how. Knows no loss and no
+mask. Fetches nothing.
 
-Source: Zhang et al. 2018, equation 1. All pairs: |a - b|² = a² + b² - 2ab, summed over a layer as one product.
+Sources: Zhang et al. 2018 (LPIPS); Cao et al. 2018 (VGGFace2), the ResNet-50 that halves in the first convolution of a
+block, as its converted Caffe weights want it; layer weights from "Improving Latent Diffusion with Perceptual Mask-Aware
+Loss".
 """
 
-import warnings
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+import hashlib
+import io
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
 import torch
-from pydantic import Field
+import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raygen.extractors.published import read_weights
-from raygen.precision import full_precision
-from raygen.spec import ConfigError, InputError, Spec
+from raygen.core.assets import resolve
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError, InputError
+from raygen.extractors.base import Small
+from raygen.extractors.bundled import SmallClassifier, load_small, small_digest
+from raygen.extractors.face_parsers import fill, read_weights
+from raygen.extractors.lpips import LPIPSSpec, load_lpips
 
-__all__ = ["FILES", "LPIPS", "LPIPSSpec", "load_lpips"]
-
-Trunk = Literal["vgg", "alex"]
-
-
-class _Trunk(NamedTuple):
-    """What it is called, its file in torchvision's cache, and floats a pixel in the widest of its maps."""
-
-    title: str
-    file: str
-    widest: int
+__all__ = ["DeepFeatures", "EmbedderSpec", "TorchScript", "VGGFace2", "load_embedder", "load_perceptual"]
 
 
-TRUNKS: Final[Mapping[str, _Trunk]] = {
-    "vgg": _Trunk("VGG-16", "vgg16-397923af.pth", 64),
-    "alex": _Trunk("AlexNet", "alexnet-owt-7be5be79.pth", 4),
-}
-#: Names of the files in torchvision's cache; each ends with the first digits of its sha256.
-FILES: Final[Mapping[str, str]] = {name: trunk.file for name, trunk in TRUNKS.items()}
-FEATURES: Final = "features."
-#: Added to the length of a place's vector, as the package does.
-EPS: Final = 1e-10
-#: Pictures a pass of the trunk where all pairs are wanted.
-CHUNK: Final = 8
-#: Bytes of maps of one layer that may be held at once.
-HELD: Final = 1 << 30
-#: Numbers a product: few enough to stay in a core's cache, and enough to keep an accelerator busy.
-BLOCK: Final[Mapping[str, int]] = {"cpu": 1 << 17, "cuda": 1 << 24}
+#: Of the five maps of the VGGFace2 network, as released.
+VGGFACE2_WEIGHTS: Final = (0.1, 0.0025, 0.025, 0.05, 0.005)
 
 
-class LPIPSSpec(Spec):
-    """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
+class VGGFace2(Spec):
+    """The ResNet-50 of VGGFace2, from weights the user has."""
 
-    LATER = frozenset({"network"})
-
-    weight: float = Field(1.0, gt=0)
-    weights: str = Field("hub", description="torchvision's file of the network, or `hub` for torchvision's own cache")
-    sha256: str | None = Field(None, description="whole or leading digits; none demands the published file")
-    network: Trunk = Field("vgg", description="VGG-16, as losses use it, or AlexNet, as papers measure")
+    kind: Literal["vggface2"] = "vggface2"
+    weights: str = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
+    sha256: str | None = Field(None, description="refuse any other file")
 
 
-class LPIPS(nn.Module):
-    """Two pictures [B, 3, H, W] in -1..1 -> a distance a picture [B]. Never trained, never saved."""
+class TorchScript(Spec):
+    """Any embedder as TorchScript: pixels [B, 3, H, W] in -1..1 -> features. Such a file is a program; it is run."""
 
-    def __init__(self, network: Any, sha256: str) -> None:
+    kind: Literal["torchscript"] = "torchscript"
+    weights: str = Field(..., description="file")
+    trust: bool = Field(False, description="true: run what is in the file")
+    sha256: str | None = Field(None, description="whole; of the very file that is trusted")
+
+    @model_validator(mode="after")
+    def _trusted(self) -> "TorchScript":
+        if not self.trust or self.sha256 is None or len(self.sha256) != 64:
+            raise ValueError("a TorchScript file is a program: it is run only with `trust: true` and its whole sha256")
+        return self
+
+
+EmbedderSpec = Annotated[Small | VGGFace2 | TorchScript, Field(discriminator="kind")]
+
+
+class DeepFeatures(nn.Module):
+    """A frozen network as the maps of some of its layers. Never trained, never saved."""
+
+    def __init__(self, network: nn.Module, name: str, sha256: str, weights: Sequence[float]) -> None:
+        """`weights`: of the layers."""
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
-        self.sha256 = sha256
+        self.network = network.eval()
+        for parameter in self.network.parameters():  # one by one: a TorchScript module knows no other way
+            parameter.requires_grad_(False)
+        self.name, self.sha256, self.weights = name, sha256, tuple(weights)
 
-    def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """Gradients reach both pictures."""
-        distance: Tensor = self.network(made, real).flatten()
-        return distance
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Pixels [B, 3, H, W] in -1..1 -> one map [B, C, h, w] a layer; gradients reach the pixels."""
+        raise NotImplementedError
 
-    @torch.inference_mode()
-    def pairs(self, images: Tensor) -> Tensor:
-        """Pictures [n, 3, H, W] in -1..1 -> distances of all pairs float64 [n, n], exactly 0 on the diagonal.
+    def difference(self, one: Tensor, other: Tensor, layer: int) -> Tensor:
+        """Maps [B, C, h, w] of both pictures -> how much they differ at each place, [B, 1, h, w]."""
+        a, b = (F.normalize(x, dim=1, eps=1e-10) for x in (one, other))
+        return self.weights[layer] * (a - b).square().sum(dim=1, keepdim=True)
 
-        Every picture passes the trunk once, in whole float32. Where the maps of all would take more than `HELD`, tiles
-        of them pass in pairs instead: more passes, bounded memory. Has no gradients.
-        """
-        n, place = len(images), 4 * images.shape[-2] * images.shape[-1]
-        fit = max(2, HELD // (place * TRUNKS[self.network.pnet_type].widest))
-        if n <= fit:
-            return self._tile(images)
-        found = images.new_zeros(n, n, dtype=torch.float64)
-        for one, other in combinations(torch.split(torch.arange(n, device=images.device), fit // 2), 2):
-            both = torch.cat([one, other])
-            found[both[:, None], both] = self._tile(images[both])
-        return found
-
-    def _tile(self, images: Tensor) -> Tensor:
-        """All pairs with the maps of one layer held for every picture."""
-        found = images.new_zeros(len(images), len(images), dtype=torch.float64)
-        layers = [part for name, part in self.network.net.named_children() if name.startswith("slice")]
-        if images.device.type == "cpu":  # a quarter of the trunk's time there
-            images = images.contiguous(memory_format=torch.channels_last)
-        with full_precision():
-            maps = [self.network.scaling_layer(part) for part in torch.split(images, CHUNK)]
-            for layer, lin in zip(layers, self.network.lins, strict=True):
-                for i in range(len(maps)):  # in place, so that two layers are never held
-                    maps[i] = layer(maps[i])
-                found += _layer_pairs(maps, lin.model[-1].weight.flatten().double())
-        return found
-
-    def train(self, mode: bool = True) -> "LPIPS":
-        """Stays in evaluation: its dropout would make the distance random."""
+    def train(self, mode: bool = True) -> "DeepFeatures":
+        """Stays in evaluation."""
         return super().train(False)
 
 
-def _layer_pairs(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Maps [b, C, h, w] and channel weights [C] -> weighed squared distances of one layer, float64 [n, n].
+class _Small(DeepFeatures):
+    """Every level of our attribute classifier."""
 
-    Weights may be negative, so none is split into two roots. Unit vectors are rounded to float32 as in the package;
-    their products and sums, whose difference may be small, are not.
-    """
-    flat = [x.movedim(1, -1).flatten(1, 2) for x in maps]
-    n, places = sum(map(len, flat)), flat[0].shape[1]
-    step = max(1, BLOCK[weights.device.type] // (n * len(weights)))
-    gram = weights.new_zeros(n, n)
-    for start in range(0, places, step):
-        x = torch.cat([part[:, start : start + step] for part in flat])
-        x = (x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + EPS)).double()
-        gram += (x * weights).flatten(1) @ x.flatten(1).T
-    own = gram.diagonal()
-    return (own[:, None] + own - gram - gram.T) / places
+    def __init__(self, spec: Small) -> None:
+        folder = resolve(spec.folder, "classifier")
+        network = load_small(folder, SmallClassifier)
+        levels = len(network.spec.channels)
+        super().__init__(network, "raygen-attributes", small_digest(folder), [1 / levels] * levels)
 
-
-def load_lpips(spec: LPIPSSpec) -> LPIPS:
-    """The distance of a spec.
-
-    `ConfigError` where the weights are not there, with the two ways on; `InputError` (`weights`) where the file is
-    another one or does not hold the network.
-    """
-    import lpips
-
-    trunk = TRUNKS[spec.network]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / trunk.file if spec.weights == "hub" else Path(spec.weights)
-    if not path.is_file():
-        raise ConfigError(
-            f"{path}: LPIPS needs {trunk.title}'s weights, and they are not there. Either put torchvision's "
-            f"{trunk.file} there (or name it: reconstruction.perceptual.weights=PATH), or go on without: "
-            "reconstruction.perceptual=none, mask_aware.network={kind: small}, and no `lpips` elsewhere"
-        )
-    published = Path(trunk.file).stem.rpartition("-")[2]
-    tensors, sha256 = read_weights(path, spec.sha256 or published)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package calls torchvision as older versions wanted it
-        network = lpips.LPIPS(net=spec.network, pnet_rand=True, verbose=False)
-    _fill(network.net, tensors, path, trunk.title)
-    return LPIPS(network, sha256)
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """See `DeepFeatures.maps`; pictures of another size are resized."""
+        assert isinstance(self.network, SmallClassifier)
+        size = (self.network.spec.image_size,) * 2
+        same = pixels.shape[-2:] == size
+        return self.network.trunk(pixels if same else F.interpolate(pixels, size, mode="bilinear", antialias=True))
 
 
-def _fill(trunk: Any, tensors: Mapping[str, Tensor], path: Path, title: str) -> None:
-    """torchvision's `features.17.weight` is `slice4.17.weight` in the package; the classifier is not used."""
-    state = {}
-    for name, wanted in trunk.state_dict().items():
-        layer = name.partition(".")[2]
-        found = tensors.get(FEATURES + layer)
-        if found is None or found.shape != wanted.shape:
-            raise InputError(f"{path}: is not {title} ({layer} is missing or differs)", reason="weights")
-        state[name] = found.float()
-    trunk.load_state_dict(state)
+class _LPIPS(DeepFeatures):
+    """The five maps of its trunk with the channel weights of LPIPS v0.1."""
+
+    def __init__(self, spec: LPIPSSpec) -> None:
+        loaded = load_lpips(spec)
+        super().__init__(loaded.network, f"lpips-{spec.network}", loaded.sha256, [1.0] * 5)
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """See `DeepFeatures.maps`."""
+        network: Any = self.network
+        return list(network.net(network.scaling_layer(pixels)))
+
+    def difference(self, one: Tensor, other: Tensor, layer: int) -> Tensor:
+        """See `DeepFeatures.difference`; channels are weighed as the package does."""
+        # A place that is masked is 0 in every channel, and the root of 0 has no gradient.
+        lengths = (x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10 for x in (one, other))
+        a, b = (x / length for x, length in zip((one, other), lengths, strict=True))
+        network: Any = self.network
+        made: Tensor = network.lins[layer]((a - b).square())
+        return made
+
+
+def load_perceptual(spec: Small | LPIPSSpec) -> DeepFeatures:
+    """The network of a perceptual term; errors as for `load_lpips` and `load_small`."""
+    return _Small(spec) if isinstance(spec, Small) else _LPIPS(spec)
+
+
+# --- face embedders -----------------------------------------------------------------------------------------
+
+
+class _VGGFace2Net(nn.Module):
+    """ResNet-50 with strides where VGGFace2's weights have them; ends before the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models import resnet50
+
+        net = resnet50(weights=None)
+        for block in (net.layer2[0], net.layer3[0], net.layer4[0]):
+            block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
+        self.conv1, self.bn1, self.relu = net.conv1, net.bn1, net.relu
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=0, ceil_mode=True)
+        self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
+
+
+class _VGGFace2(DeepFeatures):
+    """What the first convolution says before its norm, and the four stages."""
+
+    def __init__(self, spec: VGGFace2) -> None:
+        tensors, sha256 = read_weights(spec.weights, spec.sha256)
+        kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
+        super().__init__(fill(_VGGFace2Net, kept, spec.weights), "vggface2-resnet50", sha256, VGGFACE2_WEIGHTS)
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """See `DeepFeatures.maps`; channels are blue, green, red in 0..255, without their means, as released."""
+        net: Any = self.network
+        first = net.conv1((pixels.flip(1) + 1) * 127.5)
+        found, x = [first], net.maxpool(net.relu(net.bn1(first)))
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = stage(x)
+            found.append(x)
+        return found
+
+
+class _TorchScript(DeepFeatures):
+    """What the program says, as one map."""
+
+    def __init__(self, spec: TorchScript) -> None:
+        path = Path(spec.weights)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != (spec.sha256 or "").lower():
+            raise InputError(f"{path}: sha256 is {found}, not the trusted {spec.sha256}", reason="weights")
+        try:
+            network = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
+        except Exception as error:
+            raise InputError(f"{path}: no TorchScript ({type(error).__name__})", reason="weights") from error
+        super().__init__(network, path.name, found, [1.0])
+
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """See `DeepFeatures.maps`."""
+        made: Tensor = self.network(pixels)
+        return [made if made.ndim == 4 else made.flatten(1)[:, :, None, None]]
+
+
+def load_embedder(spec: Small | VGGFace2 | TorchScript) -> DeepFeatures:
+    """The face embedder of a spec; `ConfigError` where its file is not there, `InputError` where it is another."""
+    if isinstance(spec, Small):
+        return _Small(spec)
+    return _VGGFace2(spec) if isinstance(spec, VGGFace2) else _TorchScript(spec)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 __all__ = ["RIGHT", "UNKNOWN", "UNWANTED", "WANTED", "Agreement", "bootstrap_accuracy", "codes", "mean"]
 
+
 Array = npt.NDArray[np.float64]
 BOOTSTRAPS: Final = 200
 #: What a vector of SCORES holds at the place of an attribute: nothing was wanted, else 1 + 2 x wanted + found.

@@ -15,9 +15,17 @@ import numpy.typing as npt
 from scipy import linalg
 
 __all__ = [
-    "LOW_N", "Distance", "Moments", "Reference", "centred", "frechet", "frechet_from", "frechet_of_features",
+    "LOW_N",
+    "Distance",
+    "Moments",
+    "Reference",
+    "centred",
+    "frechet",
+    "frechet_from",
+    "frechet_of_features",
     "frechet_to",
-]  # fmt: skip
+]
+
 
 Array = npt.NDArray[np.float64]
 #: Below this many pictures the distance is dominated by its bias, and says so.

@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax
 
-from raygen.metrics.pairs import checked
+from raygen.metrics.neighbors import checked
 
 __all__ = ["SEED", "inception_score"]
+
 
 #: The shuffle that published scores of torch-fidelity have.
 SEED: Final = 2020

@@ -18,9 +18,10 @@ import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from raygen.metrics.pairs import BLOCK, blocks, nearest
+from raygen.metrics.neighbors import BLOCK, blocks, nearest
 
 __all__ = ["Duplicates", "Memorization", "Pair", "duplicates", "memorization", "wilson"]
+
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]

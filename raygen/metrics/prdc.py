@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from raygen.metrics.pairs import BLOCK, blocks, nearest
+from raygen.metrics.neighbors import BLOCK, blocks, nearest
 
 __all__ = ["PRDC", "Degenerate", "prdc", "precision_recall"]
 

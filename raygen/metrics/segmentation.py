@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raygen.faces import CLASSES
+from raygen.core.face_labels import CLASSES
 
 __all__ = ["Counts", "bootstrap_miou", "confusion", "per_picture_miou"]
+
 
 Int64Array = npt.NDArray[np.int64]
 N = len(CLASSES)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 __all__ = ["GATE", "KEYS_VALUES", "Gating", "gates", "given", "keys_values", "own_cross_attention", "watching"]
 
+
 #: Names of keys and values in a context: `kv.<place of the layer in the network>`.
 KEYS_VALUES: Final = "kv."
 #: Names of gates in a context: `gate.<number of pixels>`.

@@ -23,9 +23,10 @@ from diffusers.models.resnet import ResnetBlock2D
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raygen.spec import Spec
+from raygen.core.config import Spec
 
-__all__ = ["AutoencoderSpec", "FirstStage", "pixel_stage", "silence_residuals", "to_pixels", "to_uint8"]
+__all__ = ["AutoencoderSpec", "FirstStage", "pixel_stage", "silence_residuals"]
+
 
 #: How the identity is named where a folder of a first stage could stand.
 PIXELS = re.compile(r"pixels-(\d+)(?:-p(\d+))?")
@@ -239,14 +240,3 @@ def silence_residuals(net: Any) -> Any:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
     return net
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> pixels float32 [B, 3, H, W] in -1..1."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def to_uint8(pixels: Tensor) -> Tensor:
-    """Pixels [B, 3, H, W] in -1..1 -> uint8 [B, H, W, 3], rounded to nearest; what is not finite becomes 0."""
-    levels = ((pixels.float() + 1) * 127.5).nan_to_num(0.0, 0.0, 0.0).round().clamp(0, 255)
-    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()

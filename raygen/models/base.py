@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError
 from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions, Shapes
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.text import Tokenizer
-from raygen.spec import ConfigError, Spec
 
 __all__ = ["Context", "Model", "Record", "Tokens", "concatenate"]
+
 
 #: Embedded conditions by name, each [B, ...]: trained with the model, optimised by edits, mixed by interpolation.
 Tokens = Mapping[str, Tensor]

@@ -24,20 +24,22 @@ from typing import Annotated, Any, Final, Literal
 import torch
 from pydantic import Field
 
-from raygen.bundled import resolve
+from raygen.core.assets import resolve
+from raygen.core.config import parse
+from raygen.core.errors import ConfigError
+from raygen.core.hashing import canonical
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage, pixel_stage
 from raygen.models.base import Model
+from raygen.models.checkpoint_files import Writing, read_diffusers, read_json, write_diffusers, write_json
+from raygen.models.checkpoint_layouts import FORMAT, Family, family, family_of
 from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_stage
-from raygen.models.control import Control, ControlSpec, new_branch
-from raygen.models.files import Writing, read_diffusers, read_json, write_diffusers, write_json
-from raygen.models.layouts import FORMAT, Family, family, family_of
+from raygen.models.controlnet import Control, ControlSpec, new_branch
+from raygen.models.expert_mixing import Mixing
 from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
-from raygen.models.mixing import Mixing
 from raygen.models.scadm import SCADM, SCADMSpec, build_scadm_unet, new_style_encoder
 from raygen.models.schedule import SamplerSpec, build_sampler, diffusers_scheduler
-from raygen.models.stable import KIND, is_stable, load_stable_stage, stable_document, stable_tokenizer
+from raygen.models.stable_diffusion import KIND, is_stable, load_stable_stage, stable_document, stable_tokenizer
 from raygen.models.text import PretrainedText, Tokenizer, pretrained_encoder
-from raygen.spec import ConfigError, canonical, parse
 
 __all__ = [
     "FORMAT",
@@ -57,6 +59,7 @@ __all__ = [
     "modalities",
     "save",
 ]
+
 
 #: Every family a checkpoint can hold.
 ModelSpec = Annotated[

@@ -17,16 +17,18 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError
 from raygen.models.attention import own_cross_attention
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.conditions import Conditions
+from raygen.models.expert_mixing import Constant, Difference, Mixing, Paper, Released, need_nulls
 from raygen.models.ldm import LDM, LDMSpec, build_unet, prepared_context, run_unet
-from raygen.models.mixing import Constant, Difference, Mixing, Paper, Released, need_nulls
 from raygen.models.text import Tokenizer
-from raygen.spec import ConfigError, Spec
 
 __all__ = ["INFLUENCE", "Collaborative", "CollaborativeSpec", "DynamicDiffuser", "diffuser_spec", "same_stage"]
+
 
 #: Names of influence maps in a record: `influence/<expert>`.
 INFLUENCE: Final = "influence/"

@@ -13,34 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raygen.faces import ATTRIBUTES, CLASSES
-from raygen.spec import InputError, Spec
-from raygen.tables import decode_image, decode_mask, reason_of
+from raygen.core.config import Spec
+from raygen.core.errors import InputError
+from raygen.core.face_labels import ATTRIBUTES, CLASSES
+from raygen.store.images import UInt8Array, decode_image, decode_mask, fit_image, fit_mask
+from raygen.store.lookup import References
+from raygen.store.schemas import reason_of
 
-__all__ = [
-    "MODALITIES",
-    "ConditionDropout",
-    "Conditions",
-    "References",
-    "Shapes",
-    "Tokenize",
-    "drop",
-    "fit_image",
-    "fit_mask",
-    "images_from_rows",
-    "style_of",
-]
+__all__ = ["MODALITIES", "ConditionDropout", "Conditions", "Shapes", "Tokenize", "drop", "style_of"]
 
-UInt8Array = npt.NDArray[np.uint8]
 STYLE_COLUMNS: Final = ("style_a", "style_b", "style_parts", "style_mix")
 #: The condition columns that can become tensors here; `style` is read from style_a, style_b, style_parts, style_mix.
 MODALITIES: Final = ("mask", "attributes", "text", "hint")
-#: Rows of FACES by id: where the pictures lie that a style is taken from.
-References = Callable[[Iterable[str]], Mapping[str, Mapping[str, Any]]]
 #: Texts -> token ids int64 [n, length].
 Tokenize = Callable[[Sequence[str]], Tensor]
 
@@ -274,41 +261,6 @@ def _reference(shapes: Shapes, name: str, sha256: str | None) -> UInt8Array:
         raise InputError(f"the mask of reference {name!r} is {sizes}", reason="style")
     fitted = fit_image(pixels, shapes.mask_size)
     return np.concatenate([fitted.transpose(2, 0, 1), fit_mask(labels, shapes.mask_size)[None]])
-
-
-def fit_mask(mask: UInt8Array, size: int) -> UInt8Array:
-    """Class indices [H, W] -> [size, size] by nearest neighbour; `InputError` (`size`) if it is not square."""
-    if mask.shape[0] != mask.shape[1]:
-        raise InputError(f"mask is {mask.shape[1]}x{mask.shape[0]}, the model's pictures are square", reason="size")
-    if mask.shape[0] == size:
-        return mask
-    index = ((np.arange(size) + 0.5) * mask.shape[0] / size).astype(np.int64)
-    fitted: UInt8Array = mask[np.ix_(index, index)]
-    return fitted
-
-
-def fit_image(image: UInt8Array, size: int) -> UInt8Array:
-    """RGB [H, W, 3] -> [size, size, 3] (Lanczos); `InputError` (`size`) if it is not square."""
-    if image.shape[0] != image.shape[1]:
-        raise InputError(f"picture is {image.shape[1]}x{image.shape[0]}, not square", reason="size")
-    if image.shape[0] == size:
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.LANCZOS))
-
-
-def images_from_rows(rows: pa.Table, size: int) -> tuple[UInt8Array, list[str | None]]:
-    """The pictures of FACES or SAMPLES rows, uint8 [n, size, size, 3], and an error (or None) for each.
-
-    A bad picture is a black one with its error.
-    """
-    images = np.zeros((rows.num_rows, size, size, 3), dtype=np.uint8)
-    errors: list[str | None] = [None] * rows.num_rows
-    for i, value in enumerate(rows.column("image").to_pylist()):
-        try:
-            images[i] = fit_image(decode_image(None if value is None else value["bytes"]), size)
-        except InputError as error:
-            errors[i] = reason_of(error)
-    return images, errors
 
 
 # --- condition dropout --------------------------------------------------------------------------------------

@@ -14,16 +14,18 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, cat, nn
 
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError
 from raygen.models.attention import given, keys_values, own_cross_attention
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.condition_encoders import AttributeEncoder, MaskEncoder, MaskTokenEncoder
 from raygen.models.conditions import Conditions
-from raygen.models.encoders import AttributeEncoder, MaskEncoder, MaskTokenEncoder
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.text import FrozenText, PretrainedText, TextEncoder, TextSpec, Tokenizer, TransformerText
-from raygen.spec import ConfigError, Spec
 
 __all__ = ["LDM", "LDMSpec", "build_unet", "condition_encoders", "prepared_context", "run_unet"]
+
 
 Modality = Literal["mask", "attributes", "text"]
 #: Cross-attention reads the tokens of several conditions in this order.

@@ -20,18 +20,21 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raygen.faces import CLASSES
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError
+from raygen.core.face_labels import CLASSES
+from raygen.core.pixels import to_pixels
 from raygen.models.attention import Gating, gates, own_cross_attention, watching
-from raygen.models.autoencoder import FirstStage, silence_residuals, to_pixels
+from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.conditions import Conditions
 from raygen.models.ldm import prepared_context, run_unet
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.spade import modulated, modulations, one_hot, spade_blocks
-from raygen.models.style import StyleEncoder
-from raygen.spec import ConfigError, Spec
+from raygen.models.style_encoder import StyleEncoder
 
 __all__ = ["ATTENTION", "SCADM", "SCADMSpec", "StyleSpec", "build_scadm_unet", "new_style_encoder"]
+
 
 K = len(CLASSES)
 #: Names of attention scores in a record.

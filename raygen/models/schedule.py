@@ -16,7 +16,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raygen.spec import ConfigError, Spec, nearest
+from raygen.core.config import Spec, nearest
+from raygen.core.errors import ConfigError
 
 __all__ = [
     "PRESETS",
@@ -32,6 +33,7 @@ __all__ = [
     "diffusers_scheduler",
     "uses_step_noise",
 ]
+
 
 Float64Array = npt.NDArray[np.float64]
 PredictionType = Literal["epsilon", "v_prediction"]

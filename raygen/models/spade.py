@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 __all__ = ["MODULATION", "SPADENorm", "SPADEResnetBlock", "modulated", "modulations", "one_hot", "spade_blocks"]
 
+
 #: Names of scales and shifts in a context: `spade.<place of the norm in the network>`.
 MODULATION: Final = "spade."
 

@@ -23,7 +23,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from raygen.spec import ConfigError, InputError, Spec
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError, InputError
 
 __all__ = [
     "FrozenText",
@@ -37,6 +38,7 @@ __all__ = [
     "pretrained_encoder",
     "tokenizer_of",
 ]
+
 
 SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE: Final = "tokenizer.json"

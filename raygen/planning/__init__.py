@@ -10,11 +10,12 @@ from typing import Annotated
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.planning.base import Lookup, Planning
+from raygen.planning.base import Planning
 from raygen.planning.edits import ALPHAS, EditLine, EditPairs, Edits, paste
-from raygen.planning.faces import FromFaces, Unconditional
+from raygen.planning.from_faces import FromFaces, Unconditional
 from raygen.planning.identities import Identities
 from raygen.planning.styles import Styles
+from raygen.store.lookup import Lookup
 
 __all__ = [
     "ALPHAS",
@@ -32,6 +33,7 @@ __all__ = [
     "columns_needed",
     "paste",
 ]
+
 
 AnyPlanning = Annotated[
     FromFaces | Unconditional | Styles | Edits | EditPairs | Identities, Field(discriminator="kind")

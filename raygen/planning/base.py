@@ -4,20 +4,16 @@ Knows the contract and how columns become a CONDITIONS table. Knows no experimen
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.spec import Spec
-from raygen.tables import CONDITIONS
+from raygen.core.config import Spec
+from raygen.store.lookup import Lookup
+from raygen.store.schemas import CONDITIONS
 
-__all__ = ["Lookup", "Planning", "Row", "table"]
-
-Row = Mapping[str, Any]
-#: Rows of FACES by id, for experiments that refer to faces.
-Lookup = Callable[[Iterable[str]], Mapping[str, Row]]
+__all__ = ["Planning", "table"]
 
 
 class Planning(Spec):

@@ -12,12 +12,16 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 from scipy.ndimage import distance_transform_edt
 
-from raygen.faces import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASS_INDEX, CLASSES, ClassName
-from raygen.planning.base import Lookup, Planning, Row, table
-from raygen.spec import InputError, Spec
-from raygen.tables import CONDITIONS, check_id, decode_mask, encode_mask, picture, reason_of
+from raygen.core.config import Spec
+from raygen.core.errors import InputError
+from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASS_INDEX, CLASSES, ClassName
+from raygen.planning.base import Planning, table
+from raygen.store.images import decode_mask, encode_mask, picture
+from raygen.store.lookup import Lookup, Row
+from raygen.store.schemas import CONDITIONS, check_id, reason_of
 
 __all__ = ["ALPHAS", "EditLine", "EditPairs", "Edits", "paste"]
+
 
 #: From the embedding that was optimised for the input (0) to the target (1) and beyond.
 ALPHAS: Final = (0.0, 0.4, 0.6, 0.8, 1.0, 1.2)

@@ -12,14 +12,17 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from raygen.faces import ATTRIBUTES, CLASS_INDEX, AttributeName, ClassName
-from raygen.names import portable_ids
-from raygen.planning.base import Lookup, Planning, Row, table
-from raygen.planning.people import Cells, Ints, Needs, People, bits_of, columns_of, draw
-from raygen.spec import ConfigError, InputError, Spec
-from raygen.tables import ATTRIBUTE_LIST, CONDITIONS, FACES, check_id
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX, AttributeName, ClassName
+from raygen.planning.base import Planning, table
+from raygen.planning.identity_pool import Cells, Ints, Needs, People, bits_of, columns_of, draw
+from raygen.store.filenames import portable_ids
+from raygen.store.lookup import Lookup, Row
+from raygen.store.schemas import ATTRIBUTE_LIST, CONDITIONS, FACES, check_id
 
 __all__ = ["Chosen", "Identities"]
+
 
 _SPELLED: Final = {name.casefold(): name for name in ATTRIBUTES}
 #: An attribute in any case.

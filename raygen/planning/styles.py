@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from raygen.faces import CLASS_INDEX, ClassName
-from raygen.planning.base import Lookup, Planning, Row, table
-from raygen.spec import InputError, digest
-from raygen.tables import CONDITIONS, check_id, decode_mask
+from raygen.core.errors import InputError
+from raygen.core.face_labels import CLASS_INDEX, ClassName
+from raygen.core.hashing import digest
+from raygen.planning.base import Planning, table
+from raygen.store.images import decode_mask
+from raygen.store.lookup import Lookup, Row
+from raygen.store.schemas import CONDITIONS, check_id
 
 __all__ = ["Styles"]
 

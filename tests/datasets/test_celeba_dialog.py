@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from raygen.core.errors import ConfigError, InputError
 from raygen.datasets.celeba_dialog import RECIPES, CelebADialog, captions_of
-from raygen.spec import ConfigError, InputError
 
 ENTRY = {
     "attribute_wise_captions": {

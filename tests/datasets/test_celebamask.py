@@ -9,11 +9,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX, CLASSES, PALETTE, colorize
 from raygen.datasets.base import FACES_OR_ERROR, IngestWorker
 from raygen.datasets.celebamask import CelebAMask, attribute_values, merge_parts, number_of
-from raygen.faces import ATTRIBUTES, CLASS_INDEX, CLASSES, PALETTE, colorize
-from raygen.spec import ConfigError, InputError
-from raygen.tables import FACES, cast, decode_image, decode_mask, from_parquet, to_parquet
+from raygen.store.images import decode_image, decode_mask
+from raygen.store.parquet import from_parquet, to_parquet
+from raygen.store.schemas import FACES, cast
 
 SIZE = 16
 

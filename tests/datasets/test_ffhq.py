@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
+from raygen.core.errors import ConfigError
 from raygen.datasets.ffhq import FFHQ
-from raygen.spec import ConfigError
 
 
 def tree(root, names):

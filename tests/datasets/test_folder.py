@@ -11,9 +11,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+from raygen.core.errors import ConfigError, InputError
 from raygen.datasets.folder import Files, Folder, refuse_collisions, safe_id
-from raygen.spec import ConfigError, InputError
-from raygen.tables import check_id, decode_image, decode_mask, encode_image, encode_mask
+from raygen.store.images import decode_image, decode_mask, encode_image, encode_mask
+from raygen.store.schemas import check_id
 
 
 def pixels(height=12, width=12, seed=0):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raygen.arrays import load_arrays
+from raygen.core.errors import ConfigError
+from raygen.core.face_labels import CLASS_INDEX
 from raygen.datasets import JSONLines
-from raygen.faces import CLASS_INDEX
 from raygen.planning import FromFaces, columns_needed
-from raygen.spec import ConfigError
-from raygen.tables import decode_image, decode_mask
+from raygen.store.images import decode_image, decode_mask
+from raygen.training.data import load_arrays
 
 
 def write(root: Path, *lines: dict[str, Any] | str) -> Path:

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from raygen.run import make
-from raygen.spec import digest
-from raygen.storage import RANGE, Slice
-from raygen.store import Plan, Store, cut
-from raygen.tables import FACES, SAMPLES, SELECTION, encode_image, encode_mask, picture
+from raygen.commands.registry import make
+from raygen.core.hashing import digest
+from raygen.store.images import encode_image, encode_mask, picture
+from raygen.store.parquet import RANGE, Slice
+from raygen.store.run_store import Plan, Store, cut
+from raygen.store.schemas import FACES, SAMPLES, SELECTION
 
 FORMATS = ("folder", "recordio", "webdataset", "huggingface", "csv")
 

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from raygen.faces import CLASS_INDEX, CLASSES, OFFICIAL_TO_FACE_PARSING
+from raygen.core.face_labels import CLASS_INDEX, CLASSES, OFFICIAL_TO_FACE_PARSING
 from raygen.metrics.segmentation import Counts, bootstrap_miou, confusion, per_picture_miou
 
 UInt8Array = npt.NDArray[np.uint8]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage, to_pixels, to_uint8
+from raygen.core.pixels import to_pixels, to_uint8
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 
 KL = AutoencoderSpec(image_size=16, channels=(8, 8), latent_channels=4)
 VQ = AutoencoderSpec(stage="vq", image_size=16, channels=(8, 8), latent_channels=3, codes=16)

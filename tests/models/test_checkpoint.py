@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
+from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.ldm import LDM, LDMSpec
 from raygen.models.schedule import NoiseSchedule
-from raygen.spec import ConfigError, InputError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from raygen.losses import DiffusionObjective, Simple
+from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec
 from raygen.models.conditions import ConditionDropout, Conditions
+from raygen.models.expert_mixing import Constant, Difference, Paper, Released
 from raygen.models.ldm import LDM, LDMSpec
-from raygen.models.mixing import Constant, Difference, Paper, Released
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.text import Tokenizer, TransformerText, learn_vocabulary
-from raygen.sampling import guide
-from raygen.spec import ConfigError, InputError
+from raygen.sampling.guidance import guide
+from raygen.training.losses import DiffusionObjective, Simple
 
 STAGE = AutoencoderSpec(image_size=16, channels=(8, 8))
 SMALL = {"channels": (32, 32), "attention": (False, True), "token_width": 16, "mask_channels": 4, "head_dim": 8}

@@ -5,9 +5,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raygen.models.conditions import ConditionDropout, Conditions, Shapes, drop, fit_mask, images_from_rows
-from raygen.spec import InputError
-from raygen.tables import CONDITIONS, FACES, encode_image, encode_mask, picture
+from raygen.core.errors import InputError
+from raygen.models.conditions import ConditionDropout, Conditions, Shapes, drop
+from raygen.store.images import encode_image, encode_mask, fit_mask, images_from_rows, picture
+from raygen.store.schemas import CONDITIONS, FACES
 
 BOTH = ("mask", "attributes")
 YES = [1] * 40

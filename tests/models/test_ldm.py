@@ -5,8 +5,8 @@ import torch
 
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.checkpoint import build
+from raygen.models.condition_encoders import MaskEncoder
 from raygen.models.conditions import Conditions
-from raygen.models.encoders import MaskEncoder
 from raygen.models.ldm import LDM, LDMSpec
 from raygen.models.schedule import NoiseSchedule
 

@@ -7,17 +7,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raygen.losses import AttentionLoss, DiffusionObjective, Simple
-from raygen.losses.diffusion import own_style
+from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
 from raygen.models.attention import CrossAttention, gates
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.conditions import ConditionDropout, Conditions, Shapes
 from raygen.models.scadm import SCADM, SCADMSpec, StyleSpec, build_scadm_unet, new_style_encoder
 from raygen.models.spade import modulated
-from raygen.models.style import StyleEncoder
-from raygen.spec import ConfigError
-from raygen.tables import CONDITIONS, encode_image, encode_mask, picture
+from raygen.models.style_encoder import StyleEncoder
+from raygen.store.images import encode_image, encode_mask, picture
+from raygen.store.schemas import CONDITIONS
+from raygen.training.losses import AttentionLoss, DiffusionObjective, Simple
+from raygen.training.losses.diffusion import own_style
 
 STAGE = AutoencoderSpec(image_size=32, channels=(8, 8))
 SMALL = {

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from raygen.core.errors import ConfigError
 from raygen.models.schedule import NoiseSchedule, SamplerSpec, advance, build_sampler, uses_step_noise
-from raygen.spec import ConfigError
 
 V = NoiseSchedule(prediction_type="v_prediction")
 ZERO_SNR = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)

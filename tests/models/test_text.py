@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderSpec, FirstStage
 from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM, LDMSpec
 from raygen.models.text import PretrainedText, Tokenizer, TransformerText, learn_vocabulary, tokenizer_of
-from raygen.sampling import guide
-from raygen.spec import ConfigError, InputError
+from raygen.sampling.guidance import guide
 
 TEXTS = ["This man is in the thirties.", "She has no bangs and her whole forehead is visible.", "He is smiling."]
 SMALL = TransformerText(length=12, layers=2, heads=2, head_dim=8, inner=32)
@@ -118,7 +118,7 @@ def test_guidance_weighs_each_modality() -> None:
 
 
 def test_two_classes_of_one_shape_have_one_token_unless_they_are_named() -> None:
-    from raygen.models.encoders import MaskTokenEncoder
+    from raygen.models.condition_encoders import MaskTokenEncoder
 
     mask = torch.zeros(2, 32, 32, dtype=torch.uint8)
     mask[0, 4:9, 4:9], mask[1, 4:9, 4:9] = 4, 5

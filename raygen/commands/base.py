@@ -1,0 +1,251 @@
+"""What every job has in common: what, where, out; and how work over shards is prepared, estimated and run.
+
+Knows the way from a job to a plan and through the loop over shards. Knows no particular job, and imports Ray
+only where a job asks for it.
+"""
+
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from raygen.core.config import Spec, Where
+from raygen.core.errors import ConfigError
+from raygen.core.hashing import digest, run_id
+from raygen.execution.executor import Outcome, Progress, Runner, execute, local_runner
+from raygen.execution.worker import Worker
+from raygen.store.filesystem import Storage
+from raygen.store.parquet import Slice, read_slice, to_parquet
+from raygen.store.run_store import Plan, Store, cut, open_input
+
+__all__ = [
+    "Estimate",
+    "Inputs",
+    "Job",
+    "Prepared",
+    "Rate",
+    "Report",
+    "Result",
+    "ShardedJob",
+    "ShardedWhat",
+    "facts_of",
+    "inputs",
+    "listed",
+    "prepared",
+    "probe",
+    "run_sharded",
+    "runner_of",
+    "scaled",
+    "timed",
+]
+
+
+Report = Callable[[Progress], None]
+
+
+class ShardedWhat(Spec):
+    """Keys of every job over shards."""
+
+    shard_rows: int = Field(
+        1024, ge=1, le=1_000_000, description="input rows in a shard, the unit of commit; cut to whole batches"
+    )
+    bad_rows: float = Field(0.01, ge=0, le=1, description="fraction of rows that may fail before the run does")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a job ended, for whoever prints it: where the result is, and facts by name."""
+
+    out: str
+    facts: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a dry run can say. Seconds come from really working on a few rows here."""
+
+    rows: int
+    shards: int
+    done_shards: int
+    bytes: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+class Job(Spec):
+    """A job in three parts. Subclasses add `kind: Literal[...]` and `what`."""
+
+    where: Where = Field(default_factory=Where)
+    out: str = Field(..., min_length=1, description="folder or URL that the result goes to")
+
+    @abstractmethod
+    def run(self, report: Report) -> Result:
+        """Do it; `report` hears of progress. Raises the errors of `raygen.core.config`."""
+
+    @abstractmethod
+    def estimate(self) -> Estimate:
+        """Rows, shards, bytes and time, without writing anything."""
+
+
+class ShardedJob(Job):
+    """A job that is one pass over shards."""
+
+    @abstractmethod
+    def prepare(self, *, write: bool) -> "Prepared":
+        """Plan and worker; with `write`, inputs that the job makes itself are stored for the actors to read."""
+
+    def run(self, report: Report) -> Result:
+        """Every shard, committed exactly once."""
+        work = self.prepare(write=True)
+        said = {"note": "; ".join(work.notes)} if work.notes else {}
+        return Result(self.out, {**facts_of(run_sharded(work, self.where, report)), **said})
+
+    def estimate(self) -> Estimate:
+        """Work on one batch of the first shard, keep nothing, and scale up."""
+        return probe(self.prepare(write=False), self.where)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Input rows by slices, and the name of their content."""
+
+    slices: Sequence[Slice]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job over shards, ready to run: where it goes, its plan, and how an actor builds the worker."""
+
+    store: Store
+    plan: Plan
+    build: Callable[[], Worker]
+    bad_rows: float
+    columns: tuple[str, ...] | None = None
+    first: pa.Table | None = None  # rows to probe where the inputs are not written yet
+    notes: tuple[str, ...] = ()  # what a person should know of the plan
+
+
+def inputs(url: str, table: str) -> Inputs:
+    """The committed rows of `table` of a complete earlier run; `ConfigError` where there is none."""
+    store, content = open_input(url)
+    if not store.has(table):
+        raise ConfigError(f"{url}: holds what `raygen {store.plan().kind}` makes, and no rows of {table.upper()}")
+    return Inputs(store.slices(table), content)
+
+
+def listed(listing: pa.Table, out: str, *also: str, write: bool) -> Inputs:
+    """Rows that the driver made, as an input: stored under `out` with `write`, so that actors read what it saw.
+
+    `also`: digests of what else the rows mean.
+    """
+    data = to_parquet(listing, row_group_rows=4096)
+    name = f"listing-{digest(data)[:12]}.parquet"
+    storage = Storage(out)
+    if write:
+        storage.require()
+        storage.put(name, data)
+    return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
+
+
+def prepared(
+    job: Job,
+    kind: str,
+    what: Mapping[str, Any],
+    given: Inputs,
+    build: Callable[[str], Callable[[], Worker]],
+    *,
+    batch: int,
+    sharding: ShardedWhat,
+    attempt: int = 0,
+    columns: tuple[str, ...] | None = None,
+) -> Prepared:
+    """The plan of a job. `what` and the inputs' digest name the run; `build` gets that name.
+
+    Shards are whole multiples of the batch, so that every full batch holds the same rows however the work is
+    spread.
+    """
+    rows = max(batch, sharding.shard_rows // batch * batch)
+    shards = cut(given.slices, rows)
+    name = run_id({"kind": kind, "what": what, "inputs": given.digest, "shard_rows": rows, "attempt": attempt})
+    plan = Plan(kind, name, what, batch, shards)
+    return Prepared(Store(job.out, attempt), plan, build(name), sharding.bad_rows, columns)
+
+
+def runner_of(where: Where) -> Runner:
+    """The plain loop or Ray; Ray is imported here and nowhere else outside `cluster`."""
+    if where.runner == "local":
+        return local_runner
+    from raygen.execution.ray.actors import ray_runner
+
+    return ray_runner
+
+
+def run_sharded(work: Prepared, where: Where, report: Report) -> Outcome:
+    """All shards of `work`; see `shards.execute` for what it raises."""
+    return execute(
+        work.store, work.plan, work.build, where, runner_of(where),
+        bad_rows=work.bad_rows, columns=work.columns, report=report,
+    )  # fmt: skip
+
+
+def facts_of(outcome: Outcome) -> dict[str, object]:
+    """What a person wants to know of a finished pass."""
+    manifest, progress = outcome.manifest, outcome.progress
+    return {
+        "rows": manifest["rows"],
+        "quarantined": manifest["quarantined"] or "none",
+        "shards": f"{manifest['shards']} ({progress.resumed_shards} were there already)",
+        "bytes": manifest["bytes"],
+        "rows_per_s": round(progress.rate, 1),
+        "run_id": manifest["run_id"],
+        "set_digest": manifest["set_digest"],
+    }
+
+
+@dataclass(frozen=True)
+class Rate:
+    """What a row takes on one worker, measured on `rows` of them."""
+
+    seconds: float
+    bytes: int
+    rows: int
+
+
+def probe(work: Prepared, where: Where) -> Estimate:
+    """What `work` would make and how long it would take: one batch done here, scaled up, nothing kept."""
+    rate = timed(work)
+    return scaled(work, where, rate, (f"timed on {rate.rows} rows with one worker on this machine",))
+
+
+def timed(work: Prepared) -> Rate:
+    """One batch done here, nothing kept."""
+    size = min(work.plan.batch, max(work.plan.rows, 1))
+    rows = work.first if work.first is not None else _head(work.plan, size, work.columns)
+    rows = rows.slice(0, size)
+    worker = work.build()
+    worker.start(rows.slice(0, 1))()  # lazy imports and first-call costs are not the rate
+    began = time.perf_counter()
+    tables = worker.start(rows)()
+    each = (time.perf_counter() - began) / max(rows.num_rows, 1)
+    return Rate(each, sum(table.nbytes for table in tables.values()) // max(rows.num_rows, 1), rows.num_rows)
+
+
+def scaled(work: Prepared, where: Where, rate: Rate, notes: tuple[str, ...]) -> Estimate:
+    """All of `work` at a rate; shards that are committed take no time."""
+    done = len(work.store.committed())
+    left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
+    return Estimate(
+        work.plan.rows, len(work.plan.shards), done, rate.bytes * work.plan.rows,
+        rate.seconds * left / where.workers, (*work.notes, *notes),
+    )  # fmt: skip
+
+
+def _head(plan: Plan, rows: int, columns: tuple[str, ...] | None) -> pa.Table:
+    shard = plan.shards[0]
+    piece = shard.inputs[0]
+    return read_slice(piece._replace(rows=min(piece.rows, rows)), columns)

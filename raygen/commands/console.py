@@ -1,0 +1,128 @@
+"""What a person sees while something runs: a bar on a terminal, heartbeat lines elsewhere.
+
+Knows `Progress` and plain facts. Knows no job; prints, and decides nothing.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from raygen.execution.executor import Progress
+
+__all__ = ["console", "duration", "facts", "failure", "heading", "progress", "size"]
+
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+#: Seconds between heartbeat lines where there is no terminal.
+HEARTBEAT_S = 10.0
+
+
+def size(count: float) -> str:
+    """Bytes for a person."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def heading(text: str) -> None:
+    """One bold line."""
+    console.print(f"[bold]{text}[/bold]")
+
+
+def facts(values: Mapping[str, object]) -> None:
+    """Names and values in two columns."""
+    width = max(map(len, values), default=0)
+    for name, value in values.items():
+        console.print(f"  [dim]{escape(f'{name:<{width}}')}[/dim]  ", end="")
+        console.print(_text(value), markup=False)  # never folded: a digest is there to be copied
+
+
+def _text(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_text(item)}" for key, item in value.items())
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def failure(error: BaseException) -> None:
+    """An error that raygen raised on purpose: its name and its sentence, no traceback."""
+    errors.print(f"[red]{type(error).__name__}[/red]: ", end="")
+    errors.print(str(error), markup=False)
+
+
+class _Lines:
+    """Heartbeat lines: one at the start, one every few seconds, one at the end."""
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.last = 0.0
+        self.line = ""
+
+    def __call__(self, state: Progress) -> None:
+        now = time.monotonic()
+        if now - self.last < HEARTBEAT_S and (state.note or state.done_shards < state.shards):
+            return
+        line = self._line(state)
+        if line == self.line:
+            return
+        self.last, self.line = now, line
+        print(f"  {self.label}: {line}", flush=True)
+
+    def _line(self, state: Progress) -> str:
+        if state.note:
+            return f"{state.done_rows / max(state.rows, 1):.0%}, {state.note}"
+        eta = "" if state.eta_s is None else f", {duration(state.eta_s)} left"
+        bad = f", {state.bad} bad" if state.bad else ""
+        return (
+            f"{state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}, "
+            f"{state.rate:.1f}/s{eta}{bad}"
+        )
+
+
+class _Bar:
+    """One bar for one pass."""
+
+    def __init__(self, bars: Bars, label: str) -> None:
+        self.bars = bars
+        self.task = bars.add_task(label, total=None, rate="")
+
+    def __call__(self, state: Progress) -> None:
+        rate = state.note or (f"{state.rate:.1f}/s" if state.new_rows else "")
+        self.bars.update(self.task, total=state.rows, completed=state.done_rows, rate=rate)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Any]:
+    """A callable that takes `Progress`; what it shows depends on where the output goes."""
+    if not sys.stdout.isatty():
+        yield _Lines(label)
+        return
+    columns = (
+        TextColumn("  {task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console) as bars:
+        yield _Bar(bars, label)

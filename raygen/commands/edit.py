@@ -1,0 +1,84 @@
+"""`raygen edit`: CONDITIONS of edits and the FACES they change -> SAMPLES, SCORES, and SELECTION of the best alpha.
+
+Knows which checkpoint, faces and rows. Does not know how an edit is made or judged.
+"""
+
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from raygen.commands.base import Prepared, ShardedJob, ShardedWhat, inputs, prepared
+from raygen.core.assets import resolve
+from raygen.core.errors import ConfigError
+from raygen.execution.worker import Worker
+from raygen.models.checkpoint import check_mixing
+from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.models.expert_mixing import AnyMixing
+from raygen.models.schedule import SamplerSpec
+from raygen.sampling.edit_judge import Judge, JudgeSpec
+from raygen.sampling.imagic import EditWorker, ImagicSpec
+from raygen.sampling.worker import SampleSpec
+from raygen.store.images import Codec
+from raygen.store.lookup import StoredRows
+from raygen.store.parquet import read_slice
+
+__all__ = ["EditJob", "EditWhat", "build_editor"]
+
+
+class EditWhat(ShardedWhat):
+    """Which model edits which pictures, and how."""
+
+    conditions: str = Field(..., description="folder of a plan run of edits")
+    faces: str = Field(..., description="folder of the ingest run whose pictures are edited")
+    checkpoint: str = Field(..., description="model folder, or `bundled`")
+    imagic: ImagicSpec = Field(default_factory=ImagicSpec)
+    judge: JudgeSpec = Field(default_factory=JudgeSpec)
+    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
+    mixing: AnyMixing | None = Field(None, description="of a collaboration: how experts are mixed; none is `paper`")
+    missing: Literal["null", "quarantine"] = Field(
+        "null", description="an edit without a condition the model takes: use what it was trained for, or refuse it"
+    )
+    influence_steps: int = Field(0, ge=0, le=1000, description="steps whose influence maps and estimates are kept")
+    seed: int = Field(0, ge=0, description="with edit_id and attempt the key of an edit's noise")
+    attempt: int = Field(0, ge=0, le=99, description="another attempt has other noise and a folder of its own")
+    codec: Codec = "webp"
+    shard_rows: int = Field(48, ge=1, le=1_000_000, description="rows in a shard; cut to whole edits")
+
+
+class EditJob(ShardedJob):
+    """CONDITIONS and FACES -> SAMPLES; an edit is a batch, so its alphas are never apart."""
+
+    kind: Literal["edit"] = "edit"
+    what: EditWhat
+
+    def prepare(self, *, write: bool) -> Prepared:
+        """Plan the shards of edits. Checkpoint and faces enter by their content, not by their paths."""
+        what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
+        what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
+        what["faces"] = inputs(self.what.faces, "faces").digest
+        what["judges"] = Judge.digests(self.what.judge)
+        if self.what.mixing is not None:
+            check_mixing(resolve(self.what.checkpoint), self.what.mixing)
+        given = inputs(self.what.conditions, "conditions")
+        if not given.slices:
+            raise ConfigError(f"{self.what.conditions}: has no edits")
+        first = read_slice(given.slices[0], ["edit_id"])["edit_id"].to_pylist()
+        if first[0] is None:
+            raise ConfigError(f"{self.what.conditions}: no plan of edits (see planning `edits`, `edit_pairs`)")
+        alphas = next((i for i, name in enumerate(first) if name != first[0]), len(first))
+        return prepared(
+            self, "edit", what, given, partial(self._builder, alphas),
+            batch=alphas, sharding=self.what, attempt=self.what.attempt,
+        )  # fmt: skip
+
+    def _builder(self, alphas: int, run_id: str) -> "partial[Worker]":
+        fields = (set(SampleSpec.model_fields) & set(EditWhat.model_fields)) - {"checkpoint"}
+        values = {name: getattr(self.what, name) for name in fields}
+        sample = SampleSpec(run_id=run_id, checkpoint=resolve(self.what.checkpoint), batch=alphas, **values)
+        return partial(build_editor, sample, self.what.imagic, self.what.judge, self.what.faces, self.where.threads)
+
+
+def build_editor(sample: SampleSpec, imagic: ImagicSpec, judge: JudgeSpec, faces: str, threads: int) -> Worker:
+    """The worker of an actor."""
+    return EditWorker(sample, imagic, judge, StoredRows(faces, ("image", "mask", "attributes")), threads=threads)

@@ -1,0 +1,43 @@
+"""`raygen encode`: FACES -> LATENTS, once for a first stage.
+
+Knows which checkpoint and which rows. Does not know how a first stage works.
+"""
+
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from raygen.commands.base import Prepared, ShardedJob, ShardedWhat, inputs, prepared
+from raygen.core.assets import resolve
+from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.sampling.encode import EncodeSpec, EncodeWorker
+
+__all__ = ["EncodeJob", "EncodeWhat"]
+
+
+class EncodeWhat(ShardedWhat):
+    """Which faces through which first stage."""
+
+    faces: str = Field(..., description="folder of an ingest run")
+    checkpoint: str = Field(..., description="folder of a first stage, or of a model that has one")
+    flips: bool = Field(True, description="also encode the mirrored picture, as a row of its own")
+    batch: int = Field(32, ge=1, le=4096)
+
+
+class EncodeJob(ShardedJob):
+    """FACES -> LATENTS."""
+
+    kind: Literal["encode"] = "encode"
+    what: EncodeWhat
+
+    def prepare(self, *, write: bool) -> Prepared:
+        """Plan the shards of latents."""
+        folder = resolve(self.what.checkpoint)
+        what = {"checkpoint": checkpoint_digest(folder), "flips": self.what.flips}
+        spec = EncodeSpec(checkpoint=folder, flips=self.what.flips)
+        return prepared(
+            self, "encode", what, inputs(self.what.faces, "faces"),
+            lambda _: partial(EncodeWorker, spec, threads=self.where.threads),
+            batch=self.what.batch, sharding=self.what, columns=("face_id", "image"),
+        )  # fmt: skip

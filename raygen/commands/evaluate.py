@@ -1,0 +1,367 @@
+"""`raygen evaluate`: SAMPLES (and reference FACES) -> SCORES -> METRICS; FACES alone -> a reference to compare with.
+
+Knows which sets are scored, what is scored already, and where the table goes. Does not know how anything is
+measured.
+
+    out/scores/{samples,reference,roundtrip,related}/   SCORES, as stores of their own
+    out/metrics/metrics.parquet  metrics.json   METRICS
+    out/metrics/closest.json  duplicates.json   pairs of a sample and a training face, and of two samples: the nearest
+    out/metrics/pictures.json                   folders that the pictures of these pairs are in
+    out/metrics/verification.json  roc.csv      cosines of genuine and impostor pairs; FAR and TAR by threshold
+    out/metrics/pairs.txt  pairs.csv            pairs as LFW lists them; the same by `sample_id`
+    out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse; only if there are any
+    out/metrics/common/                         METRICS over the rows that all variants of an ablation have
+    out/reference.json                          what the reference is; the folder is one that others may name
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from raygen.commands.base import (
+    Estimate,
+    Job,
+    Prepared,
+    Report,
+    Result,
+    ShardedWhat,
+    inputs,
+    prepared,
+    probe,
+    run_sharded,
+)
+from raygen.core.assets import resolve
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.hashing import run_id
+from raygen.evaluation.aggregate import MetricRows, Scored, gather, measure, write_metrics
+from raygen.evaluation.external_stats import to_statistics
+from raygen.evaluation.feature_metrics import CompareSpec, Kin, few_rows
+from raygen.evaluation.memorization import TrainingSpec, to_training
+from raygen.evaluation.pairwise import COLUMNS, RelationSpec, RelationWorker
+from raygen.evaluation.pairwise import protocols as relations
+from raygen.evaluation.reference import Reference, unpaired
+from raygen.evaluation.scoring import Observer, ScoreSpec, ScoreWorker
+from raygen.evaluation.slices import by_slices, check_slices, column, kin, taken
+from raygen.evaluation.verification import (
+    IDENTITY,
+    ROC_HEAD,
+    VerificationSpec,
+    as_csv,
+    as_lfw,
+    histogram,
+    paired,
+    people_of,
+    roc_lines,
+    verified,
+)
+from raygen.execution.worker import Worker
+from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.sampling.encode import RoundTrip
+from raygen.store.filesystem import Storage
+from raygen.store.lookup import StoredRows
+from raygen.store.parquet import from_parquet
+from raygen.store.run_store import KEYS, Store, open_input
+
+__all__ = ["EvaluateJob", "EvaluateWhat"]
+
+
+UInt8Array = npt.NDArray[np.uint8]
+#: Measurements of how pictures were made; no later look at them can have these.
+MADE: Final = ("influence", "edit")
+#: Passes over what is judged.
+OF_SAMPLES: Final = ("samples", "related")
+TRAINING: Final = "training"
+UNPAIRED: Final = "unpaired.json"
+#: Folder of the numbers over only those rows that others have too.
+COMMON: Final = "metrics/common"
+Sets = Mapping[str, Mapping[str, Scored]]
+
+
+class EvaluateWhat(ShardedWhat):
+    """What is judged, against what, and how."""
+
+    samples: str | None = Field(None, description="folder of a generate run; without it the reference is prepared")
+    reference: str | None = Field(
+        None, description="folder of an ingest run, the real pictures, or of an evaluation that scored them"
+    )
+    round_trip: str | None = Field(None, description="checkpoint whose first stage the reference also goes through")
+    score: ScoreSpec = Field(default_factory=ScoreSpec)
+    relate: RelationSpec | None = Field(None, description="what only two pictures together say")
+    compare: CompareSpec | None = Field(None, description="KID, precision and recall … beside the Fréchet distance")
+    slices: tuple[str, ...] = Field((), description="attributes, classes or `identity`: all numbers by these, too")
+    training: TrainingSpec | None = Field(None, description="faces that the model was trained on: did it copy them?")
+    verification: VerificationSpec | None = Field(
+        None, description="EER and TAR over pairs of pictures; needs `score.identity` and rows that say who they are"
+    )
+    statistics: str | None = Field(
+        None,
+        description="mu and sigma of other tools, as .npz or as torch saved them: the Fréchet distance to them, too",
+    )
+    batch: int = Field(32, ge=1, le=4096)
+
+    @model_validator(mode="after")
+    def _says_what_is_judged(self) -> "EvaluateWhat":
+        if self.samples is None and self.reference is None:
+            raise ValueError("name `samples`, or a `reference` to prepare")
+        if self.statistics is not None and (self.samples is None or self.score.features is None):
+            raise ValueError("`statistics` needs `samples`, and `score.features` of the network that they are of")
+        if self.samples is None and self.relate is not None:
+            raise ValueError("`relate` compares `samples`, and none are named")
+        if self.verification is not None and self.score.identity is None:
+            raise ValueError("`verification` needs `score.identity`, the embedder that people are told apart with")
+        check_slices(self.slices)
+        if self.training is not None and (self.reference is None or self.score.features is None):
+            raise ValueError("`training` needs `score.features`, and a `reference` of faces that were held out")
+        return self
+
+
+class EvaluateJob(Job):
+    """SAMPLES -> METRICS."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    what: EvaluateWhat
+
+    def run(self, report: Report) -> Result:
+        """Score what is not scored yet, then compute."""
+        if (key := self.what.score.to_source) and self.what.reference is None:
+            raise ConfigError(f"what.score.{key}: needs `reference`, the folder of the faces that rows name")
+        reference, samples = self._reference(), self._samples()
+        passes = self._passes(reference, samples)
+        for work in passes.values():
+            run_sharded(work, self.where, report)
+        if reference is not None and "reference" in passes:
+            reference.record(self.what.score.by_content(), self.out)
+        return Result(self.out, self._write(self._sets(passes, reference, samples), reference, samples))
+
+    def rows(self) -> dict[str, frozenset[str]]:
+        """Ids of what is judged, by measurement, once `run` has ended."""
+        reference, samples = self._reference(), self._samples()
+        sets = self._sets(self._passes(reference, samples), reference, samples)
+        return {name: frozenset(found.ids) for name, found in sets.get("all", {}).items()}
+
+    def over(self, rows: Mapping[str, frozenset[str]]) -> pa.Table:
+        """METRICS as `run` has them, but over these ids of these measurements; also in `metrics/common`.
+
+        For after `run`: nothing is scored again, and what `run` wrote stays.
+        """
+        reference, samples = self._reference(), self._samples()
+        sets = self._sets(self._passes(reference, samples), reference, samples)
+        for name in rows.keys() & sets["all"].keys():
+            sets["all"] |= taken({name: sets["all"][name]}, rows[name])
+        self._write(sets, reference, samples, COMMON)
+        return from_parquet(Storage(f"{self.out}/{COMMON}").get("metrics.parquet"))
+
+    def _sets(
+        self, passes: Mapping[str, Prepared], reference: Reference | None, samples: Store | None
+    ) -> dict[str, dict[str, Scored]]:
+        """Scores of all sets, where every pass has ended."""
+        sets: dict[str, dict[str, Scored]] = {}
+        if samples is not None and "samples" not in passes:
+            sets["all"] = gather(samples.tables("scores"))
+        if reference is not None and reference.scores is not None:
+            sets["reference"] = gather(reference.tables())
+        for name, work in passes.items():
+            found = gather(work.store.tables("scores"))
+            sets.setdefault("all" if name in OF_SAMPLES else name, {}).update(found)
+        if samples is not None and "samples" in passes and samples.has("scores"):  # what only their making could know
+            made = gather(samples.tables("scores"))
+            sets["all"] |= {name: found for name, found in made.items() if name.partition(":")[0] in MADE}
+        return sets
+
+    def estimate(self) -> Estimate:
+        """Of all passes together."""
+        parts = [probe(work, self.where) for work in self._passes(self._reference(), self._samples()).values()]
+        notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
+        return Estimate(
+            sum(p.rows for p in parts), sum(p.shards for p in parts), sum(p.done_shards for p in parts),
+            sum(p.bytes for p in parts), sum(p.seconds for p in parts), notes,
+        )  # fmt: skip
+
+    def _samples(self) -> Store | None:
+        return None if self.what.samples is None else open_input(self.what.samples)[0]
+
+    def _reference(self) -> Reference | None:
+        return None if self.what.reference is None else Reference.open(self.what.reference)
+
+    def _passes(self, reference: Reference | None, samples: Store | None) -> dict[str, Prepared]:
+        """The sets that have to be scored. What was scored before, or while it was made, is not scored again."""
+        passes = {}
+        if reference is not None and samples is not None:
+            reference.check(self.what.score.by_content(), samples)
+            if (key := self.what.score.to_source) and reference.scores is not None:
+                raise ConfigError(f"what.score.{key}: needs the pictures; name their ingest run as `reference`")
+        if self.what.samples is not None and samples is not None and not self._scored_inline(samples):
+            passes["samples"] = self._pass("samples", self.what.samples, "samples", None)
+        if reference is not None and reference.scores is None:
+            passes["reference"] = self._pass("reference", reference.url, "faces", None)
+        if reference is not None and self.what.round_trip is not None:
+            if reference.scores is not None:
+                raise ConfigError("what.round_trip: needs the pictures; name their ingest run as `reference`")
+            passes["roundtrip"] = self._pass("roundtrip", reference.url, "faces", resolve(self.what.round_trip))
+        if self.what.training is not None:
+            if reference is not None:
+                reference.check_size(open_input(self.what.training.faces)[0], "faces")
+            only = ScoreSpec(parser=None, classifier=None, features=self.what.score.features)
+            passes[TRAINING] = self._pass(TRAINING, self.what.training.faces, "faces", None, only)
+        if self.what.relate is not None and self.what.samples is not None:
+            passes["related"] = self._related(self.what.relate, self.what.samples)
+        return passes
+
+    def _related(self, relate: RelationSpec, samples: str) -> Prepared:
+        """One more look at the samples, each beside another."""
+        before = None if relate.baseline is None else open_input(relate.baseline)[1]
+        what = {"set": "related", "relate": relate.model_copy(update={"baseline": before})}
+        given, threads = inputs(samples, "samples"), self.where.threads
+        return prepared(
+            self.model_copy(update={"out": f"{self.out}/scores/related"}), "evaluate", what, given,
+            lambda run: partial(RelationWorker, relate, samples, run_id=run, threads=threads),
+            batch=self.what.batch, sharding=self.what, columns=COLUMNS,
+        )  # fmt: skip
+
+    def _scored_inline(self, samples: Store) -> bool:
+        return samples.plan().what.get("score") == self.what.score.by_content() and samples.has("scores")
+
+    def _pass(
+        self, name: str, url: str, table: str, checkpoint: str | None, score: ScoreSpec | None = None
+    ) -> Prepared:
+        score = score or self.what.score
+        what = {
+            "set": name, "score": score.by_content(),
+            "checkpoint": None if checkpoint is None else checkpoint_digest(checkpoint),
+        }  # fmt: skip
+        given = inputs(url, table)
+        key = KEYS[table][0]
+        job = self.model_copy(update={"out": f"{self.out}/scores/{name}"})
+        sources = self.what.reference if table == "samples" else None
+        builder = partial(_build, score, self.where.threads, checkpoint, sources)
+        return prepared(
+            job, "evaluate", what, given, lambda run: partial(builder, run),
+            batch=self.what.batch, sharding=self.what, columns=(key, "image", "mask", "attributes", "source", "text"),
+        )  # fmt: skip
+
+    def _write(
+        self,
+        sets: dict[str, dict[str, Scored]],
+        reference: Reference | None,
+        samples: Store | None,
+        where: str = "metrics",
+    ) -> dict[str, object]:
+        """metrics.parquet and metrics.json in the folder `where`; the headline numbers by name."""
+        content = None if self.what.samples is None else open_input(self.what.samples)[1]
+        against = None if reference is None else reference.content
+        parts = {
+            "samples": content,
+            "reference": against,
+            "what": self.what.score.by_content(),
+            "relate": self.what.relate,
+        }
+        name = run_id({"kind": "evaluate", **parts})
+        observer = Observer(self.what.score, run_id=name)
+        plan = None if samples is None else samples.plan()
+        protocols: dict[str, Mapping[str, Any]] = {
+            **observer.protocols(),
+            "edit": {"judges": plan.what.get("judges", {}) if plan else {}},
+        }
+        if reference is not None:
+            protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
+        if self.what.relate is not None:
+            protocols |= relations(self.what.relate)
+        training, named = sets.pop(TRAINING, None), name if plan is None else plan.run_id
+        features, together = observer.features, Kin() if samples is None else kin(samples)
+        finish = partial(
+            measure, run_id=named, reference=against, protocols=protocols,
+            frechet_name="" if features is None else features.metric, compare=self.what.compare, kin=together,
+        )  # fmt: skip
+        folder = Storage(f"{self.out}/{where}")
+        facts = self._unpaired(folder, protocols, reference, samples)
+        tables = [finish(sets)]
+        if self.what.slices:
+            people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
+            tables += by_slices(self.what.slices, sets, people, finish)
+        if self.what.statistics is not None and features is not None:
+            tables.append(to_statistics(self.what.statistics, sets["all"], features, named, together))
+        if self.what.training is not None and training is not None and reference is not None and features is not None:
+            rows = MetricRows(named, against)
+            closest, twins = to_training(self.what.training, sets, training, reference, features, rows)
+            folder.put("closest.json", json.dumps(closest, indent=1).encode())
+            folder.put("duplicates.json", json.dumps(twins, indent=1).encode())
+            places = {"samples": self.what.samples, "training": self.what.training.faces}
+            folder.put("pictures.json", json.dumps(places, indent=1).encode())
+            tables.append(rows.table())
+        if self.what.verification is not None:
+            tables.append(self._verified(self.what.verification, sets, protocols, folder, MetricRows(named, against)))
+        found = pa.concat_tables(tables).to_pylist()
+        write_metrics(folder, found)
+        whole = [row for row in found if "/" not in row["slice"]]
+        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | few_rows(whole) | facts
+
+    def _verified(
+        self, spec: VerificationSpec, sets: Sets, protocols: Mapping[str, Any], folder: Storage, rows: MetricRows
+    ) -> pa.Table:
+        """METRICS of verification in each set; histograms, rates by threshold, and pairs of the first set as files."""
+        stores = {"all": (self._samples(), "samples", "sample_id")}
+        real = self._reference()
+        if real is not None and real.scores is None:  # of one that was scored elsewhere nobody knows who is who
+            stores["reference"] = (open_input(real.url)[0], "faces", "face_id")
+        shown: dict[str, Any] = {}
+        roc = [ROC_HEAD]
+        for where, (store, table, key) in stores.items():
+            name = next((n for n in sets.get(where, {}) if n.startswith(IDENTITY)), None)
+            if name is None or store is None:
+                continue
+            people, variants = people_of(store, table, key)
+            given = where, name, sets[where][name], people
+            protocol = protocols.get(name.removeprefix(IDENTITY), {})
+            if spec.pairs and not shown:
+                pairs = paired(spec, *given, variants, protocol, rows)
+                folder.put("pairs.txt", as_lfw(pairs).encode())
+                folder.put("pairs.csv", as_csv(pairs).encode())
+            elif spec.pairs:
+                with suppress(InputError):  # a reference of fewer people is no reason to say nothing of the others
+                    paired(spec, *given, variants, protocol, rows)
+            found = verified(spec, *given, protocol, rows)
+            shown[where] = histogram(found)
+            roc += roc_lines(where, found)
+        folder.put("verification.json", json.dumps(shown).encode())
+        folder.put("roc.csv", "\n".join([*roc, ""]).encode())
+        return rows.table()
+
+    def _unpaired(
+        self,
+        folder: Storage,
+        protocols: dict[str, Mapping[str, Any]],
+        reference: Reference | None,
+        samples: Store | None,
+    ) -> dict[str, object]:
+        """Rows with a picture and no mask, or the reverse: as facts, as `unpaired.json`, and beside mIoU."""
+        stores = {"all": (samples, "samples", "sample_id")} if samples is not None else {}
+        if reference is not None and reference.scores is None:
+            stores |= {"reference": (open_input(reference.url)[0], "faces", "face_id")}
+        facts: dict[str, object] = {}
+        lists = {}
+        for where, (store, table, key) in stores.items() if self.what.score.parser is not None else ():
+            found = unpaired(store, table, key)
+            if found is not None and (counts := found.counts()):
+                lists[table] = {"without_mask": found.without_mask, "without_picture": found.without_picture}
+                protocols[f"unpaired/{where}"] = {"not_compared": counts}
+                facts |= {f"{name} [{where}]": f"{n:,} of {found.rows:,} rows" for name, n in counts.items()}
+        if lists:
+            folder.put(UNPAIRED, json.dumps(lists, indent=1).encode())
+            facts["listed in"] = folder.address(UNPAIRED)
+        elif folder.exists(UNPAIRED):
+            folder.remove(UNPAIRED)
+        return facts
+
+
+def _build(score: ScoreSpec, threads: int, checkpoint: str | None, sources: str | None, name: str) -> Worker:
+    """The worker of an actor; `sources`: folder of the faces that samples name."""
+    through: Callable[[UInt8Array], UInt8Array] | None = None if checkpoint is None else RoundTrip(checkpoint)
+    faces = None if sources is None else StoredRows(sources, ("image",))
+    return ScoreWorker(score, run_id=name, threads=threads, through=through, sources=faces)

@@ -1,0 +1,170 @@
+"""`raygen generate`: CONDITIONS -> SAMPLES, and SCORES while the pictures are still pixels.
+
+Knows which checkpoint, sampler and rows. Does not know how a picture is made or measured.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from raygen.commands.base import (
+    Estimate,
+    Inputs,
+    Prepared,
+    Report,
+    Result,
+    ShardedJob,
+    ShardedWhat,
+    facts_of,
+    inputs,
+    prepared,
+    probe,
+    run_sharded,
+)
+from raygen.core.assets import resolve
+from raygen.core.errors import ConfigError
+from raygen.evaluation.scoring import Observer, ScoreSpec
+from raygen.execution.worker import Worker
+from raygen.models.checkpoint import check_mixing, modalities
+from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.models.conditions import MODALITIES
+from raygen.models.expert_mixing import AnyMixing
+from raygen.models.schedule import SamplerSpec
+from raygen.sampling.guidance import Guidance, GuidanceForm
+from raygen.sampling.worker import SampleSpec, SampleWorker, shares_model
+from raygen.store.images import Codec
+from raygen.store.lookup import StoredRows
+from raygen.store.parquet import read_slice
+
+__all__ = ["GenerateJob", "GenerateWhat", "build_bench", "build_sampler"]
+
+
+class GenerateWhat(ShardedWhat):
+    """Which model makes which pictures, and how."""
+
+    LATER = frozenset({"only"})
+
+    conditions: str = Field(..., description="folder of a plan run")
+    checkpoint: str = Field(..., description="model folder, or `bundled`")
+    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
+    guidance: Guidance = Field(
+        1.0, description="one weight for all conditions, or a weight a modality; 1 costs nothing"
+    )
+    guidance_form: GuidanceForm = Field(
+        "scale", description="scale: e0 + w (e - e0), 1 is none; extra: e + s (e - e0), 0 is none"
+    )
+    guidance_against: tuple[str, ...] = Field((), description="conditions that e0 keeps, such as mask")
+    only: tuple[str, ...] | None = Field(
+        None, description="conditions that are used, where rows have more; none uses all, an empty list nothing"
+    )
+    references: str | None = Field(None, description="folder of the ingest run that styles are taken from")
+    seed: int = Field(0, ge=0, description="with sample_id and attempt the key of a picture's noise")
+    noise: Literal["sample", "group"] = Field(
+        "sample", description="group: rows of a group_id start from the same noise, as an interpolation wants it"
+    )
+    attempt: int = Field(0, ge=0, le=99, description="another attempt has other noise and a folder of its own")
+    batch: int = Field(32, ge=1, le=4096, description="pictures at once; part of what bytes depend on")
+    codec: Codec = "webp"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    mixing: AnyMixing | None = Field(None, description="of a collaboration: how experts are mixed; none is `paper`")
+    missing: Literal["null", "quarantine"] = Field(
+        "null", description="a row without a condition the model takes: use what it was trained for, or refuse the row"
+    )
+    influence_steps: int = Field(0, ge=0, le=1000, description="steps whose influence maps and estimates are kept")
+    score: ScoreSpec | None = Field(None, description="also measure each picture before it is encoded")
+
+
+class GenerateJob(ShardedJob):
+    """CONDITIONS -> SAMPLES."""
+
+    kind: Literal["generate"] = "generate"
+    what: GenerateWhat
+
+    def prepare(self, *, write: bool) -> Prepared:
+        """See `planned`: of the rows that the job names."""
+        return self.planned(inputs(self.what.conditions, "conditions"))
+
+    def planned(self, rows: Inputs) -> Prepared:
+        """Plan the shards of pictures of `rows`. Checkpoint and judges enter by their content, not by their paths."""
+        what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
+        what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
+        if unknown := sorted(set(self.what.only or ()) - set(modalities(resolve(self.what.checkpoint)))):
+            raise ConfigError(f"what.only: the model does not take {', '.join(unknown)}")
+        if self.what.mixing is not None:
+            check_mixing(resolve(self.what.checkpoint), self.what.mixing)
+        if self.what.score is not None:
+            what["score"] = self.what.score.by_content()
+        if self.what.references is not None:
+            what["references"] = inputs(self.what.references, "faces").digest
+        return prepared(
+            self, "generate", what, rows, self._builder,
+            batch=self.what.batch, sharding=self.what, attempt=self.what.attempt,
+        )  # fmt: skip
+
+    def run(self, report: Report) -> Result:
+        """See `ShardedJob.run`; says where rows carry conditions that the model does not read."""
+        work = self.prepare(write=True)
+        facts = facts_of(run_sharded(work, self.where, report))
+        unread = self._unread(work)
+        return Result(self.out, {**facts, **({"not read by this model": ", ".join(unread)} if unread else {})})
+
+    def estimate(self) -> Estimate:
+        """See `ShardedJob.estimate`."""
+        work = self.prepare(write=False)
+        found, unread = probe(work, self.where), self._unread(work)
+        notes = (*found.notes, f"not read by this model: {', '.join(unread)}") if unread else found.notes
+        return replace(found, notes=notes)
+
+    def _unread(self, work: Prepared) -> list[str]:
+        """Conditions of the first row that the model does not take: they were not asked of it."""
+        row = read_slice(work.plan.shards[0].inputs[0]._replace(rows=1), MODALITIES).to_pylist()[0]
+        read = modalities(resolve(self.what.checkpoint))
+        return [name for name in MODALITIES if row[name] is not None and name not in read]
+
+    def sampling(self, run_id: str) -> SampleSpec:
+        """What a worker of this job is told."""
+        fields = (set(SampleSpec.model_fields) & set(GenerateWhat.model_fields)) - {"checkpoint"}
+        values = {name: getattr(self.what, name) for name in fields}
+        return SampleSpec(run_id=run_id, checkpoint=resolve(self.what.checkpoint), **values)
+
+    def _builder(self, run_id: str) -> "partial[Worker]":
+        score, threads = self.what.score, self.where.threads
+        return partial(build_sampler, self.sampling(run_id), score, threads, self.what.references)
+
+
+def build_sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> Worker:
+    """The worker of an actor."""
+    return _sampler(spec, score, threads, references)
+
+
+def _sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> SampleWorker:
+    """The worker of an actor: a model, an observer where pictures are measured at once, faces to take styles from."""
+    faces = None if references is None else StoredRows(references, ("image", "mask"))
+    if score is not None and score.to_source and faces is None:
+        raise ConfigError(f"what.score.{score.to_source}: needs `references`, the folder of the faces that rows name")
+    observe = None if score is None else Observer(score, run_id=spec.run_id, attempt=spec.attempt, sources=faces)
+    return SampleWorker(spec, observe=observe, threads=threads, references=faces)
+
+
+def build_bench(
+    specs: Sequence[SampleSpec], score: ScoreSpec | None, threads: int, references: str | None = None
+) -> Callable[[int], SampleWorker]:
+    """The workers of several runs, by number: each has the model of the one before it where both can share it."""
+    last: SampleWorker | None = None
+
+    def worker(place: int) -> SampleWorker:
+        nonlocal last
+        spec = specs[place]
+        if last is None or not shares_model(spec, last.spec):
+            last = None  # so that two models are never there at once
+            last = _sampler(spec, score, threads, references)
+        elif spec != last.spec:
+            last = last.another(spec)
+            if isinstance(last.observe, Observer):
+                last.observe = last.observe.named(spec.run_id, spec.attempt)
+        return last
+
+    return worker

@@ -1,0 +1,45 @@
+"""`raygen ingest`: raw data -> FACES.
+
+Knows that a data set's listing is cut into shards and stored beside the result, so that actors read what the
+driver saw. Knows no particular data set.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from raygen.commands.base import Prepared, ShardedJob, ShardedWhat, listed, prepared
+from raygen.core.errors import ConfigError
+from raygen.datasets import AnyDataSet
+from raygen.datasets.base import IngestWorker
+
+__all__ = ["IngestJob", "IngestWhat"]
+
+
+class IngestWhat(ShardedWhat):
+    """Which data set, and how its rows are cut."""
+
+    data: AnyDataSet
+    batch: int = Field(64, ge=1, description="listing rows a worker takes at once")
+
+
+class IngestJob(ShardedJob):
+    """Raw data -> FACES."""
+
+    kind: Literal["ingest"] = "ingest"
+    what: IngestWhat
+
+    def prepare(self, *, write: bool) -> Prepared:
+        """List the data set and plan its shards."""
+        listing = self.what.data.listing()
+        if listing.num_rows == 0:
+            raise ConfigError("the data set has no pictures")
+        given = listed(listing, self.out, write=write)
+        what = {"data": self.what.data}
+        work = prepared(
+            self, "ingest", what, given, lambda _: partial(IngestWorker, self.what.data),
+            batch=self.what.batch, sharding=self.what,
+        )  # fmt: skip
+        return replace(work, first=listing)

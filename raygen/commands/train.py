@@ -1,0 +1,332 @@
+"""`raygen train`: FACES (and LATENTS) -> a checkpoint folder.
+
+Knows which objective belongs to which family, what a rank does from data to checkpoint, and where training
+state lies. Does not know the loop itself, nor how ranks are started.
+
+    out/model_index.json …     the checkpoint, once training has ended
+    out/training/step-…/       training state, to go on from
+    out/training/history.jsonl one line a record; also in tensorboard/
+    out/training/sheets/       pictures on the way
+    out/training/result.json   what came out
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+
+from raygen.commands.base import Estimate, Job, Report, Result
+from raygen.core.errors import ConfigError, InfrastructureError, RaygenError
+from raygen.core.hashing import run_id
+from raygen.core.pixels import to_pixels
+from raygen.core.precision import settle
+from raygen.extractors.base import Small, load_features
+from raygen.extractors.bundled import SmallNetwork, save_small
+from raygen.models import checkpoint
+from raygen.models.autoencoder import FirstStage
+from raygen.models.ldm import LDMSpec
+from raygen.models.text import Tokenizer, TransformerText, tokenizer_of
+from raygen.store.run_store import open_input
+from raygen.training.data import TrainingArrays, load_arrays, texts_of
+from raygen.training.logger import Journal, followed
+from raygen.training.losses import AutoencoderObjective, Objective
+from raygen.training.preview import sheet
+from raygen.training.recipe import DENOISERS, TrainWhat, count, digests_of, folders_of, needs, objective_of
+from raygen.training.reconstruction import reconstruction_scores
+from raygen.training.trainer import Step, Trainer, TrainSpec, train
+
+__all__ = ["TrainJob", "TrainWhat"]
+
+
+#: Pictures that set the scale of a first stage's latents.
+CALIBRATION = 4096
+#: Parameters above which a dry run does not try a step on a CPU.
+LARGEST_TIMED = 50_000_000
+#: Faces left out that a result names.
+MENTIONED = 3
+
+
+class TrainJob(Job):
+    """FACES -> a checkpoint."""
+
+    kind: Literal["train"] = "train"
+    what: TrainWhat
+
+    def run(self, report: Report) -> Result:
+        """Train to the end, going on from what an earlier command left."""
+        Path(self.out).mkdir(parents=True, exist_ok=True)
+        began = time.time()
+        folder = Path(self.out) / "training"
+        with followed(folder, report, self.what.training):
+            if self.where.runner == "ray":
+                from raygen.execution.ray.train import run_ranks
+
+                run_ranks(partial(_rank, self), self.where, self.out)
+            else:
+                for _ in _rank(self, 0, 1):
+                    pass
+        facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
+
+    def estimate(self) -> Estimate:
+        """Parameters, and the time of a few steps scaled up; nothing is written.
+
+        Parameters are counted without making the model. Where data is not there yet, or a model is too large for
+        this machine, time is not estimated, and a note says so.
+        """
+        what = self.what
+        notes = [f"missing: {error}" for error in _absent(what)]
+        counts: dict[str, int] = {}
+        try:
+            counts = count(what.model, what.first_stage)
+            notes += [f"{name}: {number:,} parameters" for name, number in counts.items()]
+        except RaygenError as error:
+            notes.append(f"parameters are not counted: {error}")
+        size = sum(counts.values()) * (2 if what.weights == "float16" else 4)
+        if sum(counts.values()) > LARGEST_TIMED and not torch.cuda.is_available():
+            notes.append("time is not estimated: too large to try a step on a CPU")
+            return Estimate(0, 0, 0, size, 0.0, tuple(notes))
+        try:
+            tokenizer = self.tokenizer()
+            arrays, objective = self.arrays(tokenizer), self.objective(tokenizer)
+        except RaygenError as error:
+            return Estimate(0, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
+        each = _seconds_a_step(Trainer(objective, what.training, device=_device()), arrays) / self.where.workers
+        limits = (what.training.max_seconds, (what.training.steps or 1e12) * each)
+        seconds = min(v for v in limits if v is not None)
+        notes.append(f"{len(arrays):,} rows, batch {what.training.batch}, {1 / each:.2f} steps a second")
+        return Estimate(len(arrays), 0, 0, size, seconds, tuple(notes))
+
+    def tokenizer(self) -> Tokenizer | None:
+        """Of a model that reads texts: its experts', its base's, or one whose words are learned from the faces."""
+        model = self.what.model
+        if folders := folders_of(model):
+            found = (checkpoint.load_tokenizer(folder) for folder in folders.values())
+            return next((tokenizer for tokenizer in found if tokenizer is not None), None)
+        if self.what.init is not None:
+            return checkpoint.load_tokenizer(self.what.init)
+        if not isinstance(model, LDMSpec) or "text" not in model.modalities:
+            return None
+        return tokenizer_of(model.text or TransformerText(), self._texts)
+
+    def _texts(self) -> Iterator[str]:
+        faces, _ = open_input(self.what.faces)
+        for table in faces.tables("faces", ["split", "texts"]):
+            kept = table if self.what.split is None else table.filter(pc.equal(table["split"], self.what.split))
+            yield from (text for text in texts_of(kept, self.what.recipe).to_pylist() if text is not None)
+
+    def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingArrays:
+        """The training data in memory."""
+        what = self.what
+        faces, _ = open_input(what.faces)
+        columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
+        size, modalities = needs(what.model, what.first_stage)
+        pictures = "style" in modalities or (what.mask_aware is not None and what.mask_aware.decodes)
+        modalities = tuple(sorted({*modalities, *(["mask"] if what.mask_aware is not None else [])}))
+        places = [] if what.mask_aware is None else what.mask_aware.places
+        columns += [*places, *(["hint"] if "hint" in modalities else []), *(["identity_id"] if what.identity else [])]
+        if what.latents is None or not isinstance(what.model, DENOISERS):
+            arrays = load_arrays(
+                faces.tables("faces", columns), size=size, modalities=modalities, split=what.split,
+                tokenize=tokenizer, recipe=what.recipe, places=places, people=what.identity is not None,
+            )  # fmt: skip
+            return _with_centres(arrays, what)
+        latents, _ = open_input(what.latents)
+        assert what.first_stage is not None
+        return load_arrays(
+            faces.tables("faces", [c for c in columns if c != "image" or pictures]),
+            size=size,
+            modalities=modalities,
+            latents=latents.tables("latents"),
+            autoencoder=checkpoint.digest(what.first_stage),
+            split=what.split,
+            tokenize=tokenizer,
+            recipe=what.recipe,
+            pictures=pictures,
+            places=places,
+        )
+
+    def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
+        """A fresh objective, its weights drawn from the training seed."""
+        return objective_of(self.what, tokenizer)
+
+
+def _with_centres(arrays: TrainingArrays, what: TrainWhat) -> TrainingArrays:
+    """The arrays; `ConfigError` where there are more people than an embedder has centres for."""
+    people = 0 if arrays.identity is None else int(arrays.identity.max()) + 1
+    if what.identity is not None and people > what.identity.identities:
+        raise ConfigError(f"what.identity.identities: {what.faces} has {people:,} people; give as many or more")
+    return arrays
+
+
+def _absent(what: TrainWhat) -> Iterator[RaygenError]:
+    """What each input that is not there says."""
+    looks: list[Callable[[], object]] = [
+        partial(open_input, url) for url in (what.faces, what.latents) if url is not None
+    ]
+    folders = [folder for folder in (what.first_stage, what.init) if folder is not None]
+    folders += folders_of(what.model).values()
+    looks += [partial(checkpoint.digest, folder) for folder in folders]
+    for look in looks:
+        try:
+            look()
+        except RaygenError as error:
+            yield error
+
+
+def _seconds_a_step(trainer: Trainer, arrays: TrainingArrays) -> float:
+    batch = trainer.batch(arrays, 0)
+    trainer.update(batch, 0.0)  # the first one pays for what is only done once
+    began = time.perf_counter()
+    for _ in range(3):
+        trainer.update(batch, 0.0)
+    return (time.perf_counter() - began) / 3
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _rank(job: TrainJob, rank: int, world_size: int) -> Iterator[Step]:
+    """Everything one rank does: data, training, and on rank 0 sheets, records and the checkpoint."""
+    settle(job.where.threads)
+    folder, spec = Path(job.out) / "training", job.what.training
+    tokenizer = job.tokenizer()
+    arrays = job.arrays(tokenizer)
+    if _is_done(job, arrays):
+        return
+    trainer = Trainer(job.objective(tokenizer), spec, device=_device(), rank=rank, world_size=world_size)
+    journal = Journal(folder) if rank == 0 else None
+    last = None
+    for step in train(trainer, arrays, folder):
+        if journal is not None:
+            journal.write(step)
+            if _sheet_is_due(step.step, spec):
+                with trainer.averaged():
+                    journal.picture(step.step, sheet(trainer.objective, arrays, trainer.device))
+        last = step
+        yield step
+    if journal is not None:
+        _finish(job, trainer, arrays, last)
+        journal.close()
+
+
+def _is_done(job: TrainJob, arrays: TrainingArrays) -> bool:
+    """Whether an earlier command ended this very training; its checkpoint stays as it is, to the byte.
+
+    `ConfigError` where it was another one: going on from its end with more steps would be neither of the two, as
+    the learning rate had already come down.
+    """
+    out = Path(job.out)
+    try:
+        facts = json.loads((out / "training" / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not any((out / name).is_file() for name in ("raygen.json", "model.safetensors")):
+        return False
+    mine = _run_id(job, arrays)
+    if facts.get("run_id") != mine:
+        raise ConfigError(
+            f"{job.out} holds another training that has ended ({facts.get('run_id')}, {facts.get('steps')} steps; this "
+            f"one is {mine}): other settings or data. Choose another `out`"
+        )
+    return True
+
+
+def _run_id(job: TrainJob, arrays: TrainingArrays) -> str:
+    experts = digests_of(job.what)
+    return run_id({"what": job.what, "data": arrays.digest, **({"experts": experts} if experts else {})})
+
+
+def _sheet_is_due(step: int, spec: TrainSpec) -> bool:
+    """Whether the steps of this record passed a multiple of `sheet_every`."""
+    every = spec.sheet_every
+    return every is not None and step // every > max(0, step - spec.log_every) // every
+
+
+def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingArrays, last: Step | None) -> None:
+    module = trainer.objective.module
+    facts: dict[str, Any] = {
+        "run_id": _run_id(job, arrays),
+        "steps": trainer.step,
+        "pictures": trainer.step * job.what.training.batch,
+        "trained_s": round(trainer.elapsed, 1),
+        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
+        **({"loss": last.loss, "images_per_s": round(last.images_per_s, 1)} if last else {}),
+        "left_out": _left_out(arrays),
+    }
+    with trainer.averaged():
+        if isinstance(trainer.objective, AutoencoderObjective):
+            _calibrate(trainer.objective.stage, arrays, trainer.device)
+            facts |= _scores(job, trainer.objective, arrays, trainer.device)
+        facts["checkpoint"] = _save(job, module, facts)
+    (Path(job.out) / "training" / "result.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def _left_out(arrays: TrainingArrays) -> str:
+    """Faces that could not be trained on, and why."""
+    if not arrays.left_out:
+        return "none"
+    more = "; …" if len(arrays.left_out) > MENTIONED else ""
+    return f"{len(arrays.left_out)}: {'; '.join(arrays.left_out[:MENTIONED])}{more}"
+
+
+def _calibrate(stage: FirstStage, arrays: TrainingArrays, device: torch.device) -> None:
+    """Set the scale of the latents from the training pictures."""
+    assert arrays.images is not None
+    images = torch.from_numpy(arrays.images[:CALIBRATION])
+    with torch.no_grad():
+        parts = [stage.encode(to_pixels(part.to(device))).cpu() for part in torch.split(images, 64)]
+    stage.calibrate(torch.cat(parts))
+
+
+def _scores(
+    job: TrainJob, objective: AutoencoderObjective, arrays: TrainingArrays, device: torch.device
+) -> dict[str, Any]:
+    """How well pictures come back, and which pictures those were."""
+    what, given = job.what, arrays
+    if what.validation_split is not None:
+        faces, _ = open_input(what.faces)
+        tables = faces.tables("faces", ["face_id", "split", "image"])
+        given = load_arrays(tables, size=objective.stage.spec.image_size, split=what.validation_split)
+    assert given.images is not None
+    images = np.ascontiguousarray(given.images[: what.validation_pictures])
+    features = load_features(Small(), device)
+    scores = reconstruction_scores(objective.stage, images, features, device, objective.perceptual)
+    return {"reconstruction": scores, "scored": {"pictures": len(images), "split": what.validation_split or "training"}}
+
+
+def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
+    """The checkpoint in `out`, with the recipe that made it."""
+    try:
+        return _written(job, module, facts)
+    except OSError as error:
+        raise InfrastructureError(
+            f"{job.out}: the checkpoint cannot be written ({error.strerror or error}); the training state is whole, "
+            "and the same command ends the job"
+        ) from error
+
+
+def _written(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
+    out = Path(job.out)
+    recipe = {"recipe": job.what.model_dump(mode="json"), "result": facts}
+    if isinstance(module, SmallNetwork):
+        return save_small(module, out, weights=job.what.weights, extra=recipe)
+    # The checkpoint replaces its folder as a whole, so it is made beside the training state and moved in.
+    made = out.parent / f".{out.name}.checkpoint"
+    shutil.rmtree(made, ignore_errors=True)
+    name = checkpoint.save(module, made, weights=job.what.weights, extra=recipe)
+    for path in sorted(made.iterdir()):
+        target = out / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
+    made.rmdir()
+    return name

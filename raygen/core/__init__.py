@@ -1,0 +1,1 @@
+"""Configuration, errors, hashing, face labels and precision. Imports nothing else of raygen."""

@@ -1,0 +1,200 @@
+"""The grammar of a job: frozen specs, `Where`, dotted overrides, run ids, and the exception tree.
+
+Knows how a YAML file and `a.b=c` words become one validated, canonical, hashable description.
+Does not know any particular job, model or data set.
+
+    RaygenError                 exit code
+    ├── ConfigError             2   the job as written cannot run
+    ├── InputError              2   a file or row is not what it says (has a short machine-readable `reason`)
+    ├── TooManyBadRows          3   more rows failed than the job allows
+    ├── InfrastructureError     4   storage, workers or time failed; the same command may work later
+    └── IntegrityError          5   something stored is not what was committed
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
+
+from raygen.core.errors import ConfigError
+
+__all__ = ["Spec", "Where", "nearest", "override", "parse", "read_yaml"]
+
+
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_DEPTH = 64
+T = TypeVar("T")
+
+
+class Spec(BaseModel):
+    """Base of everything written in a job: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+    #: Keys that came after runs had been named: they go unsaid at their default, so that those runs keep their names.
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _said(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = fields(self)
+        for name in self.LATER:
+            if name in found and getattr(self, name) == type(self).model_fields[name].default:
+                del found[name]
+        return found
+
+
+class Where(Spec):
+    """Where a job runs. Never part of `run_id`: the rows are the same wherever they were made."""
+
+    runner: Literal["local", "ray"] = Field("local", description="plain loop in this process, or Ray actors")
+    workers: int = Field(1, ge=1, le=4096, description="actors (ray) or ranks (train)")
+    cpus: float = Field(1, ge=0, le=1024, description="logical CPUs an actor asks Ray for")
+    gpus: float = Field(0, ge=0, le=64, description="GPUs an actor asks Ray for")
+    threads: int = Field(1, ge=1, le=1024, description="compute threads in an actor; part of bit-equality on a CPU")
+    address: str | None = Field(
+        None, description="Ray address; none starts a local one on loopback, or joins $RAY_ADDRESS"
+    )
+    tries: int = Field(3, ge=1, le=100, description="starts of a shard in one run before it is set aside")
+    shard_timeout_s: float = Field(
+        1800, gt=0, description="a shard that takes longer is stopped with its stack written down"
+    )
+    stall_timeout_s: float = Field(
+        1800, gt=0, description="no shard finished for so long (or 5 x p95): the run ends with 4"
+    )
+
+
+def nearest(value: str, known: Iterable[str]) -> str:
+    """The end of an error message: `; did you mean 'hair'?`, or nothing where no known word is near."""
+    near = difflib.get_close_matches(value, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A job file as a dictionary; `ConfigError` where it is missing, too large or not a mapping."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if len(data) > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES} bytes")
+    try:
+        document = _load(data, str(path))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: a job is a mapping of keys to values")
+    return document
+
+
+_OPENING = (
+    yaml.FlowSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.BlockMappingStartToken,
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
+
+def _load(data: str | bytes, source: str) -> object:
+    """YAML as plain values. What could take gigabytes or hours is refused while it is still a stream of tokens."""
+    depth = 0
+    for token in yaml.scan(data, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken):  # a few aliases of aliases unfold to gigabytes
+            raise ConfigError(f"{source}: YAML aliases (*name) are not allowed in a job")
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if depth > MAX_YAML_DEPTH:  # the parser takes quadratic time and then overflows the stack
+            raise ConfigError(f"{source}: nested deeper than {MAX_YAML_DEPTH} levels")
+    value: object = yaml.safe_load(data)
+    return value
+
+
+def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """A copy of `document` with `a.b=c` words applied; values are read as YAML scalars, lists or maps."""
+    result = cast("dict[str, Any]", json.loads(json.dumps(document, default=str)))
+    for word in assignments:
+        key, equals, text = word.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"{word!r}: an override is written a.b=value")
+        try:
+            value = _load(text, repr(word[:80])) if text else None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{word[:80]!r}: the value is not valid YAML") from error
+        _assign(result, key.split("."), value, word)
+    return result
+
+
+def _assign(node: dict[str, Any], path: Sequence[str], value: object, word: str) -> None:
+    for part in path[:-1]:
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{word!r}: {part!r} is a value, not a group of keys")
+        node = child
+    node[path[-1]] = value
+
+
+def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
+    """Validate `document` as `kind` (a Spec or a union of them); `ConfigError` says what, where and what is near."""
+    try:
+        return cast(T, TypeAdapter(kind).validate_python(document))
+    except ValidationError as error:
+        lines = [_explain(kind, document, dict(problem)) for problem in error.errors(include_url=False)]
+        raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
+
+
+def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
+    where = _path(document, problem["loc"], missing=problem["type"] == "missing")
+    if problem["type"] == "extra_forbidden":
+        return f"{where}: unknown key" + nearest(str(problem["loc"][-1]), _known_keys(kind, problem["loc"]))
+    message = f"{where}: {problem['msg']}"
+    if problem["type"] == "literal_error":
+        names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        message = f"{where}: {problem.get('input')!r} is not one of {', '.join(names)}"[:400]
+        return message + nearest(str(problem.get("input")), names)
+    if problem["type"] != "missing":
+        message += f" (got {problem.get('input')!r})"[:200]
+    return message
+
+
+def _path(document: Any, loc: Sequence[str | int], *, missing: bool) -> str:
+    """The dotted path as the user wrote it: pydantic also names the union member it chose, which no file contains."""
+    kept, node = [], document
+    for place, part in enumerate(loc):
+        try:
+            node = node[part]
+        except (KeyError, IndexError, TypeError):
+            if not (missing and place == len(loc) - 1):
+                continue
+        kept.append(str(part))
+    return ".".join(kept) or "(top)"
+
+
+def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
+    """The field names valid where `loc` points: of the chosen member where it passes through a union of specs."""
+    models = _models(kind)
+    for part in loc[:-1]:
+        chosen = [model for model in models if part in _tags(model)]
+        fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
+        models = chosen or [inner for field in fields for inner in _models(field.annotation)] or models
+    return [name for model in models for name in model.model_fields]
+
+
+def _models(kind: Any) -> list[type[BaseModel]]:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return [kind]
+    return [model for argument in get_args(kind) for model in _models(argument)]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()

@@ -1,0 +1,55 @@
+"""Exceptions and the exit code of each."""
+
+from typing import Any, ClassVar
+
+__all__ = ["ConfigError", "InfrastructureError", "InputError", "IntegrityError", "RaygenError", "TooManyBadRows"]
+
+
+class RaygenError(Exception):
+    """Base of every error raygen raises on purpose; `exit_code` is what the command returns."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(RaygenError):
+    """The job as written cannot run: unknown key, value out of range, missing file or bucket."""
+
+    exit_code = 2
+
+
+class InputError(RaygenError):
+    """Input data is not what it claims to be; `reason` is a short stable word such as `truncated`."""
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, reason: str = "invalid") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {super().__str__()}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _input_error, (super().__str__(), self.reason)
+
+
+def _input_error(message: str, reason: str) -> InputError:
+    return InputError(message, reason=reason)
+
+
+class TooManyBadRows(RaygenError):
+    """More rows failed than `bad_rows` allows; what was made is kept, `_SUCCESS` is not written."""
+
+    exit_code = 3
+
+
+class InfrastructureError(RaygenError):
+    """Storage, a worker or the clock failed; running the same command again may work."""
+
+    exit_code = 4
+
+
+class IntegrityError(RaygenError):
+    """Stored bytes differ from what was committed, or two tries of one shard differ."""
+
+    exit_code = 5

@@ -1,0 +1,1 @@
+"""The procedural data set: drawn faces with exact masks and attributes."""

@@ -1,0 +1,1 @@
+"""SAMPLES to SCORES to METRICS: scoring, aggregation, reference sets, slices."""

@@ -1,0 +1,62 @@
+"""Compares samples with reference statistics that other tools wrote (torch-fidelity, clean-fid, ADM)."""
+
+import hashlib
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raygen.core.errors import ConfigError, InputError
+from raygen.evaluation.aggregate import FEATURES, MetricRows, Scored, features_of
+from raygen.evaluation.feature_metrics import Kin, add_frechet
+from raygen.extractors.base import Features
+from raygen.metrics.frechet_stats import WIDEST, Statistics, checked, read_statistics
+from raygen.store.weight_file import open_weights
+
+__all__ = ["statistics_in", "to_statistics"]
+
+
+def to_statistics(path: str, scores: Mapping[str, Scored], network: Features, run_id: str, kin: Kin) -> Any:
+    """METRICS with the Fréchet distance to the mean and covariance in `path`, under a slice of its own.
+
+    Nobody can know from such a file which network and which resize it is of: whoever names it says that they are this
+    network's. How many rows it is of nobody says either, so `low_n` speaks of the generated ones alone.
+    `ConfigError` where it cannot be read or has another width.
+    """
+    made = scores[f"{FEATURES}{network.name}"]
+    try:
+        sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        rows, said = MetricRows(run_id, sha256), {**network.protocol(), "statistics": Path(path).name}
+        reference = statistics_in(path).reference()
+        add_frechet(rows.add, "all/statistics", network.metric, features_of(made), reference, said, kin)
+    except (OSError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"what.statistics: {path}: {error}") from error
+    return rows.table()
+
+
+def statistics_in(path: str | Path) -> Statistics:
+    """Of an .npz, or of a file that torch saved, such as torch-fidelity's cache: a pickle, which is read as data.
+
+    `ValueError` for what is no such file, asks for anything to be run, or holds no covariance; `OSError` where there is
+    no file.
+    """
+    with Path(path).open("rb") as file:
+        pickled = file.read(1) == b"\x80"
+        file.seek(0)
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                pickled = any(name.endswith("/data.pkl") for name in archive.namelist())
+    if not pickled:
+        return read_statistics(path)
+    try:
+        there = open_weights(path).tensors
+    except (InputError, ConfigError) as error:
+        raise ValueError(str(error)) from error
+    for name, sides in (("mu", 1), ("sigma", 2)):
+        if name not in there:
+            raise ValueError(f"{path}: has no {name} (it has {', '.join(sorted(there)[:8])})")
+        entry = there[name]
+        if len(entry.shape) != sides or max(entry.shape, default=0) > WIDEST or not entry.dtype.startswith("float"):
+            raise ValueError(f"{path}: {name} of {entry.dtype} and shape {entry.shape}, not of statistics")
+    mean, covariance = (there[name].read().double().numpy() for name in ("mu", "sigma"))
+    return checked(mean, covariance, str(path))

@@ -1,0 +1,156 @@
+"""What only two pictures together say: how far a picture is from a baseline's, and how much those of a group differ.
+
+Knows which pictures are compared. Knows neither the maths of the comparison nor how rows become one number.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field, model_validator
+
+from raygen.core.config import Spec
+from raygen.core.errors import InputError
+from raygen.core.precision import settle
+from raygen.extractors.lpips import LPIPSSpec, load_lpips
+from raygen.metrics.image_similarity import Likeness
+from raygen.metrics.leakage import change, region
+from raygen.store.images import decode_image, decode_mask, fit_mask
+from raygen.store.lookup import StoredRows
+from raygen.store.schemas import SCORES
+
+__all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "RelationSpec", "RelationWorker", "protocols"]
+
+
+UInt8Array = npt.NDArray[np.uint8]
+#: Names of the measurements; diversity is followed by what measured it.
+CHANGE: Final = "change"
+DIVERSITY: Final = "diversity"
+#: Of SAMPLES that are read.
+COLUMNS: Final = ("sample_id", "image", "mask", "style_parts", "group_id")
+
+
+class RelationSpec(Spec):
+    """What to compare. Pictures of the two runs belong together by `sample_id`, so their noise is the same."""
+
+    baseline: str | None = Field(
+        None, description="generate run with the same rows: change inside and outside of `style_parts`, and leakage"
+    )
+    margin: int = Field(0, ge=0, le=256, description="pixels around the border of the parts that count as neither")
+    diversity: bool = Field(False, description="mean distance between the pictures of a group")
+    lpips: LPIPSSpec | None = Field(None, description="distance is LPIPS instead of 1 - SSIM")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "RelationSpec":
+        if self.baseline is None and not self.diversity:
+            raise ValueError("name a `baseline`, or ask for `diversity`")
+        return self
+
+
+def protocols(spec: RelationSpec) -> dict[str, Mapping[str, Any]]:
+    """What the numbers depend on, by the name of the measurement; change and leakage are under `relate`."""
+    found: dict[str, Mapping[str, Any]] = {"relate": {"margin": spec.margin}}
+    if spec.diversity:
+        likeness = Likeness(load_lpips(spec.lpips) if spec.lpips else None, torch.device("cpu"))
+        found[f"{DIVERSITY}:{likeness.name}"] = likeness.protocol()
+    return found
+
+
+class RelationWorker:
+    """SAMPLES rows -> SCORES; partners are read from where they are stored."""
+
+    def __init__(self, spec: RelationSpec, samples: str, *, run_id: str, threads: int) -> None:
+        """`samples`: the folder that the rows come from, for the others of a group."""
+        settle(threads)
+        self.spec, self.run_id = spec, run_id
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.likeness = Likeness(load_lpips(spec.lpips) if spec.lpips else None, device) if spec.diversity else None
+        self.others = StoredRows(samples, ("image",), table="samples")
+        self.baseline = None if spec.baseline is None else StoredRows(spec.baseline, ("image",), table="samples")
+        self._groups: dict[str, list[str]] | None = None
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Measure now; rows without a picture are left out, as is a partner without one."""
+        good = [row for row in rows.select(COLUMNS).to_pylist() if row["image"] is not None]
+        images = {row["sample_id"]: decode_image(row["image"]["bytes"]) for row in good}
+        found = [*self._changes(good, images), *self._diversity(good, images)]
+        columns = {
+            "sample_id": [name for name, _, _ in found],
+            "attempt": [0] * len(found),
+            "metric": [metric for _, metric, _ in found],
+            "run_id": [self.run_id] * len(found),
+            "vector": [vector for _, _, vector in found],
+        }
+        scores = pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
+        return lambda: {"scores": scores}
+
+    def _changes(
+        self, rows: Sequence[Mapping[str, Any]], images: Mapping[str, UInt8Array]
+    ) -> Iterable[tuple[str, str, list[float]]]:
+        if self.baseline is None:
+            return
+        for name, before in _pictures(self.baseline, images).items():
+            row = next(r for r in rows if r["sample_id"] == name)
+            made = images[name]
+            if made.shape != before.shape:
+                raise InputError(f"{name}: {made.shape[1]} px, in the baseline {before.shape[1]} px", reason="size")
+            everywhere = np.ones(made.shape[:2], dtype=bool)
+            inside, outside = everywhere, ~everywhere
+            if row["style_parts"]:
+                if row["mask"] is None:
+                    continue  # without a mask nobody knows where a part is
+                mask = fit_mask(decode_mask(row["mask"]["bytes"]), made.shape[0])
+                inside, outside = region(mask, tuple(row["style_parts"]), self.spec.margin)
+            yield name, CHANGE, change(made, before, inside, outside)
+
+    def _diversity(
+        self, rows: Sequence[Mapping[str, Any]], images: Mapping[str, UInt8Array]
+    ) -> Iterable[tuple[str, str, list[float]]]:
+        """Each row with those before it in its group, so that every pair is measured once, wherever rows are."""
+        if self.likeness is None:
+            return
+        earlier = {row["sample_id"]: self._before(row["group_id"], row["sample_id"]) for row in rows}
+        missing = {name for names in earlier.values() for name in names} - set(images)
+        known = {**images, **_pictures(self.others, missing)}
+        groups: dict[str, dict[str, list[str]]] = {}
+        for row in rows:
+            others = [other for other in earlier[row["sample_id"]] if other in known]
+            if others:
+                groups.setdefault(row["group_id"], {})[row["sample_id"]] = others
+        sums = {name: found for group in groups.values() for name, found in _sums(self.likeness, group, known)}
+        for name in earlier:
+            if name in sums:
+                yield name, f"{DIVERSITY}:{self.likeness.name}", sums[name]
+
+    def _before(self, group: str | None, name: str) -> list[str]:
+        if self._groups is None:
+            self._groups = {}
+            table = self.others.all(["group_id", "sample_id"])
+            for one, other in zip(table["group_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True):
+                if one is not None:
+                    self._groups.setdefault(one, []).append(other)
+        names = self._groups.get(group, []) if group is not None else []
+        return names[: names.index(name)] if name in names else []
+
+
+def _sums(
+    likeness: Likeness, partners: Mapping[str, Sequence[str]], known: Mapping[str, UInt8Array]
+) -> Iterable[tuple[str, list[float]]]:
+    """Rows of one group, each with those to compare it to -> the sum of its distances and their number."""
+    names = list(dict.fromkeys([*partners, *(other for others in partners.values() for other in others)]))
+    place = {name: i for i, name in enumerate(names)}
+    wanted = [(place[name], place[other]) for name, others in partners.items() for other in others]
+    distances = 1 - likeness.pairs(np.stack([known[name] for name in names]), wanted)
+    start = 0
+    for name, others in partners.items():
+        yield name, [float(distances[start : start + len(others)].sum()), float(len(others))]
+        start += len(others)
+
+
+def _pictures(rows: StoredRows, names: Iterable[str]) -> dict[str, UInt8Array]:
+    """Pictures by id; rows that failed have none."""
+    found = rows(names)
+    return {name: decode_image(row["image"]["bytes"]) for name, row in found.items() if row["image"] is not None}

@@ -1,0 +1,318 @@
+"""Pictures -> SCORES.
+
+Knows which measurements a row gets, and under which names. Knows no network in particular, not where rows come from
+and not how they become one number. Rows hold features and exact counts, never a mean, so any subset can be computed
+again.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field, model_validator
+
+from raygen.core.config import Spec
+from raygen.core.precision import settle
+from raygen.extractors.base import (
+    FeatureSpec,
+    Inception,
+    ParserSpec,
+    Small,
+    by_content,
+    load_classifier,
+    load_features,
+    load_parser,
+)
+from raygen.extractors.clip import ClipSpec, load_clip
+from raygen.extractors.face_embedder import IdentitySpec, load_identity
+from raygen.extractors.inception import InceptionFeatures
+from raygen.extractors.lpips import LPIPSSpec, load_lpips
+from raygen.metrics.attributes import codes
+from raygen.metrics.image_similarity import Likeness, psnr, ssim
+from raygen.metrics.segmentation import Counts, confusion
+from raygen.store.images import decode_image, decode_mask, fit_image
+from raygen.store.lookup import References
+from raygen.store.schemas import SCORES
+
+__all__ = ["FACE", "Observer", "ScoreSpec", "ScoreWorker"]
+
+
+UInt8Array = npt.NDArray[np.uint8]
+#: What follows the name of features that were taken of the face alone, and the classes whose bounding box it is.
+FACE: Final = "@face"
+FACE_CLASSES: Final = range(1, 13)
+#: Networks by what is meant by the bundled one of them.
+KINDS: Final = {"parser": "parser", "features": "parser", "classifier": "classifier", "text": "", "lpips": ""}
+
+
+class ScoreSpec(Spec):
+    """What to measure with. None leaves a measurement out."""
+
+    LATER = frozenset({"text", "logits", "reconstruction", "lpips", "condition_size", "identity"})
+
+    parser: ParserSpec | None = Field(default_factory=Small)
+    features: FeatureSpec | None = Field(default_factory=Small)
+    classifier: Small | None = Field(default_factory=Small, description="of the 40 attributes")
+    face_features: bool = Field(False, description="features of the face's bounding box in the wanted mask, too")
+    similarity: bool = Field(False, description="SSIM to the face that a row's `source` names")
+    text: ClipSpec | None = Field(None, description="CLIP model for how well pictures fit their text")
+    logits: bool = Field(False, description="class logits of Inception as well, for the inception score")
+    reconstruction: bool = Field(
+        False,
+        description="SSIM, PSNR, and LPIPS where `lpips` is there, to that face; of a round trip, to what went in",
+    )
+    lpips: LPIPSSpec | None = Field(None, description="weights of LPIPS, for `reconstruction`")
+    condition_size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="side that masks had as conditions, such as 32: mask accuracy at that size, too",
+    )
+    identity: IdentitySpec | None = Field(None, description="face embedder: who each picture shows")
+
+    @model_validator(mode="after")
+    def _logits_are_inceptions(self) -> "ScoreSpec":
+        if self.logits and not isinstance(self.features, Inception):
+            raise ValueError("`logits` needs `features: {kind: inception, …}`")
+        if self.lpips is not None and not self.reconstruction:
+            raise ValueError("`lpips` is for `reconstruction: true`")
+        if self.condition_size is not None and self.parser is None:
+            raise ValueError("`condition_size` needs a `parser`")
+        return self
+
+    def by_content(self) -> dict[str, Any]:
+        """What plans and references keep of it: networks by the sha256 of their weights, not by where they lie."""
+        said = self.model_dump(mode="json")
+        for name, kind in KINDS.items():
+            if (network := getattr(self, name)) is not None:
+                said[name] = by_content(network, kind)
+        if self.identity is not None:
+            said["identity"]["network"] = by_content(self.identity.network, "embedder")
+        return said
+
+    @property
+    def to_source(self) -> str | None:
+        """The key that asks for comparisons with the faces that rows name; None where none does."""
+        return "reconstruction" if self.reconstruction else "similarity" if self.similarity else None
+
+
+class Observer:
+    """Measures pictures that are still pixels: one row a picture and measurement."""
+
+    def __init__(self, spec: ScoreSpec, *, run_id: str, attempt: int = 0, sources: References | None = None) -> None:
+        """`sources`: faces by id, for how like them pictures are."""
+        settle()
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.spec = spec
+        self.run_id, self.attempt, self.sources = run_id, attempt, sources if spec.to_source else None
+        self.parser = None if spec.parser is None else load_parser(spec.parser, device)
+        self.features = None if spec.features is None else load_features(spec.features, device)
+        self.classifier = None if spec.classifier is None else load_classifier(spec.classifier, device)
+        self.clip = None if spec.text is None else load_clip(spec.text, device)
+        self.identity = None if spec.identity is None else load_identity(spec.identity, device)
+        self.lpips = None if spec.lpips is None else Likeness(load_lpips(spec.lpips), device)
+
+    def named(self, run_id: str, attempt: int) -> "Observer":
+        """The same networks, for the rows of another run."""
+        made = copy.copy(self)
+        made.run_id, made.attempt = run_id, attempt
+        return made
+
+    def __call__(self, images: UInt8Array, rows: pa.Table, real: UInt8Array | None = None) -> pa.Table:
+        """SCORES of pictures uint8 [n, H, W, 3]; `rows` brings ids and the masks that were wanted.
+
+        `real`: what the pictures are reconstructions of, of their shape, where it is not the faces that rows name.
+        """
+        ids = rows[rows.column_names[0]].to_pylist()
+        found: list[tuple[str, str, list[float]]] = []
+        tensor = torch.from_numpy(np.ascontiguousarray(images))
+        if self.features is not None and len(ids):
+            vectors = self.features.features(tensor)
+            found += _each(ids, f"features:{self.features.name}", vectors)
+            if self.spec.logits and isinstance(self.features, InceptionFeatures):
+                found += _each(ids, f"logits:{self.features.name}", self.features.logits_of(vectors))
+            if self.spec.face_features and "mask" in rows.column_names:
+                found += self._faces(ids, tensor, rows["mask"].to_pylist())
+        if self.identity is not None and len(ids):
+            found += self._identities(ids, tensor, rows["mask"].to_pylist() if "mask" in rows.column_names else [])
+        if self.parser is not None and "mask" in rows.column_names and len(ids):
+            found += self._segmentation(ids, tensor, rows["mask"].to_pylist())
+        if self.classifier is not None and "attributes" in rows.column_names and len(ids):
+            found += self._attributes(ids, tensor, rows["attributes"].to_pylist())
+        if self.clip is not None and "text" in rows.column_names:
+            found += self._texts(ids, tensor, rows["text"].to_pylist())
+        if real is not None and self.spec.reconstruction:
+            found += self._pairs(ids, images, real)
+        elif self.sources is not None and "source" in rows.column_names:
+            found += self._to_source(ids, images, rows["source"].to_pylist())
+        return self._table(found)
+
+    def _faces(
+        self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        """Features of the part of each picture where its mask has the face."""
+        assert self.features is not None
+        kept, cut = _cut(images, masks)
+        if not kept:
+            return []
+        return _each([ids[i] for i in kept], f"features:{self.features.name}{FACE}", self.features.features(cut))
+
+    def _identities(
+        self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        """Who each picture shows, by the whole of it or by its face."""
+        assert self.identity is not None
+        if self.identity.spec.region == "picture":
+            return _each(ids, f"identity:{self.identity.name}", self.identity.embed(images))
+        kept, cut = _cut(images, masks)
+        return _each([ids[i] for i in kept], f"identity:{self.identity.name}", self.identity.embed(cut)) if kept else []
+
+    def _texts(
+        self, ids: Sequence[str], images: torch.Tensor, texts: Sequence[str | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        assert self.clip is not None
+        said = [i for i, text in enumerate(texts) if text]
+        if not said:
+            return []
+        cosines = self.clip.scores(images[said], [str(texts[i]) for i in said])
+        return _each([ids[i] for i in said], self.clip.name, cosines[:, None])
+
+    def _to_source(
+        self, ids: Sequence[str], images: UInt8Array, names: Sequence[str | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        assert self.sources is not None
+        named = [(i, name) for i, name in enumerate(names) if name is not None]
+        if not named:
+            return []
+        faces = self.sources([name for _, name in named])
+        real = [fit_image(decode_image(faces[name]["image"]["bytes"]), images.shape[1]) for _, name in named]
+        return self._pairs([ids[i] for i, _ in named], images[[i for i, _ in named]], np.stack(real))
+
+    def _pairs(self, ids: Sequence[str], made: UInt8Array, real: UInt8Array) -> list[tuple[str, str, list[float]]]:
+        """How like its own real picture each one is, by what the spec asks for."""
+        found = {"ssim:source": ssim(made, real)}
+        if self.spec.reconstruction:
+            found["psnr:source"] = psnr(made, real)
+        if self.lpips is not None:
+            found[f"lpips:source:{self.lpips.network}"] = 1 - self.lpips(made, real)
+        return [
+            (one, name, [float(value)])
+            for name, values in found.items()
+            for one, value in zip(ids, values, strict=True)
+        ]
+
+    def _segmentation(
+        self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        assert self.parser is not None
+        wanted = [i for i, mask in enumerate(masks) if mask is not None and mask["bytes"] is not None]
+        if not wanted:
+            return []
+        labels = self.parser.parse(images[wanted]).numpy()
+        result = []
+        for i, label in zip(wanted, labels, strict=True):
+            mask = decode_mask(masks[i]["bytes"])  # type: ignore[index]
+            target = _resized(mask, label.shape)
+            result.append((ids[i], f"segmentation:{self.parser.name}", Counts.of(confusion(target, label)).vector()))
+            if side := self.spec.condition_size:
+                small = Counts.of(confusion(_resized(mask, (side, side)), _resized(label, (side, side))))
+                result.append((ids[i], f"condition:{self.parser.name}@{side}", small.vector()))
+        return result
+
+    def _attributes(
+        self, ids: Sequence[str], images: torch.Tensor, wanted: Sequence[Sequence[int] | None]
+    ) -> list[tuple[str, str, list[float]]]:
+        assert self.classifier is not None
+        asked = [i for i, values in enumerate(wanted) if values is not None]
+        if not asked:
+            return []
+        found = self.classifier.attributes(images[asked]).numpy()
+        vectors = codes(np.array([wanted[i] for i in asked], dtype=np.int8), found).astype(float)
+        name = f"attributes:{self.classifier.name}"
+        return [(ids[i], name, vector.tolist()) for i, vector in zip(asked, vectors, strict=True)]
+
+    def _table(self, found: Sequence[tuple[str, str, list[float]]]) -> pa.Table:
+        columns = {
+            "sample_id": [row[0] for row in found],
+            "attempt": [self.attempt] * len(found),
+            "metric": [row[1] for row in found],
+            "run_id": [self.run_id] * len(found),
+            "vector": [row[2] for row in found],
+        }
+        return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
+
+    def protocols(self) -> dict[str, Mapping[str, Any]]:
+        """What the numbers depend on, by the network's name."""
+        networks = [n for n in (self.parser, self.features, self.classifier, self.clip, self.identity) if n is not None]
+        lpips = {} if self.lpips is None else {f"lpips:{self.lpips.network}": self.lpips.protocol()}
+        return {network.name: network.protocol() for network in networks} | lpips
+
+
+def _each(ids: Sequence[str], name: str, vectors: torch.Tensor) -> list[tuple[str, str, list[float]]]:
+    return [(i, name, vector.tolist()) for i, vector in zip(ids, vectors.cpu().numpy(), strict=True)]
+
+
+def _cut(images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]) -> tuple[list[int], torch.Tensor]:
+    """The face of each picture by its mask, brought to the picture's size, and which pictures those are of."""
+    size = tuple(images.shape[1:3])
+    cut, kept = [images[:0]], []
+    for i, mask in enumerate(masks):
+        if mask is None or mask["bytes"] is None:
+            continue
+        face = np.isin(_resized(decode_mask(mask["bytes"]), size), FACE_CLASSES)
+        if not face.any():
+            continue
+        y, x = (np.flatnonzero(face.any(axis=axis)) for axis in (1, 0))
+        part = images[i, y[0] : y[-1] + 1, x[0] : x[-1] + 1].movedim(-1, 0)[None].float()
+        whole = torch.nn.functional.interpolate(part, size, mode="bilinear", antialias=True)
+        cut.append(whole.round().clamp(0, 255).to(torch.uint8).movedim(1, -1))
+        kept.append(i)
+    return kept, torch.cat(cut)
+
+
+def _resized(mask: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:
+    """Nearest neighbour; labels are never mixed."""
+    if mask.shape == shape:
+        return mask
+    y = (np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0]
+    x = (np.arange(shape[1]) + 0.5) * mask.shape[1] / shape[1]
+    result: UInt8Array = mask[y.astype(int)[:, None], x.astype(int)[None, :]]
+    return result
+
+
+class ScoreWorker:
+    """SAMPLES or FACES rows -> SCORES: what `Observer` does, on pictures that are stored."""
+
+    def __init__(
+        self,
+        spec: ScoreSpec,
+        *,
+        run_id: str,
+        threads: int,
+        through: Callable[[UInt8Array], UInt8Array] | None = None,
+        sources: References | None = None,
+    ) -> None:
+        settle(threads)
+        self.observe = Observer(spec, run_id=run_id, sources=sources)
+        self.through = through
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Measure now. Rows without a picture are left out; one that cannot be read is an `InputError`.
+
+        Pictures were checked when they were committed, so a bad one here is damage, not data.
+        """
+        good = rows.filter(rows["image"].is_valid())
+        images = [decode_image(value["bytes"]) for value in good["image"].to_pylist()]
+        parts = [self._same_size(images, good, shape) for shape in dict.fromkeys(i.shape for i in images)]
+        table = pa.concat_tables(parts) if parts else SCORES.empty_table()
+        return lambda: {"scores": table}
+
+    def _same_size(self, images: Sequence[UInt8Array], rows: pa.Table, shape: tuple[int, ...]) -> pa.Table:
+        index = [i for i, image in enumerate(images) if image.shape == shape]
+        batch = np.stack([images[i] for i in index])
+        made = batch if self.through is None else self.through(batch)
+        return self.observe(made, rows.take(index), real=None if self.through is None else batch)

@@ -1,0 +1,1 @@
+"""Runs workers over shards, in a plain loop or on Ray."""

@@ -1,0 +1,83 @@
+"""The one place that starts or joins Ray.
+
+Knows how a local Ray is started so that it cannot hang or be reached from outside: loopback only, more logical
+CPUs than actors, token authentication as Ray sets it. Knows nothing of jobs.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from raygen.core.config import Where
+from raygen.core.errors import ConfigError, InfrastructureError
+
+__all__ = ["connected", "logical_cpus"]
+
+
+#: CPUs kept free beside the actors: a pool that takes every CPU never lets Ray Data run its read tasks.
+SPARE_CPUS = 2
+#: Loggers of Ray that warn of what was chosen on purpose: the token, and no progress bars of Ray's own.
+QUIET = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")
+_UNSAFE = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"
+
+
+def logical_cpus(where: Where) -> int:
+    """CPUs a local Ray is told to have: the machine's, or what the actors ask for plus the spare ones."""
+    return max(os.cpu_count() or 1, round(where.workers * where.cpus) + SPARE_CPUS)
+
+
+@contextmanager
+def connected(where: Where) -> Iterator[None]:
+    """Ray for the length of the block. A Ray that was already connected is used and left running."""
+    if os.environ.get(_UNSAFE) == "1":
+        raise ConfigError(f"{_UNSAFE}=1 lets a Parquet file run code while it is read; unset it")
+    if ray.is_initialized():
+        yield
+        return
+    _start(where)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(where: Where) -> None:
+    threads = str(where.threads)
+    environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.update({"RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TQDM": "0"})
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    address = where.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address and address != "local":
+            ray.init(
+                address=address, runtime_env={"env_vars": environment}, log_to_driver=True, logging_level="warning"
+            )
+            return
+        ray.init(
+            address="local",
+            num_cpus=logical_cpus(where),
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            runtime_env={"env_vars": environment},
+            log_to_driver=True,
+            logging_level="warning",
+            configure_logging=True,
+        )
+        _guard_token()
+    except Exception as error:  # Ray raises bare ones where a process of its own is too slow to start
+        raise InfrastructureError(f"Ray could not be started or joined: {error}") from error
+
+
+def _guard_token() -> None:
+    """Ray writes its token readable by everyone on the machine; it opens the cluster, so make it private."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if token.is_file() and stat.S_IMODE(token.stat().st_mode) & 0o077:
+        token.chmod(0o600)

@@ -1,0 +1,229 @@
+"""The bundled networks that look at pictures: a parser, an attribute classifier, a face embedder; of drawn faces.
+
+Knows their shapes, the augmentation they are trained with, and their checkpoint folders. The parser's pooled
+bottleneck is a feature vector for Fréchet distances. Numbers carry their names; they replace no published network.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from raygen.core.config import Spec, parse
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import ATTRIBUTES, CLASSES
+
+__all__ = [
+    "SmallClassifier",
+    "SmallClassifierSpec",
+    "SmallEmbedder",
+    "SmallEmbedderSpec",
+    "SmallNetwork",
+    "SmallParser",
+    "SmallParserSpec",
+    "augment",
+    "load_small",
+    "save_small",
+    "small_digest",
+]
+
+
+WEIGHTS: Final = "model.safetensors"
+
+
+class SmallParserSpec(Spec):
+    """Shape of a small parser. Pictures of another size are resized to `image_size` and the labels back."""
+
+    kind: Literal["parser"] = "parser"
+    image_size: int = Field(64, ge=16, le=512)
+    channels: tuple[int, ...] = Field(
+        (16, 32, 64, 96), min_length=2, description="one a level; each further one halves"
+    )
+
+
+class SmallClassifierSpec(Spec):
+    """Shape of a small attribute classifier. Pictures of another size are resized to `image_size`."""
+
+    kind: Literal["classifier"] = "classifier"
+    image_size: int = Field(64, ge=16, le=512)
+    channels: tuple[int, ...] = Field(
+        (16, 32, 64, 96), min_length=2, max_length=6, description="one a level; each further one halves"
+    )
+    hidden: int = Field(128, ge=8)
+
+
+class SmallEmbedderSpec(Spec):
+    """Shape of a small face embedder. Pictures of another size are resized to `image_size`."""
+
+    kind: Literal["embedder"] = "embedder"
+    image_size: int = Field(64, ge=16, le=512)
+    channels: tuple[int, ...] = Field(
+        (16, 32, 64, 96), min_length=2, max_length=6, description="one a level; each further one halves"
+    )
+    width: int = Field(128, ge=2, description="numbers of an embedding")
+
+
+class SmallNetwork(nn.Module):
+    """Feature maps of pixels [B, 3, H, W] in -1..1. The first level works at half resolution inside."""
+
+    def __init__(self, spec: SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        c = spec.channels
+        self.stem = _block(12, c[0])  # pixels of 2x2 squares as channels: full resolution costs most and adds little
+        self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in itertools.pairwise(c))
+
+    def trunk(self, pixels: Tensor) -> list[Tensor]:
+        """Feature maps of every level, the coarsest last."""
+        maps = [self.stem(F.pixel_unshuffle(pixels, 2))]
+        for block in self.down:
+            maps.append(block(maps[-1]))
+        return maps
+
+
+class SmallParser(SmallNetwork):
+    """Pixels [B, 3, H, W] in -1..1 -> logits [B, 19, H, W]."""
+
+    def __init__(self, spec: SmallParserSpec) -> None:
+        super().__init__(spec)
+        c = spec.channels
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(c[::-1][1:], c[::-1], strict=False))
+        self.head = nn.Conv2d(c[0], 4 * len(CLASSES), 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits of every pixel."""
+        maps = self.trunk(pixels)
+        x = maps.pop()
+        for block in self.up:
+            x = F.interpolate(x, scale_factor=2, mode="nearest")
+            x = block(torch.cat([maps.pop(), x], dim=1))
+        logits: Tensor = F.pixel_shuffle(self.head(x), 2)
+        return logits
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Mean and deviation of the bottleneck over the picture, [B, 2 x channels[-1]]."""
+        x = self.trunk(pixels)[-1].flatten(2)
+        return torch.cat([x.mean(dim=2), x.std(dim=2)], dim=1)
+
+
+class SmallClassifier(SmallNetwork):
+    """Pixels [B, 3, H, W] in -1..1 -> logits of the 40 attributes [B, 40].
+
+    An earring is a few pixels and hair half a picture: every level says what is there on the whole (mean) and
+    anywhere at all (maximum). A smile is where the corners of the mouth are: the coarsest level says where.
+    """
+
+    def __init__(self, spec: SmallClassifierSpec) -> None:
+        super().__init__(spec)
+        side = spec.image_size // 2 ** len(spec.channels)
+        width = 2 * sum(spec.channels) + spec.channels[-1] * side**2
+        self.head = nn.Sequential(nn.Linear(width, spec.hidden), nn.SiLU(), nn.Linear(spec.hidden, len(ATTRIBUTES)))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits; above 0 is yes."""
+        maps = self.trunk(pixels)
+        read = [pool for x in maps for pool in (x.mean(dim=(2, 3)), x.amax(dim=(2, 3)))]
+        logits: Tensor = self.head(torch.cat([*read, maps[-1].flatten(1)], dim=1))
+        return logits
+
+
+class SmallEmbedder(SmallNetwork):
+    """Pixels [B, 3, H, W] in -1..1 -> who it is, vectors of length 1 [B, width]: people are compared by cosine."""
+
+    def __init__(self, spec: SmallEmbedderSpec) -> None:
+        super().__init__(spec)
+        side = spec.image_size // 2 ** len(spec.channels)
+        inside = sum(spec.channels) + spec.channels[-1] * side**2
+        self.norm = nn.LayerNorm(inside)
+        self.head = nn.Linear(inside, spec.width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Colours and textures count wherever they are (means of all levels), shapes where they are (the coarsest)."""
+        maps = self.trunk(pixels)
+        read = torch.cat([*(x.mean(dim=(2, 3)) for x in maps), maps[-1].flatten(1)], dim=1)
+        return F.normalize(self.head(self.norm(read)), dim=1)
+
+
+#: Every shape a folder can hold, and its class.
+_Specs = Annotated[SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec, Field(discriminator="kind")]
+Net = TypeVar("Net", SmallParser, SmallClassifier, SmallEmbedder)
+
+SHAPES: Final[Mapping[type[SmallNetwork], type[Spec]]] = {
+    SmallParser: SmallParserSpec, SmallClassifier: SmallClassifierSpec, SmallEmbedder: SmallEmbedderSpec,
+}  # fmt: skip
+
+
+def _block(inside: int, out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, out, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(8, out), nn.SiLU(),
+        nn.Conv2d(out, out, 3, padding=1, bias=False), nn.GroupNorm(8, out), nn.SiLU(),
+    )  # fmt: skip
+
+
+def augment(pixels: Tensor, uniform: Tensor) -> Tensor:
+    """Other colours, light, sharpness and a little noise, by five numbers in [0, 1) a picture.
+
+    `pixels` [B, 3, H, W] in -1..1; `uniform` [B, 8]. Generated pictures are a little softer and off in colour;
+    a parser that has seen only clean ones would count that against their shape.
+    """
+    u = (uniform * 2 - 1).view(-1, 8, 1, 1)  # -1..1
+    mean = pixels.mean(dim=(2, 3), keepdim=True)
+    x = (pixels - mean) * (1 + 0.25 * u[:, 0:1]) + mean + 0.15 * u[:, 1:2]  # contrast, brightness
+    x = x * (1 + 0.15 * u[:, 2:5])  # white balance
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    x = torch.lerp(x, soft, u[:, 5:6].clamp(min=0))
+    wave = torch.sin(torch.arange(x[0].numel(), device=x.device, dtype=x.dtype) * 12.9898).view(1, *x.shape[1:])
+    noise = torch.sin((wave + u[:, 6:7]) * 43758.5453)
+    return (x + 0.05 * u[:, 7:8].clamp(min=0) * noise).clamp(-1, 1)
+
+
+def save_small(model: SmallNetwork, folder: Path, *, weights: str, extra: Mapping[str, Any]) -> str:
+    """Write config.json (spec and recipe) and the weights into `folder`; the digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = torch.float16 if weights == "float16" else torch.float32
+    tensors = {n: t.detach().cpu().to(dtype).contiguous() for n, t in model.state_dict().items()}
+    (folder / WEIGHTS).write_bytes(serialize(tensors, metadata={"format": "pt"}))
+    labels = {"parser": CLASSES, "classifier": ATTRIBUTES}.get(model.spec.kind)
+    said = {} if labels is None else {"labels": labels}
+    document = {"network": model.spec.model_dump(mode="json"), **said, "extra": dict(extra)}
+    (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return small_digest(folder)
+
+
+def small_digest(folder: str | Path) -> str:
+    """sha256 of the weights file."""
+    try:
+        return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{folder}: no trained network here ({WEIGHTS} is missing)") from error
+
+
+def load_small(folder: str | Path, kind: type[Net]) -> Net:
+    """The network of a folder, ready to use.
+
+    `ConfigError` where there is none or it is of another kind; `InputError` where a file is damaged.
+    """
+    root = Path(folder)
+    small_digest(root)
+    try:
+        document = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        spec: Any = parse(_Specs, document["network"], str(root / "config.json"))
+        shape = SHAPES[kind]
+        if not isinstance(spec, shape):
+            raise ConfigError(f"{root}: holds a {spec.kind}, not a {shape.model_fields['kind'].default}")
+        model = kind(cast(Any, spec))
+        tensors = load_file(root / WEIGHTS)
+        model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"{root}: {error}", reason="network") from error
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,122 @@
+"""Parts of a checkpoint folder: diffusers models, own weights and JSON, to files and back.
+
+Knows safetensors, config.json and which diffusers classes are ours; nothing in a file is executed. Knows no family.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from diffusers import AutoencoderDC, AutoencoderKL, ControlNetModel, UNet2DConditionModel, UNet2DModel, VQModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from raygen.core.errors import InputError
+
+__all__ = [
+    "DIFFUSERS_WEIGHTS",
+    "OWN_WEIGHTS",
+    "Writing",
+    "fill",
+    "read_diffusers",
+    "read_json",
+    "write_diffusers",
+    "write_json",
+    "write_weights",
+]
+
+
+DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+OWN_WEIGHTS: Final = "model.safetensors"
+CLASSES: Final[Mapping[str, Any]] = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderDC": AutoencoderDC,
+    "VQModel": VQModel,
+    "UNet2DModel": UNet2DModel,
+    "UNet2DConditionModel": UNet2DConditionModel,
+    "ControlNetModel": ControlNetModel,
+}
+
+
+class Writing(NamedTuple):
+    """How weights are written: floating ones as `dtype`, and what else the files say of themselves."""
+
+    dtype: torch.dtype = torch.float32
+    metadata: Mapping[str, str] = {}
+
+
+def write_diffusers(module: Any, folder: Path, how: Writing, index: dict[str, Any]) -> None:
+    """A diffusers model as `folder`, and its line in `index`, the document of model_index.json."""
+    module.save_config(folder)
+    write_weights(module, folder / DIFFUSERS_WEIGHTS, how)
+    index[folder.name] = ["diffusers", type(module).__name__]
+
+
+def write_weights(module: nn.Module, path: Path, how: Writing) -> None:
+    """All tensors of `module` as safetensors, without a second copy of them in memory; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.detach().cpu().to(how.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in module.state_dict().items()
+    }
+    path.touch()
+    mode = path.stat().st_mode  # the library would let nobody else read it
+    save_file(tensors, path, metadata={"format": "pt", **how.metadata})
+    path.chmod(mode)
+
+
+def write_json(path: Path, value: object) -> None:
+    """`value` as sorted, indented JSON; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_diffusers(folder: Path) -> Any:
+    """A diffusers model from its own config and weights; `InputError` (`checkpoint`) where they are no such thing."""
+    config = read_json(folder / "config.json")
+    kind = CLASSES.get(str(config.get("_class_name")))
+    if kind is None:
+        raise InputError(f"{folder}: class {config.get('_class_name')!r} is not one of ours", reason="checkpoint")
+    try:
+        module = kind.from_config(config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / 'config.json'}: {error}", reason="checkpoint") from error
+    fill(module, folder / DIFFUSERS_WEIGHTS)
+    return module
+
+
+def fill(module: nn.Module, path: Path) -> None:
+    """Load weights into `module`: exactly its names and shapes, as float32; `InputError` (`checkpoint`) otherwise."""
+    tensors = _read_tensors(path)
+    wanted = module.state_dict()
+    if unlike := sorted(set(wanted) ^ set(tensors)):
+        raise InputError(f"{path}: names differ from the config's, first {unlike[0]!r}", reason="checkpoint")
+    for name, tensor in tensors.items():
+        if tensor.shape != wanted[name].shape:
+            shapes = f"{list(tensor.shape)}, not {list(wanted[name].shape)}"
+            raise InputError(f"{path}: {name} has shape {shapes}", reason="checkpoint")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} is not finite", reason="checkpoint")
+    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: {error}", reason="checkpoint") from error
+    return tensors
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; `InputError` (`checkpoint`) where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}", reason="checkpoint") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: not a JSON object", reason="checkpoint")
+    return value

@@ -1,0 +1,169 @@
+"""A ControlNet branch beside a frozen denoiser, with a mask or a picture as its hint, or without one.
+
+Knows how a copy of the encoder half adds to the decoder half through convolutions that begin at zero. Knows neither
+losses nor samplers, and not where checkpoints lie.
+
+    down, mid = branch(zt, t, tokens, hint)          a copy of the base's encoder; zero convolutions behind each block
+    output    = base(zt, t, tokens, + down, + mid)   nothing of the base changes
+
+Sources: Zhang et al. 2023 (ControlNet); diffusers' `ControlNetModel`. The branch without a hint is that of "Improving
+Latent Diffusion with Perceptual Mask-Aware Loss".
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import log2
+from typing import Any, Final, Literal
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+from pydantic import Field
+from torch import Tensor, cat, nn
+
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError
+from raygen.core.face_labels import CLASSES
+from raygen.models.attention import given, own_cross_attention
+from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.conditions import Conditions
+from raygen.models.ldm import LDM, prepared_context, run_unet
+from raygen.models.spade import one_hot
+
+__all__ = ["Control", "ControlSpec", "control_modalities", "new_branch"]
+
+
+#: Channels of the published hint encoder, for hints of eight times the side of a latent.
+HINT_CHANNELS: Final = (16, 32, 96, 256)
+HINT: Final = "hint"
+BASE, BRANCH = "base/", "branch/"
+
+
+class ControlSpec(Spec):
+    """What a branch stands beside, and what it is shown."""
+
+    kind: Literal["control"] = "control"
+    base: str = Field(..., description="checkpoint folder of a trained ldm that reads tokens; it stays as it is")
+    hint: Literal["none", "mask", "picture"] = Field(
+        "none", description="what the branch sees beside what the base sees; a picture is the column `hint`, a pose say"
+    )
+    hint_channels: tuple[int, ...] | None = Field(
+        None, description="of the hint's encoder; each further one halves. None takes the published ones that fit"
+    )
+
+
+def control_modalities(spec: ControlSpec, base: frozenset[str]) -> frozenset[str]:
+    """The conditions that base and branch take together."""
+    return base | {"none": set(), "mask": {"mask"}, "picture": {"hint"}}[spec.hint]
+
+
+class Hint(ControlNetConditioningEmbedding):  # type: ignore[misc]
+    """The hint's encoder of diffusers. It depends on the hint alone, so it runs once a picture, outside of a step."""
+
+    def encode(self, hint: Tensor) -> Tensor:
+        """Hint [B, channels, S, S] -> [B, C, h, w]."""
+        made: Tensor = super().forward(hint)
+        return made
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """What `encode` gave, as it is."""
+        return conditioning
+
+
+class NoHint(nn.Module):
+    """In the place of the encoder where there is no hint."""
+
+    def forward(self, conditioning: Tensor) -> Tensor:
+        """As it is."""
+        return conditioning
+
+
+class Control(Model):
+    """A frozen ldm and a branch that trains; without training it is the ldm, to the last bit."""
+
+    def __init__(self, spec: ControlSpec, base: LDM, branch: Any = None) -> None:
+        """`ConfigError` where the base reads no tokens, or the hint's encoder does not come out at its latents."""
+        super().__init__()
+        self.spec, self.base = spec, base.requires_grad_(False)
+        self.schedule, self.first_stage = base.schedule, base.first_stage
+        self.modalities = control_modalities(spec, base.modalities)
+        self.required_conditions, self.tokenizer = base.required_conditions, base.tokenizer
+        made = new_branch(spec, base.unet, base.first_stage.factor) if branch is None else branch
+        self.branch = own_cross_attention(made)
+
+    @property
+    def networks(self) -> Sequence[nn.Module]:
+        """Branch and base."""
+        return [self.branch, self.base.unet]
+
+    def trainable(self) -> Iterator[nn.Parameter]:
+        """The branch's."""
+        branch: nn.Module = self.branch
+        return branch.parameters()
+
+    def train(self, mode: bool = True) -> "Control":
+        """The base stays as it is used."""
+        super().train(mode)
+        self.base.eval()
+        return self
+
+    def embed(self, conditions: Conditions) -> Tokens:
+        """The base's tokens, and `hint` where there is one, zeros where a row has none: the mask's classes
+        [B, 19, S, S], or a picture [B, 3, S, S] in 0..1, as pipelines with a ControlNet give it.
+        """
+        with torch.no_grad():
+            tokens = dict(self.base.embed(conditions.keep(self.base.modalities)))
+        if self.spec.hint == "mask":
+            assert conditions.mask is not None
+            size, here = conditions.mask.shape[-1], conditions.present["mask"]
+            tokens[HINT] = one_hot(conditions.mask, here, size, len(CLASSES), self.branch.dtype)
+        if self.spec.hint == "picture":
+            assert conditions.hint is not None
+            shown = conditions.present["hint"].view(-1, 1, 1, 1)
+            tokens[HINT] = (conditions.hint.movedim(-1, 1) / 255.0 * shown).to(self.branch.dtype)
+        return tokens
+
+    def prepare(self, tokens: Tokens) -> Context:
+        """What base and branch make of tokens and hint once a picture."""
+        rest = {name: value for name, value in tokens.items() if name != HINT}
+        made = {f"{BASE}{name}": value for name, value in self.base.prepare(rest).items()}
+        made |= {f"{BRANCH}{name}": value for name, value in prepared_context(self.branch, rest).items()}
+        if HINT in tokens:
+            made[HINT] = self.branch.controlnet_cond_embedding.encode(tokens[HINT])
+        return made
+
+    def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
+        """See `Model.predict`. Keeps no record."""
+        own, base = _part(ctx, BRANCH), _part(ctx, BASE)
+        x = cat([zt.to(self.branch.dtype), own["mask"]], dim=1) if "mask" in own else zt.to(self.branch.dtype)
+        extra: dict[str, Any] = {"class_labels": own["vector"]} if "vector" in own else {}
+        hint = ctx.get(HINT, torch.zeros((), device=zt.device))
+        with given(self.branch, own):
+            down, mid = self.branch(x, t, own["tokens"], hint, return_dict=False, **extra)
+        return run_unet(
+            self.base.unet, zt, t, base, down_block_additional_residuals=down, mid_block_additional_residual=mid
+        )
+
+
+def new_branch(spec: ControlSpec, unet: Any, factor: int) -> Any:
+    """A branch with the weights of the base's encoder. `factor`: pixels along a latent position."""
+    if not isinstance(unet, UNet2DConditionModel):
+        raise ConfigError(
+            f"{spec.base}: a branch needs a base with cross-attention, and this one reads no tokens; train it with "
+            "model.constant_token=true, or with texts, attributes or masks as tokens"
+        )
+    halvings = int(log2(factor))
+    channels = spec.hint_channels or (*HINT_CHANNELS[:halvings], HINT_CHANNELS[min(halvings, 3)])[: halvings + 1]
+    if spec.hint != "none" and len(channels) != halvings + 1:
+        raise ConfigError(
+            f"hint_channels {list(channels)}: a first stage of {factor} pixels a position needs {halvings + 1}"
+        )
+    shown = 3 if spec.hint == "picture" else len(CLASSES)
+    branch = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, conditioning_channels=shown)
+    first = unet.config["block_out_channels"][0]
+    own = NoHint() if spec.hint == "none" else Hint(first, shown, channels)
+    branch.controlnet_cond_embedding = own
+    return branch
+
+
+def _part(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}

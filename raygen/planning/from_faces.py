@@ -1,0 +1,77 @@
+"""Each face's own conditions, and rows without any.
+
+Knows how faces are repeated and how rows are numbered. Masks travel as the bytes they came in.
+"""
+
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from raygen.planning.base import Planning, table
+from raygen.store.lookup import Lookup
+from raygen.store.schemas import check_id
+
+__all__ = ["FromFaces", "Unconditional"]
+
+
+Modality = Literal["mask", "attributes", "text", "hint"]
+
+
+class FromFaces(Planning):
+    """Each face's own conditions, `per_face` times: same mask and attributes, another noise each time."""
+
+    kind: Literal["from_faces"] = "from_faces"
+    conditions: tuple[Modality, ...] = ("mask", "attributes")
+    per_face: int = Field(1, ge=1, le=100_000, description="pictures asked for from each face's conditions")
+    splits: tuple[str, ...] = Field((), description="only faces of these splits; empty takes all")
+    recipe: str = Field("overall", description="which of a face's texts becomes the row's text")
+
+    @property
+    def factor(self) -> int:
+        """Rows for each face."""
+        return self.per_face
+
+    def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
+        """FACES -> CONDITIONS; `sample_id` is the face's id with a running number."""
+        if self.splits:
+            given = given.filter(pc.is_in(given["split"], pa.array(self.splits)))
+        index = pa.array([i for i in range(given.num_rows) for _ in range(self.per_face)], pa.int64())
+        repeated = given.take(index)
+        variants = list(range(self.per_face)) * given.num_rows
+        sources = repeated["face_id"].to_pylist()
+        columns: dict[str, object] = {
+            "sample_id": [check_id(f"{face}-{k:03d}") for face, k in zip(sources, variants, strict=True)],
+            "plan": [self.kind] * len(sources),
+            "seed": [self.seed] * len(sources),
+            "source": sources,
+            "group_id": sources,
+            "identity_id": repeated["identity_id"],
+            "variant": pa.array(variants, pa.int32()),
+        }
+        for name in ("mask", "attributes", "hint"):
+            if name in self.conditions:
+                columns[name] = repeated[name]
+        if "text" in self.conditions:
+            columns["text"] = [dict(texts or ()).get(self.recipe) for texts in repeated["texts"].to_pylist()]
+        return table(columns)
+
+
+class Unconditional(Planning):
+    """`count` rows without conditions."""
+
+    kind: Literal["unconditional"] = "unconditional"
+    count: int = Field(..., ge=1)
+    prefix: str = "s"
+
+    @property
+    def factor(self) -> int:
+        """One row for each number."""
+        return 1
+
+    def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
+        """Row numbers (column `index`) -> CONDITIONS."""
+        numbers = given["index"].to_pylist()
+        ids = [check_id(f"{self.prefix}{n:09d}") for n in numbers]
+        return table({"sample_id": ids, "plan": [self.kind] * len(ids), "seed": [self.seed] * len(ids)})

@@ -1,0 +1,1 @@
+"""The denoising loop and the workers built on it: generate, edit, encode."""

@@ -1,0 +1,113 @@
+"""FACES rows -> LATENTS rows: the pictures of a data set through a first stage, once.
+
+Knows how pictures become cached moments, mirrored ones as rows of their own. Knows neither how first stages work
+nor where tables come from.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raygen.core.config import Spec
+from raygen.core.pixels import to_pixels, to_uint8
+from raygen.core.precision import settle
+from raygen.models import checkpoint
+from raygen.sampling.worker import pick_device
+from raygen.store.images import images_from_rows
+from raygen.store.schemas import LATENTS
+
+__all__ = ["LATENTS_OR_ERROR", "EncodeSpec", "EncodeWorker", "RoundTrip"]
+
+
+#: LATENTS with one more column: why a row could not be made. Such rows go to quarantine.
+LATENTS_OR_ERROR = LATENTS.append(pa.field("error", pa.string()))
+#: Moments are stored as float16, whose largest number is 65,504.
+LIMIT = 65504.0
+
+
+class EncodeSpec(Spec):
+    """Which first stage, and whether mirrored pictures are encoded too."""
+
+    checkpoint: str
+    flips: bool = True
+    batch: int = Field(32, ge=1, le=4096, description="pictures at once, mirrored ones counted")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class EncodeWorker:
+    """FACES rows -> LATENTS rows: first those of the pictures as they are, then the mirrored ones."""
+
+    def __init__(self, spec: EncodeSpec, *, threads: int | None = None) -> None:
+        settle(threads)
+        self.spec = spec
+        self.device = pick_device(spec.device)
+        self.digest = checkpoint.digest(spec.checkpoint)
+        self.stage = checkpoint.load_first_stage(spec.checkpoint, self.device)
+
+    def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
+        """`start(rows)()`."""
+        return self.start(rows)()
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Encode now; the returned call tabulates. A picture that cannot be read becomes a row with `error`."""
+        images, errors = images_from_rows(rows, self.stage.spec.image_size)
+        pixels = to_pixels(torch.from_numpy(images))
+        flips = [pixels.flip(-1)] if self.spec.flips else []
+        moments = [self._moments(x) for x in (pixels, *flips)]
+        ids = rows["face_id"].to_pylist()
+
+        def finish() -> dict[str, pa.Table]:
+            parts = [
+                self._table(ids, transform, errors, values)
+                for transform, values in zip(("none", "flip"), moments, strict=False)
+            ]
+            return {"latents": pa.concat_tables(parts)}
+
+        return finish
+
+    @torch.inference_mode()
+    def _moments(self, pixels: Tensor) -> Tensor:
+        parts = [self.stage.encode(part.to(self.device)) for part in torch.split(pixels, self.spec.batch)]
+        return torch.cat(parts).cpu()
+
+    def _table(self, ids: Sequence[str], transform: str, errors: Sequence[str | None], values: Tensor) -> pa.Table:
+        finite = values.abs().le(LIMIT).flatten(1).all(dim=1).tolist()
+        reasons = [
+            error or (None if ok else "nonfinite: the moments do not fit float16")
+            for error, ok in zip(errors, finite, strict=True)
+        ]
+        flat = values.flatten(1).numpy().astype(np.float16)
+        shape = list(values.shape[1:])
+        columns: dict[str, Any] = {
+            "face_id": list(ids),
+            "transform": [transform] * len(ids),
+            "autoencoder": [self.digest] * len(ids),
+            "moments": [None if reason else row for row, reason in zip(flat, reasons, strict=True)],
+            "shape": [None if reason else shape for reason in reasons],
+            "error": reasons,
+        }
+        return pa.table(columns, schema=LATENTS_OR_ERROR)
+
+
+class RoundTrip:
+    """Pictures through a first stage and back: the best that any model over its latents can do."""
+
+    def __init__(self, checkpoint_folder: str, device: str = "auto") -> None:
+        settle()
+        self.device = pick_device(device)
+        self.stage = checkpoint.load_first_stage(checkpoint_folder, self.device)
+
+    @torch.inference_mode()
+    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """uint8 [n, H, W, 3] at the first stage's size -> the same through `mode` and `decode`."""
+        pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(images)).to(self.device))
+        result: npt.NDArray[np.uint8] = (
+            to_uint8(self.stage.decode(self.stage.mode(self.stage.encode(pixels)))).cpu().numpy()
+        )
+        return result

@@ -1,0 +1,76 @@
+"""Classifier-free guidance: a weighted sum of predictions under several conditions."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from raygen.core.errors import ConfigError
+from raygen.models.base import Context, Model, Record, concatenate
+from raygen.models.conditions import Conditions
+
+__all__ = ["Guidance", "GuidanceForm", "Guide", "guide"]
+
+#: One weight for all conditions together, or a weight a modality; 1 is no guidance.
+Guidance = float | dict[str, float]
+#: `scale`: e0 + w (e - e0), 1 is none. `extra`: e + s (e - e0), 0 is none; s = w - 1. Papers use both and call both s.
+GuidanceForm = Literal["scale", "extra"]
+
+
+# --- guidance -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A weighted sum of predictions under several conditions, evaluated in one forward pass."""
+
+    ctx: Context
+    weights: tuple[float, ...]
+    #: Whether the first term has all conditions, so that its record says what the model makes of them.
+    whole: bool = True
+
+    def __call__(self, model: Model, zt: Tensor, t: Tensor, record: Record | None = None) -> Tensor:
+        """The combined prediction for zt [B, C, h, w] at t [B]."""
+        terms = len(self.weights)
+        kept = record if self.whole else None
+        output = model.predict(zt.repeat(terms, 1, 1, 1), t.repeat(terms), self.ctx, kept)
+        if terms == 1:
+            return output * self.weights[0] if self.weights[0] != 1 else output
+        weights = torch.tensor(self.weights, device=output.device).view(-1, 1, 1, 1, 1)
+        return (output.view(terms, *zt.shape) * weights).sum(dim=0)
+
+
+def guide(
+    model: Model,
+    conditions: Conditions,
+    guidance: Guidance,
+    *,
+    form: GuidanceForm = "scale",
+    against: Collection[str] = (),
+) -> Guide:
+    """The terms of classifier-free guidance, those of weight 0 left out.
+
+    A number w: e0 + w (e_all - e0), or in the form `extra`, e_all + w (e_all - e0), where 0 is no guidance. A mapping:
+    e0 + sum of w_m (e_m - e0), e_m conditioned on m and on `against`. e0 is conditioned on `against` alone. A joint
+    weight that adds nothing is one evaluation. `ConfigError` names a modality the model does not take.
+    """
+    if unknown := sorted(set(against) - model.modalities):
+        raise ConfigError(f"guidance against {unknown}: the model takes {sorted(model.modalities) or 'no conditions'}")
+    if isinstance(guidance, Mapping):
+        if unknown := sorted(set(guidance) - model.modalities):
+            raise ConfigError(f"guidance of {unknown}: the model takes {sorted(model.modalities) or 'no conditions'}")
+        if form != "scale":
+            raise ConfigError(f"guidance by modality has the form 'scale', not {form!r}")
+        terms = [(conditions.keep({name, *against}), float(weight)) for name, weight in sorted(guidance.items())]
+    else:
+        # A model without conditions has one prediction, whatever the weight.
+        scale = float(guidance) + (1.0 if form == "extra" else 0.0)
+        terms = [(conditions, scale if model.modalities else 1.0)]
+    terms.append((conditions.keep(against), 1.0 - sum(weight for _, weight in terms)))
+    used = [(c, w) for c, w in terms if w != 0]
+    if len(used) > 1 or isinstance(guidance, Mapping):
+        model.must_do_without("guidance subtracts what experts say without conditions")
+    ctx = concatenate([model.prepare(model.embed(c)) for c, _ in used]) if model.modalities else {}
+    return Guide(ctx, tuple(w for _, w in used), whole=not isinstance(guidance, Mapping))

@@ -1,0 +1,252 @@
+"""Edits of real pictures: Imagic for any condition, and collaborative editing of several at once.
+
+Knows how an embedding is optimised for a picture, how a denoiser is tuned to it and put back, how both targets are
+interpolated, and which alpha is best. Knows neither where rows come from nor how pictures are stored.
+
+    1. e_opt = the embedding, from e_tgt on, with which the denoiser explains the picture best     (frozen denoiser)
+    2. the denoiser is tuned to explain it with e_opt                                              (frozen embedding)
+    3. a picture of alpha e_tgt + (1 - alpha) e_opt, for every alpha, from the same noise
+
+Sources: Kawar et al. 2023 (Imagic), section 3; Huang et al. 2023 (Collaborative Diffusion), section 4.3 and its
+published scripts. There every expert is tuned to its own target; the dynamic diffusers stay as they are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.pixels import to_pixels
+from raygen.models.base import Model, Tokens
+from raygen.models.conditions import Conditions
+from raygen.planning import Lookup
+from raygen.sampling.edit_judge import Judge, JudgeSpec, UInt8Array, _mask, best
+from raygen.sampling.guidance import Guide
+from raygen.sampling.influence import InfluenceLog
+from raygen.sampling.noise import keyed_normal, noise_key
+from raygen.sampling.worker import SampleSpec, SampleWorker, to_host
+from raygen.store.images import images_from_rows
+from raygen.store.schemas import SCORES, SELECTION, reason_of
+
+__all__ = ["EditWorker", "ImagicSpec", "fit", "restored"]
+
+#: Streams of noise that fitting uses; sampling has 0 for zT and 1 + i for step i.
+POSTERIOR, EMBEDDING, TUNING = 1 << 40, 1 << 41, 1 << 42
+
+
+class ImagicSpec(Spec):
+    """How long and how fast. The defaults are those of the released scripts, for models of 400 million parameters."""
+
+    embedding_steps: int = Field(500, ge=0, description="of the embedding")
+    embedding_lr: float = Field(1e-3, gt=0)
+    tuning_steps: int = Field(1000, ge=0, description="of the denoiser")
+    tuning_lr: float = Field(1e-6, gt=0)
+    batch: int = Field(1, ge=1, le=256, description="noises a step")
+
+
+# --- fitting ------------------------------------------------------------------------------------------------
+
+
+def fit(model: Model, z: Tensor, target: Tokens, spec: ImagicSpec, key: int) -> Tokens:
+    """e_opt of `target` (each [1, ...]) for the latent z [1, C, h, w]; `model` is tuned to it and stays so.
+
+    Noise and timesteps follow from `key`. Only the parts that run once a step are tuned.
+    """
+    tokens = {n: v.detach().clone().requires_grad_() for n, v in target.items() if v.is_floating_point()}
+    rest = {n: v for n, v in target.items() if n not in tokens}
+    if tokens and spec.embedding_steps:
+        optimizer = torch.optim.Adam(tokens.values(), lr=spec.embedding_lr)
+        _descend(model, z, {**tokens, **rest}, optimizer, spec.embedding_steps, spec.batch, key, EMBEDDING)
+    best = {n: v.detach() for n, v in tokens.items()} | rest
+    if spec.tuning_steps:
+        parameters = [p for network in model.networks for p in network.parameters()]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        optimizer = torch.optim.Adam(parameters, lr=spec.tuning_lr)
+        _descend(model, z, best, optimizer, spec.tuning_steps, spec.batch, key, TUNING)
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    return best
+
+
+def _descend(
+    model: Model, z: Tensor, tokens: Tokens, optimizer: torch.optim.Optimizer, steps: int, batch: int, key: int, at: int
+) -> None:
+    """Steps of plain mean square error on one latent."""
+    random = np.random.Generator(np.random.Philox(key=key, counter=at << 192))
+    zs = z.expand(batch, -1, -1, -1)
+    for _ in range(steps):
+        noise = random.standard_normal(tuple(zs.shape), dtype=np.float32)
+        eps = torch.from_numpy(noise).to(z.device)
+        t = torch.from_numpy(random.integers(0, model.schedule.timesteps, batch)).to(z.device)
+        ctx = model.prepare({name: value.expand(batch, *value.shape[1:]) for name, value in tokens.items()})
+        output = model.predict(model.schedule.add_noise(zs, eps, t), t, ctx)
+        loss = (output - model.schedule.target(zs, eps, t)).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+@contextmanager
+def restored(networks: Sequence[nn.Module]) -> Iterator[None]:
+    """Afterwards the weights of `networks` are what they were before, to the bit, however the block ends."""
+    tensors = [p for network in networks for p in network.parameters()]
+    kept = [p.detach().clone() for p in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(tensors, kept, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+                parameter.requires_grad_(False)
+
+
+# --- the worker ---------------------------------------------------------------------------------------------
+
+
+class EditWorker:
+    """CONDITIONS rows of one edit, an alpha each -> SAMPLES, SCORES `edit:…` and SELECTION.
+
+    A batch is one edit. SCORES vectors are [alpha, fidelity (nan: nobody can say), similarity, 1 if chosen].
+    """
+
+    def __init__(
+        self, sample: SampleSpec, imagic: ImagicSpec, judge: JudgeSpec, faces: Lookup, *, threads: int
+    ) -> None:
+        self.sampler = SampleWorker(sample, threads=threads)
+        self.spec, self.imagic, self.faces = sample, imagic, faces
+        self.model, self.device = self.sampler.model, self.sampler.device
+        self.judge = Judge(judge, self.device)
+
+    def environment(self) -> dict[str, str]:
+        """See `SampleWorker.environment`."""
+        return self.sampler.environment()
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Fit, make the pictures of all alphas, judge them. `ConfigError` where rows are not those of one edit."""
+        edits = set(zip(rows["edit_id"].to_pylist(), rows["source"].to_pylist(), strict=True))
+        if len(edits) != 1 or None in next(iter(edits)):
+            names = sorted(str(name) for name, _ in edits)[:3]
+            raise ConfigError(f"a batch holds the alphas of one edit, not {len(edits)} ({', '.join(names)} …)")
+        try:
+            source, own, known = self._source(str(next(iter(edits))[1]))
+        except InputError as error:
+            return self._refused(rows, reason_of(error))
+        required = self.model.modalities if self.spec.missing == "quarantine" else self.model.required_conditions
+        conditions, errors = Conditions.from_rows(
+            rows.slice(0, 1), self.model.modalities, required=required, shapes=self.model.shapes
+        )
+        if errors[0] is not None:
+            return self._refused(rows, errors[0])
+        log = InfluenceLog(rows.num_rows, self.spec.influence_steps)
+        images, finite = self._edited(rows, conditions.to(self.device), source, log)
+        return lambda: self._finish(rows, log, source, own, known, images, finite)
+
+    def _source(self, name: str) -> tuple[UInt8Array, UInt8Array | None, Sequence[int] | None]:
+        """The picture to edit at the model's size, uint8 [S, S, 3], and its own mask and attributes if it has some."""
+        row = self.faces([name])[name]
+        size = self.model.first_stage.spec.image_size
+        images, errors = images_from_rows(pa.Table.from_pylist([{"image": row["image"]}]), size)
+        if errors[0] is not None:
+            raise InputError(errors[0], reason="source")
+        return images[0], _mask(row.get("mask"), size), row.get("attributes")
+
+    def _refused(self, rows: pa.Table, reason: str) -> Callable[[], dict[str, pa.Table]]:
+        n, size = rows.num_rows, self.model.first_stage.spec.image_size
+        nothing = np.zeros((n, size, size, 3), np.uint8)
+        log = InfluenceLog(n, 0)
+        return lambda: self.sampler.finish(rows, [reason] * n, log, nothing, np.ones(n, dtype=np.bool_))
+
+    def _edited(
+        self, rows: pa.Table, conditions: Conditions, source: UInt8Array, log: InfluenceLog
+    ) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
+        key = noise_key(self.spec.seed, str(rows["edit_id"][0].as_py()), self.spec.attempt)
+        parts = self.model.editable
+        with restored([network for part in parts.values() for network in part.networks]):
+            with torch.no_grad():
+                target = self.model.embed(conditions)
+                z = self._latent(source, key)
+            found = dict(target)
+            for prefix, part in parts.items():
+                own = {n[len(prefix) :]: v for n, v in target.items() if n.startswith(prefix)}
+                found |= {f"{prefix}{n}": v for n, v in fit(part, z, own, self.imagic, key).items()}
+            alphas = torch.tensor(rows["alpha"].to_pylist(), dtype=torch.float32, device=self.device)
+            with torch.no_grad():
+                ctx = self.model.prepare({n: _between(found[n], target[n], alphas) for n in target})
+            images, finite = self.sampler.pictures(Guide(ctx, (1.0,)), [key] * len(alphas), log)
+            return to_host(images, finite)()
+
+    def _latent(self, source: UInt8Array, key: int) -> Tensor:
+        stage = self.model.first_stage
+        moments = stage.encode(to_pixels(torch.from_numpy(source[None].copy()).to(self.device)))
+        noise = keyed_normal(key, POSTERIOR, (1, *self.model.latent_shape))
+        return stage.sample(moments, torch.from_numpy(noise).to(self.device))
+
+    def _finish(
+        self,
+        rows: pa.Table,
+        log: InfluenceLog,
+        source: UInt8Array,
+        own: UInt8Array | None,
+        known: Sequence[int] | None,
+        images: UInt8Array,
+        finite: npt.NDArray[np.bool_],
+    ) -> dict[str, pa.Table]:
+        tables = self.sampler.finish(rows, [None] * rows.num_rows, log, images, finite)
+        good = np.flatnonzero(finite)
+        if not len(good):
+            return tables
+        size = images.shape[1]
+        fidelity = self.judge.fidelity(
+            images[good], source, mask=_mask(rows["mask"][0].as_py(), size), own_mask=own,
+            attributes=rows["attributes"][0].as_py(), own_attributes=known,
+        )  # fmt: skip
+        similarity = self.judge.similarity(images[good], source)
+        alphas = [rows["alpha"][int(i)].as_py() for i in good]
+        chosen = best(fidelity, similarity, alphas)
+        ids = [rows["sample_id"][int(i)].as_py() for i in good]
+        judged = np.full(len(ids), np.nan) if fidelity is None else fidelity
+        vectors = [
+            [a, f, s, float(i == chosen)] for i, (a, f, s) in enumerate(zip(alphas, judged, similarity, strict=True))
+        ]
+        mine = self._scores(ids, vectors)
+        tables["scores"] = pa.concat_tables([tables["scores"], mine]) if "scores" in tables else mine
+        tables["selection"] = self._selection(ids, vectors, chosen)
+        return tables
+
+    def _scores(self, ids: Sequence[str], vectors: Sequence[Sequence[float]]) -> pa.Table:
+        columns: Mapping[str, Any] = {
+            "sample_id": list(ids), "attempt": [self.spec.attempt] * len(ids),
+            "metric": [f"edit:{self.judge.name}"] * len(ids), "run_id": [self.spec.run_id] * len(ids),
+            "vector": list(vectors),
+        }  # fmt: skip
+        return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
+
+    def _selection(self, ids: Sequence[str], vectors: Sequence[Sequence[float]], chosen: int) -> pa.Table:
+        """One row of the edit is accepted; the others say which."""
+        alpha, fidelity, similarity, _ = vectors[chosen]
+        why = "nobody can judge the change" if np.isnan(fidelity) else f"fidelity {fidelity:.3f}"
+        reason = f"alpha {alpha:g}: {why}, {self.judge.name} {similarity:.3f}"
+        rows = [
+            {"sample_id": name, "attempt": self.spec.attempt, "accepted": i == chosen,
+             "reason": reason if i == chosen else f"alpha {alpha:g} was chosen"}
+            for i, name in enumerate(ids)
+        ]  # fmt: skip
+        return pa.Table.from_pylist(rows, SELECTION)
+
+
+def _between(optimum: Tensor, target: Tensor, alphas: Tensor) -> Tensor:
+    """alpha e_tgt + (1 - alpha) e_opt for each alpha: [1, ...] twice -> [K, ...]."""
+    if not target.is_floating_point():
+        return target.expand(len(alphas), *target.shape[1:])
+    weight = alphas.view(-1, *(1,) * (target.ndim - 1)).to(target.dtype)
+    return weight * target + (1 - weight) * optimum

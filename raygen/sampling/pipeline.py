@@ -1,0 +1,131 @@
+"""Our models as a pipeline of diffusers: the same pictures as `raygen generate` makes, without a job.
+
+Knows how arguments become CONDITIONS rows, and a checkpoint folder a pipeline. Knows no model family.
+
+    from raygen.pipelines import FacePipeline
+    FacePipeline.from_pretrained("runs/quickstart/…")(masks=[mask], seed=3).images[0].save("face.png")
+
+diffusers opens the same folders by `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True,
+custom_pipeline=raygen.sampling.pipeline.__file__)`, which runs this file. Unconditional models also open as its own
+`LDMPipeline`.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from PIL import Image
+
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import ATTRIBUTES
+from raygen.models import checkpoint
+from raygen.models.base import Model
+from raygen.models.schedule import SamplerSpec
+from raygen.sampling.guidance import Guidance
+from raygen.sampling.worker import SampleSpec, SampleWorker
+from raygen.store.images import encode_image, encode_mask, picture_column
+from raygen.store.schemas import CONDITIONS, cast
+
+__all__ = ["FacePipeline"]
+
+
+class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
+    """A checkpoint folder of any of our families, conditioned on masks, attributes, texts and hints.
+
+    diffusers loads the scheduler; the model is built over the folder as a whole when it is first needed, and its UNet,
+    first stage and branch are then the pipeline's `unet`, `vae` and `controlnet`.
+    """
+
+    def __init__(
+        self, scheduler: Any, unet: Any = None, vae: Any = None, vqvae: Any = None, controlnet: Any = None
+    ) -> None:
+        """The other parts are named in the folder, and not loaded one by one."""
+        super().__init__()
+        self.register_modules(scheduler=scheduler, unet=None, vae=None, controlnet=None)
+        self._made: Model | None = None
+
+    @property
+    def model(self) -> Model:
+        """The model of the folder; errors as `checkpoint.load` has them."""
+        if self._made is None:
+            self._made = checkpoint.load(self.config["_name_or_path"])
+            parts = {"unet": getattr(self._made, "unet", None), "controlnet": getattr(self._made, "branch", None)}
+            self.register_modules(vae=self._made.first_stage.net, **parts)
+        return self._made
+
+    def to(self, *args: Any, **kwargs: Any) -> "FacePipeline":
+        """As `DiffusionPipeline.to`, for the whole model."""
+        self.model.to(*args, **kwargs)
+        super().to(*args, **kwargs)
+        return self
+
+    def __call__(
+        self,
+        n: int | None = None,
+        *,
+        masks: Sequence[Any] | None = None,
+        attributes: Sequence[Mapping[str, int]] | None = None,
+        texts: Sequence[str] | None = None,
+        hints: Sequence[Any] | None = None,
+        sampler: str | SamplerSpec = "ddim",
+        num_inference_steps: int = 50,
+        guidance_scale: Guidance = 1.0,
+        seed: int = 0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> Any:
+        """Pictures of `n` rows, or of as many as the conditions have.
+
+        `masks`: class indices uint8 [H, W]; `attributes`: name -> -1, 1; `hints`: pictures; arrays or Pillow's. The
+        noise of a row depends on `seed` and its place alone. `ImagePipelineOutput`, Pillow pictures or (`np`)
+        floats [n, H, W, 3] in 0..1. `ConfigError` for conditions of different numbers or that the model does not take,
+        `InputError` for a row that cannot be made.
+        """
+        given = {"mask": masks, "attributes": attributes, "text": texts, "hint": hints}
+        columns = {name: list(values) for name, values in given.items() if values is not None}
+        count = {len(values) for values in columns.values()} | ({n} if n is not None else set())
+        if len(count) > 1:
+            raise ConfigError(f"conditions of different numbers: {sorted(count)}")
+        if unknown := sorted(set(columns) - self.model.modalities):
+            takes = sorted(self.model.modalities) or "no conditions"
+            raise ConfigError(f"the model does not take {unknown}; it takes {takes}")
+        rows = _rows(count.pop() if count else 1, columns)
+        named = SamplerSpec(name=sampler, steps=num_inference_steps) if isinstance(sampler, str) else sampler
+        spec = SampleSpec(
+            checkpoint=str(self.config["_name_or_path"]), sampler=named, guidance=guidance_scale, seed=seed,
+            batch=rows.num_rows, codec="png", device=self.device.type if self.device.type == "cuda" else "cpu",
+        )  # fmt: skip
+        made = SampleWorker(spec, model=self.model)(rows)["samples"].to_pylist()
+        if bad := [row["error"] for row in made if row["error"]]:
+            raise InputError(bad[0].partition(": ")[2], reason=bad[0].partition(": ")[0])
+        images: Any = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in made]
+        if output_type != "pil":
+            images = np.stack([np.asarray(image) for image in images]) / np.float32(255)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+
+def _rows(n: int, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """CONDITIONS of arguments."""
+    made: dict[str, Any] = {
+        "sample_id": [f"{i:06d}" for i in range(n)], "plan": ["pipeline"] * n, "seed": [0] * n,
+    }  # fmt: skip
+    if "mask" in columns:
+        made["mask"] = picture_column([encode_mask(np.asarray(mask, dtype=np.uint8)) for mask in columns["mask"]])
+    if "hint" in columns:
+        pictures = [np.asarray(Image.fromarray(np.asarray(hint)).convert("RGB")) for hint in columns["hint"]]
+        made["hint"] = picture_column([encode_image(picture, "png") for picture in pictures])
+    if "text" in columns:
+        made["text"] = list(columns["text"])
+    if "attributes" in columns:
+        made["attributes"] = [_attributes(values) for values in columns["attributes"]]
+    return cast(pa.table(made), CONDITIONS)
+
+
+def _attributes(values: Mapping[str, int]) -> list[int]:
+    if unknown := sorted(set(values) - set(ATTRIBUTES)):
+        raise ConfigError(f"no attribute {unknown[0]!r}; there are {', '.join(ATTRIBUTES)}")
+    return [int(values.get(name, 0)) for name in ATTRIBUTES]

@@ -1,0 +1,69 @@
+"""Seconds a picture: each run of a sweep alone, on a warm model, without scoring and encoding.
+
+Knows what is timed and how often. Does not know how a picture is made.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import pyarrow as pa
+import torch
+from pydantic import Field
+
+from raygen.core.config import Spec
+from raygen.metrics.registry import SECONDS
+from raygen.sampling.worker import SampleWorker
+from raygen.store.run_store import Store
+from raygen.store.schemas import SCORES
+
+__all__ = ["TimingSpec", "TimingWorker", "build_timing", "seconds_of"]
+
+
+class TimingSpec(Spec):
+    """How long is measured."""
+
+    pictures: int = Field(32, ge=1, le=4096, description="at once; at most the batch of the sweep")
+    rounds: int = Field(3, ge=1, le=100, description="that count; one before them does not")
+
+
+class TimingWorker:
+    """CONDITIONS rows -> one SCORES row: the seconds a picture of each round."""
+
+    def __init__(self, worker: SampleWorker, spec: TimingSpec, name: str) -> None:
+        """`name`: of the run that is timed."""
+        self.worker, self.spec, self.name = worker, spec, name
+
+    def environment(self) -> dict[str, str]:
+        """See `SampleWorker.environment`."""
+        return self.worker.environment()
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Time now: conditions to tensors, sampling, first stage, until the pictures are there."""
+        rounds = [self.round(rows) for _ in range(1 + self.spec.rounds)][1:]
+        run_id = self.worker.spec.run_id
+        found = {"sample_id": self.name, "attempt": 0, "metric": SECONDS, "run_id": run_id, "vector": rounds}
+        return lambda: {"scores": pa.Table.from_pylist([found], SCORES)}
+
+    def round(self, rows: pa.Table) -> float:
+        """Seconds a picture, once."""
+        # The device always works on a whole batch; a batch of just these rows is what their time is the time of.
+        worker = self.worker.another(self.worker.spec.model_copy(update={"batch": rows.num_rows}))
+        began = time.perf_counter()
+        worker.start(rows)
+        if worker.device.type == "cuda":
+            torch.cuda.synchronize(worker.device)
+        return (time.perf_counter() - began) / int(rows.num_rows)
+
+
+def build_timing(
+    bench: Callable[[], Callable[[int], SampleWorker]], spec: TimingSpec, names: Sequence[str]
+) -> Callable[[int], TimingWorker]:
+    """The workers of an actor, for runs by number."""
+    workers = bench()
+    return lambda place: TimingWorker(workers(place), spec, names[place])
+
+
+def seconds_of(store: Store) -> Sequence[float]:
+    """Seconds a picture in each round."""
+    seconds: Sequence[float] = next(store.tables("scores", ["vector"]))["vector"][0].as_py()
+    return seconds

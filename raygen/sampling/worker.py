@@ -1,0 +1,304 @@
+"""The one denoising loop, a generator of zt; guidance; and the worker that makes pictures of rows.
+
+Knows how the noise of a sample follows from its key, how predictions under several conditions become one, and
+how a batch of CONDITIONS rows becomes SAMPLES rows. Knows neither model families nor where tables come from.
+
+A picture's noise depends on (seed, sample_id, attempt) alone. Its bytes depend besides on the batch shape, the
+device class, the number of threads and the versions of the libraries.
+"""
+
+import copy
+import hashlib
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raygen.core.config import Spec
+from raygen.core.pixels import to_uint8
+from raygen.core.precision import settle, tf32
+from raygen.models import checkpoint
+from raygen.models.base import Model, Record
+from raygen.models.conditions import Conditions
+from raygen.models.expert_mixing import AnyMixing
+from raygen.models.schedule import SamplerSpec, advance, build_sampler, uses_step_noise
+from raygen.sampling.guidance import Guidance, GuidanceForm, Guide, guide
+from raygen.sampling.influence import X0, InfluenceLog
+from raygen.sampling.noise import batch_noise, noise_key
+from raygen.store.images import Codec, encode_image, picture_column
+from raygen.store.lookup import References
+from raygen.store.schemas import SAMPLES, SCORES, cast
+
+__all__ = ["Observe", "SampleSpec", "SampleWorker", "denoise", "pick_device", "shares_model", "to_host"]
+
+UInt8Array = npt.NDArray[np.uint8]
+#: (pictures uint8 [n, H, W, 3], their rows) -> SCORES rows.
+Observe = Callable[[UInt8Array, pa.Table], pa.Table]
+#: Gives the noise of step i, [B, C, h, w].
+StepNoise = Callable[[int], Tensor]
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+JOINT: Final = "joint"
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+def denoise(
+    model: Model,
+    guided: Guide,
+    zt: Tensor,
+    scheduler: Any,
+    *,
+    eta: float = 0.0,
+    step_noise: StepNoise | None = None,
+    unguided: Guide | None = None,
+    interval: tuple[float, float] = (0.0, 1.0),
+    record: Record | None = None,
+) -> Iterator[Tensor]:
+    """zt after each step, the last one being z. `zt` [B, C, h, w] starts as standard normal noise.
+
+    `guided` counts in the steps whose place i / n lies in `interval` [low, high); elsewhere `unguided` does. The
+    scheduler is one of `build_sampler`, and is used up: its solvers keep history. A `record` holds, when zt is
+    yielded, what the model said of that step and its estimate of z as `x0`.
+    """
+    steps = scheduler.timesteps
+    zt = zt * scheduler.init_noise_sigma
+    for i, t in enumerate(steps):
+        inside = interval[0] <= i / len(steps) < interval[1]
+        predictor = guided if inside or unguided is None else unguided
+        times = torch.full((len(zt),), int(t), dtype=torch.int64, device=zt.device)
+        output = predictor(model, scheduler.scale_model_input(zt, t), times, record)
+        if record is not None:
+            record[X0] = model.schedule.x0_from(output, zt, times)
+        noise = None if step_noise is None else step_noise(i)
+        zt = advance(scheduler, output, t, zt, eta=eta, noise=noise)
+        yield zt
+
+
+# --- the worker ---------------------------------------------------------------------------------------------
+
+
+class SampleSpec(Spec):
+    """Everything a picture depends on, besides its row."""
+
+    checkpoint: str
+    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
+    guidance: Guidance = 1.0
+    guidance_form: GuidanceForm = "scale"
+    guidance_against: tuple[str, ...] = ()
+    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the steps that is guided")
+    mixing: AnyMixing | None = Field(None, description="of the experts of a collaboration; none is `paper`")
+    only: tuple[str, ...] | None = None
+    missing: Literal["null", "quarantine"] = "null"
+    influence_steps: int = Field(0, ge=0, le=1000)
+    seed: int = Field(0, ge=0)
+    noise: Literal["sample", "group"] = "sample"
+    attempt: int = Field(0, ge=0)
+    batch: int = Field(32, ge=1, le=4096)
+    codec: Codec = "webp"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    run_id: str = ""
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the accelerator if there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def shares_model(one: SampleSpec, other: SampleSpec) -> bool:
+    """Whether pictures of both come from the same weights in memory."""
+    names = ("checkpoint", "dtype", "device", "mixing")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
+class SampleWorker:
+    """CONDITIONS rows -> SAMPLES rows (and `scores` of an observer). Keeps nothing between batches.
+
+    An out-of-memory is raised as it comes: it fails the try of a shard, never a row.
+    """
+
+    def __init__(
+        self,
+        spec: SampleSpec,
+        *,
+        model: Model | None = None,
+        observe: Observe | None = None,
+        threads: int | None = None,
+        references: References | None = None,
+    ) -> None:
+        """`references`: of the faces that styles are taken from."""
+        settle(threads)
+        self.spec, self.observe, self.references = spec, observe, references
+        self.device = pick_device(spec.device)
+        self.digest = "" if model is not None else checkpoint.digest(spec.checkpoint)
+        loaded = checkpoint.load(spec.checkpoint) if model is None else model
+        self.model = loaded.to(self.device, DTYPES[spec.dtype]).eval()
+        if self.device.type == "cuda":
+            self.model = self.model.to(memory_format=torch.channels_last)
+        if spec.mixing is not None:
+            self.model.mix(spec.mixing)
+
+    def another(self, spec: SampleSpec) -> "SampleWorker":
+        """A worker for other settings of the same checkpoint, which is loaded once for both."""
+        if not shares_model(spec, self.spec):
+            raise ValueError("another checkpoint, precision, device or mixing needs a model of its own")
+        made = copy.copy(self)
+        made.spec = spec
+        return made
+
+    def environment(self) -> dict[str, str]:
+        """What bytes depend on besides the spec and the versions."""
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
+        return {"device": name, "threads": str(torch.get_num_threads()), "dtype": self.spec.dtype, "tf32": tf32()}
+
+    def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
+        """`start(rows)()`."""
+        return self.start(rows)()
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """Make the pictures of at most `batch` rows now; the returned call scores, encodes and tabulates.
+
+        The device always works on `batch` slots. A row that is bad, or whose picture is not finite, becomes a
+        row with `error`.
+        """
+        model = self.model
+        required = model.modalities if self.spec.missing == "quarantine" else model.required_conditions
+        shapes = replace(model.shapes, references=self.references)
+        conditions, errors = Conditions.from_rows(rows, model.modalities, required=required, shapes=shapes)
+        ids = rows["sample_id"].to_pylist()
+        groups = rows["group_id"].to_pylist() if self.spec.noise == "group" else [None] * len(ids)
+        keys: list[int | None] = [
+            None if error else noise_key(self.spec.seed, group or name, self.spec.attempt)
+            for name, group, error in zip(ids, groups, errors, strict=True)
+        ]
+        keys += [None] * (self.spec.batch - len(keys))
+        log = InfluenceLog(len(ids), self.spec.influence_steps)
+        images, finite = self._conditioned(conditions.pad(self.spec.batch).to(self.device), keys, log)
+        fetch = to_host(images[: len(ids)], finite[: len(ids)])
+        return lambda: self.finish(rows, errors, log, *fetch())
+
+    @torch.inference_mode()
+    def _conditioned(
+        self, conditions: Conditions, keys: Sequence[int | None], log: InfluenceLog
+    ) -> tuple[Tensor, Tensor]:
+        spec, model = self.spec, self.model
+        if spec.only is not None:
+            model.must_do_without("some conditions of the rows are left aside (`only`)")
+            conditions = conditions.keep(spec.only)
+        unguided = guide(model, conditions, 1.0) if spec.guidance_interval != (0.0, 1.0) else None
+        guided = guide(model, conditions, spec.guidance, form=spec.guidance_form, against=spec.guidance_against)
+        return self.pictures(guided, keys, log, unguided)
+
+    @torch.inference_mode()
+    def pictures(
+        self, guided: Guide, keys: Sequence[int | None], log: InfluenceLog, unguided: Guide | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """uint8 [B, H, W, 3] and whether each picture is finite, bool [B]; both on the device.
+
+        `keys`: of the noise of each slot, None for one that does not count.
+        """
+        settle()  # also where whoever uses this as a library has changed it since
+        spec, model, shape = self.spec, self.model, self.model.latent_shape
+        z = batch_noise(keys, 0, shape).to(self.device)
+        noisy = uses_step_noise(spec.sampler)
+        scheduler = build_sampler(model.schedule, spec.sampler)
+        trajectory = denoise(
+            model,
+            guided,
+            z,
+            scheduler,
+            eta=spec.sampler.eta,
+            step_noise=(lambda i: batch_noise(keys, 1 + i, shape).to(self.device)) if noisy else None,
+            unguided=unguided,
+            interval=spec.guidance_interval,
+            record=log.record if model.mixes or spec.influence_steps else None,
+        )
+        log.begin([int(t) for t in scheduler.timesteps], model.first_stage.decode)
+        for zt in trajectory:
+            log.step()
+            z = zt
+        pixels = model.first_stage.decode(z)
+        return to_uint8(pixels), pixels.isfinite().flatten(1).all(dim=1)
+
+    def finish(
+        self,
+        rows: pa.Table,
+        errors: Sequence[str | None],
+        log: InfluenceLog,
+        images: UInt8Array,
+        finite: npt.NDArray[np.bool_],
+    ) -> dict[str, pa.Table]:
+        """SAMPLES of pictures uint8 [n, H, W, 3] and their rows, with SCORES and INFLUENCE where they are wanted."""
+        reasons = [
+            error or (None if ok else "nonfinite: the picture has values that are not finite")
+            for error, ok in zip(errors, finite, strict=True)
+        ]
+        encoded = [
+            None if reason else encode_image(image, self.spec.codec)
+            for image, reason in zip(images, reasons, strict=True)
+        ]
+        tables = {"samples": self._samples(rows, reasons, encoded)}
+        good = [i for i, reason in enumerate(reasons) if reason is None]
+        ids = rows["sample_id"].to_pylist()
+        scores = [log.scores(ids, good, run_id=self.spec.run_id, attempt=self.spec.attempt)]
+        if self.observe is not None:
+            scores.append(cast(self.observe(images[good], rows.take(good)), SCORES))
+        if self.observe is not None or scores[0].num_rows:
+            tables["scores"] = pa.concat_tables(scores)
+        if self.spec.influence_steps:
+            tables["influence"] = log.maps(ids, good, self.spec.codec)
+        return tables
+
+    def _samples(self, rows: pa.Table, reasons: Sequence[str | None], encoded: Sequence[bytes | None]) -> pa.Table:
+        n, spec = rows.num_rows, self.spec
+        weights = spec.guidance if isinstance(spec.guidance, dict) else {JOINT: spec.guidance}
+        own: dict[str, Iterable[Any]] = {
+            "attempt": [spec.attempt] * n,
+            "error": reasons,
+            "run_id": [spec.run_id] * n,
+            "checkpoint": [self.digest] * n,
+            "sampler": [spec.sampler.name] * n,
+            "steps": [spec.sampler.steps] * n,
+            "guidance": [list(weights.items())] * n,
+            "image_sha256": [None if data is None else hashlib.sha256(data).hexdigest() for data in encoded],
+        }
+        return pa.Table.from_arrays([_column(f, rows, own, encoded) for f in SAMPLES], schema=SAMPLES)
+
+
+def _column(
+    field: pa.Field, rows: pa.Table, own: Mapping[str, Iterable[Any]], encoded: Sequence[bytes | None]
+) -> pa.Array | pa.ChunkedArray:
+    """One column of SAMPLES: the picture, our own values, or what the row brought."""
+    if field.name == "image":
+        return picture_column(encoded)
+    if field.name in own:
+        return pa.array(own[field.name], field.type)
+    if field.name in rows.column_names:
+        return rows[field.name].cast(field.type)
+    return pa.nulls(rows.num_rows, field.type)
+
+
+def to_host(images: Tensor, finite: Tensor) -> Callable[[], tuple[UInt8Array, npt.NDArray[np.bool_]]]:
+    """Start the copy to the host; the returned call waits for it, and for nothing that was queued later."""
+    if images.device.type != "cuda":
+        return lambda: (images.numpy(), finite.numpy())
+    hosts = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in (images, finite)]
+    for host, device in zip(hosts, (images, finite), strict=True):
+        host.copy_(device, non_blocking=True)
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+
+    def fetch() -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
+        done.synchronize()
+        return hosts[0].numpy(), hosts[1].numpy()
+
+    return fetch

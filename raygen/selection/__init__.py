@@ -1,0 +1,1 @@
+"""Gates over scores, retries of rejected samples, failure analysis."""

@@ -1,0 +1,296 @@
+"""Files by URL, with only the operations whose promises hold everywhere: put, put once, get, list, read rows.
+
+Knows local disks and whatever fsspec speaks. Knows nothing of plans or shards. There is no way to open a file
+for writing: an exception inside such a block publishes half a file on object stores.
+"""
+
+import ctypes
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+from urllib.parse import urlsplit
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from raygen.core.errors import ConfigError, InfrastructureError
+
+__all__ = ["Storage"]
+
+
+T = TypeVar("T")
+RETRIES = 4
+
+
+class Storage:
+    """A folder by URL. Paths given to its methods are relative to that folder."""
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url).rstrip("/")
+        parts = urlsplit(self.url)
+        if parts.username or parts.password:
+            raise ConfigError("a storage address must not carry a user or password; use the environment's credentials")
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{self.url}: {error}") from error
+        self.local = isinstance(self._fs, LocalFileSystem)
+        if not self.local:
+            self._fs.use_listings_cache = False
+
+    def path(self, name: str) -> str:
+        """Full path of `name` as the file system spells it."""
+        return f"{self._root}/{name}" if name else str(self._root)
+
+    def address(self, name: str) -> str:
+        """URL of `name`, good for another process to open."""
+        return self.path(name) if self.local else str(self._fs.unstrip_protocol(self.path(name)))
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write `name` in one piece; readers see all of it or nothing. Overwrites."""
+        self._write(name, data, once=False)
+
+    def put_once(self, name: str, data: bytes) -> bool:
+        """Create `name` if nothing has that name yet; False where something does. Atomic where `creates_once()`."""
+        return self._write(name, data, once=True)
+
+    def _write(self, name: str, data: bytes, *, once: bool) -> bool:
+        try:
+            if self.local:
+                return _write_local(Path(self.path(name)), data, once=once)
+            return _retry(lambda: self._write_remote(name, data, once=once))
+        except FileNotFoundError as error:
+            raise ConfigError(f"{self.url}: no such bucket or folder") from error
+        except PermissionError as error:
+            raise ConfigError(f"{self.url}: not allowed to write {name!r}") from error
+
+    def _write_remote(self, name: str, data: bytes, *, once: bool) -> bool:
+        if once and self._fs.exists(self.path(name)):
+            return False
+        try:
+            self._fs.pipe_file(self.path(name), data, mode="create" if once else "overwrite")
+        except FileExistsError:
+            return False
+        return True
+
+    def put_all(self, files: Mapping[str, bytes], staging: str) -> None:
+        """`put` for many small files with one wait for the disk, or many at once where the storage is away.
+
+        Each file is there as a whole or not at all. Local ones are written in the folder `staging` first, so that a
+        killed process leaves nothing beside the finished ones.
+        """
+        if not self.local:
+            _retry(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}))
+            return
+        try:
+            Path(self.path(staging)).mkdir(parents=True, exist_ok=True)
+            _write_together({Path(self.path(name)): data for name, data in files.items()}, Path(self.path(staging)))
+        except PermissionError as error:
+            raise ConfigError(f"{self.url}: not allowed to write {staging!r}") from error
+
+    @contextmanager
+    def building(self, name: str, staging: str) -> Iterator[BinaryIO]:
+        """A local temporary file that becomes `name` in one step when the block ends without an error.
+
+        For what is too large to hold in memory. Until then nothing of that name is seen, here or in a bucket.
+        """
+        folder = Path(self.path(staging)) if self.local else Path(tempfile.gettempdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+        try:
+            with os.fdopen(handle, "wb", buffering=1 << 20) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if self.local:
+                path = Path(self.path(name))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
+                _sync_folder(path.parent)
+            else:
+                _retry(lambda: self._fs.put_file(temporary, self.path(name)))
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+    def get_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of `name`; `FileNotFoundError` where there is none."""
+        if self.local:
+            handle = os.open(self.path(name), os.O_RDONLY)
+            try:
+                return os.pread(handle, stop - start, start)
+            finally:
+                os.close(handle)
+        return _retry(lambda: bytes(self._fs.cat_file(self.path(name), start=start, end=stop)))
+
+    def remove_folder(self, name: str) -> None:
+        """Delete the folder `name` and all in it, if it is there."""
+        with suppress(FileNotFoundError):
+            if self.local:
+                shutil.rmtree(self.path(name))
+            else:
+                self._fs.rm(self.path(name), recursive=True)
+
+    def get(self, name: str) -> bytes:
+        """Whole content of `name`; `FileNotFoundError` where there is none."""
+        return _retry(lambda: bytes(self._fs.cat_file(self.path(name))))
+
+    def size(self, name: str) -> int:
+        """Bytes of `name`; `FileNotFoundError` where there is none."""
+        return int(_retry(lambda: self._fs.size(self.path(name))))
+
+    def files(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Path, seen from `folder`, and bytes of every file in it and below."""
+        root = self.path(folder)
+        if self.local:
+            for at, _, names in os.walk(root):
+                for path in (f"{at}/{name}" for name in names):
+                    yield path[len(root) + 1 :], os.lstat(path).st_size
+        else:
+            for path, entry in _retry(lambda: self._fs.find(root, detail=True)).items():
+                yield path[len(root) + 1 :], int(entry["size"])
+
+    def total(self, folder: str) -> tuple[int, int]:
+        """Number and bytes of all files in `folder` and below."""
+        count = total = 0
+        for _, size in self.files(folder):
+            count, total = count + 1, total + size
+        return count, total
+
+    def exists(self, name: str) -> bool:
+        """Whether `name` is there now."""
+        return bool(_retry(lambda: self._fs.exists(self.path(name))))
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted file names directly in `folder`; empty where it does not exist. Temporary files are left out."""
+        try:
+            found = _retry(lambda: self._fs.ls(self.path(folder), detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in (str(p).rsplit("/", 1)[-1] for p in found) if not name.startswith(".tmp-"))
+
+    def remove(self, name: str) -> None:
+        """Delete `name` if it is there."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self.path(name))
+
+    def creates_once(self) -> bool:
+        """Whether `put_once` is refused by the store itself the second time, so that two writers cannot both win."""
+        if self.local:
+            return True
+        name = f".probe-{os.getpid()}-{time.time_ns()}"
+        try:
+            self._fs.pipe_file(self.path(name), b"1", mode="create")
+            try:
+                self._fs.pipe_file(self.path(name), b"2", mode="create")
+            except FileExistsError:
+                return True
+            return False
+        except (OSError, NotImplementedError, ValueError):
+            return False
+        finally:
+            self.remove(name)
+
+    def require(self) -> None:
+        """An error now rather than after an hour: `ConfigError` where the bucket is missing or cannot be written,
+        `InfrastructureError` where nobody answers."""
+        probe = f".probe-{os.getpid()}-{time.time_ns()}"
+        try:
+            self.put(probe, b"raygen")
+        except ConfigError:
+            raise
+        except Exception as error:  # credentials, endpoint, DNS: every back end has its own classes
+            name = type(error).__name__
+            away = isinstance(error, ConnectionError | TimeoutError) or "Connect" in name or "Timeout" in name
+            kind = InfrastructureError if away else ConfigError
+            raise kind(f"{self.url}: cannot be written ({name}: {str(error)[:200]})") from error
+        self.remove(probe)
+
+
+def _write_local(path: Path, data: bytes, *, once: bool) -> bool:
+    if once and path.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        if once:
+            os.link(temporary, path)  # fails where the name exists: the one atomic create of POSIX with content
+        else:
+            os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return True
+
+
+def _write_together(files: Mapping[Path, bytes], staging: Path) -> None:
+    """Each gets its name when it is whole; one wait for all of them, and whoever commits does so after it."""
+    written: dict[Path, str] = {}
+    try:
+        for folder in {path.parent for path in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path, data in files.items():
+            handle, written[path] = tempfile.mkstemp(prefix=".tmp-", dir=staging)
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(handle, 0o644)
+                file.write(data)
+        for path, temporary in written.items():
+            os.replace(temporary, path)
+        _sync_file_system(staging)
+    finally:
+        for temporary in written.values():
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _sync_file_system(folder: Path) -> None:
+    """Wait until all that was written to the file system of `folder` is on the disk.
+
+    A wait for each of a thousand small files takes seconds; Linux has one call for all of them.
+    """
+    sync = getattr(ctypes.CDLL(None), "syncfs", None)
+    if sync is None:
+        os.sync()
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if sync(handle):
+            raise OSError(f"{folder}: cannot be brought to the disk")
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _retry(call: Callable[[], T]) -> T:
+    """Repeat a remote call that failed for a passing reason; what cannot get better is raised at once."""
+    for attempt in range(RETRIES):
+        try:
+            return call()
+        except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError:
+            if attempt == RETRIES - 1:
+                raise
+            time.sleep(0.2 * 4**attempt)
+    raise AssertionError("unreachable")

@@ -1,0 +1,357 @@
+"""A pickle as data: the few opcodes that files of weights use, read without importing or calling what a file names.
+
+Knows opcodes, tensors as places in a storage, arrays of numpy, and plain containers. Knows neither files nor models.
+
+Python's own unpickler looks every name up and calls it; one that is told to refuse some still runs methods of what it
+let through. This one has nothing to look up: a name is a word that is known, that belongs to a training program and is
+replaced by a stand-in that does nothing, or that ends the reading. `pickletools` decodes the opcodes.
+"""
+
+import math
+import pickletools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, Final, NamedTuple
+
+from raygen.core.errors import InputError
+
+__all__ = ["Array", "DType", "StandIn", "Storage", "Stored", "read_pickle"]
+
+
+#: What else lies in checkpoints of training programs: classes that name a callback, settings. They become stand-ins.
+INERT: Final = (
+    "pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "ldm", "taming", "main", "__main__", "cldm",
+    "guided_diffusion", "typing", "argparse", "pathlib", "torch.optim", "torch.torch_version", "numpy.random",
+)  # fmt: skip
+#: Opcodes whose argument is the value.
+LITERALS: Final = frozenset({
+    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
+    "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+})  # fmt: skip
+CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+#: Of one pickle; the largest published checkpoint has a thirtieth of it.
+MOST_OPCODES: Final = 5_000_000
+#: Of a tensor: how many sides, and what they may come to, empty ones left out.
+MOST_SIDES, LARGEST_TENSOR = 8, 1 << 48
+#: Parts of a name that is a tuple; and up to where numbers that are names have hashes of their own.
+MOST_PARTS, LARGEST_NUMBER = 16, 1 << 60
+
+
+class DType(NamedTuple):
+    """An element type by torch's name, such as `float32`."""
+
+    name: str
+
+
+class Storage(NamedTuple):
+    """Elements that lie somewhere else in the file."""
+
+    dtype: str
+    key: str
+    elements: int
+
+
+class Stored(NamedTuple):
+    """A tensor: which elements of a storage, and in what shape."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass
+class Array:
+    """An array of numpy; `data`, its bytes or the text that old pickles keep them as, is empty without its state."""
+
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    fortran: bool = False
+    data: bytes | str = b""
+
+
+@dataclass(eq=False)
+class StandIn:
+    """In the place of something that a training program left. Takes anything, does nothing."""
+
+    name: str
+
+
+@dataclass
+class _NumpyType:
+    """A dtype of numpy: `f4` and, once its state was read, the order of its bytes."""
+
+    code: str
+    order: str = "<"
+
+
+class _Known(NamedTuple):
+    """A name with a meaning here: what a call of it gives."""
+
+    name: str
+    call: Callable[..., Any]
+
+
+class _Refused(Exception):
+    """Why a pickle is not one of weights."""
+
+
+def read_pickle(file: IO[bytes], what: str) -> Any:
+    """The next pickle of `file` as plain values; the file stands behind it afterwards.
+
+    Dictionaries of any kind become dicts, tensors `Stored`, arrays `Array`, what belongs to a training program
+    `StandIn`. `what` names the file in errors: `InputError` with the reason `unsafe` where it asks for anything else by
+    name, `weights` where it is damaged or no such file.
+    """
+    try:
+        return _Machine().run(file)
+    except _Refused as error:
+        raise InputError(f"{what}: {error}", reason="unsafe") from error
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{what}: not a file of weights ({type(error).__name__})", reason="weights") from error
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def _resolved(name: str) -> Any:
+    if name in KNOWN:
+        return KNOWN[name]
+    if any(name.startswith(f"{prefix}.") for prefix in INERT):
+        return StandIn(name)
+    raise _Refused(f"asks for {name[:80]!r} by name, which weights have no use for; nothing of it was run")
+
+
+def _mapping(*items: Any) -> dict[Any, Any]:
+    """OrderedDict() or OrderedDict(pairs)."""
+    made: dict[Any, Any] = {}
+    for key, value in items[0] if items and isinstance(items[0], list) else ():
+        made[_key(key)] = value
+    return made
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Stored:
+    if not isinstance(storage, Storage):
+        raise TypeError("a tensor without a storage")
+    if type(offset) is not int or offset < 0 or len(_sides(shape)) != len(_sides(stride)):
+        raise ValueError("a tensor whose shape is none")
+    return Stored(storage, offset, shape, stride)
+
+
+def _parameter(data: Any, *rest: Any) -> Stored:
+    if not isinstance(data, Stored):
+        raise TypeError("a parameter without a tensor")
+    return data
+
+
+def _encoded(text: Any, encoding: Any = "latin1") -> str:
+    """How Python 3 writes bytes into old pickles; left as it is: a thousand of them are not a thousand copies."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise TypeError("no bytes")
+    return text
+
+
+def _numpy_type(code: Any, *rest: Any) -> _NumpyType:
+    if not isinstance(code, str) or len(code) > 8:
+        raise TypeError("no element type")
+    return _NumpyType(code.lstrip("<>|="), ">" if code.startswith(">") else "<")
+
+
+def _nothing(*rest: Any) -> None:
+    raise TypeError("cannot be called")
+
+
+def _scalar(kind: Any, data: Any = b"") -> Array:
+    if not isinstance(kind, _NumpyType) or not isinstance(data, bytes | str):
+        raise TypeError("no scalar")
+    return Array(kind.order + kind.code, (), False, data)
+
+
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> Array:
+    if not isinstance(kind, _NumpyType) or not isinstance(data, bytes | bytearray):
+        raise TypeError("no array")
+    return Array(kind.order + kind.code, _sides(shape), order == "F", bytes(data))
+
+
+def _sides(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or len(shape) > MOST_SIDES or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("a shape that is none")
+    if math.prod(max(n, 1) for n in shape) > LARGEST_TENSOR:
+        raise ValueError("a shape that no file could fill")
+    return shape
+
+
+def _known() -> Iterator[tuple[str, Callable[..., Any]]]:
+    made: dict[str, Callable[..., Any]] = {
+        "collections.OrderedDict": _mapping, "collections.defaultdict": lambda *_: {}, "builtins.dict": _mapping,
+        "torch._utils._rebuild_tensor_v2": _tensor, "torch._utils._rebuild_tensor": _tensor,
+        "torch._utils._rebuild_parameter": _parameter, "torch.Size": lambda values=(): _sides(values),
+        "_codecs.encode": _encoded, "numpy.dtype": _numpy_type, "numpy.ndarray": _nothing,
+    }  # fmt: skip
+    yield from made.items()
+    for package in ("numpy.core", "numpy._core"):
+        yield f"{package}.multiarray._reconstruct", lambda *_: Array()
+        yield f"{package}.multiarray.scalar", _scalar
+        yield f"{package}.numeric._frombuffer", _from_buffer
+    for module in ("builtins", "__builtin__"):
+        yield f"{module}.set", lambda values=(): values
+
+
+STORAGES: Final = {
+    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
+KNOWN: Final[Mapping[str, Any]] = {
+    **{name: _Known(name, call) for name, call in _known()},
+    **{f"torch.{kind}": DType(dtype) for kind, dtype in STORAGES.items()},
+    **{f"torch.cuda.{kind}": DType(dtype) for kind, dtype in STORAGES.items()},
+    **{f"torch.{dtype}": DType(dtype) for dtype in STORAGES.values()},
+}
+
+
+# --- opcodes ------------------------------------------------------------------------------------------------
+
+
+def _key(value: Any) -> Any:
+    """A value that may name an entry: nothing whose hash could be costly."""
+    if value is None or isinstance(value, str | bytes | StandIn):
+        return value
+    if isinstance(value, int) and abs(value) < LARGEST_NUMBER:
+        return value
+    if isinstance(value, tuple) and len(value) <= MOST_PARTS and not any(isinstance(part, tuple) for part in value):
+        return tuple(_key(part) for part in value)
+    raise TypeError(f"a {type(value).__name__} as a key")
+
+
+class _Machine:
+    """The stack and the memo of one pickle."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+
+    def run(self, file: IO[bytes]) -> Any:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+            if count == MOST_OPCODES:
+                raise ValueError("too much for a file of weights")
+            if opcode.name == "STOP":
+                return self.stack.pop()
+            if opcode.name in LITERALS:
+                self.stack.append(CONSTANTS.get(opcode.name, argument))
+            else:
+                self._step(opcode.name, argument)
+        raise ValueError("ends in the middle")
+
+    def _step(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                self.marks.append(stack)
+                self.stack = []
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_SET":
+                stack.append({} if name == "EMPTY_DICT" else [])
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                n = int(name[-1])
+                if len(stack) < n:
+                    raise IndexError("too few values")
+                stack[-n:] = [tuple(stack[-n:])]
+            case "TUPLE" | "LIST" | "FROZENSET" | "DICT":
+                items = self._marked()
+                self.stack.append(tuple(items) if name == "TUPLE" else _pairs(items) if name == "DICT" else items)
+            case "APPEND" | "SETITEM":
+                n = 1 if name == "APPEND" else 2
+                items = [stack.pop() for _ in range(n)][::-1]
+                self._put(stack[-1], items, pairs=n == 2)
+            case "APPENDS" | "ADDITEMS" | "SETITEMS":
+                items = self._marked()
+                self._put(self.stack[-1], items, pairs=name == "SETITEMS")
+            case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                self.memo[len(self.memo) if argument is None else argument] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "GLOBAL":
+                stack.append(_resolved(str(argument).replace(" ", ".", 1)))
+            case "STACK_GLOBAL":
+                attribute, module = stack.pop(), stack.pop()
+                if not isinstance(attribute, str) or not isinstance(module, str):
+                    raise TypeError("a name that is no text")
+                stack.append(_resolved(f"{module}.{attribute}"))
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case "REDUCE" | "NEWOBJ":
+                arguments, called = stack.pop(), stack.pop()
+                stack.append(_called(called, arguments))
+            case "NEWOBJ_EX":
+                _, arguments, called = stack.pop(), stack.pop(), stack.pop()
+                stack.append(_called(called, arguments))
+            case "BUILD":
+                state = stack.pop()
+                _built(stack[-1], state)
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self._marked()
+            case "DUP":
+                stack.append(stack[-1])
+            case _:
+                raise _Refused(f"has the opcode {name}, which files of weights have no use for")
+
+    def _marked(self) -> list[Any]:
+        """What came since the last mark."""
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    @staticmethod
+    def _put(target: Any, items: list[Any], *, pairs: bool) -> None:
+        if isinstance(target, StandIn):
+            return
+        if pairs and type(target) is dict:
+            target.update(_pairs(items))
+        elif not pairs and type(target) is list:
+            target.extend(items)
+        else:
+            raise TypeError(f"{type(target).__name__} holds nothing")
+
+
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    return {_key(key): value for key, value in zip(items[::2], items[1::2], strict=True)}
+
+
+def _called(called: Any, arguments: Any) -> Any:
+    if isinstance(called, StandIn):
+        return StandIn(called.name)
+    if not isinstance(called, _Known) or not isinstance(arguments, tuple):
+        raise _Refused("calls something that cannot be called in a file of weights")
+    return called.call(*arguments)
+
+
+def _built(target: Any, state: Any) -> None:
+    if isinstance(target, StandIn) or type(target) is dict:
+        return  # attributes of an OrderedDict, which say what versions its modules had
+    if isinstance(target, _NumpyType):
+        target.order = ">" if state[1] == ">" else "<"
+    elif isinstance(target, Array):
+        _, shape, kind, fortran, data = state
+        if not isinstance(kind, _NumpyType):
+            raise TypeError("no array")
+        target.dtype, target.shape, target.fortran = kind.order + kind.code, _sides(shape), fortran is True
+        target.data = data if isinstance(data, bytes | str) else b""
+    else:
+        raise _Refused(f"sets the state of a {type(target).__name__}")
+
+
+def _storage(value: Any) -> Storage:
+    """What stands for the elements of a tensor: ("storage", type, key, device, elements)."""
+    kind, dtype, key, _, elements, *view = value
+    if kind != "storage" or not isinstance(dtype, DType) or any(part is not None for part in view):
+        raise ValueError("a storage of another kind")
+    if type(elements) is not int or elements < 0 or not isinstance(key, str | int):
+        raise ValueError("a storage of another kind")
+    return Storage(dtype.name, str(key), elements)

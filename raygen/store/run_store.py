@@ -1,0 +1,399 @@
+"""The commit protocol: plan, starts, content-addressed data, create-only commits, manifest.
+
+A row is visible once its shard is committed. A file that no commit names is ignored.
+    out/attempt-00/plan.json  starts/  data/<table>/  commits/  quarantine/  MANIFEST.json  _SUCCESS  run.json
+"""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+
+from raygen.core.errors import ConfigError, IntegrityError
+from raygen.core.hashing import canonical, digest
+from raygen.store.filesystem import Storage
+from raygen.store.parquet import Slice, from_parquet, read_slice, to_parquet
+
+__all__ = ["KEYS", "Commit", "Plan", "SetDigest", "Shard", "Store", "cut", "open_input", "table_digest"]
+
+FORMAT: Final = 1
+_MODULUS: Final = 1 << 2048
+#: What names a row of a table; the digest of a set of rows is taken over these and the row's content.
+KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "faces": ("face_id",),
+    "conditions": ("sample_id",),
+    "samples": ("sample_id", "attempt"),
+    "scores": ("sample_id", "attempt", "metric"),
+    "selection": ("sample_id", "attempt"),
+    "latents": ("face_id", "transform"),
+    "influence": ("sample_id", "step"),
+    "quarantine": ("id", "table"),
+}
+
+
+class SetDigest:
+    """Digest of a set of lines that depends neither on their order nor on how they were cut into shards.
+
+    The state is the sum of 2048-bit hashes of the lines (Bellare and Micciancio's AdHash), so shards merge by
+    addition and no process ever holds all lines of a large set.
+    """
+
+    def __init__(self, state: int = 0) -> None:
+        self.state = state
+
+    def add(self, line: str) -> None:
+        """Put one line into the set."""
+        self.state = (self.state + int.from_bytes(hashlib.shake_256(line.encode()).digest(256), "big")) % _MODULUS
+
+    def merge(self, other: "SetDigest") -> "SetDigest":
+        """Digest of the union of two disjoint sets."""
+        return SetDigest((self.state + other.state) % _MODULUS)
+
+    def hex(self) -> str:
+        """64 hexadecimal digits: sha256 of the state."""
+        return digest(self.state.to_bytes(256, "big"))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work, of retry and of commit: which input rows, in order."""
+
+    index: int
+    inputs: tuple[Slice, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of input rows."""
+        return sum(piece.rows for piece in self.inputs)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The input rows as one table."""
+        return pa.concat_tables([read_slice(piece, columns) for piece in self.inputs]).combine_chunks()
+
+
+def cut(pieces: Iterable[Slice], shard_rows: int) -> list[Shard]:
+    """Consecutive shards of `shard_rows` rows (the last may have fewer) over the rows of `pieces` in order."""
+    shards: list[Shard] = []
+    current: list[Slice] = []
+    room = shard_rows
+    for piece in pieces:
+        start, left = piece.start, piece.rows
+        while left:
+            take = min(room, left)
+            current.append(Slice(piece.path, start, take))
+            start, left, room = start + take, left - take, room - take
+            if room == 0:
+                shards.append(Shard(len(shards), tuple(current)))
+                current, room = [], shard_rows
+    if current:
+        shards.append(Shard(len(shards), tuple(current)))
+    return shards
+
+
+class Plan(NamedTuple):
+    """Everything that decides the rows of a run, and the cut of its work."""
+
+    kind: str
+    run_id: str
+    what: Mapping[str, Any]
+    batch: int
+    shards: Sequence[Shard]
+
+    @property
+    def rows(self) -> int:
+        """Number of input rows of all shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    def to_json(self) -> bytes:
+        """Canonical bytes; input files are named once and referred to by number."""
+        files = list(dict.fromkeys(piece.path for shard in self.shards for piece in shard.inputs))
+        number = {path: i for i, path in enumerate(files)}
+        shards = [[[number[p.path], p.start, p.rows] for p in shard.inputs] for shard in self.shards]
+        head = {"format": FORMAT, "kind": self.kind, "run_id": self.run_id, "what": self.what, "batch": self.batch}
+        return canonical({**head, "files": files, "shards": shards})
+
+    @staticmethod
+    def from_json(data: bytes) -> "Plan":
+        """The plan written by `to_json`; `IntegrityError` where it is not one."""
+        try:
+            raw = json.loads(data)
+            pieces = [tuple(Slice(raw["files"][f], s, n) for f, s, n in shard) for shard in raw["shards"]]
+            shards = [Shard(i, inputs) for i, inputs in enumerate(pieces)]
+            return Plan(raw["kind"], raw["run_id"], raw["what"], raw["batch"], shards)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise IntegrityError(f"plan.json is damaged: {error}") from error
+
+
+class Commit(NamedTuple):
+    """The record that makes a shard count."""
+
+    shard: int
+    files: list[dict[str, Any]]
+    state: str
+    quarantined: dict[str, int]
+    timings: dict[str, float]
+    environment: dict[str, Any]
+    created: float
+
+    @property
+    def digest(self) -> SetDigest:
+        """Digest of the rows of all tables of this shard."""
+        return SetDigest(int(self.state, 16))
+
+    def rows(self, table: str) -> int:
+        """Committed rows of `table`."""
+        return sum(int(entry["rows"]) for entry in self.files if entry["table"] == table)
+
+
+class Store:
+    """One attempt folder of one run."""
+
+    def __init__(self, url: str, attempt: int = 0) -> None:
+        self.url = url
+        self.attempt = attempt
+        self.storage = Storage(f"{str(url).rstrip('/')}/attempt-{attempt:02d}")
+
+    # --- plan -----------------------------------------------------------------------------------------------
+
+    def create(self, plan: Plan) -> None:
+        """Write the plan, or find the same one there; `ConfigError` names what differs from another one."""
+        if self.storage.put_once("plan.json", plan.to_json()):
+            return
+        there = self.plan()
+        if there.run_id != plan.run_id:
+            changed = _changes(dict(there.what), json.loads(canonical(plan.what))) or ["its inputs"]
+            raise ConfigError(
+                f"{self.storage.url} holds another run ({there.run_id}, this one is {plan.run_id}); "
+                f"different: {', '.join(changed)}. Choose another `out`, or the settings of that run"
+            )
+
+    def plan(self) -> Plan:
+        """The plan of this folder; `ConfigError` where there is none."""
+        try:
+            return Plan.from_json(self.storage.get("plan.json"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            inside = _runs_below(Storage(self.url))
+            hint = f"; there are runs in {', '.join(inside)}" if inside else ""
+            raise ConfigError(f"{self.storage.url} holds no run (plan.json is missing){hint}") from error
+
+    # --- shards ---------------------------------------------------------------------------------------------
+
+    def begin(self, shard: int, launch: str, tries: int) -> int:
+        """Mark a try of `shard`; its number from 1 on, or 0 where `tries` starts of this launch are used up.
+
+        Tries are counted by launch: a person who stops and repeats a run many times loses nothing, while a
+        shard that kills its process is set aside after a few starts.
+        """
+        for attempt in range(1, tries + 1):
+            record = canonical({"shard": shard, "time": time.time()})
+            if self.storage.put_once(f"starts/shard-{shard:05d}.{launch}.a{attempt}.json", record):
+                return attempt
+        return 0
+
+    def commit(
+        self,
+        shard: int,
+        of: int,
+        tables: Mapping[str, pa.Table],
+        *,
+        timings: Mapping[str, float],
+        environment: Mapping[str, Any],
+        reasons: Mapping[str, int],
+    ) -> tuple[Commit, bool]:
+        """Store `tables` and make them count; the commit that won, and whether this one differs from it."""
+        state, files = SetDigest(), []
+        for name in sorted(tables):
+            files.append(self._put_table(name, tables[name], shard, of))
+            state = state.merge(table_digest(name, tables[name]))
+        mine = Commit(
+            shard, files, f"{state.state:x}", dict(reasons), dict(timings), dict(environment), round(time.time(), 3)
+        )
+        if self.storage.put_once(self._commit_name(shard, mine), canonical(mine._asdict())):
+            return mine, False
+        winner = self.commit_of(shard)
+        return winner, winner.state != mine.state
+
+    def _commit_name(self, shard: int, commit: Commit) -> str:
+        if self.creates_once:
+            return f"commits/shard-{shard:05d}.json"
+        # Without create-only writes twins get names of their own; readers take the smallest.
+        return f"commits/shard-{shard:05d}-{digest(canonical(commit._asdict()))[:12]}.json"
+
+    @property
+    def creates_once(self) -> bool:
+        """Whether this storage refuses a second create; probed once a process."""
+        if not hasattr(self, "_creates_once"):
+            self._creates_once = self.storage.creates_once()
+        return self._creates_once
+
+    def _put_table(self, name: str, table: pa.Table, shard: int, of: int) -> dict[str, Any]:
+        data = to_parquet(table)
+        if from_parquet(data, columns=[]).num_rows != table.num_rows:
+            raise IntegrityError(f"shard {shard}: the Parquet file just built does not read back")
+        sha = digest(data)
+        folder = "quarantine" if name == "quarantine" else f"data/{name}"
+        path = f"{folder}/shard-{shard:05d}-of-{of:05d}-{sha[:12]}.parquet"
+        self.storage.put(path, data)
+        return {"table": name, "path": path, "sha256": sha, "rows": table.num_rows, "bytes": len(data)}
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def committed(self) -> dict[int, str]:
+        """Shard number -> name of the commit that counts."""
+        found: dict[int, str] = {}
+        for name in self.storage.names("commits"):
+            found.setdefault(int(name[6:11]), name)  # sorted, so the smallest name of twins wins
+        return found
+
+    def is_committed(self, shard: int) -> bool:
+        """Whether `shard` counts already; one look where commits have fixed names, a listing elsewhere."""
+        if self.creates_once:
+            return self.storage.exists(f"commits/shard-{shard:05d}.json")
+        return shard in self.committed()
+
+    def commit_of(self, shard: int) -> Commit:
+        """The commit of `shard`; `IntegrityError` where its record is missing or damaged."""
+        name = self.committed().get(shard)
+        if name is None:
+            raise IntegrityError(f"{self.storage.url}: shard {shard} is not committed")
+        return self._read_commit(name)
+
+    def _read_commit(self, name: str) -> Commit:
+        try:
+            return Commit(**json.loads(self.storage.get(f"commits/{name}")))
+        except (ValueError, TypeError) as error:
+            raise IntegrityError(f"{self.storage.url}/commits/{name} is damaged: {error}") from error
+
+    def commits(self) -> Iterator[Commit]:
+        """Every commit in the order of shards."""
+        for _, name in sorted(self.committed().items()):
+            yield self._read_commit(name)
+
+    def missing(self, plan: Plan) -> list[Shard]:
+        """Shards of the plan that are not committed."""
+        done = self.committed()
+        return [shard for shard in plan.shards if shard.index not in done]
+
+    def slices(self, table: str) -> list[Slice]:
+        """Every committed file of `table` as a whole slice, in the order of shards."""
+        entries = [entry for commit in self.commits() for entry in commit.files if entry["table"] == table]
+        return [Slice(self.storage.address(e["path"]), 0, int(e["rows"])) for e in entries if e["rows"]]
+
+    def tables(self, table: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Committed rows of `table`, one shard at a time."""
+        for piece in self.slices(table):
+            yield read_slice(piece, columns)
+
+    def has(self, table: str) -> bool:
+        """Whether any shard committed rows of `table`."""
+        first = next(self.commits(), None)
+        return first is not None and any(entry["table"] == table for entry in first.files)
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def finish(self, plan: Plan) -> dict[str, Any]:
+        """Write MANIFEST.json and _SUCCESS over the commits of every shard; the manifest."""
+        state, rows, reasons, size = SetDigest(), Counter[str](), Counter[str](), 0
+        entries = []
+        for commit in self.commits():
+            state = state.merge(commit.digest)
+            reasons.update(commit.quarantined)
+            for entry in commit.files:
+                rows[entry["table"]] += int(entry["rows"])
+                size += int(entry["bytes"])
+                entries.append({key: entry[key] for key in ("table", "path", "sha256", "rows")})
+        manifest = {
+            "format": FORMAT, "kind": plan.kind, "run_id": plan.run_id, "shards": len(plan.shards),
+            "planned_rows": plan.rows, "rows": dict(rows), "quarantined": dict(reasons), "bytes": size,
+            "set_digest": state.hex(), "files": entries,
+        }  # fmt: skip
+        self.storage.put("MANIFEST.json", canonical(manifest))
+        self.storage.put("_SUCCESS", canonical({k: v for k, v in manifest.items() if k != "files"}))
+        return manifest
+
+    def manifest(self) -> dict[str, Any]:
+        """MANIFEST.json; `ConfigError` where the run is not complete."""
+        try:
+            manifest = json.loads(self.storage.get("MANIFEST.json"))
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ConfigError(f"{self.storage.url} is not complete (MANIFEST.json is missing)") from error
+        if not isinstance(manifest, dict):
+            raise IntegrityError(f"{self.storage.url}/MANIFEST.json is damaged")
+        return manifest
+
+
+def open_input(url: str, attempt: int | None = None) -> tuple[Store, str]:
+    """A complete earlier run as input: its last complete attempt, and the digest that names its content."""
+    root = Storage(url)
+    attempts = [n for n in _attempts(root) if attempt is None or n == attempt]
+    for number in reversed(attempts):
+        store = Store(url, number)
+        if store.storage.exists("_SUCCESS"):
+            return store, str(store.manifest()["set_digest"])
+    raise ConfigError(f"{url}: no complete run is here" + (" (it has unfinished shards)" if attempts else ""))
+
+
+def _runs_below(root: Storage) -> list[str]:
+    """Folders in `root` that hold runs, to be named where `root` itself does not."""
+    found = []
+    for name in sorted(root.names("")):
+        inner = root.names(name) if "." not in name else []
+        found += [name] if "attempt-00" in inner else []
+        found += [f"{name}/{n}" for n in inner if "." not in n and "attempt-00" in root.names(f"{name}/{n}")]
+    return found
+
+
+def _attempts(root: Storage) -> list[int]:
+    names = [name for name in root.names("") if name.startswith("attempt-")]
+    return sorted(int(name[8:]) for name in names if name[8:].isdigit())
+
+
+def table_digest(name: str, table: pa.Table) -> SetDigest:
+    """Digest of the rows of one table, whatever their order."""
+    state = SetDigest()
+    for line in _lines(name, table):
+        state.add(line)
+    return state
+
+
+def _lines(name: str, table: pa.Table) -> Iterator[str]:
+    """One line per row: its key and what it holds."""
+    if name == "samples":
+        columns = table.select(["sample_id", "attempt", "image_sha256", "error"]).to_pylist()
+        for row in columns:
+            yield f"{row['sample_id']}:{row['attempt']}:{row['image_sha256'] or _error_class(row['error'])}"
+        return
+    key = KEYS.get(name, tuple(table.column_names[:1]))
+    for row in table.to_pylist():
+        yield ":".join([name, *(str(row[part]) for part in key), digest(canonical(_plain(row)))])
+
+
+def _error_class(error: str | None) -> str:
+    return (error or "error").split(":", 1)[0]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return digest(value)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the keys whose values differ."""
+    changed = []
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            changed += _changes(a, b, f"{prefix}{key}.")
+        elif a != b:
+            changed.append(f"{prefix}{key}")
+    return changed

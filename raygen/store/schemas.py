@@ -1,0 +1,244 @@
+"""The tables every stage reads and writes: Arrow schemas, the picture codec, Parquet bytes.
+
+Knows what a row of FACES, CONDITIONS, SAMPLES, SCORES, SELECTION, LATENTS, INFLUENCE and METRICS is and how
+pictures and masks become bytes and back, safely. Knows nothing of where tables are stored or who makes them.
+
+Pictures are `struct<bytes, path>` with the Hugging Face feature metadata in the schema, so other tools show
+them as pictures. Parquet is written with page checksums, and with neither a dictionary nor a second
+compression for picture columns.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raygen.core.errors import InputError
+from raygen.core.face_labels import ATTRIBUTES
+
+__all__ = [
+    "CONDITIONS",
+    "EXPORTED",
+    "FACES",
+    "FILES",
+    "INFLUENCE",
+    "LATENTS",
+    "METRICS",
+    "QUARANTINE",
+    "REFUSED",
+    "SAMPLES",
+    "SCHEMAS",
+    "SCORES",
+    "SELECTION",
+    "cast",
+    "check_id",
+    "picture_schema",
+    "reason_of",
+]
+
+
+UInt8Array = npt.NDArray[np.uint8]
+ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+IMAGE: Final = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+ATTRIBUTE_LIST: Final = pa.list_(pa.int8(), len(ATTRIBUTES))
+STYLE: Final = pa.struct([("face_id", pa.string()), ("sha256", pa.string())])
+
+
+def picture_schema(fields: Sequence[tuple[str, pa.DataType]], required: Sequence[str] = ()) -> pa.Schema:
+    """A schema whose picture columns carry the feature metadata that makes viewers show them."""
+    features = {name: {"_type": "Image"} for name, kind in fields if kind == IMAGE}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if features else None
+    return pa.schema([pa.field(n, k, nullable=n not in required) for n, k in fields], metadata=metadata)
+
+
+#: `boxes`: left, top, right, bottom of each face. `keypoints`: x, y and how much each counts. In parts of the sides.
+FACES: Final = picture_schema(
+    [
+        ("face_id", pa.string()),
+        ("split", pa.string()),
+        ("image", IMAGE),
+        ("mask", IMAGE),
+        ("attributes", ATTRIBUTE_LIST),
+        ("texts", pa.map_(pa.string(), pa.string())),
+        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
+        ("identity_id", pa.string()),
+        ("keypoints", pa.list_(pa.list_(pa.float32(), 3))),
+        ("hint", IMAGE),
+    ],
+    required=("face_id", "split"),
+)
+
+_CONDITIONS: Final[list[tuple[str, pa.DataType]]] = [
+    ("plan", pa.string()),
+    ("seed", pa.int64()),
+    ("source", pa.string()),
+    ("group_id", pa.string()),
+    ("mask", IMAGE),
+    ("attributes", ATTRIBUTE_LIST),
+    ("text", pa.string()),
+    ("hint", IMAGE),
+    ("style_a", STYLE),
+    ("style_b", STYLE),
+    ("style_parts", pa.list_(pa.uint8())),
+    ("style_mix", pa.float32()),
+    ("identity_id", pa.string()),
+    ("variant", pa.int32()),
+    ("edit_id", pa.string()),
+    ("alpha", pa.float32()),
+]
+CONDITIONS: Final = picture_schema([("sample_id", pa.string()), *_CONDITIONS], required=("sample_id", "plan", "seed"))
+
+SAMPLES: Final = picture_schema(
+    [
+        ("sample_id", pa.string()),
+        ("attempt", pa.int32()),
+        ("image", IMAGE),
+        ("error", pa.string()),
+        *_CONDITIONS,
+        ("run_id", pa.string()),
+        ("checkpoint", pa.string()),
+        ("sampler", pa.string()),
+        ("steps", pa.int32()),
+        ("guidance", pa.map_(pa.string(), pa.float32())),
+        ("image_sha256", pa.string()),
+    ],
+    required=("sample_id", "attempt", "run_id"),
+)
+
+SCORES: Final = picture_schema(
+    [
+        ("sample_id", pa.string()),
+        ("attempt", pa.int32()),
+        ("metric", pa.string()),
+        ("run_id", pa.string()),
+        ("vector", pa.list_(pa.float32())),
+    ],
+    required=("sample_id", "attempt", "metric", "run_id"),
+)
+
+#: Begin of the error of a SAMPLES row of which no try counts.
+REFUSED: Final = "refused: "
+#: A row a try: whether it is the one that counts, and why or why not.
+SELECTION: Final = picture_schema(
+    [("sample_id", pa.string()), ("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())],
+    required=("sample_id", "attempt", "accepted"),
+)
+
+LATENTS: Final = picture_schema(
+    [
+        ("face_id", pa.string()),
+        ("transform", pa.string()),
+        ("autoencoder", pa.string()),
+        ("moments", pa.list_(pa.float16())),
+        ("shape", pa.list_(pa.int32())),
+    ],
+    required=("face_id", "transform", "autoencoder"),
+)
+
+INFLUENCE: Final = picture_schema(
+    [("sample_id", pa.string()), ("step", pa.int32()), ("maps", pa.map_(pa.string(), IMAGE))],
+    required=("sample_id", "step"),
+)
+
+METRICS: Final = picture_schema(
+    [
+        ("run_id", pa.string()),
+        ("metric", pa.string()),
+        ("slice", pa.string()),
+        ("value", pa.float64()),
+        ("n", pa.int64()),
+        ("ci_low", pa.float64()),
+        ("ci_high", pa.float64()),
+        ("reference", pa.string()),
+        ("protocol", pa.string()),
+        ("created", pa.timestamp("us", tz="UTC")),
+    ],
+    required=("run_id", "metric", "slice", "n"),
+)
+
+#: What an export wrote of each row: where its picture lies (`path`, seen from the data set's folder), the piece that
+#: was put together into that file, its place in the one or the other, and the size of its mask.
+EXPORTED: Final = picture_schema(
+    [
+        ("sample_id", pa.string()),
+        ("path", pa.string()),
+        ("piece", pa.string()),
+        ("offset", pa.int64()),
+        ("bytes", pa.int64()),
+        ("mask_bytes", pa.int64()),
+        ("label", pa.int64()),
+        ("sha256", pa.string()),
+    ],
+    required=("sample_id", "path", "bytes"),
+)
+
+#: Files that a shard of an export wrote, seen from the data set's folder, byte for byte.
+FILES: Final = picture_schema(
+    [("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())], required=("path", "bytes", "sha256")
+)
+
+#: Rows that could not become rows of the table they were meant for, with the reason.
+QUARANTINE: Final = picture_schema(
+    [("id", pa.string()), ("table", pa.string()), ("error", pa.string())], required=("id",)
+)
+
+SCHEMAS: Final[Mapping[str, pa.Schema]] = {
+    "faces": FACES,
+    "conditions": CONDITIONS,
+    "samples": SAMPLES,
+    "scores": SCORES,
+    "selection": SELECTION,
+    "latents": LATENTS,
+    "influence": INFLUENCE,
+    "metrics": METRICS,
+    "exported": EXPORTED,
+    "files": FILES,
+}
+
+
+def check_id(value: object) -> str:
+    """`value` as a row id that is also a safe file name; `InputError` (`bad_id`) otherwise."""
+    if not isinstance(value, str) or not ID_PATTERN.fullmatch(value) or ".." in value:
+        raise InputError(f"id {value!r} is not 1-128 letters, digits, '.', '_' or '-'"[:200], reason="bad_id")
+    return value
+
+
+def reason_of(error: BaseException) -> str:
+    """The text stored for a failed row: a stable first word, then the detail, at most 300 characters."""
+    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return text.replace("\n", " ")[:300]
+
+
+# --- tables -------------------------------------------------------------------------------------------------
+
+
+def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` in exactly `schema`: order, types and metadata; absent nullable columns become null.
+
+    `InputError`: `columns` for unknown ones or missing required ones, `type` where a value does not fit,
+    `null` for a null in a required column.
+    """
+    unknown = sorted(set(table.column_names) - set(schema.names))
+    if unknown:
+        raise InputError(f"unknown columns {unknown}", reason="columns")
+    columns = [_column(table, field) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
+    if field.name not in table.column_names:
+        if not field.nullable:
+            raise InputError(f"column {field.name!r} is missing", reason="columns")
+        return pa.nulls(table.num_rows, field.type)
+    column = table.column(field.name)
+    if not field.nullable and column.null_count:
+        raise InputError(f"column {field.name!r} has {column.null_count} nulls", reason="null")
+    try:
+        return column if column.type == field.type else column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise InputError(f"column {field.name!r}: {error}", reason="type") from error

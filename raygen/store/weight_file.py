@@ -1,0 +1,269 @@
+"""Files of named tensors: what they hold, without reading it, and each tensor as a view of the mapped file.
+
+Knows safetensors, both formats of `torch.save` and pickled arrays of numpy. Knows neither models nor names.
+
+A view costs no memory of its own: its pages belong to the file. Tensors must lie within the file, and none may be
+larger than what it stores, so a header cannot ask for more memory than the file has bytes.
+"""
+
+import hashlib
+import io
+import math
+import mmap
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from raygen.core.errors import ConfigError, InputError
+from raygen.store.pickle_reader import Array, Storage, Stored, read_pickle
+
+__all__ = ["Entry", "WeightFile", "open_weights"]
+
+
+#: What the readers below make of bytes that are no file of weights.
+DAMAGED: Final = (
+    zipfile.BadZipFile, SafetensorError, struct.error, OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError,
+)  # fmt: skip
+#: Element types of arrays that are read.
+NUMPY: Final = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"})
+#: What the first of the pickles of torch's older format holds.
+LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
+#: Of the pickle inside; those of the largest published files have less than one.
+LARGEST_PICKLE: Final = 256 << 20
+
+
+class Entry(NamedTuple):
+    """What a tensor is, and how it is read."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Tensor]
+
+
+class WeightFile:
+    """A file of weights: `tensors` by name, and `beside` what else it holds, a phrase a name."""
+
+    def __init__(self, path: Path, kind: str, tensors: Mapping[str, Entry], beside: Mapping[str, str]) -> None:
+        self.path, self.kind, self.tensors, self.beside = path, kind, tensors, beside
+        self._sha256: str | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Of the whole file."""
+        if self._sha256 is None:
+            with self.path.open("rb") as file:
+                self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._sha256
+
+
+def open_weights(path: str | Path) -> WeightFile:
+    """A file of weights of any format.
+
+    `ConfigError` where it cannot be read; `InputError` with the reason `weights` where it is damaged or no such file,
+    `unsafe` where it is a program rather than weights. Nothing in it is run.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise ConfigError(f"{path}: weights cannot be read ({error.strerror or error})") from error
+    try:
+        if start[:4] == b"PK\x03\x04":
+            return _zipped(path)
+        if path.suffix == ".safetensors" or start[8:9] == b"{":
+            return _safe(path)
+        return _pickled(path)
+    except DAMAGED as error:
+        raise InputError(f"{path}: not a file of weights ({_sentence(error)})", reason="weights") from error
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:160] or type(error).__name__
+
+
+# --- safetensors --------------------------------------------------------------------------------------------
+
+
+def _safe(path: Path) -> WeightFile:
+    """The library checks its header: lengths, overlaps, and that shapes fit."""
+    file: Any = safe_open(path, framework="pt")
+
+    def entry(name: str) -> Entry:
+        header = file.get_slice(name)
+        dtype = str(header.get_dtype())
+        return Entry(tuple(header.get_shape()), SAFE.get(dtype, dtype), lambda: file.get_tensor(name))
+
+    names = sorted(file.keys())
+    notes = {f"metadata {key}": f"{len(str(value))} characters" for key, value in (file.metadata() or {}).items()}
+    return WeightFile(path, "safetensors", {name: entry(name) for name in names}, notes)
+
+
+SAFE: Final = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+# --- torch.save ---------------------------------------------------------------------------------------------
+
+
+class _Mapped:
+    """The bytes of a file, as views."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            # Copy on write: torch wants to be allowed to write, and nothing reaches the file.
+            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def view(self, stored: Stored, start: int, room: int) -> Callable[[], Tensor]:
+        """How the tensor is read whose storage begins at byte `start` and has `room` bytes.
+
+        `ValueError` at once where that lies outside of the file, or the tensor outside of the storage.
+        """
+        dtype, elements = getattr(torch, stored.storage.dtype), stored.storage.elements
+        numel = math.prod(stored.shape)
+        reach = stored.offset + sum((n - 1) * step for n, step in zip(stored.shape, stored.stride, strict=True)) + 1
+        if elements * dtype.itemsize > room or start + room > len(self.bytes):
+            raise ValueError("a storage that ends behind the file")
+        if numel > elements or (numel and reach > elements):
+            raise ValueError("a tensor larger than its storage")
+
+        def read() -> Tensor:
+            if numel == 0:
+                return torch.empty(stored.shape, dtype=dtype)
+            flat = torch.frombuffer(self.bytes, dtype=dtype, count=elements, offset=start)
+            return flat.as_strided(stored.shape, stored.stride, stored.offset)
+
+        return read
+
+
+def _zipped(path: Path) -> WeightFile:
+    """torch.save since 1.6: a zip of one pickle and one uncompressed record a storage."""
+    with zipfile.ZipFile(path) as archive:
+        records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
+        if any(name.startswith("code/") for name in records):
+            raise InputError(f"{path}: a TorchScript file, which is a program", reason="unsafe")
+        if "data.pkl" not in records:
+            raise ValueError("a zip file that torch did not write")
+        if bad := [name for name, info in records.items() if info.compress_type != zipfile.ZIP_STORED]:
+            raise ValueError(f"{bad[0]} is compressed, which torch never does")
+        if records["data.pkl"].file_size > LARGEST_PICKLE:
+            raise ValueError("its pickle is too large")
+        document = read_pickle(io.BytesIO(archive.read(records["data.pkl"])), str(path))
+        if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
+            raise ValueError("its numbers have the other byte order")
+    mapped, size = _Mapped(path), path.stat().st_size
+
+    def place(storage: Storage) -> tuple[int, int]:
+        info = records[f"data/{storage.key}"]
+        name, extra = struct.unpack_from("<HH", mapped.bytes, info.header_offset + 26)
+        start = info.header_offset + 30 + name + extra
+        if start + info.file_size > size:
+            raise ValueError(f"data/{storage.key} ends behind the file")
+        return start, info.file_size
+
+    return _document(path, "torch", document, lambda stored: mapped.view(stored, *place(stored.storage)))
+
+
+def _pickled(path: Path) -> WeightFile:
+    """torch.save before 1.6: pickles one after the other, and then all storages; or one pickle of numpy's arrays."""
+    mapped = _Mapped(path)
+    file: Any = mapped.bytes  # it reads like one
+    first = read_pickle(file, str(path))
+    if first != LEGACY_MAGIC:
+        return _document(path, "numpy", first, _no_storage)
+    version, system = read_pickle(file, str(path)), read_pickle(file, str(path))
+    if version != 1001 or not isinstance(system, dict) or not system.get("little_endian", True):
+        raise ValueError("written by another version of torch, or with the other byte order")
+    document, keys = read_pickle(file, str(path)), read_pickle(file, str(path))
+    if not isinstance(keys, list):
+        raise ValueError("no list of storages")
+    places = dict(_legacy_places(mapped.bytes, file.tell(), keys, _storages(document)))
+
+    return _document(path, "torch 1.5", document, lambda stored: mapped.view(stored, *places[stored.storage.key]))
+
+
+def _legacy_places(
+    data: mmap.mmap, at: int, keys: list[Any], storages: Mapping[str, Storage]
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    for key in map(str, keys):
+        (elements,) = struct.unpack_from("<q", data, at)
+        room = elements * int(getattr(torch, storages[key].dtype).itemsize)
+        if elements < 0 or at + 8 + room > len(data):
+            raise ValueError("a storage that ends behind the file")
+        yield key, (at + 8, room)
+        at += 8 + room
+
+
+def _storages(document: Any, seen: set[int] | None = None) -> dict[str, Storage]:
+    """Every storage that a document speaks of, wherever it stands but in containers that were `seen`."""
+    found: dict[str, Storage] = {}
+    seen = set() if seen is None else seen
+    rest = [document]
+    while rest:
+        value = rest.pop()
+        if isinstance(value, Stored):
+            found[value.storage.key] = value.storage
+        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            rest.extend(value.values() if isinstance(value, dict) else value)
+    return found
+
+
+def _no_storage(stored: Any) -> Any:
+    raise ValueError("a tensor without its storage")
+
+
+# --- what a document holds ----------------------------------------------------------------------------------
+
+
+def _document(path: Path, kind: str, document: Any, view: Callable[[Stored], Callable[[], Tensor]]) -> WeightFile:
+    """Named tensors of a checkpoint or of a bare state dict; `beside` tells of the rest."""
+    if not isinstance(document, dict):
+        raise ValueError("holds no names")
+    inner = document.get("state_dict")
+    named = inner if isinstance(inner, dict) else document
+    outer = {name: value for name, value in document.items() if name != "state_dict"} if named is inner else {}
+    tensors: dict[str, Entry] = {}
+    for name, value in named.items():
+        if isinstance(value, Stored) and isinstance(name, str):
+            tensors[name] = Entry(value.shape, value.storage.dtype, view(value))
+        elif isinstance(value, Array) and isinstance(name, str):
+            tensors[name] = _array(value)
+        else:
+            outer[name] = value
+    if not tensors:
+        raise ValueError("holds no tensors")
+    seen: set[int] = set()
+    return WeightFile(path, kind, tensors, {str(name): _phrase(value, seen) for name, value in outer.items()})
+
+
+def _array(value: Array) -> Entry:
+    if value.dtype[1:] not in NUMPY or int(value.dtype[-1]) * math.prod(value.shape) != len(value.data):
+        raise ValueError("an array of another kind, or whose bytes do not fit its shape")
+    dtype = np.dtype(value.dtype)
+
+    def read() -> Tensor:
+        data = value.data.encode("latin1") if isinstance(value.data, str) else value.data
+        made = np.frombuffer(data, dtype).reshape(value.shape, order="F" if value.fortran else "C")
+        return torch.from_numpy(np.ascontiguousarray(made.astype(dtype.newbyteorder("="))))
+
+    return Entry(value.shape, str(dtype.newbyteorder("=")), read)
+
+
+def _phrase(value: Any, seen: set[int]) -> str:
+    """What something is, in a few words, without showing it. `seen`: containers that were counted before."""
+    count = len(_storages(value, seen))
+    if count:
+        return f"{count:,} tensors"
+    if isinstance(value, bool | int | float):
+        return repr(value)
+    return f"{len(value)} entries" if isinstance(value, dict | list | tuple) else type(value).__name__.lower()

@@ -1,0 +1,1 @@
+"""FACES and LATENTS to a checkpoint: trainer, data, recipe, losses, history."""

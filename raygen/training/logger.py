@@ -1,0 +1,112 @@
+"""What is written down while something trains, and how another process follows it.
+
+Knows history.jsonl, TensorBoard's event files and sheets. Knows no loop and no objective.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from raygen.execution.executor import Progress
+from raygen.training.history import records
+from raygen.training.trainer import Step, TrainSpec
+
+__all__ = ["Journal", "followed"]
+
+
+HISTORY: Final = "history.jsonl"
+#: Bytes at the end of a history that hold its last line.
+TAIL: Final = 1 << 16
+
+
+class Journal:
+    """The records of rank 0 in `folder`. What a run that is gone on with had written later is forgotten."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.events: Any = None
+
+    def write(self, step: Step) -> None:
+        """One line of history, and one point a curve."""
+        if self.events is None:
+            self._open(step.step)
+        with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(step)) + "\n")
+        own = {"lr": step.lr, "images_per_s": step.images_per_s, "data_wait_s": step.data_wait}
+        for name, value in {**{f"loss/{n}": v for n, v in step.losses.items()}, **own}.items():
+            self.events.add_scalar(name, value, step.step)
+        self.events.flush()
+
+    def picture(self, step: int, data: bytes | None) -> None:
+        """A sheet as a file of its own."""
+        if data is not None:
+            path = self.folder / "sheets" / f"step-{step:09d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        if self.events is not None:
+            self.events.close()
+
+    def _open(self, first: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / HISTORY
+        before = records(path.read_text(encoding="utf-8")) if path.exists() else []
+        kept = [json.dumps(line) + "\n" for line in before if line["step"] < first]
+        path.write_text("".join(kept), encoding="utf-8")
+        self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first)
+
+
+@contextmanager
+def followed(folder: Path, report: Callable[[Progress], None], spec: TrainSpec) -> Iterator[None]:
+    """Turn the records of rank 0, wherever it runs, into progress here."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(folder / HISTORY, report, spec, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _follow(path: Path, report: Callable[[Progress], None], spec: TrainSpec, stop: threading.Event) -> None:
+    before = _newest(path)
+    total = spec.steps or int(spec.max_seconds or 1)
+    progress = Progress(0, total)
+    while True:
+        ended = stop.wait(1.0)
+        record = _newest(path)
+        if record is not None and record != before:
+            share = max(
+                record["step"] / spec.steps if spec.steps else 0.0,
+                record["elapsed"] / spec.max_seconds if spec.max_seconds else 0.0,
+            )
+            left = record["elapsed"] * (1 / share - 1) if share else 0.0
+            progress.note = (
+                f"step {record['step']:,}, loss {record['loss']:.4f}, {record['images_per_s']:.0f} pictures/s, "
+                f"{left:.0f} s left"
+            )
+            progress.done_rows = int(total * min(1.0, share))
+            report(progress)
+        if ended:
+            return
+
+
+def _newest(path: Path) -> dict[str, Any] | None:
+    """The last whole line."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL))
+        lines = [line for line in file.read().splitlines() if line.endswith(b"}")]
+        if lines:
+            with suppress(ValueError):
+                record: dict[str, Any] = json.loads(lines[-1])
+                return record
+    return None

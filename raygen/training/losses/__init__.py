@@ -1,0 +1,47 @@
+"""Objectives: modules that hold what they train and turn a batch of tensors into losses.
+
+Knows the diffusion losses (simple, p2, min_snr), the first stage's with its discriminator, the parser's, the
+classifier's and the embedder's. Draws no random number: noise, timesteps and dropout come in the batch, so a batch
+gives one value. Knows no optimiser, no data and no ranks.
+
+A batch is a mapping of tensors with the picture first:
+    images         uint8 [B, H, W, 3]     pixels, for first stages and where latents are not cached
+    moments        float [B, C or 2C, ..] cached first-stage moments instead of images
+    posterior      float [B, C, h, w]     noise that samples the first stage's posterior
+    noise          float [B, C, h, w]     eps
+    t              int64 [B]              timestep
+    dropout        float [B]              in [0, 1), for condition dropout
+    mask, attributes, text, hint, present_…   conditions and whether they are there
+    identity       int64 [B]              number of the person, for embedders
+    boxes, keypoints  float [B, K, 4 or 3]  in parts of the picture's side; zeros are none
+"""
+
+from raygen.training.losses.autoencoder import AutoencoderObjective, AutoencoderObjectiveSpec, edges
+from raygen.training.losses.base import Batch, Losses, Objective
+from raygen.training.losses.diffusion import P2, AttentionLoss, DiffusionLoss, DiffusionObjective, MinSNR, Simple
+from raygen.training.losses.discriminator import DiscriminatorSpec, PatchDiscriminator
+from raygen.training.losses.mask_aware import MaskAwareObjective, MaskAwareSpec
+from raygen.training.losses.recognition import ClassifierObjective, EmbedderObjective, IdentityLoss, ParserObjective
+
+__all__ = [
+    "P2",
+    "AttentionLoss",
+    "AutoencoderObjective",
+    "AutoencoderObjectiveSpec",
+    "Batch",
+    "ClassifierObjective",
+    "DiffusionLoss",
+    "DiffusionObjective",
+    "DiscriminatorSpec",
+    "EmbedderObjective",
+    "IdentityLoss",
+    "Losses",
+    "MaskAwareObjective",
+    "MaskAwareSpec",
+    "MinSNR",
+    "Objective",
+    "ParserObjective",
+    "PatchDiscriminator",
+    "Simple",
+    "edges",
+]

@@ -1,0 +1,158 @@
+"""The loss of a first stage: L1, edges, LPIPS, its regulariser, and a discriminator that enters late.
+
+Knows how the terms are weighed and in which units. Knows neither where perceptual weights come from nor the loop.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from raygen.core.config import Spec
+from raygen.core.pixels import to_pixels
+from raygen.extractors.lpips import LPIPSSpec
+from raygen.models.autoencoder import LOGVAR_RANGE, FirstStage
+from raygen.training.losses.base import Batch, Losses, Objective
+from raygen.training.losses.discriminator import (
+    LARGEST,
+    DiscriminatorSpec,
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge,
+)
+
+__all__ = ["AutoencoderObjective", "AutoencoderObjectiveSpec", "edges"]
+
+
+#: (reconstruction, pixels) -> a distance a picture [B]; LPIPS is one.
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+
+
+class AutoencoderObjectiveSpec(Spec):
+    """Weights of the first stage's loss terms.
+
+    Everything is a mean over the values of a picture. The published KL first stages add sums instead: the same
+    loss times the number of values, which Adam does not notice. So `kl` counts the divergence of a picture
+    (summed over its latent) against its mean pixel error times its number of values, as latent diffusion does.
+    `edges` is an L1 on finite differences: cheap sharpness where no perceptual network is at hand.
+    """
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    l1: float = Field(1.0, ge=0)
+    edges: float = Field(0.5, ge=0)
+    perceptual: Literal["none"] | LPIPSSpec = Field("none", description="`none`, or LPIPS and its weights")
+    kl: float = Field(1e-6, ge=0)
+    codebook: float = Field(1.0, ge=0, description="vq only")
+    codebook_form: Literal["fixed", "released"] = Field(
+        "fixed", description="vq only: beta 0.25 on the commitment, or on the codebook as in the released weights"
+    )
+    discriminator: DiscriminatorSpec | None = None
+
+
+class AutoencoderObjective(Objective):
+    """Reconstruction of a first stage, phase 0; its discriminator, if there is one, phase 1.
+
+    `perceptual` is the distance that `spec.perceptual` asks for; it is not trained and not saved.
+    """
+
+    def __init__(self, stage: FirstStage, spec: AutoencoderObjectiveSpec, perceptual: Perceptual | None = None) -> None:
+        super().__init__()
+        if (spec.perceptual == "none") != (perceptual is None):
+            raise ValueError("the perceptual distance has to be the one that the spec asks for")
+        self.module = self.stage = stage
+        self.latent_shape = stage.latent_shape
+        self.spec = spec
+        self.perceptual = perceptual
+        self.discriminator = None if spec.discriminator is None else PatchDiscriminator(spec.discriminator)
+        if stage.spec.stage == "vq":
+            stage.net.quantize.legacy = spec.codebook_form == "released"
+
+    def phases(self) -> Sequence[Sequence[nn.Parameter]]:
+        """The first stage, then the discriminator."""
+        own = [p for p in self.stage.parameters() if p.requires_grad]
+        return [own] if self.discriminator is None else [own, list(self.discriminator.parameters())]
+
+    def networks(self) -> Sequence[nn.Module]:
+        """Encoder and decoder."""
+        return [self.stage.net.encoder, self.stage.net.decoder]
+
+    def active(self, phase: int) -> bool:
+        """The discriminator's turns begin at its `start`."""
+        return phase == 0 or self._judged
+
+    @property
+    def _judged(self) -> bool:
+        return self.spec.discriminator is not None and self.step >= self.spec.discriminator.start
+
+    def forward(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.forward`; the terms are logged without their weights."""
+        pixels = to_pixels(batch["images"])  # [B, 3, H, W]
+        if phase == 1:
+            return self._judge(pixels, batch["posterior"])
+        moments = self.stage.encode(pixels)
+        own: Losses = {}
+        if self.stage.spec.stage == "vq":
+            z, own["codebook"], codes = self.stage.quantise(moments)
+            used = torch.zeros(self.stage.spec.codes, device=z.device).index_fill_(0, codes.flatten(), 1.0)
+            own["codes_used"] = used.sum()
+            reconstruction = self.stage.decode(z, quantised=True)
+        else:
+            reconstruction = self.stage.decode(self.stage.sample(moments, batch["posterior"]))
+        terms = self._terms(pixels, reconstruction, moments) | own
+        weights = self._weights()
+        loss = torch.stack([weights[name] * value for name, value in terms.items() if weights.get(name)]).sum()
+        if self._judged:
+            likeness = [weights[n] * v for n, v in terms.items() if n in ("l1", "edges", "perceptual")]
+            loss = loss + self._adversarial(torch.stack(likeness).sum(), reconstruction, terms)
+        return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
+
+    def _weights(self) -> dict[str, float]:
+        spec = self.spec
+        perceptual = 0.0 if isinstance(spec.perceptual, str) else spec.perceptual.weight
+        return {"l1": spec.l1, "edges": spec.edges, "perceptual": perceptual, "kl": spec.kl, "codebook": spec.codebook}
+
+    def _terms(self, pixels: Tensor, reconstruction: Tensor, moments: Tensor) -> Losses:
+        terms: Losses = {
+            "l1": (reconstruction - pixels).abs().mean(),
+            "edges": (edges(reconstruction) - edges(pixels)).abs().mean(),
+        }
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(reconstruction, pixels).mean()
+        if self.stage.spec.stage == "kl":
+            mean, logvar = moments.chunk(2, dim=1)
+            logvar = logvar.clamp(*LOGVAR_RANGE)
+            divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)  # [B] nats
+            terms["kl"] = divergence.mean() / pixels[0].numel()
+        return terms
+
+    def _adversarial(self, likeness: Tensor, reconstruction: Tensor, terms: Losses) -> Tensor:
+        """How little the discriminator likes the reconstruction, weighed against the reconstruction loss."""
+        assert self.discriminator is not None
+        assert self.spec.discriminator is not None
+        terms["adversarial"] = -self.discriminator(reconstruction).mean()
+        weight = torch.ones((), device=reconstruction.device)
+        if self.spec.discriminator.adaptive:
+            # The published bound is on sums over the values of a picture for kl, on means for vq.
+            values = 1 if self.stage.spec.stage == "vq" else reconstruction[0].numel()
+            layer = self.stage.last_layer
+            weight = adaptive_weight(likeness, terms["adversarial"], layer, LARGEST / values)
+        terms["adaptive_weight"] = weight
+        return self.spec.discriminator.weight * weight * terms["adversarial"]
+
+    def _judge(self, pixels: Tensor, noise: Tensor) -> Losses:
+        assert self.discriminator is not None
+        with torch.no_grad():
+            made = self.stage.decode(self.stage.sample(self.stage.encode(pixels), noise))
+        real, fake = self.discriminator(pixels), self.discriminator(made)
+        loss = hinge(real, fake)
+        facts = {"discriminator": loss, "logits_real": real.mean(), "logits_made": fake.mean()}
+        return {"loss": loss, **{name: value.detach() for name, value in facts.items()}}
+
+
+def edges(pixels: Tensor) -> Tensor:
+    """Differences of neighbours, right then below, zero at the border: [B, 3, H, W] -> [B, 6, H, W]."""
+    right = torch.nn.functional.pad(pixels[..., :, 1:] - pixels[..., :, :-1], (0, 1, 0, 0))
+    below = torch.nn.functional.pad(pixels[..., 1:, :] - pixels[..., :-1, :], (0, 0, 0, 1))
+    return torch.cat([right, below], dim=1)

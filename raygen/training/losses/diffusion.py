@@ -1,0 +1,165 @@
+"""Losses of a denoiser: simple, p2, min-SNR, and the objective that weighs its error by timestep.
+
+Knows weights over timesteps and condition dropout. Knows no model family.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from raygen.core.config import Spec
+from raygen.core.face_labels import CLASSES
+from raygen.core.pixels import to_pixels
+from raygen.models.base import Model
+from raygen.models.conditions import ConditionDropout, Conditions, drop
+from raygen.models.schedule import NoiseSchedule
+from raygen.models.spade import one_hot
+from raygen.training.losses.base import Batch, Losses, Objective
+
+__all__ = ["P2", "AttentionLoss", "DiffusionLoss", "DiffusionObjective", "MinSNR", "Simple"]
+
+
+class Simple(Spec):
+    """Every timestep counts the same: L_simple of Ho et al. 2020, equation 14."""
+
+    kind: Literal["simple"] = "simple"
+
+    def weights(self, schedule: NoiseSchedule) -> Tensor:
+        """float32 [T]."""
+        return torch.ones(schedule.timesteps)
+
+
+class P2(Spec):
+    """Choi et al. 2022: 1 / (k + SNR)^gamma on the error; steps that only clean up count less. Not normalised.
+
+    The paper predicts eps. With v the factor stands on the v error, so that gamma 0 is the simple loss there too.
+    """
+
+    kind: Literal["p2"] = "p2"
+    k: float = Field(1.0, gt=0)
+    gamma: float = Field(0.5, ge=0, le=4)
+
+    def weights(self, schedule: NoiseSchedule) -> Tensor:
+        """float32 [T], at most k ** -gamma; exactly 1 for gamma 0."""
+        return torch.tensor((self.k + schedule.snr()) ** -self.gamma, dtype=torch.float32)
+
+
+class MinSNR(Spec):
+    """Hang et al. 2023: the error in z counts min(SNR, gamma); written as a weight on the eps or v error."""
+
+    kind: Literal["min_snr"] = "min_snr"
+    gamma: float = Field(5.0, gt=0)
+
+    def weights(self, schedule: NoiseSchedule) -> Tensor:
+        """float32 [T]: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
+        snr = torch.tensor(schedule.snr())
+        per_error = snr if schedule.prediction_type == "epsilon" else snr + 1
+        return (snr.clamp(max=self.gamma) / per_error).float()
+
+
+DiffusionLoss = Annotated[Simple | P2 | MinSNR, Field(discriminator="kind")]
+
+
+class AttentionLoss(Spec):
+    """SCA-DM's optional term: a pixel's attention scores, before gates and softmax, should name its class.
+
+    The head-averaged scores of every cross-attention layer are logits of the one-hot mask (`bce`), or are brought near
+    it (`mse`). Hard gates alone leave queries and keys without a gradient.
+    """
+
+    weight: float = Field(0.01, gt=0, description="the released configuration's")
+    kind: Literal["bce", "mse"] = "bce"
+
+    def of(self, scores: Tensor, mask: Tensor, present: Tensor) -> Tensor:
+        """scores [B, N, 19] of a square of N pixels, mask uint8 [B, S, S], present bool [B] -> its mean, unweighted."""
+        side = int(scores.shape[1] ** 0.5)
+        target = one_hot(mask, present, side, len(CLASSES), scores.dtype).flatten(2).transpose(1, 2)  # [B, N, 19]
+        each = (
+            F.binary_cross_entropy_with_logits(scores, target, reduction="none") if self.kind == "bce"
+            else (scores - target).square()
+        )  # fmt: skip
+        weight = present.to(scores.dtype)
+        return (each.mean(dim=(1, 2)) * weight).sum() / weight.sum().clamp(min=1)
+
+
+class DiffusionObjective(Objective):
+    """Weighted mean square error of what the model predicts, with condition dropout."""
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Simple | P2 | MinSNR,
+        dropout: ConditionDropout | None = None,
+        attention: AttentionLoss | None = None,
+    ) -> None:
+        """`attention`: for models that record attention scores."""
+        super().__init__()
+        self.attention = attention
+        self.module = self.model = model
+        self.latent_shape, self.timesteps = model.latent_shape, model.schedule.timesteps
+        self.dropout = dropout or ConditionDropout()
+        self.register_buffer("weights", loss.weights(model.schedule), persistent=False)
+
+    def networks(self) -> Sequence[nn.Module]:
+        """The denoiser."""
+        return self.model.networks
+
+    def forward(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.forward`; `mse` is the unweighted error."""
+        z, eps, t = self._latents(batch), batch["noise"], batch["t"]
+        conditions = drop(self.conditions(batch, len(z)), self.dropout, batch["dropout"])
+        ctx = self.model.prepare(self.model.embed(conditions))
+        record: dict[str, Tensor] | None = None if self.attention is None else {}
+        output = self.model.predict(self.model.schedule.add_noise(z, eps, t), t, ctx, record)
+        error = (output - self.model.schedule.target(z, eps, t)).square().flatten(1).mean(dim=1)  # [B]
+        losses = {"loss": (self.weights[t] * error).mean(), "mse": error.detach().mean()}
+        return self._attended(losses, record, conditions)
+
+    def _attended(self, losses: Losses, record: dict[str, Tensor] | None, conditions: Conditions) -> Losses:
+        """Losses with the attention term, where one is asked for."""
+        if self.attention is None or record is None:
+            return losses
+        assert conditions.mask is not None
+        present = conditions.present["mask"]
+        parts = [self.attention.of(score, conditions.mask, present) for score in record.values()]
+        term = torch.stack(parts).mean()
+        return {**losses, "loss": losses["loss"] + self.attention.weight * term, "attention": term.detach()}
+
+    @torch.no_grad()
+    def _latents(self, batch: Batch) -> Tensor:
+        stage = self.model.first_stage
+        moments = batch["moments"].float() if "moments" in batch else stage.encode(to_pixels(batch["images"]))
+        return stage.sample(moments, batch["posterior"])
+
+    def conditions(self, batch: Batch, n: int) -> Conditions:
+        """Those of a batch, as the model takes them."""
+        names = sorted(self.model.modalities)
+        present = {name: batch[f"present_{name}"] for name in names if name != "style"}
+        style = weights = None
+        if "style" in names:
+            style, weights = own_style(batch["images"], batch["mask"])
+            present["style"] = present["mask"]
+        return Conditions(
+            n=n,
+            mask=batch["mask"] if "mask" in names else None,
+            attributes=batch["attributes"].float() if "attributes" in names else None,
+            text=batch["text"].long() if "text" in names else None,
+            hint=batch["hint"] if "hint" in names else None,
+            style=style,
+            style_weights=weights,
+            present=present,
+        )
+
+
+def own_style(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Each picture as its own reference, for `Conditions`: images uint8 [B, S, S, 3] and their masks [B, S, S]."""
+    own = torch.cat([images.movedim(-1, 1), mask.unsqueeze(1)], dim=1)  # [B, 4, S, S]
+    has = torch.zeros(len(mask), len(CLASSES), device=mask.device).scatter_(1, mask.flatten(1).long(), 1.0)
+    nothing = torch.zeros_like(own)
+    return torch.stack([own, nothing], dim=1), torch.stack([has, torch.zeros_like(has)], dim=1)

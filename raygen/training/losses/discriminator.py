@@ -1,0 +1,68 @@
+"""A discriminator of patches, its hinge losses, and the weight that keeps it from shouting a first stage down.
+
+Knows pictures and the gradients at one layer. Knows no first stage.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from raygen.core.config import Spec
+
+__all__ = ["DiscriminatorSpec", "PatchDiscriminator", "adaptive_weight", "hinge"]
+
+
+#: Bounds of the adaptive weight and of its divisor, as the published first stages were trained with.
+LARGEST, SMALLEST = 1e4, 1e-4
+
+
+class DiscriminatorSpec(Spec):
+    """A PatchGAN discriminator (Isola et al. 2017) that enters at `start`.
+
+    `batch` normalisation is the published form; its statistics are those of one rank's part of the batch, so only
+    `group` gives the same step for any number of ranks.
+    """
+
+    start: int = Field(50_001, ge=0, description="first step it takes part in")
+    weight: float = Field(0.5, gt=0, description="of its share in the first stage's loss, times the adaptive weight")
+    adaptive: bool = Field(True, description="scale its gradient to that of the reconstruction at the last layer")
+    channels: int = Field(64, ge=8, le=512)
+    layers: int = Field(3, ge=1, le=6, description="strided convolutions; 3 judge patches of 70 pixels")
+    norm: Literal["group", "batch"] = "group"
+
+
+class PatchDiscriminator(nn.Sequential):
+    """Pixels [B, 3, H, W] in -1..1 -> logits of patches [B, 1, h, w]; larger is more real."""
+
+    def __init__(self, spec: DiscriminatorSpec) -> None:
+        widths = [spec.channels * min(2**i, 8) for i in range(spec.layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(1, spec.layers + 1):
+            stride = 2 if i < spec.layers else 1
+            layers += [
+                nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=False),
+                nn.BatchNorm2d(widths[i]) if spec.norm == "batch" else nn.GroupNorm(8, widths[i]),
+                nn.LeakyReLU(0.2),
+            ]
+        super().__init__(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
+        for module in self:
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0.0, 0.02)
+            elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
+                nn.init.normal_(module.weight, 1.0, 0.02)
+
+
+def hinge(real: Tensor, made: Tensor) -> Tensor:
+    """The discriminator's loss, of logits of real and of made pictures (Lim and Ye 2017)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + made).mean())
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor, largest: float = LARGEST) -> Tensor:
+    """|grad of the reconstruction loss| / |grad of the adversarial one| at `layer` (Esser et al. 2021, equation 7)."""
+    (first,) = torch.autograd.grad(reconstruction, layer, retain_graph=True)
+    (second,) = torch.autograd.grad(adversarial, layer, retain_graph=True)
+    ratio: Tensor = first.norm() / (second.norm() + SMALLEST)
+    return ratio.clamp(0, largest).detach()

@@ -1,0 +1,253 @@
+"""The mask-aware loss: near the end of denoising, what the estimate looks like counts as well, where it matters.
+
+Knows the one-step estimate of a picture, weights by class of the mask, crops of faces, and how the terms are mixed.
+Knows no network that looks at pictures, and no model family.
+
+    t >= T    L = L_diffusion
+    t <  T    L = (1 - l1 - l2 - l3 - l4) L_diffusion + l1 L_perceptual + l2 L_face + l3 L_keypoints + l4 L_latent
+
+A term that a row has nothing for (no mask, no face, no keypoints) is zero there, and the weights stay as they are.
+
+Source: "Improving Latent Diffusion with Perceptual Mask-Aware Loss". There all rows of a batch share one timestep; here
+each has its own, and only the rows below T are decoded. The perceptual term compares pictures that are alike outside
+of the weighted classes, so nothing outside has a gradient; in the released code features look past the border.
+"""
+
+from typing import Final, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, model_validator
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from raygen.core.config import Spec
+from raygen.core.face_labels import CLASSES, ClassName
+from raygen.core.pixels import to_pixels
+from raygen.extractors.base import Small
+from raygen.extractors.lpips import LPIPSSpec
+from raygen.extractors.perceptual import DeepFeatures, EmbedderSpec
+from raygen.models.base import Model
+from raygen.models.conditions import ConditionDropout, drop
+from raygen.training.losses.base import Batch, Losses
+from raygen.training.losses.diffusion import P2, AttentionLoss, DiffusionObjective, MinSNR, Simple
+
+__all__ = ["MaskAwareObjective", "MaskAwareSpec", "class_weights", "crops", "masked_distance"]
+
+
+#: Classes whose bounding box is the face, where nobody drew boxes: skin, nose, glasses, eyes, brows, ears, mouth, lips.
+FACE: Final = range(1, 13)
+#: Side of a face crop in the paper.
+CROP: Final = 254
+
+
+class MaskAwareSpec(Spec):
+    """What counts besides the diffusion loss, and for which steps. The defaults are the paper's best run."""
+
+    below: int = Field(100, ge=0, description="T: only for timesteps below it")
+    perceptual: float = Field(0.2, ge=0, le=1, description="l1, of the masked perceptual term")
+    face: float = Field(0.5, ge=0, le=1, description="l2, of the face-feature term")
+    keypoints: float = Field(0.0, ge=0, le=1, description="l3, of the picture's error around given keypoints")
+    latent: float = Field(0.0, ge=0, le=1, description="l4, of the error in the latent weighted by class: no decoder")
+    reading: Literal["map", "features"] = Field(
+        "map", description="weigh the map of differences (as released), or mask the features (as the paper says)"
+    )
+    network: Small | LPIPSSpec = Field(
+        default_factory=LPIPSSpec, description="of the perceptual term: LPIPS, or kind: small, the attribute classifier"
+    )
+    embedder: EmbedderSpec | None = Field(None, description="of the face term; needed where face is above 0")
+    classes: dict[ClassName, float] = Field(
+        default_factory=dict, description="weight of a class in the masked terms; others 1, background 0"
+    )
+    crop: int = Field(CROP, ge=16, le=1024, description="side of a face crop")
+    checkpoint_decoder: bool = Field(False, description="compute activations of the decoder again, do not keep them")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MaskAwareSpec":
+        if (total := self.perceptual + self.face + self.keypoints + self.latent) > 1:
+            raise ValueError(f"perceptual, face, keypoints and latent add up to {total:g}, more than 1")
+        if self.face and self.embedder is None:
+            raise ValueError("face is above 0: name an `embedder` (kind: small, vggface2 or torchscript)")
+        if bad := {name: w for name, w in self.classes.items() if w < 0}:
+            raise ValueError(f"weights of classes are at least 0, not {bad}")
+        return self
+
+    @property
+    def places(self) -> list[str]:
+        """Columns of FACES, besides picture and mask, that the terms read."""
+        return ["boxes"] * (self.face > 0) + ["keypoints"] * (self.keypoints > 0)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether any term looks at pixels."""
+        return bool(self.perceptual or self.face or self.keypoints)
+
+
+def class_weights(spec: MaskAwareSpec) -> Tensor:
+    """float32 [19]."""
+    weights: dict[str, float] = {**dict.fromkeys(CLASSES, 1.0), "background": 0.0}
+    weights.update({str(name): weight for name, weight in spec.classes.items()})
+    return torch.tensor([weights[name] for name in CLASSES])
+
+
+class MaskAwareObjective(DiffusionObjective):
+    """The diffusion loss, and below T what the decoded estimate looks like. Only the model trains."""
+
+    by_class: Tensor
+
+    def __init__(
+        self,
+        model: Model,
+        loss: Simple | P2 | MinSNR,
+        dropout: ConditionDropout | None = None,
+        attention: AttentionLoss | None = None,
+        *,
+        spec: MaskAwareSpec,
+        perceptual: DeepFeatures | None = None,
+        embedder: DeepFeatures | None = None,
+    ) -> None:
+        """`perceptual` and `embedder`: the networks of the terms whose weights are above 0."""
+        super().__init__(model, loss, dropout, attention)
+        if (spec.perceptual and perceptual is None) or (spec.face and embedder is None):
+            raise ValueError("a term has a weight and no network")
+        self.spec = spec
+        self.perceptual, self.embedder = perceptual, embedder
+        self.register_buffer("by_class", class_weights(spec), persistent=False)
+
+    def forward(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.forward`; the terms are logged as means over the rows of this call that have them, and not at
+        all where no row lies below T: compare them within a training alone.
+        """
+        t = batch["t"]
+        low = (t < self.spec.below).nonzero()[:, 0]
+        if not len(low) or (not self.spec.decodes and not self.spec.latent):
+            return super().forward(batch, phase)
+        z, eps = self._latents(batch), batch["noise"]
+        conditions = drop(self.conditions(batch, len(z)), self.dropout, batch["dropout"])
+        record: dict[str, Tensor] | None = None if self.attention is None else {}
+        zt = self.model.schedule.add_noise(z, eps, t)
+        output = self.model.predict(zt, t, self.model.prepare(self.model.embed(conditions)), record)
+        squared = (output - self.model.schedule.target(z, eps, t)).square()  # [B, C, h, w]
+        error = squared.flatten(1).mean(dim=1)
+        own = self.weights[t] * error
+        terms = self._terms(batch, low, squared, self.model.schedule.x0_from(output[low], zt[low], t[low]))
+        left = 1.0 - sum(getattr(self.spec, name) for name in terms)
+        mixed = left * own[low] + torch.stack([getattr(self.spec, n) * v for n, (v, _) in terms.items()]).sum(dim=0)
+        total = own.index_copy(0, low, mixed)
+        losses = {"loss": total.mean(), "mse": error.detach().mean()}
+        for name, (value, there) in terms.items():
+            losses[name] = (value.detach() * there).sum() / there.sum().clamp(min=1)
+        return self._attended(losses, record, conditions)
+
+    def _terms(self, batch: Batch, low: Tensor, squared: Tensor, z0: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Each term of the rows below T [b], and whether they have it [b]."""
+        labels, here = batch["mask"][low].long(), batch["present_mask"][low]
+        weights = self.by_class[labels] * here.view(-1, 1, 1)  # [b, S, S]
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+        if self.spec.latent:
+            small = F.interpolate(weights.unsqueeze(1), size=squared.shape[-2:], mode="area")
+            found["latent"] = _weighted(squared[low].mean(dim=1, keepdim=True), small)
+        if not self.spec.decodes:
+            return found
+        real, made = to_pixels(batch["images"][low]), self._decoded(z0)
+        if self.perceptual is not None and self.spec.perceptual:
+            found["perceptual"] = masked_distance(self.perceptual, made, real, weights.unsqueeze(1), self.spec.reading)
+        if self.embedder is not None and self.spec.face:
+            boxes = batch["boxes"][low] if "boxes" in batch else None
+            found["face"] = self._faces(self.embedder, made, real, _boxes(boxes, labels, here))
+        if self.spec.keypoints:
+            points = batch["keypoints"][low] if "keypoints" in batch else real.new_zeros(len(low), 0, 3)
+            found["keypoints"] = _weighted(
+                (made - real).abs().mean(dim=1, keepdim=True), _bumps(points, real.shape[-1])
+            )
+        return found
+
+    def _decoded(self, z0: Tensor) -> Tensor:
+        """Estimates of latents -> pixels in -1..1; gradients reach the latents and no network."""
+        stage = self.model.first_stage
+        made = checkpoint(stage.decode, z0, use_reentrant=False) if self.spec.checkpoint_decoder else stage.decode(z0)
+        clipped: Tensor = made.clamp(-1, 1)
+        return clipped
+
+    def _faces(self, embedder: DeepFeatures, made: Tensor, real: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """L1 between the features of each face of both pictures, mean over the faces of a row."""
+        cut, row = crops(torch.cat([made, real]), torch.cat([boxes, boxes]), self.spec.crop)
+        n = len(cut) // 2
+        total = made.new_zeros(n)
+        if n:
+            with torch.no_grad():
+                wanted = embedder.maps(cut[n:])
+            for weight, one, other in zip(embedder.weights, embedder.maps(cut[:n]), wanted, strict=True):
+                total = total + weight * (one - other).abs().flatten(1).mean(dim=1)
+        count = made.new_zeros(len(made)).index_add(0, row[:n], made.new_ones(n))
+        summed = made.new_zeros(len(made)).index_add(0, row[:n], total)
+        return summed / count.clamp(min=1), count > 0
+
+
+def masked_distance(
+    network: DeepFeatures, made: Tensor, real: Tensor, weights: Tensor, reading: Literal["map", "features"]
+) -> tuple[Tensor, Tensor]:
+    """Pixels [B, 3, S, S] twice and weights [B, 1, S, S] -> distance [B], 0 where nothing has a weight; and where.
+
+    `map`: differences of features, brought to the picture's size, weighted. `features`: features brought to that size,
+    masked, then compared; channels are as long as they are, so that the mask can silence them.
+    """
+    alike = torch.where(weights > 0, made, real)
+    with torch.no_grad():
+        wanted = network.maps(real)
+    size, total = real.shape[-2:], torch.zeros_like(weights)
+    for layer, (one, other) in enumerate(zip(network.maps(alike), wanted, strict=True)):
+        if reading == "map":
+            total = total + F.interpolate(network.difference(one, other, layer), size, mode="bilinear")
+        else:
+            seen = (weights > 0).to(one.dtype)
+            large = [F.interpolate(x, size, mode="bilinear") * seen for x in (one, other)]
+            total = total + network.difference(large[0], large[1], layer)
+    return _weighted(total, weights)
+
+
+def crops(pixels: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Pixels [B, 3, S, S] and boxes [B, K, 4] (left, top, right, bottom in parts of the side; an empty box is none)
+    -> faces [n, 3, side, side] in order of rows, and the row of each [n].
+    """
+    from torchvision.ops import roi_align
+
+    there = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+    row, place = there.nonzero(as_tuple=True)
+    regions = torch.cat([row.unsqueeze(1).to(pixels.dtype), boxes[row, place] * pixels.shape[-1]], dim=1)
+    cut: Tensor = roi_align(pixels, regions, output_size=side, sampling_ratio=2, aligned=True)
+    return cut, row
+
+
+def _boxes(given: Tensor | None, labels: Tensor, here: Tensor) -> Tensor:
+    """Boxes [b, K, 4] of each row: those given, or where there are none that of the face in its mask [b, S, S]."""
+    face = torch.isin(labels, torch.tensor(list(FACE), device=labels.device)) & here.view(-1, 1, 1)
+    side = labels.shape[-1]
+    own = []
+    for axis in (1, 2):  # 1: which columns, 2: which rows
+        line = face.any(dim=axis)
+        first = line.to(torch.uint8).argmax(dim=1)
+        last = side - line.flip(1).to(torch.uint8).argmax(dim=1)
+        own += [first, last]
+    box = torch.stack([own[0], own[2], own[1], own[3]], dim=1).to(torch.float32) / side  # left, top, right, bottom
+    box = (box * face.any(dim=(1, 2)).view(-1, 1)).unsqueeze(1)  # [b, 1, 4]
+    if given is None:
+        return box
+    empty = ~((given[..., 2] > given[..., 0]) & (given[..., 3] > given[..., 1])).any(dim=1)
+    return torch.cat([given, box * empty.view(-1, 1, 1)], dim=1)
+
+
+def _bumps(points: Tensor, side: int) -> Tensor:
+    """Keypoints [b, K, 3] (x, y in parts of the side, and how much each counts) -> weights [b, 1, S, S], Gaussian."""
+    grid = (torch.arange(side, device=points.device, dtype=points.dtype) + 0.5) / side
+    x, y, counts = points.unbind(dim=2)
+    near = [(-0.5 * ((grid - p.unsqueeze(-1)) * 32) ** 2).exp() for p in (x, y)]  # a deviation of a 32nd of the side
+    return torch.einsum("bkx,bky,bk->byx", near[0], near[1], counts).unsqueeze(1)
+
+
+def _weighted(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of values [b, 1, h, w] under weights, 0 where none is above 0; and where one is [b]."""
+    total = weights.flatten(1).sum(dim=1)
+    there = total > 0
+    summed = (values * weights).flatten(1).sum(dim=1)
+    return torch.where(there, summed / total.clamp(min=1e-12), torch.zeros_like(summed)), there

@@ -1,0 +1,103 @@
+"""Losses of the networks that look at pictures: the face parser, the attribute classifier and the face embedder.
+
+Knows how drawn faces are augmented for them. Knows no generator.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import nn
+
+from raygen.core.config import Spec
+from raygen.core.pixels import to_pixels
+from raygen.extractors.bundled import SmallClassifier, SmallEmbedder, SmallParser, augment
+from raygen.training.losses.base import Batch, Losses, Objective
+
+__all__ = ["ClassifierObjective", "EmbedderObjective", "IdentityLoss", "ParserObjective"]
+
+
+class ParserObjective(Objective):
+    """Cross-entropy with rare classes counted more, and soft Dice over the classes a batch has.
+
+    Pictures are augmented from the batch's `noise`, so a step's loss depends on the batch alone.
+    """
+
+    latent_shape = (8, 1, 1)
+
+    def __init__(self, parser: SmallParser) -> None:
+        super().__init__()
+        self.module = self.parser = parser
+
+    def forward(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.forward`; `accuracy` is that of pixels."""
+        target = batch["mask"].long()  # [B, H, W]
+        uniform = 0.5 * (1 + torch.erf(batch["noise"].flatten(1) / 2**0.5))
+        logits = self.parser(augment(to_pixels(batch["images"]), uniform))  # [B, 19, H, W]
+        count = torch.bincount(target.flatten(), minlength=logits.shape[1]).float()
+        weight = ((count + 1) / count.sum()).rsqrt() * (count > 0)
+        cross = torch.nn.functional.cross_entropy(logits, target, weight=weight)
+        chance = logits.softmax(dim=1)
+        wanted = torch.nn.functional.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
+        overlap = (chance * wanted).sum(dim=(0, 2, 3))
+        dice = 1 - 2 * overlap / ((chance + wanted).sum(dim=(0, 2, 3)) + 1e-6)
+        there = (count > 0).float()
+        dice_loss = (dice * there).sum() / there.sum()
+        accuracy = (logits.argmax(dim=1) == target).float().mean()
+        return {"loss": cross + dice_loss, "dice": dice_loss.detach(), "accuracy": accuracy}
+
+
+class ClassifierObjective(Objective):
+    """Binary cross-entropy over the attributes that are known, on augmented pictures."""
+
+    latent_shape = (8, 1, 1)
+
+    def __init__(self, classifier: SmallClassifier) -> None:
+        super().__init__()
+        self.module = self.classifier = classifier
+
+    def forward(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.forward`; `accuracy` is that of known attributes."""
+        wanted = batch["attributes"].float()  # [B, 40] of -1, 0, 1
+        known = (wanted != 0) & batch["present_attributes"][:, None]
+        uniform = 0.5 * (1 + torch.erf(batch["noise"].flatten(1) / 2**0.5))
+        logits = self.classifier(augment(to_pixels(batch["images"]), uniform))  # [B, 40]
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, (wanted > 0).float(), reduction="none")
+        count = known.sum().clamp(min=1)
+        accuracy = (((logits > 0) == (wanted > 0)) & known).sum() / count
+        return {"loss": (each * known).sum() / count, "accuracy": accuracy}
+
+
+class IdentityLoss(Spec):
+    """Softmax over people by cosine, with a margin for the right one (CosFace: Wang et al. 2018, equation 4)."""
+
+    identities: int = Field(..., ge=2, description="people in the training pictures, at most; each gets a centre")
+    scale: float = Field(24.0, gt=0, description="s, that cosines are multiplied with")
+    margin: float = Field(0.2, ge=0, lt=1, description="m, that the right cosine has to be better by")
+
+
+class EmbedderObjective(Objective):
+    """Pictures of a person near that person's centre, on augmented pictures. Centres are trained and not kept."""
+
+    latent_shape = (8, 1, 1)
+
+    def __init__(self, embedder: SmallEmbedder, spec: IdentityLoss) -> None:
+        super().__init__()
+        self.module = self.embedder = embedder
+        self.spec = spec
+        self.centres = nn.Parameter(torch.randn(spec.identities, embedder.head.out_features) * 0.1)
+
+    def phases(self) -> Sequence[Sequence[nn.Parameter]]:
+        """The embedder and the centres together."""
+        return [[*self.embedder.parameters(), self.centres]]
+
+    def forward(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.forward`; `accuracy`: nearest centre is the right one, without margin."""
+        who = batch["identity"]  # int64 [B]
+        uniform = 0.5 * (1 + torch.erf(batch["noise"].flatten(1) / 2**0.5))
+        vectors = self.embedder(augment(to_pixels(batch["images"]), uniform))  # [B, D]
+        cosines = vectors @ F.normalize(self.centres, dim=1).T  # [B, identities]
+        right = F.one_hot(who, self.spec.identities)
+        loss = F.cross_entropy(self.spec.scale * (cosines - self.spec.margin * right), who)
+        return {"loss": loss, "accuracy": (cosines.argmax(dim=1) == who).float().mean()}

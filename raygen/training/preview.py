@@ -1,0 +1,96 @@
+"""Sheets of pictures while something trains: always the same faces, conditions and noise, so that sheets compare.
+
+Knows how a denoiser is sampled and a first stage tried on the rows of a training set, and how pictures become one
+PNG. Knows neither the loop nor where sheets are kept.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from raygen.core.face_labels import PALETTE
+from raygen.core.pixels import to_pixels, to_uint8
+from raygen.models.conditions import Conditions
+from raygen.models.schedule import SamplerSpec, build_sampler
+from raygen.sampling.guidance import guide
+from raygen.sampling.noise import keyed_normal, noise_key
+from raygen.sampling.worker import denoise
+from raygen.training.data import TrainingArrays
+from raygen.training.losses import AutoencoderObjective, DiffusionObjective, Objective
+
+__all__ = ["grid", "sheet"]
+
+
+UInt8Array = npt.NDArray[np.uint8]
+ACROSS: Final = 8
+PICTURES: Final = 16
+#: Good enough to see what a model has learnt, and quick.
+SAMPLER: Final = SamplerSpec(name="unipc", steps=16)
+GAP: Final = 2
+
+
+@torch.no_grad()
+def sheet(objective: Objective, arrays: TrainingArrays, device: torch.device, seed: int = 0) -> bytes | None:
+    """A PNG of 16 pictures, or None where there is nothing to see (a parser).
+
+    A denoiser: conditions of the first rows, their masks above the pictures where it has masks. A first stage: the
+    first pictures above what comes back. Draws no random number but its own keyed noise.
+    """
+    n = min(PICTURES, len(arrays))
+    training = objective.training
+    objective.eval()
+    try:
+        if isinstance(objective, AutoencoderObjective) and arrays.images is not None:
+            images = arrays.images[arrays.face[:n]]
+            pixels = to_pixels(torch.from_numpy(images).to(device))
+            stage = objective.stage
+            back = to_uint8(stage.decode(stage.mode(stage.encode(pixels)))).cpu().numpy()
+            return grid([images, back])
+        if isinstance(objective, DiffusionObjective):
+            return grid(_sampled(objective, arrays, n, device, seed))
+    finally:
+        objective.train(training)
+    return None
+
+
+def _sampled(
+    objective: DiffusionObjective, arrays: TrainingArrays, n: int, device: torch.device, seed: int
+) -> list[UInt8Array]:
+    model = objective.model
+    rows = np.arange(n)
+    batch = {k: torch.from_numpy(v) for k, v in arrays.batch(rows, np.zeros(n, dtype=bool)).items()}
+    conditions = objective.conditions(batch, n).to(device)
+    noise = [keyed_normal(noise_key(seed, f"sheet-{i}", 0), 0, model.latent_shape) for i in range(n)]
+    z = torch.from_numpy(np.stack(noise)).to(device)
+    steps = denoise(model, guide(model, conditions, 1.0), z, build_sampler(model.schedule, SAMPLER))
+    *_, z = steps
+    pictures = to_uint8(model.first_stage.decode(z)).cpu().numpy()
+    return [*_masks(conditions), pictures]
+
+
+def _masks(conditions: Conditions) -> list[UInt8Array]:
+    """Masks in the official colours, if there are any."""
+    mask: Tensor | None = conditions.mask
+    return [] if mask is None else [PALETTE[mask.cpu().numpy()]]
+
+
+def grid(rows: Sequence[UInt8Array]) -> bytes:
+    """Pictures uint8 [n, H, W, 3] a list, shown one list above the other, eight across -> PNG."""
+    n, side = len(rows[0]), rows[0].shape[1]
+    bands = -(-n // ACROSS)
+    step = side + GAP
+    canvas = np.full((bands * (len(rows) * side + 3 * GAP), ACROSS * step, 3), 255, dtype=np.uint8)
+    for i in range(n):
+        band, column = divmod(i, ACROSS)
+        for j, pictures in enumerate(rows):
+            top = band * (len(rows) * side + 3 * GAP) + j * side
+            canvas[top : top + side, column * step : column * step + side] = pictures[i]
+    buffer = io.BytesIO()
+    Image.fromarray(canvas).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,395 @@
+"""The one training loop, a generator of steps.
+
+Knows seeded order, keyed noise, EMA, clipping, accumulation, ranks, and training state that survives a kill.
+Knows no particular objective, not where tables are stored, and not who starts the ranks.
+
+The global batch of a step is the same for any number of ranks; each takes its slice. Noise, timesteps, dropout
+and flips of a picture are keyed by (seed, its position in the stream of all batches), so neither the number of
+ranks nor a restart changes anything but rounding.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pydantic import Field, model_validator
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from raygen.core.config import Spec
+from raygen.core.errors import ConfigError, InfrastructureError
+from raygen.core.hashing import canonical
+from raygen.core.precision import settle
+from raygen.training.data import TrainingArrays, draw, load_arrays, order
+from raygen.training.losses import Objective
+
+__all__ = [
+    "DivergedError",
+    "Step",
+    "TrainSpec",
+    "Trainer",
+    "TrainingArrays",
+    "draw",
+    "latest_state",
+    "load_arrays",
+    "order",
+    "train",
+]
+
+
+Batch = dict[str, Tensor]
+#: Fields of a TrainSpec that a resumed run may change.
+FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "sheet_every", "keep"})
+#: Faces that an error names.
+NAMED = 16
+
+
+class DivergedError(ConfigError):
+    """The loss is no longer finite: with these settings or this data, training cannot go on."""
+
+
+class TrainSpec(Spec):
+    """How long and how to train. It ends at `steps` or after `max_seconds`, whichever comes first."""
+
+    steps: int | None = Field(None, ge=1, description="optimiser steps")
+    max_seconds: float | None = Field(None, gt=0, description="training time, without what a restart costs")
+    batch: int = Field(64, ge=1, description="pictures a step over all ranks")
+    accumulate: int = Field(1, ge=1, description="parts a rank's slice is worked on in")
+    lr: float = Field(2e-4, gt=0, description="of the whole batch; never scaled by the number of ranks")
+    warmup: int = Field(200, ge=0, description="steps of linear warm-up")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine ends at 0")
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights; 0 keeps none")
+    flip: bool = Field(True, description="mirror half of the pictures, left and right classes exchanged")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network's arithmetic")
+    seed: int = Field(0, ge=0, lt=2**63)
+    save_every: int = Field(1000, ge=1, description="steps between training states")
+    log_every: int = Field(50, ge=1, description="steps a record covers")
+    sheet_every: int | None = Field(None, ge=1, description="steps between sheets of pictures; none makes no sheets")
+    gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
+    compile: bool = Field(False, description="compile the network; the first steps take minutes")
+    keep: int = Field(2, ge=1, description="training states kept")
+
+    @model_validator(mode="after")
+    def _ends(self) -> "TrainSpec":
+        if self.steps is None and self.max_seconds is None:
+            raise ValueError("training needs steps or max_seconds")
+        return self
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of the last `log_every` steps; losses are means over them on this rank."""
+
+    step: int
+    loss: float
+    lr: float
+    images_per_s: float
+    data_wait: float
+    elapsed: float
+    losses: Mapping[str, float]
+
+
+# --- the trainer --------------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """An objective with its optimisers, averaged weights and place in the run, on one rank."""
+
+    def __init__(
+        self, objective: Objective, spec: TrainSpec, *, device: Any = "cpu", rank: int = 0, world_size: int = 1
+    ) -> None:
+        if spec.batch % (world_size * spec.accumulate):
+            raise ConfigError(f"batch {spec.batch} does not divide into {world_size} ranks x {spec.accumulate} parts")
+        settle()
+        self.spec, self.rank, self.world_size = spec, rank, world_size
+        self.device = torch.device(device)
+        self.objective = objective.to(self.device).train()
+        if spec.gradient_checkpointing:
+            _checkpoint_gradients(self.objective)
+        if spec.compile:
+            for network in self.objective.networks():
+                network.compile()
+        self.phases = [list(parameters) for parameters in objective.phases()]
+        self.optimizers = [
+            torch.optim.AdamW(p, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True)
+            for p in self.phases
+        ]
+        self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+        self.shadow = [p.detach().clone() for p in self.parameters.values()] if spec.ema else []
+        self.step, self.elapsed = 0, 0.0
+        self.wrapped: Any = objective
+        if world_size > 1 and dist.is_initialized():
+            several = len(self.phases) > 1
+            with warnings.catch_warnings():
+                # Newer versions call the argument `forward_sync_buffers`; older ones know only this name.
+                warnings.simplefilter("ignore", FutureWarning)
+                self.wrapped = DistributedDataParallel(
+                    objective, broadcast_buffers=False, find_unused_parameters=several
+                )
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, 0..1; the same on every rank."""
+        steps = self.step / self.spec.steps if self.spec.steps else 0.0
+        seconds = self.elapsed / self.spec.max_seconds if self.spec.max_seconds else 0.0
+        if self.spec.max_seconds and self.wrapped is not self.objective:
+            shared = torch.tensor([seconds], device=self.device, dtype=torch.float64)
+            dist.broadcast(shared, src=0)
+            seconds = float(shared)
+        return min(max(steps, seconds), 1.0)
+
+    def lr(self, progress: float) -> float:
+        """The learning rate of the next step."""
+        warm = min(1.0, (self.step + 1) / self.spec.warmup) if self.spec.warmup else 1.0
+        return self.spec.lr * warm * (0.5 * (1 + cos(pi * progress)) if self.spec.schedule == "cosine" else 1.0)
+
+    def batch(self, arrays: TrainingArrays, step: int) -> Batch:
+        """This rank's slice of the global batch of `step`, as CPU tensors."""
+        size = self.spec.batch // self.world_size
+        first = step * self.spec.batch + self.rank * size
+        positions = range(first, first + size)
+        drawn = draw(self.spec.seed, positions, self.objective.latent_shape, self.objective.timesteps)
+        mirror = drawn.pop("mirror") & self.spec.flip
+        values = {**drawn, **arrays.batch(order(self.spec.seed, len(arrays), positions), mirror)}
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
+
+    def update(self, batch: Batch, lr: float) -> Batch:
+        """One optimiser step on this rank's slice; the mean losses, still on the device."""
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        parts = [dict(zip(moved, values, strict=True)) for values in zip(
+            *(tensor.chunk(self.spec.accumulate) for tensor in moved.values()), strict=True
+        )]  # fmt: skip
+        means: Batch = {}
+        self.objective.step = self.step
+        for phase, optimizer in enumerate(self.optimizers):
+            if not self.objective.active(phase):
+                continue
+            optimizer.zero_grad(set_to_none=True)
+            for index, part in enumerate(parts):
+                for name, value in self._backward(part, phase, last=index == len(parts) - 1).items():
+                    if phase == 0 or name != "loss":  # the loss of a step is that of what is trained for
+                        means[name] = means.get(name, torch.zeros_like(value)) + value / len(parts)
+            if self.spec.clip:
+                norm = torch.nn.utils.clip_grad_norm_(self.phases[phase], self.spec.clip)
+                means["gradient" if phase == 0 else f"gradient_{phase}"] = norm.detach()
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        self.step += 1
+        self._average()
+        return means
+
+    def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
+        quiet = nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync()
+        half = self.spec.precision == "bfloat16"
+        with quiet:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                losses: Batch = self.wrapped(part, phase)
+            (losses["loss"] / self.spec.accumulate).backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in losses.items()}
+
+    def _average(self) -> None:
+        """EMA with warm-up: decay = min(ema, (1 + n) / (10 + n)) after n earlier updates."""
+        if self.shadow:
+            n = self.step - 1
+            decay = min(self.spec.ema, (1 + n) / (10 + n))
+            current = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(self.shadow, current, 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the objective's module has the averaged weights: to sample, to evaluate, to save."""
+        if not self.shadow:
+            yield
+            return
+        own = [p.detach().clone() for p in self.parameters.values()]
+        self._set(self.shadow)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters.values(), values, strict=True):
+            parameter.data.copy_(value)
+
+    # --- state ---
+
+    def save(self, root: Path, data: str) -> None:
+        """Write the full state as `root/step-…`, whole or not at all; older ones beyond `keep` are removed."""
+        tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
+        tensors |= {f"ema.{name}": s for name, s in zip(self.parameters, self.shadow, strict=False)}
+        for phase, optimizer in enumerate(self.optimizers):
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{phase}.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
+        content = serialize({name: t.cpu().contiguous() for name, t in tensors.items()})
+        document = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
+        document["sha256"] = hashlib.sha256(content).hexdigest()
+        temporary, target = root / f".{uuid.uuid4().hex[:8]}", root / f"step-{self.step:09d}"
+        try:
+            temporary.mkdir(parents=True)
+            (temporary / "state.safetensors").write_bytes(content)
+            (temporary / "state.json").write_text(json.dumps(document), encoding="utf-8")
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(temporary, target)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            kept = latest_state(root)
+            raise InfrastructureError(
+                f"{target}: the training state cannot be written ({error.strerror or error}); "
+                + (f"{kept.name} is whole, and the same command goes on from it" if kept else "there is no earlier one")
+            ) from error
+        for old in sorted(root.glob("step-*"))[: -self.spec.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self, folder: Path, data: str) -> None:
+        """Go on from a saved state; `ConfigError` where it was made with other settings or data."""
+        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if document["spec"] != self._fixed() or document["data"] != data:
+            raise ConfigError(f"{folder}: training began with other settings or data; use another folder")
+        tensors = load_file(folder / "state.safetensors")
+        try:
+            self._set([tensors[f"model.{name}"] for name in self.parameters])
+            self.shadow = [tensors[f"ema.{name}"].to(self.device) for name in self.parameters] if self.spec.ema else []
+        except (KeyError, RuntimeError) as error:
+            raise ConfigError(f"{folder}: training state is of another model ({error})") from error
+        for phase, optimizer in enumerate(self.optimizers):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"optimizer.{phase}."):
+                    _, _, index, key = name.split(".", 3)
+                    state.setdefault(int(index), {})[key] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.step, self.elapsed = int(document["step"]), float(document["elapsed"])
+
+    def _fixed(self) -> Any:
+        return json.loads(canonical(self.spec.model_dump(mode="json", exclude=set(FREE))))
+
+
+def _checkpoint_gradients(objective: Objective) -> None:
+    """In every diffusers model that is trained; `ConfigError` where one cannot, or there is none."""
+    able: list[Any] = [m for m in objective.module.modules() if hasattr(m, "enable_gradient_checkpointing")]
+    trained = [m for m in able if any(p.requires_grad for p in m.parameters())]
+    try:
+        for network in trained:
+            network.enable_gradient_checkpointing()
+    except ValueError as error:
+        raise ConfigError(f"gradient_checkpointing: {error}") from error
+    if not trained:
+        raise ConfigError(f"gradient_checkpointing: {type(objective.module).__name__} has none")
+
+
+def latest_state(root: Path) -> Path | None:
+    """The newest training state under `root` that is whole; damaged ones are passed over."""
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            data = (folder / "state.safetensors").read_bytes()
+        except (OSError, ValueError):
+            continue
+        if hashlib.sha256(data).hexdigest() == document.get("sha256"):
+            return folder
+    return None
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = None) -> Iterator[Step]:
+    """Train to the end of the spec, a `Step` every `log_every` steps and at the end.
+
+    With a `folder`, goes on from its newest whole state and writes a state every `save_every` steps and at the
+    end (rank 0), before it yields the record of that step. Raises `DivergedError` where the loss is no longer finite
+    (nothing is saved then) and `InfrastructureError` where a state cannot be written (the one before is kept).
+    """
+    root = None if folder is None else Path(folder)
+    data = arrays.digest + trainer.objective.frozen
+    if root is not None and (state := latest_state(root)) is not None:
+        trainer.restore(state, data)
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:
+        pending = ahead.submit(trainer.batch, arrays, trainer.step)
+        window = _Window(trainer, arrays, root)
+        progress = trainer.progress
+        while progress < 1:
+            began = time.perf_counter()
+            batch = pending.result()
+            waited = time.perf_counter() - began
+            pending = ahead.submit(trainer.batch, arrays, trainer.step + 1)
+            lr = trainer.lr(progress)
+            window.add(trainer.update(batch, lr), waited)
+            trainer.elapsed += time.perf_counter() - began
+            progress = trainer.progress
+            done = progress >= 1
+            record = window.close(lr) if done or trainer.step % trainer.spec.log_every == 0 else None
+            if root is not None and trainer.rank == 0 and (done or trainer.step % trainer.spec.save_every == 0):
+                window.check()
+                trainer.save(root, data)
+            if record is not None:
+                yield record
+
+
+class _Window:
+    """Sums over the steps since the last record; the device is waited for only when one is closed."""
+
+    def __init__(self, trainer: Trainer, arrays: TrainingArrays, root: Path | None) -> None:
+        self.trainer, self.arrays, self.root = trainer, arrays, root
+        self._reset()
+
+    def _reset(self) -> None:
+        self.sums: Batch = {}
+        self.count, self.waited, self.began = 0, 0.0, self.trainer.elapsed
+        self.bad = torch.full((), torch.inf, dtype=torch.float64, device=self.trainer.device)
+
+    def add(self, losses: Batch, waited: float) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+        self.bad = torch.where(losses["loss"].isfinite(), self.bad, self.bad.clamp(max=self.trainer.step - 1))
+        self.count += 1
+        self.waited += waited
+
+    def check(self) -> None:
+        """Raise `DivergedError` where a loss so far is not finite, with the step, its faces and the way back."""
+        if self.bad.isinf():
+            return
+        step, spec = int(self.bad), self.trainer.spec
+        rows = order(spec.seed, len(self.arrays), range(step * spec.batch, (step + 1) * spec.batch))
+        faces = [self.arrays.ids[self.arrays.face[row]] for row in rows[:NAMED]]
+        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+        good = None if self.root is None else latest_state(self.root)
+        back = f"the last good state is {good}" if good else "there is no earlier state"
+        raise DivergedError(
+            f"the loss is not finite at step {step}, on faces {', '.join(faces)}{more}; {back}. "
+            "A smaller lr, a longer warmup or float32 usually help; a single bad face shows in its row"
+        )
+
+    def close(self, lr: float) -> Step:
+        """The record of this window; the next one begins."""
+        trainer = self.trainer
+        self.check()
+        began = time.perf_counter()
+        losses = {name: float(value) / self.count for name, value in self.sums.items()}
+        trainer.elapsed += time.perf_counter() - began
+        seconds = max(trainer.elapsed - self.began, 1e-9)
+        rate = self.count * trainer.spec.batch / seconds
+        step = Step(trainer.step, losses["loss"], lr, rate, self.waited, trainer.elapsed, losses)
+        self._reset()
+        return step

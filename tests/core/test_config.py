@@ -1,0 +1,230 @@
+"""The grammar of a job: errors that help, overrides, bounded YAML, run ids, exit codes."""
+
+import pickle
+from typing import Annotated, Literal
+
+import pytest
+from pydantic import Field
+
+from raygen.core.config import Spec, Where, override, parse, read_yaml
+from raygen.core.errors import (
+    ConfigError,
+    InfrastructureError,
+    InputError,
+    IntegrityError,
+    RaygenError,
+    TooManyBadRows,
+)
+from raygen.core.hashing import canonical, digest, run_id
+
+
+class Pixels(Spec):
+    kind: Literal["pixels"] = "pixels"
+    side: int = Field(64, ge=8, le=512)
+
+
+class Latents(Spec):
+    kind: Literal["latents"] = "latents"
+    channels: int = 4
+    sides: tuple[int, ...] = (16,)
+
+
+class What(Spec):
+    model: Annotated[Pixels | Latents, Field(discriminator="kind")] = Pixels()
+    guidance: dict[str, float] = Field(default_factory=dict)
+    steps: int = Field(50, ge=1)
+    seed: int
+
+
+class Job(Spec):
+    kind: Literal["generate"] = "generate"
+    what: What
+    where: Where = Where()
+    out: str = "out"
+
+
+def job(**changes):
+    return override(
+        {"kind": "generate", "what": {"seed": 1}}, [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]
+    )
+
+
+def error(document, kind=Job):
+    with pytest.raises(ConfigError) as caught:
+        parse(kind, document, "jobs/x.yaml")
+    return str(caught.value)
+
+
+# --- errors ---
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "near"),
+    [
+        ("what.sede", "what.sede", "seed"),
+        ("what.model.sidee", "what.model.sidee", "side"),
+        ("wher", "wher", "where"),
+        ("where.worker", "where.worker", "workers"),
+    ],
+)
+def test_an_unknown_key_names_file_path_and_nearest_key(key, path, near):
+    message = error(override({"what": {"seed": 1, "model": {"kind": "pixels"}}}, [f"{key}=1"]))
+    assert message == f"jobs/x.yaml: {path}: unknown key; did you mean {near!r}?"
+
+
+def test_the_nearest_key_is_one_that_is_valid_just_there():
+    # `sides` is nearer to `sidse`, but belongs to the other model.
+    message = error({"what": {"seed": 1, "model": {"kind": "pixels", "sidse": 1}}})
+    assert message.endswith("did you mean 'side'?")
+    assert "workers" not in error({"what": {"seed": 1}, "wrkers": 3}).partition("unknown key")[2]
+    assert error({"what": {"seed": 1}, "zzz": 3}) == "jobs/x.yaml: zzz: unknown key"
+
+
+def test_several_faults_are_told_at_once():
+    lines = error({"what": {"model": {"kind": "pixels", "side": 4}}, "where": {"runner": "slurm"}}).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["what.model.side", "what.seed", "where.runner"]
+    assert "greater than or equal to 8 (got 4)" in lines[0]
+    assert "Field required" in lines[1]
+    assert "'slurm' is not one of local, ray" in lines[2]
+
+
+def test_an_unknown_kind_lists_the_known_ones():
+    assert "'pixels', 'latents'" in error({"what": {"seed": 1, "model": {"kind": "voxels"}}})
+
+
+def test_places_in_lists_are_named():
+    assert "what.model.sides.1:" in error({"what": {"seed": 1, "model": {"kind": "latents", "sides": [1, "x"]}}})
+
+
+def test_a_job_that_is_no_mapping_is_refused():
+    assert "(top)" in error([1, 2])
+
+
+def test_specs_are_frozen():
+    with pytest.raises(Exception, match="frozen"):
+        parse(Job, job()).out = "elsewhere"
+
+
+# --- files ---
+
+
+def test_a_job_file_is_a_mapping(tmp_path):
+    path = tmp_path / "job.yaml"
+    path.write_text("what:\n  seed: 1\n")
+    assert read_yaml(path) == {"what": {"seed": 1}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- 1", "a mapping"),
+        ("", "a mapping"),
+        ("a: [1", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [true]", "not valid YAML"),
+        ("[" * (1 << 19), "nested deeper"),
+        ("{a: " * 100, "nested deeper"),
+        ("a: &x 1\nb: *x", "aliases"),
+        ("\x00", "not valid YAML"),
+        ("a: " + "x" * (1 << 20), "larger than"),
+    ],
+)
+def test_bad_files_are_configuration_errors_that_name_the_file(tmp_path, content, message):
+    path = tmp_path / "job.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+
+
+def test_an_alias_bomb_is_refused_before_it_unfolds(tmp_path):
+    path = tmp_path / "job.yaml"
+    lines = ["a: &a [lol, lol]"] + [
+        f"{b}: &{b} [*{a}, *{a}, *{a}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="aliases"):
+        read_yaml(path)
+
+
+def test_a_missing_file_is_a_configuration_error(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        read_yaml(tmp_path / "absent.yaml")
+
+
+# --- overrides ---
+
+
+def test_overrides_make_groups_and_read_yaml_values():
+    document = {"a": {"b": 1}, "keep": [1]}
+    words = ["a.b=2", "a.c.d=[x, 3]", "e=true", "f=", "g=text with = sign", "h={k: 1.5}"]
+    changed = override(document, words)
+    assert changed == {
+        "a": {"b": 2, "c": {"d": ["x", 3]}},
+        "keep": [1],
+        "e": True,
+        "f": None,
+        "g": "text with = sign",
+        "h": {"k": 1.5},
+    }
+    assert document == {"a": {"b": 1}, "keep": [1]}
+
+
+def test_the_last_override_of_a_key_counts():
+    assert override({}, ["a=1", "a=2"]) == {"a": 2}
+
+
+@pytest.mark.parametrize(
+    "word", ["a", "=1", "a..b=1", ".a=1", "a.=1", "a=[", "a=" + "[" * 20_000, "a=&x [*x]", "x.y=1"]
+)
+def test_bad_overrides_are_refused_by_name(word):
+    with pytest.raises(ConfigError) as caught:
+        override({"x": 1}, [word])
+    assert repr(word[:80]) in str(caught.value)
+
+
+def test_numbers_in_exponent_form_reach_number_fields():
+    assert parse(Where, override({}, ["shard_timeout_s=1e3"])).shard_timeout_s == 1000
+
+
+# --- run ids ---
+
+
+def test_run_id_does_not_depend_on_the_order_of_keys_or_on_spelled_out_defaults():
+    one = parse(Job, {"what": {"seed": 1, "steps": 50, "guidance": {"text": 1, "mask": 2}}})
+    other = parse(Job, {"what": {"guidance": {"mask": 2.0, "text": 1.0}, "seed": 1, "model": {"kind": "pixels"}}})
+    assert run_id(one.what) == run_id(other.what)
+    assert len(run_id(one.what)) == 16
+
+
+@pytest.mark.parametrize("change", ["where.workers=8", "where.runner=ray", "where.gpus=1", "where.tries=1"])
+def test_run_id_does_not_depend_on_where(change):
+    assert run_id(parse(Job, job()).what) == run_id(parse(Job, override(job(), [change])).what)
+
+
+@pytest.mark.parametrize("change", ["what.seed=2", "what.steps=51", "what.model.side=32", "what.guidance={mask: 1}"])
+def test_run_id_depends_on_what(change):
+    changed = override({"what": {"seed": 1, "model": {"kind": "pixels"}}}, [change])
+    assert run_id(parse(Job, job()).what) != run_id(parse(Job, changed).what)
+
+
+def test_canonical_bytes_are_plain_sorted_json():
+    assert canonical({"b": 1, "a": [1.5, None, "é"]}) == '{"a":[1.5,null,"é"],"b":1}'.encode()
+    assert canonical(Pixels()) == canonical({"side": 64, "kind": "pixels"})
+    with pytest.raises(TypeError, match="canonical"):
+        canonical({"a": object()})
+    assert digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+# --- errors as a tree ---
+
+
+def test_exit_codes_are_the_published_ones():
+    codes = {ConfigError: 2, InputError: 2, TooManyBadRows: 3, InfrastructureError: 4, IntegrityError: 5}
+    for kind, code in codes.items():
+        assert issubclass(kind, RaygenError)
+        assert kind.exit_code == code
+
+
+def test_input_errors_keep_their_reason_through_another_process():
+    error = pickle.loads(pickle.dumps(InputError("the file ends early", reason="truncated")))
+    assert (error.reason, str(error)) == ("truncated", "truncated: the file ends early")

@@ -1,0 +1,197 @@
+"""Float32 is whole float32 in every process that computes, and no thread changes that for another."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
+import pyarrow as pa
+import pytest
+import torch
+
+from raygen.core.precision import full_precision, settle, tf32
+from raygen.evaluation.scoring import Observer, ScoreSpec
+from raygen.extractors.base import Small, load_features
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.checkpoint import build
+from raygen.models.ldm import LDMSpec
+from raygen.models.schedule import SamplerSpec
+from raygen.sampling.worker import SampleSpec, SampleWorker
+from raygen.store.schemas import CONDITIONS
+from raygen.training.losses import AutoencoderObjective, AutoencoderObjectiveSpec
+from raygen.training.trainer import Trainer, TrainSpec
+
+WAIT = 60
+
+
+def flags() -> tuple[bool, bool, str]:
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    return torch.backends.cudnn.allow_tf32, matmul, torch.get_float32_matmul_precision()
+
+
+WHOLE = (False, False, "highest")
+
+
+@pytest.fixture(autouse=True)
+def as_torch_has_it() -> Iterator[None]:
+    """Every test begins with all of TF32 allowed, so that whoever does not decide is found out."""
+    before = flags()
+    allow()
+    yield
+    torch.set_float32_matmul_precision(before[2])
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before[:2]
+
+
+def allow() -> None:
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def worker(observe: Callable[..., pa.Table] | None = None) -> SampleWorker:
+    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
+    model = build(LDMSpec(modalities=(), channels=(32,), attention=(False,)), stage, seed=1).eval()
+    spec = SampleSpec(checkpoint="x", sampler=SamplerSpec(steps=3), batch=2)
+    return SampleWorker(spec, model=model, observe=observe)
+
+
+def rows(*names: str) -> pa.Table:
+    made = [{"sample_id": name, "plan": "p", "seed": 0} for name in names]
+    return pa.Table.from_pylist(made, CONDITIONS)
+
+
+def test_all_of_tf32_is_off_and_stays_off() -> None:
+    assert tf32() == "on"
+    settle()
+    assert flags() == WHOLE
+    assert tf32() == "off"
+    allow()
+    with full_precision():
+        assert flags() == WHOLE
+    assert flags() == WHOLE  # what it found is not given back
+
+
+def test_inside_there_is_no_autocast_and_outside_it_goes_on() -> None:
+    ones = torch.ones(2, 2)
+
+    def fail() -> None:
+        with full_precision():
+            assert (ones @ ones).dtype == torch.float32
+            raise RuntimeError
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(RuntimeError):
+            fail()
+        assert (ones @ ones).dtype == torch.bfloat16
+
+
+def test_blocks_of_two_threads_that_overlap_leave_each_other_alone() -> None:
+    first_in, second_in, first_out = Event(), Event(), Event()
+    seen: list[tuple[bool, bool, str]] = []
+
+    def first() -> None:
+        with full_precision():
+            first_in.set()
+            assert second_in.wait(WAIT)
+        first_out.set()
+
+    def second() -> None:
+        assert first_in.wait(WAIT)
+        with full_precision():
+            second_in.set()
+            assert first_out.wait(WAIT)
+            seen.append(flags())
+
+    with ThreadPoolExecutor(2) as threads:
+        for future in [threads.submit(first), threads.submit(second)]:
+            future.result(WAIT)
+    assert seen == [WHOLE]
+    assert flags() == WHOLE
+
+
+def test_autocast_of_one_thread_is_not_touched_by_another_that_scores() -> None:
+    inside, done = Event(), Event()
+
+    def score() -> None:
+        with full_precision():
+            inside.set()
+            assert done.wait(WAIT)
+
+    with ThreadPoolExecutor(1) as threads, torch.autocast("cpu", dtype=torch.bfloat16):
+        future = threads.submit(score)
+        assert inside.wait(WAIT)
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+        done.set()
+        future.result(WAIT)
+
+
+def test_whoever_computes_decides_before_any_work() -> None:
+    worker()
+    assert flags() == WHOLE
+    allow()
+    Observer(ScoreSpec(), run_id="")
+    assert flags() == WHOLE
+    allow()
+    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
+    Trainer(AutoencoderObjective(stage, AutoencoderObjectiveSpec()), TrainSpec(steps=1))
+    assert flags() == WHOLE  # or a variant trained after one that was scored would be trained otherwise
+
+
+def test_features_are_whole_in_any_thread_whatever_was_set_since() -> None:
+    features = load_features(Small(), torch.device("cpu"))
+    seen = []
+    features.net.register_forward_pre_hook(lambda *_: seen.append(flags()))  # type: ignore[attr-defined]
+    features.net.features = lambda x: (seen.append(flags()), x.flatten(1)[:, :4])[1]  # type: ignore[attr-defined]
+    images = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    with ThreadPoolExecutor(2) as threads:
+        for future in [threads.submit(features.features, images) for _ in range(4)]:
+            future.result(WAIT)
+    assert set(seen) == {WHOLE}
+
+
+def test_pictures_are_made_alike_while_others_are_scored_and_alone() -> None:
+    """What each convolution finds, with a thread that scores from the first step on, and without one."""
+    seen: list[tuple[bool, bool, str]] = []
+    began, ended = Event(), Event()
+
+    def score() -> None:
+        with full_precision():
+            began.set()
+            assert ended.wait(WAIT)
+
+    def watch(*_: object) -> None:
+        seen.append(flags())
+        if len(seen) == 2:
+            ended.set()  # it ends while the picture is being made
+
+    made = worker()
+    for part in made.model.modules():
+        if isinstance(part, torch.nn.Conv2d):
+            part.register_forward_pre_hook(watch)
+    allow()  # a library that is loaded later may do this
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(score)
+        assert began.wait(WAIT)
+        beside = made(rows("a", "b"))["samples"]
+        future.result(WAIT)
+    assert len(seen) >= 3
+    assert set(seen) == {WHOLE}
+    allow()
+    seen.clear()
+    alone = made(rows("a", "b"))["samples"]
+    assert set(seen) == {WHOLE}
+    assert beside["image_sha256"] == alone["image_sha256"]
+    assert None not in alone["image_sha256"].to_pylist()
+
+
+def test_what_pictures_are_made_with_is_said() -> None:
+    made = worker()
+    assert made.environment()["dtype"] == "float32"
+    assert made.environment()["tf32"] == "off"
+
+
+def test_pictures_may_still_be_made_in_bfloat16() -> None:
+    made = worker()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = made(rows("a", "b"))["samples"]
+    assert half["error"].null_count == 2
+    whole = made(rows("a", "b"))["samples"]
+    assert half["image_sha256"] != whole["image_sha256"]

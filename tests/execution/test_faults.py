@@ -1,0 +1,144 @@
+"""Exactly once on Ray: any number of actors, killed actors, a killed driver, a poisoned and a hanging shard."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from raygen.commands.verify import verify
+from raygen.core.config import Where
+from raygen.core.errors import InfrastructureError
+from raygen.execution.executor import execute, local_runner
+from raygen.execution.ray.actors import ray_runner
+from raygen.store.run_store import Store
+from tests.fakes import Fake, build, plan_of
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
+
+
+GOOD = Fake()
+
+
+def run(folder: Path, plan, fake=GOOD, workers=2, **where):
+    settings = Where(runner="ray", workers=workers, **where)
+    return execute(Store(str(folder)), plan, partial(build, fake), settings, ray_runner, bad_rows=0)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return plan_of(tmp_path, rows=96, shard_rows=8, batch=4)
+
+
+@pytest.fixture
+def golden(tmp_path, plan):
+    outcome = execute(Store(str(tmp_path / "golden")), plan, partial(build, Fake()), Where(), local_runner, bad_rows=0)
+    return outcome.manifest
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_same_rows_for_any_number_of_actors(tmp_path, plan, golden, workers):
+    assert run(tmp_path / "out", plan, workers=workers).manifest == golden
+
+
+def test_a_killed_actor_costs_a_try_and_no_row(tmp_path, plan, golden):
+    flag = tmp_path / "flag"
+    flag.touch()
+    outcome = run(tmp_path / "out", plan, Fake(seconds=0.05, kind="once", at="r000030", trouble=str(flag)))
+    assert not flag.exists()  # the actor really died
+    assert outcome.manifest["set_digest"] == golden["set_digest"]
+    assert outcome.manifest["rows"] == {"samples": 96}
+    assert verify(Store(str(tmp_path / "out"))).ok
+    starts = [p.name for p in (tmp_path / "out/attempt-00/starts").iterdir()]
+    assert any(name.startswith("shard-00003.") and name.endswith(".a2.json") for name in starts)
+
+
+def test_a_poisoned_shard_is_set_aside_and_the_rest_is_done(tmp_path, plan):
+    flag = tmp_path / "flag"
+    flag.touch()
+    with pytest.raises(InfrastructureError, match="1 of 12 shards are not committed: shard 3: 2 starts"):
+        run(tmp_path / "out", plan, Fake(kind="kill", at="r000030", trouble=str(flag)), tries=2)
+    assert len(Store(str(tmp_path / "out")).committed()) == 11
+
+
+def test_a_hanging_shard_is_ended_with_its_stack_and_set_aside(tmp_path, plan):
+    flag = tmp_path / "flag"
+    flag.touch()
+    began = time.time()
+    fake = Fake(kind="hang", at="r000030", trouble=str(flag))
+    with pytest.raises(InfrastructureError, match="shard 3"):
+        run(tmp_path / "out", plan, fake, tries=1, shard_timeout_s=3)
+    assert time.time() - began < 120
+    assert len(Store(str(tmp_path / "out")).committed()) == 11
+
+
+def test_more_actors_than_cpus_is_a_sentence_not_a_hang(tmp_path, plan):
+    with pytest.raises(InfrastructureError, match="would leave none"):
+        run(tmp_path / "out", plan, workers=50)
+    with pytest.raises(InfrastructureError, match="an actor asks for 1 GPU"):
+        run(tmp_path / "out2", plan, gpus=1)
+
+
+DRIVER = """
+import sys
+from functools import partial
+from pathlib import Path
+from raygen.execution.ray.actors import ray_runner
+from raygen.execution.executor import execute
+from raygen.core.config import Where
+from raygen.store import Store
+from tests.fakes import Fake, build, plan_of
+folder = Path(sys.argv[1])
+plan = plan_of(folder, rows=96, shard_rows=8, batch=4)
+where = Where(runner="ray", workers=2)
+execute(Store(str(folder / "out")), plan, partial(build, Fake(seconds=0.3)), where, ray_runner, bad_rows=0)
+"""
+
+
+def test_a_killed_driver_costs_at_most_a_shard_an_actor(tmp_path, plan, golden):
+    """SIGKILL by progress, not by time; then the same command again."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    environment.pop("RAY_ADDRESS", None)
+    commits = tmp_path / "out/attempt-00/commits"
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(tmp_path)], env=environment, start_new_session=True)
+    deadline = time.time() + 180
+    while time.time() < deadline and len(list(commits.glob("shard-*"))) < 3:
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    time.sleep(2)  # its actors notice that they are orphans
+    before = len(Store(str(tmp_path / "out")).committed())
+    assert 3 <= before < 12
+    outcome = run(tmp_path / "out", plan)
+    assert outcome.manifest["set_digest"] == golden["set_digest"]
+    assert outcome.manifest["rows"] == golden["rows"]
+    assert verify(Store(str(tmp_path / "out"))).ok
+    assert outcome.progress.resumed_shards >= before
+    record = json.loads((tmp_path / "out/attempt-00/run.json").read_text())
+    assert record["exit_code"] == 0
+    starts = len(list((tmp_path / "out/attempt-00/starts").iterdir()))
+    assert starts <= 12 + 2  # at most one shard of each of the two actors was done twice
+
+
+def test_the_drivers_memory_hardly_grows_with_the_number_of_shards(tmp_path):
+    """100 MB a million rows at 1,024 rows a shard is 0.1 MB a shard, whatever a shard holds."""
+    import psutil
+
+    shards, settled = 600, 150
+    marks = {}
+
+    def watch(state):
+        marks.setdefault(state.done_shards, psutil.Process().memory_info().rss)
+
+    plan = plan_of(tmp_path, rows=shards, shard_rows=1, batch=1)
+    where = Where(runner="ray", workers=2)
+    store = Store(str(tmp_path / "out"))
+    execute(store, plan, partial(build, Fake()), where, ray_runner, bad_rows=0, report=watch)
+    grown = (marks[shards] - marks[settled]) / 1e6
+    assert grown <= 0.1024 * (shards - settled), f"{grown:.0f} MB for {shards - settled} shards"

@@ -1,0 +1,124 @@
+"""The loop over shards: batches, bad rows, tries, exit codes; with the plain runner."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from raygen.commands.verify import verify
+from raygen.core.config import Where
+from raygen.core.errors import InfrastructureError, IntegrityError, TooManyBadRows
+from raygen.execution.executor import Progress, execute, local_runner
+from raygen.execution.worker import Alone, Item, Place, ShardTask, ShardWorker
+from raygen.store.run_store import Store
+from tests.fakes import Fake, build, plan_of
+
+GOOD = Fake()
+
+
+def run(folder: Path, plan, fake=GOOD, *, bad_rows=0.0, tries=3, report=lambda _: None):
+    where = Where(tries=tries)
+    store = Store(str(folder))
+    return execute(store, plan, partial(build, fake), where, local_runner, bad_rows=bad_rows, report=report)
+
+
+def record(folder: Path) -> dict:
+    return json.loads((folder / "attempt-00/run.json").read_text())
+
+
+def test_bad_rows_are_rows_and_are_in_quarantine(tmp_path):
+    plan = plan_of(tmp_path, rows=100, shard_rows=30)
+    outcome = run(tmp_path / "out", plan, Fake(kind="bad_rows"), bad_rows=0.2)
+    assert outcome.manifest["rows"] == {"samples": 100, "quarantine": 10}
+    assert outcome.manifest["quarantined"] == {"bad": 10}
+    store = Store(str(tmp_path / "out"))
+    rows = [r for t in store.tables("samples", ["sample_id", "error"]) for r in t.to_pylist()]
+    assert [r["sample_id"] for r in rows] == [f"r{i:06d}" for i in range(100)]
+    assert [r["sample_id"] for r in rows if r["error"]] == [f"r{i:06d}" for i in range(7, 100, 10)]
+    assert verify(store).ok
+
+
+def test_too_many_bad_rows_end_with_3_and_without_success(tmp_path):
+    plan = plan_of(tmp_path, rows=100, shard_rows=30)
+    with pytest.raises(TooManyBadRows, match="10 of 100 rows failed"):
+        run(tmp_path / "out", plan, Fake(kind="bad_rows"), bad_rows=0.05)
+    assert record(tmp_path / "out")["exit_code"] == 3
+    assert not (tmp_path / "out/attempt-00/_SUCCESS").exists()
+    assert len(list((tmp_path / "out/attempt-00/commits").iterdir())) == 4  # what was made is kept
+
+
+def test_a_failed_try_is_tried_again(tmp_path):
+    flag = tmp_path / "flag"
+    flag.touch()
+    plan = plan_of(tmp_path)
+    outcome = run(tmp_path / "out", plan, Fake(kind="raise_once", at="r000040", trouble=str(flag)))
+    assert outcome.progress.failed_tries == 1
+    assert outcome.manifest == run(tmp_path / "clean", plan).manifest
+
+
+def test_a_defect_ends_with_4_after_its_tries_and_the_rest_is_done(tmp_path):
+    flag = tmp_path / "flag"
+    flag.touch()
+    plan = plan_of(tmp_path)
+    with pytest.raises(InfrastructureError, match="1 of 6 shards are not committed: shard 2: RuntimeError: a defect"):
+        run(tmp_path / "out", plan, Fake(kind="raise", at="r000040", trouble=str(flag)))
+    assert record(tmp_path / "out")["exit_code"] == 4
+    assert len(Store(str(tmp_path / "out")).committed()) == 5
+    flag.unlink()  # mended: the same command goes on where it stopped
+    outcome = run(tmp_path / "out", plan)
+    assert outcome.progress.resumed_shards == 5
+    assert outcome.manifest["set_digest"] == run(tmp_path / "clean", plan).manifest["set_digest"]
+
+
+def test_an_interrupt_is_recorded_as_130(tmp_path):
+    def interrupt(progress: Progress) -> None:
+        if progress.done_shards == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", plan_of(tmp_path), report=interrupt)
+    assert record(tmp_path / "out")["exit_code"] == 130
+
+
+def test_the_cut_into_shards_and_batches_does_not_change_the_rows(tmp_path):
+    digests = set()
+    for i, (shard_rows, batch) in enumerate(((16, 8), (7, 3), (96, 32), (1, 1))):
+        plan = plan_of(tmp_path / str(i), rows=40, shard_rows=shard_rows, batch=batch)
+        digests.add(run(tmp_path / str(i) / "out", plan).manifest["set_digest"])
+    assert len(digests) == 1
+
+
+def test_a_divergent_second_try_is_reported(tmp_path):
+    plan = plan_of(tmp_path)
+    store = Store(str(tmp_path / "out"))
+    run(tmp_path / "out", plan)
+    commit = tmp_path / "out/attempt-00/commits/shard-00001.json"
+    kept = commit.read_bytes()
+
+    class Twin(Fake):
+        def start(self, rows):
+            commit.write_bytes(kept)  # another driver commits while this one works
+            return super().start(rows)
+
+    commit.unlink()
+    with pytest.raises(IntegrityError, match=r"shards \[1\] gave other rows"):
+        execute(store, plan, partial(build, Twin(seed=1)), Where(), local_runner, bad_rows=0)
+    assert record(tmp_path / "out")["exit_code"] == 5
+    assert commit.read_bytes() == kept  # the first commit stands
+
+
+def test_progress_counts_rows_and_the_first_commit(tmp_path):
+    seen: list[tuple[int, int]] = []
+    plan = plan_of(tmp_path, rows=40)
+    outcome = run(tmp_path / "out", plan, report=lambda p: seen.append((p.done_shards, p.done_rows)))
+    assert seen == [(0, 0), (1, 16), (2, 32), (3, 40)]
+    assert outcome.progress.first_commit_s is not None
+
+
+def test_a_worker_leaves_a_committed_shard_alone(tmp_path):
+    plan = plan_of(tmp_path)
+    run(tmp_path / "out", plan)
+    place = Place(str(tmp_path / "out"), 0, 8, 6)
+    task = ShardTask((place,), "x", 3, 60.0, Alone(partial(build, Fake(kind="raise", at="r000000"))))
+    assert ShardWorker(task)(Item(0, plan.shards[0])).status == "present"

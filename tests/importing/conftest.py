@@ -1,6 +1,0 @@
-"""The reference networks, importable by name."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))

@@ -1,0 +1,71 @@
+"""The ROC of an evaluation: its table, and how a report draws it."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from raygen.evaluation.aggregate import MetricRows, Scored, write_metrics
+from raygen.evaluation.verification import ROC_HEAD, VerificationSpec, histogram, roc_lines, verified
+from raygen.report.build import build_report
+from raygen.report.line_plot import HEIGHT, LEFT, RIGHT, WIDTH, Roc, roc
+from raygen.store.filesystem import Storage
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawn(found: list[Roc], lowest: float) -> tuple[ET.Element, list[list[float]]]:
+    """The drawing, and the points of its lines; chance is the first of them."""
+    root = ET.fromstring(roc(found, lowest))
+    paths = [path for path in root.iter(f"{SVG}path") if (path.get("class") or "").startswith("line")]
+    return root, [[float(x) for x in re.findall(r"[\d.]+", path.get("d"))] for path in paths]
+
+
+def test_far_is_logarithmic_and_ends_where_it_was_told_to() -> None:
+    far, tar = np.array([1, 0.1, 0.01, 0.001, 0.0001, 0]), np.array([1, 0.9, 0.8, 0.5, 0.2, 0])
+    root, lines = drawn([Roc("these <pictures>", far.tolist(), tar.tolist(), [("EER 0.1", 0.1, 0.9)])], 0.002)
+    across, up = lines[1][::2], lines[1][1::2]
+    width = WIDTH - RIGHT - LEFT
+    assert across == pytest.approx([LEFT + width * share for share in (1, 2 / 3, 1 / 3, 0, 0)], abs=0.1)
+    assert all(0 <= y <= HEIGHT for y in up)
+    (dot,) = root.iter(f"{SVG}circle")
+    assert (float(dot.get("cx")), float(dot.get("cy"))) == pytest.approx((across[1], up[1]))
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"0.001", "0.01", "0.1", "1", "EER 0.1", "chance", "these <pictures>"} <= set(words)
+    assert "0.0001" not in words
+    assert roc([], 0.1) == ""
+
+
+def test_a_report_draws_what_an_evaluation_wrote(tmp_path: Path) -> None:
+    rows, shown, lines = MetricRows("r" * 16, None), {}, [ROC_HEAD]
+    for where, spread in (("all", 0.6), ("reference", 0.4)):
+        random = np.random.default_rng(4)
+        who = np.repeat(np.arange(20), 5)
+        vectors = random.normal(size=(20, 8))[who] + spread * random.normal(size=(100, 8))
+        ids = tuple(f"p{person:02d}-{i:03d}" for i, person in enumerate(who))
+        scored = Scored(ids, vectors.astype(np.float32))
+        people = {one: one[:3] for one in ids}
+        spec = VerificationSpec(far=(0.01,))
+        found = verified(spec, where, "identity:x", scored, people, {"network": "x"}, rows)
+        shown[where] = histogram(found)
+        lines += roc_lines(where, found)
+    far, tar = (np.array([float(line.split(",")[i]) for line in lines[1:2002]]) for i in (2, 3))
+    assert (far[0], tar[0], far[-1], tar[-1]) == (1, 1, 0, 0)
+    assert (np.diff(far) <= 0).all()
+    assert (np.diff(tar) <= 0).all()
+    storage = Storage(f"{tmp_path}/metrics")
+    write_metrics(storage, rows.table().to_pylist())
+    storage.put("verification.json", json.dumps(shown).encode())
+    without = Path(build_report(str(tmp_path))).read_text()
+    assert 'class="roc"' not in without
+    storage.put("roc.csv", "\n".join([*lines, ""]).encode())
+    page = Path(build_report(str(tmp_path))).read_text()
+    figure = page.split('<figure class="roc">')[1].split("</figure>")[0]
+    eer = next(row["value"] for row in rows.rows if row["metric"] == "eer:x" and row["slice"] == "all")
+    assert f">EER {eer:.3g}</text>" in figure
+    assert ">TAR at FAR 0.01 " in figure
+    assert figure.count("<circle") == 4
+    assert "style=" not in figure

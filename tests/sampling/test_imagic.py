@@ -1,0 +1,331 @@
+"""Edits: the denoiser comes back as it was, alphas interpolate, the rule takes what it says, bad edits are rows."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from raygen.commands.registry import load
+from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import ATTRIBUTE_INDEX, CLASS_INDEX
+from raygen.datasets.procedural.draw import draw
+from raygen.models import checkpoint
+from raygen.models.collaborative import Collaborative
+from raygen.models.conditions import Conditions
+from raygen.planning import EditPairs, Edits, paste
+from raygen.sampling.edit_judge import Judge, JudgeSpec, best
+from raygen.sampling.imagic import EditWorker, ImagicSpec, fit, restored
+from raygen.sampling.worker import SampleSpec
+from raygen.store.images import decode_mask, encode_image, encode_mask, picture
+from raygen.store.run_store import open_input
+from raygen.store.schemas import FACES, cast
+from tests.models.test_collaborative import together
+
+FAST = ImagicSpec(embedding_steps=3, tuning_steps=3, tuning_lr=1e-3, batch=2)
+
+
+def faces(n: int = 6) -> pa.Table:
+    rows = []
+    for i in range(n):
+        face = draw(3, i, 0, 32)
+        rows.append({
+            "face_id": f"f{i}", "split": "test", "image": picture(encode_image(face.pixels)),
+            "mask": picture(encode_mask(face.mask)), "attributes": face.attributes.tolist(),
+            "texts": list(face.texts.items()),
+        })  # fmt: skip
+    return cast(pa.Table.from_pylist(rows, FACES), FACES)
+
+
+@pytest.fixture(scope="module")
+def model() -> Collaborative:
+    return together("mask", "text", nulls=("mask", "text")).requires_grad_(False)
+
+
+def target(model: Collaborative) -> dict[str, torch.Tensor]:
+    conditions = Conditions(
+        n=1, mask=torch.randint(0, 19, (1, 16, 16), dtype=torch.uint8), text=torch.ones(1, 8, dtype=torch.int64),
+        present={"mask": torch.ones(1, dtype=torch.bool), "text": torch.ones(1, dtype=torch.bool)},
+    )  # fmt: skip
+    tokens = model.embed(conditions)
+    return {name[len("text/given/") :]: value for name, value in tokens.items() if name.startswith("text/given/")}
+
+
+# --- fitting ---
+
+
+def test_fitting_explains_the_picture_better_and_is_undone(model: Collaborative) -> None:
+    expert, z = model.expert("text"), torch.randn(1, *model.latent_shape)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    t = torch.full((64,), 600)
+    noise = torch.randn(64, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+
+    def error(tokens: dict[str, torch.Tensor]) -> float:
+        with torch.no_grad():
+            ctx = expert.prepare({k: v.expand(64, *v.shape[1:]) for k, v in tokens.items()})
+            zs = z.expand(64, -1, -1, -1)
+            output = expert.predict(expert.schedule.add_noise(zs, noise, t), t, ctx)
+            return float((output - expert.schedule.target(zs, noise, t)).square().mean())
+
+    wanted = target(model)
+    start = error(wanted)
+    with restored(expert.networks):
+        slow = ImagicSpec(embedding_steps=30, embedding_lr=0.03, tuning_steps=0, batch=16)
+        embedded = fit(expert, z, wanted, slow, 7)
+        middle = error(embedded)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the denoiser was frozen"
+        tuned = fit(expert, z, embedded, ImagicSpec(embedding_steps=0, tuning_steps=30, tuning_lr=1e-3, batch=16), 7)
+        end = error(tuned)
+        assert all(torch.equal(tuned[k], embedded[k]) for k in tuned), "the embedding was frozen"
+    assert start > middle > end
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "to the bit"
+
+
+def test_weights_come_back_after_an_error(model: Collaborative) -> None:
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    expert = model.expert("mask")
+
+    def fail() -> None:
+        with restored(expert.networks):
+            fit(
+                expert,
+                torch.randn(1, *model.latent_shape),
+                {"mask": torch.randn(1, 5, *model.latent_shape[1:])},
+                FAST,
+                1,
+            )
+            assert not all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+            raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        fail()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_same_key_fits_the_same(model: Collaborative) -> None:
+    z, found = torch.randn(1, *model.latent_shape), []
+    for key in (5, 5, 6):
+        with restored(model.expert("text").networks):
+            found.append(fit(model.expert("text"), z, target(model), FAST, key)["text_tokens"])
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+# --- judging ---
+
+
+def test_the_rule_weighs_both_sides() -> None:
+    alphas = (0.0, 0.5, 1.0, 1.5)
+    fidelity, similarity = np.array([0.0, 0.6, 0.9, 1.0]), np.array([1.0, 0.8, 0.7, 0.1])
+    assert best(fidelity, similarity, alphas) == 2  # harmonic means 0, 0.686, 0.788, 0.182
+    assert best(np.full(4, 0.5), np.full(4, 0.5), alphas) == 0, "of equals the smallest change"
+    assert best(np.array([0.0, 0.01, 0.02, 0.04]), similarity, alphas) == 0, "nothing was reached: leave it"
+    assert best(None, similarity, alphas) == 2, "nobody can judge: the target itself"
+
+
+def test_fidelity_counts_only_what_was_to_change() -> None:
+    judge = Judge(JudgeSpec(), torch.device("cpu"))
+    face = draw(0, 1, 0, 64)
+    other = draw(0, 2, 0, 64)
+    images = np.stack([face.pixels, other.pixels])
+    found = judge.fidelity(images, face.pixels, mask=other.mask, own_mask=face.mask, attributes=None)
+    assert found is not None
+    assert found[0] < 0.15, "the input itself has changed nothing"
+    assert found[1] > 0.75, "a picture of the target mask has changed nearly all"
+    assert judge.fidelity(images, face.pixels, mask=face.mask, own_mask=face.mask, attributes=None) is None
+    known = face.attributes.tolist()
+    assert judge.fidelity(images, face.pixels, mask=None, own_mask=None, attributes=known, own_attributes=known) is None
+    male = [0] * 40
+    male[ATTRIBUTE_INDEX["Male"]] = int(face.attributes[ATTRIBUTE_INDEX["Male"]])
+    said = judge.fidelity(images[:1], face.pixels, mask=None, own_mask=None, attributes=male)
+    male[ATTRIBUTE_INDEX["Male"]] *= -1
+    denied = judge.fidelity(images[:1], face.pixels, mask=None, own_mask=None, attributes=male)
+    assert said is not None
+    assert denied is not None
+    assert said[0] > 0.5
+    assert said[0] + denied[0] == pytest.approx(1)
+    assert judge.similarity(images[:1], face.pixels)[0] == pytest.approx(1)
+
+
+# --- planning ---
+
+
+def test_pairs_change_one_thing() -> None:
+    given = faces(24)
+    planned = EditPairs(change="Eyeglasses", parts=("eye_g",), alphas=(0.0, 1.0)).rows(given)
+    assert planned.num_rows % 2 == 0
+    assert planned.num_rows >= 4
+    own, wearers = {row["face_id"]: row for row in given.to_pylist()}, 0
+    for row in planned.to_pylist():
+        face = own[row["source"]]
+        index = ATTRIBUTE_INDEX["Eyeglasses"]
+        assert row["attributes"][index] == -face["attributes"][index]
+        changed = [i for i, (a, b) in enumerate(zip(row["attributes"], face["attributes"], strict=True)) if a != b]
+        assert changed == [index], "all else stays as the face has it"
+        texts = dict(face["texts"])
+        assert texts["Young"] in row["text"]
+        assert texts["Eyeglasses"] not in row["text"]
+        before, after = decode_mask(face["mask"]["bytes"]), decode_mask(row["mask"]["bytes"])
+        glasses = CLASS_INDEX["eye_g"]
+        assert (after == glasses).any() == (row["attributes"][index] == 1), "on where asked on, gone where asked off"
+        assert ((before != after) <= ((before == glasses) | (after == glasses))).all(), "nothing else moves"
+        wearers += row["attributes"][index] == -1
+    assert wearers, "somebody takes them off"
+    assert planned["alpha"].to_pylist()[:2] == [0.0, 1.0]
+    assert planned["edit_id"][0] == planned["edit_id"][1]
+
+
+def test_pairs_leave_out_who_cannot_be_edited() -> None:
+    """No sentence, or no mask where parts are wanted: left out. A bad mask, or one of another size: a row."""
+    rows = faces(24).to_pylist()
+    rows[0]["texts"] = [("overall", "Somebody."), ("beard_and_age", "Somebody.")]
+    rows[1]["mask"] = None
+    rows[2]["mask"] = picture(b"no picture")
+    rows[3]["mask"] = picture(encode_mask(np.ones((8, 8), np.uint8)))
+    given = cast(pa.Table.from_pylist(rows, FACES), FACES)
+    planned = EditPairs(change="Smiling", parts=("hair",), alphas=(0.0, 1.0)).rows(given).to_pylist()
+    sources = {row["source"]: row["error"] for row in planned}
+    assert not {"f0", "f1"} & set(sources)
+    assert sources["f2"].startswith("not_an_image")
+    assert sources["f3"].startswith("size")
+    assert sum(error is None for error in sources.values()) > 10
+    short = EditPairs(change="Young", sentences=("Young", "No_Beard"), alphas=(1.0,)).rows(given).to_pylist()
+    assert all(row["text"].count(".") == 2 for row in short)
+    with pytest.raises(ValueError, match="says nothing of Smiling"):
+        EditPairs(change="Smiling", sentences=("Young",))
+
+
+def test_a_file_of_edits(tmp_path: Path) -> None:
+    rows = {row["face_id"]: row for row in faces(3).to_pylist()}
+
+    def lookup(ids: object) -> dict[str, dict[str, object]]:
+        for name in ids:  # type: ignore[attr-defined]
+            if name not in rows:
+                raise InputError(f"no face {name!r}", reason="source")
+        return {name: rows[name] for name in ids}  # type: ignore[attr-defined]
+
+    lines = [
+        {"edit_id": "smile", "source": "f0", "text": "She smiles.", "attributes": {"Smiling": 1}},
+        {"edit_id": "hair", "source": "f1", "mask_of": "f2", "parts": ["hair"]},
+        {"edit_id": "whole", "source": "f1", "mask_of": "f2"},
+        {"edit_id": "nobody", "source": "f9"},
+        {"edit_id": "what", "source": "f0", "attributes": {"Smilling": 1}},
+    ]
+    listing = pa.table({"line": [json.dumps(line) for line in lines]})
+    planned = Edits(file="edits.jsonl", alphas=(0.0, 1.0)).rows(listing, lookup).to_pylist()
+    assert [row["edit_id"] for row in planned[:6:2]] == ["smile", "hair", "whole"]
+    assert [row["edit_id"] for row in planned[6:]] == ["nobody", "what"], "a row for each that failed"
+    assert planned[0]["text"] == "She smiles."
+    assert planned[0]["mask"] == rows["f0"]["mask"], "what is not asked for stays"
+    smiling = list(rows["f0"]["attributes"])
+    smiling[ATTRIBUTE_INDEX["Smiling"]] = 1
+    assert planned[0]["attributes"] == smiling
+    assert planned[2]["attributes"] == rows["f1"]["attributes"]
+    assert planned[2]["text"] == dict(rows["f1"]["texts"])["overall"]
+    assert planned[2]["mask"]["bytes"] == paste(rows["f1"]["mask"]["bytes"], rows["f2"]["mask"]["bytes"], ["hair"])
+    assert planned[4]["mask"] == rows["f2"]["mask"]
+    assert [row["error"] for row in planned[:6]] == [None] * 6
+    assert planned[6]["error"] == "source: no face 'f9'"
+    assert planned[7]["error"].startswith("attributes: what: no attribute 'Smilling'")
+
+
+# --- the worker and the job ---
+
+
+def conditions(alphas: tuple[float, ...] = (0.0, 0.5, 1.0)) -> pa.Table:
+    planned = EditPairs(change="Smiling", parts=("hair",), alphas=alphas).rows(faces(12))
+    return planned.drop_columns(["error"]).slice(0, len(alphas))
+
+
+def worker(model: Collaborative, folder: Path, **fields: object) -> EditWorker:
+    if not folder.exists():
+        checkpoint.save(model, folder)
+    given = {row["face_id"]: row for row in faces(12).to_pylist()}
+    sample = SampleSpec(checkpoint=str(folder), batch=3, run_id="r", sampler={"name": "ddim", "steps": 4}, **fields)
+    return EditWorker(sample, FAST, JudgeSpec(), lambda ids: {i: given[i] for i in ids}, threads=1)
+
+
+def test_an_edit_is_a_batch_and_leaves_no_trace(model: Collaborative, tmp_path: Path) -> None:
+    editor = worker(model, tmp_path / "model", influence_steps=2)
+    before = {k: v.clone() for k, v in editor.model.state_dict().items()}
+    rows = conditions()
+    tables = editor.start(rows)()
+    assert all(torch.equal(v, before[k]) for k, v in editor.model.state_dict().items())
+    samples = tables["samples"]
+    assert samples["error"].to_pylist() == [None] * 3
+    assert len(set(samples["image_sha256"].to_pylist())) == 3, "alphas differ"
+    scores = [row for row in tables["scores"].to_pylist() if row["metric"] == "edit:ssim"]
+    assert [row["vector"][0] for row in scores] == [0.0, 0.5, 1.0]
+    assert sum(row["vector"][3] for row in scores) == 1
+    accepted = [row for row in tables["selection"].to_pylist() if row["accepted"]]
+    assert len(accepted) == 1
+    assert accepted[0]["reason"].startswith("alpha ")
+    assert tables["influence"].num_rows == 6
+    again = editor.start(rows)()["samples"]
+    assert again["image_sha256"] == samples["image_sha256"], "an edit does not depend on the edits before it"
+
+
+def test_bad_edits_are_rows_with_reasons(model: Collaborative, tmp_path: Path) -> None:
+    editor = worker(model, tmp_path / "model", missing="quarantine")
+    rows = conditions()
+    no_text = rows.set_column(rows.schema.get_field_index("text"), "text", pa.nulls(3, pa.string()))
+    errors = editor.start(no_text)()["samples"]["error"].to_pylist()
+    assert all(error.startswith("missing: the model needs 'text'") for error in errors)
+    editor.faces = lambda ids: {i: {"image": picture(b"no picture"), "mask": None} for i in ids}
+    errors = editor.start(rows)()["samples"]["error"].to_pylist()
+    assert all(error.startswith("source: not_an_image") for error in errors)
+    mixed = pa.concat_tables([rows.slice(0, 1), conditions((0.0,)).slice(0, 1)])
+    mixed = mixed.set_column(mixed.schema.get_field_index("edit_id"), "edit_id", pa.array(["a", "b"]))
+    with pytest.raises(ConfigError, match="a batch holds the alphas of one edit, not 2"):
+        editor.start(mixed)
+
+
+def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> None:
+    """The commands a user types, with a plan from a file; the same command again finds everything done."""
+    checkpoint.save(model, tmp_path / "model")
+    jobs = {
+        "faces": {
+            "kind": "ingest", "what": {"data": {"kind": "procedural", "identities": 4, "pictures": 1, "size": 32}},
+        },
+        "conditions": {
+            "kind": "plan",
+            "what": {
+                "faces": str(tmp_path / "faces"),
+                "planning": {"kind": "edits", "file": str(tmp_path / "edits.jsonl"), "alphas": [0.0, 1.0]},
+            },
+        },
+        "samples": {
+            "kind": "edit",
+            "what": {
+                "conditions": str(tmp_path / "conditions"), "faces": str(tmp_path / "faces"),
+                "checkpoint": str(tmp_path / "model"), "imagic": FAST.model_dump(), "shard_rows": 2,
+                "sampler": {"name": "ddim", "steps": 3},
+            },
+        },
+    }  # fmt: skip
+    lines = [
+        {"edit_id": f"e{i}", "source": f"p{i:06d}-000", "mask_of": "p000003-000", "text": "a hat"} for i in range(3)
+    ]
+    (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name, document in jobs.items():
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(json.dumps({**document, "out": str(tmp_path / name)}))
+        load(str(path)).run(lambda _: None)
+    store, _ = open_input(str(tmp_path / "samples"))
+    assert len(store.plan().shards) == 3, "an edit a shard, never less"
+    samples = pa.concat_tables(store.tables("samples"))
+    assert samples.num_rows == 6
+    assert samples["error"].null_count == 6
+    assert sum(t["accepted"].to_pylist().count(True) for t in store.tables("selection")) == 3
+    assert "3 were there" in load(str(tmp_path / "samples.yaml")).run(lambda _: None).facts["shards"]
+    for line, match in (
+        ({"edit_id": "e", "sauce": "x"}, r"line 1: sauce: .*source"),
+        ({"edit_id": "my edit", "source": "f0"}, "line 1: edit_id"),
+        ({"edit_id": "e", "source": "f0", "parts": ["hair"]}, "name it as mask_of"),
+    ):
+        (tmp_path / "edits.jsonl").write_text(json.dumps(line))
+        with pytest.raises(ConfigError, match=match):
+            load(str(tmp_path / "conditions.yaml"), [f"out={tmp_path / 'other'}"]).run(lambda _: None)

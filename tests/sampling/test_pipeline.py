@@ -1,0 +1,138 @@
+"""Our folders in diffusers: its own classes where it has them, and our pipeline for the rest."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    LDMPipeline,
+    UNet2DConditionModel,
+    UNet2DModel,
+    VQModel,
+)
+from PIL import Image
+
+import raygen.sampling.pipeline
+from raygen.core.assets import BUNDLED
+from raygen.core.errors import ConfigError
+from raygen.models import checkpoint
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.ldm import LDM, LDMSpec
+from raygen.models.schedule import SamplerSpec
+from raygen.sampling.pipeline import FacePipeline
+from raygen.sampling.worker import SampleSpec, SampleWorker
+from raygen.store.images import encode_mask, picture_column
+from raygen.store.schemas import CONDITIONS, cast
+
+
+def _stage(kind: str) -> FirstStage:
+    spec = AutoencoderSpec(stage=kind, image_size=16, patch=1, channels=(16, 16), latent_channels=3, codes=16)  # type: ignore[arg-type]
+    return FirstStage(spec)
+
+
+def _noisy(module: Any, seed: int = 0) -> Any:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+def _unconditional(folder: Path, kind: str) -> LDM:
+    torch.manual_seed(0)
+    spec = LDMSpec(channels=(16, 32), attention=(False, True), head_dim=16)
+    model = _noisy(LDM(spec, _stage(kind)))
+    checkpoint.save(model, folder, sampler=SamplerSpec(name="ddim", steps=5, spacing="leading"))
+    return checkpoint.load(folder)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_an_unconditional_model_opens_as_a_pipeline_of_diffusers(kind: str, tmp_path: Path) -> None:
+    model = _unconditional(tmp_path / "m", kind)
+    pipe = DiffusionPipeline.from_pretrained(tmp_path / "m")
+    assert isinstance(pipe, LDMPipeline)
+    assert isinstance(pipe.vqvae, AutoencoderKL if kind == "kl" else VQModel)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(2, generator=torch.manual_seed(3), num_inference_steps=5, output_type="np").images
+    z = torch.randn(2, 3, 8, 8, generator=torch.manual_seed(3))
+    scheduler = DDIMScheduler.from_pretrained(tmp_path / "m" / "scheduler")
+    scheduler.set_timesteps(5)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            z = scheduler.step(model.predict(z, t.repeat(2), {}), t, z, return_dict=False)[0]
+        ours = model.first_stage.decode(z)
+    assert np.abs(theirs - (ours / 2 + 0.5).clamp(0, 1).movedim(1, -1).numpy()).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_parts_open_by_their_own_classes(kind: str, tmp_path: Path) -> None:
+    model = _unconditional(tmp_path / "m", kind)
+    unet = UNet2DModel.from_pretrained(tmp_path / "m", subfolder="unet")
+    assert all(torch.equal(value, unet.state_dict()[name]) for name, value in model.unet.state_dict().items())
+    net = (AutoencoderKL if kind == "kl" else VQModel).from_pretrained(tmp_path / "m", subfolder="vqvae")
+    assert all(torch.equal(v, net.state_dict()[n]) for n, v in model.first_stage.net.state_dict().items())
+
+
+def test_the_unet_of_a_conditional_model_opens_by_its_own_class(tmp_path: Path) -> None:
+    spec = LDMSpec(
+        channels=(16, 32), attention=(False, True), head_dim=16, modalities=("mask",), mask_path="tokens", mask_side=8
+    )
+    model = LDM(spec, _stage("kl"))
+    checkpoint.save(model, tmp_path / "m")
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "m", subfolder="unet")
+    assert all(torch.equal(value, unet.state_dict()[name]) for name, value in model.unet.state_dict().items())
+    assert isinstance(AutoencoderKL.from_pretrained(tmp_path / "m", subfolder="vae"), AutoencoderKL)
+
+
+def _mask() -> np.ndarray:
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[16:56, 16:48] = 1
+    return mask
+
+
+def test_the_pipeline_makes_the_pictures_of_generate() -> None:
+    pipe = FacePipeline.from_pretrained(BUNDLED["model"])
+    masks = [_mask(), _mask()]
+    made = pipe(masks=masks, attributes=[{"Smiling": 1}, {}], sampler="unipc", num_inference_steps=2, seed=5)
+    rows = cast(
+        pa.table({
+            "sample_id": ["000000", "000001"], "plan": ["p", "p"], "seed": [0, 0],
+            "mask": picture_column([encode_mask(mask) for mask in masks]),
+            "attributes": [[1 if i == 31 else 0 for i in range(40)], [0] * 40],
+        }), CONDITIONS,
+    )  # fmt: skip
+    spec = SampleSpec(
+        checkpoint="bundled", sampler=SamplerSpec(name="unipc", steps=2), seed=5, batch=2, codec="png", device="cpu"
+    )
+    expected = SampleWorker(spec)(rows)["samples"].to_pylist()
+    for image, row in zip(made.images, expected, strict=True):
+        assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))))
+    assert pipe.unet is pipe.model.unet
+
+
+def test_diffusers_loads_our_pipeline_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pipe = DiffusionPipeline.from_pretrained(
+        BUNDLED["model"], custom_pipeline=raygen.sampling.pipeline.__file__, trust_remote_code=True
+    )
+    assert type(pipe).__name__ == "FacePipeline"
+    images = pipe(masks=[_mask()], num_inference_steps=1, output_type="np").images
+    assert images.shape == (1, 64, 64, 3)
+
+
+def test_conditions_that_do_not_fit_are_named() -> None:
+    pipe = FacePipeline.from_pretrained(BUNDLED["model"])
+    with pytest.raises(ConfigError, match=r"different numbers: \[1, 2\]"):
+        pipe(2, masks=[_mask()])
+    with pytest.raises(ConfigError, match=r"does not take \['text'\]; it takes \['attributes', 'mask'\]"):
+        pipe(texts=["a face"])
+    with pytest.raises(ConfigError, match="no attribute 'Smilling'"):
+        pipe(attributes=[{"Smilling": 1}])

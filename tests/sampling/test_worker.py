@@ -1,0 +1,367 @@
+"""Keyed noise, guidance, samplers against diffusers' own loop, and a worker whose rows stand alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from torch import Tensor
+
+from raygen.core.errors import ConfigError
+from raygen.models import checkpoint
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.base import Model
+from raygen.models.conditions import Conditions, Shapes
+from raygen.models.ldm import LDMSpec
+from raygen.models.schedule import NoiseSchedule, SamplerSpec, build_sampler
+from raygen.sampling import noise as sampling_noise
+from raygen.sampling import worker as sampling_worker
+from raygen.sampling.guidance import guide
+from raygen.sampling.noise import keyed_normal, noise_key
+from raygen.sampling.worker import SampleSpec, SampleWorker, denoise
+from raygen.store.images import decode_image, encode_mask, picture
+from raygen.store.schemas import CONDITIONS, SAMPLES
+
+EPS = NoiseSchedule()
+ZERO_SNR = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+BETAS = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0015,
+    "beta_end": 0.0195,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "trailing",
+}
+
+
+def tiny(noise: NoiseSchedule = EPS, modalities: tuple[str, ...] = ("mask", "attributes")) -> Model:
+    torch.manual_seed(0)
+    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
+    stage.calibrate(torch.randn(32, 8, 4, 4) * 0.5)
+    spec = LDMSpec(
+        modalities=modalities,  # type: ignore[arg-type]
+        channels=(32, 32),
+        attention=(False, True),
+        token_width=16,
+        mask_channels=4,
+        noise=noise,
+    )
+    model = checkpoint.build(spec, stage, seed=1).eval()
+    _wake(model)
+    return model
+
+
+def _wake(model: Model) -> None:
+    """Random weights where an untrained model has zeros, as if it had been trained."""
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def rows(n: int, *, first: int = 0) -> pa.Table:
+    random = np.random.default_rng(7)
+    made = [
+        {
+            "sample_id": f"s{i:03d}",
+            "plan": "test",
+            "seed": 3,
+            "group_id": f"g{i // 2}",
+            "mask": picture(encode_mask(random.integers(0, 19, (16, 16), dtype=np.uint8))),
+            "attributes": random.choice([-1, 1], 40).tolist(),
+        }
+        for i in range(first + n)
+    ]
+    return pa.Table.from_pylist(made[first:], CONDITIONS)
+
+
+def images(table: pa.Table) -> list[np.ndarray | None]:
+    return [None if v is None else decode_image(v["bytes"]) for v in table["image"].to_pylist()]
+
+
+# --- noise --------------------------------------------------------------------------------------------------
+
+
+def test_keys_are_stable_and_differ_in_every_part() -> None:
+    assert noise_key(1, "a", 0) == noise_key(1, "a", 0) < 2**128
+    keys = {noise_key(s, i, a) for s in (0, 1, 2**40) for i in ("a", "b", "1", "0") for a in range(3)}
+    assert len(keys) == 36
+    assert noise_key(1, "0", 1) != noise_key(1, "1", 0)
+
+
+def test_noise_is_pinned() -> None:
+    # A change here changes every picture of every run.
+    assert noise_key(0, "sample", 0) == 165512757085010863581101650100970171373
+    first, second = (keyed_normal(noise_key(0, "sample", 0), stream, (3,)) for stream in (0, 1))
+    np.testing.assert_allclose(first, [2.2574785, 0.68134654, -0.18618084], rtol=1e-6)
+    np.testing.assert_allclose(second, [1.2174345, 1.7128960, 0.96384704], rtol=1e-6)
+
+
+def test_streams_are_normal_and_unrelated() -> None:
+    streams = np.stack([keyed_normal(noise_key(0, "s", 0), i, (20_000,)) for i in range(4)])
+    assert streams.dtype == np.float32
+    assert abs(streams.mean()) < 0.02
+    assert abs(streams.std() - 1) < 0.02
+    assert np.abs(np.corrcoef(streams) - np.eye(4)).max() < 0.04
+
+
+# --- guidance -----------------------------------------------------------------------------------------------
+
+
+def terms(model: Model, conditions: Conditions, zt: Tensor, t: Tensor) -> dict[str, Tensor]:
+    parts = {"all": conditions, "null": model.null(conditions.n)}
+    parts |= {name: conditions.keep({name}) for name in model.modalities}
+    return {name: model.predict(zt, t, model.prepare(model.embed(c))) for name, c in parts.items()}
+
+
+@torch.no_grad()
+def test_guidance_formulas() -> None:
+    model = tiny()
+    conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
+    zt, t = torch.randn(2, *model.latent_shape), torch.tensor([500, 20])
+    e = terms(model, conditions, zt, t)
+    for w in (0.0, 1.0, 3.5):
+        found = guide(model, conditions, w)(model, zt, t)
+        torch.testing.assert_close(found, e["null"] + w * (e["all"] - e["null"]), atol=1e-5, rtol=1e-4)
+    found = guide(model, conditions, {"mask": 2.0, "attributes": 1.5})(model, zt, t)
+    expected = e["null"] + 2.0 * (e["mask"] - e["null"]) + 1.5 * (e["attributes"] - e["null"])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_terms_that_count_nothing_are_not_evaluated() -> None:
+    model = tiny()
+    conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
+    count = {str(g): len(guide(model, conditions, g).weights) for g in (1.0, 0.0, 2.0)}
+    assert count == {"1.0": 1, "0.0": 1, "2.0": 2}
+    assert len(guide(model, conditions, {"mask": 1.0}).weights) == 1
+    assert len(guide(model, conditions, {"mask": 0.5, "attributes": 0.5}).weights) == 2
+    assert len(guide(model, conditions, {"mask": 2.0, "attributes": 2.0}).weights) == 3
+    assert guide(tiny(modalities=()), model.null(2).keep(()), 4.0).weights == (1.0,)
+    with pytest.raises(ConfigError, match="text"):
+        guide(model, conditions, {"text": 2.0})
+
+
+@torch.no_grad()
+def test_guidance_interval_counts_its_steps() -> None:
+    model = tiny()
+    conditions, _ = Conditions.from_rows(rows(1), model.modalities, shapes=Shapes(16))
+    strong, plain = guide(model, conditions, 5.0), guide(model, conditions, 1.0)
+    sampler = SamplerSpec(name="ddim", steps=10)
+    zt = torch.randn(1, *model.latent_shape)
+
+    def run(interval: tuple[float, float]) -> list[Tensor]:
+        return list(denoise(model, strong, zt, build_sampler(EPS, sampler), unguided=plain, interval=interval))
+
+    guided, partly = run((0.0, 1.0)), run((0.0, 0.3))
+    bare = list(denoise(model, plain, zt, build_sampler(EPS, sampler)))
+    assert all(torch.equal(a, b) for a, b in zip(guided[:3], partly[:3], strict=True))
+    assert not torch.equal(guided[3], partly[3])
+    assert all(torch.equal(a, b) for a, b in zip(run((2.0, 3.0)), bare, strict=True))
+
+
+# --- samplers against diffusers -----------------------------------------------------------------------------
+
+
+ORACLES = {
+    "ddim": lambda p: DDIMScheduler(**BETAS, **p, clip_sample=False),
+    "dpmpp_2m": lambda p: DPMSolverMultistepScheduler(**BETAS, **p),
+    "dpmpp_2m_karras": lambda p: DPMSolverMultistepScheduler(**BETAS, **p, use_karras_sigmas=True),
+    "unipc": lambda p: UniPCMultistepScheduler(**BETAS, **p),
+    "unipc_karras": lambda p: UniPCMultistepScheduler(**BETAS, **p, use_karras_sigmas=True),
+}
+
+
+@pytest.mark.parametrize("noise", [EPS, ZERO_SNR], ids=["eps", "v_zero_snr"])
+@pytest.mark.parametrize("name", list(ORACLES))
+@torch.no_grad()
+def test_samplers_are_diffusers_own_loop(name: str, noise: NoiseSchedule) -> None:
+    model = tiny(noise)
+    conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
+    zt = torch.randn(2, *model.latent_shape)
+    steps = 8 if name == "ddim" else 7  # diffusers' ddim is wrong where the number does not divide the schedule
+    sampler = SamplerSpec(name=name, steps=steps)  # type: ignore[arg-type]
+    *_, ours = denoise(model, guide(model, conditions, 1.0), zt, build_sampler(noise, sampler))
+    oracle = ORACLES[name](
+        {"prediction_type": noise.prediction_type, "rescale_betas_zero_snr": noise.rescale_betas_zero_snr}
+    )
+    oracle.set_timesteps(steps)
+    ctx = model.prepare(model.embed(conditions))
+    theirs = zt * oracle.init_noise_sigma
+    for t in oracle.timesteps:
+        output = model.predict(oracle.scale_model_input(theirs, t), torch.full((2,), int(t)), ctx)
+        theirs = oracle.step(output, t, theirs).prev_sample
+    assert torch.isfinite(ours).all()
+    assert torch.equal(ours, theirs)
+
+
+@torch.no_grad()
+def test_ddpm_is_diffusers_own_loop_with_our_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
+    zt = torch.randn(2, *model.latent_shape)
+    noise = torch.randn(20, 2, *model.latent_shape)
+    guided = guide(model, conditions, 1.0)
+    scheduler = build_sampler(EPS, SamplerSpec(name="ddpm", steps=20))
+    *_, ours = denoise(model, guided, zt, scheduler, step_noise=lambda i: noise[i])
+    oracle = DDPMScheduler(**BETAS, clip_sample=False)
+    oracle.set_timesteps(20)
+    drawn = iter(noise)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(drawn))
+    theirs = zt
+    for t in oracle.timesteps:
+        theirs = oracle.step(guided(model, theirs, torch.full((2,), int(t))), t, theirs).prev_sample
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+# --- the worker ---------------------------------------------------------------------------------------------
+
+
+def worker(model: Model, **fields: object) -> SampleWorker:
+    spec = {"checkpoint": "given", "batch": 8, "sampler": SamplerSpec(steps=4), "device": "cpu", **fields}
+    return SampleWorker(SampleSpec(**spec), model=model)  # type: ignore[arg-type]
+
+
+def test_a_batch_is_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    sampler = SamplerSpec(name="ddim", steps=5, eta=1.0)
+    drawn: list[Tensor] = []
+    real = sampling_worker.batch_noise
+
+    def spy(*args: object) -> Tensor:
+        drawn.append(real(*args))  # type: ignore[arg-type]
+        return drawn[-1]
+
+    monkeypatch.setattr(sampling_worker, "batch_noise", spy)
+    together = worker(model, batch=8, sampler=sampler, guidance=2.0)(rows(8))["samples"]
+    noise, drawn[:] = list(drawn), []
+    alone = worker(model, batch=1, sampler=sampler, guidance=2.0)
+    one_by_one = pa.concat_tables([alone(rows(1, first=i))["samples"] for i in range(8)])
+    assert len(noise) == 6
+    for step in range(6):
+        assert torch.equal(noise[step], torch.cat(drawn[step::6]))
+    for a, b in zip(images(together), images(one_by_one), strict=True):
+        assert a is not None
+        assert b is not None
+        assert np.abs(a.astype(int) - b).max() <= 1
+    assert together.drop_columns(["image", "image_sha256"]) == one_by_one.drop_columns(["image", "image_sha256"])
+
+
+def test_rows_carry_everything(tmp_path: Path) -> None:
+    digest = checkpoint.save(tiny(), tmp_path / "m")
+    spec = SampleSpec(
+        checkpoint=str(tmp_path / "m"),
+        sampler=SamplerSpec(name="dpmpp_2m", steps=3),
+        guidance={"mask": 1.5},
+        attempt=2,
+        batch=4,
+        run_id="run",
+        codec="png",
+        device="cpu",
+    )
+    table = SampleWorker(spec)(rows(3))["samples"]
+    assert table.schema.equals(SAMPLES)
+    first = table.to_pylist()[0]
+    assert {k: first[k] for k in ("sample_id", "attempt", "run_id", "checkpoint", "sampler", "steps")} == {
+        "sample_id": "s000",
+        "attempt": 2,
+        "run_id": "run",
+        "checkpoint": digest,
+        "sampler": "dpmpp_2m",
+        "steps": 3,
+    }
+    assert first["guidance"] == [("mask", 1.5)]
+    assert first["group_id"] == "g0"
+    assert first["mask"]["bytes"] == rows(1)["mask"][0].as_py()["bytes"]
+    assert first["error"] is None
+    image = decode_image(first["image"]["bytes"])
+    assert image.shape == (16, 16, 3)
+    assert len(first["image_sha256"]) == 64
+
+
+def test_attempts_and_seeds_have_other_noise() -> None:
+    model = tiny()
+    made = [images(worker(model, **fields)(rows(1))["samples"])[0] for fields in ({}, {"attempt": 1}, {"seed": 1}, {})]
+    assert all(m is not None for m in made)
+    assert np.array_equal(made[0], made[3])  # type: ignore[arg-type]
+    assert not np.array_equal(made[0], made[1])  # type: ignore[arg-type]
+    assert not np.array_equal(made[0], made[2])  # type: ignore[arg-type]
+
+
+def test_padding_changes_no_row() -> None:
+    model = tiny()
+    full, part = (worker(model)(rows(n))["samples"] for n in (8, 3))
+    assert full.slice(0, 3) == part
+
+
+def test_a_bad_row_and_a_nan_leave_their_neighbours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+    clean = worker(model)(rows(6))["samples"]
+    values = rows(6).to_pylist()
+    values[1]["mask"]["bytes"] = values[1]["mask"]["bytes"][:-20]
+    values[4]["attributes"][0] = 5
+    poisoned = noise_key(0, "s002", 0)
+    real = keyed_normal
+    monkeypatch.setattr(
+        sampling_noise,
+        "keyed_normal",
+        lambda key, stream, shape: real(key, stream, shape) * (np.nan if key == poisoned else np.float32(1)),
+    )
+    seen: list[tuple[int, list[str]]] = []
+
+    def observe(pictures: np.ndarray, kept: pa.Table) -> pa.Table:
+        seen.append((len(pictures), kept["sample_id"].to_pylist()))
+        n = kept.num_rows
+        columns = {"sample_id": kept["sample_id"], "attempt": pa.array([0] * n, pa.int32())}
+        return pa.table({**columns, "metric": ["seen"] * n, "run_id": ["r"] * n})
+
+    active = worker(model)
+    active.observe = observe
+    tables = active(pa.Table.from_pylist(values, CONDITIONS))
+    dirty = tables["samples"]
+    errors = dirty["error"].to_pylist()
+    assert errors[1].split(":")[0] in ("truncated", "corrupt")
+    assert errors[2].startswith("nonfinite")
+    assert errors[4].startswith("attributes")
+    assert [i for i, e in enumerate(errors) if e is None] == [0, 3, 5]
+    for i in (0, 3, 5):
+        assert dirty.slice(i, 1) == clean.slice(i, 1)
+    for i in (1, 2, 4):
+        assert dirty["image"][i].as_py() is None
+        assert dirty["image_sha256"][i].as_py() is None
+    assert seen == [(3, ["s000", "s003", "s005"])]
+    assert tables["scores"].num_rows == 3
+
+
+def test_start_does_the_work_and_the_rest_can_wait() -> None:
+    active = worker(tiny())
+    thunks = [active.start(rows(2)), active.start(rows(2, first=2))]
+    later = pa.concat_tables([thunk()["samples"] for thunk in thunks])
+    assert later == pa.concat_tables([active(rows(2))["samples"], active(rows(2, first=2))["samples"]])
+
+
+def test_out_of_memory_is_not_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny()
+
+    def fail(*_: object, **__: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "predict", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        worker(model)(rows(2))
+
+
+def test_an_unconditional_model_ignores_conditions() -> None:
+    model = tiny(modalities=())
+    made = worker(model, guidance=3.0)(rows(2))["samples"]
+    assert made["error"].null_count == 2
+    assert worker(model, guidance=1.0)(rows(2))["samples"]["image_sha256"] == made["image_sha256"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16"])
+def test_half_precision_pictures_are_close(dtype: str) -> None:
+    exact = images(worker(tiny())(rows(4))["samples"])
+    rough = images(worker(tiny(), dtype=dtype)(rows(4))["samples"])
+    for a, b in zip(exact, rough, strict=True):
+        assert a is not None
+        assert b is not None
+        assert np.abs(a.astype(int) - b).mean() < 4

@@ -1,0 +1,248 @@
+"""The commit protocol on a local disk and on an S3 server on loopback."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raygen.commands.verify import verify
+from raygen.core.config import Where
+from raygen.core.errors import ConfigError, IntegrityError
+from raygen.execution.executor import execute, local_runner
+from raygen.store.filesystem import Storage
+from raygen.store.parquet import RANGE, Slice, read_slice, to_parquet
+from raygen.store.run_store import Plan, SetDigest, Shard, Store, cut, open_input
+from raygen.store.schemas import SCORES
+from tests.fakes import Fake, build, plan_of
+
+GOOD = Fake()
+
+
+def run(folder: Path, plan: Plan, fake: Fake = GOOD, **kwargs):
+    return execute(Store(str(folder)), plan, partial(build, fake), Where(), local_runner, bad_rows=0.5, **kwargs)
+
+
+def test_cut_covers_every_row_once_and_in_order():
+    pieces = [Slice("a", 0, 10), Slice("b", 5, 7), Slice("c", 0, 1)]
+    shards = cut(pieces, 4)
+    rows = [(p.path, p.start + i) for s in shards for p in s.inputs for i in range(p.rows)]
+    assert rows == [("a", i) for i in range(10)] + [("b", 5 + i) for i in range(7)] + [("c", 0)]
+    assert [s.rows for s in shards] == [4, 4, 4, 4, 2]
+    assert [s.index for s in shards] == list(range(5))
+
+
+def test_range_slices_need_no_file():
+    assert read_slice(Slice(RANGE, 3, 2))["index"].to_pylist() == [3, 4]
+
+
+def test_slices_read_only_their_rows(tmp_path):
+    table = pa.table({"sample_id": [f"s{i}" for i in range(300)]})
+    (tmp_path / "t.parquet").write_bytes(to_parquet(table, row_group_rows=64))
+    for start, rows in ((0, 300), (63, 2), (64, 64), (200, 100), (299, 1)):
+        got = read_slice(Slice(str(tmp_path / "t.parquet"), start, rows))["sample_id"].to_pylist()
+        assert got == [f"s{i}" for i in range(start, start + rows)]
+
+
+def test_set_digest_ignores_order_and_cut_but_not_content():
+    a, b, c = SetDigest(), SetDigest(), SetDigest()
+    for line in ("x", "y", "z"):
+        a.add(line)
+    for line in ("z", "x"):
+        b.add(line)
+    c.add("y")
+    assert a.hex() == b.merge(c).hex() == c.merge(b).hex()
+    c.add("y")
+    assert a.hex() != b.merge(c).hex()  # a row twice is another set
+
+
+def test_plan_survives_its_file():
+    plan = Plan("generate", "id", {"a": 1}, 8, cut([Slice("f", 0, 20), Slice("g", 2, 3)], 8))
+    assert Plan.from_json(plan.to_json()) == Plan(plan.kind, plan.run_id, plan.what, plan.batch, list(plan.shards))
+    with pytest.raises(IntegrityError):
+        Plan.from_json(b'{"kind": "x"}')
+
+
+def test_put_once_has_one_winner(tmp_path):
+    storage = Storage(tmp_path)
+    assert storage.put_once("a/b", b"1")
+    assert not storage.put_once("a/b", b"2")
+    assert storage.get("a/b") == b"1"
+    assert storage.names("a") == ["b"]
+    assert storage.names("nowhere") == []
+
+
+def test_credentials_in_an_address_are_refused():
+    with pytest.raises(ConfigError, match="user or password"):
+        Storage("s3://key:secret@bucket/x")
+
+
+def test_a_finished_run_is_complete_and_verifies(tmp_path):
+    plan = plan_of(tmp_path)
+    outcome = run(tmp_path / "out", plan)
+    assert outcome.manifest["rows"]["samples"] == 96
+    store, digest = open_input(str(tmp_path / "out"))
+    assert digest == outcome.manifest["set_digest"]
+    found = verify(store)
+    assert found.ok, found.problems
+    assert found.pictures == 96
+    assert found.set_digest == digest
+    record = json.loads(store.storage.get("run.json"))
+    assert record["exit_code"] == 0
+    assert record["new_rows"] == 96
+
+
+def test_running_again_does_nothing(tmp_path):
+    plan = plan_of(tmp_path)
+    first = run(tmp_path / "out", plan)
+    second = run(tmp_path / "out", plan)
+    assert second.progress.resumed_shards == len(plan.shards)
+    assert second.progress.new_rows == 0
+    assert second.manifest == first.manifest
+
+
+def test_another_plan_in_the_same_folder_is_refused_and_named(tmp_path):
+    run(tmp_path / "out", plan_of(tmp_path))
+    other = plan_of(tmp_path, name="other")
+    with pytest.raises(ConfigError, match="different: name"):
+        run(tmp_path / "out", other)
+
+
+def test_an_unfinished_run_is_no_input(tmp_path):
+    plan = plan_of(tmp_path)
+    Store(str(tmp_path / "out")).create(plan)
+    with pytest.raises(ConfigError, match="no complete run"):
+        open_input(str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="no complete run"):
+        open_input(str(tmp_path / "nothing"))
+
+
+def test_files_without_a_commit_do_not_count(tmp_path):
+    plan = plan_of(tmp_path)
+    run(tmp_path / "out", plan)
+    folder = tmp_path / "out/attempt-00/data/samples"
+    stray = folder / "shard-00001-of-00006-abcdefabcdef.parquet"
+    stray.write_bytes(next(folder.glob("*.parquet")).read_bytes())
+    store = Store(str(tmp_path / "out"))
+    assert sum(t.num_rows for t in store.tables("samples")) == 96
+    found = verify(store)
+    assert found.ok
+    assert found.orphans == [f"data/samples/{stray.name}"]
+
+
+@pytest.mark.parametrize("where", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_every_flipped_bit_is_found(tmp_path, where):
+    plan = plan_of(tmp_path, rows=16)
+    run(tmp_path / "out", plan)
+    path = next((tmp_path / "out/attempt-00/data/samples").glob("*.parquet"))
+    data = bytearray(path.read_bytes())
+    place = where * len(data) // 10
+    data[place] ^= 1 << (where % 8)
+    path.write_bytes(bytes(data))
+    found = verify(Store(str(tmp_path / "out")))
+    assert any(path.name in problem for problem in found.problems)
+
+
+def test_missing_and_double_rows_are_found(tmp_path):
+    plan = plan_of(tmp_path)
+    run(tmp_path / "out", plan)
+    root = tmp_path / "out/attempt-00"
+    commits = sorted((root / "commits").iterdir())
+    first, second = json.loads(commits[0].read_bytes()), json.loads(commits[1].read_bytes())
+    second["files"] = first["files"]
+    commits[1].write_text(json.dumps(second))
+    problems = " ".join(verify(Store(str(tmp_path / "out"))).problems)
+    assert "an id that another row has" in problems
+    assert "not the planned ones" in problems
+    commits[2].unlink()
+    assert "1 shards are not committed: [2]" in " ".join(verify(Store(str(tmp_path / "out"))).problems)
+
+
+def test_a_damaged_commit_is_a_finding(tmp_path):
+    run(tmp_path / "out", plan_of(tmp_path))
+    (tmp_path / "out/attempt-00/commits/shard-00003.json").write_text("{")
+    assert any("shard 3" in p for p in verify(Store(str(tmp_path / "out"))).problems)
+
+
+def test_twins_that_differ_are_a_divergence(tmp_path):
+    store = Store(str(tmp_path / "out"))
+    table = {"scores": SCORES.empty_table()}
+    rows = pa.Table.from_pylist(
+        [{"sample_id": "a", "attempt": 0, "metric": "m", "run_id": "r", "vector": [1.0]}], SCORES
+    )
+    arguments = {"timings": {}, "environment": {}, "reasons": {}}
+    _, divergent = store.commit(0, 1, table, **arguments)
+    assert not divergent
+    _, divergent = store.commit(0, 1, table, **arguments)
+    assert not divergent
+    winner, divergent = store.commit(0, 1, {"scores": rows}, **arguments)
+    assert divergent
+    assert winner.rows("scores") == 0
+
+
+def test_without_create_only_writes_the_smallest_name_wins(tmp_path):
+    one, two = Store(str(tmp_path / "out")), Store(str(tmp_path / "out"))
+    one._creates_once = two._creates_once = False
+    arguments = {"timings": {}, "environment": {}, "reasons": {}}
+    rows = [
+        pa.Table.from_pylist([{"sample_id": i, "attempt": 0, "metric": "m", "run_id": "r", "vector": []}], SCORES)
+        for i in ("a", "b")
+    ]
+    one.commit(0, 1, {"scores": rows[0]}, **arguments)
+    two.commit(0, 1, {"scores": rows[1]}, **arguments)
+    names = one.storage.names("commits")
+    assert len(names) == 2
+    assert one.committed() == two.committed() == {0: names[0]}
+
+
+def test_a_shard_that_never_commits_is_set_aside_after_its_tries(tmp_path):
+    store = Store(str(tmp_path / "out"))
+    assert [store.begin(7, "launch", 3) for _ in range(5)] == [1, 2, 3, 0, 0]
+    assert store.begin(7, "another", 3) == 1
+
+
+def test_shards_can_be_pickled():
+    import pickle
+
+    shard = Shard(3, (Slice("a", 0, 5),))
+    assert pickle.loads(pickle.dumps(shard)) == shard
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A moto server on loopback, as the environment of an s3fs."""
+    moto = pytest.importorskip("moto.server")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    before = dict(os.environ)
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "canary-secret", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+    }  # fmt: skip
+    import boto3
+
+    boto3.client("s3").create_bucket(Bucket="faces")
+    yield "s3://faces"
+    os.environ.clear()
+    os.environ.update(before)
+    server.stop()
+
+
+def test_s3_behaves_like_a_disk(s3, tmp_path):
+    plan = plan_of(tmp_path, rows=32)
+    local = run(tmp_path / "out", plan)
+    store = Store(f"{s3}/run")
+    remote = execute(store, plan, partial(build, Fake()), Where(), local_runner, bad_rows=0)
+    assert store.creates_once
+    assert remote.manifest["set_digest"] == local.manifest["set_digest"]
+    assert verify(Store(f"{s3}/run")).ok
+    everything = b"".join(store.storage.get(n) for n in ("plan.json", "run.json", "MANIFEST.json"))
+    assert b"canary-secret" not in everything
+
+
+def test_a_missing_bucket_is_a_sentence(s3, tmp_path):
+    with pytest.raises(ConfigError, match="nowhere"):
+        execute(Store("s3://nowhere/run"), plan_of(tmp_path), partial(build, Fake()), Where(), local_runner, bad_rows=0)

@@ -1,0 +1,413 @@
+"""The training loop: seeded, keyed, the same for any number of ranks, and not shaken by a kill."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from raygen.core.errors import ConfigError, InfrastructureError, InputError
+from raygen.core.face_labels import flip_mask
+from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.checkpoint import build
+from raygen.models.ldm import LDMSpec
+from raygen.store.images import encode_image, encode_mask, picture
+from raygen.store.schemas import FACES, LATENTS
+from raygen.training.losses import (
+    AutoencoderObjective,
+    AutoencoderObjectiveSpec,
+    DiffusionObjective,
+    DiscriminatorSpec,
+    Simple,
+)
+from raygen.training.trainer import (
+    DivergedError,
+    Trainer,
+    TrainingArrays,
+    TrainSpec,
+    draw,
+    latest_state,
+    load_arrays,
+    order,
+    train,
+)
+
+N = 10
+
+
+def faces(n: int = N) -> pa.Table:
+    random = np.random.default_rng(0)
+    made = [
+        {
+            "face_id": f"f{i}",
+            "split": "train" if i else "test",
+            "image": picture(encode_image(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))),
+            "mask": picture(encode_mask(random.integers(0, 19, (16, 16), dtype=np.uint8))),
+            "attributes": random.choice([-1, 1], 40).tolist(),
+        }
+        for i in range(n)
+    ]
+    return pa.Table.from_pylist(made, FACES)
+
+
+def latents(ids: list[str], autoencoder: str = "ae") -> pa.Table:
+    random = np.random.default_rng(1)
+    made = [
+        {
+            "face_id": name,
+            "transform": transform,
+            "autoencoder": autoencoder,
+            "moments": random.standard_normal(8 * 4 * 4).astype(np.float16),
+            "shape": [8, 4, 4],
+        }
+        for transform in ("flip", "none")
+        for name in reversed(ids)
+    ]
+    return pa.Table.from_pylist(made, LATENTS)
+
+
+def arrays() -> TrainingArrays:
+    table = faces()
+    return load_arrays([table], size=16, modalities=["mask"], latents=[latents(table["face_id"].to_pylist())])
+
+
+def objective() -> DiffusionObjective:
+    torch.manual_seed(0)
+    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
+    spec = LDMSpec(modalities=("mask",), channels=(32,), attention=(False,), mask_channels=4)
+    return DiffusionObjective(build(spec, stage, seed=0), Simple())
+
+
+def settings(**fields: object) -> TrainSpec:
+    base = {"steps": 6, "batch": 4, "lr": 1e-3, "warmup": 2, "ema": 0.9, "log_every": 1, "save_every": 2}
+    return TrainSpec(**{**base, **fields})  # type: ignore[arg-type]
+
+
+def trainer(rank: int = 0, world_size: int = 1, **fields: object) -> Trainer:
+    return Trainer(objective(), settings(**fields), rank=rank, world_size=world_size)
+
+
+# --- data ---------------------------------------------------------------------------------------------------
+
+
+def test_arrays_of_pictures() -> None:
+    table = faces()
+    values = table.to_pylist()
+    values[3]["image"] = picture(b"broken")
+    made = load_arrays(
+        [pa.Table.from_pylist(values[:5], FACES), pa.Table.from_pylist(values[5:], FACES)],
+        size=16,
+        modalities=["mask", "attributes"],
+        split="train",
+    )
+    assert made.ids == ("f1", "f2", "f4", "f5", "f6", "f7", "f8", "f9")
+    assert [line.split(":")[0] for line in made.left_out] == ["f3"]
+    assert made.images is not None
+    assert made.mask is not None
+    batch = made.batch(np.array([0, 1]), np.array([False, True]))
+    assert np.array_equal(batch["images"][0], made.images[0])
+    assert np.array_equal(batch["images"][1], made.images[1][:, ::-1])
+    assert np.array_equal(batch["mask"][1], flip_mask(made.mask[1]))
+    assert batch["attributes"].shape == (2, 40)
+    assert batch["present_mask"].all()
+
+
+def test_a_label_out_of_range_leaves_its_face_out() -> None:
+    values = faces().to_pylist()
+    values[2]["mask"] = picture(encode_mask(np.full((16, 16), 19, dtype=np.uint8)))
+    values[5]["attributes"] = [3] * 40
+    made = load_arrays([pa.Table.from_pylist(values, FACES)], size=16, modalities=["mask", "attributes"])
+    assert len(made) == N - 2
+    assert [line.split(":")[:2] for line in made.left_out] == [["f2", " label"], ["f5", " attributes"]]
+
+
+def test_latents_join_their_faces_and_flips_flip_masks() -> None:
+    made = arrays()
+    assert len(made) == 2 * N
+    assert made.images is None
+    assert made.mask is not None
+    assert made.flipped.tolist() == [False, True] * N
+    batch = made.batch(np.array([4, 5]), np.array([True, False]))
+    assert np.array_equal(batch["mask"][0], made.mask[2])
+    assert np.array_equal(batch["mask"][1], flip_mask(made.mask[2]))
+    table = latents([f"f{i}" for i in range(N)])
+    row = next(r for r in table.to_pylist() if r["face_id"] == "f2" and r["transform"] == "flip")
+    assert batch["moments"][1].ravel().tolist() == [float(v) for v in row["moments"]]
+
+
+def test_latents_of_another_first_stage_are_refused() -> None:
+    with pytest.raises(InputError, match="another first stage"):
+        load_arrays([faces()], size=16, latents=[latents(["f1"], "old")], autoencoder="new")
+    with pytest.raises(InputError, match="empty"):
+        load_arrays([faces()], size=16, latents=[latents(["unknown"])])
+    with pytest.raises(InputError, match="duplicate"):
+        load_arrays([faces(), faces()], size=16)
+    with pytest.raises(InputError, match="empty"):
+        load_arrays([faces()], size=16, split="val")
+
+
+def test_every_epoch_has_every_row_once_in_its_own_order() -> None:
+    epochs = order(5, 10, range(30)).reshape(3, 10)
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert not np.array_equal(epochs, order(6, 10, range(30)).reshape(3, 10))
+
+
+def test_draws_belong_to_their_position() -> None:
+    whole = draw(3, range(8), (2, 4, 4), 1000)
+    part = draw(3, range(5, 8), (2, 4, 4), 1000)
+    assert all(np.array_equal(whole[name][5:], part[name]) for name in whole)
+    assert not np.array_equal(whole["noise"][0], whole["noise"][1])
+    assert not np.array_equal(whole["noise"], whole["posterior"])
+    many = draw(3, range(4000), (1,), 1000)
+    assert many["t"].min() >= 0
+    assert many["t"].max() < 1000
+    assert abs(many["t"].mean() - 500) < 20
+    assert abs(many["mirror"].mean() - 0.5) < 0.03
+
+
+# --- ranks --------------------------------------------------------------------------------------------------
+
+
+def gradients(active: Trainer, step: int = 0) -> list[torch.Tensor]:
+    active.objective.zero_grad()
+    active.objective(active.batch(arrays(), step))["loss"].backward()
+    return [p.grad.clone() for p in active.parameters.values() if p.grad is not None]
+
+
+def test_slices_of_two_ranks_are_the_batch_of_one() -> None:
+    whole = trainer().batch(arrays(), 3)
+    parts = [trainer(rank, 2).batch(arrays(), 3) for rank in (0, 1)]
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, torch.cat([part[name] for part in parts])), name
+
+
+def test_gradients_of_two_ranks_average_to_those_of_one() -> None:
+    one = gradients(trainer())
+    two = [gradients(trainer(rank, 2)) for rank in (0, 1)]
+    for expected, a, b in zip(one, *two, strict=True):
+        torch.testing.assert_close((a + b) / 2, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_accumulation_changes_only_rounding() -> None:
+    whole, parts = list(train(trainer(), arrays())), list(train(trainer(accumulate=2), arrays()))
+    np.testing.assert_allclose([s.loss for s in whole], [s.loss for s in parts], rtol=1e-4)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ConfigError, match="divide"):
+        trainer(world_size=3)
+
+
+def _rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    made = list(train(trainer(rank, 2, accumulate=2), arrays()))
+    Path(folder, f"{rank}.json").write_text(json.dumps([s.loss for s in made]))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    alone = [s.loss for s in train(trainer(), arrays())]
+    np.testing.assert_allclose(np.mean(ranks, axis=0), alone, rtol=1e-3)
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+def test_it_learns() -> None:
+    steps = list(train(trainer(steps=60, lr=3e-3, log_every=20, schedule="constant"), arrays()))
+    assert [s.step for s in steps] == [20, 40, 60]
+    assert steps[-1].loss < 0.8 * steps[0].loss
+    assert steps[-1].images_per_s > 0
+
+
+def test_half_precision_arithmetic_trains_alike() -> None:
+    full, half = (list(train(trainer(precision=p), arrays()))[-1].loss for p in ("float32", "bfloat16"))
+    assert half == pytest.approx(full, rel=0.05)
+
+
+def test_rates_warm_up_and_end_at_nothing() -> None:
+    rates = [s.lr for s in train(trainer(steps=8, warmup=4, schedule="constant"), arrays())]
+    np.testing.assert_allclose(rates, [2.5e-4, 5e-4, 7.5e-4, *[1e-3] * 5])
+    cosine = [s.lr for s in train(trainer(steps=8, warmup=0), arrays())]
+    np.testing.assert_allclose(cosine, [5e-4 * (1 + np.cos(np.pi * i / 8)) for i in range(8)])
+
+
+def test_seconds_end_it() -> None:
+    steps = list(train(trainer(steps=None, max_seconds=0.5), arrays()))
+    assert 0.5 <= steps[-1].elapsed < 10
+    with pytest.raises(ValueError, match="steps or max_seconds"):
+        TrainSpec()
+
+
+def test_averaged_weights_follow_the_formula() -> None:
+    active = trainer(steps=4, ema=0.5)
+    name, parameter = next(iter(active.parameters.items()))
+    expected = parameter.detach().clone()
+    for n, _ in enumerate(train(active, arrays())):
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    own = parameter.detach().clone()
+    with active.averaged():
+        torch.testing.assert_close(parameter.detach(), expected)
+        assert torch.equal(dict(active.objective.module.named_parameters())[name.split(".", 1)[1]], parameter)
+    assert torch.equal(parameter.detach(), own)
+
+
+def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
+    made = arrays()
+    assert made.moments is not None
+    made.moments[:] = np.nan
+    with pytest.raises(DivergedError, match=r"step 0.*there is no earlier state"):
+        list(train(trainer(save_every=1), made, tmp_path))
+    assert latest_state(tmp_path) is None
+
+
+def test_a_single_bad_face_is_named_with_its_step_and_the_way_back(tmp_path: Path) -> None:
+    made = arrays()
+    assert made.moments is not None
+    place = next(i for i, row in enumerate(order(0, len(made), range(24))) if i >= 12)  # a row first met at step 3
+    row = int(order(0, len(made), range(24))[place])
+    made.moments[row] = np.inf
+    with pytest.raises(DivergedError) as caught:
+        list(train(trainer(save_every=2, log_every=6), made, tmp_path))
+    text = str(caught.value)
+    assert "step 3" in text
+    assert made.ids[made.face[row]] in text
+    assert "step-000000002" in text
+    assert latest_state(tmp_path) == tmp_path / "step-000000002"
+
+
+def test_a_disk_that_is_full_keeps_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    active = trainer()
+    running = train(active, arrays(), tmp_path)
+    for step in running:
+        if step.step == 3:  # the state of step 2 is written
+            break
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        write(path, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InfrastructureError, match=r"No space left.*step-000000002 is whole"):
+        list(running)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000000002"]
+
+
+# --- phases -------------------------------------------------------------------------------------------------
+
+
+def adversarial(rank: int = 0, world_size: int = 1, **fields: object) -> Trainer:
+    torch.manual_seed(0)
+    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8), mid_attention=False))
+    spec = AutoencoderObjectiveSpec(discriminator=DiscriminatorSpec(start=3, channels=8, layers=1))
+    return Trainer(AutoencoderObjective(stage, spec), settings(**fields), rank=rank, world_size=world_size)
+
+
+def test_a_discriminator_waits_for_its_step() -> None:
+    active = adversarial()
+    assert active.objective.discriminator is not None  # type: ignore[union-attr]
+    before = [p.detach().clone() for p in active.phases[1]]
+    steps = []
+    for step in train(active, load_arrays([faces()], size=16)):
+        steps.append(step)
+        same = all(torch.equal(a, b) for a, b in zip(before, active.phases[1], strict=True))
+        assert same == (step.step <= 3)
+    assert all("discriminator" not in s.losses for s in steps[:3])
+    assert all({"discriminator", "adversarial", "adaptive_weight"} <= set(s.losses) for s in steps[3:])
+
+
+def _adversarial_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    active = adversarial(rank=rank, world_size=2)
+    losses = [s.losses for s in train(active, load_arrays([faces()], size=16))]
+    weights = torch.cat([p.detach().flatten() for p in active.parameters.values()])
+    torch.save(weights, Path(folder, f"{rank}.pt"))
+    Path(folder, f"{rank}.json").write_text(json.dumps(losses))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_discriminator(tmp_path: Path) -> None:
+    mp.spawn(_adversarial_rank, args=(str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert torch.equal(one, other)
+    losses = json.loads((tmp_path / "0.json").read_text())
+    assert "discriminator" in losses[-1]
+    assert np.isfinite([v for step in losses for v in step.values()]).all()
+
+
+def test_adversarial_training_resumes_exactly(tmp_path: Path) -> None:
+    data = load_arrays([faces()], size=16)
+    whole = [s.losses for s in train(adversarial(), data)]
+    for step in train(adversarial(), data, tmp_path):
+        if step.step == 5:
+            break
+    assert [s.losses for s in train(adversarial(), data, tmp_path)] == whole[4:]
+
+
+@pytest.mark.parametrize("stage", ["kl", "ldm"])
+def test_gradient_checkpointing_changes_memory_only(stage: str) -> None:
+    data = load_arrays([faces()], size=16) if stage == "kl" else arrays()
+    losses = []
+    for on in (False, True):
+        active = adversarial(gradient_checkpointing=on) if stage == "kl" else trainer(gradient_checkpointing=on)
+        losses.append([s.loss for s in train(active, data)])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+# --- state --------------------------------------------------------------------------------------------------
+
+
+def run(folder: Path | None, stop: int | None = None, **fields: object) -> tuple[list[float], Trainer]:
+    active = trainer(**fields)
+    losses = []
+    for step in train(active, arrays(), folder):
+        losses.append(step.loss)
+        if step.step == stop:
+            break
+    return losses, active
+
+
+def test_resume_is_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole, whole_end = run(None)
+    first, _ = run(tmp_path, stop=5)
+    rest, rest_end = run(tmp_path)
+    assert first == whole[:5]
+    assert rest == whole[4:]
+    for a, b in zip(whole_end.shadow, rest_end.shadow, strict=True):
+        assert torch.equal(a, b)
+    assert run(tmp_path)[0] == []
+
+
+def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:
+    run(tmp_path)
+    assert [p.name for p in sorted(tmp_path.glob("*"))] == ["step-000000004", "step-000000006"]
+    newest = tmp_path / "step-000000006" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-8])
+    assert latest_state(tmp_path) == tmp_path / "step-000000004"
+    (tmp_path / "step-000000004" / "state.json").unlink()
+    assert latest_state(tmp_path) is None
+
+
+def test_other_settings_or_data_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    with pytest.raises(ConfigError, match="other settings"):
+        run(tmp_path, lr=5e-4)
+    active = trainer()
+    with pytest.raises(ConfigError, match="or data"):
+        next(train(active, load_arrays([faces(4)], size=16, modalities=["mask"]), tmp_path))
+    assert len(run(tmp_path, steps=4)[0]) == 2

@@ -1,0 +1,111 @@
+"""Training goes on where it stopped: SIGKILL of the command, and of one of two Ray Train workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from raygen.commands.registry import make
+from raygen.core.errors import ConfigError
+
+STEPS = 30
+
+
+def job(faces: Path, out: Path, **where) -> dict:
+    what = {
+        "faces": str(faces),
+        "model": {"kind": "autoencoder", "image_size": 32, "patch": 2, "channels": [8, 8], "mid_attention": False},
+        "training": {"steps": STEPS, "batch": 8, "warmup": 2, "save_every": 3, "log_every": 3, "seed": 4, "lr": 1e-3},
+        "weights": "float32",
+    }
+    return {"kind": "train", "what": what, "where": where, "out": str(out)}
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "vae/diffusion_pytorch_model.safetensors")
+
+
+def has_state(out: Path) -> bool:
+    return any((out / "training").glob("step-*/state.json"))
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faces") / "faces"
+    data = {"kind": "procedural", "identities": 8, "pictures": 4, "size": 32, "seed": 1}
+    make({"kind": "ingest", "what": {"data": data}, "out": str(folder)}).run(lambda _: None)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def golden(faces, tmp_path_factory):
+    out = tmp_path_factory.mktemp("golden") / "out"
+    make(job(faces, out)).run(lambda _: None)
+    return weights(out)
+
+
+def test_a_killed_command_goes_on_and_ends_in_the_same_weights(faces, golden, tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job(faces, out)))
+    command = [sys.executable, "-m", "raygen", "train", str(tmp_path / "job.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not has_state(out) and time.time() < deadline:
+        assert first.poll() is None
+        time.sleep(0.005)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (out / "raygen.json").exists(), "it ended before it could be killed"
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    found = weights(out)
+    assert all(torch.equal(golden[name], found[name]) for name in golden)
+    assert (out / "training/result.json").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_a_killed_worker_costs_no_step(faces, golden, tmp_path):
+    out = tmp_path / "out"
+    killed = []
+
+    def kill_one() -> None:
+        deadline = time.time() + 150
+        while not has_state(out) and time.time() < deadline:
+            time.sleep(0.005)
+        for process in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+                killed.append(process.pid)
+                return
+
+    watcher = threading.Thread(target=kill_one)
+    watcher.start()
+    result = make(job(faces, out, runner="ray", workers=2)).run(lambda _: None)
+    watcher.join()
+    assert killed, "there was no worker to kill"
+    assert result.facts["steps"] == STEPS
+    found = weights(out)
+    assert max(float((golden[name] - found[name]).abs().max()) for name in golden) < 5e-3
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_ranks_take_relative_paths_and_do_not_try_a_wrong_job_again(faces, tmp_path):
+    document = job(Path(os.path.relpath(faces)), Path(os.path.relpath(tmp_path / "out")), runner="ray", workers=2)
+    document["what"]["training"]["steps"] = 2
+    assert make(document).run(lambda _: None).facts["steps"] == 2
+    missing = job(tmp_path / "nothing", tmp_path / "other", runner="ray", workers=2)
+    with pytest.raises(ConfigError, match="no complete run is here"):
+        make(missing).run(lambda _: None)
