@@ -30,12 +30,12 @@ import torch
 
 from raygen.commands.registry import make
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.base import Model
-from raygen.models.collaborative import Collaborative, CollaborativeSpec
+from raygen.models.collaborative import Collaborative, CollaborativeConfig
 from raygen.models.conditions import Conditions
-from raygen.models.ldm import LDM, LDMSpec, run_unet
-from raygen.models.text import Tokenizer, TransformerText, learn_vocabulary
+from raygen.models.ldm import LDM, LDMConfig, run_unet
+from raygen.models.text import Tokenizer, TransformerTextConfig, learn_vocabulary
 
 STEPS = 20
 #: One process of the published way: load, make one picture, write it.
@@ -91,9 +91,11 @@ def conditions(model: Model, n: int) -> Conditions:
     mask = torch.randint(0, 19, (n, size, size), dtype=torch.uint8, generator=generator)
     text = torch.randint(5, 20, (n, model.shapes.text_length), generator=generator)
     return Conditions(
-        n=n, mask=mask if "mask" in model.modalities else None, text=text if "text" in model.modalities else None,
+        n=n,
+        mask=mask if "mask" in model.modalities else None,
+        text=text if "text" in model.modalities else None,
         present={name: torch.ones(n, dtype=torch.bool) for name in model.modalities},
-    ).to(model.device)  # fmt: skip
+    ).to(model.device)
 
 
 def expert(stage: FirstStage, **fields: Any) -> LDM:
@@ -104,14 +106,14 @@ def expert(stage: FirstStage, **fields: Any) -> LDM:
         tokenizer = Tokenizer.wordpiece(
             learn_vocabulary(["a person who smiles", "somebody else"]), fields["text"].length
         )
-    made = checkpoint.build(LDMSpec(**{**common, **fields}), stage, seed=0, tokenizer=tokenizer)
+    made = checkpoint.build(LDMConfig(**{**common, **fields}), stage, seed=0, tokenizer=tokenizer)
     assert isinstance(made, LDM)
     return made.eval().requires_grad_(False)
 
 
-def text(length: int) -> TransformerText:
+def text(length: int) -> TransformerTextConfig:
     """A transformer of two layers."""
-    return TransformerText(length=length, layers=2, heads=4, head_dim=16, inner=256)
+    return TransformerTextConfig(length=length, layers=2, heads=4, head_dim=16, inner=256)
 
 
 def pair_of_experts(stage: FirstStage) -> dict[str, LDM]:
@@ -127,8 +129,8 @@ def steps(device: torch.device, rounds: int, batch: int) -> list[dict[str, Any]]
     """One step of everything, and two experts as one call."""
     stage = checkpoint.load_first_stage("bundled")
     experts = pair_of_experts(stage)
-    spec = CollaborativeSpec(experts=dict.fromkeys(experts, ""), channels=(16, 32, 48), head_dim=16)
-    model = Collaborative(spec, experts).to(device).eval().requires_grad_(False)
+    config = CollaborativeConfig(experts=dict.fromkeys(experts, ""), channels=(16, 32, 48), head_dim=16)
+    model = Collaborative(config, experts).to(device).eval().requires_grad_(False)
     zt = torch.randn(batch, *model.latent_shape, device=device)
     t = torch.full((batch,), 500, device=device)
     given = conditions(model, batch)
@@ -229,7 +231,7 @@ def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
         root = Path(place)
         folder = model or _tiny(root / "model")
         sampler = {"name": "ddim", "steps": 50, "eta": 1.0, "spacing": "leading"}
-        size = checkpoint.first_stage_spec(folder).image_size
+        size = checkpoint.first_stage_config(folder).image_size
         data = {"kind": "procedural", "identities": total, "pictures": 1, "size": size, "seed": 5}
         planning = {"kind": "from_faces", "conditions": ["mask", "text"]}
         _run(root, "ingest", "faces", {"data": data})
@@ -244,18 +246,28 @@ def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
             parts.append(json.loads(done.stdout.splitlines()[-1]))
         each = (time.perf_counter() - began) / count
         inside = statistics.mean(part["make"] for part in parts)
-        what = {"conditions": str(root / "conditions"), "checkpoint": folder, "sampler": sampler, "batch": 50,
-                "shard_rows": 100, "codec": "png"}  # fmt: skip
+        what = {
+            "conditions": str(root / "conditions"),
+            "checkpoint": folder,
+            "sampler": sampler,
+            "batch": 50,
+            "shard_rows": 100,
+            "codec": "png",
+        }
         (root / "job.yaml").write_text(json.dumps({"kind": "generate", "what": what, "out": str(root / "samples")}))
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "raygen", "generate", str(root / "job.yaml")], check=True, stdout=2)
         mine = (time.perf_counter() - began) / total
         worked = json.loads((root / "samples/attempt-00/run.json").read_text())["seconds"] / total
     result = {
-        "pairs": total, "published_s_a_pair": round(each, 3), "of_that_making": round(inside, 3),
-        "raygen_s_a_pair": round(mine, 4), "of_that_without_start": round(worked, 4),
-        "ratio": round(each / mine, 1), "ratio_without_starts": round(inside / worked, 1),
-    }  # fmt: skip
+        "pairs": total,
+        "published_s_a_pair": round(each, 3),
+        "of_that_making": round(inside, 3),
+        "raygen_s_a_pair": round(mine, 4),
+        "of_that_without_start": round(worked, 4),
+        "ratio": round(each / mine, 1),
+        "ratio_without_starts": round(inside / worked, 1),
+    }
     print(json.dumps(result), flush=True)
     return [result]
 
@@ -266,15 +278,15 @@ def _run(root: Path, kind: str, name: str, what: dict[str, Any]) -> None:
 
 def _tiny(folder: Path) -> str:
     """Two experts of 16 px pictures with random weights."""
-    stage = FirstStage(AutoencoderSpec(image_size=32, channels=(8, 8)))
+    stage = FirstStage(AutoencoderConfig(image_size=32, channels=(8, 8)))
     small: dict[str, Any] = {"channels": (16, 16), "attention": (False, True), "head_dim": 8, "token_width": 16}
-    reader = TransformerText(length=64, layers=1, heads=2, head_dim=8, inner=16)
+    reader = TransformerTextConfig(length=64, layers=1, heads=2, head_dim=8, inner=16)
     experts = {
         "mask": expert(stage, modalities=("mask",), mask_path="tokens", **small),
         "text": expert(stage, modalities=("text",), text=reader, **small),
     }
-    spec = CollaborativeSpec(experts=dict.fromkeys(experts, ""), channels=(8, 8), head_dim=8)
-    checkpoint.save(Collaborative(spec, experts), folder)
+    config = CollaborativeConfig(experts=dict.fromkeys(experts, ""), channels=(8, 8), head_dim=8)
+    checkpoint.save(Collaborative(config, experts), folder)
     return str(folder)
 
 

@@ -11,22 +11,22 @@ import argparse
 
 import numpy as np
 
-from raygen.evaluation.aggregate import Scored, gather
+from raygen.evaluation.aggregate import ScoreMatrix, gather_scores
 from raygen.evaluation.verification import IDENTITY
 from raygen.metrics.verification import unit
-from raygen.selection.gates import Pool
+from raygen.selection.gates import ScorePool
 from raygen.selection.identity_gates import IdentityGate
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 
 
-def pool_of(folder: str) -> Pool:
+def pool_of(folder: str) -> ScorePool:
     """Embeddings, and who each picture shows."""
-    found = gather(Store(f"{folder.rstrip('/')}/scores/reference").tables("scores"))
+    found = gather_scores(RunStore(f"{folder.rstrip('/')}/scores/reference").tables("scores"))
     scores = {name: some for name, some in found.items() if name.startswith(IDENTITY)}
-    return Pool(scores, {one: one.partition("-")[0] for some in scores.values() for one in some.ids})
+    return ScorePool(scores, {one: one.partition("-")[0] for some in scores.values() for one in some.ids})
 
 
-def nearest(pool: Pool) -> float:
+def nearest(pool: ScorePool) -> float:
     """Share of pictures that are nearer to a stranger's centre than to the mean of their own person's others."""
     found = pool.of(IDENTITY)
     assert found is not None
@@ -61,15 +61,15 @@ def main() -> None:
         some = set(names[:n])
         keep = [i for i, one in enumerate(found.ids) if whole.people[one] in some]
         ids = tuple(found.ids[i] for i in keep)
-        part = Pool(
-            {IDENTITY: Scored(ids, found.vectors[keep])},
+        part = ScorePool(
+            {IDENTITY: ScoreMatrix(ids, found.vectors[keep])},
             {one: whole.people[one] for one in ids},
             {("real", None): real},
         )
         cells = []
         for rule in rules:
             limits = rule.limits(part)
-            share = len(rule.judge(part, Pool(), limits)) / len(ids)
+            share = len(rule.judge(part, ScorePool(), limits)) / len(ids)
             cells.append(f"{share:.1%}" + (f" ({limits['others']:.4f})" if limits else ""))
         print(f"| {n:,} | {' | '.join([*cells, f'{nearest(part):.1%}'])} |", flush=True)
 

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.styles import model_of
 from raygen.commands.registry import load
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import Conditions
 from raygen.training.losses.diffusion import own_style
 
@@ -37,9 +37,9 @@ def operations() -> dict[str, float]:
     present = {name: torch.ones(1, dtype=torch.bool) for name in ("mask", "style")}
     given = Conditions(n=1, mask=mask, style=style, style_weights=weights, present=present)
     zt, t = torch.randn(1, *model.latent_shape), torch.full((1,), 500)
-    stage_spec = load("jobs/papers/vq_f4_256.yaml").what.model  # type: ignore[attr-defined]
-    assert isinstance(stage_spec, AutoencoderSpec)
-    stage = FirstStage(stage_spec).eval()
+    stage_config = load("jobs/papers/vq_f4_256.yaml").what.model  # type: ignore[attr-defined]
+    assert isinstance(stage_config, AutoencoderConfig)
+    stage = FirstStage(stage_config).eval()
     found = {}
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:

@@ -21,12 +21,12 @@ import numpy as np
 import pyarrow as pa
 
 from raygen.commands.registry import make
-from raygen.core.config import Where
+from raygen.core.config import Resources
 from raygen.core.hashing import digest, run_id
 from raygen.execution.executor import execute, local_runner
 from raygen.store.images import encode_image, picture_column
 from raygen.store.parquet import RANGE, Slice
-from raygen.store.run_store import Plan, Store, cut
+from raygen.store.run_store import Plan, RunStore, make_shards
 from raygen.store.schemas import SAMPLES
 
 FORMATS = ("folder", "recordio", "webdataset", "huggingface", "csv")
@@ -47,12 +47,16 @@ class Shared:
     def _samples(self, numbers: np.ndarray) -> pa.Table:
         n = len(numbers)
         columns = {
-            "sample_id": pa.array([f"s{i:09d}" for i in numbers]), "attempt": pa.array([0] * n, pa.int32()),
-            "image": picture_column([self.picture] * n), "plan": pa.array(["benchmark"] * n),
-            "seed": pa.array([0] * n, pa.int64()), "run_id": pa.array(["benchmark"] * n),
+            "sample_id": pa.array([f"s{i:09d}" for i in numbers]),
+            "attempt": pa.array([0] * n, pa.int32()),
+            "image": picture_column([self.picture] * n),
+            "plan": pa.array(["benchmark"] * n),
+            "seed": pa.array([0] * n, pa.int64()),
+            "run_id": pa.array(["benchmark"] * n),
             "identity_id": pa.array([f"p{i // self.each:06d}" for i in numbers]),
-            "variant": pa.array(numbers % self.each, pa.int32()), "image_sha256": pa.array([digest(self.picture)] * n),
-        }  # fmt: skip
+            "variant": pa.array(numbers % self.each, pa.int32()),
+            "image_sha256": pa.array([digest(self.picture)] * n),
+        }
         return pa.Table.from_arrays([columns.get(f.name, pa.nulls(n, f.type)) for f in SAMPLES], schema=SAMPLES)
 
 
@@ -67,10 +71,10 @@ def commit(rows: int, people: int, size: int, out: Path) -> None:
         np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(size // 4, 0).repeat(size // 4, 1)
     )
     worker = Shared(encode_image(pixels), rows // people)
-    shards = cut([Slice(RANGE, 0, rows)], SHARD)
+    shards = make_shards([Slice(RANGE, 0, rows)], SHARD)
     plan = Plan("generate", run_id({"rows": rows, "people": people, "size": size}), {"seed": 0}, SHARD, shards)
     began = time.perf_counter()
-    execute(Store(str(out)), plan, partial(lambda: worker), Where(), local_runner, bad_rows=0)
+    execute(RunStore(str(out)), plan, partial(lambda: worker), Resources(), local_runner, bad_rows=0)
     seconds = time.perf_counter() - began
     print(f"| commit {rows:,} rows, {len(shards)} shards | {seconds:.0f} s | | {peak_mb():.0f} MB | | |")
 

@@ -2,7 +2,7 @@
 
     python benchmarks/frechet_finish.py [--threads 1] [--width 2048] [--rows 10000] [--rounds 3]
 
-cached      a reference with its factor (`Reference`), `frechet_to`: two products and eigvalsh
+cached      a reference with its factor (`FactoredReference`), `frechet_to`: two products and eigvalsh
 whole       `frechet`: the factor of the reference is computed too
 sqrtm       scipy.linalg.sqrtm of the product, as pytorch-fid and clean-fid have it
 
@@ -34,7 +34,7 @@ def main() -> None:
     import numpy as np
     from scipy import linalg
 
-    from raygen.metrics.frechet import Moments, Reference, frechet, frechet_to
+    from raygen.metrics.frechet import FactoredReference, Moments, frechet, frechet_to
 
     random = np.random.default_rng(0)
     mix = random.normal(size=(arguments.width, arguments.width)) * np.geomspace(1, 0.03, arguments.width)
@@ -42,7 +42,7 @@ def main() -> None:
         Moments.of(np.maximum(random.normal(size=(arguments.rows, arguments.width)) @ mix.T / 20 + shift, 0))
         for shift in (0.3, 0.32)
     )
-    reference = Reference.of(a)
+    reference = FactoredReference.of(a)
 
     def by_square_root() -> float:
         root = np.real(linalg.sqrtm(a.covariance @ b.covariance))

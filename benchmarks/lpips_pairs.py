@@ -27,7 +27,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from raygen.extractors.lpips import LPIPS, LPIPSSpec, load_lpips
+from raygen.extractors.lpips import LPIPS, LPIPSConfig, load_lpips
 
 MODELS = {"vgg": torchvision.models.vgg16, "alex": torchvision.models.alexnet}
 
@@ -41,7 +41,7 @@ def random_lpips(network: str) -> LPIPS:
         path = Path(folder) / "trunk.pth"
         torch.save(state, path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return load_lpips(LPIPSSpec.model_validate({"network": network, "weights": str(path), "sha256": digest}))
+        return load_lpips(LPIPSConfig.model_validate({"network": network, "weights": str(path), "sha256": digest}))
 
 
 def loop(distance: LPIPS, images: Tensor) -> Tensor:

@@ -45,23 +45,29 @@ STEPS = 4
 
 def one(case: str, base: str, batch: int) -> dict[str, float]:
     """Seconds a step, the most memory in MB, and the operations of a step in 10^9, in this process."""
-    from raygen.extractors.base import Small
+    from raygen.extractors.base import BundledNetworkConfig
     from raygen.extractors.perceptual import load_embedder, load_perceptual
     from raygen.models import checkpoint
-    from raygen.models.controlnet import ControlSpec
-    from raygen.training.losses import DiffusionObjective, MaskAwareObjective, MaskAwareSpec, Simple
+    from raygen.models.controlnet import ControlNetConfig
+    from raygen.training.losses import DiffusionObjective, MaskAwareConfig, MaskAwareObjective, SimpleLoss
 
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stage = checkpoint.load_first_stage("bundled")
-    model = checkpoint.build(ControlSpec(base=base, hint="mask"), stage, seed=0)
+    model = checkpoint.build(ControlNetConfig(base=base, hint="mask"), stage, seed=0)
     fields = CASES[case]
     if fields is None:
-        objective: DiffusionObjective = DiffusionObjective(model, Simple())
+        objective: DiffusionObjective = DiffusionObjective(model, SimpleLoss())
     else:
-        spec = MaskAwareSpec.model_validate({"network": Small(), "embedder": Small(), **fields})
+        config = MaskAwareConfig.model_validate(
+            {"network": BundledNetworkConfig(), "embedder": BundledNetworkConfig(), **fields}
+        )
         objective = MaskAwareObjective(
-            model, Simple(), spec=spec, perceptual=load_perceptual(Small()), embedder=load_embedder(Small())
+            model,
+            SimpleLoss(),
+            config=config,
+            perceptual=load_perceptual(BundledNetworkConfig()),
+            embedder=load_embedder(BundledNetworkConfig()),
         )
     objective = objective.to(device).train()
     optimizer = torch.optim.AdamW(objective.phases()[0], lr=1e-4)
@@ -71,12 +77,15 @@ def one(case: str, base: str, batch: int) -> dict[str, float]:
     mask[:, size // 4 : -size // 4, size // 4 : -size // 4] = 1
     given = {
         "images": torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=generator),
-        "moments": torch.randn(batch, *shape, generator=generator), "noise": torch.randn(batch, *shape),
-        "posterior": torch.randn(batch, *shape), "dropout": torch.ones(batch), "mask": mask,
+        "moments": torch.randn(batch, *shape, generator=generator),
+        "noise": torch.randn(batch, *shape),
+        "posterior": torch.randn(batch, *shape),
+        "dropout": torch.ones(batch),
+        "mask": mask,
         "t": (torch.arange(batch) * 1000 // batch),  # evenly: a tenth of them below 100
         "text": torch.ones(batch, max(model.shapes.text_length, 1), dtype=torch.int64),
         **{f"present_{name}": torch.ones(batch, dtype=torch.bool) for name in (*model.modalities, "mask")},
-    }  # fmt: skip
+    }
     given = {name: value.to(device) for name, value in given.items()}
 
     def step() -> None:
@@ -107,10 +116,10 @@ def _peak() -> float:
 def random_base(folder: Path) -> str:
     """An untrained base over the bundled first stage."""
     from raygen.models import checkpoint
-    from raygen.models.ldm import LDMSpec
+    from raygen.models.ldm import LDMConfig
 
-    spec = LDMSpec(channels=(48, 96, 128), attention=(False, True, True), head_dim=16, constant_token=True)
-    checkpoint.save(checkpoint.build(spec, checkpoint.load_first_stage("bundled"), seed=0), folder)
+    config = LDMConfig(channels=(48, 96, 128), attention=(False, True, True), head_dim=16, constant_token=True)
+    checkpoint.save(checkpoint.build(config, checkpoint.load_first_stage("bundled"), seed=0), folder)
     return str(folder)
 
 

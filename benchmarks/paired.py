@@ -14,20 +14,22 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from raygen.evaluation.aggregate import FEATURES, Scored, gather
-from raygen.evaluation.reference import Reference
-from raygen.evaluation.slices import kin, taken
-from raygen.metrics.frechet import Reference as Factored
+from raygen.evaluation.aggregate import FEATURES, ScoreMatrix, gather_scores
+from raygen.evaluation.reference import ReferenceSet
+from raygen.evaluation.slices import grouping_of, select_ids
+from raygen.metrics.frechet import FactoredReference as Factored
 from raygen.metrics.frechet import frechet_from
 from raygen.metrics.frechet_jackknife import blocks_of, margin_of_difference, most_blocks
 from raygen.metrics.segmentation import Counts
 from raygen.store.filenames import name_key
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 
 TRIES = 1000
 
 
-def distances(one: Scored, other: Scored, reference: Factored, people: Mapping[str, str]) -> tuple[float, float, float]:
+def distances(
+    one: ScoreMatrix, other: ScoreMatrix, reference: Factored, people: Mapping[str, str]
+) -> tuple[float, float, float]:
     """Both distances, and half of the interval of their difference."""
     keys = np.array([name_key(people.get(name, name)) for name in one.ids], np.uint64)
     blocks = blocks_of(keys, most_blocks(len(np.unique(keys)), one.vectors.shape[1]))
@@ -35,7 +37,7 @@ def distances(one: Scored, other: Scored, reference: Factored, people: Mapping[s
     return frechet_from(reference, one.vectors).value, frechet_from(reference, other.vectors).value, half
 
 
-def mious(one: Scored, other: Scored) -> tuple[float, float, float, float]:
+def mious(one: ScoreMatrix, other: ScoreMatrix) -> tuple[float, float, float, float]:
     """Both mIoU, and the 95 % bootstrap interval of their difference, over the same draws of rows."""
     parts = [Counts.from_vectors(scored.vectors) for scored in (one, other)]
     random, n = np.random.default_rng(0), len(one.ids)
@@ -52,12 +54,14 @@ def _miou(counts: Counts, weight: npt.NDArray[np.int64]) -> float:
     return Counts(weight @ counts.both, weight @ counts.wanted, weight @ counts.predicted).scores()["miou"]
 
 
-def lines(one: Store, other: Store, real: Mapping[str, Scored]) -> Iterator[tuple[str, int, float, float, str]]:
+def lines(
+    one: RunStore, other: RunStore, real: Mapping[str, ScoreMatrix]
+) -> Iterator[tuple[str, int, float, float, str]]:
     """Metric, n, both values and their difference with its interval, over the rows that both have."""
-    scores, together = [gather(store.tables("scores")) for store in (one, other)], kin(one)
+    scores, together = [gather_scores(store.tables("scores")) for store in (one, other)], grouping_of(one)
     for name in scores[0].keys() & scores[1].keys():
         ids = frozenset(scores[0][name].ids) & frozenset(scores[1][name].ids)
-        first, second = (taken({name: found[name]}, ids)[name] for found in scores)
+        first, second = (select_ids({name: found[name]}, ids)[name] for found in scores)
         if name.startswith(FEATURES):
             reference = Factored.of_features(real[name].vectors)
             a, b, half = distances(first, second, reference, together.people or together.groups)
@@ -76,11 +80,11 @@ def main() -> None:
     parser.add_argument("sweep")
     parser.add_argument("pairs", nargs="+", help="CELL:CELL, each a cell of SWEEP or the folder of a run")
     given = parser.parse_args()
-    real = gather(Reference.open(f"{given.sweep}/reference").tables())
+    real = gather_scores(ReferenceSet.open(f"{given.sweep}/reference").tables())
     print("| | n | first | second | first less second |\n|---|---|---|---|---|")
     for pair in given.pairs:
         names = pair.split(":")
-        one, other = (Store(name if "/" in name else f"{given.sweep}/cells/{name}") for name in names)
+        one, other = (RunStore(name if "/" in name else f"{given.sweep}/cells/{name}") for name in names)
         title = ", ".join(name.rpartition("/")[2] for name in names)
         for metric, n, a, b, difference in sorted(lines(one, other, real)):
             print(f"| {title}: {metric} | {n:,} | {a:.4f} | {b:.4f} | {difference} |", flush=True)

@@ -14,7 +14,7 @@ from itertools import product
 
 from raygen.commands.generate import GenerateJob, build_bench
 from raygen.commands.registry import make
-from raygen.sampling.timing import TimingSpec, TimingWorker
+from raygen.sampling.timing import TimingConfig, TimingWorker
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import open_input
 
@@ -24,13 +24,15 @@ def workers(given: argparse.Namespace, steps: int) -> Iterator[TimingWorker]:
     for checkpoint, sampler in product(given.checkpoints, given.samplers):
         name, _, own = sampler.partition(":")
         what = {
-            "conditions": given.conditions, "checkpoint": checkpoint, "batch": given.pictures,
+            "conditions": given.conditions,
+            "checkpoint": checkpoint,
+            "batch": given.pictures,
             "sampler": {"name": name, "steps": int(own or steps)},
-        }  # fmt: skip
+        }
         job = make({"kind": "generate", "what": what, "out": "unused"})
         assert isinstance(job, GenerateJob)
         worker = build_bench([job.sampling("timed")], None, given.threads)(0)
-        yield TimingWorker(worker, TimingSpec(pictures=given.pictures, rounds=1), checkpoint)
+        yield TimingWorker(worker, TimingConfig(pictures=given.pictures, rounds=1), checkpoint)
 
 
 def main() -> None:

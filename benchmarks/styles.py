@@ -22,9 +22,9 @@ import torch
 
 from raygen.commands.registry import load
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import Conditions
-from raygen.models.scadm import SCADM, SCADMSpec
+from raygen.models.scadm import SCADM, SCADMConfig
 from raygen.models.spade import modulations
 from raygen.training.losses.diffusion import own_style
 
@@ -33,13 +33,13 @@ JOBS = {"small": "jobs/scadm/train.yaml", "paper": "jobs/papers/scadm_256.yaml"}
 
 def model_of(size: str) -> SCADM:
     """A random model of that size; the first stage matters only by its shape."""
-    spec: SCADMSpec = load(JOBS[size]).what.model  # type: ignore[attr-defined]
+    config: SCADMConfig = load(JOBS[size]).what.model  # type: ignore[attr-defined]
     if size == "small":
         stage = checkpoint.load_first_stage("bundled")
     else:
-        stage = FirstStage(AutoencoderSpec(stage="pixel", image_size=256, patch=4))
-        spec = spec.model_copy(update={"latent": None})
-    made = checkpoint.build(spec, stage, seed=0)
+        stage = FirstStage(AutoencoderConfig(stage="pixel", image_size=256, patch=4))
+        config = config.model_copy(update={"latent": None})
+    made = checkpoint.build(config, stage, seed=0)
     assert isinstance(made, SCADM)
     return made.eval().requires_grad_(False)
 

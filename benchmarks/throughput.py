@@ -34,33 +34,33 @@ import torch
 from benchmarks.workers import Emulated, Nothing
 from raygen.commands.generate import build_sampler
 from raygen.core.assets import resolve
-from raygen.core.config import Where
+from raygen.core.config import Resources
 from raygen.core.hashing import run_id
 from raygen.execution.executor import execute
 from raygen.execution.ray.actors import ray_runner
 from raygen.execution.ray.session import connected
-from raygen.models.schedule import SamplerSpec
-from raygen.sampling.worker import SampleSpec
+from raygen.models.schedule import SamplerConfig
+from raygen.sampling.worker import SampleConfig
 from raygen.store.images import Codec, encode_image
 from raygen.store.parquet import Slice, to_parquet
-from raygen.store.run_store import Plan, Store, cut
+from raygen.store.run_store import Plan, RunStore, make_shards
 
 BATCH = 32
 
 
 def conditions(folder: Path, rows: int) -> Path:
     """Condition rows of drawn faces, in one file."""
-    from raygen.datasets import ProceduralSet
+    from raygen.datasets import ProceduralDataSet
     from raygen.planning import FromFaces
 
-    data = ProceduralSet(identities=-(-rows // 4), pictures=4, size=64, seed=11)
+    data = ProceduralDataSet(identities=-(-rows // 4), pictures=4, size=64, seed=11)
     faces = data.load(data.listing().slice(0, rows))
     path = folder / "conditions.parquet"
     path.write_bytes(to_parquet(FromFaces().rows(faces.drop_columns(["error"]))))
     return path
 
 
-def steady(store: Store, workers: int) -> dict[str, float]:
+def steady(store: RunStore, workers: int) -> dict[str, float]:
     """Rate after each worker's first shard, and the share of that time in the device's part."""
     commits = sorted(store.commits(), key=lambda c: c.timings["started"])
     by_worker: dict[str, list[Any]] = {}
@@ -76,20 +76,22 @@ def steady(store: Store, workers: int) -> dict[str, float]:
     return {"rate": sum(rates), "busy": min(busy, default=0.0), "workers": float(len(rates))}
 
 
-def run(folder: Path, slices: list[Slice], build: Any, workers: int, shard_rows: int) -> tuple[Store, dict[str, float]]:
+def run(
+    folder: Path, slices: list[Slice], build: Any, workers: int, shard_rows: int
+) -> tuple[RunStore, dict[str, float]]:
     """One run on Ray; its store, and what `steady` and the clock say."""
-    store = Store(str(folder))
-    plan = Plan("generate", run_id(str(folder)), {}, BATCH, cut(slices, shard_rows))
+    store = RunStore(str(folder))
+    plan = Plan("generate", run_id(str(folder)), {}, BATCH, make_shards(slices, shard_rows))
     began = time.time()
-    outcome = execute(store, plan, build, Where(runner="ray", workers=workers), ray_runner, bad_rows=0)
+    outcome = execute(store, plan, build, Resources(runner="ray", workers=workers), ray_runner, bad_rows=0)
     return store, {**steady(store, workers), "wall": time.time() - began, "first": outcome.progress.first_commit_s or 0}
 
 
-def bare(spec: SampleSpec, path: Path, batches: int) -> float:
+def bare(config: SampleConfig, path: Path, batches: int) -> float:
     """Pictures a second of the same worker in a loop of this process, its results dropped undone."""
     import pyarrow.parquet as pq
 
-    worker = build_sampler(spec, None, 1)
+    worker = build_sampler(config, None, 1)
     rows = pq.read_table(path)
     worker.start(rows.slice(0, BATCH))
     began = time.perf_counter()
@@ -101,10 +103,22 @@ def bare(spec: SampleSpec, path: Path, batches: int) -> float:
 def torchrun(path: Path, checkpoint: str, folder: Path, workers: int, steps: int) -> dict[str, float]:
     """The plain script: steady rate after each rank's first batch, and its wall time."""
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(workers), "--master-addr", "127.0.0.1",
-        "--master-port", "29777", "benchmarks/torchrun_sample.py", str(path), checkpoint, str(folder),
-        str(BATCH), str(steps),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(workers),
+        "--master-addr",
+        "127.0.0.1",
+        "--master-port",
+        "29777",
+        "benchmarks/torchrun_sample.py",
+        str(path),
+        checkpoint,
+        str(folder),
+        str(BATCH),
+        str(steps),
+    ]
     began = time.time()
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
     wall = time.time() - began
@@ -119,23 +133,32 @@ def real(folder: Path, rounds: int, pictures: int, steps: int) -> list[dict[str,
     """generate against the bare loop and torchrun, one actor (a core to spare) and two (every core used)."""
     path = conditions(folder, pictures)
     checkpoint = resolve("bundled")
-    spec = SampleSpec(checkpoint=checkpoint, sampler=SamplerSpec(steps=steps), batch=BATCH, run_id="benchmark")
+    config = SampleConfig(checkpoint=checkpoint, sampler=SamplerConfig(steps=steps), batch=BATCH, run_id="benchmark")
     torch.set_num_threads(1)
     results = []
     for workers in (1, 2):
         rows = []
         for i in range(rounds):
-            loop = bare(spec, path, max(4, pictures // BATCH // 4))
+            loop = bare(config, path, max(4, pictures // BATCH // 4))
             _, ours = run(
                 folder / f"ray-{workers}-{i}",
                 [Slice(str(path), 0, pictures)],
-                partial(build_sampler, spec, None, 1),
+                partial(build_sampler, config, None, 1),
                 workers,
                 2 * BATCH,
             )
             plain = torchrun(path, checkpoint, folder / f"torchrun-{workers}-{i}", workers, steps)
-            rows.append({"bare": loop, "ours": ours["rate"], "torchrun": plain["rate"], "busy": ours["busy"],
-                         "first": ours["first"], "wall": ours["wall"], "torchrun_wall": plain["wall"]})  # fmt: skip
+            rows.append(
+                {
+                    "bare": loop,
+                    "ours": ours["rate"],
+                    "torchrun": plain["rate"],
+                    "busy": ours["busy"],
+                    "first": ours["first"],
+                    "wall": ours["wall"],
+                    "torchrun_wall": plain["wall"],
+                }
+            )
             print(
                 f"  {workers} worker(s), round {i + 1}: {json.dumps({k: round(v, 2) for k, v in rows[-1].items()})}",
                 flush=True,
@@ -144,11 +167,13 @@ def real(folder: Path, rounds: int, pictures: int, steps: int) -> list[dict[str,
         middle = {k: statistics.median(r[k] for r in rows) for k in rows[0]}
         results.append(
             {
-                "case": f"real, {workers} worker(s)", **middle,
+                "case": f"real, {workers} worker(s)",
+                **middle,
                 "of_bare": statistics.median(r["ours"] / (workers * r["bare"]) for r in rows),
-                "of_torchrun": statistics.median(ratios), "spread_of_torchrun": [min(ratios), max(ratios)],
+                "of_torchrun": statistics.median(ratios),
+                "spread_of_torchrun": [min(ratios), max(ratios)],
             }
-        )  # fmt: skip
+        )
     return results
 
 
@@ -178,8 +203,13 @@ def overhead(folder: Path) -> list[dict[str, Any]]:
         marks.append((shards, time.time() - began, peak[0]))
         print(f"  {shards} shards: {marks[-1][1]:.1f} s, {marks[-1][2]:.0f} MB", flush=True)
     (few, _, low), (_, early, _), (many, late, high) = marks[1], marks[0], marks[2]
-    return [{"case": "a shard of 1,024 rows without pictures", "seconds": (late - early) / (many - counts[0]),
-             "driver_mb_a_million_rows": (high - low) / (many - few) * 1e6 / 1024}]  # fmt: skip
+    return [
+        {
+            "case": "a shard of 1,024 rows without pictures",
+            "seconds": (late - early) / (many - counts[0]),
+            "driver_mb_a_million_rows": (high - low) / (many - few) * 1e6 / 1024,
+        }
+    ]
 
 
 @contextmanager
@@ -251,7 +281,7 @@ def main() -> None:
         return
     parts = options.only.split(",")
     found: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name, connected(Where(runner="ray", workers=8)):
+    with tempfile.TemporaryDirectory() as name, connected(Resources(runner="ray", workers=8)):
         folder = Path(name)
         if "codec" in parts:
             found += codec()

@@ -14,8 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from raygen.models.schedule import SamplerSpec
-from raygen.sampling.worker import SampleSpec, SampleWorker
+from raygen.models.schedule import SamplerConfig
+from raygen.sampling.worker import SampleConfig, SampleWorker
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
     batch, steps = (int(a) for a in (sys.argv[4:6] or ("32", "12")))
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
-    spec = SampleSpec(checkpoint=checkpoint, sampler=SamplerSpec(steps=steps), batch=batch, codec="png")
-    worker = SampleWorker(spec, threads=1)
+    config = SampleConfig(checkpoint=checkpoint, sampler=SamplerConfig(steps=steps), batch=batch, codec="png")
+    worker = SampleWorker(config, threads=1)
     rows = pq.read_table(conditions)
     share = rows.num_rows // world
     rows = rows.slice(rank * share, share)

@@ -23,22 +23,22 @@ import pyarrow as pa
 import torch
 
 from raygen.core.pixels import to_pixels
-from raygen.datasets import ProceduralSet
+from raygen.datasets import ProceduralDataSet
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
-from raygen.models.ldm import LDMSpec
-from raygen.training.data import TrainingArrays, load_arrays
-from raygen.training.losses import DiffusionObjective, Simple
-from raygen.training.trainer import Trainer, TrainSpec
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.ldm import LDMConfig
+from raygen.training.data import TrainingData, load_training_data
+from raygen.training.losses import DiffusionObjective, SimpleLoss
+from raygen.training.trainer import TrainConfig, Trainer
 
 FACES = 512
 
 
-def data(stage: FirstStage, device: torch.device) -> dict[str, TrainingArrays]:
+def data(stage: FirstStage, device: torch.device) -> dict[str, TrainingData]:
     """The same faces as pictures and as moments."""
-    drawn = ProceduralSet(identities=FACES // 4, pictures=4, size=64, seed=3)
+    drawn = ProceduralDataSet(identities=FACES // 4, pictures=4, size=64, seed=3)
     faces: pa.Table = drawn.load(drawn.listing()).drop_columns(["error"])
-    pictures = load_arrays([faces], size=64, modalities=["mask", "attributes"])
+    pictures = load_training_data([faces], size=64, modalities=["mask", "attributes"])
     assert pictures.images is not None
     with torch.no_grad():
         parts = torch.split(torch.from_numpy(pictures.images), 64)
@@ -48,22 +48,25 @@ def data(stage: FirstStage, device: torch.device) -> dict[str, TrainingArrays]:
 
 def trainer(stage: FirstStage, device: torch.device, batch: int, **fields: Any) -> Trainer:
     """The bundled denoiser, new."""
-    spec = LDMSpec(
-        modalities=("mask", "attributes"), channels=(48, 96, 128), attention=(False, False, True), head_dim=16,
+    config = LDMConfig(
+        modalities=("mask", "attributes"),
+        channels=(48, 96, 128),
+        attention=(False, False, True),
+        head_dim=16,
         attribute_path="vector",
-    )  # fmt: skip
-    objective = DiffusionObjective(checkpoint.build(spec, stage, seed=0), Simple())
-    return Trainer(objective, TrainSpec(steps=10_000, batch=batch, **fields), device=device)
+    )
+    objective = DiffusionObjective(checkpoint.build(config, stage, seed=0), SimpleLoss())
+    return Trainer(objective, TrainConfig(steps=10_000, batch=batch, **fields), device=device)
 
 
-def rate(active: Trainer, arrays: TrainingArrays, steps: int) -> float:
+def rate(active: Trainer, arrays: TrainingData, steps: int) -> float:
     """Pictures a second over `steps`, reading the data as training does but without reading ahead."""
     began = time.perf_counter()
     for _ in range(steps):
         active.update(active.batch(arrays, active.step), 1e-4)
     if active.device.type == "cuda":
         torch.cuda.synchronize()
-    return steps * active.spec.batch / (time.perf_counter() - began)
+    return steps * active.config.batch / (time.perf_counter() - began)
 
 
 def main() -> None:
@@ -78,7 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    large = AutoencoderSpec(patch=2, channels=(64, 128), layers_per_block=2)
+    large = AutoencoderConfig(patch=2, channels=(64, 128), layers_per_block=2)
     stage = (FirstStage(large) if options.stage == "kl" else checkpoint.load_first_stage("bundled")).to(device)
     arrays = data(stage, device)
     cases: dict[str, tuple[str, dict[str, Any]]] = {

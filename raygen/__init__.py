@@ -5,8 +5,8 @@ not imported here.
 """
 
 from raygen.commands.registry import load, make
-from raygen.commands.verify import Verification, verify
-from raygen.core.config import Where
+from raygen.commands.verify import IntegrityReport, verify
+from raygen.core.config import Resources
 from raygen.core.errors import (
     ConfigError,
     InfrastructureError,
@@ -15,18 +15,18 @@ from raygen.core.errors import (
     RaygenError,
     TooManyBadRows,
 )
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 
 __all__ = [
     "ConfigError",
     "InfrastructureError",
     "InputError",
     "IntegrityError",
+    "IntegrityReport",
     "RaygenError",
-    "Store",
+    "Resources",
+    "RunStore",
     "TooManyBadRows",
-    "Verification",
-    "Where",
     "load",
     "make",
     "verify",

@@ -14,7 +14,7 @@ from raygen.commands import console
 from raygen.commands.base import Job
 from raygen.commands.registry import VERBS, Verb, load
 from raygen.core.errors import ConfigError, RaygenError
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 
 __all__ = ["app", "main"]
 
@@ -112,7 +112,7 @@ def verify(
     """Prove that every planned row is there exactly once and every byte is as committed."""
     from raygen.commands.verify import verify as check
 
-    found = check(Store(folder, attempt), decode=decode)
+    found = check(RunStore(folder, attempt), decode=decode)
     console.heading(f"verify: {found.url}")
     console.facts(
         {

@@ -15,10 +15,10 @@ os.environ.pop("RAY_ADDRESS", None)
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One local Ray for all tests that need one, with more logical CPUs than any pool asks for."""
-    from raygen.core.config import Where
+    from raygen.core.config import Resources
     from raygen.execution.ray.session import connected
 
-    with connected(Where(runner="ray", workers=4)):
+    with connected(Resources(runner="ray", workers=4)):
         yield
 
 

@@ -19,7 +19,7 @@ from raygen.execution.worker import Tables
 from raygen.sampling.noise import keyed_normal, noise_key
 from raygen.store.images import encode_image, picture_column
 from raygen.store.parquet import Slice, to_parquet
-from raygen.store.run_store import Plan, cut
+from raygen.store.run_store import Plan, make_shards
 from raygen.store.schemas import CONDITIONS, SAMPLES, cast
 
 
@@ -86,5 +86,5 @@ def plan_of(folder: Path, rows: int = 96, *, shard_rows: int = 16, batch: int = 
     ids = [f"r{i:06d}" for i in range(rows)]
     table = cast(pa.table({"sample_id": ids, "plan": ["t"] * rows, "seed": [0] * rows}), CONDITIONS)
     path.write_bytes(to_parquet(table))
-    shards = cut([Slice(str(path), 0, rows)], shard_rows)
+    shards = make_shards([Slice(str(path), 0, rows)], shard_rows)
     return Plan("generate", run_id({"name": name, "rows": rows}), {"name": name}, batch, shards)

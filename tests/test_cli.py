@@ -21,9 +21,13 @@ def raygen(*words, cwd, **environment):
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, "-m", "raygen", *map(str, words)],
-        cwd=cwd, env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "80", **environment},
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": paths, "COLUMNS": "80", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -101,10 +105,14 @@ def test_an_interrupt_says_what_stays(tmp_path, job):
     words = [sys.executable, "-m", "raygen", "ingest", job(), "what.data.identities=100000", "what.shard_rows=64"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     running = subprocess.Popen(
-        words, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True,
+        words,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        stderr=subprocess.PIPE,
+        text=True,
         # Shells start what runs in their background deaf to Ctrl-C, and children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     commits = tmp_path / "faces/attempt-00/commits"
     deadline = time.time() + 120
     while not (commits.is_dir() and any(commits.iterdir())) and time.time() < deadline:
@@ -156,9 +164,15 @@ def test_another_job_in_the_same_folder_is_refused_by_the_key_that_differs(tmp_p
 
 def test_a_missing_bucket_is_a_sentence(tmp_path, job):
     ended = raygen(
-        "ingest", job(), "out=s3://no-such-bucket-here/faces", cwd=tmp_path, AWS_ACCESS_KEY_ID="x",
-        AWS_SECRET_ACCESS_KEY="hush", AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_MAX_ATTEMPTS="1",
-    )  # fmt: skip
+        "ingest",
+        job(),
+        "out=s3://no-such-bucket-here/faces",
+        cwd=tmp_path,
+        AWS_ACCESS_KEY_ID="x",
+        AWS_SECRET_ACCESS_KEY="hush",
+        AWS_ENDPOINT_URL="http://127.0.0.1:9",
+        AWS_MAX_ATTEMPTS="1",
+    )
     assert ended.returncode == 4
     assert "no-such-bucket-here" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -175,9 +189,12 @@ def test_doctor_checks_and_keeps_secrets(tmp_path):
 
 def test_doctor_finds_an_open_dashboard_and_files_that_run_code(tmp_path):
     shown = raygen(
-        "doctor", cwd=tmp_path, RAY_DASHBOARD_HOST="0.0.0.0", RAY_AUTH_MODE="disabled",
+        "doctor",
+        cwd=tmp_path,
+        RAY_DASHBOARD_HOST="0.0.0.0",
+        RAY_AUTH_MODE="disabled",
         RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA="1",
-    )  # fmt: skip
+    )
     assert shown.returncode == 4
     assert "whoever reaches it runs code" in shown.stdout
     assert "lets Parquet files run code" in shown.stdout

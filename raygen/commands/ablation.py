@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from raygen.commands.base import Estimate, Job, Report, Result
+from raygen.commands.base import Estimate, Job, ProgressCallback, Result
 from raygen.commands.edit import EditJob
 from raygen.commands.encode import EncodeJob
 from raygen.commands.evaluate import EvaluateJob
@@ -30,7 +30,7 @@ from raygen.commands.generate import GenerateJob
 from raygen.commands.ingest import IngestJob
 from raygen.commands.plan import PlanJob
 from raygen.commands.train import TrainJob
-from raygen.core.config import Spec, override, parse
+from raygen.core.config import Config, override, parse
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.evaluation.aggregate import write_metrics
 from raygen.evaluation.comparison import (
@@ -43,7 +43,7 @@ from raygen.evaluation.comparison import (
     variant_of,
 )
 from raygen.metrics.registry import SECONDS
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
 from raygen.store.run_store import open_input
 from raygen.store.schemas import METRICS
@@ -52,13 +52,18 @@ __all__ = ["AblationJob", "AblationWhat"]
 
 
 JOBS: Final[Mapping[str, type[Job]]] = {
-    "ingest": IngestJob, "plan": PlanJob, "encode": EncodeJob, "train": TrainJob, "generate": GenerateJob,
-    "edit": EditJob, "evaluate": EvaluateJob,
-}  # fmt: skip
+    "ingest": IngestJob,
+    "plan": PlanJob,
+    "encode": EncodeJob,
+    "train": TrainJob,
+    "generate": GenerateJob,
+    "edit": EditJob,
+    "evaluate": EvaluateJob,
+}
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class AblationWhat(Spec):
+class AblationWhat(Config):
     """Jobs without `out`; in their texts `{shared}` and `{variant}` stand for the two folders."""
 
     shared: dict[str, dict[str, Any]] = Field(default_factory=dict, description="jobs that run once, by folder")
@@ -111,7 +116,7 @@ class AblationJob(Job):
         job: Job = parse(kind, {**filled, "where": where, "out": out}, f"{variant or 'shared'}/{name}")
         return job
 
-    def run(self, report: Report) -> Result:
+    def run(self, report: ProgressCallback) -> Result:
         """Every job in turn, then the table."""
         began = time.time()
         measured: dict[str, list[dict[str, Any]]] = {}
@@ -128,7 +133,7 @@ class AblationJob(Job):
                 measured.setdefault(variant, []).extend(_rows(job, variant, name))
                 _check(measured)  # before hours go into the next variant
         table = self._metrics()
-        return Result(self.out, {**_headlines(table), "seconds": round(time.time() - began, 1)})
+        return Result(self.out, {**_headline_metrics(table), "seconds": round(time.time() - began, 1)})
 
     def estimate(self) -> Estimate:
         """Of the jobs whose inputs are there; the others are named."""
@@ -166,7 +171,7 @@ class AblationJob(Job):
         for column, cells in side_by_side(rows).items():
             check_counts(column, cells)
         table = pa.Table.from_pylist(rows, METRICS)
-        folder = Storage(f"{self.out}/metrics")
+        folder = FileStore(f"{self.out}/metrics")
         write_metrics(folder, rows)
         folder.put("table.md", _markdown(table).encode())
         return table
@@ -197,7 +202,7 @@ def _rows(
 ) -> list[dict[str, Any]]:
     """METRICS of an evaluation that has run; of `common`, ids by measurement, where that is not None."""
     if common is None:
-        found = from_parquet(Storage(f"{job.out}/metrics").get("metrics.parquet"))
+        found = from_parquet(FileStore(f"{job.out}/metrics").get("metrics.parquet"))
         return [{**row, "protocol": _named(row["protocol"], variant, stage)} for row in found.to_pylist()]
     said = {"rows": "those that all variants have"}
     return [{**row, "protocol": _named(row["protocol"], variant, stage, said)} for row in job.over(common).to_pylist()]
@@ -208,9 +213,7 @@ def _check(measured: Mapping[str, list[dict[str, Any]]]) -> None:
     columns = side_by_side(row for found in measured.values() for row in found)
     for column, cells in columns.items():
         check_protocols(column, cells)
-    check_names({
-        variant: [cells[variant] for cells in columns.values() if variant in cells] for variant in measured
-    })  # fmt: skip
+    check_names({variant: [cells[variant] for cells in columns.values() if variant in cells] for variant in measured})
 
 
 def _fill(value: Any, places: Mapping[str, str]) -> Any:
@@ -239,13 +242,16 @@ def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
     row = {"run_id": facts["run_id"], "slice": stage, "ci_low": None, "ci_high": None, "reference": None}
     return [
         {
-            **row, "metric": metric, "value": value, "n": facts["pictures"] if metric == "loss" else pictures,
+            **row,
+            "metric": metric,
+            "value": value,
+            "n": facts["pictures"] if metric == "loss" else pictures,
             "protocol": _named(json.dumps(protocol if metric == "loss" else {**protocol, **judged}), variant, stage),
             "created": datetime.now(UTC),
         }
         for metric, value in values.items()
         if value is not None
-    ]  # fmt: skip
+    ]
 
 
 def _made(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
@@ -258,18 +264,29 @@ def _made(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
     environment = commits[0].environment
     where = {name: environment.get(name) for name in ("device", "dtype", "threads", "torch")}
     protocol = {
-        **where, "workers": job.where.workers,
+        **where,
+        "workers": job.where.workers,
         "includes": "sampling, first stage, encoding" + (", scoring" if job.what.score is not None else ""),
-        "variant": variant, "stage": stage,
-    }  # fmt: skip
-    return [{
-        "run_id": store.plan().run_id, "metric": SECONDS, "slice": "all",
-        "value": sum(commit.timings["work_s"] for commit in commits) / made, "n": made, "ci_low": None, "ci_high": None,
-        "reference": None, "protocol": json.dumps(protocol, sort_keys=True), "created": datetime.now(UTC),
-    }]  # fmt: skip
+        "variant": variant,
+        "stage": stage,
+    }
+    return [
+        {
+            "run_id": store.plan().run_id,
+            "metric": SECONDS,
+            "slice": "all",
+            "value": sum(commit.timings["work_s"] for commit in commits) / made,
+            "n": made,
+            "ci_low": None,
+            "ci_high": None,
+            "reference": None,
+            "protocol": json.dumps(protocol, sort_keys=True),
+            "created": datetime.now(UTC),
+        }
+    ]
 
 
-def _headlines(table: pa.Table) -> dict[str, object]:
+def _headline_metrics(table: pa.Table) -> dict[str, object]:
     values = grid(table.to_pylist()).values
     return {variant: {name: round(value, 4) for name, value in found.items()} for variant, found in values.items()}
 

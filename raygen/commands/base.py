@@ -13,41 +13,41 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.core.config import Spec, Where
+from raygen.core.config import Config, Resources
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import digest, run_id
 from raygen.execution.executor import Outcome, Progress, Runner, execute, local_runner
 from raygen.execution.worker import Worker
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, read_slice, to_parquet
-from raygen.store.run_store import Plan, Store, cut, open_input
+from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 
 __all__ = [
     "Estimate",
     "Inputs",
     "Job",
-    "Prepared",
-    "Rate",
-    "Report",
+    "PreparedRun",
+    "ProgressCallback",
     "Result",
     "ShardedJob",
     "ShardedWhat",
-    "facts_of",
-    "inputs",
-    "listed",
-    "prepared",
-    "probe",
+    "Throughput",
+    "estimate_cost",
+    "extrapolate",
+    "open_inputs",
+    "outcome_facts",
+    "prepare_run",
     "run_sharded",
     "runner_of",
-    "scaled",
-    "timed",
+    "store_listing",
+    "time_one_batch",
 ]
 
 
-Report = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
-class ShardedWhat(Spec):
+class ShardedWhat(Config):
     """Keys of every job over shards."""
 
     shard_rows: int = Field(
@@ -76,14 +76,14 @@ class Estimate:
     notes: tuple[str, ...] = ()
 
 
-class Job(Spec):
+class Job(Config):
     """A job in three parts. Subclasses add `kind: Literal[...]` and `what`."""
 
-    where: Where = Field(default_factory=Where)
+    where: Resources = Field(default_factory=Resources)
     out: str = Field(..., min_length=1, description="folder or URL that the result goes to")
 
     @abstractmethod
-    def run(self, report: Report) -> Result:
+    def run(self, report: ProgressCallback) -> Result:
         """Do it; `report` hears of progress. Raises the errors of `raygen.core.config`."""
 
     @abstractmethod
@@ -95,18 +95,18 @@ class ShardedJob(Job):
     """A job that is one pass over shards."""
 
     @abstractmethod
-    def prepare(self, *, write: bool) -> "Prepared":
+    def prepare(self, *, write: bool) -> "PreparedRun":
         """Plan and worker; with `write`, inputs that the job makes itself are stored for the actors to read."""
 
-    def run(self, report: Report) -> Result:
+    def run(self, report: ProgressCallback) -> Result:
         """Every shard, committed exactly once."""
         work = self.prepare(write=True)
         said = {"note": "; ".join(work.notes)} if work.notes else {}
-        return Result(self.out, {**facts_of(run_sharded(work, self.where, report)), **said})
+        return Result(self.out, {**outcome_facts(run_sharded(work, self.where, report)), **said})
 
     def estimate(self) -> Estimate:
         """Work on one batch of the first shard, keep nothing, and scale up."""
-        return probe(self.prepare(write=False), self.where)
+        return estimate_cost(self.prepare(write=False), self.where)
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A job over shards, ready to run: where it goes, its plan, and how an actor builds the worker."""
 
-    store: Store
+    store: RunStore
     plan: Plan
     build: Callable[[], Worker]
     bad_rows: float
@@ -130,7 +130,7 @@ class Prepared:
     notes: tuple[str, ...] = ()  # what a person should know of the plan
 
 
-def inputs(url: str, table: str) -> Inputs:
+def open_inputs(url: str, table: str) -> Inputs:
     """The committed rows of `table` of a complete earlier run; `ConfigError` where there is none."""
     store, content = open_input(url)
     if not store.has(table):
@@ -138,21 +138,21 @@ def inputs(url: str, table: str) -> Inputs:
     return Inputs(store.slices(table), content)
 
 
-def listed(listing: pa.Table, out: str, *also: str, write: bool) -> Inputs:
+def store_listing(listing: pa.Table, out: str, *also: str, write: bool) -> Inputs:
     """Rows that the driver made, as an input: stored under `out` with `write`, so that actors read what it saw.
 
     `also`: digests of what else the rows mean.
     """
     data = to_parquet(listing, row_group_rows=4096)
     name = f"listing-{digest(data)[:12]}.parquet"
-    storage = Storage(out)
+    storage = FileStore(out)
     if write:
         storage.require()
         storage.put(name, data)
     return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
 
 
-def prepared(
+def prepare_run(
     job: Job,
     kind: str,
     what: Mapping[str, Any],
@@ -163,20 +163,20 @@ def prepared(
     sharding: ShardedWhat,
     attempt: int = 0,
     columns: tuple[str, ...] | None = None,
-) -> Prepared:
+) -> PreparedRun:
     """The plan of a job. `what` and the inputs' digest name the run; `build` gets that name.
 
     Shards are whole multiples of the batch, so that every full batch holds the same rows however the work is
     spread.
     """
     rows = max(batch, sharding.shard_rows // batch * batch)
-    shards = cut(given.slices, rows)
+    shards = make_shards(given.slices, rows)
     name = run_id({"kind": kind, "what": what, "inputs": given.digest, "shard_rows": rows, "attempt": attempt})
     plan = Plan(kind, name, what, batch, shards)
-    return Prepared(Store(job.out, attempt), plan, build(name), sharding.bad_rows, columns)
+    return PreparedRun(RunStore(job.out, attempt), plan, build(name), sharding.bad_rows, columns)
 
 
-def runner_of(where: Where) -> Runner:
+def runner_of(where: Resources) -> Runner:
     """The plain loop or Ray; Ray is imported here and nowhere else outside `cluster`."""
     if where.runner == "local":
         return local_runner
@@ -185,15 +185,21 @@ def runner_of(where: Where) -> Runner:
     return ray_runner
 
 
-def run_sharded(work: Prepared, where: Where, report: Report) -> Outcome:
+def run_sharded(work: PreparedRun, where: Resources, report: ProgressCallback) -> Outcome:
     """All shards of `work`; see `shards.execute` for what it raises."""
     return execute(
-        work.store, work.plan, work.build, where, runner_of(where),
-        bad_rows=work.bad_rows, columns=work.columns, report=report,
-    )  # fmt: skip
+        work.store,
+        work.plan,
+        work.build,
+        where,
+        runner_of(where),
+        bad_rows=work.bad_rows,
+        columns=work.columns,
+        report=report,
+    )
 
 
-def facts_of(outcome: Outcome) -> dict[str, object]:
+def outcome_facts(outcome: Outcome) -> dict[str, object]:
     """What a person wants to know of a finished pass."""
     manifest, progress = outcome.manifest, outcome.progress
     return {
@@ -208,7 +214,7 @@ def facts_of(outcome: Outcome) -> dict[str, object]:
 
 
 @dataclass(frozen=True)
-class Rate:
+class Throughput:
     """What a row takes on one worker, measured on `rows` of them."""
 
     seconds: float
@@ -216,13 +222,13 @@ class Rate:
     rows: int
 
 
-def probe(work: Prepared, where: Where) -> Estimate:
+def estimate_cost(work: PreparedRun, where: Resources) -> Estimate:
     """What `work` would make and how long it would take: one batch done here, scaled up, nothing kept."""
-    rate = timed(work)
-    return scaled(work, where, rate, (f"timed on {rate.rows} rows with one worker on this machine",))
+    rate = time_one_batch(work)
+    return extrapolate(work, where, rate, (f"timed on {rate.rows} rows with one worker on this machine",))
 
 
-def timed(work: Prepared) -> Rate:
+def time_one_batch(work: PreparedRun) -> Throughput:
     """One batch done here, nothing kept."""
     size = min(work.plan.batch, max(work.plan.rows, 1))
     rows = work.first if work.first is not None else _head(work.plan, size, work.columns)
@@ -232,17 +238,21 @@ def timed(work: Prepared) -> Rate:
     began = time.perf_counter()
     tables = worker.start(rows)()
     each = (time.perf_counter() - began) / max(rows.num_rows, 1)
-    return Rate(each, sum(table.nbytes for table in tables.values()) // max(rows.num_rows, 1), rows.num_rows)
+    return Throughput(each, sum(table.nbytes for table in tables.values()) // max(rows.num_rows, 1), rows.num_rows)
 
 
-def scaled(work: Prepared, where: Where, rate: Rate, notes: tuple[str, ...]) -> Estimate:
+def extrapolate(work: PreparedRun, where: Resources, rate: Throughput, notes: tuple[str, ...]) -> Estimate:
     """All of `work` at a rate; shards that are committed take no time."""
     done = len(work.store.committed())
     left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
     return Estimate(
-        work.plan.rows, len(work.plan.shards), done, rate.bytes * work.plan.rows,
-        rate.seconds * left / where.workers, (*work.notes, *notes),
-    )  # fmt: skip
+        work.plan.rows,
+        len(work.plan.shards),
+        done,
+        rate.bytes * work.plan.rows,
+        rate.seconds * left / where.workers,
+        (*work.notes, *notes),
+    )
 
 
 def _head(plan: Plan, rows: int, columns: tuple[str, ...] | None) -> pa.Table:

@@ -16,7 +16,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from raygen.core.errors import RaygenError
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 
 __all__ = ["Check", "examine"]
 
@@ -107,7 +107,7 @@ def _ray() -> Iterator[Check]:
 
 def _storage(folder: str) -> Iterator[Check]:
     try:
-        storage = Storage(folder)
+        storage = FileStore(folder)
         storage.require()
         once = storage.creates_once()
     except RaygenError as error:

@@ -8,17 +8,17 @@ from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import Prepared, ShardedJob, ShardedWhat, inputs, prepared
+from raygen.commands.base import PreparedRun, ShardedJob, ShardedWhat, open_inputs, prepare_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.execution.worker import Worker
 from raygen.models.checkpoint import check_mixing
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedule import SamplerSpec
-from raygen.sampling.edit_judge import Judge, JudgeSpec
-from raygen.sampling.imagic import EditWorker, ImagicSpec
-from raygen.sampling.worker import SampleSpec
+from raygen.models.schedule import SamplerConfig
+from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig
+from raygen.sampling.imagic import EditWorker, ImagicConfig
+from raygen.sampling.worker import SampleConfig
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
@@ -32,9 +32,9 @@ class EditWhat(ShardedWhat):
     conditions: str = Field(..., description="folder of a plan run of edits")
     faces: str = Field(..., description="folder of the ingest run whose pictures are edited")
     checkpoint: str = Field(..., description="model folder, or `bundled`")
-    imagic: ImagicSpec = Field(default_factory=ImagicSpec)
-    judge: JudgeSpec = Field(default_factory=JudgeSpec)
-    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
+    imagic: ImagicConfig = Field(default_factory=ImagicConfig)
+    judge: EditJudgeConfig = Field(default_factory=EditJudgeConfig)
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     mixing: AnyMixing | None = Field(None, description="of a collaboration: how experts are mixed; none is `paper`")
     missing: Literal["null", "quarantine"] = Field(
         "null", description="an edit without a condition the model takes: use what it was trained for, or refuse it"
@@ -52,33 +52,41 @@ class EditJob(ShardedJob):
     kind: Literal["edit"] = "edit"
     what: EditWhat
 
-    def prepare(self, *, write: bool) -> Prepared:
+    def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of edits. Checkpoint and faces enter by their content, not by their paths."""
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
         what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
-        what["faces"] = inputs(self.what.faces, "faces").digest
-        what["judges"] = Judge.digests(self.what.judge)
+        what["faces"] = open_inputs(self.what.faces, "faces").digest
+        what["judges"] = EditJudge.digests(self.what.judge)
         if self.what.mixing is not None:
             check_mixing(resolve(self.what.checkpoint), self.what.mixing)
-        given = inputs(self.what.conditions, "conditions")
+        given = open_inputs(self.what.conditions, "conditions")
         if not given.slices:
             raise ConfigError(f"{self.what.conditions}: has no edits")
         first = read_slice(given.slices[0], ["edit_id"])["edit_id"].to_pylist()
         if first[0] is None:
             raise ConfigError(f"{self.what.conditions}: no plan of edits (see planning `edits`, `edit_pairs`)")
         alphas = next((i for i, name in enumerate(first) if name != first[0]), len(first))
-        return prepared(
-            self, "edit", what, given, partial(self._builder, alphas),
-            batch=alphas, sharding=self.what, attempt=self.what.attempt,
-        )  # fmt: skip
+        return prepare_run(
+            self,
+            "edit",
+            what,
+            given,
+            partial(self._builder, alphas),
+            batch=alphas,
+            sharding=self.what,
+            attempt=self.what.attempt,
+        )
 
     def _builder(self, alphas: int, run_id: str) -> "partial[Worker]":
-        fields = (set(SampleSpec.model_fields) & set(EditWhat.model_fields)) - {"checkpoint"}
+        fields = (set(SampleConfig.model_fields) & set(EditWhat.model_fields)) - {"checkpoint"}
         values = {name: getattr(self.what, name) for name in fields}
-        sample = SampleSpec(run_id=run_id, checkpoint=resolve(self.what.checkpoint), batch=alphas, **values)
+        sample = SampleConfig(run_id=run_id, checkpoint=resolve(self.what.checkpoint), batch=alphas, **values)
         return partial(build_editor, sample, self.what.imagic, self.what.judge, self.what.faces, self.where.threads)
 
 
-def build_editor(sample: SampleSpec, imagic: ImagicSpec, judge: JudgeSpec, faces: str, threads: int) -> Worker:
+def build_editor(
+    sample: SampleConfig, imagic: ImagicConfig, judge: EditJudgeConfig, faces: str, threads: int
+) -> Worker:
     """The worker of an actor."""
     return EditWorker(sample, imagic, judge, StoredRows(faces, ("image", "mask", "attributes")), threads=threads)

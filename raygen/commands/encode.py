@@ -8,10 +8,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import Prepared, ShardedJob, ShardedWhat, inputs, prepared
+from raygen.commands.base import PreparedRun, ShardedJob, ShardedWhat, open_inputs, prepare_run
 from raygen.core.assets import resolve
 from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.sampling.encode import EncodeSpec, EncodeWorker
+from raygen.sampling.encode import EncodeConfig, EncodeWorker
 
 __all__ = ["EncodeJob", "EncodeWhat"]
 
@@ -31,13 +31,18 @@ class EncodeJob(ShardedJob):
     kind: Literal["encode"] = "encode"
     what: EncodeWhat
 
-    def prepare(self, *, write: bool) -> Prepared:
+    def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of latents."""
         folder = resolve(self.what.checkpoint)
         what = {"checkpoint": checkpoint_digest(folder), "flips": self.what.flips}
-        spec = EncodeSpec(checkpoint=folder, flips=self.what.flips)
-        return prepared(
-            self, "encode", what, inputs(self.what.faces, "faces"),
-            lambda _: partial(EncodeWorker, spec, threads=self.where.threads),
-            batch=self.what.batch, sharding=self.what, columns=("face_id", "image"),
-        )  # fmt: skip
+        config = EncodeConfig(checkpoint=folder, flips=self.what.flips)
+        return prepare_run(
+            self,
+            "encode",
+            what,
+            open_inputs(self.what.faces, "faces"),
+            lambda _: partial(EncodeWorker, config, threads=self.where.threads),
+            batch=self.what.batch,
+            sharding=self.what,
+            columns=("face_id", "image"),
+        )

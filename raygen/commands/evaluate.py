@@ -28,46 +28,47 @@ from pydantic import Field, model_validator
 from raygen.commands.base import (
     Estimate,
     Job,
-    Prepared,
-    Report,
+    PreparedRun,
+    ProgressCallback,
     Result,
     ShardedWhat,
-    inputs,
-    prepared,
-    probe,
+    estimate_cost,
+    open_inputs,
+    prepare_run,
     run_sharded,
 )
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import run_id
-from raygen.evaluation.aggregate import MetricRows, Scored, gather, measure, write_metrics
-from raygen.evaluation.external_stats import to_statistics
-from raygen.evaluation.feature_metrics import CompareSpec, Kin, few_rows
-from raygen.evaluation.memorization import TrainingSpec, to_training
-from raygen.evaluation.pairwise import COLUMNS, RelationSpec, RelationWorker
+from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, aggregate, gather_scores, write_metrics
+from raygen.evaluation.external_stats import compare_to_statistics
+from raygen.evaluation.feature_metrics import FeatureMetricsConfig, Grouping, few_rows
+from raygen.evaluation.memorization import MemorizationConfig, compare_to_training
+from raygen.evaluation.pairwise import COLUMNS, PairwiseConfig, PairwiseWorker
 from raygen.evaluation.pairwise import protocols as relations
-from raygen.evaluation.reference import Reference, unpaired
-from raygen.evaluation.scoring import Observer, ScoreSpec, ScoreWorker
-from raygen.evaluation.slices import by_slices, check_slices, column, kin, taken
+from raygen.evaluation.reference import ReferenceSet, unpaired
+from raygen.evaluation.scoring import ScoreConfig, Scorer, ScoreWorker
+from raygen.evaluation.slices import by_slices, check_slices, column, grouping_of, select_ids
 from raygen.evaluation.verification import (
     IDENTITY,
     ROC_HEAD,
-    VerificationSpec,
+    VerificationConfig,
     as_csv,
     as_lfw,
     histogram,
-    paired,
-    people_of,
+    identities_of,
+    pairs_of,
     roc_lines,
-    verified,
+    verification_metrics,
 )
 from raygen.execution.worker import Worker
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.sampling.encode import RoundTrip
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import from_parquet
-from raygen.store.run_store import KEYS, Store, open_input
+from raygen.store.run_store import RunStore, open_input
+from raygen.store.set_digest import KEYS
 
 __all__ = ["EvaluateJob", "EvaluateWhat"]
 
@@ -81,7 +82,7 @@ TRAINING: Final = "training"
 UNPAIRED: Final = "unpaired.json"
 #: Folder of the numbers over only those rows that others have too.
 COMMON: Final = "metrics/common"
-Sets = Mapping[str, Mapping[str, Scored]]
+Sets = Mapping[str, Mapping[str, ScoreMatrix]]
 
 
 class EvaluateWhat(ShardedWhat):
@@ -92,12 +93,16 @@ class EvaluateWhat(ShardedWhat):
         None, description="folder of an ingest run, the real pictures, or of an evaluation that scored them"
     )
     round_trip: str | None = Field(None, description="checkpoint whose first stage the reference also goes through")
-    score: ScoreSpec = Field(default_factory=ScoreSpec)
-    relate: RelationSpec | None = Field(None, description="what only two pictures together say")
-    compare: CompareSpec | None = Field(None, description="KID, precision and recall … beside the Fréchet distance")
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    relate: PairwiseConfig | None = Field(None, description="what only two pictures together say")
+    compare: FeatureMetricsConfig | None = Field(
+        None, description="KID, precision and recall … beside the Fréchet distance"
+    )
     slices: tuple[str, ...] = Field((), description="attributes, classes or `identity`: all numbers by these, too")
-    training: TrainingSpec | None = Field(None, description="faces that the model was trained on: did it copy them?")
-    verification: VerificationSpec | None = Field(
+    training: MemorizationConfig | None = Field(
+        None, description="faces that the model was trained on: did it copy them?"
+    )
+    verification: VerificationConfig | None = Field(
         None, description="EER and TAR over pairs of pictures; needs `score.identity` and rows that say who they are"
     )
     statistics: str | None = Field(
@@ -128,7 +133,7 @@ class EvaluateJob(Job):
     kind: Literal["evaluate"] = "evaluate"
     what: EvaluateWhat
 
-    def run(self, report: Report) -> Result:
+    def run(self, report: ProgressCallback) -> Result:
         """Score what is not scored yet, then compute."""
         if (key := self.what.score.to_source) and self.what.reference is None:
             raise ConfigError(f"what.score.{key}: needs `reference`, the folder of the faces that rows name")
@@ -154,43 +159,47 @@ class EvaluateJob(Job):
         reference, samples = self._reference(), self._samples()
         sets = self._sets(self._passes(reference, samples), reference, samples)
         for name in rows.keys() & sets["all"].keys():
-            sets["all"] |= taken({name: sets["all"][name]}, rows[name])
+            sets["all"] |= select_ids({name: sets["all"][name]}, rows[name])
         self._write(sets, reference, samples, COMMON)
-        return from_parquet(Storage(f"{self.out}/{COMMON}").get("metrics.parquet"))
+        return from_parquet(FileStore(f"{self.out}/{COMMON}").get("metrics.parquet"))
 
     def _sets(
-        self, passes: Mapping[str, Prepared], reference: Reference | None, samples: Store | None
-    ) -> dict[str, dict[str, Scored]]:
+        self, passes: Mapping[str, PreparedRun], reference: ReferenceSet | None, samples: RunStore | None
+    ) -> dict[str, dict[str, ScoreMatrix]]:
         """Scores of all sets, where every pass has ended."""
-        sets: dict[str, dict[str, Scored]] = {}
+        sets: dict[str, dict[str, ScoreMatrix]] = {}
         if samples is not None and "samples" not in passes:
-            sets["all"] = gather(samples.tables("scores"))
+            sets["all"] = gather_scores(samples.tables("scores"))
         if reference is not None and reference.scores is not None:
-            sets["reference"] = gather(reference.tables())
+            sets["reference"] = gather_scores(reference.tables())
         for name, work in passes.items():
-            found = gather(work.store.tables("scores"))
+            found = gather_scores(work.store.tables("scores"))
             sets.setdefault("all" if name in OF_SAMPLES else name, {}).update(found)
         if samples is not None and "samples" in passes and samples.has("scores"):  # what only their making could know
-            made = gather(samples.tables("scores"))
+            made = gather_scores(samples.tables("scores"))
             sets["all"] |= {name: found for name, found in made.items() if name.partition(":")[0] in MADE}
         return sets
 
     def estimate(self) -> Estimate:
         """Of all passes together."""
-        parts = [probe(work, self.where) for work in self._passes(self._reference(), self._samples()).values()]
+        parts = [estimate_cost(work, self.where) for work in self._passes(self._reference(), self._samples()).values()]
         notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
         return Estimate(
-            sum(p.rows for p in parts), sum(p.shards for p in parts), sum(p.done_shards for p in parts),
-            sum(p.bytes for p in parts), sum(p.seconds for p in parts), notes,
-        )  # fmt: skip
+            sum(p.rows for p in parts),
+            sum(p.shards for p in parts),
+            sum(p.done_shards for p in parts),
+            sum(p.bytes for p in parts),
+            sum(p.seconds for p in parts),
+            notes,
+        )
 
-    def _samples(self) -> Store | None:
+    def _samples(self) -> RunStore | None:
         return None if self.what.samples is None else open_input(self.what.samples)[0]
 
-    def _reference(self) -> Reference | None:
-        return None if self.what.reference is None else Reference.open(self.what.reference)
+    def _reference(self) -> ReferenceSet | None:
+        return None if self.what.reference is None else ReferenceSet.open(self.what.reference)
 
-    def _passes(self, reference: Reference | None, samples: Store | None) -> dict[str, Prepared]:
+    def _passes(self, reference: ReferenceSet | None, samples: RunStore | None) -> dict[str, PreparedRun]:
         """The sets that have to be scored. What was scored before, or while it was made, is not scored again."""
         passes = {}
         if reference is not None and samples is not None:
@@ -208,49 +217,61 @@ class EvaluateJob(Job):
         if self.what.training is not None:
             if reference is not None:
                 reference.check_size(open_input(self.what.training.faces)[0], "faces")
-            only = ScoreSpec(parser=None, classifier=None, features=self.what.score.features)
+            only = ScoreConfig(parser=None, classifier=None, features=self.what.score.features)
             passes[TRAINING] = self._pass(TRAINING, self.what.training.faces, "faces", None, only)
         if self.what.relate is not None and self.what.samples is not None:
             passes["related"] = self._related(self.what.relate, self.what.samples)
         return passes
 
-    def _related(self, relate: RelationSpec, samples: str) -> Prepared:
+    def _related(self, relate: PairwiseConfig, samples: str) -> PreparedRun:
         """One more look at the samples, each beside another."""
         before = None if relate.baseline is None else open_input(relate.baseline)[1]
         what = {"set": "related", "relate": relate.model_copy(update={"baseline": before})}
-        given, threads = inputs(samples, "samples"), self.where.threads
-        return prepared(
-            self.model_copy(update={"out": f"{self.out}/scores/related"}), "evaluate", what, given,
-            lambda run: partial(RelationWorker, relate, samples, run_id=run, threads=threads),
-            batch=self.what.batch, sharding=self.what, columns=COLUMNS,
-        )  # fmt: skip
+        given, threads = open_inputs(samples, "samples"), self.where.threads
+        return prepare_run(
+            self.model_copy(update={"out": f"{self.out}/scores/related"}),
+            "evaluate",
+            what,
+            given,
+            lambda run: partial(PairwiseWorker, relate, samples, run_id=run, threads=threads),
+            batch=self.what.batch,
+            sharding=self.what,
+            columns=COLUMNS,
+        )
 
-    def _scored_inline(self, samples: Store) -> bool:
+    def _scored_inline(self, samples: RunStore) -> bool:
         return samples.plan().what.get("score") == self.what.score.by_content() and samples.has("scores")
 
     def _pass(
-        self, name: str, url: str, table: str, checkpoint: str | None, score: ScoreSpec | None = None
-    ) -> Prepared:
+        self, name: str, url: str, table: str, checkpoint: str | None, score: ScoreConfig | None = None
+    ) -> PreparedRun:
         score = score or self.what.score
         what = {
-            "set": name, "score": score.by_content(),
+            "set": name,
+            "score": score.by_content(),
             "checkpoint": None if checkpoint is None else checkpoint_digest(checkpoint),
-        }  # fmt: skip
-        given = inputs(url, table)
+        }
+        given = open_inputs(url, table)
         key = KEYS[table][0]
         job = self.model_copy(update={"out": f"{self.out}/scores/{name}"})
         sources = self.what.reference if table == "samples" else None
         builder = partial(_build, score, self.where.threads, checkpoint, sources)
-        return prepared(
-            job, "evaluate", what, given, lambda run: partial(builder, run),
-            batch=self.what.batch, sharding=self.what, columns=(key, "image", "mask", "attributes", "source", "text"),
-        )  # fmt: skip
+        return prepare_run(
+            job,
+            "evaluate",
+            what,
+            given,
+            lambda run: partial(builder, run),
+            batch=self.what.batch,
+            sharding=self.what,
+            columns=(key, "image", "mask", "attributes", "source", "text"),
+        )
 
     def _write(
         self,
-        sets: dict[str, dict[str, Scored]],
-        reference: Reference | None,
-        samples: Store | None,
+        sets: dict[str, dict[str, ScoreMatrix]],
+        reference: ReferenceSet | None,
+        samples: RunStore | None,
         where: str = "metrics",
     ) -> dict[str, object]:
         """metrics.parquet and metrics.json in the folder `where`; the headline numbers by name."""
@@ -263,7 +284,7 @@ class EvaluateJob(Job):
             "relate": self.what.relate,
         }
         name = run_id({"kind": "evaluate", **parts})
-        observer = Observer(self.what.score, run_id=name)
+        observer = Scorer(self.what.score, run_id=name)
         plan = None if samples is None else samples.plan()
         protocols: dict[str, Mapping[str, Any]] = {
             **observer.protocols(),
@@ -274,22 +295,27 @@ class EvaluateJob(Job):
         if self.what.relate is not None:
             protocols |= relations(self.what.relate)
         training, named = sets.pop(TRAINING, None), name if plan is None else plan.run_id
-        features, together = observer.features, Kin() if samples is None else kin(samples)
+        features, together = observer.features, Grouping() if samples is None else grouping_of(samples)
         finish = partial(
-            measure, run_id=named, reference=against, protocols=protocols,
-            frechet_name="" if features is None else features.metric, compare=self.what.compare, kin=together,
-        )  # fmt: skip
-        folder = Storage(f"{self.out}/{where}")
+            aggregate,
+            run_id=named,
+            reference=against,
+            protocols=protocols,
+            frechet_name="" if features is None else features.metric,
+            compare=self.what.compare,
+            kin=together,
+        )
+        folder = FileStore(f"{self.out}/{where}")
         facts = self._unpaired(folder, protocols, reference, samples)
         tables = [finish(sets)]
         if self.what.slices:
             people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
             tables += by_slices(self.what.slices, sets, people, finish)
         if self.what.statistics is not None and features is not None:
-            tables.append(to_statistics(self.what.statistics, sets["all"], features, named, together))
+            tables.append(compare_to_statistics(self.what.statistics, sets["all"], features, named, together))
         if self.what.training is not None and training is not None and reference is not None and features is not None:
             rows = MetricRows(named, against)
-            closest, twins = to_training(self.what.training, sets, training, reference, features, rows)
+            closest, twins = compare_to_training(self.what.training, sets, training, reference, features, rows)
             folder.put("closest.json", json.dumps(closest, indent=1).encode())
             folder.put("duplicates.json", json.dumps(twins, indent=1).encode())
             places = {"samples": self.what.samples, "training": self.what.training.faces}
@@ -303,7 +329,7 @@ class EvaluateJob(Job):
         return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | few_rows(whole) | facts
 
     def _verified(
-        self, spec: VerificationSpec, sets: Sets, protocols: Mapping[str, Any], folder: Storage, rows: MetricRows
+        self, config: VerificationConfig, sets: Sets, protocols: Mapping[str, Any], folder: FileStore, rows: MetricRows
     ) -> pa.Table:
         """METRICS of verification in each set; histograms, rates by threshold, and pairs of the first set as files."""
         stores = {"all": (self._samples(), "samples", "sample_id")}
@@ -316,17 +342,17 @@ class EvaluateJob(Job):
             name = next((n for n in sets.get(where, {}) if n.startswith(IDENTITY)), None)
             if name is None or store is None:
                 continue
-            people, variants = people_of(store, table, key)
+            people, variants = identities_of(store, table, key)
             given = where, name, sets[where][name], people
             protocol = protocols.get(name.removeprefix(IDENTITY), {})
-            if spec.pairs and not shown:
-                pairs = paired(spec, *given, variants, protocol, rows)
+            if config.pairs and not shown:
+                pairs = pairs_of(config, *given, variants, protocol, rows)
                 folder.put("pairs.txt", as_lfw(pairs).encode())
                 folder.put("pairs.csv", as_csv(pairs).encode())
-            elif spec.pairs:
+            elif config.pairs:
                 with suppress(InputError):  # a reference of fewer people is no reason to say nothing of the others
-                    paired(spec, *given, variants, protocol, rows)
-            found = verified(spec, *given, protocol, rows)
+                    pairs_of(config, *given, variants, protocol, rows)
+            found = verification_metrics(config, *given, protocol, rows)
             shown[where] = histogram(found)
             roc += roc_lines(where, found)
         folder.put("verification.json", json.dumps(shown).encode())
@@ -335,10 +361,10 @@ class EvaluateJob(Job):
 
     def _unpaired(
         self,
-        folder: Storage,
+        folder: FileStore,
         protocols: dict[str, Mapping[str, Any]],
-        reference: Reference | None,
-        samples: Store | None,
+        reference: ReferenceSet | None,
+        samples: RunStore | None,
     ) -> dict[str, object]:
         """Rows with a picture and no mask, or the reverse: as facts, as `unpaired.json`, and beside mIoU."""
         stores = {"all": (samples, "samples", "sample_id")} if samples is not None else {}
@@ -360,7 +386,7 @@ class EvaluateJob(Job):
         return facts
 
 
-def _build(score: ScoreSpec, threads: int, checkpoint: str | None, sources: str | None, name: str) -> Worker:
+def _build(score: ScoreConfig, threads: int, checkpoint: str | None, sources: str | None, name: str) -> Worker:
     """The worker of an actor; `sources`: folder of the faces that samples name."""
     through: Callable[[UInt8Array], UInt8Array] | None = None if checkpoint is None else RoundTrip(checkpoint)
     faces = None if sources is None else StoredRows(sources, ("image",))

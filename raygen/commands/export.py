@@ -13,15 +13,15 @@ from pydantic import Field, model_validator
 
 from raygen.commands.base import (
     Estimate,
-    Prepared,
-    Report,
+    PreparedRun,
+    ProgressCallback,
     Result,
     ShardedJob,
     ShardedWhat,
-    facts_of,
-    listed,
-    prepared,
+    outcome_facts,
+    prepare_run,
     run_sharded,
+    store_listing,
 )
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
@@ -29,11 +29,11 @@ from raygen.execution.worker import Worker
 from raygen.exports import AnyExport
 from raygen.exports.base import DATASET, Export
 from raygen.exports.columns import Naming
-from raygen.exports.data_card import CardSpec, Totals, write_card
+from raygen.exports.data_card import CardConfig, Totals, write_card
 from raygen.exports.finalize import finish
 from raygen.exports.row_scan import Listing, Source, scan
-from raygen.exports.worker import ExportSpec, ExportWorker
-from raygen.store.filesystem import Storage
+from raygen.exports.worker import ExportConfig, ExportWorker
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
 
 __all__ = ["ExportJob", "ExportWhat"]
@@ -58,7 +58,7 @@ class ExportWhat(ShardedWhat):
     splits: tuple[str, ...] = Field((), description="of `faces`: only these; empty takes all")
     min_pictures: int | None = Field(None, ge=1, description="leave out identities with fewer pictures than this")
     text: str = Field("overall", description="which of a face's texts is its caption")
-    card: CardSpec = Field(default_factory=CardSpec)
+    card: CardConfig = Field(default_factory=CardConfig)
 
     @model_validator(mode="after")
     def _names_one_source(self) -> "ExportWhat":
@@ -75,12 +75,12 @@ class ExportJob(ShardedJob):
     kind: Literal["export"] = "export"
     what: ExportWhat
 
-    def prepare(self, *, write: bool) -> Prepared:
+    def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of the data set."""
         source = self._source()
         return self._prepared(source, self._listing(source), write=write)
 
-    def run(self, report: Report) -> Result:
+    def run(self, report: ProgressCallback) -> Result:
         """Every shard, then the finish."""
         source, scores = self._source(), self._scores()
         listing = self._listing(source)
@@ -90,17 +90,26 @@ class ExportJob(ShardedJob):
         def card(totals: Totals) -> str:
             what = self.what
             return write_card(
-                what.card, what.format, source, listing, totals, scores,
-                marks=self._marks(source), job=self._public(source),
-            )  # fmt: skip
+                what.card,
+                what.format,
+                source,
+                listing,
+                totals,
+                scores,
+                marks=self._marks(source),
+                job=self._public(source),
+            )
 
         began = time.time()
         made = finish(self.what.format, work.store, listing.people, outcome.manifest, card)
         left_out = {
-            "failed before": listing.failed, "not selected": listing.unselected, "other splits": listing.other_splits,
-            "of people with too few": listing.too_few, "could not be exported": made["bad"],
-        }  # fmt: skip
-        facts = facts_of(outcome)
+            "failed before": listing.failed,
+            "not selected": listing.unselected,
+            "other splits": listing.other_splits,
+            "of people with too few": listing.too_few,
+            "could not be exported": made["bad"],
+        }
+        facts = outcome_facts(outcome)
         return Result(
             self.out,
             {
@@ -144,27 +153,45 @@ class ExportJob(ShardedJob):
         what, form = self.what, self.what.format
         naming = Naming(source.key, people=form.people, dotless=form.dotless)
         found = scan(
-            source, naming, form.identities, part_rows=what.shard_rows, selected=what.selected, splits=what.splits,
+            source,
+            naming,
+            form.identities,
+            part_rows=what.shard_rows,
+            selected=what.selected,
+            splits=what.splits,
             min_pictures=what.min_pictures,
-        )  # fmt: skip
+        )
         form.check(found.rows.num_rows, len(found.people))
         return found
 
-    def _prepared(self, source: Source, listing: Listing, *, write: bool) -> Prepared:
+    def _prepared(self, source: Source, listing: Listing, *, write: bool) -> PreparedRun:
         """The listing as stored input; a shard of it is one part of the data set, and one batch."""
         what = self.what.model_dump(mode="json", exclude={"samples", "faces", "scores", "shard_rows", "bad_rows"})
         what["scores"] = digest(canonical([_plain(row) for row in self._scores()]))
         what["table"] = source.table
-        given = listed(listing.rows, self.out, source.digest, write=write)
+        given = store_listing(listing.rows, self.out, source.digest, write=write)
         parts = -(-listing.rows.num_rows // self.what.shard_rows)
-        spec = ExportSpec(
-            self.what.format, self.out, tuple(piece.path for piece in source.slices), parts, listing.naming,
-            source.made_by, self._marks(source), _constants(source), self.what.text, write,
-        )  # fmt: skip
-        work = prepared(
-            self, "export", what, given, lambda _: partial(_build, spec),
-            batch=self.what.shard_rows, sharding=self.what,
-        )  # fmt: skip
+        config = ExportConfig(
+            self.what.format,
+            self.out,
+            tuple(piece.path for piece in source.slices),
+            parts,
+            listing.naming,
+            source.made_by,
+            self._marks(source),
+            _constants(source),
+            self.what.text,
+            write,
+        )
+        work = prepare_run(
+            self,
+            "export",
+            what,
+            given,
+            lambda _: partial(_build, config),
+            batch=self.what.shard_rows,
+            sharding=self.what,
+        )
         return replace(work, first=listing.rows)
 
     def _marks(self, source: Source) -> bool:
@@ -176,7 +203,7 @@ class ExportJob(ShardedJob):
         if self.what.scores is None:
             return []
         try:
-            table = from_parquet(Storage(self.what.scores).get(METRICS))
+            table = from_parquet(FileStore(self.what.scores).get(METRICS))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"what.scores: {self.what.scores} holds no {METRICS}; name an evaluation") from error
         rows: list[dict[str, Any]] = table.to_pylist()
@@ -205,6 +232,6 @@ def _constants(source: Source) -> tuple[tuple[str, Any], ...]:
     return (("noise_seed", seed),) if isinstance(seed, int) else ()
 
 
-def _build(spec: ExportSpec) -> Worker:
+def _build(config: ExportConfig) -> Worker:
     """The worker of an actor."""
-    return ExportWorker(spec)
+    return ExportWorker(config)

@@ -13,28 +13,28 @@ from pydantic import Field
 from raygen.commands.base import (
     Estimate,
     Inputs,
-    Prepared,
-    Report,
+    PreparedRun,
+    ProgressCallback,
     Result,
     ShardedJob,
     ShardedWhat,
-    facts_of,
-    inputs,
-    prepared,
-    probe,
+    estimate_cost,
+    open_inputs,
+    outcome_facts,
+    prepare_run,
     run_sharded,
 )
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
-from raygen.evaluation.scoring import Observer, ScoreSpec
+from raygen.evaluation.scoring import ScoreConfig, Scorer
 from raygen.execution.worker import Worker
 from raygen.models.checkpoint import check_mixing, modalities
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.conditions import MODALITIES
 from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedule import SamplerSpec
+from raygen.models.schedule import SamplerConfig
 from raygen.sampling.guidance import Guidance, GuidanceForm
-from raygen.sampling.worker import SampleSpec, SampleWorker, shares_model
+from raygen.sampling.worker import SampleConfig, SampleWorker, shares_model
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
@@ -49,7 +49,7 @@ class GenerateWhat(ShardedWhat):
 
     conditions: str = Field(..., description="folder of a plan run")
     checkpoint: str = Field(..., description="model folder, or `bundled`")
-    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     guidance: Guidance = Field(
         1.0, description="one weight for all conditions, or a weight a modality; 1 costs nothing"
     )
@@ -74,7 +74,7 @@ class GenerateWhat(ShardedWhat):
         "null", description="a row without a condition the model takes: use what it was trained for, or refuse the row"
     )
     influence_steps: int = Field(0, ge=0, le=1000, description="steps whose influence maps and estimates are kept")
-    score: ScoreSpec | None = Field(None, description="also measure each picture before it is encoded")
+    score: ScoreConfig | None = Field(None, description="also measure each picture before it is encoded")
 
 
 class GenerateJob(ShardedJob):
@@ -83,11 +83,11 @@ class GenerateJob(ShardedJob):
     kind: Literal["generate"] = "generate"
     what: GenerateWhat
 
-    def prepare(self, *, write: bool) -> Prepared:
+    def prepare(self, *, write: bool) -> PreparedRun:
         """See `planned`: of the rows that the job names."""
-        return self.planned(inputs(self.what.conditions, "conditions"))
+        return self.planned(open_inputs(self.what.conditions, "conditions"))
 
-    def planned(self, rows: Inputs) -> Prepared:
+    def planned(self, rows: Inputs) -> PreparedRun:
         """Plan the shards of pictures of `rows`. Checkpoint and judges enter by their content, not by their paths."""
         what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
         what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
@@ -98,73 +98,83 @@ class GenerateJob(ShardedJob):
         if self.what.score is not None:
             what["score"] = self.what.score.by_content()
         if self.what.references is not None:
-            what["references"] = inputs(self.what.references, "faces").digest
-        return prepared(
-            self, "generate", what, rows, self._builder,
-            batch=self.what.batch, sharding=self.what, attempt=self.what.attempt,
-        )  # fmt: skip
+            what["references"] = open_inputs(self.what.references, "faces").digest
+        return prepare_run(
+            self,
+            "generate",
+            what,
+            rows,
+            self._builder,
+            batch=self.what.batch,
+            sharding=self.what,
+            attempt=self.what.attempt,
+        )
 
-    def run(self, report: Report) -> Result:
+    def run(self, report: ProgressCallback) -> Result:
         """See `ShardedJob.run`; says where rows carry conditions that the model does not read."""
         work = self.prepare(write=True)
-        facts = facts_of(run_sharded(work, self.where, report))
+        facts = outcome_facts(run_sharded(work, self.where, report))
         unread = self._unread(work)
         return Result(self.out, {**facts, **({"not read by this model": ", ".join(unread)} if unread else {})})
 
     def estimate(self) -> Estimate:
         """See `ShardedJob.estimate`."""
         work = self.prepare(write=False)
-        found, unread = probe(work, self.where), self._unread(work)
+        found, unread = estimate_cost(work, self.where), self._unread(work)
         notes = (*found.notes, f"not read by this model: {', '.join(unread)}") if unread else found.notes
         return replace(found, notes=notes)
 
-    def _unread(self, work: Prepared) -> list[str]:
+    def _unread(self, work: PreparedRun) -> list[str]:
         """Conditions of the first row that the model does not take: they were not asked of it."""
         row = read_slice(work.plan.shards[0].inputs[0]._replace(rows=1), MODALITIES).to_pylist()[0]
         read = modalities(resolve(self.what.checkpoint))
         return [name for name in MODALITIES if row[name] is not None and name not in read]
 
-    def sampling(self, run_id: str) -> SampleSpec:
+    def sampling(self, run_id: str) -> SampleConfig:
         """What a worker of this job is told."""
-        fields = (set(SampleSpec.model_fields) & set(GenerateWhat.model_fields)) - {"checkpoint"}
+        fields = (set(SampleConfig.model_fields) & set(GenerateWhat.model_fields)) - {"checkpoint"}
         values = {name: getattr(self.what, name) for name in fields}
-        return SampleSpec(run_id=run_id, checkpoint=resolve(self.what.checkpoint), **values)
+        return SampleConfig(run_id=run_id, checkpoint=resolve(self.what.checkpoint), **values)
 
     def _builder(self, run_id: str) -> "partial[Worker]":
         score, threads = self.what.score, self.where.threads
         return partial(build_sampler, self.sampling(run_id), score, threads, self.what.references)
 
 
-def build_sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> Worker:
+def build_sampler(
+    config: SampleConfig, score: ScoreConfig | None, threads: int, references: str | None = None
+) -> Worker:
     """The worker of an actor."""
-    return _sampler(spec, score, threads, references)
+    return _sampler(config, score, threads, references)
 
 
-def _sampler(spec: SampleSpec, score: ScoreSpec | None, threads: int, references: str | None = None) -> SampleWorker:
+def _sampler(
+    config: SampleConfig, score: ScoreConfig | None, threads: int, references: str | None = None
+) -> SampleWorker:
     """The worker of an actor: a model, an observer where pictures are measured at once, faces to take styles from."""
     faces = None if references is None else StoredRows(references, ("image", "mask"))
     if score is not None and score.to_source and faces is None:
         raise ConfigError(f"what.score.{score.to_source}: needs `references`, the folder of the faces that rows name")
-    observe = None if score is None else Observer(score, run_id=spec.run_id, attempt=spec.attempt, sources=faces)
-    return SampleWorker(spec, observe=observe, threads=threads, references=faces)
+    observe = None if score is None else Scorer(score, run_id=config.run_id, attempt=config.attempt, sources=faces)
+    return SampleWorker(config, observe=observe, threads=threads, references=faces)
 
 
 def build_bench(
-    specs: Sequence[SampleSpec], score: ScoreSpec | None, threads: int, references: str | None = None
+    configs: Sequence[SampleConfig], score: ScoreConfig | None, threads: int, references: str | None = None
 ) -> Callable[[int], SampleWorker]:
     """The workers of several runs, by number: each has the model of the one before it where both can share it."""
     last: SampleWorker | None = None
 
     def worker(place: int) -> SampleWorker:
         nonlocal last
-        spec = specs[place]
-        if last is None or not shares_model(spec, last.spec):
+        config = configs[place]
+        if last is None or not shares_model(config, last.config):
             last = None  # so that two models are never there at once
-            last = _sampler(spec, score, threads, references)
-        elif spec != last.spec:
-            last = last.another(spec)
-            if isinstance(last.observe, Observer):
-                last.observe = last.observe.named(spec.run_id, spec.attempt)
+            last = _sampler(config, score, threads, references)
+        elif config != last.config:
+            last = last.another(config)
+            if isinstance(last.observe, Scorer):
+                last.observe = last.observe.named(config.run_id, config.attempt)
         return last
 
     return worker

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import Prepared, ShardedJob, ShardedWhat, listed, prepared
+from raygen.commands.base import PreparedRun, ShardedJob, ShardedWhat, prepare_run, store_listing
 from raygen.core.errors import ConfigError
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import IngestWorker
@@ -31,15 +31,20 @@ class IngestJob(ShardedJob):
     kind: Literal["ingest"] = "ingest"
     what: IngestWhat
 
-    def prepare(self, *, write: bool) -> Prepared:
+    def prepare(self, *, write: bool) -> PreparedRun:
         """List the data set and plan its shards."""
         listing = self.what.data.listing()
         if listing.num_rows == 0:
             raise ConfigError("the data set has no pictures")
-        given = listed(listing, self.out, write=write)
+        given = store_listing(listing, self.out, write=write)
         what = {"data": self.what.data}
-        work = prepared(
-            self, "ingest", what, given, lambda _: partial(IngestWorker, self.what.data),
-            batch=self.what.batch, sharding=self.what,
-        )  # fmt: skip
+        work = prepare_run(
+            self,
+            "ingest",
+            what,
+            given,
+            lambda _: partial(IngestWorker, self.what.data),
+            batch=self.what.batch,
+            sharding=self.what,
+        )
         return replace(work, first=listing)

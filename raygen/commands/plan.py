@@ -12,22 +12,22 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.commands.base import Inputs, Prepared, ShardedJob, ShardedWhat, inputs, listed, prepared
+from raygen.commands.base import Inputs, PreparedRun, ShardedJob, ShardedWhat, open_inputs, prepare_run, store_listing
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.planning import (
     AnyPlanning,
     EditLine,
-    Edits,
+    EditsFromFile,
     Identities,
-    Lookup,
     PlanWorker,
+    RowLookup,
     Unconditional,
     columns_needed,
 )
-from raygen.store.lookup import HeldRows, StoredRows
+from raygen.store.lookup import InMemoryRows, StoredRows
 from raygen.store.parquet import RANGE, Slice
-from raygen.store.run_store import cut
+from raygen.store.run_store import make_shards
 
 __all__ = ["PlanJob", "PlanWhat"]
 
@@ -49,53 +49,59 @@ class PlanJob(ShardedJob):
     kind: Literal["plan"] = "plan"
     what: PlanWhat
 
-    def prepare(self, *, write: bool) -> Prepared:
+    def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of condition rows."""
         planning = self.what.planning
         columns: tuple[str, ...] | None
         first: pa.Table | None = None
-        lookup: Lookup | None = None
+        lookup: RowLookup | None = None
         notes: tuple[str, ...] = ()
         if isinstance(planning, Unconditional):
             given, columns = Inputs([Slice(RANGE, 0, planning.count)], f"{RANGE}{planning.count}"), None
         elif self.what.faces is None:
             raise ConfigError(f"what.faces: planning {planning.kind!r} needs the folder of an ingest run")
-        elif isinstance(planning, Edits):
+        elif isinstance(planning, EditsFromFile):
             first, columns = _lines(planning.file), None
-            given = listed(first, self.out, inputs(self.what.faces, "faces").digest, write=write)
+            given = store_listing(first, self.out, open_inputs(self.what.faces, "faces").digest, write=write)
             lookup = StoredRows(self.what.faces, ("mask", "texts", "attributes"))
         elif isinstance(planning, Identities):
             columns = None
             given, lookup, first, notes = self._people(planning, self.what.faces, write=write)
         else:
-            given, columns = inputs(self.what.faces, "faces"), tuple(columns_needed(planning))
+            given, columns = open_inputs(self.what.faces, "faces"), tuple(columns_needed(planning))
         rows = max(2, self.what.shard_rows // planning.factor)  # partners come from the same piece
         sharding = self.what.model_copy(update={"shard_rows": rows})
-        work = prepared(
-            self, "plan", {"planning": planning}, given, lambda _: partial(PlanWorker, planning, lookup),
-            batch=min(rows, 1024), sharding=sharding, columns=columns,
-        )  # fmt: skip
+        work = prepare_run(
+            self,
+            "plan",
+            {"planning": planning},
+            given,
+            lambda _: partial(PlanWorker, planning, lookup),
+            batch=min(rows, 1024),
+            sharding=sharding,
+            columns=columns,
+        )
         return replace(work, first=first, notes=notes)
 
     def _people(
         self, planning: Identities, faces: str, *, write: bool
-    ) -> tuple[Inputs, HeldRows, pa.Table, tuple[str, ...]]:
+    ) -> tuple[Inputs, InMemoryRows, pa.Table, tuple[str, ...]]:
         """A row for each identity, and the faces that lend; both stored, so that actors read what was chosen here.
 
         Reads every face once, a few at a time, and the masks that are used once more.
         """
-        source = inputs(faces, "faces")
+        source = open_inputs(faces, "faces")
         chosen = planning.chosen(
-            (piece.read(planning.columns) for piece in cut(source.slices, PIECE)), _names(planning.names)
+            (piece.read(planning.columns) for piece in make_shards(source.slices, PIECE)), _names(planning.names)
         )
         stored = StoredRows(faces, ("mask",))
         listing, bank = (
             _masked(table, stored) if chosen.masked == name else table
             for name, table in (("listing", chosen.listing), ("bank", chosen.bank))
         )
-        held = listed(bank, self.out, write=write)
-        given = listed(listing, self.out, source.digest, held.digest, write=write)
-        return given, HeldRows(held.slices[0] if write else bank), listing, chosen.notes
+        held = store_listing(bank, self.out, write=write)
+        given = store_listing(listing, self.out, source.digest, held.digest, write=write)
+        return given, InMemoryRows(held.slices[0] if write else bank), listing, chosen.notes
 
 
 def _masked(rows: pa.Table, faces: StoredRows) -> pa.Table:

@@ -14,7 +14,7 @@ from raygen.commands import console
 from raygen.commands.base import Result
 from raygen.commands.registry import make
 from raygen.core.assets import recipe
-from raygen.core.config import Spec, Where
+from raygen.core.config import Config, Resources
 from raygen.execution.ray.session import connected
 from raygen.report import build
 
@@ -36,7 +36,7 @@ BUDGET = {"parser": 40.0, "first_stage": 60.0, "model": 160.0}
 WARMUP = 40
 
 
-class Quickstart(Spec):
+class Quickstart(Config):
     """Settings of the quickstart."""
 
     out: str = "runs/quickstart"
@@ -50,17 +50,17 @@ def run_quickstart(settings: Quickstart) -> None:
     """Draw, (train,) plan, generate, evaluate, report; prints where everything is."""
     began = time.time()
     out = Path(settings.out)
-    where = Where(runner="ray", workers=settings.workers)
+    where = Resources(runner="ray", workers=settings.workers)
     console.heading(f"raygen quickstart: {settings.pictures:,} pictures into {out}")
     with connected(where):
         models = _train(out, where) if settings.train else {"model": "bundled", "parser": "bundled"}
         facts = _make(settings, out, where, models)
     command = "make quickstart" if settings == Quickstart() else f"raygen quickstart --out {out}"
     page = build.build_report(str(out), command=command)
-    _farewell(settings, out, page, facts, time.time() - began)
+    _print_summary(settings, out, page, facts, time.time() - began)
 
 
-def _make(settings: Quickstart, out: Path, where: Where, models: Mapping[str, str]) -> Mapping[str, object]:
+def _make(settings: Quickstart, out: Path, where: Resources, models: Mapping[str, str]) -> Mapping[str, object]:
     """Faces, conditions, pictures, scores: four jobs."""
     people = -(-settings.pictures // 4)
     data = {"kind": "procedural", "identities": people, "pictures": 4, "size": SIZE, "seed": settings.seed}
@@ -68,20 +68,32 @@ def _make(settings: Quickstart, out: Path, where: Where, models: Mapping[str, st
     score = {"parser": parser, "features": parser, "classifier": {"kind": "small", "folder": "bundled"}}
     _step("ingest", "draw faces", where, out / "faces", {"data": data, "shard_rows": 128})
     planning = {"kind": "from_faces", "conditions": ["mask", "attributes"], "per_face": 1}
-    _step("plan", "plan conditions", Where(), out / "conditions", {"faces": str(out / "faces"), "planning": planning})
+    _step(
+        "plan", "plan conditions", Resources(), out / "conditions", {"faces": str(out / "faces"), "planning": planning}
+    )
     what = {
-        "conditions": str(out / "conditions"), "checkpoint": models["model"], "seed": settings.seed,
-        "sampler": SAMPLER, "guidance": GUIDANCE, "batch": 32, "shard_rows": 64, "score": score,
-    }  # fmt: skip
+        "conditions": str(out / "conditions"),
+        "checkpoint": models["model"],
+        "seed": settings.seed,
+        "sampler": SAMPLER,
+        "guidance": GUIDANCE,
+        "batch": 32,
+        "shard_rows": 64,
+        "score": score,
+    }
     _step("generate", "generate", where, out / "samples", what)
     what = {
-        "samples": str(out / "samples"), "reference": str(out / "faces"), "round_trip": models["model"],
-        "score": score, "batch": 32, "shard_rows": 128,
-    }  # fmt: skip
+        "samples": str(out / "samples"),
+        "reference": str(out / "faces"),
+        "round_trip": models["model"],
+        "score": score,
+        "batch": 32,
+        "shard_rows": 128,
+    }
     return _step("evaluate", "evaluate", where, out, what).facts
 
 
-def _train(out: Path, where: Where) -> dict[str, str]:
+def _train(out: Path, where: Resources) -> dict[str, str]:
     """The bundled models again, from nothing, in minutes instead of hours."""
     root = out / "models"
     data = {"kind": "procedural", "identities": TRAINING_PEOPLE, "pictures": 4, "size": SIZE, "seed": TRAINING_SEED}
@@ -106,7 +118,7 @@ def _recipes(faces: str, root: Path) -> dict[str, dict[str, Any]]:
     return recipes
 
 
-def _step(kind: str, label: str, where: Where, out: Path, what: dict[str, Any]) -> Result:
+def _step(kind: str, label: str, where: Resources, out: Path, what: dict[str, Any]) -> Result:
     """One job, with its settings saved beside what it makes."""
     job = make({"kind": kind, "what": what, "where": where.model_dump(), "out": str(out)}, label)
     began = time.time()
@@ -116,7 +128,7 @@ def _step(kind: str, label: str, where: Where, out: Path, what: dict[str, Any]) 
     return result
 
 
-def _farewell(settings: Quickstart, out: Path, page: object, facts: Mapping[str, object], seconds: float) -> None:
+def _print_summary(settings: Quickstart, out: Path, page: object, facts: Mapping[str, object], seconds: float) -> None:
     console.heading(f"done in {console.duration(seconds)}")
     console.facts(
         {

@@ -22,23 +22,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from raygen.commands.base import Estimate, Inputs, Job, Prepared, Report, Result, inputs, listed, probe, run_sharded
+from raygen.commands.base import (
+    Estimate,
+    Inputs,
+    Job,
+    PreparedRun,
+    ProgressCallback,
+    Result,
+    estimate_cost,
+    open_inputs,
+    run_sharded,
+    store_listing,
+)
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
-from raygen.core.config import Spec, parse
+from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
-from raygen.evaluation.aggregate import gather, write_metrics
-from raygen.evaluation.scoring import ScoreSpec
-from raygen.evaluation.slices import column, taken
+from raygen.evaluation.aggregate import gather_scores, write_metrics
+from raygen.evaluation.scoring import ScoreConfig
+from raygen.evaluation.slices import column, select_ids
 from raygen.report.selection import ATTEMPTS
-from raygen.selection.failures import MiningSpec, mined
-from raygen.selection.gates import Pool, ScoreGate, Whom
+from raygen.selection.failures import FailureAnalysisConfig, analyze_failures
+from raygen.selection.gates import RealFaces, ScoreGate, ScorePool
 from raygen.selection.identity_gates import IdentityGate, LeakGate
-from raygen.selection.rounds import Judged, Otherwise, Rounds, SelectWorker, counted, failures, listing
-from raygen.store.filesystem import Storage
+from raygen.selection.rounds import Otherwise, RetryState, ScoredAttempt, SelectWorker, accepted_rows, failures, listing
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import read_slice
-from raygen.store.run_store import Plan, Store, cut, open_input
+from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 
 __all__ = ["SelectJob", "SelectWhat"]
 
@@ -48,14 +59,25 @@ AnyGate = Annotated[ScoreGate | IdentityGate | LeakGate, Field(discriminator="ki
 OWN = frozenset({"attempt"})
 #: What the attempts have in common and a reader of the selection wants to know; none of it names a path.
 SETTINGS = (
-    "checkpoint", "sampler", "guidance", "guidance_form", "guidance_against", "only", "seed", "noise", "batch", "dtype",
-    "mixing", "missing", "codec",
-)  # fmt: skip
+    "checkpoint",
+    "sampler",
+    "guidance",
+    "guidance_form",
+    "guidance_against",
+    "only",
+    "seed",
+    "noise",
+    "batch",
+    "dtype",
+    "mixing",
+    "missing",
+    "codec",
+)
 #: Of a planning: files of the machine that it was made on.
 FILES = frozenset({"names", "file"})
 
 
-class SelectWhat(Spec):
+class SelectWhat(Config):
     """Pictures, rules, and how often a picture may be tried."""
 
     generate: dict[str, Any] | None = Field(
@@ -63,7 +85,7 @@ class SelectWhat(Spec):
     )
     samples: str | None = Field(None, description="folder of a finished run of it; none: OUT/samples")
     faces: str | None = Field(None, description="in place of `generate`: folder of an ingest run; nothing is made")
-    score: ScoreSpec | None = Field(None, description="of `faces`: what gates read")
+    score: ScoreConfig | None = Field(None, description="of `faces`: what gates read")
     gates: tuple[AnyGate, ...] = Field(..., min_length=1, description="a picture counts if it passes all of them")
     rounds: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
     otherwise: Otherwise = Field(
@@ -71,7 +93,7 @@ class SelectWhat(Spec):
         description="after the last round: leave_out, or best: the best by the first gate counts, of those that were "
         "refused for their quality alone (`score`, identity.least)",
     )
-    mining: MiningSpec = Field(default_factory=MiningSpec)
+    mining: FailureAnalysisConfig = Field(default_factory=FailureAnalysisConfig)
 
     @model_validator(mode="after")
     def _attempts_are_its_own(self) -> "SelectWhat":
@@ -101,27 +123,29 @@ class SelectJob(Job):
         return self
 
     @property
-    def _score(self) -> ScoreSpec | None:
+    def _score(self) -> ScoreConfig | None:
         return self.what.score if self.what.faces is not None else self._job(0).what.score
 
     def _job(self, attempt: int) -> GenerateJob:
         assert self.what.generate is not None
         out = f"{self.out}/rerolls" if attempt else self.what.samples or f"{self.out}/samples"
         document = {
-            "kind": "generate", "what": {**self.what.generate, "attempt": attempt}, "where": self.where.model_dump(),
+            "kind": "generate",
+            "what": {**self.what.generate, "attempt": attempt},
+            "where": self.where.model_dump(),
             "out": out,
-        }  # fmt: skip
+        }
         return parse(GenerateJob, document, "what.generate")
 
-    def run(self, report: Report) -> Result:
+    def run(self, report: ProgressCallback) -> Result:
         """The rounds, then the rows that count, then what is said of them."""
-        rounds = Rounds(self.what.gates, self.what.otherwise)
-        real: dict[Whom, Pool] = {}
+        rounds = RetryState(self.what.gates, self.what.otherwise)
+        real: dict[RealFaces, ScorePool] = {}
         for gate in self.what.gates:
             if not isinstance(gate, ScoreGate) and gate.whom is not None:
                 self._may_look_like(gate)
                 real[gate.whom] = real.get(gate.whom) or self._real(gate.name, gate.whom, report)
-        attempts: dict[int, Judged] = {}
+        attempts: dict[int, ScoredAttempt] = {}
         again: list[str] | None = None
         for attempt in range(self.what.rounds + 1 if self.what.faces is None else 1):
             if again is not None and not again:
@@ -130,52 +154,54 @@ class SelectJob(Job):
             again = self._judge(rounds, attempt, attempts[attempt], real)
         rounds.settle()
         places = {str(attempt): made.rows.url for attempt, made in attempts.items()}
-        Storage(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
+        FileStore(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
         work = self._selected(rounds, attempts)
         run_sharded(work, self.where, report)
-        rows = mined(self.what.mining, rounds, attempts[0], work.plan.run_id)
-        write_metrics(Storage(f"{self.out}/metrics"), rows, "selection")
+        rows = analyze_failures(self.what.mining, rounds, attempts[0], work.plan.run_id)
+        write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")
         return Result(self.out, self._facts(rounds, len(attempts)))
 
     def estimate(self) -> Estimate:
         """Of the first attempt; nobody knows yet how much will be tried again."""
         if self.what.faces is not None:
             return self._measuring(self.what.faces, self.what.score).estimate()
-        found = probe(self._job(0).prepare(write=False), self.where)
+        found = estimate_cost(self._job(0).prepare(write=False), self.where)
         note = f"the first attempt alone; at most {self.what.rounds} rounds of what is refused come on top"
         return Estimate(found.rows, found.shards, found.done_shards, found.bytes, found.seconds, (*found.notes, note))
 
-    def _made(self, attempt: int, again: Sequence[str] | None, report: Report) -> Judged:
+    def _made(self, attempt: int, again: Sequence[str] | None, report: ProgressCallback) -> ScoredAttempt:
         """Pictures of one attempt, and what they are measured to be."""
         if self.what.faces is not None:
             job = self._measuring(self.what.faces, self.what.score)
             job.run(report)
-            return Judged(open_input(self.what.faces)[0], Store(f"{job.out}/scores/reference"), "faces")
+            return ScoredAttempt(open_input(self.what.faces)[0], RunStore(f"{job.out}/scores/reference"), "faces")
         work = self._attempt(attempt, again)
         run_sharded(work, self.where, report)
-        return Judged(work.store, work.store)
+        return ScoredAttempt(work.store, work.store)
 
-    def _measuring(self, faces: str, score: ScoreSpec | None) -> EvaluateJob:
+    def _measuring(self, faces: str, score: ScoreConfig | None) -> EvaluateJob:
         """The job that measures faces, in a folder of its own for each set and each way to measure."""
-        said = (score or ScoreSpec()).model_dump()
+        said = (score or ScoreConfig()).model_dump()
         document = {
-            "kind": "evaluate", "what": {"reference": faces, "score": said}, "where": self.where.model_dump(),
+            "kind": "evaluate",
+            "what": {"reference": faces, "score": said},
+            "where": self.where.model_dump(),
             "out": f"{self.out}/real/{run_id([faces, said])}",
-        }  # fmt: skip
+        }
         job: EvaluateJob = parse(EvaluateJob, document, "what.faces")
         return job
 
-    def _attempt(self, attempt: int, again: Sequence[str] | None) -> Prepared:
+    def _attempt(self, attempt: int, again: Sequence[str] | None) -> PreparedRun:
         job = self._job(attempt)
         if again is None:
             return job.prepare(write=True)
         # A new plan of the rows that were refused, in the order of the first one.
         wanted = pa.array(again, pa.string())
         found = []
-        for piece in inputs(job.what.conditions, "conditions").slices:
+        for piece in open_inputs(job.what.conditions, "conditions").slices:
             table = read_slice(piece)
             found.append(table.filter(pc.is_in(table["sample_id"], wanted)))
-        return job.planned(listed(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
+        return job.planned(store_listing(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
 
     def _may_look_like(self, gate: IdentityGate | LeakGate) -> None:
         """Real faces need an embedder, and nobody can be unlike themselves."""
@@ -185,21 +211,25 @@ class SelectJob(Job):
         if isinstance(gate, LeakGate) and judged is not None and open_input(gate.faces)[1] == open_input(judged)[1]:
             raise ConfigError(f"gates: leak.faces: {gate.faces} are the faces that are judged: all are like themselves")
 
-    def _real(self, name: str, whom: Whom, report: Report) -> Pool:
+    def _real(self, name: str, whom: RealFaces, report: ProgressCallback) -> ScorePool:
         """Embeddings of the real faces that a gate names, made once."""
         assert self._score is not None
-        said = ScoreSpec(parser=None, features=None, classifier=None, identity=self._score.identity)
+        said = ScoreConfig(parser=None, features=None, classifier=None, identity=self._score.identity)
         job = self._measuring(whom[0], said)
         job.run(report)
         faces = open_input(whom[0])[0]
         splits = column(faces, "faces", "face_id", "split")
         used = frozenset(one for one, split in splits.items() if whom[1] in (None, split))
-        scores = taken(gather(Store(f"{job.out}/scores/reference").tables("scores")), used)
+        scores = select_ids(gather_scores(RunStore(f"{job.out}/scores/reference").tables("scores")), used)
         if not scores:
             raise ConfigError(f"gates: {name}.split: {whom[0]} has no faces of {whom[1]!r}")
-        return Pool(scores, {k: v for k, v in column(faces, "faces", "face_id", "identity_id").items() if k in used})
+        return ScorePool(
+            scores, {k: v for k, v in column(faces, "faces", "face_id", "identity_id").items() if k in used}
+        )
 
-    def _judge(self, rounds: Rounds, attempt: int, made: Judged, real: Mapping[Whom, Pool]) -> list[str]:
+    def _judge(
+        self, rounds: RetryState, attempt: int, made: ScoredAttempt, real: Mapping[RealFaces, ScorePool]
+    ) -> list[str]:
         """The ids of an attempt that are to be tried again."""
         needs = tuple(name for gate in self.what.gates for name in gate.needs)
         ids: list[str] = []
@@ -208,7 +238,7 @@ class SelectJob(Job):
             names = table["id"].to_pylist()
             ids += names
             people |= {one: who for one, who in zip(names, table["identity_id"].to_pylist(), strict=True) if who}
-        pool = Pool(gather(_only(made.scores.tables("scores"), needs)), people, real)
+        pool = ScorePool(gather_scores(_only(made.scores.tables("scores"), needs)), people, real)
         # Of the first attempt: of what is tried again it may be all that nothing can be measured of.
         for gate in self.what.gates if ids and not attempt else ():
             if any(pool.of(kind) is None for kind in gate.needs):
@@ -216,10 +246,10 @@ class SelectJob(Job):
                 raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see {where}")
         return rounds.judge(attempt, ids, pool, failures(made))
 
-    def _selected(self, rounds: Rounds, attempts: Mapping[int, Judged]) -> Prepared:
+    def _selected(self, rounds: RetryState, attempts: Mapping[int, ScoredAttempt]) -> PreparedRun:
         """The pass that brings together what counts."""
         table = listing(rounds, attempts)
-        given: Inputs = listed(table, f"{self.out}/rerolls", write=True)
+        given: Inputs = store_listing(table, f"{self.out}/rerolls", write=True)
         first = attempts[0].rows.plan()
         # Of faces also who drew them, so that an export says of them what it would have said of all.
         tried = {"rounds": self.what.rounds, "otherwise": self.what.otherwise, "score": first.what.get("score")}
@@ -230,11 +260,11 @@ class SelectJob(Job):
             "judged_by": sorted({name.partition(":")[2] for name in rounds.accepted.scores}),
             "attempts": {str(n): made.rows.plan().run_id for n, made in attempts.items()},
             **({} if self.what.faces is not None else self._origin(first)),
-        }  # fmt: skip
+        }
         rows = max(shard.rows for shard in first.shards)
         name = run_id({"kind": "select", "what": what, "inputs": given.digest})
-        plan = Plan("select", name, what, rows, cut(given.slices, rows))
-        return Prepared(Store(f"{self.out}/selected"), plan, SelectWorker, 1.0)
+        plan = Plan("select", name, what, rows, make_shards(given.slices, rows))
+        return PreparedRun(RunStore(f"{self.out}/selected"), plan, SelectWorker, 1.0)
 
     def _origin(self, first: Plan) -> dict[str, Any]:
         """How the first attempt made its pictures, and how their conditions were planned, for who gets only these."""
@@ -243,22 +273,23 @@ class SelectJob(Job):
         planned = {k: v for k, v in planning.items() if k not in FILES} if isinstance(planning, Mapping) else None
         return {"generate": said, **({} if planned is None else {"planning": planned})}
 
-    def _facts(self, rounds: Rounds, attempts: int) -> dict[str, object]:
-        chosen = [t for tries in rounds.tries.values() if (t := counted(tries)) is not None]
+    def _facts(self, rounds: RetryState, attempts: int) -> dict[str, object]:
+        chosen = [t for tries in rounds.tries.values() if (t := accepted_rows(tries)) is not None]
         first = sum(t.attempt == 0 and t.reason is None for t in chosen)
         again = sum(t.attempt > 0 and t.reason is None for t in chosen)
         made = open_input(f"{self.out}/selected")[1]
         refused = {name: n for name, n in rounds.refused.items() if n}
         best = len(chosen) - first - again
         return {
-            "rows": len(rounds.tries), "passed at once": first,
+            "rows": len(rounds.tries),
+            "passed at once": first,
             **({f"passed in {attempts - 1} more rounds": again} if self.what.faces is None else {}),
             **({"the best of what failed": best} if self.what.otherwise == "best" else {}),
             "left out": len(rounds.tries) - len(chosen),
             **_pictures_each(rounds.each()),
             "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",
             "set_digest": made,
-        }  # fmt: skip
+        }
 
 
 def _pictures_each(people: Mapping[str, tuple[int, int]]) -> dict[str, str]:

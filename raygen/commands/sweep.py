@@ -20,28 +20,38 @@ import numpy as np
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from raygen.commands.base import Estimate, Job, Rate, Report, Result, inputs, runner_of, scaled, timed
+from raygen.commands.base import (
+    Estimate,
+    Job,
+    ProgressCallback,
+    Result,
+    Throughput,
+    extrapolate,
+    open_inputs,
+    runner_of,
+    time_one_batch,
+)
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob, build_bench
-from raygen.core.config import Spec, parse
+from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
-from raygen.evaluation.aggregate import FEATURES, MetricRows, gather, measure, write_metrics
+from raygen.evaluation.aggregate import FEATURES, MetricRows, aggregate, gather_scores, write_metrics
 from raygen.evaluation.comparison import CELL, WITHIN, best_steps, curves
-from raygen.evaluation.feature_metrics import CompareSpec, Prepared, few_rows
-from raygen.evaluation.reference import Reference
-from raygen.evaluation.scoring import Observer, ScoreSpec
-from raygen.evaluation.slices import kin, taken
-from raygen.execution.executor import Part, execute_all
+from raygen.evaluation.feature_metrics import FeatureMetricsConfig, ReferenceCache, few_rows
+from raygen.evaluation.reference import ReferenceSet
+from raygen.evaluation.scoring import ScoreConfig, Scorer
+from raygen.evaluation.slices import grouping_of, select_ids
+from raygen.execution.executor import PlannedRun, execute_all
 from raygen.metrics.registry import SECONDS, family
-from raygen.models.schedule import SamplerName, SamplerSpec, Spacing
+from raygen.models.schedule import SamplerConfig, SamplerName, Spacing
 from raygen.sampling.guidance import Guidance
-from raygen.sampling.timing import TimingSpec, build_timing, seconds_of
-from raygen.sampling.worker import SampleSpec, SampleWorker
-from raygen.store.filesystem import Storage
-from raygen.store.run_store import Plan, Shard, Store
+from raygen.sampling.timing import TimingConfig, build_timing, seconds_of
+from raygen.sampling.worker import SampleConfig, SampleWorker
+from raygen.store.filesystem import FileStore
+from raygen.store.run_store import Plan, RunStore, Shard
 
-__all__ = ["Line", "SweepJob", "SweepWhat"]
+__all__ = ["SamplerSweep", "SweepJob", "SweepWhat"]
 
 
 #: Keys of a generate job that a sweep sets itself.
@@ -53,7 +63,7 @@ ALL: Final = "all"
 Steps = Annotated[int, Field(ge=1, le=1000)]
 
 
-class Line(Spec):
+class SamplerSweep(Config):
     """A sampler, at each of several step counts: one line of the plot."""
 
     name: SamplerName
@@ -62,13 +72,13 @@ class Line(Spec):
     steps: tuple[Steps, ...] | None = Field(None, min_length=1, description="its own step counts; none takes all")
 
     @model_validator(mode="after")
-    def _is_a_sampler(self) -> "Line":
+    def _is_a_sampler(self) -> "SamplerSweep":
         self.sampler(1)
         return self
 
-    def sampler(self, steps: int) -> SamplerSpec:
+    def sampler(self, steps: int) -> SamplerConfig:
         """At one step count."""
-        return SamplerSpec(name=self.name, steps=steps, eta=self.eta, spacing=self.spacing)
+        return SamplerConfig(name=self.name, steps=steps, eta=self.eta, spacing=self.spacing)
 
     @property
     def label(self) -> str:
@@ -77,13 +87,13 @@ class Line(Spec):
         return f"{self.name}{eta}" + (f"-{self.spacing}" if self.spacing else "")
 
 
-class SweepWhat(Spec):
+class SweepWhat(Config):
     """Which cells, over which rows, judged how. All cells share rows, noise, batch and precision."""
 
     conditions: str = Field(..., description="folder of a plan run")
     reference: str = Field(..., description="folder of an ingest run, or of an evaluation that scored one")
     checkpoints: dict[str, str] = Field(default_factory=lambda: {"bundled": "bundled"}, min_length=1)
-    samplers: tuple[Line, ...] = Field(..., min_length=1)
+    samplers: tuple[SamplerSweep, ...] = Field(..., min_length=1)
     steps: tuple[Steps, ...] = Field((5, 10, 20, 50), min_length=1)
     guidance: tuple[Guidance, ...] = Field((1.0,), min_length=1)
     only: dict[str, tuple[str, ...] | None] = Field(
@@ -91,9 +101,11 @@ class SweepWhat(Spec):
         min_length=1,
         description="sets of conditions by name, such as {none: [], mask: [mask]}; none in place of a list is all",
     )
-    score: ScoreSpec = Field(default_factory=ScoreSpec)
-    compare: CompareSpec | None = Field(None, description="KID, precision and recall … beside the Fréchet distance")
-    timing: TimingSpec | None = Field(default_factory=TimingSpec, description="none: no cell is timed")
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    compare: FeatureMetricsConfig | None = Field(
+        None, description="KID, precision and recall … beside the Fréchet distance"
+    )
+    timing: TimingConfig | None = Field(default_factory=TimingConfig, description="none: no cell is timed")
     generate: dict[str, Any] = Field(default_factory=dict, description="other keys of a generate job: seed, batch, …")
 
     @model_validator(mode="after")
@@ -141,9 +153,16 @@ class SweepJob(Job):
                 label += f"-{kept}" if len(what.only) > 1 else ""
                 label += f"-{name}" if len(what.checkpoints) > 1 else ""
                 settings = {
-                    "name": label, "line": line.label, "steps": steps, "sampler": line.name, "eta": line.eta,
-                    "spacing": sampler.spacing, "guidance": weight, "conditions": kept, "checkpoint": name,
-                }  # fmt: skip
+                    "name": label,
+                    "line": line.label,
+                    "steps": steps,
+                    "sampler": line.name,
+                    "eta": line.eta,
+                    "spacing": sampler.spacing,
+                    "guidance": weight,
+                    "conditions": kept,
+                    "checkpoint": name,
+                }
                 own = {"checkpoint": checkpoint, "sampler": sampler.model_dump(), "guidance": guidance, "only": only}
                 yield Cell(label, settings, self._job(label, own))
 
@@ -157,18 +176,18 @@ class SweepJob(Job):
 
     # --- running --------------------------------------------------------------------------------------------
 
-    def run(self, report: Report) -> Result:
+    def run(self, report: ProgressCallback) -> Result:
         """Reference, pictures of all cells in one pass, times, the table."""
         reference, score = self._reference(report), self.what.score.by_content()
         reference.check_networks(score)
         cells = list(self.cells())
         works = [cell.job.prepare(write=True) for cell in cells]
-        parts = [Part(work.store, work.plan, work.bad_rows, work.columns) for work in works]
-        specs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
-        execute_all(parts, self._bench(specs, self.what.score), self.where, runner_of(self.where), report=report)
+        parts = [PlannedRun(work.store, work.plan, work.bad_rows, work.columns) for work in works]
+        configs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
+        execute_all(parts, self._bench(configs, self.what.score), self.where, runner_of(self.where), report=report)
         for work in works:
             reference.check(score, work.store)
-        times = {} if self.what.timing is None else self._time(self.what.timing, cells, specs, report)
+        times = {} if self.what.timing is None else self._time(self.what.timing, cells, configs, report)
         return Result(self.out, self._write(cells, reference, times))
 
     def estimate(self) -> Estimate:
@@ -177,51 +196,54 @@ class SweepJob(Job):
         What a picture takes besides predictions (first stage, scores, encoding) is scaled with them, so many steps are
         said to take longer than they will.
         """
-        rates: dict[tuple[Any, ...], tuple[int, Rate]] = {}
+        rates: dict[tuple[Any, ...], tuple[int, Throughput]] = {}
         parts = []
         for cell in sorted(self.cells(), key=lambda cell: int(cell.settings["steps"])):
             work, steps = cell.job.prepare(write=False), int(cell.settings["steps"])
             line = tuple(cell.settings[name] for name in ("line", "guidance", "conditions", "checkpoint"))
             if line not in rates:
-                rates[line] = steps, timed(work)
+                rates[line] = steps, time_one_batch(work)
             fewest, rate = rates[line]
-            parts.append(scaled(work, self.where, replace(rate, seconds=rate.seconds * steps / fewest), ()))
+            parts.append(extrapolate(work, self.where, replace(rate, seconds=rate.seconds * steps / fewest), ()))
         rows = next(iter(rates.values()))[1].rows
         return Estimate(
-            sum(p.rows for p in parts), sum(p.shards for p in parts), sum(p.done_shards for p in parts),
-            sum(p.bytes for p in parts), sum(p.seconds for p in parts),
+            sum(p.rows for p in parts),
+            sum(p.shards for p in parts),
+            sum(p.done_shards for p in parts),
+            sum(p.bytes for p in parts),
+            sum(p.seconds for p in parts),
             (
                 f"{len(parts)} cells; reference and timing come on top",
                 f"timed on {rows} rows with one worker here, at the fewest steps of each of {len(rates)} lines",
                 "more steps are scaled by their predictions, and the rest of a picture with them: rather too long",
             ),
-        )  # fmt: skip
+        )
 
-    def _reference(self, report: Report) -> Reference:
-        found = Reference.open(self.what.reference)
+    def _reference(self, report: ProgressCallback) -> ReferenceSet:
+        found = ReferenceSet.open(self.what.reference)
         if found.scores is None:
             what = {"reference": self.what.reference, "score": self.what.score.model_dump()}
             job: EvaluateJob = parse(EvaluateJob, self._document("evaluate", what, "reference"), "reference")
             job.run(report)
-            found = Reference.open(job.out)
+            found = ReferenceSet.open(job.out)
         return found
 
     def _time(
-        self, timing: TimingSpec, cells: Sequence[Cell], specs: Sequence[SampleSpec], report: Report
+        self, timing: TimingConfig, cells: Sequence[Cell], configs: Sequence[SampleConfig], report: ProgressCallback
     ) -> Mapping[str, Sequence[float]]:
         """Seconds a picture of each cell, one after the other on one worker: nothing else may slow them.
 
         Other threads or a GPU are other seconds: each has a folder of its own.
         """
-        piece = inputs(self.what.conditions, "conditions").slices[0]
+        piece = open_inputs(self.what.conditions, "conditions").slices[0]
         rows = min(timing.pictures, piece.rows, cells[0].job.what.batch)
         shard = Shard(0, (piece._replace(rows=rows),))
         parts = []
-        for cell, spec in zip(cells, specs, strict=True):
-            what = {"timing": timing.model_dump(mode="json"), "run": spec.run_id}
+        for cell, config in zip(cells, configs, strict=True):
+            what = {"timing": timing.model_dump(mode="json"), "run": config.run_id}
             plan = Plan("timing", run_id({"kind": "timing", "what": what}), what, rows, [shard])
-            parts.append(Part(Store(self._timing(cell)), plan, 0.0))
-        build = partial(build_timing, self._bench(specs, None), timing, [cell.name for cell in cells])
+            parts.append(PlannedRun(RunStore(self._timing(cell)), plan, 0.0))
+        build = partial(build_timing, self._bench(configs, None), timing, [cell.name for cell in cells])
         execute_all(parts, build, self.where.model_copy(update={"workers": 1}), runner_of(self.where), report=report)
         return {cell.name: seconds_of(part.store) for cell, part in zip(cells, parts, strict=True)}
 
@@ -231,47 +253,51 @@ class SweepJob(Job):
         on = f"{where.threads}-threads" + (f"-{where.gpus:g}-gpus" if where.gpus else "")
         return f"{self.out}/timing/{on}/{cell.name}"
 
-    def _bench(self, specs: Sequence[SampleSpec], score: ScoreSpec | None) -> "_Bench":
-        return _Bench(tuple(specs), score, self.where.threads, self.what.generate.get("references"))
+    def _bench(self, configs: Sequence[SampleConfig], score: ScoreConfig | None) -> "_Bench":
+        return _Bench(tuple(configs), score, self.where.threads, self.what.generate.get("references"))
 
     # --- the table ------------------------------------------------------------------------------------------
 
     def _write(
-        self, cells: Sequence[Cell], reference: Reference, times: Mapping[str, Sequence[float]]
+        self, cells: Sequence[Cell], reference: ReferenceSet, times: Mapping[str, Sequence[float]]
     ) -> dict[str, object]:
         """metrics.parquet, metrics.json, table.md; for each line, how many steps are enough."""
-        observer = Observer(self.what.score, run_id="")
+        observer = Scorer(self.what.score, run_id="")
         protocols = {**observer.protocols(), "reference": {"made": reference.made, "size": list(reference.size)}}
         name = "" if observer.features is None else observer.features.metric
-        stores = [Store(cell.job.out, cell.job.what.attempt) for cell in cells]
+        stores = [RunStore(cell.job.out, cell.job.what.attempt) for cell in cells]
         common = _common(stores)
-        real = gather(reference.tables())
+        real = gather_scores(reference.tables())
         finish = partial(
-            measure, reference=reference.content, protocols=protocols, frechet_name=name, prepared=Prepared(),
-            kin=kin(stores[0]),
-        )  # fmt: skip
+            aggregate,
+            reference=reference.content,
+            protocols=protocols,
+            frechet_name=name,
+            prepared=ReferenceCache(),
+            kin=grouping_of(stores[0]),
+        )
         rows: list[dict[str, Any]] = []
         # Beside a cell the reference is only what distances are taken to: its own numbers are the same for all.
         distant = {key: scored for key, scored in real.items() if key.startswith(FEATURES)}
         for cell, store in zip(cells, stores, strict=True):  # one at a time: features of all would be gigabytes
-            scores, run = gather(store.tables("scores")), store.plan().run_id
-            found = {name: taken({name: scores[name]}, ids)[name] for name, ids in common.items()}
+            scores, run = gather_scores(store.tables("scores")), store.plan().run_id
+            found = {name: select_ids({name: scores[name]}, ids)[name] for name, ids in common.items()}
             table = finish({"all": found, "reference": distant}, run_id=run, compare=self.what.compare).to_pylist()
             table += self._times(cell, store, times)
-            rows += [_celled(row, cell) for row in table]
+            rows += [_tag_cell(row, cell) for row in table]
         rows += finish({"reference": real}, run_id=reference.content).to_pylist()
-        folder = Storage(f"{self.out}/metrics")
+        folder = FileStore(f"{self.out}/metrics")
         write_metrics(folder, rows)
         folder.put("table.md", _markdown(cells, rows).encode())
-        return _enough(rows)
+        return _steps_within_5pct(rows)
 
-    def _times(self, cell: Cell, store: Store, times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
+    def _times(self, cell: Cell, store: RunStore, times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
         """Seconds a picture of a cell as a METRICS row: the median of the rounds, and the fastest and slowest."""
         found = times.get(cell.name)
         if not found or self.what.timing is None:
             return []
         n = min(self.what.timing.pictures, cell.job.what.batch)
-        environment = next(iter(Store(self._timing(cell)).commits())).environment
+        environment = next(iter(RunStore(self._timing(cell)).commits())).environment
         said = {key: environment.get(key) for key in ("device", "dtype", "threads", "torch")}
         said |= {"rounds": len(found), "includes": "conditions, sampling, first stage; warm, alone"}
         said |= {"interval": "fastest and slowest round"}
@@ -284,14 +310,14 @@ class SweepJob(Job):
 class _Bench:
     """How the workers of all cells are built in an actor."""
 
-    specs: tuple[SampleSpec, ...]
-    score: ScoreSpec | None
+    configs: tuple[SampleConfig, ...]
+    score: ScoreConfig | None
     threads: int
     references: str | None
 
     def __call__(self) -> Callable[[int], SampleWorker]:
         """Build them."""
-        return build_bench(self.specs, self.score, self.threads, self.references)
+        return build_bench(self.configs, self.score, self.threads, self.references)
 
 
 def _weight(guidance: Guidance) -> str:
@@ -300,7 +326,7 @@ def _weight(guidance: Guidance) -> str:
     return f"{guidance:g}"
 
 
-def _common(stores: Sequence[Store]) -> dict[str, frozenset[str]]:
+def _common(stores: Sequence[RunStore]) -> dict[str, frozenset[str]]:
     """Rows that every cell has, by measurement: at few thousand, unequal n moves a distance more than samplers do."""
     common: dict[str, frozenset[str]] | None = None
     for store in stores:
@@ -316,18 +342,18 @@ def _common(stores: Sequence[Store]) -> dict[str, frozenset[str]]:
     return common or {}
 
 
-def _celled(row: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
+def _tag_cell(row: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     protocol = {**json.loads(row["protocol"]), CELL: cell.settings}
     return {**row, "protocol": json.dumps(protocol, sort_keys=True)}
 
 
-def _headlines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _headline_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Metrics of whole sets, in order."""
     return list(dict.fromkeys(row["metric"] for row in rows if row["slice"] == "all"))
 
 
 def _markdown(cells: Sequence[Cell], rows: Sequence[Mapping[str, Any]]) -> str:
-    names = _headlines(rows)
+    names = _headline_metrics(rows)
     values = {(json.loads(row["protocol"])[CELL]["name"], row["metric"]): row for row in rows if row["slice"] == "all"}
     lines = ["| cell | n | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]
     for cell in sorted(cells, key=lambda c: (c.settings["checkpoint"], c.settings["line"], c.settings["steps"])):
@@ -340,10 +366,10 @@ def _markdown(cells: Sequence[Cell], rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _enough(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+def _steps_within_5pct(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """For each line and headline, the smallest step count within 5 % of its best."""
     facts: dict[str, object] = {}
-    for metric in _headlines(rows):
+    for metric in _headline_metrics(rows):
         if family(metric) not in ("fid", "fd", "miou"):
             continue
         for curve in curves(rows, metric):

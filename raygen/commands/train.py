@@ -22,25 +22,33 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from raygen.commands.base import Estimate, Job, Report, Result
+from raygen.commands.base import Estimate, Job, ProgressCallback, Result
 from raygen.core.errors import ConfigError, InfrastructureError, RaygenError
 from raygen.core.hashing import run_id
 from raygen.core.pixels import to_pixels
-from raygen.core.precision import settle
-from raygen.extractors.base import Small, load_features
-from raygen.extractors.bundled import SmallNetwork, save_small
+from raygen.core.precision import set_deterministic_precision
+from raygen.extractors.base import BundledNetworkConfig, load_features
+from raygen.extractors.bundled import BundledNetwork, save_bundled
 from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
-from raygen.models.ldm import LDMSpec
-from raygen.models.text import Tokenizer, TransformerText, tokenizer_of
+from raygen.models.ldm import LDMConfig
+from raygen.models.text import Tokenizer, TransformerTextConfig, tokenizer_of
 from raygen.store.run_store import open_input
-from raygen.training.data import TrainingArrays, load_arrays, texts_of
-from raygen.training.logger import Journal, followed
+from raygen.training.data import TrainingData, load_training_data, texts_of
+from raygen.training.logger import TrainingLogger, followed
 from raygen.training.losses import AutoencoderObjective, Objective
 from raygen.training.preview import sheet
-from raygen.training.recipe import DENOISERS, TrainWhat, count, digests_of, folders_of, needs, objective_of
+from raygen.training.recipe import (
+    DENOISERS,
+    TrainWhat,
+    build_objective,
+    count_parameters,
+    folders_of,
+    frozen_digests,
+    required_fields,
+)
 from raygen.training.reconstruction import reconstruction_scores
-from raygen.training.trainer import Step, Trainer, TrainSpec, train
+from raygen.training.trainer import TrainConfig, Trainer, TrainStep, train
 
 __all__ = ["TrainJob", "TrainWhat"]
 
@@ -59,7 +67,7 @@ class TrainJob(Job):
     kind: Literal["train"] = "train"
     what: TrainWhat
 
-    def run(self, report: Report) -> Result:
+    def run(self, report: ProgressCallback) -> Result:
         """Train to the end, going on from what an earlier command left."""
         Path(self.out).mkdir(parents=True, exist_ok=True)
         began = time.time()
@@ -85,7 +93,7 @@ class TrainJob(Job):
         notes = [f"missing: {error}" for error in _absent(what)]
         counts: dict[str, int] = {}
         try:
-            counts = count(what.model, what.first_stage)
+            counts = count_parameters(what.model, what.first_stage)
             notes += [f"{name}: {number:,} parameters" for name, number in counts.items()]
         except RaygenError as error:
             notes.append(f"parameters are not counted: {error}")
@@ -112,9 +120,9 @@ class TrainJob(Job):
             return next((tokenizer for tokenizer in found if tokenizer is not None), None)
         if self.what.init is not None:
             return checkpoint.load_tokenizer(self.what.init)
-        if not isinstance(model, LDMSpec) or "text" not in model.modalities:
+        if not isinstance(model, LDMConfig) or "text" not in model.modalities:
             return None
-        return tokenizer_of(model.text or TransformerText(), self._texts)
+        return tokenizer_of(model.text or TransformerTextConfig(), self._texts)
 
     def _texts(self) -> Iterator[str]:
         faces, _ = open_input(self.what.faces)
@@ -122,25 +130,31 @@ class TrainJob(Job):
             kept = table if self.what.split is None else table.filter(pc.equal(table["split"], self.what.split))
             yield from (text for text in texts_of(kept, self.what.recipe).to_pylist() if text is not None)
 
-    def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingArrays:
+    def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingData:
         """The training data in memory."""
         what = self.what
         faces, _ = open_input(what.faces)
         columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
-        size, modalities = needs(what.model, what.first_stage)
+        size, modalities = required_fields(what.model, what.first_stage)
         pictures = "style" in modalities or (what.mask_aware is not None and what.mask_aware.decodes)
         modalities = tuple(sorted({*modalities, *(["mask"] if what.mask_aware is not None else [])}))
         places = [] if what.mask_aware is None else what.mask_aware.places
         columns += [*places, *(["hint"] if "hint" in modalities else []), *(["identity_id"] if what.identity else [])]
         if what.latents is None or not isinstance(what.model, DENOISERS):
-            arrays = load_arrays(
-                faces.tables("faces", columns), size=size, modalities=modalities, split=what.split,
-                tokenize=tokenizer, recipe=what.recipe, places=places, people=what.identity is not None,
-            )  # fmt: skip
+            arrays = load_training_data(
+                faces.tables("faces", columns),
+                size=size,
+                modalities=modalities,
+                split=what.split,
+                tokenize=tokenizer,
+                recipe=what.recipe,
+                places=places,
+                people=what.identity is not None,
+            )
             return _with_centres(arrays, what)
         latents, _ = open_input(what.latents)
         assert what.first_stage is not None
-        return load_arrays(
+        return load_training_data(
             faces.tables("faces", [c for c in columns if c != "image" or pictures]),
             size=size,
             modalities=modalities,
@@ -155,10 +169,10 @@ class TrainJob(Job):
 
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
         """A fresh objective, its weights drawn from the training seed."""
-        return objective_of(self.what, tokenizer)
+        return build_objective(self.what, tokenizer)
 
 
-def _with_centres(arrays: TrainingArrays, what: TrainWhat) -> TrainingArrays:
+def _with_centres(arrays: TrainingData, what: TrainWhat) -> TrainingData:
     """The arrays; `ConfigError` where there are more people than an embedder has centres for."""
     people = 0 if arrays.identity is None else int(arrays.identity.max()) + 1
     if what.identity is not None and people > what.identity.identities:
@@ -181,7 +195,7 @@ def _absent(what: TrainWhat) -> Iterator[RaygenError]:
             yield error
 
 
-def _seconds_a_step(trainer: Trainer, arrays: TrainingArrays) -> float:
+def _seconds_a_step(trainer: Trainer, arrays: TrainingData) -> float:
     batch = trainer.batch(arrays, 0)
     trainer.update(batch, 0.0)  # the first one pays for what is only done once
     began = time.perf_counter()
@@ -194,21 +208,21 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _rank(job: TrainJob, rank: int, world_size: int) -> Iterator[Step]:
+def _rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]:
     """Everything one rank does: data, training, and on rank 0 sheets, records and the checkpoint."""
-    settle(job.where.threads)
-    folder, spec = Path(job.out) / "training", job.what.training
+    set_deterministic_precision(job.where.threads)
+    folder, config = Path(job.out) / "training", job.what.training
     tokenizer = job.tokenizer()
     arrays = job.arrays(tokenizer)
     if _is_done(job, arrays):
         return
-    trainer = Trainer(job.objective(tokenizer), spec, device=_device(), rank=rank, world_size=world_size)
-    journal = Journal(folder) if rank == 0 else None
+    trainer = Trainer(job.objective(tokenizer), config, device=_device(), rank=rank, world_size=world_size)
+    journal = TrainingLogger(folder) if rank == 0 else None
     last = None
     for step in train(trainer, arrays, folder):
         if journal is not None:
             journal.write(step)
-            if _sheet_is_due(step.step, spec):
+            if _sheet_is_due(step.step, config):
                 with trainer.averaged():
                     journal.picture(step.step, sheet(trainer.objective, arrays, trainer.device))
         last = step
@@ -218,7 +232,7 @@ def _rank(job: TrainJob, rank: int, world_size: int) -> Iterator[Step]:
         journal.close()
 
 
-def _is_done(job: TrainJob, arrays: TrainingArrays) -> bool:
+def _is_done(job: TrainJob, arrays: TrainingData) -> bool:
     """Whether an earlier command ended this very training; its checkpoint stays as it is, to the byte.
 
     `ConfigError` where it was another one: going on from its end with more steps would be neither of the two, as
@@ -240,18 +254,18 @@ def _is_done(job: TrainJob, arrays: TrainingArrays) -> bool:
     return True
 
 
-def _run_id(job: TrainJob, arrays: TrainingArrays) -> str:
-    experts = digests_of(job.what)
+def _run_id(job: TrainJob, arrays: TrainingData) -> str:
+    experts = frozen_digests(job.what)
     return run_id({"what": job.what, "data": arrays.digest, **({"experts": experts} if experts else {})})
 
 
-def _sheet_is_due(step: int, spec: TrainSpec) -> bool:
+def _sheet_is_due(step: int, config: TrainConfig) -> bool:
     """Whether the steps of this record passed a multiple of `sheet_every`."""
-    every = spec.sheet_every
-    return every is not None and step // every > max(0, step - spec.log_every) // every
+    every = config.sheet_every
+    return every is not None and step // every > max(0, step - config.log_every) // every
 
 
-def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingArrays, last: Step | None) -> None:
+def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: TrainStep | None) -> None:
     module = trainer.objective.module
     facts: dict[str, Any] = {
         "run_id": _run_id(job, arrays),
@@ -270,7 +284,7 @@ def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingArrays, last: Step 
     (Path(job.out) / "training" / "result.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _left_out(arrays: TrainingArrays) -> str:
+def _left_out(arrays: TrainingData) -> str:
     """Faces that could not be trained on, and why."""
     if not arrays.left_out:
         return "none"
@@ -278,7 +292,7 @@ def _left_out(arrays: TrainingArrays) -> str:
     return f"{len(arrays.left_out)}: {'; '.join(arrays.left_out[:MENTIONED])}{more}"
 
 
-def _calibrate(stage: FirstStage, arrays: TrainingArrays, device: torch.device) -> None:
+def _calibrate(stage: FirstStage, arrays: TrainingData, device: torch.device) -> None:
     """Set the scale of the latents from the training pictures."""
     assert arrays.images is not None
     images = torch.from_numpy(arrays.images[:CALIBRATION])
@@ -288,17 +302,17 @@ def _calibrate(stage: FirstStage, arrays: TrainingArrays, device: torch.device) 
 
 
 def _scores(
-    job: TrainJob, objective: AutoencoderObjective, arrays: TrainingArrays, device: torch.device
+    job: TrainJob, objective: AutoencoderObjective, arrays: TrainingData, device: torch.device
 ) -> dict[str, Any]:
     """How well pictures come back, and which pictures those were."""
     what, given = job.what, arrays
     if what.validation_split is not None:
         faces, _ = open_input(what.faces)
         tables = faces.tables("faces", ["face_id", "split", "image"])
-        given = load_arrays(tables, size=objective.stage.spec.image_size, split=what.validation_split)
+        given = load_training_data(tables, size=objective.stage.config.image_size, split=what.validation_split)
     assert given.images is not None
     images = np.ascontiguousarray(given.images[: what.validation_pictures])
-    features = load_features(Small(), device)
+    features = load_features(BundledNetworkConfig(), device)
     scores = reconstruction_scores(objective.stage, images, features, device, objective.perceptual)
     return {"reconstruction": scores, "scored": {"pictures": len(images), "split": what.validation_split or "training"}}
 
@@ -317,8 +331,8 @@ def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
 def _written(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     out = Path(job.out)
     recipe = {"recipe": job.what.model_dump(mode="json"), "result": facts}
-    if isinstance(module, SmallNetwork):
-        return save_small(module, out, weights=job.what.weights, extra=recipe)
+    if isinstance(module, BundledNetwork):
+        return save_bundled(module, out, weights=job.what.weights, extra=recipe)
     # The checkpoint replaces its folder as a whole, so it is made beside the training state and moved in.
     made = out.parent / f".{out.name}.checkpoint"
     shutil.rmtree(made, ignore_errors=True)

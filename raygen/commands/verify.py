@@ -18,13 +18,14 @@ from raygen.core.hashing import digest
 from raygen.exports.finalize import check
 from raygen.store.images import decode_image
 from raygen.store.parquet import RANGE, from_parquet
-from raygen.store.run_store import KEYS, Commit, Plan, SetDigest, Shard, Store, table_digest
+from raygen.store.run_store import Commit, Plan, RunStore, Shard
+from raygen.store.set_digest import KEYS, SetDigest, table_digest
 
-__all__ = ["Verification", "verify"]
+__all__ = ["IntegrityReport", "verify"]
 
 
 @dataclass
-class Verification:
+class IntegrityReport:
     """What was checked and what is wrong with it; `problems` is empty where all is well.
 
     `files` counts the good files of an export's data set, and is None for other runs.
@@ -49,10 +50,10 @@ class Verification:
         return not self.problems
 
 
-def verify(store: Store, *, decode: bool = True) -> Verification:
+def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
     """Check every commit, file, row and picture of `store`; `decode=False` leaves the pictures out."""
     plan = store.plan()
-    result = Verification(store.storage.url, plan.run_id, len(plan.shards))
+    result = IntegrityReport(store.storage.url, plan.run_id, len(plan.shards))
     seen: dict[str, list[npt.NDArray[np.uint64]]] = {}
     state = SetDigest()
     named: set[str] = set()
@@ -71,7 +72,7 @@ def verify(store: Store, *, decode: bool = True) -> Verification:
     return result
 
 
-def _commits(store: Store, plan: Plan, result: Verification) -> Iterator[Commit]:
+def _commits(store: RunStore, plan: Plan, result: IntegrityReport) -> Iterator[Commit]:
     done = store.committed()
     missing = [shard.index for shard in plan.shards if shard.index not in done]
     if missing:
@@ -87,10 +88,10 @@ def _commits(store: Store, plan: Plan, result: Verification) -> Iterator[Commit]
 
 
 def _check_shard(
-    store: Store,
+    store: RunStore,
     plan: Plan,
     commit: Commit,
-    result: Verification,
+    result: IntegrityReport,
     seen: dict[str, list[npt.NDArray[np.uint64]]],
     named: set[str],
     decode: bool,
@@ -114,7 +115,7 @@ def _check_shard(
     return state
 
 
-def _read(store: Store, entry: dict[str, Any], result: Verification) -> pa.Table | None:
+def _read(store: RunStore, entry: dict[str, Any], result: IntegrityReport) -> pa.Table | None:
     path = str(entry["path"])
     try:
         data = store.storage.get(path)
@@ -141,7 +142,7 @@ def _keys(name: str, table: pa.Table) -> npt.NDArray[np.uint64]:
     return np.fromiter((int(digest(line.encode())[:16], 16) for line in lines), dtype=np.uint64, count=table.num_rows)
 
 
-def _check_ids(seen: dict[str, list[npt.NDArray[np.uint64]]], result: Verification) -> None:
+def _check_ids(seen: dict[str, list[npt.NDArray[np.uint64]]], result: IntegrityReport) -> None:
     for name, parts in seen.items():
         keys = np.concatenate(parts) if parts else np.empty(0, np.uint64)
         double = len(keys) - len(np.unique(keys))
@@ -149,7 +150,7 @@ def _check_ids(seen: dict[str, list[npt.NDArray[np.uint64]]], result: Verificati
             result.problems.append(f"{name}: {double} rows have an id that another row has")
 
 
-def _check_planned(shard: Shard, table: pa.Table, result: Verification) -> None:
+def _check_planned(shard: Shard, table: pa.Table, result: IntegrityReport) -> None:
     """The samples of a shard must be exactly the condition rows it was given."""
     if any(piece.path == RANGE for piece in shard.inputs):
         return
@@ -164,7 +165,7 @@ def _check_planned(shard: Shard, table: pa.Table, result: Verification) -> None:
         result.problems.append(f"shard {shard.index}: its rows are not the planned ones")
 
 
-def _check_pictures(name: str, table: pa.Table, result: Verification) -> None:
+def _check_pictures(name: str, table: pa.Table, result: IntegrityReport) -> None:
     ids = table[table.column_names[0]].to_pylist()
     hashes = table["image_sha256"].to_pylist() if "image_sha256" in table.column_names else [None] * len(ids)
     for row, value, sha in zip(ids, table["image"].to_pylist(), hashes, strict=True):
@@ -179,14 +180,14 @@ def _check_pictures(name: str, table: pa.Table, result: Verification) -> None:
             result.problems.append(f"{name} {row}: image_sha256 differs")
 
 
-def _check_end(store: Store, result: Verification) -> None:
+def _check_end(store: RunStore, result: IntegrityReport) -> None:
     if not store.storage.exists("_SUCCESS"):
         result.problems.append("_SUCCESS is missing: the run has not ended well")
     elif store.manifest().get("set_digest") != result.set_digest:
         result.problems.append("MANIFEST.json has another set digest than the rows")
 
 
-def _files(store: Store) -> Iterator[str]:
+def _files(store: RunStore) -> Iterator[str]:
     for table in store.storage.names("data"):
         for name in store.storage.names(f"data/{table}"):
             yield f"data/{table}/{name}"

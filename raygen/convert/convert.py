@@ -24,10 +24,10 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.checkpoint_files import OWN_WEIGHTS, Writing, write_json, write_weights
-from raygen.models.schedule import SamplerSpec
+from raygen.models.schedule import SamplerConfig
 from raygen.store.weight_file import Entry, WeightFile, open_weights
 
-__all__ = ["MAPPING", "Account", "convert", "inspect"]
+__all__ = ["MAPPING", "ConversionReport", "convert", "inspect"]
 
 
 #: Of the rules by which names become ours; it grows when the same file would become another folder.
@@ -35,13 +35,13 @@ MAPPING: Final = 1
 #: Nothing known but what the files say.
 PUBLISHED: Final = Options()
 #: The sampler of the released models, step for step.
-RELEASED: Final = SamplerSpec(name="ddim", steps=50, spacing="leading")
+RELEASED: Final = SamplerConfig(name="ddim", steps=50, spacing="leading")
 #: How many names an error shows.
 SHOWN: Final = 3
 
 
 @dataclass
-class Account:
+class ConversionReport:
     """What became of every tensor of the files."""
 
     family: str
@@ -83,7 +83,7 @@ class _Filled(NamedTuple):
     pick: Pick
 
 
-def inspect(files: Sequence[str | Path], family: str | None = None, options: Options = PUBLISHED) -> Account:
+def inspect(files: Sequence[str | Path], family: str | None = None, options: Options = PUBLISHED) -> ConversionReport:
     """What files are and what an import of them would do; no tensor is read but the schedule's.
 
     `ConfigError` where they cannot be read, are none of our families', or the family is unknown; `InputError` where one
@@ -96,7 +96,9 @@ def inspect(files: Sequence[str | Path], family: str | None = None, options: Opt
     return account
 
 
-def convert(family: str | None, files: Sequence[str | Path], out: str | Path, options: Options = PUBLISHED) -> Account:
+def convert(
+    family: str | None, files: Sequence[str | Path], out: str | Path, options: Options = PUBLISHED
+) -> ConversionReport:
     """Write the model of `files` as the folder `out`; errors as for `inspect`, and as `checkpoint.save` has them.
 
     Several files are read as one: a model and, after it, the first stage or base that it lacks. `family` None is
@@ -128,7 +130,7 @@ def convert(family: str | None, files: Sequence[str | Path], out: str | Path, op
 
 def _drafted(
     files: Sequence[str | Path], family: str | None, options: Options
-) -> tuple[Account, Draft | None, dict[str, Entry]]:
+) -> tuple[ConversionReport, Draft | None, dict[str, Entry]]:
     """The files as one, and the model that they are of; problems of the draft go into the account."""
     opened = [open_weights(path) for path in files]
     entries: dict[str, Entry] = {}
@@ -142,7 +144,7 @@ def _drafted(
         raise ConfigError(f"{files[0]}: of no family that we know; it begins with {sorted(shapes)[0]!r}")
     if found not in FAMILIES:
         raise ConfigError(f"{found!r} is no family; there are {', '.join(FAMILIES)}")
-    account = Account(found, opened)
+    account = ConversionReport(found, opened)
     try:
         with torch.device("meta"):
             draft = FAMILIES[found].draft(shapes, lambda name: entries[name].read(), options)
@@ -156,7 +158,7 @@ def _drafted(
     return account, draft, entries
 
 
-def _matched(draft: Draft, entries: Mapping[str, Entry], account: Account) -> dict[str, dict[str, _Filled]]:
+def _matched(draft: Draft, entries: Mapping[str, Entry], account: ConversionReport) -> dict[str, dict[str, _Filled]]:
     """Every parameter of ours with its source, by part; what does not fit goes into the account."""
     used: Counter[str] = Counter()
     wanted_times: dict[str, int] = {}
@@ -182,16 +184,18 @@ def _matched(draft: Draft, entries: Mapping[str, Entry], account: Account) -> di
     twice = [key for key, times in used.items() if times != wanted_times[key]]
     rest = _left(draft, entries, used, account)
     for what, names in (
-        ("missing", missing), ("of another shape", unlike), ("used for more than one parameter", twice),
+        ("missing", missing),
+        ("of another shape", unlike),
+        ("used for more than one parameter", twice),
         ("of no use that we know", rest),
-    ):  # fmt: skip
+    ):
         if names:
             more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
             account.problems.append(f"{what}: {', '.join(names[:SHOWN])}{more}")
     return made
 
 
-def _left(draft: Draft, entries: Mapping[str, Entry], used: Counter[str], account: Account) -> list[str]:
+def _left(draft: Draft, entries: Mapping[str, Entry], used: Counter[str], account: ConversionReport) -> list[str]:
     """Names that nothing uses and that are not left behind on purpose."""
     rest = []
     for key in entries:

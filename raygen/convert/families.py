@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import nn
 
-from raygen.convert.infer_config import Shapes, below, style_spec, text_spec, unet_fields
+from raygen.convert.infer_config import Shapes, below, style_config, text_config, unet_fields
 from raygen.convert.key_maps import (
     branch_names,
     clip_names,
@@ -42,17 +42,17 @@ from raygen.convert.parts import (
 from raygen.core.errors import InputError
 from raygen.extractors.face_parsers import BiSeNet, ParseNet
 from raygen.models.autoencoder import FirstStage
-from raygen.models.collaborative import Collaborative, CollaborativeSpec
-from raygen.models.controlnet import Control, ControlSpec
-from raygen.models.ldm import LDM, LDMSpec
-from raygen.models.scadm import SCADM, SCADMSpec
+from raygen.models.collaborative import Collaborative, CollaborativeConfig
+from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
+from raygen.models.ldm import LDM, LDMConfig
+from raygen.models.scadm import SCADM, SCADMConfig
 from raygen.models.schedule import NoiseSchedule
-from raygen.models.text import FrozenText, PretrainedText
+from raygen.models.text import FrozenText, PretrainedTextConfig
 
-__all__ = ["FAMILIES", "Family", "guess"]
+__all__ = ["FAMILIES", "PublishedFamily", "guess"]
 
 
-class Family(NamedTuple):
+class PublishedFamily(NamedTuple):
     """How one is recognised and drafted."""
 
     text: str
@@ -71,24 +71,27 @@ def _ldm(shapes: Shapes, read: Read, options: Options) -> Draft:
     fields = unet_fields(below(shapes, UNET))
     if fields.pop("token_width"):
         raise InputError("its UNet reads tokens: not an unconditional model", reason="weights")
-    spec = LDMSpec(latent=stage.latent_shape, head_dim=32, noise=schedule_of(shapes, read), **fields)
-    model = LDM(spec, stage)
-    unet, left = unet_part(shapes, spec, model.unet, which_weights(shapes, options, "ema"))
+    config = LDMConfig(latent=stage.latent_shape, head_dim=32, noise=schedule_of(shapes, read), **fields)
+    model = LDM(config, stage)
+    unet, left = unet_part(shapes, config, model.unet, which_weights(shapes, options, "ema"))
     return Draft(model, [first, unet], [*left, *SCHEDULE, *LOSS])
 
 
-def _expert_spec(shapes: Shapes, noise: NoiseSchedule, stage: FirstStage, **more: Any) -> LDMSpec:
+def _expert_config(shapes: Shapes, noise: NoiseSchedule, stage: FirstStage, **more: Any) -> LDMConfig:
     """Of one of Collaborative Diffusion's UNets: 32 heads everywhere."""
     fields = unet_fields(shapes)
-    return LDMSpec(latent=stage.latent_shape, heads=32, head_dim=4, noise=noise, **fields, **more)
+    return LDMConfig(latent=stage.latent_shape, heads=32, head_dim=4, noise=noise, **fields, **more)
 
 
 def _mask_fields(width: tuple[int, ...]) -> dict[str, Any]:
     side = round(width[1] ** 0.5)
     return {
-        "modalities": ("mask",), "required": ("mask",), "mask_path": "tokens", "mask_side": side,
+        "modalities": ("mask",),
+        "required": ("mask",),
+        "mask_path": "tokens",
+        "mask_side": side,
         "mask_class_embedding": False,
-    }  # fmt: skip
+    }
 
 
 def _scale(shapes: Shapes) -> float:
@@ -104,9 +107,9 @@ def _size(shapes: Shapes) -> int:
 def _codiff_mask(shapes: Shapes, read: Read, options: Options) -> Draft:
     stage, first = stage_part(shapes, options, _size(shapes), _scale(shapes), STAGE)
     linear = shapes[f"{READER}linear.weight"]
-    spec = _expert_spec(below(shapes, UNET), schedule_of(shapes, read), stage, **_mask_fields(linear))
-    model = LDM(spec, stage)
-    unet, left = unet_part(shapes, spec, model.unet, which_weights(shapes, options, "raw"))
+    config = _expert_config(below(shapes, UNET), schedule_of(shapes, read), stage, **_mask_fields(linear))
+    model = LDM(config, stage)
+    unet, left = unet_part(shapes, config, model.unet, which_weights(shapes, options, "raw"))
     assert model.mask_encoder is not None
     reader = Part("mask_encoder", model.mask_encoder, READER, mask_names)
     return Draft(model, [first, unet, reader], [*left, *SCHEDULE, *LOSS])
@@ -115,11 +118,11 @@ def _codiff_mask(shapes: Shapes, read: Read, options: Options) -> Draft:
 def _codiff_text(shapes: Shapes, read: Read, options: Options) -> Draft:
     stage, first = stage_part(shapes, options, _size(shapes), _scale(shapes), STAGE)
     prefix = f"{READER}transformer."
-    text = text_spec(below(shapes, prefix), 8, options.vocabulary or "bert-base-uncased")
+    text = text_config(below(shapes, prefix), 8, options.vocabulary or "bert-base-uncased")
     more = {"modalities": ("text",), "required": ("text",), "text": text}
-    spec = _expert_spec(below(shapes, UNET), schedule_of(shapes, read), stage, **more)
-    model = LDM(spec, stage, tokenizer=vocabulary_of(text, text.vocabulary_size, options))
-    unet, left = unet_part(shapes, spec, model.unet, which_weights(shapes, options, "raw"))
+    config = _expert_config(below(shapes, UNET), schedule_of(shapes, read), stage, **more)
+    model = LDM(config, stage, tokenizer=vocabulary_of(text, text.vocabulary_size, options))
+    unet, left = unet_part(shapes, config, model.unet, which_weights(shapes, options, "raw"))
     assert model.text_encoder is not None
     reader = Part("text_encoder", model.text_encoder, prefix, text_names)
     left = [*left, (LOGITS, "an output layer that nothing reads")]
@@ -133,29 +136,29 @@ def _codiff(shapes: Shapes, read: Read, options: Options) -> Draft:
     prefixes = {name: f"model.{long}_" for name, long in (("mask", "seg_mask"), ("text", "text"))}
     readers = {"mask": f"{READER}seg_mask_cond_stage_model.", "text": f"{READER}text_cond_stage_model.transformer."}
     unets = {name: below(shapes, f"{prefix}unet.diffusion_model.") for name, prefix in prefixes.items()}
-    text = text_spec(below(shapes, readers["text"]), 8, options.vocabulary or "bert-base-uncased")
+    text = text_config(below(shapes, readers["text"]), 8, options.vocabulary or "bert-base-uncased")
     masks = _mask_fields(below(shapes, readers["mask"])["linear.weight"])
     texts = {"modalities": ("text",), "required": ("text",), "text": text}
-    specs = {
-        "mask": _expert_spec(unets["mask"], noise, stage, **masks),
-        "text": _expert_spec(unets["text"], noise, stage, **texts),
+    configs = {
+        "mask": _expert_config(unets["mask"], noise, stage, **masks),
+        "text": _expert_config(unets["text"], noise, stage, **texts),
     }
     experts = {
-        "mask": LDM(specs["mask"], stage),
-        "text": LDM(specs["text"], stage, tokenizer=vocabulary_of(text, text.vocabulary_size, options)),
+        "mask": LDM(configs["mask"], stage),
+        "text": LDM(configs["text"], stage, tokenizer=vocabulary_of(text, text.vocabulary_size, options)),
     }
     places = {name: f"{prefix}confidence_predictor.diffusion_model." for name, prefix in prefixes.items()}
     sizes = {name: unet_fields(below(shapes, place))["channels"] for name, place in places.items()}
     if sizes["mask"] != sizes["text"]:
         raise InputError(f"dynamic diffusers of two sizes: {sizes}", reason="weights")
     folders = {name: f"experts/{name}" for name in experts}
-    model = Collaborative(CollaborativeSpec(experts=folders, channels=sizes["mask"], nulls=()), experts)
+    model = Collaborative(CollaborativeConfig(experts=folders, channels=sizes["mask"], nulls=()), experts)
     parts = [first]
     for name, expert in experts.items():
         unet = f"{prefixes[name]}unet.diffusion_model."
-        parts.append(Part(f"experts/{name}/unet", expert.unet, unet, unet_names(specs[name])))
+        parts.append(Part(f"experts/{name}/unet", expert.unet, unet, unet_names(configs[name])))
         diffuser = model.diffuser(name)
-        parts.append(Part(f"diffusers/{name}", diffuser.unet, places[name], unet_names(specs[name])))
+        parts.append(Part(f"diffusers/{name}", diffuser.unet, places[name], unet_names(configs[name])))
         own = expert.mask_encoder if name == "mask" else expert.text_encoder
         assert own is not None
         rename = mask_names if name == "mask" else text_names
@@ -172,20 +175,27 @@ def _scadm(shapes: Shapes, read: Read, options: Options) -> Draft:
     stage, first = stage_part(shapes, options, 256, 1.0, STAGE)
     inner = below(shapes, UNET)
     fields = unet_fields(inner)
-    styles = style_spec(below(shapes, READER))
+    styles = style_config(below(shapes, READER))
     if fields.pop("token_width") != styles.token_width:
         raise InputError(f"styles of {styles.token_width} numbers, and a UNet that reads others", reason="weights")
     hidden = inner["middle_block.0.in_norm.mlp_shared.0.weight"][0]
-    spec = SCADMSpec(
-        latent=stage.latent_shape, head_dim=32, spade_hidden=hidden, gating="hard", style=styles,
-        noise=schedule_of(shapes, read), **fields,
-    )  # fmt: skip
-    model = SCADM(spec, stage)
-    unet, left = unet_part(shapes, spec, model.unet, which_weights(shapes, options, "ema"))
+    config = SCADMConfig(
+        latent=stage.latent_shape,
+        head_dim=32,
+        spade_hidden=hidden,
+        gating="hard",
+        style=styles,
+        noise=schedule_of(shapes, read),
+        **fields,
+    )
+    model = SCADM(config, stage)
+    unet, left = unet_part(shapes, config, model.unet, which_weights(shapes, options, "ema"))
     assert model.style_encoder is not None
     reader = Part("style_encoder", model.style_encoder, READER, style_names)
-    unused = (r"(model\.diffusion_model\.label_emb\.weight|model_ema\.diffusion_modellabel_embweight)",
-              "an embedding that nothing reads")  # fmt: skip
+    unused = (
+        r"(model\.diffusion_model\.label_emb\.weight|model_ema\.diffusion_modellabel_embweight)",
+        "an embedding that nothing reads",
+    )
     return Draft(model, [first, unet, reader], [unused, *left, *SCHEDULE, *LOSS])
 
 
@@ -195,14 +205,19 @@ def _stable(shapes: Shapes, read: Read, options: Options) -> Draft:
     prefix = f"{READER}transformer."
     clip = _clip(below(shapes, f"{prefix}text_model."))
     name = options.vocabulary or "openai/clip-vit-large-patch14"
-    text = PretrainedText(name=name, length=clip.network.config.max_position_embeddings)
+    text = PretrainedTextConfig(name=name, length=clip.network.config.max_position_embeddings)
     fields = unet_fields(below(shapes, UNET))
-    spec = LDMSpec(
-        latent=stage.latent_shape, heads=8, head_dim=4, noise=schedule_of(shapes, read), modalities=("text",),
-        text=text, **fields,
-    )  # fmt: skip
-    model = LDM(spec, stage, tokenizer=vocabulary_of(text, clip.network.config.vocab_size, options), frozen_text=clip)
-    unet, left = unet_part(shapes, spec, model.unet, which_weights(shapes, options, "ema"))
+    config = LDMConfig(
+        latent=stage.latent_shape,
+        heads=8,
+        head_dim=4,
+        noise=schedule_of(shapes, read),
+        modalities=("text",),
+        text=text,
+        **fields,
+    )
+    model = LDM(config, stage, tokenizer=vocabulary_of(text, clip.network.config.vocab_size, options), frozen_text=clip)
+    unet, left = unet_part(shapes, config, model.unet, which_weights(shapes, options, "ema"))
     reader = Part("text_encoder", clip, prefix, clip_names)
     places = (r".+\.position_ids", "the numbers from 0 to 76")
     return Draft(model, [first, unet, reader], [places, *left, *SCHEDULE, *LOSS])
@@ -217,9 +232,14 @@ def _clip(shapes: Shapes) -> FrozenText:
     layers = {name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}
     length, _ = shapes["embeddings.position_embedding.weight"]
     config = CLIPTextConfig(
-        vocab_size=words, hidden_size=width, intermediate_size=inner, num_hidden_layers=len(layers),
-        num_attention_heads=width // 64, max_position_embeddings=length, projection_dim=width,
-    )  # fmt: skip
+        vocab_size=words,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=len(layers),
+        num_attention_heads=width // 64,
+        max_position_embeddings=length,
+        projection_dim=width,
+    )
     return FrozenText(CLIPTextModel(config))
 
 
@@ -233,16 +253,16 @@ def _controlnet(shapes: Shapes, read: Read, options: Options) -> Draft:
     base = _stable(shapes, read, options)
     assert isinstance(base.model, LDM)
     channels = [shapes[f"{BRANCH}input_hint_block.{i}.weight"][0] for i in (0, 4, 8, 12)]
-    spec = ControlSpec(base=".", hint="picture", hint_channels=tuple(channels))
-    model = Control(spec, base.model)
-    branch = Part("controlnet", model.branch, BRANCH, branch_names(base.model.spec))
+    config = ControlNetConfig(base=".", hint="picture", hint_channels=tuple(channels))
+    model = ControlNetLDM(config, base.model)
+    branch = Part("controlnet", model.branch, BRANCH, branch_names(base.model.config))
     return Draft(model, [*base.parts, branch], base.left)
 
 
 def _first_stage(scale: float, size: int) -> Callable[[Shapes, Read, Options], Draft]:
     def draft(shapes: Shapes, read: Read, options: Options) -> Draft:
         stage, first = stage_part(shapes, options, size, scale, STAGE)
-        kind = stage.spec.stage
+        kind = stage.config.stage
         if (kind == "vq") != (scale == 1.0):
             raise InputError(f"a first stage of the kind {kind!r}, not the one named", reason="weights")
         return Draft(stage, [first], [*LOSS, *SCHEDULE])
@@ -265,39 +285,49 @@ def _has(*names: str) -> Callable[[Shapes], bool]:
     return lambda shapes: all(name in shapes for name in names)
 
 
-FAMILIES: Final[Mapping[str, Family]] = {
-    "codiff": Family(
+FAMILIES: Final[Mapping[str, PublishedFamily]] = {
+    "codiff": PublishedFamily(
         "Collaborative Diffusion, mask and text",
-        _has("model.seg_mask_confidence_predictor.diffusion_model.input_blocks.0.0.weight"), _codiff,
+        _has("model.seg_mask_confidence_predictor.diffusion_model.input_blocks.0.0.weight"),
+        _codiff,
     ),
-    "controlnet": Family(
+    "controlnet": PublishedFamily(
         "a ControlNet beside Stable Diffusion 1", _has(f"{BRANCH}zero_convs.0.0.weight"), _controlnet
     ),
-    "sd15": Family(
+    "sd15": PublishedFamily(
         "Stable Diffusion 1", _has(f"{READER}transformer.text_model.embeddings.token_embedding.weight"), _stable
     ),
-    "sca-dm": Family("SCA-DM", _has(f"{READER}Encoder.first_layer.0.weight"), _scadm),
-    "codiff-mask": Family("Collaborative Diffusion's mask expert", _has(f"{READER}linear.weight"), _codiff_mask),
-    "codiff-text": Family(
+    "sca-dm": PublishedFamily("SCA-DM", _has(f"{READER}Encoder.first_layer.0.weight"), _scadm),
+    "codiff-mask": PublishedFamily(
+        "Collaborative Diffusion's mask expert", _has(f"{READER}linear.weight"), _codiff_mask
+    ),
+    "codiff-text": PublishedFamily(
         "Collaborative Diffusion's text expert", _has(f"{READER}transformer.token_emb.weight"), _codiff_text
     ),
-    "ldm-celebahq": Family(
+    "ldm-celebahq": PublishedFamily(
         "latent diffusion without conditions (FFHQ's has the same names and shapes)",
-        _has(f"{UNET}input_blocks.0.0.weight", f"{UNET}middle_block.1.qkv.weight"), _ldm,
+        _has(f"{UNET}input_blocks.0.0.weight", f"{UNET}middle_block.1.qkv.weight"),
+        _ldm,
     ),
-    "ldm-ffhq": Family("latent diffusion without conditions", lambda shapes: False, _ldm),
-    "vq-f4": Family("a first stage with a codebook", _has("quantize.embedding.weight"), _first_stage(1.0, 256)),
-    "kl-f8": Family(
+    "ldm-ffhq": PublishedFamily("latent diffusion without conditions", lambda shapes: False, _ldm),
+    "vq-f4": PublishedFamily(
+        "a first stage with a codebook", _has("quantize.embedding.weight"), _first_stage(1.0, 256)
+    ),
+    "kl-f8": PublishedFamily(
         "a first stage with a KL term, 8 times smaller",
-        _has("quant_conv.weight", "encoder.down.3.block.0.conv1.weight"), _first_stage(0.141, 512),
+        _has("quant_conv.weight", "encoder.down.3.block.0.conv1.weight"),
+        _first_stage(0.141, 512),
     ),
-    "kl-f4": Family(
+    "kl-f4": PublishedFamily(
         "a first stage with a KL term, 4 times smaller",
-        _has("quant_conv.weight", "encoder.down.2.block.0.conv1.weight"), _first_stage(0.058, 256),
+        _has("quant_conv.weight", "encoder.down.2.block.0.conv1.weight"),
+        _first_stage(0.058, 256),
     ),
-    "bisenet": Family("a face parser", _has("cp.resnet.conv1.weight"), _parser(BiSeNet)),
-    "parsenet": Family("a face parser", _has("conv1.conv1.0.weight", "center.conv1.0.weight"), _parser(ParseNet)),
-}  # fmt: skip
+    "bisenet": PublishedFamily("a face parser", _has("cp.resnet.conv1.weight"), _parser(BiSeNet)),
+    "parsenet": PublishedFamily(
+        "a face parser", _has("conv1.conv1.0.weight", "center.conv1.0.weight"), _parser(ParseNet)
+    ),
+}
 
 
 def guess(shapes: Shapes) -> str | None:

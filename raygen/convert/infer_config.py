@@ -13,12 +13,12 @@ import torch
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import CLASSES
-from raygen.models.autoencoder import AutoencoderSpec
-from raygen.models.scadm import StyleSpec
+from raygen.models.autoencoder import AutoencoderConfig
+from raygen.models.scadm import StyleConfig
 from raygen.models.schedule import NoiseSchedule
-from raygen.models.text import TransformerText
+from raygen.models.text import TransformerTextConfig
 
-__all__ = ["Shapes", "below", "noise_schedule", "stage_spec", "style_spec", "text_spec", "unet_fields"]
+__all__ = ["Shapes", "below", "noise_schedule", "stage_config", "style_config", "text_config", "unet_fields"]
 
 
 #: Name -> shape.
@@ -61,15 +61,18 @@ def unet_fields(shapes: Shapes) -> dict[str, Any]:
         raise InputError(f"blocks of {layers} layers: not one of openaimodel's UNets", reason="weights")
     width = next((shape[1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), 0)
     return {
-        "channels": tuple(channels), "layers_per_block": layers[0], "attention": tuple(attention), "token_width": width,
-    }  # fmt: skip
+        "channels": tuple(channels),
+        "layers_per_block": layers[0],
+        "attention": tuple(attention),
+        "token_width": width,
+    }
 
 
-def stage_spec(shapes: Shapes, image_size: int) -> AutoencoderSpec:
+def stage_config(shapes: Shapes, image_size: int) -> AutoencoderConfig:
     """Of latent diffusion's `AutoencoderKL` or `VQModel`."""
     levels = _count(shapes, r"encoder\.down\.(\d+)\.")
     quantised = "quantize.embedding.weight" in shapes
-    return AutoencoderSpec(
+    return AutoencoderConfig(
         stage="vq" if quantised else "kl",
         image_size=image_size,
         patch=1,
@@ -81,11 +84,11 @@ def stage_spec(shapes: Shapes, image_size: int) -> AutoencoderSpec:
     )
 
 
-def text_spec(shapes: Shapes, heads: int, vocabulary: str) -> TransformerText:
+def text_config(shapes: Shapes, heads: int, vocabulary: str) -> TransformerTextConfig:
     """Of the text transformer."""
     words, _ = _need(shapes, "token_emb.weight")
     inner, _ = _need(shapes, "attn_layers.layers.0.1.to_q.weight")
-    return TransformerText(
+    return TransformerTextConfig(
         vocabulary=vocabulary,
         vocabulary_size=words,
         length=_need(shapes, "pos_emb.emb.weight")[0],
@@ -96,9 +99,9 @@ def text_spec(shapes: Shapes, heads: int, vocabulary: str) -> TransformerText:
     )
 
 
-def style_spec(shapes: Shapes) -> StyleSpec:
+def style_config(shapes: Shapes) -> StyleConfig:
     """Of SCA-DM's style encoder, as released: groups that are not aligned."""
-    return StyleSpec(
+    return StyleConfig(
         base=_need(shapes, "Encoder.first_layer.0.weight")[0] // len(CLASSES),
         downs=_count(shapes, r"Encoder\.enc_layer_(\d+)\."),
         ups=_count(shapes, r"out\.out_(\d+)\."),

@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from raygen.models.ldm import LDMSpec
-from raygen.models.scadm import SCADMSpec
+from raygen.models.ldm import LDMConfig
+from raygen.models.scadm import SCADMConfig
 
 __all__ = [
     "Pick",
@@ -65,22 +65,31 @@ def _ruled(name: str, rules: tuple[Rule, ...]) -> str | None:
 
 #: Of a residual block; with SPADE the norms are elsewhere and the rest moves up by one.
 PLAIN: Final = {
-    "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
-    "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
-}  # fmt: skip
-SPADE: Final = {
-    "conv1": "in_layers.1", "time_emb_proj": "emb_layers.1", "conv2": "out_layers.2",
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
-    **{f"{norm}.{ours}": f"{norm}.mlp_{theirs}" for norm in ("in_norm", "out_norm")
-       for ours, theirs in (("shared", "shared.0"), ("gamma", "gamma"), ("beta", "beta"))},
-}  # fmt: skip
+}
+SPADE: Final = {
+    "conv1": "in_layers.1",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.2",
+    "conv_shortcut": "skip_connection",
+    **{
+        f"{norm}.{ours}": f"{norm}.mlp_{theirs}"
+        for norm in ("in_norm", "out_norm")
+        for ours, theirs in (("shared", "shared.0"), ("gamma", "gamma"), ("beta", "beta"))
+    },
+}
 
 
-def unet_names(spec: LDMSpec | SCADMSpec) -> Rename:
+def unet_names(config: LDMConfig | SCADMConfig) -> Rename:
     """Of a UNet of latent diffusion's openaimodel, whose blocks are counted through from the first to the last."""
-    period = spec.layers_per_block + 1
-    spade = isinstance(spec, SCADMSpec)
-    attends = spec.attention[::-1]
+    period = config.layers_per_block + 1
+    spade = isinstance(config, SCADMConfig)
+    attends = config.attention[::-1]
 
     def residual(place: str, rest: str, own: Mapping[str, str]) -> str:
         part, _, leaf = rest.rpartition(".")
@@ -92,26 +101,38 @@ def unet_names(spec: LDMSpec | SCADMSpec) -> Rename:
         (r"conv_in\.(.+)", lambda leaf: f"input_blocks.0.0.{leaf}"),
         (r"conv_norm_out\.(.+)", lambda leaf: f"out.0.{leaf}"),
         (r"conv_out\.(.+)", lambda leaf: f"out.2.{leaf}"),
-        (r"down_blocks\.(\d+)\.resnets\.(\d+)\.(.+)",
-         lambda b, n, rest: residual(f"input_blocks.{1 + int(b) * period + int(n)}.0", rest, PLAIN)),
-        (r"down_blocks\.(\d+)\.attentions\.(\d+)\.(.+)",
-         lambda b, n, rest: f"input_blocks.{1 + int(b) * period + int(n)}.1.{rest}"),
-        (r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.+)",
-         lambda b, leaf: f"input_blocks.{(int(b) + 1) * period}.0.op.{leaf}"),
+        (
+            r"down_blocks\.(\d+)\.resnets\.(\d+)\.(.+)",
+            lambda b, n, rest: residual(f"input_blocks.{1 + int(b) * period + int(n)}.0", rest, PLAIN),
+        ),
+        (
+            r"down_blocks\.(\d+)\.attentions\.(\d+)\.(.+)",
+            lambda b, n, rest: f"input_blocks.{1 + int(b) * period + int(n)}.1.{rest}",
+        ),
+        (
+            r"down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.+)",
+            lambda b, leaf: f"input_blocks.{(int(b) + 1) * period}.0.op.{leaf}",
+        ),
         (r"mid_block\.resnets\.([01])\.(.+)", lambda n, rest: residual(f"middle_block.{2 * int(n)}", rest, late)),
         (r"mid_block\.attentions\.0\.(.+)", lambda rest: f"middle_block.1.{rest}"),
-        (r"up_blocks\.(\d+)\.resnets\.(\d+)\.(.+)",
-         lambda b, n, rest: residual(f"output_blocks.{int(b) * period + int(n)}.0", rest, late)),
-        (r"up_blocks\.(\d+)\.attentions\.(\d+)\.(.+)",
-         lambda b, n, rest: f"output_blocks.{int(b) * period + int(n)}.1.{rest}"),
-        (r"up_blocks\.(\d+)\.upsamplers\.0\.conv\.(.+)",
-         lambda b, leaf: f"output_blocks.{(int(b) + 1) * period - 1}.{2 if attends[int(b)] else 1}.conv.{leaf}"),
-    )  # fmt: skip
-    tokens = spec.uses_tokens if isinstance(spec, LDMSpec) else spec.style is not None
+        (
+            r"up_blocks\.(\d+)\.resnets\.(\d+)\.(.+)",
+            lambda b, n, rest: residual(f"output_blocks.{int(b) * period + int(n)}.0", rest, late),
+        ),
+        (
+            r"up_blocks\.(\d+)\.attentions\.(\d+)\.(.+)",
+            lambda b, n, rest: f"output_blocks.{int(b) * period + int(n)}.1.{rest}",
+        ),
+        (
+            r"up_blocks\.(\d+)\.upsamplers\.0\.conv\.(.+)",
+            lambda b, leaf: f"output_blocks.{(int(b) + 1) * period - 1}.{2 if attends[int(b)] else 1}.conv.{leaf}",
+        ),
+    )
+    tokens = config.uses_tokens if isinstance(config, LDMConfig) else config.style is not None
 
     def rename(name: str) -> Pick | None:
         found = _ruled(name, rules)
-        return found if found is None else Pick(found) if tokens else _self_attention(found, spec.head_dim)
+        return found if found is None else Pick(found) if tokens else _self_attention(found, config.head_dim)
 
     return rename
 
@@ -155,17 +176,19 @@ def averaged(rename: Rename, prefix: str) -> Rename:
     return made
 
 
-def branch_names(spec: LDMSpec) -> Rename:
+def branch_names(config: LDMConfig) -> Rename:
     """Of a ControlNet: the encoder half of its UNet, the hint's encoder, and the convolutions that begin at zero."""
-    encoder = unet_names(spec)
+    encoder = unet_names(config)
     rules: tuple[Rule, ...] = (
         (r"controlnet_cond_embedding\.conv_in\.(.+)", lambda leaf: f"input_hint_block.0.{leaf}"),
-        (r"controlnet_cond_embedding\.blocks\.(\d+)\.(.+)",
-         lambda i, leaf: f"input_hint_block.{2 * int(i) + 2}.{leaf}"),
+        (
+            r"controlnet_cond_embedding\.blocks\.(\d+)\.(.+)",
+            lambda i, leaf: f"input_hint_block.{2 * int(i) + 2}.{leaf}",
+        ),
         (r"controlnet_cond_embedding\.conv_out\.(.+)", lambda leaf: f"input_hint_block.14.{leaf}"),
         (r"controlnet_down_blocks\.(\d+)\.(.+)", lambda i, leaf: f"zero_convs.{i}.0.{leaf}"),
         (r"controlnet_mid_block\.(.+)", lambda leaf: f"middle_block_out.0.{leaf}"),
-    )  # fmt: skip
+    )
 
     def rename(name: str) -> Pick | None:
         found = _ruled(name, rules)
@@ -187,23 +210,35 @@ def first_stage_names(levels: int) -> Rename:
         return f"{place}.{rest.replace('conv_shortcut', 'nin_shortcut')}"
 
     rules: tuple[Rule, ...] = (
-        (r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\.(.+)",
-         lambda b, n, rest: residual(f"encoder.down.{b}.block.{n}", rest)),
-        (r"encoder\.down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.+)",
-         lambda b, leaf: f"encoder.down.{b}.downsample.conv.{leaf}"),
-        (r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.(.+)",
-         lambda b, n, rest: residual(f"decoder.up.{levels - 1 - int(b)}.block.{n}", rest)),
-        (r"decoder\.up_blocks\.(\d+)\.upsamplers\.0\.conv\.(.+)",
-         lambda b, leaf: f"decoder.up.{levels - 1 - int(b)}.upsample.conv.{leaf}"),
-        (r"(encoder|decoder)\.mid_block\.resnets\.([01])\.(.+)",
-         lambda half, n, rest: f"{half}.mid.block_{int(n) + 1}.{rest}"),
-        (r"(encoder|decoder)\.mid_block\.attentions\.0\.(group_norm|to_q|to_k|to_v|to_out\.0)\.(.+)",
-         lambda half, part, leaf: f"{half}.mid.attn_1.{ATTENTION[part]}.{leaf}"),
+        (
+            r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\.(.+)",
+            lambda b, n, rest: residual(f"encoder.down.{b}.block.{n}", rest),
+        ),
+        (
+            r"encoder\.down_blocks\.(\d+)\.downsamplers\.0\.conv\.(.+)",
+            lambda b, leaf: f"encoder.down.{b}.downsample.conv.{leaf}",
+        ),
+        (
+            r"decoder\.up_blocks\.(\d+)\.resnets\.(\d+)\.(.+)",
+            lambda b, n, rest: residual(f"decoder.up.{levels - 1 - int(b)}.block.{n}", rest),
+        ),
+        (
+            r"decoder\.up_blocks\.(\d+)\.upsamplers\.0\.conv\.(.+)",
+            lambda b, leaf: f"decoder.up.{levels - 1 - int(b)}.upsample.conv.{leaf}",
+        ),
+        (
+            r"(encoder|decoder)\.mid_block\.resnets\.([01])\.(.+)",
+            lambda half, n, rest: f"{half}.mid.block_{int(n) + 1}.{rest}",
+        ),
+        (
+            r"(encoder|decoder)\.mid_block\.attentions\.0\.(group_norm|to_q|to_k|to_v|to_out\.0)\.(.+)",
+            lambda half, part, leaf: f"{half}.mid.attn_1.{ATTENTION[part]}.{leaf}",
+        ),
         (r"(encoder|decoder)\.conv_norm_out\.(.+)", lambda half, leaf: f"{half}.norm_out.{leaf}"),
         (r"((?:encoder|decoder)\.conv_(?:in|out)\.(?:weight|bias))", str),
         (r"((?:post_)?quant_conv\.(?:weight|bias))", str),
         (r"quantize\.embedding\.weight", lambda: "quantize.embedding.weight"),
-    )  # fmt: skip
+    )
 
     def rename(name: str) -> Pick | None:
         found = _ruled(name, rules)
@@ -227,11 +262,13 @@ def text_names(name: str) -> Pick | None:
         (r"norm\.(.+)", lambda leaf: f"norm.{leaf}"),
         (r"layers\.(\d+)\.norm1\.(.+)", lambda i, leaf: f"attn_layers.layers.{2 * int(i)}.0.{leaf}"),
         (r"layers\.(\d+)\.norm2\.(.+)", lambda i, leaf: f"attn_layers.layers.{2 * int(i) + 1}.0.{leaf}"),
-        (r"layers\.(\d+)\.(to_q|to_k|to_v|to_out)\.(.+)",
-         lambda i, part, leaf: f"attn_layers.layers.{2 * int(i)}.1.{inside[part]}.{leaf}"),
+        (
+            r"layers\.(\d+)\.(to_q|to_k|to_v|to_out)\.(.+)",
+            lambda i, part, leaf: f"attn_layers.layers.{2 * int(i)}.1.{inside[part]}.{leaf}",
+        ),
         (r"layers\.(\d+)\.up\.(.+)", lambda i, leaf: f"attn_layers.layers.{2 * int(i) + 1}.1.net.0.0.{leaf}"),
         (r"layers\.(\d+)\.down\.(.+)", lambda i, leaf: f"attn_layers.layers.{2 * int(i) + 1}.1.net.2.{leaf}"),
-    )  # fmt: skip
+    )
     found = _ruled(name, rules)
     return None if found is None else Pick(found)
 

@@ -10,13 +10,13 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from raygen.convert.infer_config import Shapes, below, noise_schedule, stage_spec
+from raygen.convert.infer_config import Shapes, below, noise_schedule, stage_config
 from raygen.convert.key_maps import Rename, averaged, first_stage_names, unet_names
 from raygen.core.errors import ConfigError, InputError
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.schedule import NoiseSchedule
-from raygen.models.text import TextSpec, Tokenizer, tokenizer_of
+from raygen.models.text import TextConfig, Tokenizer, tokenizer_of
 
 __all__ = [
     "LOGITS",
@@ -92,13 +92,13 @@ def stage_part(shapes: Shapes, options: Options, image_size: int, scale: float, 
     if "encoder.conv_in.weight" not in inner:
         wanted = "VQ-f4" if scale == 1.0 else "KL"
         raise InputError(f"no first stage in it: give its {wanted} file as well, after it", reason="weights")
-    spec = stage_spec(inner, options.image_size or image_size)
-    stage = FirstStage(spec)
+    config = stage_config(inner, options.image_size or image_size)
+    stage = FirstStage(config)
     factor = options.scaling_factor if options.scaling_factor is not None else scale
-    if spec.stage == "vq" and scale != 1.0 and options.scaling_factor is None:
+    if config.stage == "vq" and scale != 1.0 and options.scaling_factor is None:
         factor = 1.0
     stage.net.register_to_config(scaling_factor=factor)
-    return stage, Part("vae", stage.net, prefix, first_stage_names(len(spec.channels)))
+    return stage, Part("vae", stage.net, prefix, first_stage_names(len(config.channels)))
 
 
 def which_weights(shapes: Shapes, options: Options, wanted: Which) -> Which:
@@ -110,9 +110,9 @@ def which_weights(shapes: Shapes, options: Options, wanted: Which) -> Which:
     return taken if there else "raw"
 
 
-def unet_part(shapes: Shapes, spec: Any, module: nn.Module, which: Which) -> tuple[Part, list[tuple[str, str]]]:
+def unet_part(shapes: Shapes, config: Any, module: nn.Module, which: Which) -> tuple[Part, list[tuple[str, str]]]:
     """The UNet under its usual prefix, and what is left behind of both kinds of weights."""
-    rename = unet_names(spec)
+    rename = unet_names(config)
     if which == "raw":
         return Part("unet", module, UNET, rename), [(r"model_ema\..+", "the moving average; --weights ema takes it")]
     part = Part("unet", module, "", averaged(rename, UNET.removeprefix("model.")))
@@ -131,13 +131,13 @@ def schedule_of(shapes: Shapes, read: Read) -> NoiseSchedule:
     return noise_schedule(read("betas"))
 
 
-def vocabulary_of(spec: TextSpec, words: int | None, options: Options) -> Tokenizer | None:
+def vocabulary_of(config: TextConfig, words: int | None, options: Options) -> Tokenizer | None:
     """By name or path; `ConfigError` where it is not at hand or has another number of words."""
     if not options.open_vocabulary:
         return None
     try:
         with torch.device("cpu"):
-            found = tokenizer_of(spec, list)
+            found = tokenizer_of(config, list)
     except ConfigError as error:
         hint = "the file has no vocabulary: name one with --vocabulary, a vocab.txt or a tokenizer's folder"
         raise ConfigError(f"{error}; {hint}") from error

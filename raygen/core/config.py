@@ -1,4 +1,4 @@
-"""The grammar of a job: frozen specs, `Where`, dotted overrides, run ids, and the exception tree.
+"""The grammar of a job: frozen configs, `Resources`, dotted overrides, run ids, and the exception tree.
 
 Knows how a YAML file and `a.b=c` words become one validated, canonical, hashable description.
 Does not know any particular job, model or data set.
@@ -31,7 +31,7 @@ from pydantic import (
 
 from raygen.core.errors import ConfigError
 
-__all__ = ["Spec", "Where", "nearest", "override", "parse", "read_yaml"]
+__all__ = ["Config", "Resources", "nearest", "override", "parse", "read_yaml"]
 
 
 MAX_YAML_BYTES = 1 << 20
@@ -39,7 +39,7 @@ MAX_YAML_DEPTH = 64
 T = TypeVar("T")
 
 
-class Spec(BaseModel):
+class Config(BaseModel):
     """Base of everything written in a job: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
@@ -55,7 +55,7 @@ class Spec(BaseModel):
         return found
 
 
-class Where(Spec):
+class Resources(Config):
     """Where a job runs. Never part of `run_id`: the rows are the same wherever they were made."""
 
     runner: Literal["local", "ray"] = Field("local", description="plain loop in this process, or Ray actors")
@@ -145,7 +145,7 @@ def _assign(node: dict[str, Any], path: Sequence[str], value: object, word: str)
 
 
 def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
-    """Validate `document` as `kind` (a Spec or a union of them); `ConfigError` says what, where and what is near."""
+    """Validate `document` as `kind` (a Config or a union of them); `ConfigError` says what, where and what is near."""
     try:
         return cast(T, TypeAdapter(kind).validate_python(document))
     except ValidationError as error:

@@ -12,7 +12,7 @@ __all__ = ["canonical", "digest", "run_id"]
 
 
 def canonical(value: object) -> bytes:
-    """One byte string per value: sorted keys, no spaces, UTF-8, plain JSON; specs by their fields."""
+    """One byte string per value: sorted keys, no spaces, UTF-8, plain JSON; configs by their fields."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain).encode()

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["full_precision", "settle", "tf32"]
+__all__ = ["full_precision", "set_deterministic_precision", "tf32"]
 
 
-def settle(threads: int | None = None) -> None:
+def set_deterministic_precision(threads: int | None = None) -> None:
     """From here on this process has no TF32 and no bfloat16 passes in float32 arithmetic, and so many CPU threads.
 
     Whoever computes does this before any work; again is harmless, from any thread. `threads`: None leaves them.
@@ -29,8 +29,8 @@ def settle(threads: int | None = None) -> None:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Whole float32 whatever is around it: `settle`, which stays; no autocast inside, which is this thread's own."""
-    settle()
+    """Full float32 inside the block: `set_deterministic_precision`, which stays, and no autocast in this thread."""
+    set_deterministic_precision()
     with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         yield
 

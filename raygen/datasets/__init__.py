@@ -13,7 +13,7 @@ from raygen.datasets.celebamask import CelebAMask
 from raygen.datasets.ffhq import FFHQ
 from raygen.datasets.folder import Folder
 from raygen.datasets.jsonl import JSONLines
-from raygen.datasets.procedural.dataset import ProceduralSet
+from raygen.datasets.procedural.dataset import ProceduralDataSet
 
 __all__ = [
     "FFHQ",
@@ -24,11 +24,11 @@ __all__ = [
     "Folder",
     "IngestWorker",
     "JSONLines",
-    "ProceduralSet",
+    "ProceduralDataSet",
 ]
 
 
 #: Every data set that a job can name, told apart by `kind`.
 AnyDataSet = Annotated[
-    CelebAMask | CelebADialog | FFHQ | Folder | JSONLines | ProceduralSet, Field(discriminator="kind")
+    CelebAMask | CelebADialog | FFHQ | Folder | JSONLines | ProceduralDataSet, Field(discriminator="kind")
 ]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.store.schemas import FACES, check_id, reason_of
 
@@ -21,7 +21,7 @@ __all__ = ["FACES_OR_ERROR", "DataSet", "IngestWorker", "faces_table", "load_row
 FACES_OR_ERROR = FACES.append(pa.field("error", pa.string()))
 
 
-class DataSet(Spec):
+class DataSet(Config):
     """One source of faces. Subclasses add `kind: Literal[...]` and their own fields."""
 
     @abstractmethod

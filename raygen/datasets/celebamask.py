@@ -30,9 +30,14 @@ UInt8Array = npt.NDArray[np.uint8]
 IMAGE_FOLDERS: Final = ("CelebA-HQ-img", "image", "images", "")
 PARTS_FOLDER: Final = "CelebAMask-HQ-mask-anno"
 MASK_FOLDERS: Final = (
-    "CelebAMaskHQ-mask", "CelebAMask-HQ-mask", "CelebAMask-HQ-mask-color-palette",
-    "mask/CelebAMask-HQ-mask-color-palette", "mask", "masks", "",
-)  # fmt: skip
+    "CelebAMaskHQ-mask",
+    "CelebAMask-HQ-mask",
+    "CelebAMask-HQ-mask-color-palette",
+    "mask/CelebAMask-HQ-mask-color-palette",
+    "mask",
+    "masks",
+    "",
+)
 ATTRIBUTE_FILES: Final = (
     "CelebAMask-HQ-attribute-anno.txt",
     "classification_label/CelebAMask-HQ-attribute-anno.txt",

@@ -50,8 +50,14 @@ UInt8Array = npt.NDArray[np.uint8]
 
 #: What a file of each known extension must hold.
 FORMAT_OF: Final[Mapping[str, str]] = {
-    "png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "pgm": "PPM", "ppm": "PPM", "bmp": "BMP",
-}  # fmt: skip
+    "png": "PNG",
+    "jpg": "JPEG",
+    "jpeg": "JPEG",
+    "webp": "WEBP",
+    "pgm": "PPM",
+    "ppm": "PPM",
+    "bmp": "BMP",
+}
 #: Formats that every viewer of our tables shows; others are encoded anew.
 _KEPT: Final = ("JPEG", "PNG", "WEBP")
 _JPEG_START: Final = b"\xff\xd8\xff"

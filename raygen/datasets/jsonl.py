@@ -66,9 +66,12 @@ class JSONLines(PictureFiles):
         rest = {key: line[key] for key in KEYS[3:] if key in line}
         beside = {key: files.address(str(line[key])) if line.get(key) is not None else None for key in KEYS[1:3]}
         return {
-            "face_id": safe_id(line["target"].rpartition(".")[0] or line["target"]), "split": self.split,
-            "image": files.address(line["target"]), **beside, "line": json.dumps(rest),
-        }  # fmt: skip
+            "face_id": safe_id(line["target"].rpartition(".")[0] or line["target"]),
+            "split": self.split,
+            "image": files.address(line["target"]),
+            **beside,
+            "line": json.dumps(rest),
+        }
 
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The FACES row of one listing row; `InputError` (`line`) where a value is none that the key can have."""
@@ -87,10 +90,13 @@ class JSONLines(PictureFiles):
             raise InputError("prompts is no list of texts", reason="line")
         texts = {"overall" if i == 0 else f"prompt-{i}": text for i, text in enumerate(prompts)}
         return {
-            "split": listed["split"], **fitted, "texts": list(texts.items()) or None,
-            "boxes": boxes or None, "keypoints": points or None,
+            "split": listed["split"],
+            **fitted,
+            "texts": list(texts.items()) or None,
+            "boxes": boxes or None,
+            "keypoints": points or None,
             "hint": None if listed["hint"] is None else self._hint(listed["hint"], listed["image"]),
-        }  # fmt: skip
+        }
 
     def _hint(self, address: str, target: str) -> Any:
         """A picture of the target's shape, cropped as it is; `InputError` (`size`) for another shape."""
@@ -128,8 +134,12 @@ class _Place:
     def box(self, values: Sequence[float]) -> list[float]:
         """Left, top, right, bottom within the picture; empty where it was cut off."""
         x1, y1, x2, y2 = values
-        found = [(x1 - self.left) / self.width, (y1 - self.top) / self.height,
-                 (x2 - self.left) / self.width, (y2 - self.top) / self.height]  # fmt: skip
+        found = [
+            (x1 - self.left) / self.width,
+            (y1 - self.top) / self.height,
+            (x2 - self.left) / self.width,
+            (y2 - self.top) / self.height,
+        ]
         return [min(max(value, 0.0), 1.0) for value in found]
 
 

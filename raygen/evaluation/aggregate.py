@@ -17,7 +17,14 @@ import pyarrow.compute as pc
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
-from raygen.evaluation.feature_metrics import ALONE, CompareSpec, Features, Kin, Prepared, add_frechet
+from raygen.evaluation.feature_metrics import (
+    ALONE,
+    FeatureMetricsConfig,
+    FeatureSet,
+    Grouping,
+    ReferenceCache,
+    add_frechet,
+)
 from raygen.evaluation.feature_metrics import compare as more
 from raygen.evaluation.scoring import FACE
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
@@ -25,11 +32,11 @@ from raygen.metrics.image_similarity import PSNR, SSIM, bootstrap_mean
 from raygen.metrics.inception_score import inception_score
 from raygen.metrics.leakage import bootstrap, changed, of_groups
 from raygen.metrics.segmentation import Counts, bootstrap_miou
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import to_parquet
 from raygen.store.schemas import METRICS
 
-__all__ = ["FEATURES", "MetricRows", "Scored", "features_of", "gather", "measure", "write_metrics"]
+__all__ = ["FEATURES", "MetricRows", "ScoreMatrix", "aggregate", "features_of", "gather_scores", "write_metrics"]
 
 
 #: Begin of the names of features.
@@ -51,14 +58,14 @@ SPLITS: Final = 10
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoreMatrix:
     """All vectors of one measurement, by sorted id, so that order of arrival cannot change a bit."""
 
     ids: tuple[str, ...]
     vectors: npt.NDArray[np.float32]
 
 
-def gather(tables: Iterable[pa.Table]) -> dict[str, Scored]:
+def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:
     """SCORES of one set -> measurement name -> vectors; `InputError` where a row is there twice."""
     parts: dict[str, list[tuple[list[str], npt.NDArray[np.float32]]]] = {}
     for table in tables:
@@ -70,7 +77,7 @@ def gather(tables: Iterable[pa.Table]) -> dict[str, Scored]:
     return {name: _sorted(name, parts.pop(name)) for name in list(parts)}
 
 
-def _sorted(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -> Scored:
+def _sorted(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -> ScoreMatrix:
     found = [one for ids, _ in parts for one in ids]
     order = sorted(range(len(found)), key=found.__getitem__)
     ids = tuple(found[i] for i in order)
@@ -88,7 +95,7 @@ def _sorted(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -
     bad = [ids[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
     if name.partition(":")[0] in FINITE and bad:
         raise InputError(f"{name}: not finite for {len(bad)} rows, first {bad[0]}", reason="nonfinite")
-    return Scored(ids, vectors)
+    return ScoreMatrix(ids, vectors)
 
 
 class MetricRows:
@@ -109,11 +116,18 @@ class MetricRows:
     ) -> None:
         self.rows.append(
             {
-                "run_id": self.run_id, "metric": metric, "slice": slice_, "value": value, "n": n,
-                "ci_low": interval[0], "ci_high": interval[1], "reference": self.reference,
-                "protocol": json.dumps(protocol, sort_keys=True), "created": datetime.now(UTC),
+                "run_id": self.run_id,
+                "metric": metric,
+                "slice": slice_,
+                "value": value,
+                "n": n,
+                "ci_low": interval[0],
+                "ci_high": interval[1],
+                "reference": self.reference,
+                "protocol": json.dumps(protocol, sort_keys=True),
+                "created": datetime.now(UTC),
             }
-        )  # fmt: skip
+        )
 
     def table(self) -> pa.Table:
         """All of them."""
@@ -121,19 +135,19 @@ class MetricRows:
 
 
 #: Turns one measurement of one set into numbers.
-Finish = Callable[[MetricRows, str, str, Scored, Protocols], None]
+Finish = Callable[[MetricRows, str, str, ScoreMatrix, Protocols], None]
 
 
-def measure(
-    sets: Mapping[str, Mapping[str, Scored]],
+def aggregate(
+    sets: Mapping[str, Mapping[str, ScoreMatrix]],
     *,
     run_id: str,
     reference: str | None,
     protocols: Protocols,
     frechet_name: str,
-    compare: CompareSpec | None = None,
-    kin: Kin = ALONE,
-    prepared: Prepared | None = None,
+    compare: FeatureMetricsConfig | None = None,
+    kin: Grouping = ALONE,
+    prepared: ReferenceCache | None = None,
 ) -> pa.Table:
     """METRICS of sets of scores: `all` (what is judged), `reference`, and any other such as `roundtrip`.
 
@@ -142,7 +156,7 @@ def measure(
     asks for more of such numbers. `kin` tells which rows are no draws of their own. `prepared` keeps what a reference
     costs from one call to the next. `InputError` (`nonfinite`) names a row whose features are not finite.
     """
-    table, ready = MetricRows(run_id, reference), prepared or Prepared()
+    table, ready = MetricRows(run_id, reference), prepared or ReferenceCache()
     for where, scores in sets.items():
         for name, scored in scores.items():
             finish = KINDS.get(name.partition(":")[0])
@@ -172,12 +186,12 @@ def measure(
     return table.table()
 
 
-def features_of(scored: Scored) -> Features:
+def features_of(scored: ScoreMatrix) -> FeatureSet:
     """Scores that are features, as what compares them takes them."""
-    return Features(scored.ids, scored.vectors)
+    return FeatureSet(scored.ids, scored.vectors)
 
 
-def _segmentation(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+def _segmentation(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     network, protocol = _network(name, protocols)
     counts = Counts.from_vectors(scored.vectors)
     total, n = counts.total(), len(scored.ids)
@@ -197,7 +211,7 @@ def _segmentation(table: MetricRows, where: str, name: str, scored: Scored, prot
             table.add(f"iou:{network}", f"{where}/{name}", float(value), n, protocol)
 
 
-def _agreement(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+def _agreement(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     network, protocol = _network(name, protocols)
     agreement, n = Agreement.of(scored.vectors), len(scored.ids)
     accuracy, balanced = agreement.accuracy(), agreement.balanced()
@@ -216,7 +230,7 @@ def _agreement(table: MetricRows, where: str, name: str, scored: Scored, protoco
             table.add(f"attribute_balanced:{network}", f"{where}/{name}", float(value), n, protocol)
 
 
-def _influence(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+def _influence(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     """The mean share of an expert over pixels and steps, and over each third of the steps, noise first."""
     steps = scored.vectors.shape[1] // 2
     means, n = scored.vectors[:, :steps], len(scored.ids)
@@ -227,7 +241,7 @@ def _influence(table: MetricRows, where: str, name: str, scored: Scored, protoco
             table.add(name, f"{where}/{third} third", float(part.mean()), n, protocol)
 
 
-def _edits(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+def _edits(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     """Means of the chosen pictures, and of all at each alpha: how much of the change is there, and of the input."""
     similarity, judges = name.partition(":")[2], protocols.get("edit", {})
     protocol = {**judges, "chosen": f"highest harmonic mean of fidelity and {similarity}", "level": "mean over edits"}
@@ -242,7 +256,7 @@ def _edits(table: MetricRows, where: str, name: str, scored: Scored, protocols: 
             table.add(f"edit_similarity:{similarity}", name, float(part[:, 2].mean()), len(part), protocol)
 
 
-def _changes(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+def _changes(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     """Against the baseline, in parts of the largest difference there can be; leakage where something lies outside."""
     found, n = changed(scored.vectors), len(scored.ids)
     protocol = {**protocols.get("relate", {}), "level": "mean absolute difference over pixels, 0..1"}
@@ -253,21 +267,23 @@ def _changes(table: MetricRows, where: str, name: str, scored: Scored, protocols
         table.add("leakage", where, found.leakage, n, protocol, bootstrap(scored.vectors))
 
 
-def _condition(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+def _condition(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     """Mask accuracy in the way of Collaborative Diffusion: pixels that fit the mask as the model was given it."""
     network, _, side = name.partition(":")[2].rpartition("@")
     total = Counts.from_vectors(scored.vectors).total()
     said = {
-        **protocols.get(network, {}), **protocols.get(f"unpaired/{where}", {}), "level": "data set, all 19 classes",
+        **protocols.get(network, {}),
+        **protocols.get(f"unpaired/{where}", {}),
+        "level": "data set, all 19 classes",
         "compare": f"{side} x {side}: the mask and the parsed picture, both brought there by nearest neighbour",
-    }  # fmt: skip
+    }
     pixels = total.wanted.sum()
     each = scored.vectors[:, : len(CLASSES)].astype(np.float64).sum(axis=1) * (len(scored.ids) / pixels)
     value = float(total.both.sum() / pixels)
     table.add(f"mask_accuracy@{side}:{network}", where, value, len(scored.ids), said, bootstrap_mean(each))
 
 
-def _to_real(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+def _to_real(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     """How like its own real picture each one is: `ssim`, `psnr`, `lpips:vgg`."""
     kind, _, network = name.replace(":source", "").partition(":")
     values = scored.vectors[:, 0].astype(np.float64)
@@ -279,19 +295,24 @@ def _to_real(table: MetricRows, where: str, name: str, scored: Scored, protocols
 
 
 def _diversity(
-    table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols, kin: Kin
-) -> None:  # fmt: skip
+    table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols, kin: Grouping
+) -> None:
     """Rows hold sums over pairs, so that a group that shards divide counts each pair once; n is that of groups."""
     found = of_groups(scored.vectors, [kin.groups.get(one, "") for one in scored.ids])
     said = {
-        **protocols.get(name, {}), "distance": name.partition(":")[2].replace("ssim", "1 - ssim"),
-        "level": "mean over groups of the mean over pairs", "counts": "groups", "groups": len(found.means),
-        "pairs": found.pairs, "pictures_a_group": found.pictures, "interval": "bootstrap over groups",
-    }  # fmt: skip
+        **protocols.get(name, {}),
+        "distance": name.partition(":")[2].replace("ssim", "1 - ssim"),
+        "level": "mean over groups of the mean over pairs",
+        "counts": "groups",
+        "groups": len(found.means),
+        "pairs": found.pairs,
+        "pictures_a_group": found.pictures,
+        "interval": "bootstrap over groups",
+    }
     table.add(name, where, float(found.means.mean()), len(found.means), said, bootstrap_mean(found.means))
 
 
-def _cosines(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+def _cosines(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     values, n = scored.vectors[:, 0].astype(np.float64), len(scored.ids)
     mean_ = float(values.mean())
     error = 1.96 * float(values.std(ddof=1)) / n**0.5 if n > 1 else None
@@ -300,7 +321,7 @@ def _cosines(table: MetricRows, where: str, name: str, scored: Scored, protocols
     table.add(f"clip_score:{name.partition(':')[2]}", where, mean_, n, said, interval)
 
 
-def _logits(table: MetricRows, where: str, name: str, scored: Scored, protocols: Protocols) -> None:
+def _logits(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     if len(scored.ids) >= SPLITS:
         value, deviation = inception_score(scored.vectors, splits=SPLITS)
         said = {**_network(name, protocols)[1], "splits": SPLITS, "seed": 2020, "deviation": deviation}
@@ -315,13 +336,21 @@ def _network(name: str, protocols: Protocols) -> tuple[str, Mapping[str, Any]]:
 
 #: What becomes of each kind of measurement; features become numbers only beside a reference.
 KINDS: Final[Mapping[str, Finish]] = {
-    "segmentation": _segmentation, "condition": _condition, "attributes": _agreement, "influence": _influence,
-    "ssim": _to_real, "psnr": _to_real, "lpips": _to_real,
-    "clip": _cosines, "logits": _logits, "change": _changes, "edit": _edits,
-}  # fmt: skip
+    "segmentation": _segmentation,
+    "condition": _condition,
+    "attributes": _agreement,
+    "influence": _influence,
+    "ssim": _to_real,
+    "psnr": _to_real,
+    "lpips": _to_real,
+    "clip": _cosines,
+    "logits": _logits,
+    "change": _changes,
+    "edit": _edits,
+}
 
 
-def write_metrics(folder: Storage, rows: Sequence[Mapping[str, Any]], name: str = "metrics") -> None:
+def write_metrics(folder: FileStore, rows: Sequence[Mapping[str, Any]], name: str = "metrics") -> None:
     """METRICS as `NAME.parquet`, and as `NAME.json` for people."""
     folder.put(f"{name}.parquet", to_parquet(pa.Table.from_pylist(list(rows), METRICS)))
     readable = [{**r, "protocol": json.loads(r["protocol"]), "created": r["created"].isoformat()} for r in rows]

@@ -169,15 +169,53 @@ Row = Mapping[str, Any]
 JUDGES: Final = ("eer", "tar")
 #: What a protocol says of how a number was measured; the rest (`clipped`, `low_n`) is what came out, or is the variant.
 METHOD: Final = (
-    "network", "sha256", "version", "model", "input", "text", "labels", "label_order", "region", "precision", "compare",
-    "compared by", "window", "k", "range", "border", "level", "kernel", "estimator", "splits", "split", "seed", "size",
-    "n_reference", "statistics", "distance", "against", "margin", "inside", "q", "n_training", "n_held_out",
-)  # fmt: skip
+    "network",
+    "sha256",
+    "version",
+    "model",
+    "input",
+    "text",
+    "labels",
+    "label_order",
+    "region",
+    "precision",
+    "compare",
+    "compared by",
+    "window",
+    "k",
+    "range",
+    "border",
+    "level",
+    "kernel",
+    "estimator",
+    "splits",
+    "split",
+    "seed",
+    "size",
+    "n_reference",
+    "statistics",
+    "distance",
+    "against",
+    "margin",
+    "inside",
+    "q",
+    "n_training",
+    "n_held_out",
+)
 #: Families whose value moves with the number of rows alone, so that unequal numbers of them say nothing.
 SETS: Final = (
-    "fd", "fd_infinity", "rfd", "kid", "kid_subsets", "precision", "recall", "density", "coverage", "inception_score",
+    "fd",
+    "fd_infinity",
+    "rfd",
+    "kid",
+    "kid_subsets",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "inception_score",
     "duplicates",
-)  # fmt: skip
+)
 #: Digits of a digest that a message shows.
 SHORT: Final = 12
 
@@ -190,7 +228,9 @@ def check_protocols(column: str, rows: Mapping[str, Row]) -> None:
     (one, first), *others = rows.items()  # what is equal to the first is equal
     for other, second in others:
         a, b = _method(first), _method(second)
-        differs = [f"{key} {_said(a.get(key))} and {_said(b.get(key))}" for key in a | b if a.get(key) != b.get(key)]
+        differs = [
+            f"{key} {_serialize(a.get(key))} and {_serialize(b.get(key))}" for key in a | b if a.get(key) != b.get(key)
+        ]
         if differs:
             raise ConfigError(f"{column}: {one} and {other} are not comparable: {'; '.join(differs)}")
 
@@ -236,7 +276,7 @@ def _kind(metric: str) -> str:
     return family(metric).replace("fid", "fd")
 
 
-def _said(value: Any) -> str:
+def _serialize(value: Any) -> str:
     if value is None:
         return "unknown"
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.evaluation.aggregate import FEATURES, MetricRows, Scored, features_of
-from raygen.evaluation.feature_metrics import Kin, add_frechet
-from raygen.extractors.base import Features
+from raygen.evaluation.aggregate import FEATURES, MetricRows, ScoreMatrix, features_of
+from raygen.evaluation.feature_metrics import Grouping, add_frechet
+from raygen.extractors.base import FeatureExtractor
 from raygen.metrics.frechet_stats import WIDEST, Statistics, checked, read_statistics
 from raygen.store.weight_file import open_weights
 
-__all__ = ["statistics_in", "to_statistics"]
+__all__ = ["compare_to_statistics", "statistics_in"]
 
 
-def to_statistics(path: str, scores: Mapping[str, Scored], network: Features, run_id: str, kin: Kin) -> Any:
+def compare_to_statistics(
+    path: str, scores: Mapping[str, ScoreMatrix], network: FeatureExtractor, run_id: str, kin: Grouping
+) -> Any:
     """METRICS with the Fréchet distance to the mean and covariance in `path`, under a slice of its own.
 
     Nobody can know from such a file which network and which resize it is of: whoever names it says that they are this

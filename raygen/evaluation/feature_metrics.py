@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import InputError
-from raygen.metrics.frechet import LOW_N, Reference, frechet_from
+from raygen.metrics.frechet import LOW_N, FactoredReference, frechet_from
 from raygen.metrics.frechet_jackknife import LEAST, blocks_of, margin, most_blocks
 from raygen.metrics.frechet_stats import POINTS, ROWS_A_VALUE, frechet_infinity
 from raygen.metrics.kid import kid, kid_subsets
@@ -26,13 +26,13 @@ from raygen.store.filenames import name_key
 __all__ = [
     "ALONE",
     "Add",
-    "CompareSpec",
-    "Features",
-    "Kin",
-    "Prepared",
+    "FeatureMetricsConfig",
+    "FeatureSet",
+    "Grouping",
+    "ReferenceCache",
     "add_frechet",
+    "add_memorization",
     "compare",
-    "copies",
     "few_rows",
     "too_few",
 ]
@@ -43,7 +43,7 @@ Interval = tuple[float, float] | tuple[None, None]
 SUBSET = 1000
 
 
-class CompareSpec(Spec):
+class FeatureMetricsConfig(Config):
     """Which numbers, besides the Fréchet distance, compare the features of two sets."""
 
     kid: bool = Field(True, description="unbiased over all pairs, with an interval: fit for few rows")
@@ -63,69 +63,84 @@ class Add(Protocol):
 
 
 @dataclass(frozen=True)
-class Features:
+class FeatureSet:
     """Rows of one set by id, float [n, D]."""
 
     ids: Sequence[str]
     vectors: npt.NDArray[Any]
 
 
-def too_few(spec: CompareSpec, made: int, real: int, width: int) -> dict[str, str]:
+def too_few(config: FeatureMetricsConfig, made: int, real: int, width: int) -> dict[str, str]:
     """Numbers that are asked for and that so few rows, of features of `width` values, do not give; and why."""
     n = min(made, real)
     least = {
-        "kid": (spec.kid, n, 2), "kid_subsets": (spec.kid_subsets, n, SUBSET),
-        "precision": (spec.neighbours is not None, n, (spec.neighbours or 0) + 1),
-        "infinity": (spec.infinity, made, math.ceil(ROWS_A_VALUE * width) + POINTS - 1),
-    }  # fmt: skip
+        "kid": (config.kid, n, 2),
+        "kid_subsets": (config.kid_subsets, n, SUBSET),
+        "precision": (config.neighbours is not None, n, (config.neighbours or 0) + 1),
+        "infinity": (config.infinity, made, math.ceil(ROWS_A_VALUE * width) + POINTS - 1),
+    }
     return {name: f"needs {rows:,} rows" for name, (asked, there, rows) in least.items() if asked and there < rows}
 
 
 def compare(
-    add: Add, where: str, network: str, made: Features, real: Features, protocol: Mapping[str, Any], spec: CompareSpec,
-    factored: Callable[[], Reference] | None = None,
-) -> dict[str, str]:  # fmt: skip
-    """Add the numbers of `spec` that there are rows for; `network` follows a metric's name, such as `@clean`.
+    add: Add,
+    where: str,
+    network: str,
+    made: FeatureSet,
+    real: FeatureSet,
+    protocol: Mapping[str, Any],
+    config: FeatureMetricsConfig,
+    factored: Callable[[], FactoredReference] | None = None,
+) -> dict[str, str]:
+    """Add the numbers of `config` that there are rows for; `network` follows a metric's name, such as `@clean`.
 
     `factored` gives `real` as what distances are taken to, where somebody keeps it. Returns those that are left out,
     and why: too few rows, or rows so alike that a number would say nothing.
     """
     x, y, n = made.vectors, real.vectors, len(made.ids)
-    few = too_few(spec, n, len(y), x.shape[1])
+    few = too_few(config, n, len(y), x.shape[1])
     said = {**protocol, "n_reference": len(real.ids)}
     how: dict[str, Any]
-    if spec.kid and "kid" not in few:
+    if config.kid and "kid" not in few:
         found = kid(x, y)
         how = {"kernel": "(x.y / D + 1)^3", "estimator": "unbiased, all pairs", "interval": "variance of a U-statistic"}
         add(f"kid{network}", where, found.value, n, {**said, **how}, (found.low, found.high))
-    if spec.kid_subsets and "kid_subsets" not in few:
+    if config.kid_subsets and "kid_subsets" not in few:
         mean, deviation = kid_subsets(x, y, size=SUBSET)
         how = {"kernel": "(x.y / D + 1)^3", "estimator": f"mean of 100 subsets of {SUBSET}", "seed": 0}
         add(f"kid_subsets{network}", where, mean, n, {**said, **how, "deviation": deviation})
-    if spec.neighbours is not None and "precision" not in few:
+    if config.neighbours is not None and "precision" not in few:
         try:
-            shares = prdc(y, x, k=spec.neighbours)
+            shares = prdc(y, x, k=config.neighbours)
         except Degenerate as error:
             few["precision"] = str(error)
         else:
             how = {"k": shares.k, "inside": "nearer than the k-th neighbour (<)"}
             for name in ("precision", "recall", "density", "coverage"):
                 add(f"{name}{network}", where, getattr(shares, name), n, {**said, **how})
-    if spec.infinity and "infinity" not in few:
-        limit = frechet_infinity(x, factored() if factored else Reference.of_features(y))
+    if config.infinity and "infinity" not in few:
+        limit = frechet_infinity(x, factored() if factored else FactoredReference.of_features(y))
         how = {
-            "sizes": [int(size) for size in limit.sizes], "seed": 0, "standard_error_of_fit": limit.standard_error,
+            "sizes": [int(size) for size in limit.sizes],
+            "seed": 0,
+            "standard_error_of_fit": limit.standard_error,
             "bias": "that of the reference's own rows stays",
-        }  # fmt: skip
+        }
         kind = "fid" if network.startswith("@") else "fd"
         add(f"{kind}_infinity{network}", where, limit.value, n, {**said, **how})
     return few
 
 
-def copies(
-    add: Add, where: str, network: str, made: Features, training: Features, held_out: Features,
-    protocol: Mapping[str, Any], q: float,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
+def add_memorization(
+    add: Add,
+    where: str,
+    network: str,
+    made: FeatureSet,
+    training: FeatureSet,
+    held_out: FeatureSet,
+    protocol: Mapping[str, Any],
+    q: float,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Add how many samples lie nearer to a training face than held-out faces do, and how many are near each other.
 
     Returns the nearest pairs of both kinds, for people to look at. `InputError` (`held_out`) where too few faces are
@@ -147,17 +162,19 @@ def copies(
     add(f"duplicates{network}", where, twins.share, n, {**said, **how}, (twins.low, twins.high))
     closest = [
         {
-            "sample_id": made.ids[pair.sample], "face_id": training.ids[pair.training],
-            "distance": pair.distance, "ratio": pair.ratio,
+            "sample_id": made.ids[pair.sample],
+            "face_id": training.ids[pair.training],
+            "distance": pair.distance,
+            "ratio": pair.ratio,
         }
         for pair in found.closest
-    ]  # fmt: skip
+    ]
     near = [{"sample_id": made.ids[i], "other_id": made.ids[j], "distance": far} for i, j, far in twins.closest]
     return closest, near
 
 
 @dataclass(frozen=True)
-class Kin:
+class Grouping:
     """Which rows belong together, by id: those of one `group_id`, such as a mask, and those of one person."""
 
     groups: Mapping[str, str] = field(default_factory=dict)
@@ -165,30 +182,35 @@ class Kin:
 
 
 #: Every row by itself.
-ALONE: Final = Kin()
+ALONE: Final = Grouping()
 
 
-class Prepared:
+class ReferenceCache:
     """References of Fréchet distances by the name of their features, each factored once.
 
     Holds the vectors that they are of: others under the same name are prepared anew.
     """
 
     def __init__(self) -> None:
-        self._made: dict[str, tuple[object, Reference]] = {}
+        self._made: dict[str, tuple[object, FactoredReference]] = {}
 
-    def of(self, name: str, real: Features) -> Reference:
+    def of(self, name: str, real: FeatureSet) -> FactoredReference:
         """Ready to be compared with; errors as `Reference.of_features`."""
         there = self._made.get(name)
         if there is None or there[0] is not real.vectors:
-            there = self._made[name] = real.vectors, Reference.of_features(real.vectors)
+            there = self._made[name] = real.vectors, FactoredReference.of_features(real.vectors)
         return there[1]
 
 
 def add_frechet(
-    add: Add, where: str, name: str, made: Features, reference: Reference, protocol: Mapping[str, Any],
-    kin: Kin = ALONE,
-) -> None:  # fmt: skip
+    add: Add,
+    where: str,
+    name: str,
+    made: FeatureSet,
+    reference: FactoredReference,
+    protocol: Mapping[str, Any],
+    kin: Grouping = ALONE,
+) -> None:
     """Add the Fréchet distance of features to `reference`, its interval, and what a reader should know of both.
 
     `ValueError` for fewer than two rows or another width.
@@ -198,14 +220,18 @@ def add_frechet(
     few = n if m is None else min(n, m)
     interval, how = _interval(distance.value, made, reference, kin.people or kin.groups)
     protocol = {
-        **protocol, "n_reference": "unknown" if m is None else m, "low_n": few < LOW_N,
-        "fewer_rows_than_values": few <= width, "clipped": distance.clipped, "interval": how,
-    }  # fmt: skip
+        **protocol,
+        "n_reference": "unknown" if m is None else m,
+        "low_n": few < LOW_N,
+        "fewer_rows_than_values": few <= width,
+        "clipped": distance.clipped,
+        "interval": how,
+    }
     add(name, where, distance.value, n, protocol, interval)
 
 
 def _interval(
-    value: float, made: Features, reference: Reference, kin: Mapping[str, str]
+    value: float, made: FeatureSet, reference: FactoredReference, kin: Mapping[str, str]
 ) -> tuple[tuple[float, float] | tuple[None, None], str]:
     """95 % interval of a distance by leaving out blocks of rows, and how it was made or why there is none.
 

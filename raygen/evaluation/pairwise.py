@@ -12,17 +12,17 @@ import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import InputError
-from raygen.core.precision import settle
-from raygen.extractors.lpips import LPIPSSpec, load_lpips
-from raygen.metrics.image_similarity import Likeness
+from raygen.core.precision import set_deterministic_precision
+from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.metrics.image_similarity import Similarity
 from raygen.metrics.leakage import change, region
 from raygen.store.images import decode_image, decode_mask, fit_mask
 from raygen.store.lookup import StoredRows
 from raygen.store.schemas import SCORES
 
-__all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "RelationSpec", "RelationWorker", "protocols"]
+__all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "PairwiseConfig", "PairwiseWorker", "protocols"]
 
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -33,7 +33,7 @@ DIVERSITY: Final = "diversity"
 COLUMNS: Final = ("sample_id", "image", "mask", "style_parts", "group_id")
 
 
-class RelationSpec(Spec):
+class PairwiseConfig(Config):
     """What to compare. Pictures of the two runs belong together by `sample_id`, so their noise is the same."""
 
     baseline: str | None = Field(
@@ -41,35 +41,37 @@ class RelationSpec(Spec):
     )
     margin: int = Field(0, ge=0, le=256, description="pixels around the border of the parts that count as neither")
     diversity: bool = Field(False, description="mean distance between the pictures of a group")
-    lpips: LPIPSSpec | None = Field(None, description="distance is LPIPS instead of 1 - SSIM")
+    lpips: LPIPSConfig | None = Field(None, description="distance is LPIPS instead of 1 - SSIM")
 
     @model_validator(mode="after")
-    def _says_something(self) -> "RelationSpec":
+    def _says_something(self) -> "PairwiseConfig":
         if self.baseline is None and not self.diversity:
             raise ValueError("name a `baseline`, or ask for `diversity`")
         return self
 
 
-def protocols(spec: RelationSpec) -> dict[str, Mapping[str, Any]]:
+def protocols(config: PairwiseConfig) -> dict[str, Mapping[str, Any]]:
     """What the numbers depend on, by the name of the measurement; change and leakage are under `relate`."""
-    found: dict[str, Mapping[str, Any]] = {"relate": {"margin": spec.margin}}
-    if spec.diversity:
-        likeness = Likeness(load_lpips(spec.lpips) if spec.lpips else None, torch.device("cpu"))
+    found: dict[str, Mapping[str, Any]] = {"relate": {"margin": config.margin}}
+    if config.diversity:
+        likeness = Similarity(load_lpips(config.lpips) if config.lpips else None, torch.device("cpu"))
         found[f"{DIVERSITY}:{likeness.name}"] = likeness.protocol()
     return found
 
 
-class RelationWorker:
+class PairwiseWorker:
     """SAMPLES rows -> SCORES; partners are read from where they are stored."""
 
-    def __init__(self, spec: RelationSpec, samples: str, *, run_id: str, threads: int) -> None:
+    def __init__(self, config: PairwiseConfig, samples: str, *, run_id: str, threads: int) -> None:
         """`samples`: the folder that the rows come from, for the others of a group."""
-        settle(threads)
-        self.spec, self.run_id = spec, run_id
+        set_deterministic_precision(threads)
+        self.config, self.run_id = config, run_id
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.likeness = Likeness(load_lpips(spec.lpips) if spec.lpips else None, device) if spec.diversity else None
+        self.likeness = (
+            Similarity(load_lpips(config.lpips) if config.lpips else None, device) if config.diversity else None
+        )
         self.others = StoredRows(samples, ("image",), table="samples")
-        self.baseline = None if spec.baseline is None else StoredRows(spec.baseline, ("image",), table="samples")
+        self.baseline = None if config.baseline is None else StoredRows(config.baseline, ("image",), table="samples")
         self._groups: dict[str, list[str]] | None = None
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
@@ -103,7 +105,7 @@ class RelationWorker:
                 if row["mask"] is None:
                     continue  # without a mask nobody knows where a part is
                 mask = fit_mask(decode_mask(row["mask"]["bytes"]), made.shape[0])
-                inside, outside = region(mask, tuple(row["style_parts"]), self.spec.margin)
+                inside, outside = region(mask, tuple(row["style_parts"]), self.config.margin)
             yield name, CHANGE, change(made, before, inside, outside)
 
     def _diversity(
@@ -137,7 +139,7 @@ class RelationWorker:
 
 
 def _sums(
-    likeness: Likeness, partners: Mapping[str, Sequence[str]], known: Mapping[str, UInt8Array]
+    likeness: Similarity, partners: Mapping[str, Sequence[str]], known: Mapping[str, UInt8Array]
 ) -> Iterable[tuple[str, list[float]]]:
     """Rows of one group, each with those to compare it to -> the sum of its distances and their number."""
     names = list(dict.fromkeys([*partners, *(other for others in partners.values() for other in others)]))

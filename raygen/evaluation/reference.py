@@ -12,12 +12,12 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from raygen.core.errors import ConfigError
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image
 from raygen.store.parquet import read_slice
-from raygen.store.run_store import Store, open_input
+from raygen.store.run_store import RunStore, open_input
 
-__all__ = ["NETWORKS", "Reference", "Unpaired", "picture_size", "unpaired"]
+__all__ = ["NETWORKS", "ReferenceSet", "Unpaired", "picture_size", "unpaired"]
 
 
 FILE: Final = "reference.json"
@@ -27,43 +27,43 @@ NETWORKS: Final = ("parser", "features", "classifier", "face_features", "identit
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceSet:
     """FACES that samples are compared with: their digest, how they were made, the size of their pictures."""
 
     url: str
     content: str
     made: Mapping[str, Any]
     size: tuple[int, int]  # height, width
-    scores: Store | None = None  # where they are scored already
+    scores: RunStore | None = None  # where they are scored already
     score: Mapping[str, Any] | None = None  # and with what
 
     @staticmethod
-    def open(url: str) -> "Reference":
+    def open(url: str) -> "ReferenceSet":
         """Of an ingest run, or of an earlier evaluation, whose scores are used again.
 
         `ConfigError` where neither is at `url`, or where it holds no pictures.
         """
-        storage = Storage(url)
+        storage = FileStore(url)
         if storage.exists(FILE):
             said = json.loads(storage.get(FILE))
             store, _ = open_input(f"{url.rstrip('/')}/{SCORES}")
-            return Reference(url, said["faces"], said["made"], tuple(said["size"]), store, said["score"])
+            return ReferenceSet(url, said["faces"], said["made"], tuple(said["size"]), store, said["score"])
         store, content = open_input(url)
         size = picture_size(store, "faces")
         if size is None:
             raise ConfigError(f"{url}: holds no pictures to compare with")
-        return Reference(url, content, store.plan().what.get("data") or {}, size)
+        return ReferenceSet(url, content, store.plan().what.get("data") or {}, size)
 
     def record(self, score: Mapping[str, Any], out: str) -> None:
         """Write what `open` reads of the evaluation in `out`, which scored these pictures with `score`."""
         said = {"faces": self.content, "made": self.made, "size": self.size, "score": score}
-        Storage(out).put(FILE, json.dumps(said, indent=1, sort_keys=True).encode())
+        FileStore(out).put(FILE, json.dumps(said, indent=1, sort_keys=True).encode())
 
     def tables(self) -> Iterator[pa.Table]:
         """SCORES of a prepared reference."""
         return iter(()) if self.scores is None else self.scores.tables("scores")
 
-    def check(self, score: Mapping[str, Any], samples: Store) -> None:
+    def check(self, score: Mapping[str, Any], samples: RunStore) -> None:
         """`ConfigError` where samples cannot be compared: scored with other networks, or of another size.
 
         `score`: networks by their content. A distance over pictures that were resized differently measures the
@@ -75,7 +75,7 @@ class Reference:
             return
         self.check_size(samples, "samples")
 
-    def check_size(self, store: Store, table: str) -> None:
+    def check_size(self, store: RunStore, table: str) -> None:
         """`ConfigError` where the pictures of a run have another size."""
         size = picture_size(store, table)
         if size is not None and size != self.size:
@@ -93,7 +93,7 @@ class Reference:
                 raise ConfigError(f"{self.url} was scored with {name} {theirs}, this evaluation asks for {ours}")
 
 
-def picture_size(store: Store, table: str) -> tuple[int, int] | None:
+def picture_size(store: RunStore, table: str) -> tuple[int, int] | None:
     """Height and width of the first picture in a run; None where it has none."""
     for piece in store.slices(table):
         rows = read_slice(piece._replace(rows=min(piece.rows, 64)), ["image"])
@@ -119,12 +119,13 @@ class Unpaired(NamedTuple):
     def counts(self) -> Mapping[str, int]:
         """How many there are of each kind, in words; empty where every picture has its mask."""
         found = {
-            "pictures without a mask": len(self.without_mask), "masks without a picture": len(self.without_picture),
-        }  # fmt: skip
+            "pictures without a mask": len(self.without_mask),
+            "masks without a picture": len(self.without_picture),
+        }
         return {name: n for name, n in found.items() if n}
 
 
-def unpaired(store: Store, table: str, key: str) -> Unpaired | None:
+def unpaired(store: RunStore, table: str, key: str) -> Unpaired | None:
     """Of the FACES or SAMPLES in `store`; None where no row has a mask, because then none was wanted.
 
     A row with neither, such as a failed one of a model without masks, is in no list.

@@ -15,30 +15,30 @@ import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
 
-from raygen.core.config import Spec
-from raygen.core.precision import settle
+from raygen.core.config import Config
+from raygen.core.precision import set_deterministic_precision
 from raygen.extractors.base import (
-    FeatureSpec,
-    Inception,
-    ParserSpec,
-    Small,
+    BundledNetworkConfig,
+    FeatureConfig,
+    InceptionConfig,
+    ParserConfig,
     by_content,
     load_classifier,
     load_features,
     load_parser,
 )
-from raygen.extractors.clip import ClipSpec, load_clip
-from raygen.extractors.face_embedder import IdentitySpec, load_identity
+from raygen.extractors.clip import ClipConfig, load_clip
+from raygen.extractors.face_embedder import FaceEmbedderConfig, load_face_embedder
 from raygen.extractors.inception import InceptionFeatures
-from raygen.extractors.lpips import LPIPSSpec, load_lpips
+from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.metrics.attributes import codes
-from raygen.metrics.image_similarity import Likeness, psnr, ssim
+from raygen.metrics.image_similarity import Similarity, psnr, ssim
 from raygen.metrics.segmentation import Counts, confusion
 from raygen.store.images import decode_image, decode_mask, fit_image
-from raygen.store.lookup import References
+from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SCORES
 
-__all__ = ["FACE", "Observer", "ScoreSpec", "ScoreWorker"]
+__all__ = ["FACE", "ScoreConfig", "ScoreWorker", "Scorer"]
 
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -49,34 +49,36 @@ FACE_CLASSES: Final = range(1, 13)
 KINDS: Final = {"parser": "parser", "features": "parser", "classifier": "classifier", "text": "", "lpips": ""}
 
 
-class ScoreSpec(Spec):
+class ScoreConfig(Config):
     """What to measure with. None leaves a measurement out."""
 
     LATER = frozenset({"text", "logits", "reconstruction", "lpips", "condition_size", "identity"})
 
-    parser: ParserSpec | None = Field(default_factory=Small)
-    features: FeatureSpec | None = Field(default_factory=Small)
-    classifier: Small | None = Field(default_factory=Small, description="of the 40 attributes")
+    parser: ParserConfig | None = Field(default_factory=BundledNetworkConfig)
+    features: FeatureConfig | None = Field(default_factory=BundledNetworkConfig)
+    classifier: BundledNetworkConfig | None = Field(
+        default_factory=BundledNetworkConfig, description="of the 40 attributes"
+    )
     face_features: bool = Field(False, description="features of the face's bounding box in the wanted mask, too")
     similarity: bool = Field(False, description="SSIM to the face that a row's `source` names")
-    text: ClipSpec | None = Field(None, description="CLIP model for how well pictures fit their text")
+    text: ClipConfig | None = Field(None, description="CLIP model for how well pictures fit their text")
     logits: bool = Field(False, description="class logits of Inception as well, for the inception score")
     reconstruction: bool = Field(
         False,
         description="SSIM, PSNR, and LPIPS where `lpips` is there, to that face; of a round trip, to what went in",
     )
-    lpips: LPIPSSpec | None = Field(None, description="weights of LPIPS, for `reconstruction`")
+    lpips: LPIPSConfig | None = Field(None, description="weights of LPIPS, for `reconstruction`")
     condition_size: int | None = Field(
         None,
         ge=1,
         le=1024,
         description="side that masks had as conditions, such as 32: mask accuracy at that size, too",
     )
-    identity: IdentitySpec | None = Field(None, description="face embedder: who each picture shows")
+    identity: FaceEmbedderConfig | None = Field(None, description="face embedder: who each picture shows")
 
     @model_validator(mode="after")
-    def _logits_are_inceptions(self) -> "ScoreSpec":
-        if self.logits and not isinstance(self.features, Inception):
+    def _logits_are_inceptions(self) -> "ScoreConfig":
+        if self.logits and not isinstance(self.features, InceptionConfig):
             raise ValueError("`logits` needs `features: {kind: inception, …}`")
         if self.lpips is not None and not self.reconstruction:
             raise ValueError("`lpips` is for `reconstruction: true`")
@@ -100,23 +102,23 @@ class ScoreSpec(Spec):
         return "reconstruction" if self.reconstruction else "similarity" if self.similarity else None
 
 
-class Observer:
+class Scorer:
     """Measures pictures that are still pixels: one row a picture and measurement."""
 
-    def __init__(self, spec: ScoreSpec, *, run_id: str, attempt: int = 0, sources: References | None = None) -> None:
+    def __init__(self, config: ScoreConfig, *, run_id: str, attempt: int = 0, sources: RowLookup | None = None) -> None:
         """`sources`: faces by id, for how like them pictures are."""
-        settle()
+        set_deterministic_precision()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.spec = spec
-        self.run_id, self.attempt, self.sources = run_id, attempt, sources if spec.to_source else None
-        self.parser = None if spec.parser is None else load_parser(spec.parser, device)
-        self.features = None if spec.features is None else load_features(spec.features, device)
-        self.classifier = None if spec.classifier is None else load_classifier(spec.classifier, device)
-        self.clip = None if spec.text is None else load_clip(spec.text, device)
-        self.identity = None if spec.identity is None else load_identity(spec.identity, device)
-        self.lpips = None if spec.lpips is None else Likeness(load_lpips(spec.lpips), device)
+        self.config = config
+        self.run_id, self.attempt, self.sources = run_id, attempt, sources if config.to_source else None
+        self.parser = None if config.parser is None else load_parser(config.parser, device)
+        self.features = None if config.features is None else load_features(config.features, device)
+        self.classifier = None if config.classifier is None else load_classifier(config.classifier, device)
+        self.clip = None if config.text is None else load_clip(config.text, device)
+        self.identity = None if config.identity is None else load_face_embedder(config.identity, device)
+        self.lpips = None if config.lpips is None else Similarity(load_lpips(config.lpips), device)
 
-    def named(self, run_id: str, attempt: int) -> "Observer":
+    def named(self, run_id: str, attempt: int) -> "Scorer":
         """The same networks, for the rows of another run."""
         made = copy.copy(self)
         made.run_id, made.attempt = run_id, attempt
@@ -133,9 +135,9 @@ class Observer:
         if self.features is not None and len(ids):
             vectors = self.features.features(tensor)
             found += _each(ids, f"features:{self.features.name}", vectors)
-            if self.spec.logits and isinstance(self.features, InceptionFeatures):
+            if self.config.logits and isinstance(self.features, InceptionFeatures):
                 found += _each(ids, f"logits:{self.features.name}", self.features.logits_of(vectors))
-            if self.spec.face_features and "mask" in rows.column_names:
+            if self.config.face_features and "mask" in rows.column_names:
                 found += self._faces(ids, tensor, rows["mask"].to_pylist())
         if self.identity is not None and len(ids):
             found += self._identities(ids, tensor, rows["mask"].to_pylist() if "mask" in rows.column_names else [])
@@ -145,7 +147,7 @@ class Observer:
             found += self._attributes(ids, tensor, rows["attributes"].to_pylist())
         if self.clip is not None and "text" in rows.column_names:
             found += self._texts(ids, tensor, rows["text"].to_pylist())
-        if real is not None and self.spec.reconstruction:
+        if real is not None and self.config.reconstruction:
             found += self._pairs(ids, images, real)
         elif self.sources is not None and "source" in rows.column_names:
             found += self._to_source(ids, images, rows["source"].to_pylist())
@@ -166,7 +168,7 @@ class Observer:
     ) -> list[tuple[str, str, list[float]]]:
         """Who each picture shows, by the whole of it or by its face."""
         assert self.identity is not None
-        if self.identity.spec.region == "picture":
+        if self.identity.config.region == "picture":
             return _each(ids, f"identity:{self.identity.name}", self.identity.embed(images))
         kept, cut = _cut(images, masks)
         return _each([ids[i] for i in kept], f"identity:{self.identity.name}", self.identity.embed(cut)) if kept else []
@@ -193,9 +195,9 @@ class Observer:
         return self._pairs([ids[i] for i, _ in named], images[[i for i, _ in named]], np.stack(real))
 
     def _pairs(self, ids: Sequence[str], made: UInt8Array, real: UInt8Array) -> list[tuple[str, str, list[float]]]:
-        """How like its own real picture each one is, by what the spec asks for."""
+        """How like its own real picture each one is, by what the config asks for."""
         found = {"ssim:source": ssim(made, real)}
-        if self.spec.reconstruction:
+        if self.config.reconstruction:
             found["psnr:source"] = psnr(made, real)
         if self.lpips is not None:
             found[f"lpips:source:{self.lpips.network}"] = 1 - self.lpips(made, real)
@@ -218,7 +220,7 @@ class Observer:
             mask = decode_mask(masks[i]["bytes"])  # type: ignore[index]
             target = _resized(mask, label.shape)
             result.append((ids[i], f"segmentation:{self.parser.name}", Counts.of(confusion(target, label)).vector()))
-            if side := self.spec.condition_size:
+            if side := self.config.condition_size:
                 small = Counts.of(confusion(_resized(mask, (side, side)), _resized(label, (side, side))))
                 result.append((ids[i], f"condition:{self.parser.name}@{side}", small.vector()))
         return result
@@ -285,19 +287,19 @@ def _resized(mask: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:
 
 
 class ScoreWorker:
-    """SAMPLES or FACES rows -> SCORES: what `Observer` does, on pictures that are stored."""
+    """SAMPLES or FACES rows -> SCORES: what `Scorer` does, on pictures that are stored."""
 
     def __init__(
         self,
-        spec: ScoreSpec,
+        config: ScoreConfig,
         *,
         run_id: str,
         threads: int,
         through: Callable[[UInt8Array], UInt8Array] | None = None,
-        sources: References | None = None,
+        sources: RowLookup | None = None,
     ) -> None:
-        settle(threads)
-        self.observe = Observer(spec, run_id=run_id, sources=sources)
+        set_deterministic_precision(threads)
+        self.observe = Scorer(config, run_id=run_id, sources=sources)
         self.through = through
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:

@@ -11,13 +11,13 @@ import pyarrow as pa
 
 from raygen.core.config import nearest
 from raygen.core.face_labels import ATTRIBUTES, CLASSES
-from raygen.evaluation.aggregate import Scored
-from raygen.evaluation.feature_metrics import Kin
+from raygen.evaluation.aggregate import ScoreMatrix
+from raygen.evaluation.feature_metrics import Grouping
 from raygen.metrics.attributes import UNWANTED, WANTED
 from raygen.metrics.segmentation import Counts
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 
-__all__ = ["by_slices", "check_slices", "column", "kin", "sliced", "taken"]
+__all__ = ["by_slices", "check_slices", "column", "grouping_of", "select_ids", "slice_rows"]
 
 
 IDENTITY: Final = "identity"
@@ -31,8 +31,8 @@ def check_slices(names: Iterable[str]) -> None:
             raise ValueError(f"{name!r} is no attribute, no class and not {IDENTITY!r}{nearest(name, known)}")
 
 
-def sliced(
-    names: Sequence[str], scores: Mapping[str, Scored], identities: Mapping[str, str]
+def slice_rows(
+    names: Sequence[str], scores: Mapping[str, ScoreMatrix], identities: Mapping[str, str]
 ) -> Iterator[tuple[str, frozenset[str]]]:
     """Name of each part and the ids of its rows: `Male: yes`, `Male: no`, `hat: there`, `identity: p0003`.
 
@@ -46,7 +46,7 @@ def sliced(
 
 
 def _parts(
-    name: str, scores: Mapping[str, Scored], identities: Mapping[str, str]
+    name: str, scores: Mapping[str, ScoreMatrix], identities: Mapping[str, str]
 ) -> Iterator[tuple[str, Iterable[str]]]:
     if name == IDENTITY:
         for identity in sorted(set(identities.values())):
@@ -65,42 +65,42 @@ def _parts(
             yield "no", _chosen(found, np.isin(codes, UNWANTED))
 
 
-def _first(scores: Mapping[str, Scored], kind: str) -> Scored | None:
+def _first(scores: Mapping[str, ScoreMatrix], kind: str) -> ScoreMatrix | None:
     return next((found for name, found in scores.items() if name.startswith(kind)), None)
 
 
-def _chosen(found: Scored, which: Iterable[bool]) -> list[str]:
+def _chosen(found: ScoreMatrix, which: Iterable[bool]) -> list[str]:
     return [one for one, chosen in zip(found.ids, which, strict=True) if chosen]
 
 
-def taken(scores: Mapping[str, Scored], ids: frozenset[str]) -> dict[str, Scored]:
+def select_ids(scores: Mapping[str, ScoreMatrix], ids: frozenset[str]) -> dict[str, ScoreMatrix]:
     """The rows of `ids`, of each measurement that has any."""
     result = {}
     for name, found in scores.items():
         keep = [i for i, one in enumerate(found.ids) if one in ids]
         if keep:
-            result[name] = Scored(tuple(found.ids[i] for i in keep), found.vectors[keep])
+            result[name] = ScoreMatrix(tuple(found.ids[i] for i in keep), found.vectors[keep])
     return result
 
 
 def by_slices(
     names: Sequence[str],
-    sets: Mapping[str, Mapping[str, Scored]],
+    sets: Mapping[str, Mapping[str, ScoreMatrix]],
     identities: Mapping[str, str],
-    finish: Callable[[Mapping[str, Mapping[str, Scored]]], pa.Table],
+    finish: Callable[[Mapping[str, Mapping[str, ScoreMatrix]]], pa.Table],
 ) -> Iterator[pa.Table]:
     """METRICS of each part of what is judged, against the same part of the reference where that says so too."""
     real, made = sets.get("reference", {}), sets.get("all", {})
-    theirs = dict(sliced(names, real, {}))
-    for label, ids in sliced(names, made, identities):
-        parts = {label: taken(made, ids)}
+    theirs = dict(slice_rows(names, real, {}))
+    for label, ids in slice_rows(names, made, identities):
+        parts = {label: select_ids(made, ids)}
         if label in theirs:
-            parts["reference"] = taken(real, theirs[label])
+            parts["reference"] = select_ids(real, theirs[label])
         table = finish(parts)
         yield table.filter(pa.array([name.partition("/")[0] == label for name in table["slice"].to_pylist()]))
 
 
-def column(store: Store, table: str, key: str, name: str) -> dict[str, str]:
+def column(store: RunStore, table: str, key: str, name: str) -> dict[str, str]:
     """A small column of a run by its key; rows without a value are left out."""
     found: dict[str, str] = {}
     for part in store.tables(table, [key, name]):
@@ -109,6 +109,6 @@ def column(store: Store, table: str, key: str, name: str) -> dict[str, str]:
     return found
 
 
-def kin(samples: Store) -> Kin:
+def grouping_of(samples: RunStore) -> Grouping:
     """Which rows of a generate run are of one group, and which of one person."""
-    return Kin(*(column(samples, "samples", "sample_id", name) for name in ("group_id", "identity_id")))
+    return Grouping(*(column(samples, "samples", "sample_id", name) for name in ("group_id", "identity_id")))

@@ -14,26 +14,26 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import InputError
-from raygen.evaluation.aggregate import MetricRows, Scored
+from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
 from raygen.evaluation.slices import column
-from raygen.metrics.verification import BINS, Verification, fold_accuracy, unit, verification
-from raygen.store.run_store import Store
+from raygen.metrics.verification import BINS, VerificationHistogram, fold_accuracy, unit, verification
+from raygen.store.run_store import RunStore
 
 __all__ = [
     "IDENTITY",
     "ROC_HEAD",
-    "Pairs",
-    "VerificationSpec",
+    "VerificationConfig",
+    "VerificationPairs",
     "as_csv",
     "as_lfw",
-    "drawn",
+    "draw_pairs",
     "histogram",
-    "paired",
-    "people_of",
+    "identities_of",
+    "pairs_of",
     "roc_lines",
-    "verified",
+    "verification_metrics",
 ]
 
 
@@ -42,10 +42,10 @@ COLUMNS: Final = ("sample_id_1", "sample_id_2", "same", "fold", "identity_id_1",
 
 
 @dataclass(frozen=True)
-class Pairs:
+class VerificationPairs:
     """`ids`, `who` and `number` of rows, sorted by person and id; places of two rows of each pair, int64 [pairs].
 
-    By fold, and in each fold `each` genuine pairs and then as many impostor pairs. `number`: see `drawn`.
+    By fold, and in each fold `each` genuine pairs and then as many impostor pairs. `number`: see `draw_pairs`.
     """
 
     ids: tuple[str, ...]
@@ -67,9 +67,9 @@ class Pairs:
         return np.repeat(np.arange(self.folds), 2 * self.each)
 
 
-def drawn(
+def draw_pairs(
     people: Mapping[str, str], variants: Mapping[str, int] | None, *, pairs: int, folds: int, seed: int
-) -> Pairs:  # fmt: skip
+) -> VerificationPairs:
     """`pairs` different pairs of the rows `people` names, half of them of one person; no two folds share a person.
 
     A row's number is its variant, after which an export calls its file (`name/003.png`). Where a row has none, or two
@@ -83,8 +83,9 @@ def drawn(
     if each == 0 or genuine < each * folds or len(names) < 2 * folds:
         raise InputError(
             f"{genuine} genuine pairs of {len(names)} people are there; {each * folds} in {folds} folds of two "
-            "people or more are asked for", reason="pairs",
-        )  # fmt: skip
+            "people or more are asked for",
+            reason="pairs",
+        )
     random = np.random.Generator(np.random.Philox(key=seed))
     parts = [
         pair
@@ -96,12 +97,14 @@ def drawn(
     ]
     first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
     who = tuple(name for name, _ in rows)
-    return Pairs(tuple(one for _, one in rows), who, _numbers(rows, variants, start, count), first, second, folds, each)
+    return VerificationPairs(
+        tuple(one for _, one in rows), who, _numbers(rows, variants, start, count), first, second, folds, each
+    )
 
 
 def _numbers(
     rows: list[tuple[str, str]], variants: Mapping[str, int] | None, start: Ints, count: Ints
-) -> tuple[int, ...]:  # fmt: skip
+) -> tuple[int, ...]:
     known = [None if variants is None else variants.get(one) for _, one in rows]
     if None not in known and len({(who, v) for (who, _), v in zip(rows, known, strict=True)}) == len(rows):
         return tuple(v for v in known if v is not None)
@@ -141,9 +144,9 @@ def _impostors(random: np.random.Generator, start: Ints, count: Ints, each: int)
     return start[other] + place - before[other], start[person] + k // before[person]
 
 
-def as_lfw(pairs: Pairs) -> str:
+def as_lfw(pairs: VerificationPairs) -> str:
     """Folds and pairs of a fold; then each fold's genuine pairs (name, n1, n2) and impostor pairs (name, n1, name,
-    n2), tabs between. n: the number of a row, see `drawn`.
+    n2), tabs between. n: the number of a row, see `draw_pairs`.
     """
     lines = [f"{pairs.folds}\t{pairs.each}"]
     for i, j, same in zip(pairs.first.tolist(), pairs.second.tolist(), pairs.same.tolist(), strict=True):
@@ -152,7 +155,7 @@ def as_lfw(pairs: Pairs) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_csv(pairs: Pairs) -> str:
+def as_csv(pairs: VerificationPairs) -> str:
     """`COLUMNS` of every pair in the same order; ids are those of an export's labels. `same` is 1 or 0."""
     buffer = io.StringIO()
     write = csv.writer(buffer, lineterminator="\n").writerow
@@ -174,23 +177,30 @@ CHUNK: Final = 4096
 ROC_HEAD: Final = "set,threshold,far,tar"
 
 
-class VerificationSpec(Spec):
+class VerificationConfig(Config):
     """How people are told apart, and how much of it is written down."""
 
     far: tuple[float, ...] = Field((1e-3, 1e-4), description="shares of impostors that may be accepted")
     most: int = Field(20_000, ge=2, description="pictures that are compared, of whole people; time grows as its square")
     pairs: int = Field(
-        0, ge=0, le=1_000_000,
+        0,
+        ge=0,
+        le=1_000_000,
         description="pairs in pairs.txt and pairs.csv, half of them genuine, with their accuracy; 0 draws none",
-    )  # fmt: skip
+    )
     folds: int = Field(10, ge=1, le=100, description="parts that pairs are in, as LFW's; no two share a person")
     seed: int = Field(0, ge=0, description="of the pairs")
 
 
-def verified(
-    spec: VerificationSpec, where: str, name: str, scored: Scored, people: Mapping[str, str],
-    protocol: Mapping[str, Any], rows: MetricRows,
-) -> Verification:  # fmt: skip
+def verification_metrics(
+    config: VerificationConfig,
+    where: str,
+    name: str,
+    scored: ScoreMatrix,
+    people: Mapping[str, str],
+    protocol: Mapping[str, Any],
+    rows: MetricRows,
+) -> VerificationHistogram:
     """Add EER, TAR at each FAR and the mean cosines of one set to `rows`; all its counts.
 
     `people`: identity by row; rows without one do not take part. `InputError` where there are no two people, or
@@ -198,7 +208,7 @@ def verified(
     """
     ids = [one for one in scored.ids if one in people]
     everyone = sorted({people[one] for one in ids})
-    names = everyone[:: max(1, -(-len(ids) // spec.most))]
+    names = everyone[:: max(1, -(-len(ids) // config.most))]
     chosen = set(names)
     used = [one for one in ids if people[one] in chosen]
     place = {one: i for i, one in enumerate(scored.ids)}
@@ -212,11 +222,16 @@ def verified(
     genuine, impostor = found.pairs
     network = name.removeprefix(IDENTITY)
     said = {
-        **protocol, "people": len(names), "pictures": len(used), "genuine_pairs": genuine, "impostor_pairs": impostor,
-        "interval": "bootstrap over people", "threshold_step": 2 / BINS,
-    }  # fmt: skip
+        **protocol,
+        "people": len(names),
+        "pictures": len(used),
+        "genuine_pairs": genuine,
+        "impostor_pairs": impostor,
+        "interval": "bootstrap over people",
+        "threshold_step": 2 / BINS,
+    }
     rows.add(f"eer:{network}", where, found.eer(), len(used), said, found.interval(found.eer))
-    for far in spec.far:
+    for far in config.far:
         tar, threshold = found.tar(far)
         # With fewer than ten impostor pairs above the threshold its place is chance.
         how = {**said, "far": far, "threshold": threshold, "low_n": far * impostor < 10}
@@ -227,18 +242,18 @@ def verified(
     return found
 
 
-def _tar(found: Verification, far: float, weight: npt.NDArray[np.int64]) -> float:
+def _tar(found: VerificationHistogram, far: float, weight: npt.NDArray[np.int64]) -> float:
     return found.tar(far, weight)[0]
 
 
-def histogram(found: Verification) -> dict[str, Any]:
+def histogram(found: VerificationHistogram) -> dict[str, Any]:
     """Shares of genuine and of impostor pairs by cosine in `BARS` equal parts of -1..1, for a drawing."""
     parts = {"genuine": found.genuine.sum(axis=0), "impostor": found.impostor.sum(axis=0)}
     shares = {k: v.reshape(BARS, -1).sum(axis=1) / max(int(v.sum()), 1) for k, v in parts.items()}
     return {"bars": BARS, **{k: [round(float(x), 6) for x in v] for k, v in shares.items()}}
 
 
-def people_of(store: Store, table: str, key: str) -> tuple[dict[str, str], dict[str, int] | None]:
+def identities_of(store: RunStore, table: str, key: str) -> tuple[dict[str, str], dict[str, int] | None]:
     """Who each row with a picture shows, by id; and variants, None where the table knows none.
 
     A row that failed, or that a selection refused, keeps its identity and has no picture.
@@ -251,39 +266,55 @@ def people_of(store: Store, table: str, key: str) -> tuple[dict[str, str], dict[
     return {one: who for one, who in people.items() if one not in gone}, dict(variants)
 
 
-def paired(
-    spec: VerificationSpec, where: str, name: str, scored: Scored, people: Mapping[str, str],
-    variants: Mapping[str, int] | None, protocol: Mapping[str, Any], rows: MetricRows,
-) -> Pairs:  # fmt: skip
+def pairs_of(
+    config: VerificationConfig,
+    where: str,
+    name: str,
+    scored: ScoreMatrix,
+    people: Mapping[str, str],
+    variants: Mapping[str, int] | None,
+    protocol: Mapping[str, Any],
+    rows: MetricRows,
+) -> VerificationPairs:
     """Pairs among the rows with an embedding, and their accuracy over folds in percent, added to `rows`.
 
     `InputError` (`pairs`) where there are not so many. One fold has no others to choose a threshold on: no accuracy.
     """
     place = {one: i for i, one in enumerate(scored.ids)}
     known = {one: who for one, who in people.items() if one in place}
-    pairs = drawn(known, variants, pairs=spec.pairs, folds=spec.folds, seed=spec.seed)
-    if spec.folds == 1:
+    pairs = draw_pairs(known, variants, pairs=config.pairs, folds=config.folds, seed=config.seed)
+    if config.folds == 1:
         return pairs
     at = np.array([place[one] for one in pairs.ids], np.int64)
     mean, error = fold_accuracy(_cosines(scored, at[pairs.first], at[pairs.second]), pairs.same, pairs.fold)
     said = {
-        **protocol, "people": len(set(pairs.who)), "pictures": len(pairs.ids), "pairs": len(pairs.first),
-        "folds": spec.folds, "seed": spec.seed, "standard_error": error, "unit": "percent", "counts": "pairs",
-        "threshold": "of each fold the best of the others", "interval": "mean +- 1.96 standard errors over folds",
-    }  # fmt: skip
+        **protocol,
+        "people": len(set(pairs.who)),
+        "pictures": len(pairs.ids),
+        "pairs": len(pairs.first),
+        "folds": config.folds,
+        "seed": config.seed,
+        "standard_error": error,
+        "unit": "percent",
+        "counts": "pairs",
+        "threshold": "of each fold the best of the others",
+        "interval": "mean +- 1.96 standard errors over folds",
+    }
     interval = max(mean - 1.96 * error, 0.0), min(mean + 1.96 * error, 100.0)
     rows.add(f"verification_accuracy:{name.removeprefix(IDENTITY)}", where, mean, len(pairs.first), said, interval)
     return pairs
 
 
-def _cosines(scored: Scored, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def _cosines(
+    scored: ScoreMatrix, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
     """Of pairs of rows, a few thousand at a time."""
     parts = [slice(i, i + CHUNK) for i in range(0, len(first), CHUNK)]
     sides = ((unit(scored.vectors[first[part]]), unit(scored.vectors[second[part]])) for part in parts)
     return np.concatenate([np.einsum("nd,nd->n", a, b, dtype=np.float64) for a, b in sides])
 
 
-def roc_lines(where: str, found: Verification) -> list[str]:
+def roc_lines(where: str, found: VerificationHistogram) -> list[str]:
     """Lines of roc.csv: set, threshold, share of impostor and of genuine pairs at or above it, by rising threshold."""
     thresholds = np.arange(BINS + 1) * 2 / BINS - 1
     rates = zip(thresholds.tolist(), *(side.tolist() for side in found.rates()), strict=True)

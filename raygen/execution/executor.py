@@ -12,19 +12,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from raygen.core.config import Where
+from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, IntegrityError, TooManyBadRows
 from raygen.core.hashing import canonical
-from raygen.execution.worker import Alone, Bench, Item, Place, ShardTask, ShardWorker, Summary, Worker, versions
-from raygen.store.run_store import Plan, Store
+from raygen.execution.worker import (
+    RunTarget,
+    ShardItem,
+    ShardSummary,
+    ShardTask,
+    ShardWorker,
+    SingleWorker,
+    Worker,
+    WorkerFactory,
+    versions,
+)
+from raygen.store.run_store import Plan, RunStore
 
-__all__ = ["Outcome", "Part", "Progress", "Runner", "execute", "execute_all", "local_runner"]
+__all__ = ["Outcome", "PlannedRun", "Progress", "Runner", "execute", "execute_all", "local_runner"]
 
 
-Runner = Callable[[Sequence[Item], ShardTask, Where], Iterator[Summary]]
+Runner = Callable[[Sequence[ShardItem], ShardTask, Resources], Iterator[ShardSummary]]
 
 
-def local_runner(items: Sequence[Item], task: ShardTask, where: Where) -> Iterator[Summary]:
+def local_runner(items: Sequence[ShardItem], task: ShardTask, where: Resources) -> Iterator[ShardSummary]:
     """Every item in this process, one after the other."""
     worker = ShardWorker(task)
     for item in items:
@@ -80,24 +90,24 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Part:
+class PlannedRun:
     """One run among those of a pass: where it goes, its plan, the fraction of rows that may fail."""
 
-    store: Store
+    store: RunStore
     plan: Plan
     bad_rows: float
     columns: tuple[str, ...] | None = None
 
     @property
-    def place(self) -> Place:
+    def place(self) -> RunTarget:
         """What an actor needs to know of it."""
-        return Place(self.store.url, self.store.attempt, self.plan.batch, len(self.plan.shards), self.columns)
+        return RunTarget(self.store.url, self.store.attempt, self.plan.batch, len(self.plan.shards), self.columns)
 
 
-class _Run:
+class _RunState:
     """A part as far as it got."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: PlannedRun) -> None:
         self.part = part
         self.progress = Progress(len(part.plan.shards), part.plan.rows)
         self.divergent: list[int] = []
@@ -109,7 +119,7 @@ class _Run:
         progress.resumed_shards = progress.done_shards = progress.shards - len(todo)
         progress.done_rows = progress.rows - sum(shard.rows for shard in todo)
 
-    def count(self, summary: Summary) -> None:
+    def count(self, summary: ShardSummary) -> None:
         """Add what came back from a shard."""
         progress = self.progress
         if summary.status in ("committed", "present"):
@@ -146,29 +156,38 @@ class _Run:
             raise IntegrityError(f"shards {self.divergent[:20]} gave other rows on a second try; the first ones count")
         return Outcome(manifest, self.progress, tuple(self.divergent))
 
-    def record(self, where: Where, error: BaseException | None, manifest: Mapping[str, Any] | None = None) -> None:
+    def record(self, where: Resources, error: BaseException | None, manifest: Mapping[str, Any] | None = None) -> None:
         """run.json: how this command ended, beside what it made."""
         plan, progress = self.part.plan, self.progress
         seconds = time.time() - progress.began
         record = {
-            "run_id": plan.run_id, "kind": plan.kind,
+            "run_id": plan.run_id,
+            "kind": plan.kind,
             "exit_code": 0 if error is None else getattr(error, "exit_code", 130),
             "error": "" if error is None else f"{type(error).__name__}: {error}"[:2000],
-            "shards": progress.shards, "committed_shards": progress.done_shards,
-            "resumed_shards": progress.resumed_shards, "rows": progress.rows, "new_rows": progress.new_rows,
-            "bad_rows": progress.bad, "failed_tries": progress.failed_tries, "seconds": round(seconds, 3),
-            "rows_per_s": round(progress.new_rows / max(seconds, 1e-9), 3), "first_commit_s": progress.first_commit_s,
-            "set_digest": (manifest or {}).get("set_digest"), "where": where.model_dump(mode="json"),
-            "versions": versions(), "finished": time.time(),
-        }  # fmt: skip
+            "shards": progress.shards,
+            "committed_shards": progress.done_shards,
+            "resumed_shards": progress.resumed_shards,
+            "rows": progress.rows,
+            "new_rows": progress.new_rows,
+            "bad_rows": progress.bad,
+            "failed_tries": progress.failed_tries,
+            "seconds": round(seconds, 3),
+            "rows_per_s": round(progress.new_rows / max(seconds, 1e-9), 3),
+            "first_commit_s": progress.first_commit_s,
+            "set_digest": (manifest or {}).get("set_digest"),
+            "where": where.model_dump(mode="json"),
+            "versions": versions(),
+            "finished": time.time(),
+        }
         self.part.store.storage.put("run.json", canonical(record))
 
 
 def execute(
-    store: Store,
+    store: RunStore,
     plan: Plan,
     build: Callable[[], Worker],
-    where: Where,
+    where: Resources,
     runner: Runner,
     *,
     bad_rows: float,
@@ -180,13 +199,15 @@ def execute(
     Raises `InfrastructureError` where shards are left over, `TooManyBadRows` above the fraction `bad_rows`,
     `IntegrityError` where two tries of one shard gave different rows. `run.json` is written in every case.
     """
-    return execute_all([Part(store, plan, bad_rows, columns)], Alone(build), where, runner, report=report)[0]
+    return execute_all([PlannedRun(store, plan, bad_rows, columns)], SingleWorker(build), where, runner, report=report)[
+        0
+    ]
 
 
 def execute_all(
-    parts: Sequence[Part],
-    build: Callable[[], Bench],
-    where: Where,
+    parts: Sequence[PlannedRun],
+    build: Callable[[], WorkerFactory],
+    where: Resources,
     runner: Runner,
     *,
     report: Callable[[Progress], None] = lambda _: None,
@@ -199,17 +220,17 @@ def execute_all(
         part.store.storage.require()
         part.store.create(part.plan)
     task = ShardTask(tuple(p.place for p in parts), uuid.uuid4().hex[:8], where.tries, where.shard_timeout_s, build)
-    runs = [_Run(part) for part in parts]
+    runs = [_RunState(part) for part in parts]
     try:
-        _rounds(runs, task, where, runner, report)
+        _run_missing(runs, task, where, runner, report)
     except BaseException as error:
         for run in runs:
             run.record(where, error)
         raise
-    return _ended(runs, where)
+    return _conclude_all(runs, where)
 
 
-def _ended(runs: Sequence[_Run], where: Where) -> list[Outcome]:
+def _conclude_all(runs: Sequence[_RunState], where: Resources) -> list[Outcome]:
     outcomes: list[Outcome] = []
     failed: BaseException | None = None
     for run in runs:
@@ -226,8 +247,8 @@ def _ended(runs: Sequence[_Run], where: Where) -> list[Outcome]:
     return outcomes
 
 
-def _rounds(
-    runs: Sequence[_Run], task: ShardTask, where: Where, runner: Runner, report: Callable[[Progress], None]
+def _run_missing(
+    runs: Sequence[_RunState], task: ShardTask, where: Resources, runner: Runner, report: Callable[[Progress], None]
 ) -> None:
     """Hand out what is missing until nothing is, at most `tries` times."""
     for run in runs:
@@ -238,7 +259,7 @@ def _rounds(
 
     say()
     for _ in range(where.tries):
-        todo = [Item(i, shard) for i, run in enumerate(runs) for shard in run.part.store.missing(run.part.plan)]
+        todo = [ShardItem(i, shard) for i, run in enumerate(runs) for shard in run.part.store.missing(run.part.plan)]
         if not todo:
             return
         for summary in runner(todo, task, where):

@@ -21,15 +21,26 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
-from raygen.store.run_store import Shard, Store
+from raygen.store.run_store import RunStore, Shard
 from raygen.store.schemas import QUARANTINE, SCHEMAS, cast
 
-__all__ = ["Alone", "Bench", "Item", "Place", "ShardTask", "ShardWorker", "Summary", "Tables", "Worker", "versions"]
+__all__ = [
+    "RunTarget",
+    "ShardItem",
+    "ShardSummary",
+    "ShardTask",
+    "ShardWorker",
+    "SingleWorker",
+    "Tables",
+    "Worker",
+    "WorkerFactory",
+    "versions",
+]
 
 
 Tables = dict[str, pa.Table]
 #: Batches that may be finishing while the device works on the next one.
-AHEAD = 2
+MAX_PENDING = 2
 
 
 class Worker(Protocol):
@@ -41,23 +52,23 @@ class Worker(Protocol):
 
 
 #: The worker of each place that an actor works for; what places have in common is loaded once.
-Bench = Callable[[int], Worker]
+WorkerFactory = Callable[[int], Worker]
 
 
 @dataclass(frozen=True)
-class Alone:
+class SingleWorker:
     """How the bench of a single place is built: one worker, whichever is asked for."""
 
     build: Callable[[], Worker]
 
-    def __call__(self) -> Bench:
+    def __call__(self) -> WorkerFactory:
         """Build it."""
         worker = self.build()
         return lambda place: worker
 
 
 @dataclass(frozen=True)
-class Place:
+class RunTarget:
     """Where one run's shards go, and how they are cut."""
 
     url: str
@@ -67,7 +78,7 @@ class Place:
     columns: tuple[str, ...] | None = None
 
 
-class Item(NamedTuple):
+class ShardItem(NamedTuple):
     """What an actor is handed: a shard, and the number of the place that it belongs to."""
 
     place: int
@@ -78,15 +89,15 @@ class Item(NamedTuple):
 class ShardTask:
     """What an actor needs to know to work on any item of a pass. Small, and can be pickled."""
 
-    places: tuple[Place, ...]
+    places: tuple[RunTarget, ...]
     launch: str
     tries: int
     timeout_s: float
-    build: Callable[[], Bench]
+    build: Callable[[], WorkerFactory]
 
 
 @dataclass(frozen=True)
-class Summary:
+class ShardSummary:
     """What comes back from an item: never rows, only counts."""
 
     place: int
@@ -107,18 +118,18 @@ class ShardWorker:
     def __init__(self, task: ShardTask) -> None:
         self.task = task
         self.bench = task.build()
-        self.threads = ThreadPoolExecutor(AHEAD, thread_name_prefix="finish")
+        self.threads = ThreadPoolExecutor(MAX_PENDING, thread_name_prefix="finish")
 
-    def __call__(self, item: Item) -> Summary:
+    def __call__(self, item: ShardItem) -> ShardSummary:
         """Work on one item. Failures come back as a summary; only a dead process gives none."""
         began = time.time()
         place = self.task.places[item.place]
-        store, index = Store(place.url, place.attempt), item.shard.index
+        store, index = RunStore(place.url, place.attempt), item.shard.index
         if store.is_committed(index):
-            return Summary(item.place, index, "present")
+            return ShardSummary(item.place, index, "present")
         attempt = store.begin(index, self.task.launch, self.task.tries)
         if attempt == 0:
-            return Summary(item.place, index, "exhausted", error=f"{self.task.tries} starts without a commit")
+            return ShardSummary(item.place, index, "exhausted", error=f"{self.task.tries} starts without a commit")
         try:
             with _time_limit(self.task.timeout_s, f"shard {index}"):
                 return self._work(item, store, attempt, began)
@@ -126,25 +137,33 @@ class ShardWorker:
             # An out-of-memory, a lost bucket, a defect: the try failed, no row did.
             trace = traceback.format_exc(limit=-6)
             sys.stderr.write(f"shard {index}, try {attempt}:\n{trace}")
-            return Summary(item.place, index, "failed", error=f"{type(error).__name__}: {error}"[:500])
+            return ShardSummary(item.place, index, "failed", error=f"{type(error).__name__}: {error}"[:500])
 
-    def _work(self, item: Item, store: Store, attempt: int, began: float) -> Summary:
+    def _work(self, item: ShardItem, store: RunStore, attempt: int, began: float) -> ShardSummary:
         place, index = self.task.places[item.place], item.shard.index
         worker = self.bench(item.place)
         rows = item.shard.read(place.columns)
         read = time.time()
         tables, busy = self._run(worker, rows, place.batch)
         done = time.time()
-        tables, reasons = _settle(tables)
+        tables, reasons = _cast_tables(tables)
         timings = {"started": began, "read_s": read - began, "work_s": done - read, "device_s": busy}
         commit, divergent = store.commit(
             index, place.shards, tables, timings=timings, environment=_environment(worker), reasons=reasons
         )
         size = sum(int(entry["bytes"]) for entry in commit.files)
-        return Summary(
-            item.place, index, "committed", rows.num_rows, sum(reasons.values()), size, time.time() - began, divergent,
-            f"try {attempt}" if attempt > 1 else "", f"{platform.node()}:{os.getpid()}",
-        )  # fmt: skip
+        return ShardSummary(
+            item.place,
+            index,
+            "committed",
+            rows.num_rows,
+            sum(reasons.values()),
+            size,
+            time.time() - began,
+            divergent,
+            f"try {attempt}" if attempt > 1 else "",
+            f"{platform.node()}:{os.getpid()}",
+        )
 
     def _run(self, worker: Worker, rows: pa.Table, batch: int) -> tuple[Tables, float]:
         """All batches of the shard; the seconds spent in the device's part."""
@@ -156,7 +175,7 @@ class ShardWorker:
             finish = worker.start(rows.slice(start, batch))
             busy += time.perf_counter() - before
             pending.append(self.threads.submit(finish))
-            if len(pending) > AHEAD:
+            if len(pending) > MAX_PENDING:
                 parts.append(pending.popleft().result())
         parts += [future.result() for future in pending]
         names = dict.fromkeys(name for part in parts for name in part)
@@ -179,7 +198,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _settle(tables: Tables) -> tuple[Tables, dict[str, int]]:
+def _cast_tables(tables: Tables) -> tuple[Tables, dict[str, int]]:
     """Cast every table to its schema; rows with an error go to quarantine (SAMPLES keeps them as well)."""
     settled: Tables = {}
     refused: list[dict[str, str]] = []

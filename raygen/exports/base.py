@@ -17,12 +17,23 @@ from typing import Any, BinaryIO, ClassVar, Final, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.exports.images import PictureCodec
-from raygen.store.filesystem import Storage
-from raygen.store.run_store import Store
+from raygen.store.filesystem import FileStore
+from raygen.store.run_store import RunStore
 
-__all__ = ["CHUNK", "DATASET", "PIECES", "STAGING", "Assembly", "Export", "Packed", "Place", "Ready", "Written"]
+__all__ = [
+    "CHUNK",
+    "DATASET",
+    "PIECES",
+    "STAGING",
+    "Assembly",
+    "CountingWriter",
+    "Export",
+    "Packed",
+    "Ready",
+    "RecordLocation",
+]
 
 
 DATASET: Final = "dataset"
@@ -44,7 +55,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Place:
+class RecordLocation:
     """Where a row went: `path` in the data set, and offset and size there or in the piece."""
 
     path: str
@@ -56,12 +67,12 @@ class Place:
 class Packed:
     """What one shard becomes: files of the data set by path, a piece of a file, and the place of every row."""
 
-    places: Sequence[Place]
+    places: Sequence[RecordLocation]
     files: Mapping[str, bytes] = field(default_factory=dict)
     piece: bytes | None = None
 
 
-class Written:
+class CountingWriter:
     """A file that is being written: its bytes are counted and hashed on their way."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -89,7 +100,7 @@ class Assembly:
     `made`: bytes and SHA-256 of the files that are complete, by path; those that shards wrote are committed as FILES.
     """
 
-    def __init__(self, store: Store, storage: Storage, people: Sequence[str]) -> None:
+    def __init__(self, store: RunStore, storage: FileStore, people: Sequence[str]) -> None:
         self.store, self.storage, self.people = store, storage, people
         self.made: dict[str, tuple[int, str]] = {}
 
@@ -98,10 +109,10 @@ class Assembly:
         return self.store.tables("exported")
 
     @contextmanager
-    def building(self, name: str) -> Iterator[Written]:
+    def building(self, name: str) -> Iterator[CountingWriter]:
         """Context of a file of the data set that appears when it is complete."""
         with self.storage.building(f"{DATASET}/{name}", STAGING) as file:
-            written = Written(file)
+            written = CountingWriter(file)
             yield written
         self.made[name] = written.bytes, written.sha256
 
@@ -116,7 +127,7 @@ class Assembly:
                         file.write(self.storage.get_range(piece, at, min(at + CHUNK, size)))
 
 
-class Export(Spec):
+class Export(Config):
     """One format. Subclasses add `kind: Literal[...]` and their own keys."""
 
     #: Whether rows have to belong to identities: `all` of them, all or none (`even`), or as they do (`any`).

@@ -42,9 +42,25 @@ class Naming:
 
 #: Columns of a picture, in this order; `is_synthetic` is always said.
 FIELDS: Final = (
-    "sample_id", "identity_id", "label", "variant", "split", "is_synthetic", "digital_source_type", "source", "text",
-    "plan", "run_id", "attempt", "seed", "checkpoint", "sampler", "steps", "guidance", "image_sha256",
-)  # fmt: skip
+    "sample_id",
+    "identity_id",
+    "label",
+    "variant",
+    "split",
+    "is_synthetic",
+    "digital_source_type",
+    "source",
+    "text",
+    "plan",
+    "run_id",
+    "attempt",
+    "seed",
+    "checkpoint",
+    "sampler",
+    "steps",
+    "guidance",
+    "image_sha256",
+)
 
 
 def facts_of_row(ready: Ready) -> dict[str, Any]:

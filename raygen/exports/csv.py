@@ -6,7 +6,7 @@ Knows its one file, and what a folder export of the same rows and codec calls it
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from raygen.exports.base import Assembly, Export, Packed, Place, Ready
+from raygen.exports.base import Assembly, Export, Packed, Ready, RecordLocation
 from raygen.exports.columns import csv_head, csv_lines
 
 __all__ = ["CsvExport"]
@@ -28,7 +28,7 @@ class CsvExport(Export):
         lines = csv_lines([(row, f"images/{row.stem}.{self.ending}") for row in rows])
         places, at = [], 0
         for line in lines:
-            places.append(Place(LABELS, at, len(line)))
+            places.append(RecordLocation(LABELS, at, len(line)))
             at += len(line)
         return Packed(places, piece=b"".join(lines))
 

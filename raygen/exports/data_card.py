@@ -13,26 +13,42 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.hashing import canonical
 from raygen.exports.base import Export
 from raygen.exports.row_scan import Listing, Source
 
-__all__ = ["BUNDLED_MODEL", "CardSpec", "Totals", "licence_of", "write_card"]
+__all__ = ["BUNDLED_MODEL", "CardConfig", "Totals", "licence_of", "write_card"]
 
 
 #: Settings of a generate or edit run that a reader wants to know; none of them names a path.
 SETTINGS: Final = (
-    "sampler", "guidance", "guidance_form", "guidance_against", "only", "seed", "noise", "attempt", "batch", "dtype",
-    "mixing", "missing", "codec",
-)  # fmt: skip
+    "sampler",
+    "guidance",
+    "guidance_form",
+    "guidance_against",
+    "only",
+    "seed",
+    "noise",
+    "attempt",
+    "batch",
+    "dtype",
+    "mixing",
+    "missing",
+    "codec",
+)
 #: What a setting is called where its name stands for something else; rows have a `seed` of their plan.
 NAMES: Final = {"sampler": "settings of the sampler", "codec": "stored as", "seed": "noise_seed"}
 #: Names of sizes as the hub writes them, by the number that is too many.
 SIZES: Final = (
-    (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
-    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"),
-)  # fmt: skip
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"),
+    (10**9, "100M<n<1B"),
+)
 SHORT: Final = 12
 #: Families of numbers that compare with training faces.
 COPIED: Final = frozenset({"memorized", "training_distance"})
@@ -40,7 +56,7 @@ MOST_SCORES: Final = 40
 WHOLE: Final = "`sha256sum --check SHA256SUMS`, run in this folder, says whether all of it arrived as it was written."
 
 
-class CardSpec(Spec):
+class CardConfig(Config):
     """What only the person knows who passes the data set on."""
 
     title: str | None = Field(None, description="name of the data set; none makes one")
@@ -64,20 +80,27 @@ class Totals:
 
 
 def write_card(
-    spec: CardSpec, format: Export, source: Source, listing: Listing, totals: Totals,
-    scores: Sequence[Mapping[str, Any]], *, marks: bool, job: Mapping[str, Any],
-) -> str:  # fmt: skip
+    config: CardConfig,
+    format: Export,
+    source: Source,
+    listing: Listing,
+    totals: Totals,
+    scores: Sequence[Mapping[str, Any]],
+    *,
+    marks: bool,
+    job: Mapping[str, Any],
+) -> str:
     """README.md of the data set: YAML front matter, then Markdown."""
-    title = spec.title or f"{_kind(source).capitalize()} {source.store.plan().run_id}"
+    title = config.title or f"{_kind(source).capitalize()} {source.store.plan().run_id}"
     parts = [
-        _front(title, spec, format, source, totals),
+        _front(title, config, format, source, totals),
         f"# {title}",
         _summary(source, listing, totals, marks),
         f"## What is in it\n\n{_counts(listing, totals, source)}\n\n{format.reading()}\n\n{WHOLE}",
         f"## How it was made\n\n{_making(source, listing)}",
         f"## How good it is\n\n{_scores(scores)}",
-        f"## Networks and licences\n\n{_licences(spec, source, listing, scores)}",
-        f"## Intended use\n\n{spec.intended_use or _use(source)}",
+        f"## Networks and licences\n\n{_licences(config, source, listing, scores)}",
+        f"## Intended use\n\n{config.intended_use or _use(source)}",
         f"## Limits\n\n{_limits(source, format, scores)}",
         f"## How to make it again\n\n{_again(source, job)}",
     ]
@@ -89,13 +112,16 @@ def _kind(source: Source) -> str:
     return "edited faces" if source.store.plan().kind == "edit" else made
 
 
-def _front(title: str, spec: CardSpec, format: Export, source: Source, totals: Totals) -> str:
+def _front(title: str, config: CardConfig, format: Export, source: Source, totals: Totals) -> str:
     size = next((name for limit, name in SIZES if totals.rows < limit), "n>1B" if totals.rows >= 10**9 else "n<1K")
     tags = ["face", "raygen", *(["synthetic"] if source.made_by else [])]
     said: dict[str, Any] = {
-        "pretty_name": title, "license": spec.licence or "unknown", "size_categories": [size],
-        "task_categories": ["image-classification", "unconditional-image-generation"], "tags": tags,
-    }  # fmt: skip
+        "pretty_name": title,
+        "license": config.licence or "unknown",
+        "size_categories": [size],
+        "task_categories": ["image-classification", "unconditional-image-generation"],
+        "tags": tags,
+    }
     if format.hub_files is not None:
         files = [{"split": "train", "path": format.hub_files}]
         said["configs"] = [{"config_name": "default", "data_files": files}]
@@ -240,26 +266,26 @@ def _score(row: Mapping[str, Any]) -> str:
     return text.replace("\n", " ")
 
 
-def _licences(spec: CardSpec, source: Source, listing: Listing, scores: Sequence[Mapping[str, Any]]) -> str:
+def _licences(config: CardConfig, source: Source, listing: Listing, scores: Sequence[Mapping[str, Any]]) -> str:
     lines = [
-        f"| model `{str(sha)[:SHORT]}` | made the pictures | {licence_of(str(sha), spec.licences)} |"
+        f"| model `{str(sha)[:SHORT]}` | made the pictures | {licence_of(str(sha), config.licences)} |"
         for sha in listing.making.get("checkpoint", ())
     ]
     if source.made_by == "model" and not lines:
         lines.append(f"| model of unknown digest | made the pictures | {licence_of('', {})} |")
     for network in source.what.get("judged_by") or ():
-        lines.append(f"| {network} | judged what goes in | {licence_of(network, spec.licences)} |")
+        lines.append(f"| {network} | judged what goes in | {licence_of(network, config.licences)} |")
     found: dict[str, str] = {}
     for row in scores:
         protocol = json.loads(row["protocol"] or "{}")
         if protocol.get("network"):
             found.setdefault(str(protocol["network"]), str(protocol.get("sha256", "")))
     for network, sha in sorted(found.items()):
-        by_sha = any(sha.startswith(name) for name in spec.licences) if sha else False
-        lines.append(f"| {network} | measured them | {licence_of(sha if by_sha else network, spec.licences)} |")
+        by_sha = any(sha.startswith(name) for name in config.licences) if sha else False
+        lines.append(f"| {network} | measured them | {licence_of(sha if by_sha else network, config.licences)} |")
     own = (
-        f"The data set itself: **{spec.licence}**."
-        if spec.licence
+        f"The data set itself: **{config.licence}**."
+        if config.licence
         else "The data set itself: nobody named a licence yet, so there is none to rely on."
     )
     table = (
@@ -301,9 +327,11 @@ def _leaks(source: Source, scores: Sequence[Mapping[str, Any]]) -> str:
     if not any(gate["kind"] == "leak" for gate, _ in _gates(source)):
         said.append("No gate refused such faces.")
     measured = any(str(row["metric"]).partition(":")[0].partition("@")[0] in COPIED for row in scores)
-    more = "The scores above say how near the pictures are to training faces." if measured else (
-        "An evaluation with `training` would measure it over the whole set, and none is named here."
-    )  # fmt: skip
+    more = (
+        "The scores above say how near the pictures are to training faces."
+        if measured
+        else ("An evaluation with `training` would measure it over the whole set, and none is named here.")
+    )
     return " ".join([*said, more])
 
 

@@ -18,8 +18,8 @@ from raygen.core.hashing import canonical, digest
 from raygen.exports.base import CHUNK, DATASET, PIECES, STAGING, Assembly, Export
 from raygen.exports.data_card import Totals
 from raygen.store.filenames import name_key
-from raygen.store.filesystem import Storage
-from raygen.store.run_store import Store
+from raygen.store.filesystem import FileStore
+from raygen.store.run_store import RunStore
 
 __all__ = ["CARD", "RECORD", "SUMS", "Checked", "check", "finish"]
 
@@ -30,10 +30,10 @@ SUMS: Final = "SHA256SUMS"
 
 
 def finish(
-    format: Export, store: Store, people: tuple[str, ...], manifest: Mapping[str, Any], card: Callable[[Totals], str]
+    format: Export, store: RunStore, people: tuple[str, ...], manifest: Mapping[str, Any], card: Callable[[Totals], str]
 ) -> dict[str, Any]:
     """Put the data set together unless that is done already; rows, files and bytes of it."""
-    storage = Storage(store.url)
+    storage = FileStore(store.url)
     if not storage.exists(RECORD):
         assembly = Assembly(store, storage, people)
         format.assemble(assembly)
@@ -90,9 +90,9 @@ class Checked:
     problems: list[str] = field(default_factory=list)
 
 
-def check(store: Store) -> Checked:
+def check(store: RunStore) -> Checked:
     """Read every file of the data set of the export `store` and compare it with what was committed."""
-    storage, found = Storage(store.url), Checked()
+    storage, found = FileStore(store.url), Checked()
     try:
         made = _made(storage)
     except IntegrityError as error:
@@ -116,7 +116,7 @@ def check(store: Store) -> Checked:
     return found
 
 
-def _made(storage: Storage) -> list[_File]:
+def _made(storage: FileStore) -> list[_File]:
     """The files that the record of the finish names; `IntegrityError` where it is missing or says something else."""
     try:
         record = json.loads(storage.get(RECORD))
@@ -138,14 +138,14 @@ def _is_sum(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], int) and isinstance(value[1], str)
 
 
-def _expected(store: Store, made: list[_File]) -> Iterator[list[_File]]:
+def _expected(store: RunStore, made: list[_File]) -> Iterator[list[_File]]:
     """Files of one shard at a time, and at last those that were put together."""
     for table in store.tables("files"):
         yield [_File(**row) for row in table.to_pylist()]
     yield made
 
 
-def _problem(storage: Storage, file: _File) -> str | None:
+def _problem(storage: FileStore, file: _File) -> str | None:
     """What is wrong with one file, or None."""
     name = f"{DATASET}/{file.path}"
     try:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from raygen.exports.base import Assembly, Export, Packed, Place, Ready
+from raygen.exports.base import Assembly, Export, Packed, Ready, RecordLocation
 from raygen.exports.columns import csv_head, csv_lines
 
 __all__ = ["FolderExport"]
@@ -34,7 +34,7 @@ class FolderExport(Export):
             files[path] = row.image
             if row.mask is not None:
                 files[f"masks/{row.stem}.png"] = row.mask
-        places = [Place(path, 0, len(row.image)) for row, path in zip(rows, paths, strict=True)]
+        places = [RecordLocation(path, 0, len(row.image)) for row, path in zip(rows, paths, strict=True)]
         return Packed(places, files, b"".join(csv_lines(list(zip(rows, paths, strict=True)))))
 
     def assemble(self, assembly: Assembly) -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.exports.base import Export, Packed, Place, Ready
+from raygen.exports.base import Export, Packed, Ready, RecordLocation
 from raygen.exports.columns import FIELDS, facts_of_row
 from raygen.store.parquet import to_parquet
 from raygen.store.schemas import ATTRIBUTE_LIST, IMAGE, picture_schema
@@ -18,9 +18,13 @@ __all__ = ["SCHEMA", "HuggingFaceExport"]
 
 
 _TYPES: Final[dict[str, pa.DataType]] = {
-    "label": pa.int64(), "variant": pa.int32(), "is_synthetic": pa.bool_(), "attempt": pa.int32(), "seed": pa.int64(),
+    "label": pa.int64(),
+    "variant": pa.int32(),
+    "is_synthetic": pa.bool_(),
+    "attempt": pa.int32(),
+    "seed": pa.int64(),
     "steps": pa.int32(),
-}  # fmt: skip
+}
 #: Columns of a file: the picture first, so that a viewer shows it first.
 SCHEMA: Final = picture_schema(
     [
@@ -44,15 +48,17 @@ class HuggingFaceExport(Export):
         """One file; needs no assembly. A row's offset is its number in the file."""
         path = f"data/train-{part:05d}-of-{parts:05d}.parquet"
         table = pa.Table.from_pylist([self._row(row) for row in rows], SCHEMA)
-        places = [Place(path, number, len(row.image)) for number, row in enumerate(rows)]
+        places = [RecordLocation(path, number, len(row.image)) for number, row in enumerate(rows)]
         return Packed(places, {path: to_parquet(table)})
 
     def _row(self, ready: Ready) -> dict[str, Any]:
         mask = None if ready.mask is None else {"bytes": ready.mask, "path": f"{ready.stem}.png"}
         return {
-            **facts_of_row(ready), "attributes": ready.row.get("attributes"), "mask": mask,
+            **facts_of_row(ready),
+            "attributes": ready.row.get("attributes"),
+            "mask": mask,
             "image": {"bytes": ready.image, "path": f"{ready.stem}.{self.ending}"},
-        }  # fmt: skip
+        }
 
     def reading(self) -> str:
         """See `Export.reading`."""

@@ -34,8 +34,17 @@ SOURCE_TYPES: Final[Mapping[str, str]] = {
 }
 #: What a picture's recipe holds.
 RECIPE: Final = (
-    "sample_id", "plan", "run_id", "attempt", "seed", "noise_seed", "checkpoint", "sampler", "steps", "guidance",
-)  # fmt: skip
+    "sample_id",
+    "plan",
+    "run_id",
+    "attempt",
+    "seed",
+    "noise_seed",
+    "checkpoint",
+    "sampler",
+    "steps",
+    "guidance",
+)
 _PACKET: Final = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError, IntegrityError
-from raygen.exports.base import Assembly, Export, Packed, Place, Ready, Written
+from raygen.exports.base import Assembly, CountingWriter, Export, Packed, Ready, RecordLocation
 from raygen.exports.images import PictureCodec
 
 __all__ = ["MAGIC", "RecordIOExport", "framed", "packed_record"]
@@ -85,7 +85,8 @@ class RecordIOExport(Export):
         order = sorted(range(len(rows)), key=lambda i: rows[i].label)
         ends = dict(zip(order, accumulate(len(rows[i].image) for i in order), strict=True))
         places = [
-            Place(f"{row.stem}.{self.ending}", ends[i] - len(row.image), len(row.image)) for i, row in enumerate(rows)
+            RecordLocation(f"{row.stem}.{self.ending}", ends[i] - len(row.image), len(row.image))
+            for i, row in enumerate(rows)
         ]
         return Packed(places, piece=b"".join(rows[i].image for i in order))
 
@@ -96,9 +97,11 @@ class RecordIOExport(Export):
         counts = np.bincount(rows.label, minlength=people)
         ends = 1 + np.cumsum(counts)
         with (
-            assembly.building("property") as about, assembly.building("train.idx") as index,
-            assembly.building("train.lst") as listing, assembly.building("train.rec") as file,
-        ):  # fmt: skip
+            assembly.building("property") as about,
+            assembly.building("train.idx") as index,
+            assembly.building("train.lst") as listing,
+            assembly.building("train.rec") as file,
+        ):
             about.write(f"{people},{self.size},{self.size}".encode())
             _write(file, index, 0, packed_record(0, (n + 1.0, n + 1.0 + people)))
             order = np.argsort(rows.label, kind="stable")
@@ -126,7 +129,7 @@ class RecordIOExport(Export):
         )
 
 
-def _write(file: Written, index: Written, key: int, payload: bytes) -> None:
+def _write(file: CountingWriter, index: CountingWriter, key: int, payload: bytes) -> None:
     index.write(f"{key}\t{file.tell()}\n".encode())
     file.write(framed(payload))
 

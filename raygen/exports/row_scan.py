@@ -17,8 +17,9 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.exports.columns import Naming
 from raygen.store.filenames import name_key, safe_name, twins
 from raygen.store.parquet import Slice, read_slice
-from raygen.store.run_store import KEYS, Store, open_input
+from raygen.store.run_store import RunStore, open_input
 from raygen.store.schemas import REFUSED
+from raygen.store.set_digest import KEYS
 
 __all__ = ["Listing", "Source", "scan"]
 
@@ -36,7 +37,7 @@ class Source:
 
     url: str
     table: Literal["samples", "faces"]
-    store: Store
+    store: RunStore
     digest: str
 
     @staticmethod
@@ -107,9 +108,15 @@ class Listing:
 
 
 def scan(
-    source: Source, naming: Naming, identities: Identities, *, part_rows: int, selected: bool, splits: tuple[str, ...],
+    source: Source,
+    naming: Naming,
+    identities: Identities,
+    *,
+    part_rows: int,
+    selected: bool,
+    splits: tuple[str, ...],
     min_pictures: int | None = None,
-) -> Listing:  # fmt: skip
+) -> Listing:
     """Every row with a picture that counts; failed ones and those that a SELECTION refuses are counted, and those of
     identities with fewer than `min_pictures` of them.
 
@@ -125,7 +132,7 @@ def scan(
     return found.listing(identities, part_rows, min_pictures or 0)
 
 
-def _selected(store: Store) -> tuple[frozenset[int], int] | None:
+def _selected(store: RunStore) -> tuple[frozenset[int], int] | None:
     """Keys of the rows that a SELECTION takes, and the number of its tries; None where the run has none."""
     taken, tries = set[int](), 0
     for table in store.tables("selection", ["sample_id", "accepted"]):
@@ -170,11 +177,13 @@ class _Found:
         by_variant = [name_key(numbered.stem(row)) for _, row in rows] if self.variants else by_id
         self.arrays.append(
             {
-                "file": np.full(len(rows), number, np.int32), "row": np.array([i for i, _ in rows], np.int32),
-                "code": np.array(code, np.int32), "by_id": np.array(by_id, np.uint64),
+                "file": np.full(len(rows), number, np.int32),
+                "row": np.array([i for i, _ in rows], np.int32),
+                "code": np.array(code, np.int32),
+                "by_id": np.array(by_id, np.uint64),
                 "by_variant": np.array(by_variant, np.uint64),
             }
-        )  # fmt: skip
+        )
 
     def _counts(self, error: str | None, split: str | None, name: str) -> bool:
         """Whether a row goes in; if not, why not is counted."""
@@ -210,14 +219,21 @@ class _Found:
         rank[order], rank[-1] = np.arange(len(people)), -1  # the last place is that of code -1
         label = rank[joined["code"]]
         rows = {
-            "part": np.arange(len(label)) // part_rows, "file": joined["file"], "row": joined["row"], "label": label,
-        }  # fmt: skip
+            "part": np.arange(len(label)) // part_rows,
+            "file": joined["file"],
+            "row": joined["row"],
+            "label": label,
+        }
         table = pa.table({name: pa.array(values, pa.int32()) for name, values in rows.items()})
         making = {name: tuple(sorted(values, key=str)) for name, values in self.making.items() if values}
         return Listing(
-            table, tuple(people[i] for i in order), replace(self.naming, by_variant=by_variant), **self.counts,
-            unlabelled=int((label < 0).sum()), making=making,
-        )  # fmt: skip
+            table,
+            tuple(people[i] for i in order),
+            replace(self.naming, by_variant=by_variant),
+            **self.counts,
+            unlabelled=int((label < 0).sum()),
+            making=making,
+        )
 
     def _joined(self, least: int) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
         """All arrays as one, and people in the order of their codes."""

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from raygen.exports.base import Export, Packed, Place, Ready
+from raygen.exports.base import Export, Packed, Ready, RecordLocation
 from raygen.exports.columns import facts_of_row
 
 __all__ = ["WebDatasetExport"]
@@ -39,7 +39,7 @@ class WebDatasetExport(Export):
                     if ending == self.ending:
                         # What GNU tar puts before a name of more than 100 characters counts to the header.
                         start = buffer.tell() - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                        places.append(Place(path, start, len(data)))
+                        places.append(RecordLocation(path, start, len(data)))
         return Packed(places, {path: buffer.getvalue()})
 
     def _members(self, ready: Ready) -> list[tuple[str, bytes]]:

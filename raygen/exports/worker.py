@@ -15,12 +15,12 @@ from raygen.core.hashing import digest
 from raygen.exports.base import DATASET, PIECES, STAGING, Export, Packed, Ready
 from raygen.exports.columns import FIELDS, Naming
 from raygen.exports.images import SOURCE_TYPES, encode_picture, fit, recipe
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image, decode_mask, encode_mask
 from raygen.store.parquet import Slice, read_slice
 from raygen.store.schemas import EXPORTED, FILES, reason_of
 
-__all__ = ["ExportSpec", "ExportWorker"]
+__all__ = ["ExportConfig", "ExportWorker"]
 
 
 #: Rows whose stored pictures are in memory at once.
@@ -31,7 +31,7 @@ WITH_ERROR: Final = EXPORTED.append(pa.field("error", pa.string()))
 
 
 @dataclass(frozen=True)
-class ExportSpec:
+class ExportConfig:
     """What a worker is told. `files`: paths that the listing numbers; `write` is False for a dry run."""
 
     format: Export
@@ -49,9 +49,9 @@ class ExportSpec:
 class ExportWorker:
     """One shard of an export. Holds no state between shards."""
 
-    def __init__(self, spec: ExportSpec) -> None:
-        self.spec = spec
-        self.source = None if spec.made_by is None else SOURCE_TYPES[spec.made_by]
+    def __init__(self, config: ExportConfig) -> None:
+        self.config = config
+        self.source = None if config.made_by is None else SOURCE_TYPES[config.made_by]
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
         """No device work: all of it happens in the returned call."""
@@ -66,9 +66,9 @@ class ExportWorker:
             except InputError as error:
                 failed.append({"sample_id": row["sample_id"], "path": "", "bytes": 0, "error": reason_of(error)})
         part = int(listing["part"][0].as_py()) if listing.num_rows else 0
-        packed = self.spec.format.pack(part, self.spec.parts, ready)
+        packed = self.config.format.pack(part, self.config.parts, ready)
         piece = None if packed.piece is None else f"{PIECES}/{part:05d}-{digest(packed.piece)[:12]}"
-        if self.spec.write:
+        if self.config.write:
             self._write(packed, piece)
         done = [self._done(row, place, piece) for row, place in zip(ready, packed.places, strict=True)]
         tables = {"exported": pa.Table.from_pylist([*done, *failed], WITH_ERROR)}
@@ -78,24 +78,29 @@ class ExportWorker:
         return tables
 
     def _write(self, packed: Packed, piece: str | None) -> None:
-        storage = Storage(self.spec.out)
+        storage = FileStore(self.config.out)
         storage.put_all({f"{DATASET}/{name}": data for name, data in packed.files.items()}, STAGING)
         if piece is not None and packed.piece is not None:
             storage.put(piece, packed.piece)
 
     def _done(self, row: Ready, place: Any, piece: str | None) -> dict[str, Any]:
         return {
-            "sample_id": row.row["sample_id"], "path": place.path, "piece": piece, "offset": place.offset,
-            "bytes": place.bytes, "mask_bytes": None if row.mask is None else len(row.mask), "label": row.label,
+            "sample_id": row.row["sample_id"],
+            "path": place.path,
+            "piece": piece,
+            "offset": place.offset,
+            "bytes": place.bytes,
+            "mask_bytes": None if row.mask is None else len(row.mask),
+            "label": row.label,
             "sha256": digest(row.image) if row.image else None,
-        }  # fmt: skip
+        }
 
     def _rows(self, listing: pa.Table) -> Iterator[dict[str, Any]]:
         """The rows that `listing` names, in its order, with `label` beside what is stored."""
-        columns = [*COLUMNS, *(["image"] if self.spec.format.pictures else [])]
-        columns += ["mask"] if self.spec.format.takes_masks else []
+        columns = [*COLUMNS, *(["image"] if self.config.format.pictures else [])]
+        columns += ["mask"] if self.config.format.takes_masks else []
         for file, wanted, labels in _runs(listing):
-            piece = Slice(self.spec.files[file], wanted[0], wanted[-1] - wanted[0] + 1)
+            piece = Slice(self.config.files[file], wanted[0], wanted[-1] - wanted[0] + 1)
             table = read_slice(piece, list(dict.fromkeys(columns))).take([row - wanted[0] for row in wanted])
             for row, label in zip(table.to_pylist(), labels, strict=True):
                 yield self._complete(row, label)
@@ -104,23 +109,23 @@ class ExportWorker:
         """What a row of FACES calls otherwise, what is the same for all, and what says that it is synthetic."""
         if "face_id" in row:
             row["sample_id"] = row["face_id"]
-            row["text"] = dict(row.pop("texts", None) or ()).get(self.spec.text)
+            row["text"] = dict(row.pop("texts", None) or ()).get(self.config.text)
         if row.get("guidance") is not None:
             row["guidance"] = {name: round(weight, 6) for name, weight in row["guidance"]}
         said = {"is_synthetic": self.source is not None, "digital_source_type": self.source}
-        return {**dict(self.spec.constants), **row, **said, "label": label}
+        return {**dict(self.config.constants), **row, **said, "label": label}
 
     def _ready(self, row: Mapping[str, Any]) -> Ready:
-        stem, label, spec = self.spec.naming.stem(row), int(row["label"]), self.spec.format
-        if not spec.pictures:
+        stem, label, config = self.config.naming.stem(row), int(row["label"]), self.config.format
+        if not config.pictures:
             return Ready(stem, label, row)
-        pixels = fit(decode_image((row["image"] or {}).get("bytes")), spec.size)
-        source = self.source if self.spec.marks else None
+        pixels = fit(decode_image((row["image"] or {}).get("bytes")), config.size)
+        source = self.source if self.config.marks else None
         said = recipe(row) if source is not None else "{}"
-        image = encode_picture(pixels, spec.codec, quality=spec.quality, source=source, said=said)
-        mask = (row.get("mask") or {}).get("bytes") if spec.takes_masks else None
+        image = encode_picture(pixels, config.codec, quality=config.quality, source=source, said=said)
+        mask = (row.get("mask") or {}).get("bytes") if config.takes_masks else None
         if mask is not None:
-            mask = encode_mask(fit(decode_mask(mask), spec.size, mask=True))
+            mask = encode_mask(fit(decode_mask(mask), config.size, mask=True))
         kept = {name: value for name, value in row.items() if name not in ("image", "mask")}
         return Ready(stem, label, kept, image, mask)
 

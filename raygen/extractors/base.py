@@ -14,20 +14,20 @@ from pydantic import Field
 from torch import Tensor
 
 from raygen.core.assets import resolve
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.precision import full_precision
-from raygen.extractors.bundled import SmallClassifier, SmallNetwork, SmallParser, load_small, small_digest
+from raygen.extractors.bundled import BundledClassifier, BundledNetwork, BundledParser, bundled_digest, load_bundled
 
 __all__ = [
     "TRANSFORMERS",
+    "BundledNetworkConfig",
     "Classifier",
-    "FeatureSpec",
-    "Features",
-    "Inception",
+    "FeatureConfig",
+    "FeatureExtractor",
+    "InceptionConfig",
     "Parser",
-    "ParserSpec",
-    "PublishedParser",
-    "Small",
+    "ParserConfig",
+    "PublishedParserConfig",
     "by_content",
     "load_classifier",
     "load_features",
@@ -55,7 +55,7 @@ class Parser(Protocol):
         ...
 
 
-class Features(Protocol):
+class FeatureExtractor(Protocol):
     """Turns pictures into vectors. `metric` is the name that a Fréchet distance over them may carry."""
 
     name: str
@@ -90,14 +90,14 @@ class Classifier(Protocol):
         ...
 
 
-class Small(Spec):
+class BundledNetworkConfig(Config):
     """A bundled network, or one of its kind from a folder."""
 
     kind: Literal["small"] = "small"
     folder: str = Field("bundled", description="folder of a trained network, or `bundled`")
 
 
-class PublishedParser(Spec):
+class PublishedParserConfig(Config):
     """A parser that the field uses, from weights the user has."""
 
     kind: Literal["parsenet", "bisenet"]
@@ -105,7 +105,7 @@ class PublishedParser(Spec):
     sha256: str | None = Field(None, description="refuse any other file")
 
 
-class Inception(Spec):
+class InceptionConfig(Config):
     """The 2015 Inception network, the only one whose Fréchet distance is called `fid`."""
 
     kind: Literal["inception"] = "inception"
@@ -114,79 +114,79 @@ class Inception(Spec):
     sha256: str | None = Field(None, description="whole or leading digits; none demands the published file")
 
 
-ParserSpec = Annotated[Small | PublishedParser, Field(discriminator="kind")]
-FeatureSpec = Annotated[Small | Inception, Field(discriminator="kind")]
+ParserConfig = Annotated[BundledNetworkConfig | PublishedParserConfig, Field(discriminator="kind")]
+FeatureConfig = Annotated[BundledNetworkConfig | InceptionConfig, Field(discriminator="kind")]
 
 
-def load_parser(spec: Small | PublishedParser, device: torch.device) -> Parser:
-    """The parser of a spec on `device`; errors as its loader has them."""
-    if isinstance(spec, Small):
-        return _OwnParser(spec, device)
+def load_parser(config: BundledNetworkConfig | PublishedParserConfig, device: torch.device) -> Parser:
+    """The parser of a config on `device`; errors as its loader has them."""
+    if isinstance(config, BundledNetworkConfig):
+        return _OwnParser(config, device)
     from raygen.extractors.face_parsers import load_published
 
-    return load_published(spec.kind, spec.weights, spec.sha256, device)
+    return load_published(config.kind, config.weights, config.sha256, device)
 
 
-def load_features(spec: Small | Inception, device: torch.device) -> Features:
-    """The feature extractor of a spec on `device`."""
-    if isinstance(spec, Small):
-        return _OwnParser(spec, device)
+def load_features(config: BundledNetworkConfig | InceptionConfig, device: torch.device) -> FeatureExtractor:
+    """The feature extractor of a config on `device`."""
+    if isinstance(config, BundledNetworkConfig):
+        return _OwnParser(config, device)
     from raygen.extractors.inception import load_inception
 
-    return load_inception(spec.weights, spec.protocol, spec.sha256, device)
+    return load_inception(config.weights, config.protocol, config.sha256, device)
 
 
-def load_classifier(spec: Small, device: torch.device) -> Classifier:
-    """The attribute classifier of a spec on `device`."""
-    return _OwnClassifier(spec, device)
+def load_classifier(config: BundledNetworkConfig, device: torch.device) -> Classifier:
+    """The attribute classifier of a config on `device`."""
+    return _OwnClassifier(config, device)
 
 
-def network_digest(spec: Any, kind: str) -> str:
-    """sha256 of the weights that a spec of this module (or of LPIPS) names, without loading them.
+def network_digest(config: Any, kind: str) -> str:
+    """sha256 of the weights that a config of this module (or of LPIPS) names, without loading them.
 
     `kind`: parser or classifier, which says what `bundled` is.
     """
-    if isinstance(spec, Small):
-        return small_digest(resolve(spec.folder, kind))
-    path = _weights(spec)
+    if isinstance(config, BundledNetworkConfig):
+        return bundled_digest(resolve(config.folder, kind))
+    path = _weights(config)
     if path is None or not path.is_file():  # a name that its loader knows where to look for
-        return str(spec.sha256 or getattr(spec, "weights", None) or spec.folder)
+        return str(config.sha256 or getattr(config, "weights", None) or config.folder)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _weights(spec: Any) -> Path | None:
-    """The file of a spec that names one, or a folder that transformers saved a model in."""
-    if hasattr(spec, "weights"):
-        return Path(spec.weights)
-    return next((path for name in TRANSFORMERS if (path := Path(spec.folder) / name).is_file()), None)
+def _weights(config: Any) -> Path | None:
+    """The file of a config that names one, or a folder that transformers saved a model in."""
+    if hasattr(config, "weights"):
+        return Path(config.weights)
+    return next((path for name in TRANSFORMERS if (path := Path(config.folder) / name).is_file()), None)
 
 
-def by_content(spec: Spec, kind: str) -> dict[str, Any]:
+def by_content(config: Config, kind: str) -> dict[str, Any]:
     """A network as plans name it: with the sha256 of its weights in place of where they lie; `kind` as above.
 
     So the same file at two places is one network, and another file at the same place is another one.
     """
-    said = spec.model_dump(mode="json", exclude={"folder", "weights"})
-    return {**said, "sha256": network_digest(spec, kind)}
+    said = config.model_dump(mode="json", exclude={"folder", "weights"})
+    return {**said, "sha256": network_digest(config, kind)}
 
 
 class _Own:
     """A network of ours with its name, and pictures as it wants them."""
 
     name: str
-    net: SmallNetwork
+    net: BundledNetwork
     sha256: str
     device: torch.device
 
     def _pixels(self, images: Tensor) -> Tensor:
         x = images.to(self.device).movedim(-1, 1).float() / 127.5 - 1
-        size = (self.net.spec.image_size,) * 2
+        size = (self.net.config.image_size,) * 2
         return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
 
     def protocol(self) -> Mapping[str, Any]:
         """What a number made with it depends on."""
-        size = self.net.spec.image_size
+        size = self.net.config.image_size
         return {
             "network": self.name,
             "sha256": self.sha256,
@@ -201,10 +201,10 @@ class _OwnParser(_Own):
     name = "raygen-parser"
     metric = "fd:raygen-parser"
 
-    def __init__(self, spec: Small, device: torch.device) -> None:
-        folder = resolve(spec.folder, "parser")
-        self.net: SmallParser = load_small(folder, SmallParser).to(device)
-        self.device, self.sha256 = device, small_digest(folder)
+    def __init__(self, config: BundledNetworkConfig, device: torch.device) -> None:
+        folder = resolve(config.folder, "parser")
+        self.net: BundledParser = load_bundled(folder, BundledParser).to(device)
+        self.device, self.sha256 = device, bundled_digest(folder)
 
     @torch.inference_mode()
     def parse(self, images: Tensor) -> Tensor:
@@ -228,10 +228,10 @@ class _OwnClassifier(_Own):
 
     name = "raygen-attributes"
 
-    def __init__(self, spec: Small, device: torch.device) -> None:
-        folder = resolve(spec.folder, "classifier")
-        self.net: SmallClassifier = load_small(folder, SmallClassifier).to(device)
-        self.device, self.sha256 = device, small_digest(folder)
+    def __init__(self, config: BundledNetworkConfig, device: torch.device) -> None:
+        folder = resolve(config.folder, "classifier")
+        self.net: BundledClassifier = load_bundled(folder, BundledClassifier).to(device)
+        self.device, self.sha256 = device, bundled_digest(folder)
 
     def attributes(self, images: Tensor) -> Tensor:
         """See `Classifier.attributes`."""

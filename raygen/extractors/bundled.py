@@ -19,29 +19,29 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from raygen.core.config import Spec, parse
+from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASSES
 
 __all__ = [
-    "SmallClassifier",
-    "SmallClassifierSpec",
-    "SmallEmbedder",
-    "SmallEmbedderSpec",
-    "SmallNetwork",
-    "SmallParser",
-    "SmallParserSpec",
+    "BundledClassifier",
+    "BundledClassifierConfig",
+    "BundledEmbedder",
+    "BundledEmbedderConfig",
+    "BundledNetwork",
+    "BundledParser",
+    "BundledParserConfig",
     "augment",
-    "load_small",
-    "save_small",
-    "small_digest",
+    "bundled_digest",
+    "load_bundled",
+    "save_bundled",
 ]
 
 
 WEIGHTS: Final = "model.safetensors"
 
 
-class SmallParserSpec(Spec):
+class BundledParserConfig(Config):
     """Shape of a small parser. Pictures of another size are resized to `image_size` and the labels back."""
 
     kind: Literal["parser"] = "parser"
@@ -51,7 +51,7 @@ class SmallParserSpec(Spec):
     )
 
 
-class SmallClassifierSpec(Spec):
+class BundledClassifierConfig(Config):
     """Shape of a small attribute classifier. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["classifier"] = "classifier"
@@ -62,7 +62,7 @@ class SmallClassifierSpec(Spec):
     hidden: int = Field(128, ge=8)
 
 
-class SmallEmbedderSpec(Spec):
+class BundledEmbedderConfig(Config):
     """Shape of a small face embedder. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["embedder"] = "embedder"
@@ -73,13 +73,13 @@ class SmallEmbedderSpec(Spec):
     width: int = Field(128, ge=2, description="numbers of an embedding")
 
 
-class SmallNetwork(nn.Module):
+class BundledNetwork(nn.Module):
     """Feature maps of pixels [B, 3, H, W] in -1..1. The first level works at half resolution inside."""
 
-    def __init__(self, spec: SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec) -> None:
+    def __init__(self, config: BundledParserConfig | BundledClassifierConfig | BundledEmbedderConfig) -> None:
         super().__init__()
-        self.spec = spec
-        c = spec.channels
+        self.config = config
+        c = config.channels
         self.stem = _block(12, c[0])  # pixels of 2x2 squares as channels: full resolution costs most and adds little
         self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in itertools.pairwise(c))
 
@@ -91,12 +91,12 @@ class SmallNetwork(nn.Module):
         return maps
 
 
-class SmallParser(SmallNetwork):
+class BundledParser(BundledNetwork):
     """Pixels [B, 3, H, W] in -1..1 -> logits [B, 19, H, W]."""
 
-    def __init__(self, spec: SmallParserSpec) -> None:
-        super().__init__(spec)
-        c = spec.channels
+    def __init__(self, config: BundledParserConfig) -> None:
+        super().__init__(config)
+        c = config.channels
         self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(c[::-1][1:], c[::-1], strict=False))
         self.head = nn.Conv2d(c[0], 4 * len(CLASSES), 3, padding=1)
 
@@ -116,18 +116,18 @@ class SmallParser(SmallNetwork):
         return torch.cat([x.mean(dim=2), x.std(dim=2)], dim=1)
 
 
-class SmallClassifier(SmallNetwork):
+class BundledClassifier(BundledNetwork):
     """Pixels [B, 3, H, W] in -1..1 -> logits of the 40 attributes [B, 40].
 
     An earring is a few pixels and hair half a picture: every level says what is there on the whole (mean) and
     anywhere at all (maximum). A smile is where the corners of the mouth are: the coarsest level says where.
     """
 
-    def __init__(self, spec: SmallClassifierSpec) -> None:
-        super().__init__(spec)
-        side = spec.image_size // 2 ** len(spec.channels)
-        width = 2 * sum(spec.channels) + spec.channels[-1] * side**2
-        self.head = nn.Sequential(nn.Linear(width, spec.hidden), nn.SiLU(), nn.Linear(spec.hidden, len(ATTRIBUTES)))
+    def __init__(self, config: BundledClassifierConfig) -> None:
+        super().__init__(config)
+        side = config.image_size // 2 ** len(config.channels)
+        width = 2 * sum(config.channels) + config.channels[-1] * side**2
+        self.head = nn.Sequential(nn.Linear(width, config.hidden), nn.SiLU(), nn.Linear(config.hidden, len(ATTRIBUTES)))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits; above 0 is yes."""
@@ -137,15 +137,15 @@ class SmallClassifier(SmallNetwork):
         return logits
 
 
-class SmallEmbedder(SmallNetwork):
+class BundledEmbedder(BundledNetwork):
     """Pixels [B, 3, H, W] in -1..1 -> who it is, vectors of length 1 [B, width]: people are compared by cosine."""
 
-    def __init__(self, spec: SmallEmbedderSpec) -> None:
-        super().__init__(spec)
-        side = spec.image_size // 2 ** len(spec.channels)
-        inside = sum(spec.channels) + spec.channels[-1] * side**2
+    def __init__(self, config: BundledEmbedderConfig) -> None:
+        super().__init__(config)
+        side = config.image_size // 2 ** len(config.channels)
+        inside = sum(config.channels) + config.channels[-1] * side**2
         self.norm = nn.LayerNorm(inside)
-        self.head = nn.Linear(inside, spec.width)
+        self.head = nn.Linear(inside, config.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Colours and textures count wherever they are (means of all levels), shapes where they are (the coarsest)."""
@@ -155,19 +155,25 @@ class SmallEmbedder(SmallNetwork):
 
 
 #: Every shape a folder can hold, and its class.
-_Specs = Annotated[SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec, Field(discriminator="kind")]
-Net = TypeVar("Net", SmallParser, SmallClassifier, SmallEmbedder)
+_Specs = Annotated[BundledParserConfig | BundledClassifierConfig | BundledEmbedderConfig, Field(discriminator="kind")]
+Net = TypeVar("Net", BundledParser, BundledClassifier, BundledEmbedder)
 
-SHAPES: Final[Mapping[type[SmallNetwork], type[Spec]]] = {
-    SmallParser: SmallParserSpec, SmallClassifier: SmallClassifierSpec, SmallEmbedder: SmallEmbedderSpec,
-}  # fmt: skip
+SHAPES: Final[Mapping[type[BundledNetwork], type[Config]]] = {
+    BundledParser: BundledParserConfig,
+    BundledClassifier: BundledClassifierConfig,
+    BundledEmbedder: BundledEmbedderConfig,
+}
 
 
 def _block(inside: int, out: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inside, out, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(8, out), nn.SiLU(),
-        nn.Conv2d(out, out, 3, padding=1, bias=False), nn.GroupNorm(8, out), nn.SiLU(),
-    )  # fmt: skip
+        nn.Conv2d(inside, out, 3, stride=stride, padding=1, bias=False),
+        nn.GroupNorm(8, out),
+        nn.SiLU(),
+        nn.Conv2d(out, out, 3, padding=1, bias=False),
+        nn.GroupNorm(8, out),
+        nn.SiLU(),
+    )
 
 
 def augment(pixels: Tensor, uniform: Tensor) -> Tensor:
@@ -187,20 +193,20 @@ def augment(pixels: Tensor, uniform: Tensor) -> Tensor:
     return (x + 0.05 * u[:, 7:8].clamp(min=0) * noise).clamp(-1, 1)
 
 
-def save_small(model: SmallNetwork, folder: Path, *, weights: str, extra: Mapping[str, Any]) -> str:
-    """Write config.json (spec and recipe) and the weights into `folder`; the digest."""
+def save_bundled(model: BundledNetwork, folder: Path, *, weights: str, extra: Mapping[str, Any]) -> str:
+    """Write config.json (config and recipe) and the weights into `folder`; the digest."""
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if weights == "float16" else torch.float32
     tensors = {n: t.detach().cpu().to(dtype).contiguous() for n, t in model.state_dict().items()}
     (folder / WEIGHTS).write_bytes(serialize(tensors, metadata={"format": "pt"}))
-    labels = {"parser": CLASSES, "classifier": ATTRIBUTES}.get(model.spec.kind)
+    labels = {"parser": CLASSES, "classifier": ATTRIBUTES}.get(model.config.kind)
     said = {} if labels is None else {"labels": labels}
-    document = {"network": model.spec.model_dump(mode="json"), **said, "extra": dict(extra)}
+    document = {"network": model.config.model_dump(mode="json"), **said, "extra": dict(extra)}
     (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return small_digest(folder)
+    return bundled_digest(folder)
 
 
-def small_digest(folder: str | Path) -> str:
+def bundled_digest(folder: str | Path) -> str:
     """sha256 of the weights file."""
     try:
         return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
@@ -208,20 +214,20 @@ def small_digest(folder: str | Path) -> str:
         raise ConfigError(f"{folder}: no trained network here ({WEIGHTS} is missing)") from error
 
 
-def load_small(folder: str | Path, kind: type[Net]) -> Net:
+def load_bundled(folder: str | Path, kind: type[Net]) -> Net:
     """The network of a folder, ready to use.
 
     `ConfigError` where there is none or it is of another kind; `InputError` where a file is damaged.
     """
     root = Path(folder)
-    small_digest(root)
+    bundled_digest(root)
     try:
         document = json.loads((root / "config.json").read_text(encoding="utf-8"))
-        spec: Any = parse(_Specs, document["network"], str(root / "config.json"))
+        config: Any = parse(_Specs, document["network"], str(root / "config.json"))
         shape = SHAPES[kind]
-        if not isinstance(spec, shape):
-            raise ConfigError(f"{root}: holds a {spec.kind}, not a {shape.model_fields['kind'].default}")
-        model = kind(cast(Any, spec))
+        if not isinstance(config, shape):
+            raise ConfigError(f"{root}: holds a {config.kind}, not a {shape.model_fields['kind'].default}")
+        model = kind(cast(Any, config))
         tensors = load_file(root / WEIGHTS)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.precision import full_precision
 from raygen.extractors.base import TRANSFORMERS
 from raygen.extractors.face_parsers import read_weights
 
-__all__ = ["ClipScore", "ClipSpec", "load_clip"]
+__all__ = ["ClipConfig", "ClipScore", "load_clip"]
 
 
 VOCABULARIES: Final = ("tokenizer.json", "vocab.json")
@@ -35,7 +35,7 @@ BICUBIC: Final = 3
 CHUNK: Final = 32
 
 
-class ClipSpec(Spec):
+class ClipConfig(Config):
     """A CLIP model as `transformers` saves it."""
 
     kind: Literal["clip"] = "clip"
@@ -59,7 +59,7 @@ class ClipScore:
         self.network = network.eval().requires_grad_(False)
         self.tokenizer, self.preparation, self.sha256 = tokenizer, preparation, sha256
         self.name = f"clip:{sha256[:8]}"
-        self.length = int(network.config.text_config.max_position_embeddings)
+        self.length = int(network.network_config.text_config.max_position_embeddings)
         self.device = next(network.parameters()).device
 
     @torch.inference_mode()
@@ -110,29 +110,29 @@ class ClipScore:
         return F.normalize(vectors, dim=1)
 
 
-def load_clip(spec: ClipSpec, device: torch.device) -> ClipScore:
-    """The score of a spec on `device`.
+def load_clip(config: ClipConfig, device: torch.device) -> ClipScore:
+    """The score of a config on `device`.
 
     `ConfigError` where the folder is not there, is no CLIP model, or lacks a part; `InputError` (`weights`) where the
     weights are others than `sha256` or `config.json` say.
     """
-    folder = Path(spec.folder)
-    config = _config(folder)
+    folder = Path(config.folder)
+    network_config = _config(folder)
     path = next((folder / name for name in TRANSFORMERS if (folder / name).is_file()), None)
     if path is None:
         raise ConfigError(f"{folder}: no CLIP weights here, neither {' nor '.join(TRANSFORMERS)}")
-    tensors, sha256 = read_weights(path, spec.sha256)
+    tensors, sha256 = read_weights(path, config.sha256)
     from transformers import AutoTokenizer, CLIPImageProcessor
 
     preparation = _preparation(_part(CLIPImageProcessor, folder, "picture preprocessor"), folder)
     if not any((folder / name).is_file() for name in VOCABULARIES):  # the library would make an empty one
         raise ConfigError(f"{folder}: the tokenizer of CLIP is missing, neither {' nor '.join(VOCABULARIES)}")
     tokenizer = _part(AutoTokenizer, folder, "tokenizer")
-    if len(tokenizer) > config.text_config.vocab_size:
+    if len(tokenizer) > network_config.text_config.vocab_size:
         raise ConfigError(
-            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {config.text_config.vocab_size}"
+            f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {network_config.text_config.vocab_size}"
         )
-    return ClipScore(_network(config, tensors, path).to(device), tokenizer, preparation, sha256)
+    return ClipScore(_network(network_config, tensors, path).to(device), tokenizer, preparation, sha256)
 
 
 def _config(folder: Path) -> Any:

@@ -16,22 +16,22 @@ from pydantic import Field
 from torch import Tensor
 
 from raygen.core.assets import resolve
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.precision import full_precision
-from raygen.extractors.base import Small
-from raygen.extractors.bundled import SmallEmbedder, load_small, small_digest
-from raygen.extractors.perceptual import DeepFeatures, TorchScript, VGGFace2, load_embedder
+from raygen.extractors.base import BundledNetworkConfig
+from raygen.extractors.bundled import BundledEmbedder, bundled_digest, load_bundled
+from raygen.extractors.perceptual import DeepFeatures, TorchScriptConfig, VGGFace2Config, load_embedder
 
-__all__ = ["ONNX", "Embedder", "IdentitySpec", "load_identity"]
+__all__ = ["FaceEmbedder", "FaceEmbedderConfig", "ONNXEmbedderConfig", "load_face_embedder"]
 
 
 #: Sides that networks were made for, where the job names none.
 SIDES: Final[Mapping[str, int]] = {"vggface2": 224, "torchscript": 112, "onnx": 112}
 
 
-class ONNX(Spec):
-    """Any embedder as ONNX: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
+class ONNXEmbedderConfig(Config):
+    """Any embedder as ONNXEmbedderConfig: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
     weights: str = Field(..., description="file; what it keeps in other files is not read")
@@ -39,29 +39,31 @@ class ONNX(Spec):
     channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colours")
 
 
-AnyEmbedder = Annotated[Small | VGGFace2 | TorchScript | ONNX, Field(discriminator="kind")]
+AnyEmbedder = Annotated[
+    BundledNetworkConfig | VGGFace2Config | TorchScriptConfig | ONNXEmbedderConfig, Field(discriminator="kind")
+]
 
 
-class IdentitySpec(Spec):
+class FaceEmbedderConfig(Config):
     """Who looks at faces, and at what part of the picture."""
 
-    network: AnyEmbedder = Field(default_factory=Small)
+    network: AnyEmbedder = Field(default_factory=BundledNetworkConfig)
     region: Literal["picture", "face"] = Field(
         "picture", description="the whole picture, or the bounding box of the face in its mask"
     )
     size: int | None = Field(None, ge=16, le=1024, description="side it is brought to; none: as the network was made")
 
 
-class Embedder:
+class FaceEmbedder:
     """Pictures -> vectors of length 1."""
 
     name: str
     sha256: str
     size: int
 
-    def __init__(self, spec: IdentitySpec) -> None:
-        self.spec = spec
-        self.size = spec.size or SIDES.get(spec.network.kind, 64)
+    def __init__(self, config: FaceEmbedderConfig) -> None:
+        self.config = config
+        self.size = config.size or SIDES.get(config.network.kind, 64)
 
     def embed(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> float32 [B, D]."""
@@ -79,32 +81,40 @@ class Embedder:
     def protocol(self) -> Mapping[str, Any]:
         """What a number made with it depends on."""
         return {
-            "network": self.name, "sha256": self.sha256, "input": f"{self.size} px bilinear antialias",
-            "region": self.spec.region, "precision": "fp32", "compared by": "cosine",
-        }  # fmt: skip
+            "network": self.name,
+            "sha256": self.sha256,
+            "input": f"{self.size} px bilinear antialias",
+            "region": self.config.region,
+            "precision": "fp32",
+            "compared by": "cosine",
+        }
 
 
-class _Bundled(Embedder):
+class _Bundled(FaceEmbedder):
     name = "raygen-identity"
 
-    def __init__(self, spec: IdentitySpec, network: Small, device: torch.device) -> None:
-        super().__init__(spec)
+    def __init__(self, config: FaceEmbedderConfig, network: BundledNetworkConfig, device: torch.device) -> None:
+        super().__init__(config)
         folder = resolve(network.folder, "embedder")
-        self.net, self.device, self.sha256 = load_small(folder, SmallEmbedder).to(device), device, small_digest(folder)
-        self.size = spec.size or self.net.spec.image_size
-        if self.size != self.net.spec.image_size:
-            raise ConfigError(f"identity.size: {network.folder} takes {self.net.spec.image_size} px and nothing else")
+        self.net, self.device, self.sha256 = (
+            load_bundled(folder, BundledEmbedder).to(device),
+            device,
+            bundled_digest(folder),
+        )
+        self.size = config.size or self.net.config.image_size
+        if self.size != self.net.config.image_size:
+            raise ConfigError(f"identity.size: {network.folder} takes {self.net.config.image_size} px and nothing else")
 
     def _vectors(self, pixels: Tensor) -> Tensor:
         vectors: Tensor = self.net(pixels.to(self.device))
         return vectors
 
 
-class _Deep(Embedder):
+class _Deep(FaceEmbedder):
     """The last map of a network, averaged over its places."""
 
-    def __init__(self, spec: IdentitySpec, network: DeepFeatures, device: torch.device) -> None:
-        super().__init__(spec)
+    def __init__(self, config: FaceEmbedderConfig, network: DeepFeatures, device: torch.device) -> None:
+        super().__init__(config)
         self.net, self.device = network.to(device), device
         self.name, self.sha256 = network.name, network.sha256
 
@@ -112,9 +122,9 @@ class _Deep(Embedder):
         return self.net.maps(pixels.to(self.device))[-1].mean(dim=(2, 3))
 
 
-class _ONNX(Embedder):
-    def __init__(self, spec: IdentitySpec, network: ONNX) -> None:
-        super().__init__(spec)
+class _ONNX(FaceEmbedder):
+    def __init__(self, config: FaceEmbedderConfig, network: ONNXEmbedderConfig) -> None:
+        super().__init__(config)
         try:
             import onnxruntime
         except ImportError as error:
@@ -134,7 +144,9 @@ class _ONNX(Embedder):
             # From bytes: a model in memory has no folder that further files could be read from.
             self.session = onnxruntime.InferenceSession(data, options, providers=onnxruntime.get_available_providers())
         except Exception as error:
-            raise InputError(f"{path}: no ONNX model ({type(error).__name__})", reason="weights") from error
+            raise InputError(
+                f"{path}: no ONNXEmbedderConfig model ({type(error).__name__})", reason="weights"
+            ) from error
         self.input = self.session.get_inputs()[0].name
 
     def _vectors(self, pixels: Tensor) -> Tensor:
@@ -146,9 +158,13 @@ class _ONNX(Embedder):
         return torch.from_numpy(np.asarray(found, np.float32))
 
 
-def load_identity(spec: IdentitySpec, device: torch.device) -> Embedder:
-    """The embedder of a spec; `ConfigError` where its file is not there, `InputError` where it is another."""
-    network = spec.network
-    if isinstance(network, Small):
-        return _Bundled(spec, network, device)
-    return _ONNX(spec, network) if isinstance(network, ONNX) else _Deep(spec, load_embedder(network), device)
+def load_face_embedder(config: FaceEmbedderConfig, device: torch.device) -> FaceEmbedder:
+    """The embedder of a config; `ConfigError` where its file is not there, `InputError` where it is another."""
+    network = config.network
+    if isinstance(network, BundledNetworkConfig):
+        return _Bundled(config, network, device)
+    return (
+        _ONNX(config, network)
+        if isinstance(network, ONNXEmbedderConfig)
+        else _Deep(config, load_embedder(network), device)
+    )

@@ -16,12 +16,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.precision import full_precision
 from raygen.extractors.face_parsers import read_weights
 
-__all__ = ["FILES", "LPIPS", "LPIPSSpec", "load_lpips"]
+__all__ = ["FILES", "LPIPS", "LPIPSConfig", "load_lpips"]
 
 
 Trunk = Literal["vgg", "alex"]
@@ -52,7 +52,7 @@ HELD: Final = 1 << 30
 BLOCK: Final[Mapping[str, int]] = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
-class LPIPSSpec(Spec):
+class LPIPSConfig(Config):
     """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
 
     LATER = frozenset({"network"})
@@ -136,7 +136,7 @@ def _layer_pairs(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
     return (own[:, None] + own - (gram + gram.T)) / places
 
 
-def load_lpips(spec: LPIPSSpec) -> LPIPS:
+def load_lpips(config: LPIPSConfig) -> LPIPS:
     """The distance of a spec.
 
     `ConfigError` where the weights are not there, with the two ways on; `InputError` (`weights`) where the file is
@@ -144,8 +144,8 @@ def load_lpips(spec: LPIPSSpec) -> LPIPS:
     """
     import lpips
 
-    trunk = TRUNKS[spec.network]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / trunk.file if spec.weights == "hub" else Path(spec.weights)
+    trunk = TRUNKS[config.network]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / trunk.file if config.weights == "hub" else Path(config.weights)
     if not path.is_file():
         raise ConfigError(
             f"{path}: LPIPS needs {trunk.title}'s weights, and they are not there. Either put torchvision's "
@@ -153,10 +153,10 @@ def load_lpips(spec: LPIPSSpec) -> LPIPS:
             "reconstruction.perceptual=none, mask_aware.network={kind: small}, and no `lpips` elsewhere"
         )
     published = Path(trunk.file).stem.rpartition("-")[2]
-    tensors, sha256 = read_weights(path, spec.sha256 or published)
+    tensors, sha256 = read_weights(path, config.sha256 or published)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package calls torchvision as older versions wanted it
-        network = lpips.LPIPS(net=spec.network, pnet_rand=True, verbose=False)
+        network = lpips.LPIPS(net=config.network, pnet_rand=True, verbose=False)
     _fill(network.net, tensors, path, trunk.title)
     return LPIPS(network, sha256)
 

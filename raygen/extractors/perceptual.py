@@ -20,21 +20,21 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raygen.core.assets import resolve
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
-from raygen.extractors.base import Small
-from raygen.extractors.bundled import SmallClassifier, load_small, small_digest
+from raygen.extractors.base import BundledNetworkConfig
+from raygen.extractors.bundled import BundledClassifier, bundled_digest, load_bundled
 from raygen.extractors.face_parsers import fill, read_weights
-from raygen.extractors.lpips import LPIPSSpec, load_lpips
+from raygen.extractors.lpips import LPIPSConfig, load_lpips
 
-__all__ = ["DeepFeatures", "EmbedderSpec", "TorchScript", "VGGFace2", "load_embedder", "load_perceptual"]
+__all__ = ["DeepFeatures", "EmbedderConfig", "TorchScriptConfig", "VGGFace2Config", "load_embedder", "load_perceptual"]
 
 
 #: Of the five maps of the VGGFace2 network, as released.
 VGGFACE2_WEIGHTS: Final = (0.1, 0.0025, 0.025, 0.05, 0.005)
 
 
-class VGGFace2(Spec):
+class VGGFace2Config(Config):
     """The ResNet-50 of VGGFace2, from weights the user has."""
 
     kind: Literal["vggface2"] = "vggface2"
@@ -42,8 +42,8 @@ class VGGFace2(Spec):
     sha256: str | None = Field(None, description="refuse any other file")
 
 
-class TorchScript(Spec):
-    """Any embedder as TorchScript: pixels [B, 3, H, W] in -1..1 -> features. Such a file is a program; it is run."""
+class TorchScriptConfig(Config):
+    """An embedder in a TorchScript file: pixels [B, 3, H, W] in -1..1 -> features. The file is a program and is run."""
 
     kind: Literal["torchscript"] = "torchscript"
     weights: str = Field(..., description="file")
@@ -51,13 +51,15 @@ class TorchScript(Spec):
     sha256: str | None = Field(None, description="whole; of the very file that is trusted")
 
     @model_validator(mode="after")
-    def _trusted(self) -> "TorchScript":
+    def _trusted(self) -> "TorchScriptConfig":
         if not self.trust or self.sha256 is None or len(self.sha256) != 64:
-            raise ValueError("a TorchScript file is a program: it is run only with `trust: true` and its whole sha256")
+            raise ValueError(
+                "a TorchScriptConfig file is a program: it is run only with `trust: true` and its whole sha256"
+            )
         return self
 
 
-EmbedderSpec = Annotated[Small | VGGFace2 | TorchScript, Field(discriminator="kind")]
+EmbedderConfig = Annotated[BundledNetworkConfig | VGGFace2Config | TorchScriptConfig, Field(discriminator="kind")]
 
 
 class DeepFeatures(nn.Module):
@@ -67,7 +69,7 @@ class DeepFeatures(nn.Module):
         """`weights`: of the layers."""
         super().__init__()
         self.network = network.eval()
-        for parameter in self.network.parameters():  # one by one: a TorchScript module knows no other way
+        for parameter in self.network.parameters():  # one by one: a TorchScriptConfig module knows no other way
             parameter.requires_grad_(False)
         self.name, self.sha256, self.weights = name, sha256, tuple(weights)
 
@@ -88,16 +90,16 @@ class DeepFeatures(nn.Module):
 class _Small(DeepFeatures):
     """Every level of our attribute classifier."""
 
-    def __init__(self, spec: Small) -> None:
-        folder = resolve(spec.folder, "classifier")
-        network = load_small(folder, SmallClassifier)
-        levels = len(network.spec.channels)
-        super().__init__(network, "raygen-attributes", small_digest(folder), [1 / levels] * levels)
+    def __init__(self, config: BundledNetworkConfig) -> None:
+        folder = resolve(config.folder, "classifier")
+        network = load_bundled(folder, BundledClassifier)
+        levels = len(network.config.channels)
+        super().__init__(network, "raygen-attributes", bundled_digest(folder), [1 / levels] * levels)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """See `DeepFeatures.maps`; pictures of another size are resized."""
-        assert isinstance(self.network, SmallClassifier)
-        size = (self.network.spec.image_size,) * 2
+        assert isinstance(self.network, BundledClassifier)
+        size = (self.network.config.image_size,) * 2
         same = pixels.shape[-2:] == size
         return self.network.trunk(pixels if same else F.interpolate(pixels, size, mode="bilinear", antialias=True))
 
@@ -105,9 +107,9 @@ class _Small(DeepFeatures):
 class _LPIPS(DeepFeatures):
     """The five maps of its trunk with the channel weights of LPIPS v0.1."""
 
-    def __init__(self, spec: LPIPSSpec) -> None:
-        loaded = load_lpips(spec)
-        super().__init__(loaded.network, f"lpips-{spec.network}", loaded.sha256, [1.0] * 5)
+    def __init__(self, config: LPIPSConfig) -> None:
+        loaded = load_lpips(config)
+        super().__init__(loaded.network, f"lpips-{config.network}", loaded.sha256, [1.0] * 5)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """See `DeepFeatures.maps`."""
@@ -124,9 +126,9 @@ class _LPIPS(DeepFeatures):
         return made
 
 
-def load_perceptual(spec: Small | LPIPSSpec) -> DeepFeatures:
-    """The network of a perceptual term; errors as for `load_lpips` and `load_small`."""
-    return _Small(spec) if isinstance(spec, Small) else _LPIPS(spec)
+def load_perceptual(config: BundledNetworkConfig | LPIPSConfig) -> DeepFeatures:
+    """The network of a perceptual term; errors as for `load_lpips` and `load_bundled`."""
+    return _Small(config) if isinstance(config, BundledNetworkConfig) else _LPIPS(config)
 
 
 # --- face embedders -----------------------------------------------------------------------------------------
@@ -150,10 +152,10 @@ class _VGGFace2Net(nn.Module):
 class _VGGFace2(DeepFeatures):
     """What the first convolution says before its norm, and the four stages."""
 
-    def __init__(self, spec: VGGFace2) -> None:
-        tensors, sha256 = read_weights(spec.weights, spec.sha256)
+    def __init__(self, config: VGGFace2Config) -> None:
+        tensors, sha256 = read_weights(config.weights, config.sha256)
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("fc.")}
-        super().__init__(fill(_VGGFace2Net, kept, spec.weights), "vggface2-resnet50", sha256, VGGFACE2_WEIGHTS)
+        super().__init__(fill(_VGGFace2Net, kept, config.weights), "vggface2-resnet50", sha256, VGGFACE2_WEIGHTS)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """See `DeepFeatures.maps`; channels are blue, green, red in 0..255, without their means, as released."""
@@ -169,19 +171,19 @@ class _VGGFace2(DeepFeatures):
 class _TorchScript(DeepFeatures):
     """What the program says, as one map."""
 
-    def __init__(self, spec: TorchScript) -> None:
-        path = Path(spec.weights)
+    def __init__(self, config: TorchScriptConfig) -> None:
+        path = Path(config.weights)
         try:
             data = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
         found = hashlib.sha256(data).hexdigest()
-        if found != (spec.sha256 or "").lower():
-            raise InputError(f"{path}: sha256 is {found}, not the trusted {spec.sha256}", reason="weights")
+        if found != (config.sha256 or "").lower():
+            raise InputError(f"{path}: sha256 is {found}, not the trusted {config.sha256}", reason="weights")
         try:
             network = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
         except Exception as error:
-            raise InputError(f"{path}: no TorchScript ({type(error).__name__})", reason="weights") from error
+            raise InputError(f"{path}: no TorchScriptConfig ({type(error).__name__})", reason="weights") from error
         super().__init__(network, path.name, found, [1.0])
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
@@ -190,8 +192,8 @@ class _TorchScript(DeepFeatures):
         return [made if made.ndim == 4 else made.flatten(1)[:, :, None, None]]
 
 
-def load_embedder(spec: Small | VGGFace2 | TorchScript) -> DeepFeatures:
-    """The face embedder of a spec; `ConfigError` where its file is not there, `InputError` where it is another."""
-    if isinstance(spec, Small):
-        return _Small(spec)
-    return _VGGFace2(spec) if isinstance(spec, VGGFace2) else _TorchScript(spec)
+def load_embedder(config: BundledNetworkConfig | VGGFace2Config | TorchScriptConfig) -> DeepFeatures:
+    """The face embedder of a config; `ConfigError` where its file is not there, `InputError` where it is another."""
+    if isinstance(config, BundledNetworkConfig):
+        return _Small(config)
+    return _VGGFace2(config) if isinstance(config, VGGFace2Config) else _TorchScript(config)

@@ -17,8 +17,8 @@ from scipy import linalg
 __all__ = [
     "LOW_N",
     "Distance",
+    "FactoredReference",
     "Moments",
-    "Reference",
     "centred",
     "frechet",
     "frechet_from",
@@ -99,7 +99,7 @@ class Distance:
 
 
 @dataclass(frozen=True)
-class Reference:
+class FactoredReference:
     """A set that many are compared with: rows `n` (None where unknown), mean [D], trace of its covariance, R [D, r].
 
     The covariance is R R', with r = D, or r = n where there are no more rows than values. R is what takes longest of a
@@ -112,30 +112,30 @@ class Reference:
     root: Array
 
     @staticmethod
-    def of(moments: Moments) -> "Reference":
+    def of(moments: Moments) -> "FactoredReference":
         """Of moments of two rows or more; errors as `of_covariance`."""
-        return Reference.of_covariance(moments.mean, moments.covariance, moments.n)
+        return FactoredReference.of_covariance(moments.mean, moments.covariance, moments.n)
 
     @staticmethod
-    def of_covariance(mean: Array, covariance: Array, n: int | None = None) -> "Reference":
+    def of_covariance(mean: Array, covariance: Array, n: int | None = None) -> "FactoredReference":
         """Of a mean [D] and an unbiased covariance [D, D]; `ArithmeticError` where that has negative spectrum."""
         values, vectors = linalg.eigh(covariance)
         trace = float(np.trace(covariance))
         _check(values, trace)
-        return Reference(n, mean, trace, np.ascontiguousarray(vectors * np.sqrt(values.clip(min=0))))
+        return FactoredReference(n, mean, trace, np.ascontiguousarray(vectors * np.sqrt(values.clip(min=0))))
 
     @staticmethod
-    def of_features(features: npt.NDArray[Any]) -> "Reference":
+    def of_features(features: npt.NDArray[Any]) -> "FactoredReference":
         """Of features [n, D]. No more rows than values are a factor themselves, and an exact one.
 
         `ValueError` for fewer than two rows, or what is no features.
         """
         x = np.asarray(features)
         if x.ndim == 2 and len(x) > x.shape[1]:
-            return Reference.of(Moments.of(x))
+            return FactoredReference.of(Moments.of(x))
         mean, rest = centred(x)
         rest /= np.sqrt(len(rest) - 1)
-        return Reference(len(rest), mean, float((rest**2).sum()), rest.T)
+        return FactoredReference(len(rest), mean, float((rest**2).sum()), rest.T)
 
 
 def centred(features: npt.NDArray[Any]) -> tuple[Array, Array]:
@@ -155,10 +155,10 @@ def frechet(a: Moments, b: Moments) -> Distance:
     `ArithmeticError` where the product has more negative spectrum than rounding explains.
     """
     _comparable(a.mean.size, b.mean.size)
-    return frechet_to(Reference.of(a), b)
+    return frechet_to(FactoredReference.of(a), b)
 
 
-def frechet_to(reference: Reference, b: Moments) -> Distance:
+def frechet_to(reference: FactoredReference, b: Moments) -> Distance:
     """`frechet` to a set whose R is there already; the same bits."""
     _comparable(reference.mean.size, b.mean.size)
     cov_b, root = b.covariance, reference.root
@@ -171,7 +171,7 @@ def frechet_to(reference: Reference, b: Moments) -> Distance:
     return Distance(float(value), clipped)
 
 
-def frechet_from(reference: Reference, features: npt.NDArray[Any]) -> Distance:
+def frechet_from(reference: FactoredReference, features: npt.NDArray[Any]) -> Distance:
     """Features [n, D] to a set whose R is there already.
 
     With fewer rows than values, in either set, a covariance is singular and the product's small eigenvalues are noise;
@@ -190,7 +190,7 @@ def frechet_from(reference: Reference, features: npt.NDArray[Any]) -> Distance:
 
 def frechet_of_features(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Distance:
     """From features [n, D] to features [m, D]; `frechet_from` where many are compared with the second."""
-    return frechet_from(Reference.of_features(y), x)
+    return frechet_from(FactoredReference.of_features(y), x)
 
 
 def _comparable(one: int, other: int = 0) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg, stats
 
-from raygen.metrics.frechet import Array, Moments, Reference, centred
+from raygen.metrics.frechet import Array, FactoredReference, Moments, centred
 
 __all__ = ["LEAST", "blocks_of", "margin", "margin_of_difference", "most_blocks"]
 
@@ -48,7 +48,9 @@ def blocks_of(keys: npt.NDArray[np.uint64], most: int) -> list[Rows]:
     return [np.sort(order[block == one]) for one in np.unique(block)]
 
 
-def margin(features: npt.NDArray[Any], reference: Reference, blocks: Sequence[Rows], level: float = 0.95) -> float:
+def margin(
+    features: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows], level: float = 0.95
+) -> float:
     """Half of the `level` interval of the distance of features [n, D], whose rows are in one of the blocks each.
 
     Student's t with a degree less than blocks. Needs two blocks, and two rows without the largest. Holds [r, r] a block
@@ -58,9 +60,12 @@ def margin(features: npt.NDArray[Any], reference: Reference, blocks: Sequence[Ro
 
 
 def margin_of_difference(
-    first: npt.NDArray[Any], second: npt.NDArray[Any], reference: Reference, blocks: Sequence[Rows],
+    first: npt.NDArray[Any],
+    second: npt.NDArray[Any],
+    reference: FactoredReference,
+    blocks: Sequence[Rows],
     level: float = 0.95,
-) -> float:  # fmt: skip
+) -> float:
     """The same of one distance less the other, for two sets whose rows belong together: one condition, one noise.
 
     What both have in common moves both alike and is not in it, so it is narrower than either's own.
@@ -68,7 +73,7 @@ def margin_of_difference(
     return _half(_left_out(first, reference, blocks) - _left_out(second, reference, blocks), level)
 
 
-def _left_out(features: npt.NDArray[Any], reference: Reference, blocks: Sequence[Rows]) -> Array:
+def _left_out(features: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows]) -> Array:
     """The distance without each of the blocks."""
     x = np.asarray(features)
     few = len(x) - max(len(rows) for rows in blocks) <= reference.root.shape[1]
@@ -82,7 +87,7 @@ def _half(values: Array, level: float) -> float:
     return float(stats.t.ppf((1 + level) / 2, k - 1) * spread)
 
 
-def _few_rows(x: npt.NDArray[Any], reference: Reference, blocks: Sequence[Rows]) -> Iterator[float]:
+def _few_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows]) -> Iterator[float]:
     """The distance without each block, from G = X_c R R' X_c' [n, n]: leaving rows out of it is leaving them out.
 
     Roots of its smallest eigenvalues are noise of a hundred-millionth of the largest one's, and the same in all blocks.
@@ -99,7 +104,7 @@ def _few_rows(x: npt.NDArray[Any], reference: Reference, blocks: Sequence[Rows])
         yield _distance(reference, mean + shift, squares[keep].sum() - len(keep) * (shift @ shift), part, len(keep))
 
 
-def _many_rows(x: npt.NDArray[Any], reference: Reference, blocks: Sequence[Rows]) -> Iterator[float]:
+def _many_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows]) -> Iterator[float]:
     """The same from R' X_c' X_c R [r, r]: what a block adds to it is taken off again."""
     means, squares, turned = [], [], []
     for rows in blocks:
@@ -119,7 +124,7 @@ def _many_rows(x: npt.NDArray[Any], reference: Reference, blocks: Sequence[Rows]
         yield _distance(reference, rest, total - square - weight * float(gap @ gap), product, left)
 
 
-def _distance(reference: Reference, mean: Array, squares: float, product: Array, n: int) -> float:
+def _distance(reference: FactoredReference, mean: Array, squares: float, product: Array, n: int) -> float:
     """Of n rows: their mean, sum of squared deviations, and a matrix whose spectrum is (n - 1) that of A B."""
     spectrum = linalg.eigvalsh(product, overwrite_a=True, check_finite=False) / (n - 1)
     gap = mean - reference.mean

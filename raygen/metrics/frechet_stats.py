@@ -18,7 +18,7 @@ from typing import IO, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from raygen.metrics.frechet import Array, Moments, Reference, frechet_to
+from raygen.metrics.frechet import Array, FactoredReference, Moments, frechet_to
 
 __all__ = ["POINTS", "WIDEST", "Extrapolation", "Statistics", "checked", "frechet_infinity", "read_statistics"]
 
@@ -51,9 +51,9 @@ class Statistics:
     mean: Array
     covariance: Array
 
-    def reference(self) -> Reference:
+    def reference(self) -> FactoredReference:
         """With its factor, ready to be compared with."""
-        return Reference.of_covariance(self.mean, self.covariance, self.n)
+        return FactoredReference.of_covariance(self.mean, self.covariance, self.n)
 
 
 def read_statistics(path: str | Path) -> Statistics:
@@ -131,7 +131,7 @@ class Extrapolation:
 
 def frechet_infinity(
     features: npt.NDArray[Any],
-    reference: Reference,
+    reference: FactoredReference,
     *,
     smallest: int | None = None,
     points: int = POINTS,

@@ -17,7 +17,7 @@ from torch import Tensor
 from raygen.core.pixels import to_pixels
 from raygen.core.precision import full_precision
 
-__all__ = ["PSNR", "SSIM", "Likeness", "bootstrap_mean", "psnr", "ssim"]
+__all__ = ["PSNR", "SSIM", "Similarity", "bootstrap_mean", "psnr", "ssim"]
 
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -30,9 +30,12 @@ BEST: Final = 100.0
 ROUNDS: Final = 200
 #: What the numbers depend on. SSIM is not shift-invariant: over -1..1 it is another number.
 SSIM: Final[Mapping[str, Any]] = {
-    "window": f"gaussian {WINDOW} x {WINDOW}, sigma {SIGMA}", "k": [K1, K2], "range": "0..255",
-    "level": "mean over channels, places and pictures", "border": "windows that hang over it are left out",
-}  # fmt: skip
+    "window": f"gaussian {WINDOW} x {WINDOW}, sigma {SIGMA}",
+    "k": [K1, K2],
+    "range": "0..255",
+    "level": "mean over channels, places and pictures",
+    "border": "windows that hang over it are left out",
+}
 PSNR: Final[Mapping[str, Any]] = {"range": "0..255", "level": "mean of the pictures' decibels", "at_most": BEST}
 
 
@@ -103,7 +106,7 @@ class PairDistance(Protocol):
         ...
 
 
-class Likeness:
+class Similarity:
     """Pictures uint8 [n, H, W, 3] twice -> similarity [n]; 1 where nothing differs."""
 
     def __init__(self, lpips: PairDistance | None, device: torch.device) -> None:

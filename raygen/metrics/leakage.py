@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation
 
-__all__ = ["Change", "Groups", "bootstrap", "change", "changed", "of_groups", "region"]
+__all__ = ["Groups", "RegionChange", "bootstrap", "change", "changed", "of_groups", "region"]
 
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -24,7 +24,7 @@ RANGE: Final = 255.0
 ROUNDS: Final = 200
 
 
-class Change(NamedTuple):
+class RegionChange(NamedTuple):
     """Means of absolute differences, 0..1, over all pixels of all pictures; nan where a region has none."""
 
     inside: float
@@ -50,11 +50,11 @@ def change(made: UInt8Array, base: UInt8Array, inside: BoolArray, outside: BoolA
     return [x for where in (inside, outside) for x in (float(difference[where].sum()), float(where.sum() * 3))]
 
 
-def changed(vectors: npt.NDArray[np.floating]) -> Change:
+def changed(vectors: npt.NDArray[np.floating]) -> RegionChange:
     """What `change` gave, [n, 4], as means over all pixels."""
     total = vectors.astype(np.float64).sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return Change(*(float(x) for x in total[[0, 2]] / total[[1, 3]]))
+        return RegionChange(*(float(x) for x in total[[0, 2]] / total[[1, 3]]))
 
 
 def bootstrap(vectors: npt.NDArray[np.floating], seed: int = 0) -> tuple[float, float] | tuple[None, None]:

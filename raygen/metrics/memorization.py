@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from raygen.metrics.neighbors import BLOCK, blocks, nearest
 
-__all__ = ["Duplicates", "Memorization", "Pair", "duplicates", "memorization", "wilson"]
+__all__ = ["Duplicates", "Memorization", "NearestMatch", "duplicates", "memorization", "wilson"]
 
 
 Array = npt.NDArray[np.float64]
@@ -31,7 +31,7 @@ EDGES: Final = 1 << 22
 
 
 @dataclass(frozen=True)
-class Pair:
+class NearestMatch:
     """A sample and its nearest training row; `ratio`: distance over the mean one to the next neighbours, 0..1."""
 
     sample: int
@@ -58,7 +58,7 @@ class Memorization:
     low: float
     high: float
     median_ratio: float
-    closest: tuple[Pair, ...]
+    closest: tuple[NearestMatch, ...]
 
     def summary(self) -> Mapping[str, float]:
         """The numbers without the rows."""
@@ -114,7 +114,7 @@ def memorization(
     ratio = np.divide(distance, next_ones, out=np.ones_like(distance), where=next_ones > 0)
     near = int((distance < threshold).sum())
     order = np.lexsort((np.arange(len(distance)), distance))[:closest]
-    pairs = tuple(Pair(int(i), int(index[i, 0]), float(distance[i]), float(ratio[i])) for i in order)
+    pairs = tuple(NearestMatch(int(i), int(index[i, 0]), float(distance[i]), float(ratio[i])) for i in order)
     middle = float(np.median(held))
     median_ratio = float(np.median(distance)) / middle if middle > 0 else float("nan")
     low, high = wilson(near, len(distance))

@@ -53,16 +53,49 @@ OVERVIEW: Final[Mapping[str, str]] = {
     "frequency_iou": "intersection over union weighted by the wanted classes' share of pixels",
 }
 #: Families of which less is better, and of which more is; of the others (change, influence) neither.
-LOWER: Final = frozenset({
-    "fid", "fd", "fid_infinity", "fd_infinity", "kid", "kid_subsets", "lpips", "leakage", "memorized", "duplicates",
-    "eer", SECONDS, "loss",
-})  # fmt: skip
-HIGHER: Final = frozenset({
-    "miou", "iou", "pixel_accuracy", "mask_accuracy", "class_accuracy", "frequency_iou", "attribute_accuracy",
-    "attribute_balanced", "precision", "recall", "density", "coverage", "training_distance", "clip_score",
-    "inception_score", "ssim", "psnr", "edit_fidelity", "edit_similarity", "diversity", "tar",
-    "verification_accuracy",
-})  # fmt: skip
+LOWER: Final = frozenset(
+    {
+        "fid",
+        "fd",
+        "fid_infinity",
+        "fd_infinity",
+        "kid",
+        "kid_subsets",
+        "lpips",
+        "leakage",
+        "memorized",
+        "duplicates",
+        "eer",
+        SECONDS,
+        "loss",
+    }
+)
+HIGHER: Final = frozenset(
+    {
+        "miou",
+        "iou",
+        "pixel_accuracy",
+        "mask_accuracy",
+        "class_accuracy",
+        "frequency_iou",
+        "attribute_accuracy",
+        "attribute_balanced",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "training_distance",
+        "clip_score",
+        "inception_score",
+        "ssim",
+        "psnr",
+        "edit_fidelity",
+        "edit_similarity",
+        "diversity",
+        "tar",
+        "verification_accuracy",
+    }
+)
 
 
 def family(metric: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BINS", "BLOCK", "Verification", "fold_accuracy", "unit", "verification"]
+__all__ = ["BINS", "BLOCK", "VerificationHistogram", "fold_accuracy", "unit", "verification"]
 
 
 Array = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 @dataclass(frozen=True)
-class Verification:
+class VerificationHistogram:
     """Counts of cosines by person and bin, int64 [people, BINS]: of pairs of this person, and of this one with others.
 
     An impostor pair is counted once with each of its two people, so sums over people count it twice.
@@ -100,7 +100,9 @@ def _above(counts: Counts) -> Array:
     return np.asarray(np.append(np.cumsum(counts[::-1])[::-1], 0) / total, np.float64)
 
 
-def verification(vectors: npt.NDArray[Any], people: npt.NDArray[np.int64], *, genuine: bool = True) -> Verification:
+def verification(
+    vectors: npt.NDArray[Any], people: npt.NDArray[np.int64], *, genuine: bool = True
+) -> VerificationHistogram:
     """Every pair of embeddings [n, D] (of any length) of people numbered 0.. [n].
 
     `ValueError` where there is only one person, or no pair of one person where `genuine` pairs are wanted.
@@ -121,7 +123,7 @@ def verification(vectors: npt.NDArray[Any], people: npt.NDArray[np.int64], *, ge
         own = np.bincount(local[i[two]] * BINS + place[i[two], j[two]], minlength=len(here) * BINS)
         others[here] += (whole - same).reshape(-1, BINS)
         mine[here] += own.reshape(-1, BINS)
-    return Verification(mine // 2, others)
+    return VerificationHistogram(mine // 2, others)
 
 
 def fold_accuracy(cosines: Array, same: npt.NDArray[np.bool_], fold: npt.NDArray[np.int64]) -> tuple[float, float]:

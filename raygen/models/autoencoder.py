@@ -7,7 +7,7 @@ size. Knows no noise schedule, no conditions and not how a first stage is traine
 
 `moments` are what is worth caching: mean and log-variance (kl), latents before quantisation (vq), latents (dc),
 pixels. Scaling follows diffusers: z = (latent - mean) * scaling_factor / std, in the model's own config where that
-has a place for all three, in the spec for `dc`.
+has a place for all three, in the config for `dc`.
 """
 
 import re
@@ -23,9 +23,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 
-__all__ = ["AutoencoderSpec", "FirstStage", "pixel_stage", "silence_residuals"]
+__all__ = ["AutoencoderConfig", "FirstStage", "pixel_stage", "silence_residuals"]
 
 
 #: How the identity is named where a folder of a first stage could stand.
@@ -36,7 +36,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 START_LOGVAR = -6.0
 
 
-class AutoencoderSpec(Spec):
+class AutoencoderConfig(Config):
     """Shape of a first stage. `factor` is `patch * 2 ** (len(channels) - 1)`.
 
     `patch` moves pixels into channels before the first convolution (and back after the last): convolutions at
@@ -56,7 +56,7 @@ class AutoencoderSpec(Spec):
     latents_std: tuple[float, ...] | None = Field(None, description="dc only: one a channel, found by training")
 
     @model_validator(mode="after")
-    def _divides(self) -> "AutoencoderSpec":
+    def _divides(self) -> "AutoencoderConfig":
         if self.image_size % self.factor:
             raise ValueError(f"image_size {self.image_size} is not a multiple of the factor {self.factor}")
         return self
@@ -73,12 +73,12 @@ class AutoencoderSpec(Spec):
         return (3 * self.patch**2 if self.stage == "pixel" else self.latent_channels, side, side)
 
 
-def pixel_stage(name: str) -> AutoencoderSpec | None:
+def pixel_stage(name: str) -> AutoencoderConfig | None:
     """The identity that `pixels-64` names, or `pixels-64-p2` with 2 x 2 pixels in a place; None for other names."""
     found = PIXELS.fullmatch(name)
     if found is None:
         return None
-    return AutoencoderSpec(stage="pixel", image_size=int(found[1]), patch=int(found[2] or 1))
+    return AutoencoderConfig(stage="pixel", image_size=int(found[1]), patch=int(found[2] or 1))
 
 
 class FirstStage(nn.Module):
@@ -87,23 +87,23 @@ class FirstStage(nn.Module):
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, spec: AutoencoderSpec, net: Any = None) -> None:
+    def __init__(self, config: AutoencoderConfig, net: Any = None) -> None:
         super().__init__()
-        self.spec = spec
-        self.net = _build(spec) if net is None and spec.stage != "pixel" else net  # a given net keeps its weights
-        self.register_buffer("mean", torch.zeros(1, spec.latent_shape[0], 1, 1), persistent=False)
-        self.register_buffer("scale", torch.ones(1, spec.latent_shape[0], 1, 1), persistent=False)
+        self.config = config
+        self.net = _build(config) if net is None and config.stage != "pixel" else net  # a given net keeps its weights
+        self.register_buffer("mean", torch.zeros(1, config.latent_shape[0], 1, 1), persistent=False)
+        self.register_buffer("scale", torch.ones(1, config.latent_shape[0], 1, 1), persistent=False)
         self._read_scale()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a latent."""
-        return self.spec.latent_shape
+        return self.config.latent_shape
 
     @property
     def factor(self) -> int:
         """Pixels along one side of a latent position."""
-        return self.spec.factor
+        return self.config.factor
 
     @property
     def last_layer(self) -> Tensor:
@@ -113,23 +113,23 @@ class FirstStage(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in -1..1 -> moments float32 [B, C or 2C, h, w]."""
-        x = F.pixel_unshuffle(pixels, self.spec.patch)  # [B, 3p², H/p, W/p]
+        x = F.pixel_unshuffle(pixels, self.config.patch)  # [B, 3p², H/p, W/p]
         if self.net is None:
             return x
         x = x.to(self.net.dtype)
         found = self.net.encode(x, return_dict=False)[0]
-        return (found.parameters if self.spec.stage == "kl" else found).float()  # type: ignore[no-any-return]
+        return (found.parameters if self.config.stage == "kl" else found).float()  # type: ignore[no-any-return]
 
     def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
         """A latent z of the posterior; `noise` [B, C, h, w] is used by `kl` only."""
-        if self.spec.stage != "kl":
+        if self.config.stage != "kl":
             return self._scaled(moments)
         mean, logvar = moments.float().chunk(2, dim=1)
         return self._scaled(mean + (0.5 * logvar.clamp(*LOGVAR_RANGE)).exp() * noise)
 
     def mode(self, moments: Tensor) -> Tensor:
         """The most likely latent z [B, C, h, w]."""
-        return self._scaled(moments.float().chunk(2, dim=1)[0] if self.spec.stage == "kl" else moments)
+        return self._scaled(moments.float().chunk(2, dim=1)[0] if self.config.stage == "kl" else moments)
 
     def quantise(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """vq only: latents z of the nearest codes (gradients pass straight through), codebook loss, code indices."""
@@ -140,25 +140,25 @@ class FirstStage(nn.Module):
         """Latent z [B, C, h, w] -> pixels float32 [B, 3, H, W], not clipped. `quantised`: z is of `quantise`."""
         raw = z.float() / self.scale + self.mean
         if self.net is None:
-            return F.pixel_shuffle(raw, self.spec.patch)
+            return F.pixel_shuffle(raw, self.config.patch)
         options = {"force_not_quantize": True} if quantised else {}
         x = self.net.decode(raw.to(self.net.dtype), return_dict=False, **options)[0]
-        return F.pixel_shuffle(x, self.spec.patch).float()
+        return F.pixel_shuffle(x, self.config.patch).float()
 
     def calibrate(self, moments: Tensor) -> None:
         """Set mean and scale so that sampled latents have mean 0 and standard deviation 1.
 
         `moments` of some thousands of pictures. kl: a mean and a deviation a channel (`latents_mean`,
-        `latents_std`); dc: the same, in the spec; vq: one `scaling_factor`; pixel: nothing, pictures are left as
+        `latents_std`); dc: the same, in the config; vq: one `scaling_factor`; pixel: nothing, pictures are left as
         they are.
         """
         if self.net is None:
             return
-        if self.spec.stage == "dc":
+        if self.config.stage == "dc":
             mean, std = moments.double().mean(dim=(0, 2, 3)), moments.double().std(dim=(0, 2, 3))
             found = {"latents_mean": tuple(mean.tolist()), "latents_std": tuple(std.tolist())}
-            self.spec = self.spec.model_copy(update=found)
-        elif self.spec.stage == "vq":
+            self.config = self.config.model_copy(update=found)
+        elif self.config.stage == "vq":
             self.net.register_to_config(scaling_factor=1 / float(moments.float().std()))
         else:
             mean, logvar = moments.double().chunk(2, dim=1)
@@ -178,7 +178,7 @@ class FirstStage(nn.Module):
         """Fill the buffers from the config of the diffusers model, or from the spec."""
         if self.net is None:
             return
-        config: Mapping[str, Any] = self.spec.model_dump() if self.spec.stage == "dc" else self.net.config
+        config: Mapping[str, Any] = self.config.model_dump() if self.config.stage == "dc" else self.net.config
         factor = float(config.get("scaling_factor") or 1.0)
         mean = config.get("latents_mean") or [float(config.get("shift_factor") or 0.0)]
         std = config.get("latents_std") or [1.0]
@@ -193,36 +193,40 @@ class FirstStage(nn.Module):
         return self
 
 
-def _build(spec: AutoencoderSpec) -> Any:
-    levels = len(spec.channels)
-    if spec.stage == "dc":
-        layers, scales = (spec.layers_per_block,) * levels, ((),) * levels
+def _build(config: AutoencoderConfig) -> Any:
+    levels = len(config.channels)
+    if config.stage == "dc":
+        layers, scales = (config.layers_per_block,) * levels, ((),) * levels
         return AutoencoderDC(
-            in_channels=3 * spec.patch**2, latent_channels=spec.latent_channels,
-            encoder_block_out_channels=spec.channels, decoder_block_out_channels=spec.channels,
-            encoder_layers_per_block=layers, decoder_layers_per_block=layers,
-            encoder_qkv_multiscales=scales, decoder_qkv_multiscales=scales,
-        )  # fmt: skip
+            in_channels=3 * config.patch**2,
+            latent_channels=config.latent_channels,
+            encoder_block_out_channels=config.channels,
+            decoder_block_out_channels=config.channels,
+            encoder_layers_per_block=layers,
+            decoder_layers_per_block=layers,
+            encoder_qkv_multiscales=scales,
+            decoder_qkv_multiscales=scales,
+        )
     shared: dict[str, Any] = {
-        "in_channels": 3 * spec.patch**2,
-        "out_channels": 3 * spec.patch**2,
+        "in_channels": 3 * config.patch**2,
+        "out_channels": 3 * config.patch**2,
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "block_out_channels": spec.channels,
-        "layers_per_block": spec.layers_per_block,
-        "latent_channels": spec.latent_channels,
-        "norm_num_groups": gcd(32, *spec.channels),
-        "sample_size": spec.image_size // spec.patch,
+        "block_out_channels": config.channels,
+        "layers_per_block": config.layers_per_block,
+        "latent_channels": config.latent_channels,
+        "norm_num_groups": gcd(32, *config.channels),
+        "sample_size": config.image_size // config.patch,
         "scaling_factor": 1.0,
-        "mid_block_add_attention": spec.mid_attention,
+        "mid_block_add_attention": config.mid_attention,
     }
-    if spec.stage == "vq":
-        return silence_residuals(VQModel(**shared, num_vq_embeddings=spec.codes, vq_embed_dim=spec.latent_channels))
+    if config.stage == "vq":
+        return silence_residuals(VQModel(**shared, num_vq_embeddings=config.codes, vq_embed_dim=config.latent_channels))
     net = silence_residuals(AutoencoderKL(**shared))
     with torch.no_grad():
         # A posterior as wide as the prior drowns what an untrained encoder says.
-        net.quant_conv.weight[spec.latent_channels :] *= 0.1
-        net.quant_conv.bias[spec.latent_channels :] = START_LOGVAR
+        net.quant_conv.weight[config.latent_channels :] *= 0.1
+        net.quant_conv.bias[config.latent_channels :] = START_LOGVAR
     return net
 
 

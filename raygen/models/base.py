@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions, Shapes
@@ -76,7 +76,7 @@ class Model(nn.Module, ABC):
     def must_do_without(self, why: str) -> None:
         """`ConfigError` where it is known that the model was not trained to do without its conditions."""
 
-    def mix(self, mixing: Spec) -> None:
+    def mix(self, mixing: Config) -> None:
         """Put several denoisers together in another way; `ConfigError` where there is only one."""
         raise ConfigError(f"mixing: {type(self).__name__} is one denoiser, there is nothing to mix")
 
@@ -91,7 +91,7 @@ class Model(nn.Module, ABC):
     @property
     def shapes(self) -> Shapes:
         """What its conditions look like."""
-        size = self.first_stage.spec.image_size
+        size = self.first_stage.config.image_size
         return Shapes(size) if self.tokenizer is None else Shapes(size, self.tokenizer.length, self.tokenizer)
 
     def trainable(self) -> Iterator[nn.Parameter]:

@@ -4,7 +4,7 @@ Knows how a model becomes `model_index.json`, `unet/`, `vae/`, `scheduler/` and 
 back: inner models are built first and passed in. Reads safetensors and JSON only; nothing in a checkpoint is
 executed. Knows neither training state nor where checkpoints come from.
 
-    model_index.json  raygen.json          which classes; our spec
+    model_index.json  raygen.json          which classes; our config
     unet/  vae/                            config.json + diffusion_pytorch_model.safetensors
     attribute_encoder/  mask_encoder/  …   config.json + model.safetensors
     experts/NAME/  diffusers/NAME/         of a collaboration: each expert as above, but for the first stage they share
@@ -28,31 +28,31 @@ from raygen.core.assets import resolve
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage, pixel_stage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage, pixel_stage
 from raygen.models.base import Model
 from raygen.models.checkpoint_files import Writing, read_diffusers, read_json, write_diffusers, write_json
-from raygen.models.checkpoint_layouts import FORMAT, Family, family, family_of
-from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec, same_stage
-from raygen.models.controlnet import Control, ControlSpec, new_branch
+from raygen.models.checkpoint_layouts import FORMAT, FamilyLayout, family, family_of
+from raygen.models.collaborative import Collaborative, CollaborativeConfig, DynamicDiffuser, diffuser_config, same_stage
+from raygen.models.controlnet import ControlNetConfig, ControlNetLDM, new_branch
 from raygen.models.expert_mixing import Mixing
-from raygen.models.ldm import LDM, LDMSpec, build_unet, condition_encoders
-from raygen.models.scadm import SCADM, SCADMSpec, build_scadm_unet, new_style_encoder
-from raygen.models.schedule import SamplerSpec, build_sampler, diffusers_scheduler
+from raygen.models.ldm import LDM, LDMConfig, build_unet, condition_encoders
+from raygen.models.scadm import SCADM, SCADMConfig, build_scadm_unet, new_style_encoder
+from raygen.models.schedule import SamplerConfig, build_sampler, diffusers_scheduler
 from raygen.models.stable_diffusion import KIND, is_stable, load_stable_stage, stable_document, stable_tokenizer
-from raygen.models.text import PretrainedText, Tokenizer, pretrained_encoder
+from raygen.models.text import PretrainedTextConfig, Tokenizer, pretrained_encoder
 
 __all__ = [
     "FORMAT",
-    "DenoiserSpec",
-    "ModelSpec",
+    "DenoiserConfig",
+    "ModelConfig",
     "build",
     "check_mixing",
     "count",
     "count_branch",
     "count_diffusers",
     "digest",
-    "first_stage_spec",
-    "ldm_spec",
+    "first_stage_config",
+    "ldm_config",
     "load",
     "load_first_stage",
     "load_tokenizer",
@@ -62,18 +62,20 @@ __all__ = [
 
 
 #: Every family a checkpoint can hold.
-ModelSpec = Annotated[
-    AutoencoderSpec | LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")
+ModelConfig = Annotated[
+    AutoencoderConfig | LDMConfig | ControlNetConfig | CollaborativeConfig | SCADMConfig, Field(discriminator="kind")
 ]
 #: Folder of the first stage, and how diffusers' pipeline for models without conditions calls it.
 STAGE: Final = "vae"
 PLAIN_STAGE: Final = "vqvae"
 #: Those that can be sampled.
-DenoiserSpec = Annotated[LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec, Field(discriminator="kind")]
+DenoiserConfig = Annotated[
+    LDMConfig | ControlNetConfig | CollaborativeConfig | SCADMConfig, Field(discriminator="kind")
+]
 
 
 def build(
-    spec: LDMSpec | ControlSpec | CollaborativeSpec | SCADMSpec,
+    config: LDMConfig | ControlNetConfig | CollaborativeConfig | SCADMConfig,
     first_stage: FirstStage,
     *,
     seed: int,
@@ -84,31 +86,33 @@ def build(
     `tokenizer` where an ldm reads texts; a pretrained text encoder is loaded here. `ConfigError` as the family has it,
     and where experts come from another first stage than the one given.
     """
-    if isinstance(spec, CollaborativeSpec):
-        experts = {name: load_expert(folder) for name, folder in spec.experts.items()}
+    if isinstance(config, CollaborativeConfig):
+        experts = {name: load_expert(folder) for name, folder in config.experts.items()}
         for name, expert in experts.items():
             if not same_stage(expert.first_stage, first_stage):
                 raise ConfigError(f"expert {name!r} has another first stage than the one of this training")
-        nulls = nulls_of(spec)
+        nulls = nulls_of(config)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Collaborative(spec, experts, nulls=nulls)
-    if isinstance(spec, ControlSpec):
-        base = load_expert(spec.base)
+            return Collaborative(config, experts, nulls=nulls)
+    if isinstance(config, ControlNetConfig):
+        base = load_expert(config.base)
         if not same_stage(base.first_stage, first_stage):
-            raise ConfigError(f"base {spec.base} has another first stage than the one of this training")
+            raise ConfigError(f"base {config.base} has another first stage than the one of this training")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return Control(spec, base)
-    if isinstance(spec, SCADMSpec):
+            return ControlNetLDM(config, base)
+    if isinstance(config, SCADMConfig):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return SCADM(spec, first_stage)
-    pretrained = "text" in spec.modalities and isinstance(spec.text, PretrainedText)
-    frozen = pretrained_encoder(spec.text.name) if pretrained and isinstance(spec.text, PretrainedText) else None
+            return SCADM(config, first_stage)
+    pretrained = "text" in config.modalities and isinstance(config.text, PretrainedTextConfig)
+    frozen = (
+        pretrained_encoder(config.text.name) if pretrained and isinstance(config.text, PretrainedTextConfig) else None
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LDM(spec, first_stage, tokenizer=tokenizer, frozen_text=frozen)
+        return LDM(config, first_stage, tokenizer=tokenizer, frozen_text=frozen)
 
 
 def load_expert(folder: str) -> LDM:
@@ -119,9 +123,9 @@ def load_expert(folder: str) -> LDM:
     return expert
 
 
-def nulls_of(spec: CollaborativeSpec) -> tuple[str, ...]:
-    """Experts that were trained to do without their condition: as the spec says, or as their recipes say."""
-    return spec.nulls if spec.nulls is not None else tuple(n for n, f in spec.experts.items() if _knows_null(f))
+def nulls_of(config: CollaborativeConfig) -> tuple[str, ...]:
+    """Experts that were trained to do without their condition: as the config says, or as their recipes say."""
+    return config.nulls if config.nulls is not None else tuple(n for n, f in config.experts.items() if _knows_null(f))
 
 
 def _knows_null(folder: str) -> bool:
@@ -129,42 +133,42 @@ def _knows_null(folder: str) -> bool:
     return float(recipe.get("dropout", {}).get("null", 0.0)) > 0
 
 
-def count(spec: LDMSpec | SCADMSpec, latent_shape: tuple[int, int, int], factor: int = 4) -> dict[str, int]:
+def count(config: LDMConfig | SCADMConfig, latent_shape: tuple[int, int, int], factor: int = 4) -> dict[str, int]:
     """Parameters of the parts of a model, counted without making it; a pretrained text encoder counts nothing.
 
     `factor`, pixels along a latent position, matters only where the mask enters as channels.
     """
-    if isinstance(spec, SCADMSpec):
+    if isinstance(config, SCADMConfig):
         with torch.device("meta"):
-            made = {"unet": build_scadm_unet(spec, latent_shape), "style_encoder": new_style_encoder(spec)}
+            made = {"unet": build_scadm_unet(config, latent_shape), "style_encoder": new_style_encoder(config)}
         return {
             name: sum(p.numel() for p in module.parameters()) for name, module in made.items() if module is not None
         }
     with torch.device("meta"):
-        parts = {"unet": build_unet(spec, latent_shape)}
-        known = spec
-        if isinstance(spec.text, PretrainedText):
-            known = spec.model_copy(update={"modalities": tuple(m for m in spec.modalities if m != "text")})
+        parts = {"unet": build_unet(config, latent_shape)}
+        known = config
+        if isinstance(config.text, PretrainedTextConfig):
+            known = config.model_copy(update={"modalities": tuple(m for m in config.modalities if m != "text")})
         parts |= condition_encoders(known, factor)
     return {name: sum(p.numel() for p in module.parameters()) for name, module in parts.items()}
 
 
-def count_diffusers(spec: CollaborativeSpec) -> dict[str, int]:
+def count_diffusers(config: CollaborativeConfig) -> dict[str, int]:
     """Parameters of the dynamic diffusers of experts that are there, counted without making them."""
     made: dict[str, int] = {}
-    for name, folder in spec.experts.items():
-        expert, latent = ldm_spec(folder), first_stage_spec(folder).latent_shape
+    for name, folder in config.experts.items():
+        expert, latent = ldm_config(folder), first_stage_config(folder).latent_shape
         with torch.device("meta"):
-            diffuser = DynamicDiffuser(diffuser_spec(spec, expert), latent, expert.vector_width)
+            diffuser = DynamicDiffuser(diffuser_config(config, expert), latent, expert.vector_width)
         made[f"diffuser of {name}"] = sum(p.numel() for p in diffuser.parameters())
     return made
 
 
-def count_branch(spec: ControlSpec) -> dict[str, int]:
+def count_branch(config: ControlNetConfig) -> dict[str, int]:
     """Parameters of the branch beside a base that is there, counted without making it."""
-    base, stage = ldm_spec(spec.base), first_stage_spec(spec.base)
+    base, stage = ldm_config(config.base), first_stage_config(config.base)
     with torch.device("meta"):
-        branch = new_branch(spec, build_unet(base, stage.latent_shape), stage.factor)
+        branch = new_branch(config, build_unet(base, stage.latent_shape), stage.factor)
     return {"branch": sum(p.numel() for p in branch.parameters())}
 
 
@@ -178,7 +182,7 @@ def save(
     weights: Literal["float32", "float16"] = "float32",
     extra: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
-    sampler: SamplerSpec | None = None,
+    sampler: SamplerConfig | None = None,
 ) -> str:
     """Write `model` as a new folder, whole or not at all, and return its digest.
 
@@ -211,17 +215,17 @@ def _replace(temporary: Path, target: Path) -> None:
 
 
 def _write(
-    model: Model | FirstStage, folder: Path, how: Writing, extra: Mapping[str, Any], sampler: SamplerSpec | None
+    model: Model | FirstStage, folder: Path, how: Writing, extra: Mapping[str, Any], sampler: SamplerConfig | None
 ) -> None:
     first_stage = model if isinstance(model, FirstStage) else model.first_stage
     plain = isinstance(model, LDM) and _is_plain(model)
     index: dict[str, Any] = {"_class_name": "LDMPipeline" if plain else "DiffusionPipeline"}
-    document: dict[str, Any] = {"format": FORMAT, "first_stage": first_stage.spec.model_dump(mode="json")}
+    document: dict[str, Any] = {"format": FORMAT, "first_stage": first_stage.config.model_dump(mode="json")}
     if first_stage.net is not None:
         write_diffusers(first_stage.net, folder / (PLAIN_STAGE if plain else STAGE), how, index)
     if isinstance(model, Model):
         document |= family_of(model).write(model, folder, how, index)
-        sampler = sampler or SamplerSpec(name="ddim", steps=50)
+        sampler = sampler or SamplerConfig(name="ddim", steps=50)
         scheduler = diffusers_scheduler(build_sampler(model.schedule, sampler))
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
@@ -232,8 +236,8 @@ def _write(
 def _is_plain(model: LDM) -> bool:
     """Whether diffusers' own pipeline for latent diffusion without conditions makes the same of it."""
     stage = model.first_stage
-    known = stage.spec.stage in ("kl", "vq") and stage.spec.patch == 1 and not stage.net.config.get("latents_mean")
-    return known and not model.spec.uses_tokens and not model.modalities
+    known = stage.config.stage in ("kl", "vq") and stage.config.patch == 1 and not stage.net.config.get("latents_mean")
+    return known and not model.config.uses_tokens and not model.modalities
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -261,7 +265,7 @@ def modalities(folder: str | Path) -> frozenset[str]:
     return _family(root, document).modalities(root, document)
 
 
-def _family(root: Path, document: Mapping[str, Any]) -> Family:
+def _family(root: Path, document: Mapping[str, Any]) -> FamilyLayout:
     return family(document.get("layout", document["model"].get("kind")), root)
 
 
@@ -270,20 +274,20 @@ def check_mixing(folder: str | Path, mixing: Mixing) -> None:
     root, document = _open(folder)
     if document.get("model", {}).get("kind") != "collaborative":
         raise ConfigError(f"mixing: {root} holds one denoiser, there is nothing to mix")
-    spec: CollaborativeSpec = parse(CollaborativeSpec, document["model"], str(root / "raygen.json"))
-    mixing.check(spec.experts, spec.nulls or ())
+    config: CollaborativeConfig = parse(CollaborativeConfig, document["model"], str(root / "raygen.json"))
+    mixing.check(config.experts, config.nulls or ())
 
 
-def ldm_spec(folder: str | Path) -> LDMSpec:
+def ldm_config(folder: str | Path) -> LDMConfig:
     """The shape of the ldm of a folder, without loading it; errors as for `load`."""
     root, document = _open(folder)
-    spec: LDMSpec = parse(LDMSpec, document.get("model"), str(root / "raygen.json"))
-    return spec
+    config: LDMConfig = parse(LDMConfig, document.get("model"), str(root / "raygen.json"))
+    return config
 
 
-def first_stage_spec(folder: str | Path) -> AutoencoderSpec:
+def first_stage_config(folder: str | Path) -> AutoencoderConfig:
     """The shape of the first stage of a folder, or of `pixels-64`, without loading it; errors as for `load`."""
-    return pixel_stage(str(folder)) or _stage_spec(*_open(folder))
+    return pixel_stage(str(folder)) or _stage_config(*_open(folder))
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer | None:
@@ -337,14 +341,14 @@ def _open(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     return root, document
 
 
-def _stage_spec(root: Path, document: Mapping[str, Any]) -> AutoencoderSpec:
-    spec: AutoencoderSpec = parse(AutoencoderSpec, document.get("first_stage"), str(root / "raygen.json"))
-    return spec
+def _stage_config(root: Path, document: Mapping[str, Any]) -> AutoencoderConfig:
+    config: AutoencoderConfig = parse(AutoencoderConfig, document.get("first_stage"), str(root / "raygen.json"))
+    return config
 
 
 def _first_stage(root: Path, document: Mapping[str, Any]) -> FirstStage:
     if document.get("layout") == KIND:
         return load_stable_stage(root, document)
-    spec = _stage_spec(root, document)
+    config = _stage_config(root, document)
     folder = root / PLAIN_STAGE if (root / PLAIN_STAGE).is_dir() else root / STAGE
-    return FirstStage(spec, None if spec.stage == "pixel" else read_diffusers(folder))
+    return FirstStage(config, None if config.stage == "pixel" else read_diffusers(folder))

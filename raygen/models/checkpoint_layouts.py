@@ -24,14 +24,14 @@ from raygen.models.checkpoint_files import (
     write_json,
     write_weights,
 )
-from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec
-from raygen.models.controlnet import Control, ControlSpec, control_modalities, new_branch
-from raygen.models.ldm import LDM, LDMSpec
-from raygen.models.scadm import SCADM, SCADMSpec
+from raygen.models.collaborative import Collaborative, CollaborativeConfig, DynamicDiffuser, diffuser_config
+from raygen.models.controlnet import ControlNetConfig, ControlNetLDM, control_modalities, new_branch
+from raygen.models.ldm import LDM, LDMConfig
+from raygen.models.scadm import SCADM, SCADMConfig
 from raygen.models.stable_diffusion import KIND, load_stable
-from raygen.models.text import FrozenText, PretrainedText, Tokenizer, empty_encoder
+from raygen.models.text import FrozenText, PretrainedTextConfig, Tokenizer, empty_encoder
 
-__all__ = ["FAMILIES", "FORMAT", "Family", "family", "family_of"]
+__all__ = ["FAMILIES", "FORMAT", "FamilyLayout", "family", "family_of"]
 
 
 FORMAT: Final = 1
@@ -51,13 +51,13 @@ def _write_ldm(model: LDM, folder: Path, how: Writing, index: Index) -> dict[str
         write_weights(module, folder / name / OWN_WEIGHTS, how)
     if model.tokenizer is not None:
         model.tokenizer.save(folder / "tokenizer")
-    return {"model": model.spec.model_dump(mode="json")}
+    return {"model": model.config.model_dump(mode="json")}
 
 
 def _ldm(root: Path, document: Document, stage: FirstStage) -> LDM:
-    spec: LDMSpec = parse(LDMSpec, document["model"], str(root / "raygen.json"))
-    tokenizer, frozen = _text(root, spec)
-    model = LDM(spec, stage, read_diffusers(root / "unet"), tokenizer=tokenizer, frozen_text=frozen)
+    config: LDMConfig = parse(LDMConfig, document["model"], str(root / "raygen.json"))
+    tokenizer, frozen = _text(root, config)
+    model = LDM(config, stage, read_diffusers(root / "unet"), tokenizer=tokenizer, frozen_text=frozen)
     for name, module in model.encoders().items():
         if read_json(root / name / "config.json") != module.config:
             raise InputError(f"{root / name}: config.json does not fit raygen.json", reason="checkpoint")
@@ -65,11 +65,11 @@ def _ldm(root: Path, document: Document, stage: FirstStage) -> LDM:
     return model
 
 
-def _text(root: Path, spec: LDMSpec) -> tuple[Tokenizer | None, FrozenText | None]:
+def _text(root: Path, config: LDMConfig) -> tuple[Tokenizer | None, FrozenText | None]:
     """The tokenizer, and the shell of a pretrained encoder whose weights are filled in like any other's."""
-    if "text" not in spec.modalities:
+    if "text" not in config.modalities:
         return None, None
-    pretrained = isinstance(spec.text, PretrainedText)
+    pretrained = isinstance(config.text, PretrainedTextConfig)
     frozen = empty_encoder(read_json(root / "text_encoder" / "config.json")) if pretrained else None
     return Tokenizer.load(root / "tokenizer"), frozen
 
@@ -82,12 +82,12 @@ def _write_scadm(model: SCADM, folder: Path, how: Writing, index: Index) -> dict
     write_weights(model.unet, folder / "unet" / OWN_WEIGHTS, how)
     for name, module in model.encoders().items():
         write_weights(module, folder / name / OWN_WEIGHTS, how)
-    return {"model": model.spec.model_dump(mode="json")}
+    return {"model": model.config.model_dump(mode="json")}
 
 
 def _scadm(root: Path, document: Document, stage: FirstStage) -> SCADM:
-    spec: SCADMSpec = parse(SCADMSpec, document["model"], str(root / "raygen.json"))
-    model = SCADM(spec, stage)
+    config: SCADMConfig = parse(SCADMConfig, document["model"], str(root / "raygen.json"))
+    model = SCADM(config, stage)
     fill(model.unet, root / "unet" / OWN_WEIGHTS)
     for name, module in model.encoders().items():
         fill(module, root / name / OWN_WEIGHTS)
@@ -98,11 +98,11 @@ def _scadm(root: Path, document: Document, stage: FirstStage) -> SCADM:
 
 
 def _write_collaborative(model: Collaborative, folder: Path, how: Writing, index: Index) -> dict[str, Any]:
-    """Experts and diffusers; the spec as it reads inside the folder, where the experts lie now."""
+    """Experts and diffusers; the config as it reads inside the folder, where the experts lie now."""
     for name in model.experts:
         expert, inside = model.expert(name), folder / "experts" / name
         document = {
-            "first_stage": model.first_stage.spec.model_dump(mode="json"),
+            "first_stage": model.first_stage.config.model_dump(mode="json"),
             **_write_ldm(expert, inside, how, {}),
         }
         write_json(inside / "raygen.json", {"format": FORMAT, **document})
@@ -112,21 +112,23 @@ def _write_collaborative(model: Collaborative, folder: Path, how: Writing, index
         if diffuser.vector is not None:
             write_weights(diffuser.vector, inside / OWN_WEIGHTS, how)
     experts = {name: f"experts/{name}" for name in model.experts}
-    spec = model.spec.model_copy(update={"experts": experts, "nulls": model.nulls})
-    return {"model": spec.model_dump(mode="json")}
+    config = model.config.model_copy(update={"experts": experts, "nulls": model.nulls})
+    return {"model": config.model_dump(mode="json")}
 
 
 def _collaborative(root: Path, document: Document, stage: FirstStage) -> Collaborative:
-    spec: CollaborativeSpec = parse(CollaborativeSpec, document["model"], str(root / "raygen.json"))
-    inside = {name: root / "experts" / name for name in spec.experts}
+    config: CollaborativeConfig = parse(CollaborativeConfig, document["model"], str(root / "raygen.json"))
+    inside = {name: root / "experts" / name for name in config.experts}
     experts = {name: _ldm(folder, read_json(folder / "raygen.json"), stage) for name, folder in inside.items()}
-    diffusers = {name: _diffuser(root / "diffusers" / name, spec, expert) for name, expert in experts.items()}
-    return Collaborative(spec, experts, nulls=spec.nulls or (), diffusers=diffusers)
+    diffusers = {name: _diffuser(root / "diffusers" / name, config, expert) for name, expert in experts.items()}
+    return Collaborative(config, experts, nulls=config.nulls or (), diffusers=diffusers)
 
 
-def _diffuser(folder: Path, spec: CollaborativeSpec, expert: LDM) -> DynamicDiffuser:
-    width = expert.spec.vector_width
-    diffuser = DynamicDiffuser(diffuser_spec(spec, expert.spec), expert.latent_shape, width, read_diffusers(folder))
+def _diffuser(folder: Path, config: CollaborativeConfig, expert: LDM) -> DynamicDiffuser:
+    width = expert.config.vector_width
+    diffuser = DynamicDiffuser(
+        diffuser_config(config, expert.config), expert.latent_shape, width, read_diffusers(folder)
+    )
     if diffuser.vector is not None:
         fill(diffuser.vector, folder / OWN_WEIGHTS)
     return diffuser
@@ -135,25 +137,25 @@ def _diffuser(folder: Path, spec: CollaborativeSpec, expert: LDM) -> DynamicDiff
 # --- control ------------------------------------------------------------------------------------------------
 
 
-def _write_control(model: Control, folder: Path, how: Writing, index: Index) -> dict[str, Any]:
+def _write_control(model: ControlNetLDM, folder: Path, how: Writing, index: Index) -> dict[str, Any]:
     """The base as an ldm lies, and the branch beside it, as pipelines with a ControlNet expect them."""
     base = _write_ldm(model.base, folder, how, index)["model"]
     write_diffusers(model.branch, folder / "controlnet", how, index)
-    spec = model.spec.model_copy(update={"base": "."})
-    return {"model": spec.model_dump(mode="json"), "base": base}
+    config = model.config.model_copy(update={"base": "."})
+    return {"model": config.model_dump(mode="json"), "base": base}
 
 
-def _control(root: Path, document: Document, stage: FirstStage) -> Control:
-    spec: ControlSpec = parse(ControlSpec, document["model"], str(root / "raygen.json"))
+def _control(root: Path, document: Document, stage: FirstStage) -> ControlNetLDM:
+    config: ControlNetConfig = parse(ControlNetConfig, document["model"], str(root / "raygen.json"))
     base = _ldm(root, {"model": document["base"]}, stage)
-    branch = new_branch(spec, base.unet, stage.factor)
+    branch = new_branch(config, base.unet, stage.factor)
     fill(branch, root / "controlnet" / DIFFUSERS_WEIGHTS)
-    return Control(spec, base, branch)
+    return ControlNetLDM(config, base, branch)
 
 
 def _control_modalities(root: Path, document: Document) -> frozenset[str]:
-    spec: ControlSpec = parse(ControlSpec, document["model"], str(root / "raygen.json"))
-    return control_modalities(spec, _own_modalities(root, {"model": document["base"]}))
+    config: ControlNetConfig = parse(ControlNetConfig, document["model"], str(root / "raygen.json"))
+    return control_modalities(config, _own_modalities(root, {"model": document["base"]}))
 
 
 # --- every family -------------------------------------------------------------------------------------------
@@ -161,8 +163,8 @@ def _control_modalities(root: Path, document: Document) -> frozenset[str]:
 
 def _own_modalities(root: Path, document: Document) -> frozenset[str]:
     """Those of a model that is read from raygen.json alone."""
-    spec: LDMSpec | SCADMSpec = parse(LDMSpec | SCADMSpec, document["model"], str(root / "raygen.json"))
-    return frozenset(spec.modalities)
+    config: LDMConfig | SCADMConfig = parse(LDMConfig | SCADMConfig, document["model"], str(root / "raygen.json"))
+    return frozenset(config.modalities)
 
 
 def _experts_modalities(root: Path, document: Document) -> frozenset[str]:
@@ -171,7 +173,7 @@ def _experts_modalities(root: Path, document: Document) -> frozenset[str]:
     return frozenset().union(*(_own_modalities(f, read_json(f / "raygen.json")) for f in folders))
 
 
-class Family(NamedTuple):
+class FamilyLayout(NamedTuple):
     """What a checkpoint folder needs to know of one."""
 
     model: type[Model]
@@ -183,16 +185,16 @@ class Family(NamedTuple):
     modalities: Callable[[Path, Document], frozenset[str]]
 
 
-FAMILIES: Final[Mapping[str, Family]] = {
-    "ldm": Family(LDM, _write_ldm, _ldm, _own_modalities),
-    "scadm": Family(SCADM, _write_scadm, _scadm, _own_modalities),
-    "control": Family(Control, _write_control, _control, _control_modalities),
-    KIND: Family(LDM, _write_ldm, load_stable, _own_modalities),
-    "collaborative": Family(Collaborative, _write_collaborative, _collaborative, _experts_modalities),
+FAMILIES: Final[Mapping[str, FamilyLayout]] = {
+    "ldm": FamilyLayout(LDM, _write_ldm, _ldm, _own_modalities),
+    "scadm": FamilyLayout(SCADM, _write_scadm, _scadm, _own_modalities),
+    "control": FamilyLayout(ControlNetLDM, _write_control, _control, _control_modalities),
+    KIND: FamilyLayout(LDM, _write_ldm, load_stable, _own_modalities),
+    "collaborative": FamilyLayout(Collaborative, _write_collaborative, _collaborative, _experts_modalities),
 }
 
 
-def family(kind: object, where: object) -> Family:
+def family(kind: object, where: object) -> FamilyLayout:
     """The family of that name; `InputError` (`checkpoint`) where there is none."""
     found = FAMILIES.get(str(kind))
     if found is None:
@@ -200,6 +202,6 @@ def family(kind: object, where: object) -> Family:
     return found
 
 
-def family_of(model: Model) -> Family:
+def family_of(model: Model) -> FamilyLayout:
     """The family of a model."""
     return next(found for found in FAMILIES.values() if type(model) is found.model)

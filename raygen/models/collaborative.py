@@ -17,24 +17,31 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.models.attention import own_cross_attention
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.conditions import Conditions
-from raygen.models.expert_mixing import Constant, Difference, Mixing, Paper, Released, need_nulls
-from raygen.models.ldm import LDM, LDMSpec, build_unet, prepared_context, run_unet
+from raygen.models.expert_mixing import (
+    ConstantMixing,
+    DifferenceMixing,
+    Mixing,
+    PaperMixing,
+    ReleasedMixing,
+    need_nulls,
+)
+from raygen.models.ldm import LDM, LDMConfig, build_unet, prepared_context, run_unet
 from raygen.models.text import Tokenizer
 
-__all__ = ["INFLUENCE", "Collaborative", "CollaborativeSpec", "DynamicDiffuser", "diffuser_spec", "same_stage"]
+__all__ = ["INFLUENCE", "Collaborative", "CollaborativeConfig", "DynamicDiffuser", "diffuser_config", "same_stage"]
 
 
 #: Names of influence maps in a record: `influence/<expert>`.
 INFLUENCE: Final = "influence/"
 
 
-class CollaborativeSpec(Spec):
+class CollaborativeConfig(Config):
     """Which experts work together, and the shape of their dynamic diffusers.
 
     A diffuser has the form of its expert's UNet, with other channels and one output. The published ones have 32, 64,
@@ -58,26 +65,28 @@ class CollaborativeSpec(Spec):
         return dict(sorted(experts.items()))  # sums round alike however a file orders them
 
 
-def diffuser_spec(spec: CollaborativeSpec, expert: LDMSpec) -> LDMSpec:
+def diffuser_config(config: CollaborativeConfig, expert: LDMConfig) -> LDMConfig:
     """The shape of the dynamic diffuser of an expert; `ConfigError` where channels and levels do not fit."""
-    heads = {"head_dim": spec.head_dim, "heads": None} if spec.head_dim is not None else {}
+    heads = {"head_dim": config.head_dim, "heads": None} if config.head_dim is not None else {}
     try:
-        changed = {"channels": spec.channels, "time": spec.time, "latent": None, **heads}
-        return LDMSpec.model_validate({**expert.model_dump(), **changed})
+        changed = {"channels": config.channels, "time": config.time, "latent": None, **heads}
+        return LDMConfig.model_validate({**expert.model_dump(), **changed})
     except ValueError as error:
-        levels = f"{len(spec.channels)} levels for an expert of {len(expert.channels)}"
+        levels = f"{len(config.channels)} levels for an expert of {len(expert.channels)}"
         reason = str(error).splitlines()[-2].strip() if "\n" in str(error) else str(error)
-        raise ConfigError(f"dynamic diffusers of channels {list(spec.channels)} ({levels}): {reason}") from error
+        raise ConfigError(f"dynamic diffusers of channels {list(config.channels)} ({levels}): {reason}") from error
 
 
 class DynamicDiffuser(nn.Module):
     """Reads what its expert reads and says how much that expert should count, one number a pixel."""
 
-    def __init__(self, spec: LDMSpec, latent_shape: tuple[int, int, int], vector_width: int, unet: Any = None) -> None:
+    def __init__(
+        self, config: LDMConfig, latent_shape: tuple[int, int, int], vector_width: int, unet: Any = None
+    ) -> None:
         """`vector_width`: of the vector that the expert adds to its time embedding, which is wider; 0 if none."""
         super().__init__()
-        self.unet = own_cross_attention(build_unet(spec, latent_shape, 1) if unet is None else unet)
-        self.vector = nn.Linear(vector_width, spec.vector_width) if vector_width else None
+        self.unet = own_cross_attention(build_unet(config, latent_shape, 1) if unet is None else unet)
+        self.vector = nn.Linear(vector_width, config.vector_width) if vector_width else None
 
     def prepare(self, tokens: Tokens) -> Context:
         """The expert's tokens -> what a step needs of them."""
@@ -101,7 +110,7 @@ class Collaborative(Model):
 
     def __init__(
         self,
-        spec: CollaborativeSpec,
+        config: CollaborativeConfig,
         experts: Mapping[str, LDM],
         *,
         nulls: Sequence[str] = (),
@@ -112,12 +121,12 @@ class Collaborative(Model):
         `ConfigError` where experts differ in latents, schedule, first stage or tokenizer, naming them.
         """
         super().__init__()
-        experts = {name: experts[name] for name in spec.experts}
+        experts = {name: experts[name] for name in config.experts}
         first = next(iter(experts.values()))
         for name, expert in experts.items():
             _same_ground(next(iter(experts)), first, name, expert)
             expert.first_stage = first.first_stage
-        self.spec = spec
+        self.config = config
         self.schedule, self.first_stage = first.schedule, first.first_stage
         self.modalities = frozenset().union(*(expert.modalities for expert in experts.values()))
         if unknown := sorted(set(nulls) - set(experts)):
@@ -128,15 +137,17 @@ class Collaborative(Model):
         self.tokenizer = _one_tokenizer(experts)
         self.experts = nn.ModuleDict(experts).requires_grad_(False)
         self.diffusers = nn.ModuleDict(diffusers or self._new_diffusers(experts))
-        self.mixing: Mixing = Paper()
+        self.mixing: Mixing = PaperMixing()
 
     def _new_diffusers(self, experts: Mapping[str, LDM]) -> dict[str, DynamicDiffuser]:
         return {
-            name: DynamicDiffuser(diffuser_spec(self.spec, expert.spec), self.latent_shape, expert.spec.vector_width)
+            name: DynamicDiffuser(
+                diffuser_config(self.config, expert.config), self.latent_shape, expert.config.vector_width
+            )
             for name, expert in experts.items()
         }
 
-    def mix(self, mixing: Spec) -> None:
+    def mix(self, mixing: Config) -> None:
         """See `Model.mix`; `ConfigError` where it does not fit these experts."""
         if not isinstance(mixing, Mixing):
             raise ConfigError(f"{type(mixing).__name__} is no way to mix experts")
@@ -171,7 +182,7 @@ class Collaborative(Model):
     def embed(self, conditions: Conditions) -> Tokens:
         """The tokens of every expert as `<expert>/given/…`, and `<expert>/null/…` where the mixing subtracts them."""
         kinds = {"given": conditions}
-        if isinstance(self.mixing, Difference):
+        if isinstance(self.mixing, DifferenceMixing):
             kinds["null"] = conditions.keep(())
         return _flat({n: {k: self.expert(n).embed(c) for k, c in kinds.items()} for n in self.experts})
 
@@ -188,7 +199,7 @@ class Collaborative(Model):
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
         """See `Model.predict`. Records the share of every expert, [B, 1, h, w], as `influence/<expert>`."""
-        if isinstance(self.mixing, Difference):
+        if isinstance(self.mixing, DifferenceMixing):
             return self._difference(self.mixing, zt, t, ctx)
         shares = self.influence(zt, t, ctx)
         if record is not None:
@@ -203,14 +214,14 @@ class Collaborative(Model):
 
     def influence(self, zt: Tensor, t: Tensor, ctx: Context) -> dict[str, Tensor]:
         """The share of every expert that counts: [B, 1, h, w], or a scalar where it is the same everywhere."""
-        if isinstance(self.mixing, Constant):
+        if isinstance(self.mixing, ConstantMixing):
             return {n: torch.tensor(s, device=zt.device) for n, s in self.mixing.of(self.experts.keys()).items()}
         raw = [self.diffuser(name)(zt, t, _part(ctx, f"{name}/diffuser/")) for name in self.experts]
         shares = dict(zip(self.experts, torch.stack(raw).softmax(dim=0), strict=True))
-        assert isinstance(self.mixing, Paper | Released)
+        assert isinstance(self.mixing, PaperMixing | ReleasedMixing)
         return dict(self.mixing.shares(shares, t, self.schedule.timesteps))
 
-    def _difference(self, mixing: Difference, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
+    def _difference(self, mixing: DifferenceMixing, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
         """Both predictions of an expert in one pass: their shapes are the same."""
         total = torch.zeros_like(zt, dtype=torch.float32)
         for name in self.experts:
@@ -258,7 +269,7 @@ def same_stage(one: FirstStage, other: FirstStage) -> bool:
     """Whether two first stages make the same latents: shape, scale and weights, as float16 may have stored them."""
     if one is other:
         return True
-    if one.spec != other.spec or not (torch.equal(one.mean, other.mean) and torch.equal(one.scale, other.scale)):
+    if one.config != other.config or not (torch.equal(one.mean, other.mean) and torch.equal(one.scale, other.scale)):
         return False
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.equal(a[k].half(), b[k].half()) for k in a)

@@ -16,11 +16,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASSES
 from raygen.store.images import UInt8Array, decode_image, decode_mask, fit_image, fit_mask
-from raygen.store.lookup import References
+from raygen.store.lookup import RowLookup
 from raygen.store.schemas import reason_of
 
 __all__ = ["MODALITIES", "ConditionDropout", "Conditions", "Shapes", "Tokenize", "drop", "style_of"]
@@ -39,7 +39,7 @@ class Shapes:
     mask_size: int = 0
     text_length: int = 0
     tokenize: Tokenize | None = None
-    references: References | None = None
+    references: RowLookup | None = None
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,13 @@ class Conditions:
     def values(self) -> dict[str, Tensor]:
         """The tensors of the modalities there is room for, by name."""
         pairs = {
-            "mask": self.mask, "attributes": self.attributes, "text": self.text, "hint": self.hint,
-            "style": self.style, "style_weights": self.style_weights,
-        }  # fmt: skip
+            "mask": self.mask,
+            "attributes": self.attributes,
+            "text": self.text,
+            "hint": self.hint,
+            "style": self.style,
+            "style_weights": self.style_weights,
+        }
         return {name: value for name, value in pairs.items() if value is not None}
 
     @property
@@ -266,7 +270,7 @@ def _reference(shapes: Shapes, name: str, sha256: str | None) -> UInt8Array:
 # --- condition dropout --------------------------------------------------------------------------------------
 
 
-class ConditionDropout(Spec):
+class ConditionDropout(Config):
     """How often training hides conditions, so that guidance has the rows it subtracts.
 
     `null` hides all of them; `only[m]` hides all but m. Their sum is at most 1; the rest is seen whole.

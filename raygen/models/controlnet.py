@@ -20,7 +20,7 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from pydantic import Field
 from torch import Tensor, cat, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASSES
 from raygen.models.attention import given, own_cross_attention
@@ -29,7 +29,7 @@ from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM, prepared_context, run_unet
 from raygen.models.spade import one_hot
 
-__all__ = ["Control", "ControlSpec", "control_modalities", "new_branch"]
+__all__ = ["ControlNetConfig", "ControlNetLDM", "control_modalities", "new_branch"]
 
 
 #: Channels of the published hint encoder, for hints of eight times the side of a latent.
@@ -38,7 +38,7 @@ HINT: Final = "hint"
 BASE, BRANCH = "base/", "branch/"
 
 
-class ControlSpec(Spec):
+class ControlNetConfig(Config):
     """What a branch stands beside, and what it is shown."""
 
     kind: Literal["control"] = "control"
@@ -51,12 +51,12 @@ class ControlSpec(Spec):
     )
 
 
-def control_modalities(spec: ControlSpec, base: frozenset[str]) -> frozenset[str]:
+def control_modalities(config: ControlNetConfig, base: frozenset[str]) -> frozenset[str]:
     """The conditions that base and branch take together."""
-    return base | {"none": set(), "mask": {"mask"}, "picture": {"hint"}}[spec.hint]
+    return base | {"none": set(), "mask": {"mask"}, "picture": {"hint"}}[config.hint]
 
 
-class Hint(ControlNetConditioningEmbedding):  # type: ignore[misc]
+class HintEncoder(ControlNetConditioningEmbedding):  # type: ignore[misc]
     """The hint's encoder of diffusers. It depends on the hint alone, so it runs once a picture, outside of a step."""
 
     def encode(self, hint: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Hint(ControlNetConditioningEmbedding):  # type: ignore[misc]
         return conditioning
 
 
-class NoHint(nn.Module):
+class EmptyHint(nn.Module):
     """In the place of the encoder where there is no hint."""
 
     def forward(self, conditioning: Tensor) -> Tensor:
@@ -77,17 +77,17 @@ class NoHint(nn.Module):
         return conditioning
 
 
-class Control(Model):
+class ControlNetLDM(Model):
     """A frozen ldm and a branch that trains; without training it is the ldm, to the last bit."""
 
-    def __init__(self, spec: ControlSpec, base: LDM, branch: Any = None) -> None:
+    def __init__(self, config: ControlNetConfig, base: LDM, branch: Any = None) -> None:
         """`ConfigError` where the base reads no tokens, or the hint's encoder does not come out at its latents."""
         super().__init__()
-        self.spec, self.base = spec, base.requires_grad_(False)
+        self.config, self.base = config, base.requires_grad_(False)
         self.schedule, self.first_stage = base.schedule, base.first_stage
-        self.modalities = control_modalities(spec, base.modalities)
+        self.modalities = control_modalities(config, base.modalities)
         self.required_conditions, self.tokenizer = base.required_conditions, base.tokenizer
-        made = new_branch(spec, base.unet, base.first_stage.factor) if branch is None else branch
+        made = new_branch(config, base.unet, base.first_stage.factor) if branch is None else branch
         self.branch = own_cross_attention(made)
 
     @property
@@ -100,7 +100,7 @@ class Control(Model):
         branch: nn.Module = self.branch
         return branch.parameters()
 
-    def train(self, mode: bool = True) -> "Control":
+    def train(self, mode: bool = True) -> "ControlNetLDM":
         """The base stays as it is used."""
         super().train(mode)
         self.base.eval()
@@ -112,11 +112,11 @@ class Control(Model):
         """
         with torch.no_grad():
             tokens = dict(self.base.embed(conditions.keep(self.base.modalities)))
-        if self.spec.hint == "mask":
+        if self.config.hint == "mask":
             assert conditions.mask is not None
             size, here = conditions.mask.shape[-1], conditions.present["mask"]
             tokens[HINT] = one_hot(conditions.mask, here, size, len(CLASSES), self.branch.dtype)
-        if self.spec.hint == "picture":
+        if self.config.hint == "picture":
             assert conditions.hint is not None
             shown = conditions.present["hint"].view(-1, 1, 1, 1)
             tokens[HINT] = (conditions.hint.movedim(-1, 1) / 255.0 * shown).to(self.branch.dtype)
@@ -144,23 +144,23 @@ class Control(Model):
         )
 
 
-def new_branch(spec: ControlSpec, unet: Any, factor: int) -> Any:
+def new_branch(config: ControlNetConfig, unet: Any, factor: int) -> Any:
     """A branch with the weights of the base's encoder. `factor`: pixels along a latent position."""
     if not isinstance(unet, UNet2DConditionModel):
         raise ConfigError(
-            f"{spec.base}: a branch needs a base with cross-attention, and this one reads no tokens; train it with "
+            f"{config.base}: a branch needs a base with cross-attention, and this one reads no tokens; train it with "
             "model.constant_token=true, or with texts, attributes or masks as tokens"
         )
     halvings = int(log2(factor))
-    channels = spec.hint_channels or (*HINT_CHANNELS[:halvings], HINT_CHANNELS[min(halvings, 3)])[: halvings + 1]
-    if spec.hint != "none" and len(channels) != halvings + 1:
+    channels = config.hint_channels or (*HINT_CHANNELS[:halvings], HINT_CHANNELS[min(halvings, 3)])[: halvings + 1]
+    if config.hint != "none" and len(channels) != halvings + 1:
         raise ConfigError(
             f"hint_channels {list(channels)}: a first stage of {factor} pixels a position needs {halvings + 1}"
         )
-    shown = 3 if spec.hint == "picture" else len(CLASSES)
+    shown = 3 if config.hint == "picture" else len(CLASSES)
     branch = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, conditioning_channels=shown)
     first = unet.config["block_out_channels"][0]
-    own = NoHint() if spec.hint == "none" else Hint(first, shown, channels)
+    own = EmptyHint() if config.hint == "none" else HintEncoder(first, shown, channels)
     branch.controlnet_cond_embedding = own
     return branch
 

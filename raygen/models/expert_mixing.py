@@ -15,16 +15,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 
-__all__ = ["AnyMixing", "Constant", "Difference", "Mixing", "Paper", "Released", "need_nulls"]
+__all__ = ["AnyMixing", "ConstantMixing", "DifferenceMixing", "Mixing", "PaperMixing", "ReleasedMixing", "need_nulls"]
 
 
 Shares = Mapping[str, Tensor]
 
 
-class Mixing(Spec):
+class Mixing(Config):
     """One way to make a prediction of those of several experts. Subclasses add `kind: Literal[...]`."""
 
     @property
@@ -42,7 +42,7 @@ class Mixing(Spec):
         return ()
 
 
-class Paper(Mixing):
+class PaperMixing(Mixing):
     """The influence as the dynamic diffusers have it: their softmax at every pixel, as in training."""
 
     kind: Literal["paper"] = "paper"
@@ -57,7 +57,7 @@ class Paper(Mixing):
         return raw
 
 
-class Released(Mixing):
+class ReleasedMixing(Mixing):
     """The published sampler: the mask's influence fades out with time and is then boosted; neither is in the paper.
 
     1. I_m *= s(t) for the `fading` experts, s(t) = (cos(pi (1 - t / T)) + 1) / 2 or t / T; the others take the rest,
@@ -106,7 +106,7 @@ class Released(Mixing):
         return left.float() if self.schedule == "linear_decay" else torch.ones_like(left).float()
 
 
-class Constant(Mixing):
+class ConstantMixing(Mixing):
     """Composable diffusion as a fixed weighted mean: the same share at every pixel and step.
 
     Without weights all count the same; with some, the others count nothing and are not evaluated.
@@ -137,7 +137,7 @@ class Constant(Mixing):
         return {name: weights[name] / total for name in sorted(weights) if weights[name]}
 
 
-class Difference(Mixing):
+class DifferenceMixing(Mixing):
     """Composable diffusion of Liu et al. 2022, equation 11: e0 + sum of w_m (e_m - e0_m).
 
     Every expert brings its own prediction without conditions e0_m, which it must have been trained for; e0 is their
@@ -168,4 +168,4 @@ def need_nulls(experts: Collection[str], nulls: Collection[str], why: str) -> No
         raise ConfigError(f"{why}, and these experts were not trained without theirs: {', '.join(missing)}")
 
 
-AnyMixing = Annotated[Paper | Released | Constant | Difference, Field(discriminator="kind")]
+AnyMixing = Annotated[PaperMixing | ReleasedMixing | ConstantMixing | DifferenceMixing, Field(discriminator="kind")]

@@ -14,7 +14,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, cat, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.models.attention import given, keys_values, own_cross_attention
 from raygen.models.autoencoder import FirstStage, silence_residuals
@@ -22,9 +22,16 @@ from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.condition_encoders import AttributeEncoder, MaskEncoder, MaskTokenEncoder
 from raygen.models.conditions import Conditions
 from raygen.models.schedule import NoiseSchedule
-from raygen.models.text import FrozenText, PretrainedText, TextEncoder, TextSpec, Tokenizer, TransformerText
+from raygen.models.text import (
+    FrozenText,
+    PretrainedTextConfig,
+    TextConfig,
+    TextEncoder,
+    Tokenizer,
+    TransformerTextConfig,
+)
 
-__all__ = ["LDM", "LDMSpec", "build_unet", "condition_encoders", "prepared_context", "run_unet"]
+__all__ = ["LDM", "LDMConfig", "build_unet", "condition_encoders", "prepared_context", "run_unet"]
 
 
 Modality = Literal["mask", "attributes", "text"]
@@ -32,7 +39,7 @@ Modality = Literal["mask", "attributes", "text"]
 TOKENS: Final = ("constant_token", "text_tokens", "mask_tokens", "attribute_tokens")
 
 
-class LDMSpec(Spec):
+class LDMConfig(Config):
     """Shape of a latent diffusion model; its first stage is handed in beside it."""
 
     kind: Literal["ldm"] = "ldm"
@@ -57,7 +64,7 @@ class LDMSpec(Spec):
     mask_class_embedding: bool = Field(True, description="tokens of two classes of one shape differ; tokens only")
     attribute_path: Literal["tokens", "vector", "both"] = Field("both", description="how attributes enter")
     attribute_tokens: int = Field(4, ge=1, le=256)
-    text: TextSpec | None = Field(
+    text: TextConfig | None = Field(
         None, description="encoder, where text is a modality; none is the papers' transformer"
     )
     constant_token: bool = Field(
@@ -66,7 +73,7 @@ class LDMSpec(Spec):
     token_width: int = Field(64, ge=8)
 
     @model_validator(mode="after")
-    def _consistent(self) -> "LDMSpec":
+    def _consistent(self) -> "LDMConfig":
         if len(self.attention) != len(self.channels):
             raise ValueError(f"{len(self.attention)} values of attention for {len(self.channels)} levels")
         if self.text is not None and "text" not in self.modalities:
@@ -107,7 +114,7 @@ class LDM(Model):
 
     def __init__(
         self,
-        spec: LDMSpec,
+        config: LDMConfig,
         first_stage: FirstStage,
         unet: Any = None,
         *,
@@ -116,24 +123,24 @@ class LDM(Model):
     ) -> None:
         """`tokenizer` where text is a modality, and `frozen_text` where its encoder is a pretrained one.
 
-        `ConfigError` where the first stage makes other latents than the spec says.
+        `ConfigError` where the first stage makes other latents than the config says.
         """
         super().__init__()
-        if spec.latent is not None and spec.latent != first_stage.latent_shape:
+        if config.latent is not None and config.latent != first_stage.latent_shape:
             found = first_stage.latent_shape
-            raise ConfigError(f"the model is for latents {spec.latent}, the first stage makes {found}")
-        self.spec = spec
-        self.schedule = spec.noise
-        self.modalities = frozenset(spec.modalities)
-        self.required_conditions = frozenset(spec.required)
+            raise ConfigError(f"the model is for latents {config.latent}, the first stage makes {found}")
+        self.config = config
+        self.schedule = config.noise
+        self.modalities = frozenset(config.modalities)
+        self.required_conditions = frozenset(config.required)
         self.first_stage = first_stage.requires_grad_(False)
-        self.unet = own_cross_attention(build_unet(spec, first_stage.latent_shape) if unet is None else unet)
+        self.unet = own_cross_attention(build_unet(config, first_stage.latent_shape) if unet is None else unet)
         self.tokenizer = tokenizer
         self.attribute_encoder: AttributeEncoder | None = None
         self.mask_encoder: MaskEncoder | MaskTokenEncoder | None = None
         self.text_encoder: TextEncoder | FrozenText | None = None
         self.text_projection: nn.Linear | None = None
-        for name, module in condition_encoders(spec, first_stage.factor, tokenizer, frozen_text).items():
+        for name, module in condition_encoders(config, first_stage.factor, tokenizer, frozen_text).items():
             setattr(self, name, module)
         if tokenizer is not None:
             self.register_buffer("empty_text", tokenizer([""]), persistent=False)  # [1, L]
@@ -149,12 +156,12 @@ class LDM(Model):
         return [self.unet]
 
     def embed(self, conditions: Conditions) -> Tokens:
-        """What the spec asks for of `constant_token`, `text_tokens`, `mask_tokens`, `attribute_tokens` [B, K, D],
+        """What the config asks for of `constant_token`, `text_tokens`, `mask_tokens`, `attribute_tokens` [B, K, D],
         `vector` [B, E], `mask` [B, channels + 1, h, w].
         """
         result: dict[str, Tensor] = {}
-        if self.spec.constant_token:
-            result["constant_token"] = torch.ones(conditions.n, 1, self.spec.token_width, device=self.device)
+        if self.config.constant_token:
+            result["constant_token"] = torch.ones(conditions.n, 1, self.config.token_width, device=self.device)
         if self.text_encoder is not None and conditions.text is not None:
             result["text_tokens"] = self._text(conditions.text, conditions.present["text"])
         if self.attribute_encoder is not None and conditions.attributes is not None:
@@ -162,7 +169,7 @@ class LDM(Model):
             result |= {} if tokens is None else {"attribute_tokens": tokens}
             result |= {} if vector is None else {"vector": vector}
         if self.mask_encoder is not None and conditions.mask is not None:
-            name = "mask_tokens" if self.spec.mask_path == "tokens" else "mask"
+            name = "mask_tokens" if self.config.mask_path == "tokens" else "mask"
             result[name] = self.mask_encoder(conditions.mask, conditions.present["mask"])
         return result
 
@@ -207,34 +214,34 @@ def run_unet(unet: Any, zt: Tensor, t: Tensor, ctx: Context, **more: Any) -> Ten
 
 
 def condition_encoders(
-    spec: LDMSpec, factor: int, tokenizer: Tokenizer | None = None, frozen_text: FrozenText | None = None
+    config: LDMConfig, factor: int, tokenizer: Tokenizer | None = None, frozen_text: FrozenText | None = None
 ) -> dict[str, nn.Module]:
     """New condition encoders by the name of their checkpoint folder. `factor`: pixels along a latent position.
 
-    `ConfigError` where the spec has text and there is no tokenizer, nor a `vocabulary_size` to count with.
+    `ConfigError` where the config has text and there is no tokenizer, nor a `vocabulary_size` to count with.
     """
     made: dict[str, nn.Module] = {}
-    if "attributes" in spec.modalities:
-        tokens = spec.attribute_tokens if spec.attribute_path != "vector" else 0
-        made["attribute_encoder"] = AttributeEncoder(tokens, spec.token_width, spec.vector_width)
-    if "mask" in spec.modalities and spec.mask_path == "tokens":
-        made["mask_encoder"] = MaskTokenEncoder(spec.mask_side, spec.token_width, spec.mask_class_embedding)
-    elif "mask" in spec.modalities:
-        made["mask_encoder"] = MaskEncoder(factor, spec.mask_channels)
-    if "text" not in spec.modalities:
+    if "attributes" in config.modalities:
+        tokens = config.attribute_tokens if config.attribute_path != "vector" else 0
+        made["attribute_encoder"] = AttributeEncoder(tokens, config.token_width, config.vector_width)
+    if "mask" in config.modalities and config.mask_path == "tokens":
+        made["mask_encoder"] = MaskTokenEncoder(config.mask_side, config.token_width, config.mask_class_embedding)
+    elif "mask" in config.modalities:
+        made["mask_encoder"] = MaskEncoder(factor, config.mask_channels)
+    if "text" not in config.modalities:
         return made
-    text = spec.text or TransformerText()
-    if isinstance(text, PretrainedText):
+    text = config.text or TransformerTextConfig()
+    if isinstance(text, PretrainedTextConfig):
         if frozen_text is None:
             raise ConfigError(f"{text.name}: a pretrained text encoder has to be loaded first")
         made["text_encoder"] = frozen_text
-        if frozen_text.width != spec.token_width:
-            made["text_projection"] = Projection(frozen_text.width, spec.token_width)
+        if frozen_text.width != config.token_width:
+            made["text_projection"] = Projection(frozen_text.width, config.token_width)
         return made
     words = text.vocabulary_size if tokenizer is None else len(tokenizer)
     if words is None:
         raise ConfigError("text needs a tokenizer, or a vocabulary_size to count with")
-    made["text_encoder"] = TextEncoder(text, spec.token_width, words)
+    made["text_encoder"] = TextEncoder(text, config.token_width, words)
     return made
 
 
@@ -246,37 +253,39 @@ class Projection(nn.Linear):
         self.config = {"inside": inside, "out": out}
 
 
-def build_unet(spec: LDMSpec, latent_shape: tuple[int, int, int], out_channels: int | None = None) -> Any:
-    """The UNet of a spec for such latents, with random weights and silent residual branches.
+def build_unet(config: LDMConfig, latent_shape: tuple[int, int, int], out_channels: int | None = None) -> Any:
+    """The UNet of a config for such latents, with random weights and silent residual branches.
 
     `out_channels` other than the latent's make a network that reads what the denoiser reads and says something else.
     """
     latent, side, _ = latent_shape
     shared: dict[str, Any] = {
         "sample_size": side,
-        "in_channels": latent + spec.extra_channels,
+        "in_channels": latent + config.extra_channels,
         "out_channels": latent if out_channels is None else out_channels,
-        "block_out_channels": spec.channels,
-        "layers_per_block": spec.layers_per_block,
-        "norm_num_groups": gcd(32, *spec.channels),
+        "block_out_channels": config.channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": gcd(32, *config.channels),
         "flip_sin_to_cos": True,
         "freq_shift": 0,
-        "class_embed_type": "identity" if spec.vector_width else None,
-        "resnet_time_scale_shift": "scale_shift" if spec.time == "scale_shift" else "default",
+        "class_embed_type": "identity" if config.vector_width else None,
+        "resnet_time_scale_shift": "scale_shift" if config.time == "scale_shift" else "default",
     }
-    form = "CrossAttn" if spec.uses_tokens else "Attn"
+    form = "CrossAttn" if config.uses_tokens else "Attn"
     blocks = {
-        "down_block_types": tuple(f"{form if here else ''}DownBlock2D" for here in spec.attention),
-        "up_block_types": tuple(f"{form if here else ''}UpBlock2D" for here in reversed(spec.attention)),
+        "down_block_types": tuple(f"{form if here else ''}DownBlock2D" for here in config.attention),
+        "up_block_types": tuple(f"{form if here else ''}UpBlock2D" for here in reversed(config.attention)),
     }
-    if spec.uses_tokens:
+    if config.uses_tokens:
         # diffusers calls the number of heads attention_head_dim here.
-        heads = tuple(spec.heads or c // spec.head_dim for c in spec.channels)
-        unet = UNet2DConditionModel(**shared, **blocks, cross_attention_dim=spec.token_width, attention_head_dim=heads)
+        heads = tuple(config.heads or c // config.head_dim for c in config.channels)
+        unet = UNet2DConditionModel(
+            **shared, **blocks, cross_attention_dim=config.token_width, attention_head_dim=heads
+        )
     else:
-        if spec.heads is not None:
+        if config.heads is not None:
             raise ConfigError("heads: a model without tokens takes head_dim instead")
-        unet = UNet2DModel(**shared, **blocks, norm_eps=1e-5, downsample_padding=1, attention_head_dim=spec.head_dim)
+        unet = UNet2DModel(**shared, **blocks, norm_eps=1e-5, downsample_padding=1, attention_head_dim=config.head_dim)
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     return silence_residuals(unet)

@@ -8,7 +8,7 @@ become one style a class. Knows neither losses nor samplers.
 A and B are the styles of two references, N the null style: what the encoder says of a black picture under the target's
 own mask. Reconstruction, swaps, interpolation, noise and mixtures are values of a and b, and nothing else.
 
-Source: Ergasti et al. 2024 (SCA-DM); Wang et al. 2022 (SDM). Presets are in `SCADMSpec`.
+Source: Ergasti et al. 2024 (SCA-DM); Wang et al. 2022 (SDM). Presets are in `SCADMConfig`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from diffusers import UNet2DConditionModel, UNet2DModel
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASSES
 from raygen.core.pixels import to_pixels
@@ -33,7 +33,7 @@ from raygen.models.schedule import NoiseSchedule
 from raygen.models.spade import modulated, modulations, one_hot, spade_blocks
 from raygen.models.style_encoder import StyleEncoder
 
-__all__ = ["ATTENTION", "SCADM", "SCADMSpec", "StyleSpec", "build_scadm_unet", "new_style_encoder"]
+__all__ = ["ATTENTION", "SCADM", "SCADMConfig", "StyleConfig", "build_scadm_unet", "new_style_encoder"]
 
 
 K = len(CLASSES)
@@ -41,7 +41,7 @@ K = len(CLASSES)
 ATTENTION: Final = "attention/"
 
 
-class StyleSpec(Spec):
+class StyleConfig(Config):
     """Shape of the style encoder; the defaults are the published ones, for references of 256 pixels."""
 
     base: int = Field(4, ge=1, description="channels a class at full size; doubled by each halving")
@@ -56,7 +56,7 @@ class StyleSpec(Spec):
         return self.ups * self.width
 
 
-class SCADMSpec(Spec):
+class SCADMConfig(Config):
     """Shape of the denoiser; its first stage is handed in beside it.
 
     Released: hard gates, and a style encoder whose groups are not aligned (`gating: hard`, `style.aligned: false`). The
@@ -74,10 +74,10 @@ class SCADMSpec(Spec):
     head_dim: int = Field(32, ge=4, description="channels of an attention head")
     spade_hidden: int = Field(128, ge=4, description="channels between mask and scale")
     gating: Gating = "hard"
-    style: StyleSpec | None = Field(default_factory=StyleSpec, description="none: no references, as in SDM")
+    style: StyleConfig | None = Field(default_factory=StyleConfig, description="none: no references, as in SDM")
 
     @model_validator(mode="after")
-    def _consistent(self) -> "SCADMSpec":
+    def _consistent(self) -> "SCADMConfig":
         if len(self.attention) != len(self.channels):
             raise ValueError(f"{len(self.attention)} values of attention for {len(self.channels)} levels")
         if bad := [c for c in self.channels if c % self.head_dim]:
@@ -94,22 +94,22 @@ class SCADM(Model):
     """A UNet that reads a mask in every normalisation of its decoder, and styles through gated attention."""
 
     def __init__(
-        self, spec: SCADMSpec, first_stage: FirstStage, unet: Any = None, style_encoder: StyleEncoder | None = None
+        self, config: SCADMConfig, first_stage: FirstStage, unet: Any = None, style_encoder: StyleEncoder | None = None
     ) -> None:
-        """`ConfigError` where the first stage makes other latents than the spec says, or too small pictures."""
+        """`ConfigError` where the first stage makes other latents than the config says, or too small pictures."""
         super().__init__()
         found = first_stage.latent_shape
-        if spec.latent is not None and spec.latent != found:
-            raise ConfigError(f"the model is for latents {spec.latent}, the first stage makes {found}")
-        self.spec, self.schedule = spec, spec.noise
-        self.modalities, self.required_conditions = frozenset(spec.modalities), frozenset()
+        if config.latent is not None and config.latent != found:
+            raise ConfigError(f"the model is for latents {config.latent}, the first stage makes {found}")
+        self.config, self.schedule = config, config.noise
+        self.modalities, self.required_conditions = frozenset(config.modalities), frozenset()
         self.first_stage = first_stage.requires_grad_(False)
-        made = build_scadm_unet(spec, found) if unet is None else unet
-        self.unet = own_cross_attention(made, spec.gating)
-        self.style_encoder = style_encoder if style_encoder is not None else new_style_encoder(spec)
-        size = first_stage.spec.image_size
-        if spec.style is not None and size % 2**spec.style.downs:
-            raise ConfigError(f"style.downs {spec.style.downs}: pictures of {size} pixels cannot be halved so often")
+        made = build_scadm_unet(config, found) if unet is None else unet
+        self.unet = own_cross_attention(made, config.gating)
+        self.style_encoder = style_encoder if style_encoder is not None else new_style_encoder(config)
+        size = first_stage.config.image_size
+        if config.style is not None and size % 2**config.style.downs:
+            raise ConfigError(f"style.downs {config.style.downs}: pictures of {size} pixels cannot be halved so often")
 
     @property
     def networks(self) -> Sequence[nn.Module]:
@@ -161,10 +161,10 @@ class SCADM(Model):
         ctx = modulations(self.unet, labels, present, K)
         if self.style_encoder is not None:
             ctx |= prepared_context(self.unet, {"text_tokens": tokens["style_tokens"]})
-            if self.spec.gating != "none":
-                sides = {self.latent_shape[1] // 2**i for i, here in enumerate(self.spec.attention) if here}
-                sides.add(self.latent_shape[1] // 2 ** (len(self.spec.channels) - 1))
-                ctx |= gates({s: one_hot(labels, present, s, K, self.unet.dtype) for s in sides}, self.spec.gating)
+            if self.config.gating != "none":
+                sides = {self.latent_shape[1] // 2**i for i, here in enumerate(self.config.attention) if here}
+                sides.add(self.latent_shape[1] // 2 ** (len(self.config.channels) - 1))
+                ctx |= gates({s: one_hot(labels, present, s, K, self.unet.dtype) for s in sides}, self.config.gating)
         return ctx
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
@@ -178,16 +178,16 @@ class SCADM(Model):
         return output
 
 
-def new_style_encoder(spec: SCADMSpec) -> StyleEncoder | None:
-    """The style encoder of a spec, None where it has none."""
-    style = spec.style
+def new_style_encoder(config: SCADMConfig) -> StyleEncoder | None:
+    """The style encoder of a config, None where it has none."""
+    style = config.style
     if style is None:
         return None
     return StyleEncoder(style.base, style.downs, style.ups, style.width, aligned=style.aligned)
 
 
-def build_scadm_unet(spec: SCADMSpec, latent_shape: tuple[int, int, int]) -> Any:
-    """The UNet of a spec with SPADE in middle and decoder, and random weights.
+def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) -> Any:
+    """The UNet of a config with SPADE in middle and decoder, and random weights.
 
     At paper size it has 486,895,363 parameters; the published network holds 17,024 more in a label embedding that
     nothing reads.
@@ -197,22 +197,22 @@ def build_scadm_unet(spec: SCADMSpec, latent_shape: tuple[int, int, int]) -> Any
         "sample_size": side,
         "in_channels": latent,
         "out_channels": latent,
-        "block_out_channels": spec.channels,
-        "layers_per_block": spec.layers_per_block,
-        "norm_num_groups": gcd(32, *spec.channels),
+        "block_out_channels": config.channels,
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": gcd(32, *config.channels),
         "flip_sin_to_cos": True,
         "freq_shift": 0,
     }
-    form = "Attn" if spec.style is None else "CrossAttn"
-    shared["down_block_types"] = tuple(f"{form if here else ''}DownBlock2D" for here in spec.attention)
-    shared["up_block_types"] = tuple(f"{form if here else ''}UpBlock2D" for here in reversed(spec.attention))
-    if spec.style is None:
-        unet = UNet2DModel(**shared, norm_eps=1e-5, downsample_padding=1, attention_head_dim=spec.head_dim)
+    form = "Attn" if config.style is None else "CrossAttn"
+    shared["down_block_types"] = tuple(f"{form if here else ''}DownBlock2D" for here in config.attention)
+    shared["up_block_types"] = tuple(f"{form if here else ''}UpBlock2D" for here in reversed(config.attention))
+    if config.style is None:
+        unet = UNet2DModel(**shared, norm_eps=1e-5, downsample_padding=1, attention_head_dim=config.head_dim)
     else:
-        heads = tuple(c // spec.head_dim for c in spec.channels)
-        width = spec.style.token_width
+        heads = tuple(c // config.head_dim for c in config.channels)
+        width = config.style.token_width
         unet = UNet2DConditionModel(**shared, cross_attention_dim=width, attention_head_dim=heads)
     silence_residuals(unet)
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
-    return spade_blocks(unet, classes=K, hidden=spec.spade_hidden)
+    return spade_blocks(unet, classes=K, hidden=config.spade_hidden)

@@ -16,7 +16,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raygen.core.config import Spec, nearest
+from raygen.core.config import Config, nearest
 from raygen.core.errors import ConfigError
 
 __all__ = [
@@ -26,8 +26,8 @@ __all__ = [
     "NeighbourDDIMScheduler",
     "NoiseSchedule",
     "PredictionType",
+    "SamplerConfig",
     "SamplerName",
-    "SamplerSpec",
     "advance",
     "build_sampler",
     "diffusers_scheduler",
@@ -42,7 +42,7 @@ Spacing = Literal["leading", "trailing", "linspace"]
 SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "unipc_karras"]
 
 
-class NoiseSchedule(Spec):
+class NoiseSchedule(Config):
     """The forward process and what the network predicts of it.
 
     The defaults are those of the latent diffusion face models: 1000 steps, linear in sqrt(beta).
@@ -154,7 +154,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-class SamplerSpec(Spec):
+class SamplerConfig(Config):
     """A sampler by name.
 
     `spacing` none takes the sampler's own: `trailing`, except under Karras sigmas where it does not count.
@@ -177,7 +177,7 @@ class SamplerSpec(Spec):
         return dict(PRESETS[given])
 
     @model_validator(mode="after")
-    def _eta_is_for_ddim(self) -> "SamplerSpec":
+    def _eta_is_for_ddim(self) -> "SamplerConfig":
         if self.eta and self.name != "ddim":
             raise ValueError("eta is an option of ddim")
         return self
@@ -230,37 +230,37 @@ class NeighbourDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
         return (found if variance_noise is None or eta == 0 else found + deviation * variance_noise,)
 
 
-def _ddpm(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
+def _ddpm(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
     return KeyedDDPMScheduler(
-        **schedule.scheduler_config(), clip_sample=False, timestep_spacing=spec.spacing or "trailing"
+        **schedule.scheduler_config(), clip_sample=False, timestep_spacing=config.spacing or "trailing"
     )
 
 
-def _ddim(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
-    leading = spec.spacing == "leading"
+def _ddim(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
+    leading = config.spacing == "leading"
     return NeighbourDDIMScheduler(
         **schedule.scheduler_config(),
         clip_sample=False,
         set_alpha_to_one=not leading,
         steps_offset=int(leading),
-        timestep_spacing=spec.spacing or "trailing",
+        timestep_spacing=config.spacing or "trailing",
     )
 
 
-def _multistep(kind: Any, karras: bool) -> Callable[[NoiseSchedule, SamplerSpec], Any]:
-    def build(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
+def _multistep(kind: Any, karras: bool) -> Callable[[NoiseSchedule, SamplerConfig], Any]:
+    def build(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
         return kind(
             **schedule.scheduler_config(),
             solver_order=2,
             use_karras_sigmas=karras,
-            timestep_spacing=spec.spacing or "trailing",
+            timestep_spacing=config.spacing or "trailing",
         )
 
     return build
 
 
 #: Sampler name -> builder of its diffusers scheduler.
-SAMPLERS: Final[Mapping[SamplerName, Callable[[NoiseSchedule, SamplerSpec], Any]]] = {
+SAMPLERS: Final[Mapping[SamplerName, Callable[[NoiseSchedule, SamplerConfig], Any]]] = {
     "ddpm": _ddpm,
     "ddim": _ddim,
     "dpmpp_2m": _multistep(DPMSolverMultistepScheduler, karras=False),
@@ -270,25 +270,25 @@ SAMPLERS: Final[Mapping[SamplerName, Callable[[NoiseSchedule, SamplerSpec], Any]
 }
 
 
-def build_sampler(schedule: NoiseSchedule, spec: SamplerSpec) -> Any:
+def build_sampler(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
     """A fresh diffusers scheduler with its timesteps set, all on the CPU so that no step waits for the device.
 
     Raises `ConfigError` where the spacing asks for a timestep that does not exist (1000 `leading` steps), or leaves
     out more than a tenth of the schedule at its noisy end (600 `leading` steps begin at t = 600, out of pure noise).
     """
-    scheduler = SAMPLERS[spec.name](schedule, spec)
-    scheduler.set_timesteps(spec.steps, device="cpu")
+    scheduler = SAMPLERS[config.name](schedule, config)
+    scheduler.set_timesteps(config.steps, device="cpu")
     highest = int(scheduler.timesteps.max())
     if highest >= schedule.timesteps:
         raise ConfigError(
-            f"{spec.name} with {spec.steps} {spec.spacing} steps needs t = {highest}; the schedule ends at "
+            f"{config.name} with {config.steps} {config.spacing} steps needs t = {highest}; the schedule ends at "
             f"{schedule.timesteps - 1}; use fewer steps or spacing 'trailing'"
         )
-    left_out = schedule.timesteps - spec.steps * (schedule.timesteps // spec.steps)
-    if spec.spacing == "leading" and left_out > schedule.timesteps / 10:
+    left_out = schedule.timesteps - config.steps * (schedule.timesteps // config.steps)
+    if config.spacing == "leading" and left_out > schedule.timesteps / 10:
         raise ConfigError(
-            f"{spec.name} with {spec.steps} leading steps begins at t = {highest} of {schedule.timesteps}, out of pure "
-            "noise; use a number of steps that divides the schedule, or spacing 'trailing'"
+            f"{config.name} with {config.steps} leading steps begins at t = {highest} of {schedule.timesteps}, from "
+            "pure noise; use a number of steps that divides the schedule, or spacing 'trailing'"
         )
     return scheduler
 
@@ -299,9 +299,9 @@ def diffusers_scheduler(scheduler: Any) -> Any:
     return base.from_config(scheduler.config)
 
 
-def uses_step_noise(spec: SamplerSpec) -> bool:
+def uses_step_noise(config: SamplerConfig) -> bool:
     """Whether each step adds fresh noise."""
-    return spec.name == "ddpm" or (spec.name == "ddim" and spec.eta > 0)
+    return config.name == "ddpm" or (config.name == "ddim" and config.eta > 0)
 
 
 def advance(scheduler: Any, output: Tensor, t: Tensor, zt: Tensor, *, eta: float, noise: Tensor | None) -> Tensor:

@@ -77,11 +77,15 @@ def spade_blocks(unet: Any, *, classes: int, hidden: int) -> Any:
     for block in (unet.mid_block, *unet.up_blocks):
         block.resnets = nn.ModuleList(
             SPADEResnetBlock(
-                old.in_channels, old.out_channels, old.time_emb_proj.in_features,
-                classes=classes, hidden=hidden, groups=old.norm1.num_groups,
+                old.in_channels,
+                old.out_channels,
+                old.time_emb_proj.in_features,
+                classes=classes,
+                hidden=hidden,
+                groups=old.norm1.num_groups,
             )
             for old in block.resnets
-        )  # fmt: skip
+        )
     return unet
 
 

@@ -12,10 +12,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from raygen.core.config import parse
 from raygen.core.errors import InputError
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint_files import read_json
-from raygen.models.ldm import LDM, LDMSpec
-from raygen.models.text import PretrainedText, Tokenizer, pretrained_encoder, tokenizer_of
+from raygen.models.ldm import LDM, LDMConfig
+from raygen.models.text import PretrainedTextConfig, Tokenizer, pretrained_encoder, tokenizer_of
 
 __all__ = ["KIND", "is_stable", "load_stable", "load_stable_stage", "stable_document", "stable_tokenizer"]
 
@@ -24,10 +24,17 @@ __all__ = ["KIND", "is_stable", "load_stable", "load_stable_stage", "stable_docu
 KIND: Final = "stable_diffusion"
 #: Of the UNet's configuration: what our networks always have. Anything else would be another network.
 UNET: Final[Mapping[str, Any]] = {
-    "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "class_embed_type": None,
-    "num_class_embeds": None, "time_cond_proj_dim": None, "encoder_hid_dim_type": None, "use_linear_projection": False,
-    "addition_embed_type": None, "resnet_time_scale_shift": "default",
-}  # fmt: skip
+    "act_fn": "silu",
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "time_cond_proj_dim": None,
+    "encoder_hid_dim_type": None,
+    "use_linear_projection": False,
+    "addition_embed_type": None,
+    "resnet_time_scale_shift": "default",
+}
 
 
 def is_stable(root: Path) -> bool:
@@ -55,24 +62,33 @@ def stable_document(root: Path) -> dict[str, Any]:
         raise InputError(f"{root / 'unet'}: heads {heads} differ between levels", reason="checkpoint")
     text = read_json(root / "text_encoder" / "config.json")
     model = {
-        "kind": "ldm", "modalities": ["text"], "channels": unet["block_out_channels"],
+        "kind": "ldm",
+        "modalities": ["text"],
+        "channels": unet["block_out_channels"],
         "layers_per_block": unet.get("layers_per_block", 2),
         "attention": [kind.startswith("CrossAttn") for kind in unet["down_block_types"]],
-        "heads": heads[0] if isinstance(heads, list) else heads, "head_dim": 4,
-        "token_width": unet["cross_attention_dim"], "noise": _noise(root),
+        "heads": heads[0] if isinstance(heads, list) else heads,
+        "head_dim": 4,
+        "token_width": unet["cross_attention_dim"],
+        "noise": _noise(root),
         "text": {
-            "kind": "pretrained", "name": str(root / "text_encoder"),
+            "kind": "pretrained",
+            "name": str(root / "text_encoder"),
             "length": text.get("max_position_embeddings", 77),
         },
-    }  # fmt: skip
+    }
     if levels != len(unet["up_block_types"]):
         raise InputError(f"{root / 'unet'}: {levels} levels down and others up", reason="checkpoint")
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     stage = {
-        "kind": "autoencoder", "stage": "kl", "image_size": unet["sample_size"] * factor, "patch": 1,
-        "channels": vae["block_out_channels"], "layers_per_block": vae.get("layers_per_block", 2),
+        "kind": "autoencoder",
+        "stage": "kl",
+        "image_size": unet["sample_size"] * factor,
+        "patch": 1,
+        "channels": vae["block_out_channels"],
+        "layers_per_block": vae.get("layers_per_block", 2),
         "latent_channels": vae.get("latent_channels", 4),
-    }  # fmt: skip
+    }
     return {"format": 1, "layout": KIND, "first_stage": stage, "model": model}
 
 
@@ -86,24 +102,27 @@ def _noise(root: Path) -> dict[str, Any]:
 
 def load_stable_stage(root: Path, document: Mapping[str, Any]) -> FirstStage:
     """Its first stage; `InputError` (`checkpoint`) where files are missing or damaged."""
-    spec: AutoencoderSpec = parse(AutoencoderSpec, document["first_stage"], str(root / "vae"))
-    return FirstStage(spec, _pretrained(AutoencoderKL, root / "vae"))
+    config: AutoencoderConfig = parse(AutoencoderConfig, document["first_stage"], str(root / "vae"))
+    return FirstStage(config, _pretrained(AutoencoderKL, root / "vae"))
 
 
 def load_stable(root: Path, document: Mapping[str, Any], stage: FirstStage) -> LDM:
     """Its UNet, text encoder and tokenizer over its first stage; errors as for `load_stable_stage`."""
-    spec: LDMSpec = parse(LDMSpec, document["model"], str(root))
-    assert isinstance(spec.text, PretrainedText)
+    config: LDMConfig = parse(LDMConfig, document["model"], str(root))
+    assert isinstance(config.text, PretrainedTextConfig)
     return LDM(
-        spec, stage, _pretrained(UNet2DConditionModel, root / "unet"),
-        tokenizer=stable_tokenizer(root, document), frozen_text=pretrained_encoder(spec.text.name),
-    )  # fmt: skip
+        config,
+        stage,
+        _pretrained(UNet2DConditionModel, root / "unet"),
+        tokenizer=stable_tokenizer(root, document),
+        frozen_text=pretrained_encoder(config.text.name),
+    )
 
 
 def stable_tokenizer(root: Path, document: Mapping[str, Any]) -> Tokenizer:
     """Its tokenizer; `ConfigError` where it cannot be opened."""
     length = int(document["model"]["text"]["length"])
-    return tokenizer_of(PretrainedText(name=str(root / "tokenizer"), length=length), list)
+    return tokenizer_of(PretrainedTextConfig(name=str(root / "tokenizer"), length=length), list)
 
 
 def _pretrained(kind: Any, folder: Path) -> Any:

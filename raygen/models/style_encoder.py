@@ -37,8 +37,13 @@ class StyleEncoder(nn.Module):
         if not 1 <= ups <= downs:
             raise ValueError(f"{ups} scales out of {downs} halvings")
         self.config: dict[str, Any] = {
-            "base": base, "downs": downs, "ups": ups, "width": width, "aligned": aligned, "classes": classes,
-        }  # fmt: skip
+            "base": base,
+            "downs": downs,
+            "ups": ups,
+            "width": width,
+            "aligned": aligned,
+            "classes": classes,
+        }
         self.classes, self.aligned = classes, aligned
         sizes = [classes * base * 2**i for i in range(downs + 1)]
         self.first = _normed(nn.Conv2d(3, sizes[0], 3, padding=1), classes)

@@ -23,16 +23,16 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 
 __all__ = [
     "FrozenText",
-    "PretrainedText",
+    "PretrainedTextConfig",
+    "TextConfig",
     "TextEncoder",
-    "TextSpec",
     "Tokenizer",
-    "TransformerText",
+    "TransformerTextConfig",
     "empty_encoder",
     "learn_vocabulary",
     "pretrained_encoder",
@@ -45,7 +45,7 @@ FILE: Final = "tokenizer.json"
 LARGEST: Final = 30_000
 
 
-class TransformerText(Spec):
+class TransformerTextConfig(Config):
     """A transformer trained with the denoiser; its width is the denoiser's `token_width`.
 
     `vocabulary`: `learned` from the training texts, a `vocab.txt`, a folder that has one, or a name such as
@@ -62,7 +62,7 @@ class TransformerText(Spec):
     inner: int = Field(2560, ge=8, description="width of the feed-forward layers")
 
 
-class PretrainedText(Spec):
+class PretrainedTextConfig(Config):
     """A frozen text encoder of the `transformers` library, with its own tokenizer."""
 
     kind: Literal["pretrained"] = "pretrained"
@@ -70,7 +70,7 @@ class PretrainedText(Spec):
     length: int = Field(77, ge=4, le=512)
 
 
-TextSpec = Annotated[TransformerText | PretrainedText, Field(discriminator="kind")]
+TextConfig = Annotated[TransformerTextConfig | PretrainedTextConfig, Field(discriminator="kind")]
 
 
 # --- texts -> ids -------------------------------------------------------------------------------------------
@@ -145,18 +145,18 @@ def learn_vocabulary(texts: Iterable[str], largest: int = LARGEST) -> list[str]:
     return [*SPECIAL, *pieces, *words][:largest]
 
 
-def tokenizer_of(spec: TransformerText | PretrainedText, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    """The tokenizer of a spec; `texts` is asked only where the vocabulary is learned."""
-    if isinstance(spec, PretrainedText):
-        return _from_transformers(spec.name, spec.length)
-    if spec.vocabulary == "learned":
-        return Tokenizer.wordpiece(learn_vocabulary(texts()), spec.length)
-    path = Path(spec.vocabulary)
+def tokenizer_of(config: TransformerTextConfig | PretrainedTextConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
+    """The tokenizer of a config; `texts` is asked only where the vocabulary is learned."""
+    if isinstance(config, PretrainedTextConfig):
+        return _from_transformers(config.name, config.length)
+    if config.vocabulary == "learned":
+        return Tokenizer.wordpiece(learn_vocabulary(texts()), config.length)
+    path = Path(config.vocabulary)
     file = path / "vocab.txt" if path.is_dir() else path
     if file.is_file():
         words = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        return Tokenizer.wordpiece(words, spec.length)
-    return _from_transformers(spec.vocabulary, spec.length)
+        return Tokenizer.wordpiece(words, config.length)
+    return _from_transformers(config.vocabulary, config.length)
 
 
 def _from_transformers(name: str, length: int) -> Tokenizer:
@@ -180,12 +180,14 @@ def _absent(what: str, name: str, error: Exception) -> ConfigError:
 class TextEncoder(nn.Module):
     """Token ids [B, L] -> tokens [B, L, width]; pre-norm layers, learned positions, padding read like any token."""
 
-    def __init__(self, spec: TransformerText, width: int, words: int) -> None:
+    def __init__(self, config: TransformerTextConfig, width: int, words: int) -> None:
         super().__init__()
         self.config = {"kind": "transformer", "width": width, "words": words}
         self.token_embedding = nn.Embedding(words, width)
-        self.position_embedding = nn.Embedding(spec.length, width)
-        self.layers = nn.ModuleList(_Layer(width, spec.heads, spec.head_dim, spec.inner) for _ in range(spec.layers))
+        self.position_embedding = nn.Embedding(config.length, width)
+        self.layers = nn.ModuleList(
+            _Layer(width, config.heads, config.head_dim, config.inner) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.position_embedding.weight, std=0.02)

@@ -1,6 +1,6 @@
 """Experiments as functions that write condition rows: FACES (or nothing) -> CONDITIONS.
 
-Knows how faces become the rows that ask for pictures. Knows nothing of models or Ray. A new experiment is one more spec
+How faces become the rows that ask for pictures. A new experiment is one more config
 with `rows` and one more name in the union here; sampling and scoring never change for it.
 """
 
@@ -11,23 +11,23 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.planning.base import Planning
-from raygen.planning.edits import ALPHAS, EditLine, EditPairs, Edits, paste
+from raygen.planning.edits import ALPHAS, EditLine, EditsFromFile, EditsFromPairs, paste
 from raygen.planning.from_faces import FromFaces, Unconditional
 from raygen.planning.identities import Identities
 from raygen.planning.styles import Styles
-from raygen.store.lookup import Lookup
+from raygen.store.lookup import RowLookup
 
 __all__ = [
     "ALPHAS",
     "AnyPlanning",
     "EditLine",
-    "EditPairs",
-    "Edits",
+    "EditsFromFile",
+    "EditsFromPairs",
     "FromFaces",
     "Identities",
-    "Lookup",
     "PlanWorker",
     "Planning",
+    "RowLookup",
     "Styles",
     "Unconditional",
     "columns_needed",
@@ -36,14 +36,14 @@ __all__ = [
 
 
 AnyPlanning = Annotated[
-    FromFaces | Unconditional | Styles | Edits | EditPairs | Identities, Field(discriminator="kind")
+    FromFaces | Unconditional | Styles | EditsFromFile | EditsFromPairs | Identities, Field(discriminator="kind")
 ]
 
 
 class PlanWorker:
     """Input rows -> `{"conditions": …}`: the worker of a plan job. `faces` for experiments that refer to faces."""
 
-    def __init__(self, planning: Planning, faces: Lookup | None = None) -> None:
+    def __init__(self, planning: Planning, faces: RowLookup | None = None) -> None:
         self.planning, self.faces = planning, faces
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:

@@ -9,21 +9,21 @@ from collections.abc import Mapping
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.core.config import Spec
-from raygen.store.lookup import Lookup
+from raygen.core.config import Config
+from raygen.store.lookup import RowLookup
 from raygen.store.schemas import CONDITIONS
 
 __all__ = ["Planning", "table"]
 
 
-class Planning(Spec):
+class Planning(Config):
     """One way to write condition rows. Subclasses add `kind: Literal[...]`."""
 
     seed: int = Field(0, ge=0, description="kept in every row")
 
     @abstractmethod
-    def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
-        """CONDITIONS rows for a piece of the input, depending on nothing but that piece, the spec and `faces`.
+    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
+        """CONDITIONS rows for a piece of the input, depending on nothing but that piece, the config and `faces`.
 
         A column `error` may stand beside them: such rows go to quarantine.
         """

@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 from scipy.ndimage import distance_transform_edt
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASS_INDEX, CLASSES, ClassName
 from raygen.planning.base import Planning, table
 from raygen.store.images import decode_mask, encode_mask, picture
-from raygen.store.lookup import Lookup, Row
+from raygen.store.lookup import Row, RowLookup
 from raygen.store.schemas import CONDITIONS, check_id, reason_of
 
-__all__ = ["ALPHAS", "EditLine", "EditPairs", "Edits", "paste"]
+__all__ = ["ALPHAS", "EditLine", "EditsFromFile", "EditsFromPairs", "paste"]
 
 
 #: From the embedding that was optimised for the input (0) to the target (1) and beyond.
@@ -66,7 +66,7 @@ class _Editing(Planning):
         return made.append_column("error", pa.array([edit.get("error") for edit, _ in pairs], pa.string()))
 
 
-class EditLine(Spec):
+class EditLine(Config):
     """One line of a file of edits. What is not asked for stays as the face has it."""
 
     edit_id: str
@@ -94,21 +94,21 @@ class EditLine(Spec):
         return self
 
 
-class Edits(_Editing):
+class EditsFromFile(_Editing):
     """The edits of a JSON-lines file, one `EditLine` each."""
 
     kind: Literal["edits"] = "edits"
     file: str = Field(..., description="JSON lines: edit_id, source, and text, mask_of, parts, attributes as wanted")
     recipe: str = Field("overall", description="which of a face's texts stands where an edit brings none")
 
-    def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
+    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """Lines (column `line`, checked) -> CONDITIONS; an edit whose face or mask is missing has an error."""
         assert faces is not None
         return self._rows(
             [self._tried(EditLine.model_validate_json(text), faces) for text in given["line"].to_pylist()]
         )
 
-    def _tried(self, line: EditLine, faces: Lookup) -> Row:
+    def _tried(self, line: EditLine, faces: RowLookup) -> Row:
         try:
             return self._edit(line, faces([name for name in (line.source, line.mask_of) if name is not None]))
         except InputError as error:
@@ -130,7 +130,7 @@ class Edits(_Editing):
         return {"edit_id": line.edit_id, "source": line.source, "mask": mask, "text": text, "attributes": wanted}
 
 
-class EditPairs(_Editing):
+class EditsFromPairs(_Editing):
     """An edit for each face that finds a partner among the faces after it in the same piece: somebody of the same
     sex who differs in `change`. The partner lends the sentence about it, and the `parts` of the mask.
 
@@ -145,12 +145,12 @@ class EditPairs(_Editing):
     splits: tuple[str, ...] = Field((), description="only faces of these splits; empty takes all")
 
     @model_validator(mode="after")
-    def _says_it(self) -> "EditPairs":
+    def _says_it(self) -> "EditsFromPairs":
         if self.text and self.change not in self.sentences:
             raise ValueError(f"the caption ({', '.join(self.sentences)}) says nothing of {self.change}")
         return self
 
-    def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
+    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """FACES -> CONDITIONS; `edit_id` is the face's id and what is changed. A bad mask has an error."""
         if self.splits:
             given = given.filter(pc.is_in(given["split"], pa.array(self.splits)))

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from raygen.planning.base import Planning, table
-from raygen.store.lookup import Lookup
+from raygen.store.lookup import RowLookup
 from raygen.store.schemas import check_id
 
 __all__ = ["FromFaces", "Unconditional"]
@@ -33,7 +33,7 @@ class FromFaces(Planning):
         """Rows for each face."""
         return self.per_face
 
-    def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
+    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """FACES -> CONDITIONS; `sample_id` is the face's id with a running number."""
         if self.splits:
             given = given.filter(pc.is_in(given["split"], pa.array(self.splits)))
@@ -70,7 +70,7 @@ class Unconditional(Planning):
         """One row for each number."""
         return 1
 
-    def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
+    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """Row numbers (column `index`) -> CONDITIONS."""
         numbers = given["index"].to_pylist()
         ids = [check_id(f"{self.prefix}{n:09d}") for n in numbers]

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX, AttributeName, ClassName
 from raygen.planning.base import Planning, table
-from raygen.planning.identity_pool import Cells, Ints, Needs, People, bits_of, columns_of, draw
+from raygen.planning.identity_pool import Cells, FacePool, Ints, Needs, bits_of, columns_of, draw
 from raygen.store.filenames import portable_ids
-from raygen.store.lookup import Lookup, Row
+from raygen.store.lookup import Row, RowLookup
 from raygen.store.schemas import ATTRIBUTE_LIST, CONDITIONS, FACES, check_id
 
 __all__ = ["Chosen", "Identities"]
@@ -31,28 +31,46 @@ Attribute = Annotated[
 ]
 #: What a mask shows: two rows with one mask cannot differ in these, nor rows with two masks agree by wish.
 IN_MASK: Final = frozenset(
-    ("Bald", "Bangs", "Eyeglasses", "Mouth_Slightly_Open", "Receding_Hairline", "Smiling", "Wearing_Earrings",
-     "Wearing_Hat", "Wearing_Necklace")
-)  # fmt: skip
+    (
+        "Bald",
+        "Bangs",
+        "Eyeglasses",
+        "Mouth_Slightly_Open",
+        "Receding_Hairline",
+        "Smiling",
+        "Wearing_Earrings",
+        "Wearing_Hat",
+        "Wearing_Necklace",
+    )
+)
 _HAIR: Final = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair", "Straight_Hair", "Wavy_Hair")
 _VARIED: Final = tuple(n for n in ATTRIBUTES if n in IN_MASK or n in _HAIR or n in ("Blurry", "Wearing_Necktie"))
 _KEPT: Final = tuple(n for n in ATTRIBUTES if n not in _VARIED)
 
 _LISTING: Final = pa.schema(
     [
-        ("number", pa.int64()), ("identity_id", pa.string()), ("face_id", pa.string()), ("sha256", pa.string()),
-        ("attributes", ATTRIBUTE_LIST), ("shown", pa.uint32()), ("donors", pa.list_(pa.string())), FACES.field("mask"),
-    ]
-)  # fmt: skip
-_BANK: Final = pa.schema(
-    [
-        ("face_id", pa.string()), ("sha256", pa.string()), ("attributes", ATTRIBUTE_LIST), ("shown", pa.uint32()),
+        ("number", pa.int64()),
+        ("identity_id", pa.string()),
+        ("face_id", pa.string()),
+        ("sha256", pa.string()),
+        ("attributes", ATTRIBUTE_LIST),
+        ("shown", pa.uint32()),
+        ("donors", pa.list_(pa.string())),
         FACES.field("mask"),
     ]
-)  # fmt: skip
+)
+_BANK: Final = pa.schema(
+    [
+        ("face_id", pa.string()),
+        ("sha256", pa.string()),
+        ("attributes", ATTRIBUTE_LIST),
+        ("shown", pa.uint32()),
+        FACES.field("mask"),
+    ]
+)
 
 
-class Keep(Spec):
+class Keep(Config):
     """What all pictures of an identity have in common."""
 
     styles: tuple[ClassName, ...] = Field(
@@ -62,7 +80,7 @@ class Keep(Spec):
     attributes: tuple[Attribute, ...] = Field(_KEPT, description="as the reference has them; in neither list: unknown")
 
 
-class Vary(Spec):
+class Vary(Config):
     """What each picture has from its donor."""
 
     styles: tuple[ClassName, ...] = ("hair", "hat", "eye_g", "ear_r", "neck_l", "cloth", "background")
@@ -159,14 +177,17 @@ class Identities(Planning):
 
     def chosen(self, tables: Iterable[pa.Table], names: Sequence[str] | None = None) -> Chosen:
         """References, donors and their bank from FACES in pieces; `ConfigError` where there are too few."""
-        people = People.of(tables, self.seed, self.splits)
+        people = FacePool.of(tables, self.seed, self.splits)
         cells = Cells(self.balance)
         needs = Needs(
-            picture=self.styled, mask=self.styled or self.masks == "own",
+            picture=self.styled,
+            mask=self.styled or self.masks == "own",
             shown=bits_of(self.keep.styles if self.styled else ()),
-            known=columns_of(self.keep.attributes if self.by != "styles" else ()), unlike=self.by != "styles",
-            cells=cells, others=self._borrows and self.donors == "person",
-        )  # fmt: skip
+            known=columns_of(self.keep.attributes if self.by != "styles" else ()),
+            unlike=self.by != "styles",
+            cells=cells,
+            others=self._borrows and self.donors == "person",
+        )
         found, why = needs.references(people)
         self._enough(cells, [len(faces) for faces in found], why)
         # Identity after identity goes to the next cell, so that counts are equal to one at any number of them.
@@ -212,13 +233,13 @@ class Identities(Planning):
                     f"faces have {there}{left}. Ask for fewer, keep fewer parts, or ingest more people"
                 )
 
-    def _group(self, people: People, face: int) -> bytes:
+    def _group(self, people: FacePool, face: int) -> bytes:
         """Equal for faces that may lend to each other."""
         if self.donors == "person":
             return int(people.person[face]).to_bytes(8, "big")
         return people.values[face, columns_of((*self.balance, *self.alike))].tobytes()
 
-    def _bank(self, people: People) -> tuple[Ints, dict[bytes, Ints]]:
+    def _bank(self, people: FacePool) -> tuple[Ints, dict[bytes, Ints]]:
         """Faces that may lend, and which of them are alike. A rare group is kept whole before a common one."""
         if not self._borrows:
             return np.array([], np.int64), {}
@@ -237,7 +258,7 @@ class Identities(Planning):
         arrays = {key: np.array([f for f in faces if f in kept], np.int64) for key, faces in groups.items()}
         return np.array(sorted(kept), np.int64), arrays
 
-    def _lenders(self, people: People, face: int, pool: Ints) -> Ints:
+    def _lenders(self, people: FacePool, face: int, pool: Ints) -> Ints:
         """Where the mask stays, those of `pool` who show most of what it shows and should vary."""
         if self.masks == "bank" or not self.styled or not len(pool):
             return pool
@@ -252,7 +273,9 @@ class Identities(Planning):
             raise ConfigError(f"what.planning.names: {self.names} has {len(given)} names for {self.identities} people")
         return list(given[: self.identities])
 
-    def _listing(self, people: People, taken: Sequence[int], donors: Sequence[Ints], names: Sequence[str]) -> pa.Table:
+    def _listing(
+        self, people: FacePool, taken: Sequence[int], donors: Sequence[Ints], names: Sequence[str]
+    ) -> pa.Table:
         lent = pa.array([people.ids[d] for drawn in donors for d in drawn.tolist()], pa.string())
         ends = np.cumsum([0, *(len(drawn) for drawn in donors)])
         columns = {
@@ -276,7 +299,7 @@ class Identities(Planning):
 
     # --- rows: anywhere -------------------------------------------------------------------------------------
 
-    def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
+    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """Identities (`Chosen.listing`) -> CONDITIONS, `pictures` rows each; `faces` knows the bank."""
         assert faces is not None
         people = given.to_pylist()
@@ -296,12 +319,17 @@ class Identities(Planning):
             for i in varied if donor else ():
                 values[i] = donor["attributes"][i]  # type: ignore[index]
             yield {
-                "sample_id": check_id(f"{name}-{k:04d}"), "plan": self.kind, "seed": self.seed,
-                "source": person["face_id"], "group_id": name, "identity_id": name, "variant": k,
+                "sample_id": check_id(f"{name}-{k:04d}"),
+                "plan": self.kind,
+                "seed": self.seed,
+                "source": person["face_id"],
+                "group_id": name,
+                "identity_id": name,
+                "variant": k,
                 "mask": donor["mask"] if donor and self.masks == "bank" else person["mask"],
                 "attributes": values if any(values) else None,
                 **(self._styles(person, donor) if self.styled else {}),
-            }  # fmt: skip
+            }
 
     def _styles(self, person: Row, donor: Row | None) -> dict[str, Any]:
         """The looks of a face but for what varies, as far as the mask shows any of it and the donor has it."""
@@ -317,9 +345,20 @@ class Identities(Planning):
 
 
 _ROW: Final = (
-    "sample_id", "plan", "seed", "source", "group_id", "identity_id", "variant", "mask", "attributes", "style_a",
-    "style_b", "style_parts", "style_mix",
-)  # fmt: skip
+    "sample_id",
+    "plan",
+    "seed",
+    "source",
+    "group_id",
+    "identity_id",
+    "variant",
+    "mask",
+    "attributes",
+    "style_a",
+    "style_b",
+    "style_parts",
+    "style_mix",
+)
 
 
 def _checked(names: Sequence[str]) -> Sequence[str]:
@@ -330,7 +369,7 @@ def _checked(names: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _described(people: People, faces: Ints) -> dict[str, pa.Array]:
+def _described(people: FacePool, faces: Ints) -> dict[str, pa.Array]:
     return {
         "face_id": pa.array([people.ids[face] for face in faces], pa.string()),
         "sha256": pa.array([people.sha256[face] for face in faces], pa.string()),
@@ -339,7 +378,7 @@ def _described(people: People, faces: Ints) -> dict[str, pa.Array]:
     }
 
 
-def _rows_of(people: People, faces: Ints) -> pa.Table:
+def _rows_of(people: FacePool, faces: Ints) -> pa.Table:
     """Faces as rows of the bank, masks still missing."""
     columns = {**_described(people, faces), "mask": pa.nulls(len(faces), FACES.field("mask").type)}
     return pa.table([columns[name] for name in _BANK.names], schema=_BANK)

@@ -20,14 +20,14 @@ from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CL
 from raygen.core.hashing import digest
 from raygen.store.images import decode_mask
 
-__all__ = ["Cells", "Needs", "People", "bits_of", "columns_of", "draw"]
+__all__ = ["Cells", "FacePool", "Needs", "bits_of", "columns_of", "draw"]
 
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class People:
+class FacePool:
     """What is known of each face, in an order that its id and the seed give. About 400 bytes a face.
 
     `person`: a number for each real person; a picture that nobody named is a person of its own. `shown` uint32 [n]: bit
@@ -42,13 +42,13 @@ class People:
     sha256: Sequence[str | None]
 
     @staticmethod
-    def of(tables: Iterable[pa.Table], seed: int, splits: Sequence[str] = ()) -> "People":
+    def of(tables: Iterable[pa.Table], seed: int, splits: Sequence[str] = ()) -> "FacePool":
         """FACES in pieces -> index. Pictures are hashed where the column `image` is there."""
         found = sorted(_described(tables, seed, splits))
         numbers: dict[str, int] = {}
         person = [numbers.setdefault(who, len(numbers)) for _, _, who, _, _, _ in found]
         values = b"".join(value for _, _, _, _, value, _ in found)
-        return People(
+        return FacePool(
             [name for _, name, *_ in found],
             np.array(person, dtype=np.int64),
             np.array([shown for _, _, _, shown, _, _ in found], dtype=np.uint32),
@@ -132,7 +132,7 @@ class Needs:
     cells: Cells
     others: bool = False
 
-    def references(self, people: People) -> tuple[list[list[int]], Counter[str]]:
+    def references(self, people: FacePool) -> tuple[list[list[int]], Counter[str]]:
         """Faces by cell, at most one of each person, in the order of `people`; and why others are none."""
         found: list[list[int]] = [[] for _ in range(len(self.cells))]
         persons, vectors, pictures = set[int](), set[bytes](), set[str | None]()
@@ -158,7 +158,7 @@ class Needs:
                 found[cell].append(face)
         return found, why
 
-    def _lacks(self, people: People, face: int) -> str:
+    def _lacks(self, people: FacePool, face: int) -> str:
         if self.picture and people.sha256[face] is None:
             return "without a picture"
         if self.mask and not people.shown[face]:

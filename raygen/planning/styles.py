@@ -16,7 +16,7 @@ from raygen.core.face_labels import CLASS_INDEX, ClassName
 from raygen.core.hashing import digest
 from raygen.planning.base import Planning, table
 from raygen.store.images import decode_mask
-from raygen.store.lookup import Lookup, Row
+from raygen.store.lookup import Row, RowLookup
 from raygen.store.schemas import CONDITIONS, check_id
 
 __all__ = ["Styles"]
@@ -49,7 +49,7 @@ class Styles(Planning):
         """Rows for each face."""
         return self.per_face * (self.steps if self.experiment == "interpolation" else 1)
 
-    def rows(self, given: pa.Table, faces: Lookup | None = None) -> pa.Table:
+    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """FACES -> CONDITIONS; `group_id` holds the rows of a face together. Faces without a mask have an error."""
         if self.splits:
             given = given.filter(pc.is_in(given["split"], pa.array(self.splits)))
@@ -96,10 +96,17 @@ class Styles(Planning):
             place = k // self.per_face
             mix = {"style_mix": place / (self.steps - 1)} if self.experiment == "interpolation" else {}
             yield {
-                "sample_id": check_id(f"{name}-{k:03d}"), "plan": self.kind, "seed": self.seed, "source": name,
-                "group_id": name, "variant": k, "mask": face["mask"], "attributes": face["attributes"],
-                **values[self.experiment], **mix,
-            }  # fmt: skip
+                "sample_id": check_id(f"{name}-{k:03d}"),
+                "plan": self.kind,
+                "seed": self.seed,
+                "source": name,
+                "group_id": name,
+                "variant": k,
+                "mask": face["mask"],
+                "attributes": face["attributes"],
+                **values[self.experiment],
+                **mix,
+            }
 
 
 def _digest(face: Row) -> str | None:
@@ -109,6 +116,16 @@ def _digest(face: Row) -> str | None:
 
 
 _STYLE_ROW: Final = (
-    "sample_id", "plan", "seed", "source", "group_id", "variant", "mask", "attributes", "style_a", "style_b",
-    "style_parts", "style_mix",
-)  # fmt: skip
+    "sample_id",
+    "plan",
+    "seed",
+    "source",
+    "group_id",
+    "variant",
+    "mask",
+    "attributes",
+    "style_a",
+    "style_b",
+    "style_parts",
+    "style_mix",
+)

@@ -27,10 +27,11 @@ from raygen.report import sweep as sweep_section
 from raygen.report.cards import LABELS, Number, cards, class_rows, numbers, slices, verdict
 from raygen.report.run_folder import Stage, stages_of
 from raygen.report.timeline import Span, axis, bins, clock, lanes, steps, without_pauses
-from raygen.report.training import trainings
-from raygen.store.filesystem import Storage
+from raygen.report.training import training_sections
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, from_parquet, read_slice
-from raygen.store.run_store import KEYS, open_input
+from raygen.store.run_store import open_input
+from raygen.store.set_digest import KEYS
 
 __all__ = ["build_report"]
 
@@ -48,7 +49,7 @@ def build_report(root: str, out: str | None = None, *, command: str | None = Non
     """
     page = _page(root, command, faces).encode()
     folder, _, name = (out or f"{root.rstrip('/')}/report.html").rpartition("/")
-    storage = Storage(folder or ".")
+    storage = FileStore(folder or ".")
     storage.put(name, page)
     return storage.address(name)
 
@@ -56,11 +57,11 @@ def build_report(root: str, out: str | None = None, *, command: str | None = Non
 def _page(root: str, command: str | None, faces: str | None) -> str:
     stages = list(stages_of(root))
     rows = list(_metrics(root))
-    sweep = sweep_section.swept(root, rows)
+    sweep = sweep_section.sweep_section(root, rows)
     found = [] if sweep else numbers(row for row in rows if variant_of(row) is None)
-    trained = trainings(root)
+    trained = training_sections(root)
     if not (stages or rows or trained):
-        one = Storage(root).exists("attempt-00/plan.json")
+        one = FileStore(root).exists("attempt-00/plan.json")
         hint = "; it is a single run: give the folder around it" if one else ""
         raise ConfigError(f"{root}: none of faces/, conditions/, samples/, scores/, metrics/, training/ is here{hint}")
     by_folder = {stage.folder: stage for stage in stages}
@@ -69,14 +70,17 @@ def _page(root: str, command: str | None, faces: str | None) -> str:
     context = _context(root, by_folder, found, command, given)
     context |= {"trainings": trained, "variants": grid(rows), "sweep": sweep}
     context["crowd"] = _people(context["main"])
-    context["verification"] = verification.cosines(root, rows)
-    context["roc"] = Markup(verification.curves(root, rows))
-    context["selection"] = selection.selected(root, rows)
-    context["nearby"] = nearest_pairs.nearby(root, _pictures(by_folder), given, found)
+    context["verification"] = verification.verification_section(root, rows)
+    context["roc"] = Markup(verification.roc_svg(root, rows))
+    context["selection"] = selection.selection_section(root, rows)
+    context["nearby"] = nearest_pairs.nearest_pairs_section(root, _pictures(by_folder), given, found)
     environment = Environment(
-        loader=PackageLoader("raygen.report", "templates"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("raygen.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(clock=clock, count=_count, size=_size, number=_number, label=LABELS.get)
     css = _style()
     policy = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
@@ -94,7 +98,7 @@ def _style() -> str:
 
 
 def _metrics(root: str) -> Iterator[dict[str, Any]]:
-    storage = Storage(root)
+    storage = FileStore(root)
     for name in storage.names("metrics"):
         if name.endswith(".parquet"):
             yield from from_parquet(storage.get(f"metrics/{name}")).to_pylist()
@@ -139,11 +143,11 @@ def _pictures(stages: Mapping[str, Stage]) -> Stage | None:
     return stages.get("selected") or stages.get("samples")
 
 
-def _people(stage: Stage | None) -> list[tuple[str, list[picture_rows.Pair]]]:
+def _people(stage: Stage | None) -> list[tuple[str, list[picture_rows.ImageWithMask]]]:
     """A few of those whom the pictures show, where rows say so."""
     if stage is None or stage.table not in ("samples", "faces"):
         return []
-    return picture_rows.crowd(stage.slices(stage.table), KEYS[stage.table][0])
+    return picture_rows.identities_section(stage.slices(stage.table), KEYS[stage.table][0])
 
 
 def _data(stages: Mapping[str, Stage]) -> Mapping[str, Any]:
@@ -194,7 +198,7 @@ def _guidance(weights: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{names.get(name, name)} {weight:g}" for name, weight in weights if weight != 1) or "none"
 
 
-def _sheet(stage: Stage | None) -> tuple[list[picture_rows.Pair], list[picture_rows.Pair]]:
+def _sheet(stage: Stage | None) -> tuple[list[picture_rows.ImageWithMask], list[picture_rows.ImageWithMask]]:
     """Pictures for the head of the page, and pairs for the contact sheet: evenly spaced rows, nobody's choice."""
     if stage is None or stage.table not in ("samples", "faces"):
         return [], []
@@ -219,7 +223,7 @@ def _gallery(stages: Mapping[str, Stage], faces: Sequence[Slice]) -> dict[str, A
     rows = picture_rows.find(pictures.slices("samples"), "sample_id", ids, SAMPLE_COLUMNS[1:])
     sources = picture_rows.find(faces, "face_id", {row["source"] for row in rows.values() if row["source"]}, ["image"])
 
-    def shown(ranked: Sequence[picture_rows.Scored]) -> list[dict[str, Any]]:
+    def shown(ranked: Sequence[picture_rows.RankedSample]) -> list[dict[str, Any]]:
         pairs = [(row, picture_rows.pair(rows[row.id], "sample_id")) for row in ranked if row.id in rows]
         return [{"row": row, "pair": pair, "source": _source(pair, sources)} for row, pair in pairs if pair]
 
@@ -233,13 +237,13 @@ def _strips(stages: Mapping[str, Stage], faces: Sequence[Slice]) -> dict[str, An
     if stage is None:
         return {"influence": None, "edits": None, "styled": None}
     return {
-        "influence": influence.influence(stage.slices("influence"), stage.slices("scores")),
-        "edits": edits_section.edits(stage.slices("samples"), stage.slices("scores"), faces),
-        "styled": styles.styled(stage.slices("samples"), faces),
+        "influence": influence.influence_section(stage.slices("influence"), stage.slices("scores")),
+        "edits": edits_section.edits_section(stage.slices("samples"), stage.slices("scores"), faces),
+        "styled": styles.styles_section(stage.slices("samples"), faces),
     }
 
 
-def _source(pair: picture_rows.Pair, sources: Mapping[str, Mapping[str, Any]]) -> str | None:
+def _source(pair: picture_rows.ImageWithMask, sources: Mapping[str, Mapping[str, Any]]) -> str | None:
     row = sources.get(pair.source or "")
     shown = picture_rows.pair(row, "face_id") if row else None
     return shown.image if shown else None
@@ -273,13 +277,21 @@ def _timeline(stage: Stage | None) -> dict[str, Any] | None:
     shift = [span._replace(start=span.start - began, end=span.end - began) for span in spans]
     boxes = [(100 * s.start / end, 100 * (s.end - s.start) / end, row, s) for s, row in zip(shift, lane, strict=True)]
     return {
-        "end": end, "ticks": [tick for tick in axis(end) if tick.at < 95], "paused": paused, "resumed": resumed,
-        "first": min(span.end for span in shift), "startup": shift[0].start, "known": known, "usual": usual,
+        "end": end,
+        "ticks": [tick for tick in axis(end) if tick.at < 95],
+        "paused": paused,
+        "resumed": resumed,
+        "first": min(span.end for span in shift),
+        "startup": shift[0].start,
+        "known": known,
+        "usual": usual,
         "boxes": boxes if len(boxes) <= MOST_SPANS and max(lane) < MOST_LANES else [],
-        "lanes": max(lane) + 1, "shares": _shares(shift, lane), "shards": len(shift),
+        "lanes": max(lane) + 1,
+        "shares": _shares(shift, lane),
+        "shards": len(shift),
         "path": steps([span.end for span in shift], [span.rows for span in shift], end),
         "rate": sum(span.rows for span in shift) / max(end - shift[0].start, 1e-9),
-    }  # fmt: skip
+    }
 
 
 def _shares(spans: Sequence[Span], lane: Sequence[int]) -> list[dict[str, float]]:
@@ -302,9 +314,13 @@ def _reproduce(root: str, stages: Mapping[str, Stage], first: Mapping[str, Any],
     shown = place.rsplit("/", 1)[-1] if place.startswith(("/", "file:")) else place  # whose home it is stays private
     what = main.plan.what
     facts = [
-        ("run_id", main.plan.run_id), ("seed", what.get("seed")), ("checkpoint (sha256)", first.get("checkpoint")),
-        ("set digest", main.digest), ("batch", main.plan.batch), ("shards", len(main.plan.shards)),
-    ]  # fmt: skip
+        ("run_id", main.plan.run_id),
+        ("seed", what.get("seed")),
+        ("checkpoint (sha256)", first.get("checkpoint")),
+        ("set digest", main.digest),
+        ("batch", main.plan.batch),
+        ("shards", len(main.plan.shards)),
+    ]
     environment = main.commits[0].environment if main.commits else main.record.get("versions") or {}
     plans = [(s.title, json.dumps(s.plan.what, indent=2, ensure_ascii=False, default=str)) for s in stages.values()]
     files = [(stage.folder, entry) for stage in stages.values() for c in stage.commits for entry in c.files]

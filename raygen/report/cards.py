@@ -21,15 +21,42 @@ __all__ = ["LABELS", "Card", "ClassRow", "Number", "cards", "class_rows", "numbe
 
 
 #: The 19 classes in plain words; left and right are the person's own.
-LABELS: Final[Mapping[str, str]] = dict(zip(CLASSES, (
-    "background", "skin", "nose", "eyeglasses", "left eye", "right eye", "left brow", "right brow", "left ear",
-    "right ear", "mouth", "upper lip", "lower lip", "hair", "hat", "earring", "necklace", "neck", "clothes",
-), strict=True))  # fmt: skip
+LABELS: Final[Mapping[str, str]] = dict(
+    zip(
+        CLASSES,
+        (
+            "background",
+            "skin",
+            "nose",
+            "eyeglasses",
+            "left eye",
+            "right eye",
+            "left brow",
+            "right brow",
+            "left ear",
+            "right ear",
+            "mouth",
+            "upper lip",
+            "lower lip",
+            "hair",
+            "hat",
+            "earring",
+            "necklace",
+            "neck",
+            "clothes",
+        ),
+        strict=True,
+    )
+)
 
 GENERATED, ROUNDTRIP, REFERENCE = "generated", "roundtrip", "reference"
 _POPULATIONS: Final = {
-    "all": GENERATED, "samples": GENERATED, GENERATED: GENERATED, ROUNDTRIP: ROUNDTRIP, REFERENCE: REFERENCE,
-}  # fmt: skip
+    "all": GENERATED,
+    "samples": GENERATED,
+    GENERATED: GENERATED,
+    ROUNDTRIP: ROUNDTRIP,
+    REFERENCE: REFERENCE,
+}
 
 
 class _Kind(NamedTuple):
@@ -85,9 +112,16 @@ _KINDS: Final[Mapping[str, _Kind]] = {
     "psnr": _Kind("PSNR", "peak signal to noise to the face that a row names, dB", 100, 2),
 }
 #: Metrics that are a network's opinion.
-_JUDGED: Final = frozenset({
-    "miou", "pixel_accuracy", "mask_accuracy", "iou", "attribute_accuracy", "attribute_balanced",
-})  # fmt: skip
+_JUDGED: Final = frozenset(
+    {
+        "miou",
+        "pixel_accuracy",
+        "mask_accuracy",
+        "iou",
+        "attribute_accuracy",
+        "attribute_balanced",
+    }
+)
 #: Metrics that a table of slices has room for.
 _SLICED: Final = frozenset({"miou", "attribute_balanced", "fid", "fd", "kid", "clip_score", "ssim", "recall"})
 _HASH: Final = re.compile("[0-9a-f]{40,}")
@@ -166,10 +200,17 @@ def _number(row: Mapping[str, Any]) -> Number:
     population = next((_POPULATIONS[word] for word in words if word in _POPULATIONS), GENERATED)
     part = "/".join(word for word in words if word not in _POPULATIONS)
     return Number(
-        str(row["metric"]), population, part, _finite(row.get("value")), int(row["n"]),
-        _finite(row.get("ci_low")), _finite(row.get("ci_high")),
-        str(row.get("reference") or ""), _protocol(row.get("protocol")), row.get("created"),
-    )  # fmt: skip
+        str(row["metric"]),
+        population,
+        part,
+        _finite(row.get("value")),
+        int(row["n"]),
+        _finite(row.get("ci_low")),
+        _finite(row.get("ci_high")),
+        str(row.get("reference") or ""),
+        _protocol(row.get("protocol")),
+        row.get("created"),
+    )
 
 
 def _finite(value: float | None) -> float | None:
@@ -204,12 +245,21 @@ def _card(group: Mapping[str, Number]) -> Card:
     if lead.low is not None and lead.high is not None:
         interval = f"{_text(lead.low, kind.digits)} to {_text(lead.high, kind.digits)}"
     return Card(
-        title, lead.metric, _text(lead.value, kind.digits), kind.meaning, better(lead.metric), lead.n,
-        str(lead.protocol.get("counts", "pictures")), interval, beside,
+        title,
+        lead.metric,
+        _text(lead.value, kind.digits),
+        kind.meaning,
+        better(lead.metric),
+        lead.n,
+        str(lead.protocol.get("counts", "pictures")),
+        interval,
+        beside,
         _share(group) if better(lead.metric) == "higher" else None,
         "the reference after the round trip" if ROUNDTRIP in group else "the reference",
-        _notes(lead), _low_n(lead, kind), _listed(lead),
-    )  # fmt: skip
+        _notes(lead),
+        _low_n(lead, kind),
+        _listed(lead),
+    )
 
 
 def _text(value: float | None, digits: int) -> str:

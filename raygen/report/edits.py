@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 
 from raygen.core.errors import InputError
 from raygen.report import pictures as picture_rows
-from raygen.report.influence import Line, _line, _vectors
+from raygen.report.influence import Series, _line, _vectors
 from raygen.store.parquet import Slice, read_slice
 
-__all__ = ["AlphaCurve", "EditStrip", "Edits", "edits"]
+__all__ = ["AlphaCurve", "EditStrip", "EditsSection", "edits_section"]
 
 EDITS: Final = 8
 COLUMNS: Final = ("sample_id", "alpha", "image", "mask", "text", "source")
@@ -40,27 +40,27 @@ class EditStrip(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Edits:
+class EditsSection:
     """All edits of a run as curves over alpha, and a few as strips."""
 
     n: int
     similarity: str
     curve: Sequence[AlphaCurve]
-    lines: Sequence[Line]
+    lines: Sequence[Series]
     strips: Sequence[EditStrip]
 
 
 # --- edits --------------------------------------------------------------------------------------------------
 
 
-def edits(samples: Sequence[Slice], scores: Sequence[Slice], faces: Sequence[Slice]) -> Edits | None:
+def edits_section(samples: Sequence[Slice], scores: Sequence[Slice], faces: Sequence[Slice]) -> EditsSection | None:
     """What SAMPLES and SCORES slices of an edit run say; None where it is none. `faces`: of the pictures edited."""
     found = list(_vectors(scores, "edit:"))
     if not found:
         return None
     vectors = np.concatenate([values for _, values in found])
     curve = [_at(vectors[vectors[:, 0] == alpha], float(alpha)) for alpha in np.unique(vectors[:, 0])]
-    return Edits(
+    return EditsSection(
         int(vectors[:, 3].sum()),
         found[0][0].partition(":")[2],
         curve,
@@ -75,7 +75,7 @@ def _at(rows: npt.NDArray[np.float64], alpha: float) -> AlphaCurve:
     return AlphaCurve(alpha, fidelity, float(rows[:, 2].mean()), float(rows[:, 3].mean()))
 
 
-def _curves(curve: Sequence[AlphaCurve]) -> list[Line]:
+def _curves(curve: Sequence[AlphaCurve]) -> list[Series]:
     low, high = curve[0].alpha, curve[-1].alpha
     places = [(point.alpha - low) / ((high - low) or 1) for point in curve]
     lines = [_line("similarity", [max(point.similarity, 0.0) for point in curve], places)]
@@ -120,9 +120,13 @@ def _strip(
     source = next(iter(sources.values()), None)
     mask = rows[0]["mask"]
     return EditStrip(
-        str(rows[0]["edit_id"]), _thumb(source), pictures,
-        None if mask is None else picture_rows.mask_thumb(mask["bytes"]), str(rows[0]["text"] or ""), verdict,
-    )  # fmt: skip
+        str(rows[0]["edit_id"]),
+        _thumb(source),
+        pictures,
+        None if mask is None else picture_rows.mask_thumb(mask["bytes"]),
+        str(rows[0]["text"] or ""),
+        verdict,
+    )
 
 
 def _thumb(row: Mapping[str, Any] | None) -> str | None:

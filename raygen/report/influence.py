@@ -17,7 +17,7 @@ from raygen.report import pictures as picture_rows
 from raygen.store.images import decode_image
 from raygen.store.parquet import Slice, read_slice
 
-__all__ = ["Influence", "Line", "Strip", "influence"]
+__all__ = ["InfluenceSection", "InfluenceStrip", "Series", "influence_section"]
 
 
 X0: Final = "x0"
@@ -28,7 +28,7 @@ SIDE: Final = 80
 HEAT: Final = np.array([(14, 16, 48), (84, 32, 112), (176, 58, 98), (240, 136, 62), (252, 240, 190)], dtype=np.float64)
 
 
-class Line(NamedTuple):
+class Series(NamedTuple):
     """A curve over steps or alphas: its name, its SVG path (area 1000 x 100) and its last and mean value."""
 
     name: str
@@ -37,7 +37,7 @@ class Line(NamedTuple):
     last: float
 
 
-class Strip(NamedTuple):
+class InfluenceStrip(NamedTuple):
     """Pictures in a row: what they are, and all of them as one data address."""
 
     name: str
@@ -45,29 +45,31 @@ class Strip(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Influence:
+class InfluenceSection:
     """Strips of a few samples over t, and the mean influence of each expert over the steps."""
 
     steps: Sequence[int]
-    samples: Sequence[tuple[str, Sequence[Strip]]]
-    lines: Sequence[Line]
+    samples: Sequence[tuple[str, Sequence[InfluenceStrip]]]
+    lines: Sequence[Series]
     n: int
 
 
 # --- influence ----------------------------------------------------------------------------------------------
 
 
-def influence(maps: Sequence[Slice], scores: Sequence[Slice]) -> Influence | None:
+def influence_section(maps: Sequence[Slice], scores: Sequence[Slice]) -> InfluenceSection | None:
     """What INFLUENCE and SCORES slices say; None where there are no maps."""
     samples = list(_chosen(maps))
     if not samples:
         return None
     means, n = _mean_influence(scores)
     steps = sorted({row["step"] for rows in samples for row in rows}, reverse=True)
-    return Influence(
-        steps, [(rows[0]["sample_id"], _strips(rows)) for rows in samples],
-        [_line(name, values) for name, values in means.items()], n,
-    )  # fmt: skip
+    return InfluenceSection(
+        steps,
+        [(rows[0]["sample_id"], _strips(rows)) for rows in samples],
+        [_line(name, values) for name, values in means.items()],
+        n,
+    )
 
 
 def _chosen(pieces: Sequence[Slice]) -> Iterator[list[dict[str, Any]]]:
@@ -80,7 +82,7 @@ def _chosen(pieces: Sequence[Slice]) -> Iterator[list[dict[str, Any]]]:
         yield sorted(rows, key=lambda row: -int(row["step"]))
 
 
-def _strips(rows: Sequence[Mapping[str, Any]]) -> list[Strip]:
+def _strips(rows: Sequence[Mapping[str, Any]]) -> list[InfluenceStrip]:
     """The estimates of the picture, then the map of every expert."""
     maps = [dict(row["maps"]) for row in rows]
     names = [name for name in maps[0] if name != X0]
@@ -88,7 +90,7 @@ def _strips(rows: Sequence[Mapping[str, Any]]) -> list[Strip]:
     for name in [X0, *sorted(names)]:
         tiles = [_tile(one[name]["bytes"], heat=name != X0) for one in maps if name in one]
         if tiles:
-            result.append(Strip(name, picture_rows.address(_row(tiles), quality=88, method=4)))
+            result.append(InfluenceStrip(name, picture_rows.address(_row(tiles), quality=88, method=4)))
     return result
 
 
@@ -132,8 +134,8 @@ def _vectors(pieces: Sequence[Slice], prefix: str) -> Iterator[tuple[str, npt.ND
                 yield name, np.array(rows, dtype=np.float64)
 
 
-def _line(name: str, values: Sequence[float], at: Sequence[float] | None = None) -> Line:
+def _line(name: str, values: Sequence[float], at: Sequence[float] | None = None) -> Series:
     """Values in 0..1 over equal steps, or at places in 0..1."""
     places = at if at is not None else [i / max(len(values) - 1, 1) for i in range(len(values))]
     points = [f"{1000 * x:.1f} {100 - 100 * y:.1f}" for x, y in zip(places, values, strict=True)]
-    return Line(name, "M" + "L".join(points), float(np.mean(values)), float(values[-1]))
+    return Series(name, "M" + "L".join(points), float(np.mean(values)), float(values[-1]))

@@ -13,18 +13,18 @@ from raygen.core.errors import ConfigError
 from raygen.report import pictures as picture_rows
 from raygen.report.cards import GENERATED, Number
 from raygen.report.run_folder import Stage
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice
-from raygen.store.run_store import Store, open_input
+from raygen.store.run_store import RunStore, open_input
 
-__all__ = ["Couple", "Nearby", "Pairs", "nearby"]
+__all__ = ["ImagePair", "NearestPairs", "NearestPairsSection", "nearest_pairs_section"]
 
 
 #: Pairs of each kind that are shown.
 SHOWN: Final = 12
 
 
-class Couple(NamedTuple):
+class ImagePair(NamedTuple):
     """Two pictures (None where one cannot be had), their ids, how far apart they are, and whether that is near."""
 
     left: str | None
@@ -36,59 +36,64 @@ class Couple(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pairs:
+class NearestPairs:
     """Couples by distance; what counts as near, and the share `q` of held-out faces that do."""
 
-    couples: Sequence[Couple]
+    couples: Sequence[ImagePair]
     threshold: float
     q: float
 
 
 @dataclass(frozen=True)
-class Nearby:
+class NearestPairsSection:
     """Both kinds of pairs; None for one that was not measured."""
 
-    training: Pairs | None
-    twins: Pairs | None
+    training: NearestPairs | None
+    twins: NearestPairs | None
 
 
-def nearby(
+def nearest_pairs_section(
     root: str, samples: Stage | None, faces: Sequence[Slice], found: Sequence[Number]
-) -> Nearby | None:  # fmt: skip
+) -> NearestPairsSection | None:
     """Of the evaluation in `root`; None where it did not ask for them.
 
     Pictures of samples are those of the run folder or of the run that was scored, those of training faces are where the
     evaluation read them, or among `faces`.
     """
-    storage = Storage(root)
+    storage = FileStore(root)
     made = samples.slices("samples") if samples is not None else _scored(root, "samples")
     trained = [*_scored(root, "training"), *faces]
     closest = _pairs(storage, "closest.json", "face_id", (made, "sample_id"), (trained, "face_id"), "memorized", found)
     twins = _pairs(
         storage, "duplicates.json", "other_id", (made, "sample_id"), (made, "sample_id"), "duplicates", found
     )
-    return Nearby(closest, twins) if closest or twins else None
+    return NearestPairsSection(closest, twins) if closest or twins else None
 
 
 def _scored(root: str, name: str) -> list[Slice]:
     """The rows that the evaluation compared: of the folder that it names, else those that its pass over them read."""
-    storage = Storage(root)
+    storage = FileStore(root)
     if storage.exists("metrics/pictures.json"):
         try:
             url = json.loads(storage.get("metrics/pictures.json"))[name]
             return open_input(url)[0].slices({"training": "faces"}.get(name, name))
         except ConfigError:  # it was moved, or was named from another folder than this one
             pass
-    store = Store(f"{root.rstrip('/')}/scores/{name}")
+    store = RunStore(f"{root.rstrip('/')}/scores/{name}")
     if not store.storage.exists("plan.json"):
         return []
     return [piece for shard in store.plan().shards for piece in shard.inputs]
 
 
 def _pairs(
-    storage: Storage, file: str, other: str, left: tuple[Sequence[Slice], str], right: tuple[Sequence[Slice], str],
-    metric: str, found: Sequence[Number],
-) -> Pairs | None:  # fmt: skip
+    storage: FileStore,
+    file: str,
+    other: str,
+    left: tuple[Sequence[Slice], str],
+    right: tuple[Sequence[Slice], str],
+    metric: str,
+    found: Sequence[Number],
+) -> NearestPairs | None:
     """The pairs in `file`, judged by the threshold that the METRICS row of `metric` says it was measured with."""
     said = next((n.protocol for n in found if n.base == metric and n.population == GENERATED and not n.part), None)
     if said is None or "threshold" not in said or not storage.exists(f"metrics/{file}"):
@@ -97,13 +102,17 @@ def _pairs(
     threshold = float(said["threshold"])
     ones, others = _pictures(*left, [r["sample_id"] for r in rows]), _pictures(*right, [r[other] for r in rows])
     couples = [
-        Couple(
-            ones.get(r["sample_id"]), others.get(r[other]), r["sample_id"], r[other],
-            r["distance"], r["distance"] < threshold,
+        ImagePair(
+            ones.get(r["sample_id"]),
+            others.get(r[other]),
+            r["sample_id"],
+            r[other],
+            r["distance"],
+            r["distance"] < threshold,
         )
         for r in rows
-    ]  # fmt: skip
-    return Pairs(couples, threshold, float(said["q"])) if couples else None
+    ]
+    return NearestPairs(couples, threshold, float(said["q"])) if couples else None
 
 
 def _pictures(pieces: Sequence[Slice], key: str, ids: Sequence[str]) -> Mapping[str, str | None]:

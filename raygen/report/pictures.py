@@ -22,13 +22,13 @@ from raygen.store.images import decode_image, decode_mask
 from raygen.store.parquet import Slice, read_slice
 
 __all__ = [
-    "Pair",
+    "ImageWithMask",
+    "RankedSample",
     "Ranking",
-    "Scored",
     "address",
-    "crowd",
     "evenly",
     "find",
+    "identities_section",
     "image_thumb",
     "mask_thumb",
     "pair",
@@ -43,7 +43,7 @@ BINS: Final = 40
 SIDE: Final = 160
 
 
-class Pair(NamedTuple):
+class ImageWithMask(NamedTuple):
     """A picture beside its mask, both as data addresses (None where there is none)."""
 
     id: str
@@ -52,7 +52,7 @@ class Pair(NamedTuple):
     source: str | None
 
 
-class Scored(NamedTuple):
+class RankedSample(NamedTuple):
     """One sample with its own mIoU and the class that it got most wrong."""
 
     id: str
@@ -67,8 +67,8 @@ class Ranking:
 
     keep_best: int = 6
     keep_worst: int = 12
-    best: list[Scored] = field(default_factory=list)
-    worst: list[Scored] = field(default_factory=list)
+    best: list[RankedSample] = field(default_factory=list)
+    worst: list[RankedSample] = field(default_factory=list)
     counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
     total: float = 0.0
     metric: str = ""
@@ -104,14 +104,14 @@ def _miou(vectors: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64], np
     return values, classes
 
 
-def _scored(name: str, value: float, classes: npt.NDArray[np.float64], vector: npt.NDArray[np.float64]) -> Scored:
+def _scored(name: str, value: float, classes: npt.NDArray[np.float64], vector: npt.NDArray[np.float64]) -> RankedSample:
     """The row, with the class of the mask (or, in an empty one, of the picture) that fits worst."""
     asked = np.where(vector[2] > 0, classes, np.inf)
     if np.isinf(asked).all():
         asked = np.nan_to_num(classes, nan=np.inf)
     lowest = int(asked.argmin())
     at = float(asked[lowest])
-    return Scored(name, float(value), CLASSES[lowest], at if np.isfinite(at) else 0.0)
+    return RankedSample(name, float(value), CLASSES[lowest], at if np.isfinite(at) else 0.0)
 
 
 def rank(pieces: Iterable[Slice]) -> Ranking | None:
@@ -175,12 +175,12 @@ def find(pieces: Iterable[Slice], key: str, ids: Iterable[str], columns: Sequenc
 # --- pictures -----------------------------------------------------------------------------------------------
 
 
-def pair(row: Mapping[str, Any], key: str) -> Pair | None:
+def pair(row: Mapping[str, Any], key: str) -> ImageWithMask | None:
     """A row's picture and mask ready to show; None where the row has no picture that opens."""
     image = image_thumb(_bytes(row.get("image")))
     if image is None:
         return None
-    return Pair(str(row[key]), image, mask_thumb(_bytes(row.get("mask"))), row.get("source"))
+    return ImageWithMask(str(row[key]), image, mask_thumb(_bytes(row.get("mask"))), row.get("source"))
 
 
 def _bytes(value: Mapping[str, Any] | None) -> bytes | None:
@@ -221,15 +221,15 @@ def address(image: Image.Image, **options: Any) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-PEOPLE = 8
+MAX_IDENTITIES = 8
 #: Pictures of each; a set in which nobody has two shows nobody.
 PICTURES = 10
 
 
-def crowd(slices: Sequence[Slice], key: str) -> list[tuple[str, list[Pair]]]:
+def identities_section(slices: Sequence[Slice], key: str) -> list[tuple[str, list[ImageWithMask]]]:
     """Names and pictures of people in the rows of `slices`, whose ids are in `key`; empty where rows name nobody."""
-    found: list[tuple[str, list[Pair]]] = []
-    for row in evenly(slices, PEOPLE, ["identity_id"]):
+    found: list[tuple[str, list[ImageWithMask]]] = []
+    for row in evenly(slices, MAX_IDENTITIES, ["identity_id"]):
         name = row.get("identity_id")
         if name is None or name in [other for other, _ in found]:
             continue

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from raygen.report.timeline import Span, without_pauses
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice
-from raygen.store.run_store import Commit, Plan, Store
+from raygen.store.run_store import Commit, Plan, RunStore
 
 __all__ = ["STAGES", "Stage", "stages_of"]
 
@@ -36,7 +36,7 @@ class Stage:
     folder: str
     table: str
     title: str
-    store: Store
+    store: RunStore
     plan: Plan
     commits: Sequence[Commit]
     record: Mapping[str, Any]
@@ -110,19 +110,25 @@ def stages_of(root: str) -> Iterator[Stage]:
     """The stores of a run folder (path or URL), each in its newest attempt."""
     for folder, table, title in STAGES:
         url = f"{root.rstrip('/')}/{folder}"
-        attempts = [n for n in Storage(url).names("") if n.startswith("attempt-") and n[8:].isdigit()]
+        attempts = [n for n in FileStore(url).names("") if n.startswith("attempt-") and n[8:].isdigit()]
         for name in sorted(attempts, key=lambda n: int(n[8:]), reverse=True)[:1]:
-            store = Store(url, int(name[8:]))
+            store = RunStore(url, int(name[8:]))
             if store.storage.exists("plan.json"):
                 manifest = _json(store.storage, "MANIFEST.json")
                 made = "faces" if folder == "selected" and store.has("faces") else table
                 yield Stage(
-                    folder, made, title, store, store.plan(), list(store.commits()),
-                    _json(store.storage, "run.json"), manifest.get("set_digest"),
-                )  # fmt: skip
+                    folder,
+                    made,
+                    title,
+                    store,
+                    store.plan(),
+                    list(store.commits()),
+                    _json(store.storage, "run.json"),
+                    manifest.get("set_digest"),
+                )
 
 
-def _json(storage: Storage, name: str) -> dict[str, Any]:
+def _json(storage: FileStore, name: str) -> dict[str, Any]:
     try:
         value = json.loads(storage.get(name))
     except (FileNotFoundError, NotADirectoryError, ValueError):

@@ -12,10 +12,11 @@ from typing import Any, Final, NamedTuple
 from raygen.core.errors import ConfigError
 from raygen.metrics.mask_rarity import KINDS, SHARE, WHENS
 from raygen.report import pictures as picture_rows
-from raygen.store.filesystem import Storage
-from raygen.store.run_store import KEYS, Store, open_input
+from raygen.store.filesystem import FileStore
+from raygen.store.run_store import RunStore, open_input
+from raygen.store.set_digest import KEYS
 
-__all__ = ["ATTEMPTS", "Kind", "Round", "Selection", "selected"]
+__all__ = ["ATTEMPTS", "FailureKind", "SelectionRound", "SelectionSection", "selection_section"]
 
 
 #: Where the pictures of each attempt lie, in the folder of a selection.
@@ -26,7 +27,7 @@ BEST: Final = "best of "
 SHOWN: Final = 12
 
 
-class Round(NamedTuple):
+class SelectionRound(NamedTuple):
     """One attempt: pictures that were made, and those that passed."""
 
     attempt: int
@@ -34,7 +35,7 @@ class Round(NamedTuple):
     passed: int
 
 
-class Kind(NamedTuple):
+class FailureKind(NamedTuple):
     """Samples of one kind: how many, their mean at each try (value, low, high), and the share that passed later."""
 
     name: str
@@ -43,29 +44,29 @@ class Kind(NamedTuple):
     mended: float | None
 
 
-class Change(NamedTuple):
+class Retry(NamedTuple):
     """A sample that was refused: what was made first, what counts, and what was said of both."""
 
-    pair: picture_rows.Pair
+    pair: picture_rows.ImageWithMask
     after: str | None
     why: str
     then: str
 
 
 @dataclass(frozen=True)
-class Selection:
+class SelectionSection:
     """All of it."""
 
     metric: str
-    rounds: Sequence[Round]
+    rounds: Sequence[SelectionRound]
     left_out: int
-    kinds: Sequence[Kind]
-    changes: Sequence[Change]
+    kinds: Sequence[FailureKind]
+    changes: Sequence[Retry]
     #: Whether pictures were made, and could be tried again; not those of an ingest run.
     made: bool
 
 
-def selected(root: str, rows: Sequence[Mapping[str, Any]]) -> Selection | None:
+def selection_section(root: str, rows: Sequence[Mapping[str, Any]]) -> SelectionSection | None:
     """Of the selection in `root`; None where there is none."""
     try:
         store, _ = open_input(f"{root.rstrip('/')}/selected")
@@ -80,9 +81,9 @@ def selected(root: str, rows: Sequence[Mapping[str, Any]]) -> Selection | None:
             counted += row["accepted"]
             if row["attempt"] or not row["accepted"] or row["reason"]:
                 again.setdefault(row["sample_id"], []).append(row)
-    rounds = [Round(n, tried[n], passed[n]) for n in sorted(tried)]
+    rounds = [SelectionRound(n, tried[n], passed[n]) for n in sorted(tried)]
     metric = next((str(row["metric"]) for row in rows if str(row["metric"]).startswith("picture:")), "")
-    return Selection(
+    return SelectionSection(
         metric.removeprefix("picture:"),
         rounds,
         tried[0] - counted,
@@ -92,22 +93,22 @@ def selected(root: str, rows: Sequence[Mapping[str, Any]]) -> Selection | None:
     )
 
 
-def _kinds(rows: Sequence[Mapping[str, Any]]) -> Iterator[Kind]:
+def _kinds(rows: Sequence[Mapping[str, Any]]) -> Iterator[FailureKind]:
     by = {(str(row["metric"]).partition(":")[0], row["slice"]): row for row in rows}
     for name in KINDS:
         found = [by.get(("picture", f"{name}/{when}")) for when in WHENS]
         first, mended = found[0], by.get((SHARE, name))
         if first is not None:
             means = [None if row is None else (row["value"], row["ci_low"], row["ci_high"]) for row in found]
-            yield Kind(
+            yield FailureKind(
                 name, int(json.loads(first["protocol"])["samples"]), means, None if mended is None else mended["value"]
             )
 
 
-def _changes(root: str, store: Store, again: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Change]:
+def _changes(root: str, store: RunStore, again: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Retry]:
     """At even distances through those that were refused at first: nobody chose them."""
     names = list(again)[:: max(1, len(again) // SHOWN)][:SHOWN]
-    storage = Storage(root)
+    storage = FileStore(root)
     if not names or not storage.exists(ATTEMPTS):
         return []
     try:
@@ -129,5 +130,5 @@ def _changes(root: str, store: Store, again: Mapping[str, Sequence[Mapping[str, 
             then = "left out" if chosen is None else chosen["reason"] or f"passed at try {chosen['attempt'] + 1}"
             why = str(tries[0]["reason"])
             why = why.partition(": ")[2] if why.startswith(BEST) else why
-            found.append(Change(pair, after and after.image, why, then))
+            found.append(Retry(pair, after and after.image, why, then))
     return found

@@ -11,15 +11,23 @@ from raygen.core.face_labels import CLASSES
 from raygen.report import pictures as picture_rows
 from raygen.store.parquet import Slice
 
-__all__ = ["Styled", "StyledRow", "styled"]
+__all__ = ["StyledRow", "StylesSection", "styles_section"]
 
 
 ROWS: Final = 8
 #: Pictures of one group that are shown.
 MOST: Final = 8
 COLUMNS: Final = (
-    "sample_id", "source", "image", "mask", "style_a", "style_b", "style_parts", "style_mix", "variant",
-)  # fmt: skip
+    "sample_id",
+    "source",
+    "image",
+    "mask",
+    "style_a",
+    "style_b",
+    "style_parts",
+    "style_mix",
+    "variant",
+)
 
 
 class StyledRow(NamedTuple):
@@ -32,14 +40,14 @@ class StyledRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Styled:
+class StylesSection:
     """A few groups of a run with styles, and the parts that it changes."""
 
     parts: Sequence[str]
     rows: Sequence[StyledRow]
 
 
-def styled(samples: Sequence[Slice], faces: Sequence[Slice]) -> Styled | None:
+def styles_section(samples: Sequence[Slice], faces: Sequence[Slice]) -> StylesSection | None:
     """What SAMPLES slices say of styles; None where no row takes one. `faces`: of the references."""
     groups = dict.fromkeys(row["group_id"] for row in picture_rows.evenly(samples, MOST * ROWS, ["group_id"]))
     chosen = list(groups)[:: max(1, len(groups) // ROWS)][:ROWS]
@@ -50,7 +58,7 @@ def styled(samples: Sequence[Slice], faces: Sequence[Slice]) -> Styled | None:
     names = {name for group in found for row in group for name in _names(row).values()}
     pictures = picture_rows.find(faces, "face_id", names, ["image"])
     parts = [CLASSES[part] for part in found[0][0]["style_parts"] or ()]
-    return Styled(parts, [_row(group, pictures) for group in found])
+    return StylesSection(parts, [_row(group, pictures) for group in found])
 
 
 def _of(samples: Sequence[Slice], group: str | None) -> list[dict[str, Any]]:

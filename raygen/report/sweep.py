@@ -16,7 +16,7 @@ from raygen.report import pictures as picture_rows
 from raygen.report.line_plot import plot
 from raygen.store.run_store import open_input
 
-__all__ = ["Line", "Measure", "Sweep", "swept"]
+__all__ = ["Measure", "SeriesSummary", "SweepSection", "sweep_section"]
 
 
 #: Families of metrics that are drawn, in this order.
@@ -27,7 +27,7 @@ MOST_CELLS: Final = 60
 
 
 @dataclass(frozen=True)
-class Line:
+class SeriesSummary:
     """One line of a plot in words."""
 
     name: str
@@ -42,20 +42,20 @@ class Measure:
 
     metric: str
     drawings: tuple[Markup, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[SeriesSummary, ...]
     ceiling: float | None  # the same of the reference itself, where it can be measured
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepSection:
     """All of it; `cells` are (name, pictures of the same rows)."""
 
     measures: tuple[Measure, ...]
-    cells: tuple[tuple[str, tuple[picture_rows.Pair, ...]], ...]
+    cells: tuple[tuple[str, tuple[picture_rows.ImageWithMask, ...]], ...]
     rows: int
 
 
-def swept(root: str, rows: Sequence[Mapping[str, Any]]) -> Sweep | None:
+def sweep_section(root: str, rows: Sequence[Mapping[str, Any]]) -> SweepSection | None:
     """Of the sweep in `root`; None where the METRICS name no cells."""
     celled = [(cell, row) for row in rows if (cell := cell_of(row)) is not None]
     if not celled:
@@ -66,7 +66,7 @@ def swept(root: str, rows: Sequence[Mapping[str, Any]]) -> Sweep | None:
     found = (_measure(name, curves((row for _, row in celled), name), real.get(name)) for name in drawn)
     order = sorted({(str(c["line"]), int(c["steps"]), str(c["name"])) for c, _ in celled})
     n = max((int(row["n"]) for _, row in celled if row["metric"] != SECONDS), default=0)
-    return Sweep(tuple(found), tuple(_pictures(root, [name for _, _, name in order[:MOST_CELLS]])), n)
+    return SweepSection(tuple(found), tuple(_pictures(root, [name for _, _, name in order[:MOST_CELLS]])), n)
 
 
 def _measure(metric: str, found: Sequence[Curve], ceiling: float | None) -> Measure:
@@ -74,13 +74,13 @@ def _measure(metric: str, found: Sequence[Curve], ceiling: float | None) -> Meas
     for curve in found:
         steps, best = best_steps(curve, metric)
         seconds = next(point.seconds for point in curve.points if point.steps == steps)
-        lines.append(Line(curve.name, best, steps, seconds))
+        lines.append(SeriesSummary(curve.name, best, steps, seconds))
     drawings = (plot(found, metric), plot(found, metric, over="seconds"))
     # Every word inside was escaped where it was drawn.
     return Measure(metric, tuple(Markup(drawing) for drawing in drawings if drawing), tuple(lines), ceiling)
 
 
-def _pictures(root: str, names: Iterable[str]) -> Iterable[tuple[str, tuple[picture_rows.Pair, ...]]]:
+def _pictures(root: str, names: Iterable[str]) -> Iterable[tuple[str, tuple[picture_rows.ImageWithMask, ...]]]:
     ids: list[str] = []
     for name in names:
         try:

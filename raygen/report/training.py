@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from raygen.store.filesystem import Storage
-from raygen.training.history import records
+from raygen.store.filesystem import FileStore
+from raygen.training.history import read_history
 
-__all__ = ["Training", "trainings"]
+__all__ = ["TrainingSection", "training_sections"]
 
 
 #: Folders below the root that may be trainings: its own, a stage's, a variant's stage.
@@ -24,7 +24,7 @@ SCORES: Final = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSection:
     """One training as far as it got."""
 
     folder: str
@@ -38,13 +38,13 @@ class Training:
     sheet_step: int
 
 
-def trainings(root: str) -> list[Training]:
+def training_sections(root: str) -> list[TrainingSection]:
     """Every training in a run folder, in order of name."""
-    storage = Storage(root)
+    storage = FileStore(root)
     return [found for folder in _folders(storage, "", DEPTH) if (found := _training(storage, folder))]
 
 
-def _folders(storage: Storage, folder: str, depth: int) -> Iterator[str]:
+def _folders(storage: FileStore, folder: str, depth: int) -> Iterator[str]:
     names = storage.names(folder)
     if "training" in names:
         yield folder
@@ -54,19 +54,19 @@ def _folders(storage: Storage, folder: str, depth: int) -> Iterator[str]:
                 yield from _folders(storage, f"{folder}/{name}".lstrip("/"), depth - 1)
 
 
-def _training(storage: Storage, folder: str) -> Training | None:
+def _training(storage: FileStore, folder: str) -> TrainingSection | None:
     place = f"{folder}/training".lstrip("/")
     try:
         text = storage.get(f"{place}/history.jsonl").decode()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    history = records(text)
+    history = read_history(text)
     losses = [(int(h["step"]), float(h["loss"])) for h in history if float(h["loss"]) > 0]
     if not losses:
         return None
     path, low, high = _curve(losses)
     sheet, step = _sheet(storage, place)
-    return Training(
+    return TrainingSection(
         folder or ".", _facts(storage, place, history), path, high, low, losses[-1][1], losses[-1][0], sheet, step
     )
 
@@ -82,7 +82,7 @@ def _curve(losses: Sequence[tuple[int, float]]) -> tuple[str, float, float]:
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points), low, high
 
 
-def _sheet(storage: Storage, place: str) -> tuple[str | None, int]:
+def _sheet(storage: FileStore, place: str) -> tuple[str | None, int]:
     names = sorted(n for n in storage.names(f"{place}/sheets") if n.endswith(".png"))
     if not names:
         return None, 0
@@ -90,7 +90,7 @@ def _sheet(storage: Storage, place: str) -> tuple[str | None, int]:
     return f"data:image/png;base64,{data}", int(names[-1].removeprefix("step-").removesuffix(".png"))
 
 
-def _facts(storage: Storage, place: str, history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def _facts(storage: FileStore, place: str, history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     try:
         result: Mapping[str, Any] = json.loads(storage.get(f"{place}/result.json"))
     except (FileNotFoundError, ValueError):

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from raygen.metrics.registry import family
 from raygen.report.line_plot import Roc, roc
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 
-__all__ = ["FILE", "ROC", "Cosines", "Rate", "cosines", "curves"]
+__all__ = ["FILE", "ROC", "RateRow", "VerificationSection", "roc_svg", "verification_section"]
 
 
 #: Histograms of an evaluation.
@@ -27,7 +27,7 @@ ACCURACY: Final = "verification_accuracy"
 
 
 @dataclass(frozen=True)
-class Rate:
+class RateRow:
     """One number with its interval; `few`: too few impostor pairs for this share of them."""
 
     name: str
@@ -39,7 +39,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Cosines:
+class VerificationSection:
     """One set: areas of genuine and impostor pairs over cosines from `left` to 1 in percent of a drawing, and rates."""
 
     name: str
@@ -49,12 +49,12 @@ class Cosines:
     pairs: tuple[int, int]
     people: int
     network: str
-    rates: tuple[Rate, ...]
+    rates: tuple[RateRow, ...]
 
 
-def cosines(root: str, rows: Sequence[Mapping[str, Any]]) -> list[Cosines]:
+def verification_section(root: str, rows: Sequence[Mapping[str, Any]]) -> list[VerificationSection]:
     """Of the evaluation in `root`; empty where it verified nothing."""
-    storage = Storage(root)
+    storage = FileStore(root)
     drawn = json.loads(storage.get(FILE)) if storage.exists(FILE) else {}
     found = []
     for where, shares in drawn.items():
@@ -68,21 +68,26 @@ def cosines(root: str, rows: Sequence[Mapping[str, Any]]) -> list[Cosines]:
         first = min(first, bars // 2)
         most = max(*shares["genuine"][first:], *shares["impostor"][first:])
         found.append(
-            Cosines(
-                SAID.get(where, where), _area(shares["genuine"][first:], most), _area(shares["impostor"][first:], most),
-                2 * first / bars - 1, (int(said["genuine_pairs"]), int(said["impostor_pairs"])), int(said["people"]),
-                str(said.get("network", "")), tuple(_rate(row) for row in (*mine, *_accuracy(rows, where))),
+            VerificationSection(
+                SAID.get(where, where),
+                _area(shares["genuine"][first:], most),
+                _area(shares["impostor"][first:], most),
+                2 * first / bars - 1,
+                (int(said["genuine_pairs"]), int(said["impostor_pairs"])),
+                int(said["people"]),
+                str(said.get("network", "")),
+                tuple(_rate(row) for row in (*mine, *_accuracy(rows, where))),
             )
-        )  # fmt: skip
+        )
     return found
 
 
-def curves(root: str, rows: Sequence[Mapping[str, Any]]) -> str:
+def roc_svg(root: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """SVG of the ROC of the evaluation in `root`, EER and each TAR marked; empty where it wrote none.
 
     It ends where a single pair of two people would be more than the share that is drawn.
     """
-    storage = Storage(root)
+    storage = FileStore(root)
     if not storage.exists(ROC):
         return ""
     rates: dict[str, list[tuple[float, float]]] = {}
@@ -111,13 +116,13 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], where: str) -> list[Mapping[str
     return [row for row in rows if row["slice"] == where and family(str(row["metric"])) == ACCURACY]
 
 
-def _rate(row: Mapping[str, Any]) -> Rate:
+def _rate(row: Mapping[str, Any]) -> RateRow:
     said = json.loads(row["protocol"])
     if family(row["metric"]) == ACCURACY:
         name = f"accuracy over {said['folds']} folds, %"
-        return Rate(name, float(row["value"]), row["ci_low"], row["ci_high"], few=False, digits=2)
+        return RateRow(name, float(row["value"]), row["ci_low"], row["ci_high"], few=False, digits=2)
     name = "EER" if family(row["metric"]) == "eer" else f"TAR at FAR {said['far']:g}"
-    return Rate(name, float(row["value"]), row["ci_low"], row["ci_high"], bool(said.get("low_n")))
+    return RateRow(name, float(row["value"]), row["ci_low"], row["ci_high"], bool(said.get("low_n")))
 
 
 def _area(shares: Sequence[float], most: float) -> str:

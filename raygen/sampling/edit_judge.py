@@ -8,14 +8,22 @@ import numpy.typing as npt
 import torch
 from pydantic import Field
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.face_labels import ATTRIBUTES
-from raygen.extractors.base import Classifier, Parser, ParserSpec, Small, load_classifier, load_parser, network_digest
-from raygen.extractors.lpips import LPIPSSpec, load_lpips
-from raygen.metrics.image_similarity import Likeness
+from raygen.extractors.base import (
+    BundledNetworkConfig,
+    Classifier,
+    Parser,
+    ParserConfig,
+    load_classifier,
+    load_parser,
+    network_digest,
+)
+from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.metrics.image_similarity import Similarity
 from raygen.store.images import decode_mask
 
-__all__ = ["Judge", "JudgeSpec", "best"]
+__all__ = ["EditJudge", "EditJudgeConfig", "best_alpha"]
 
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -24,26 +32,28 @@ LEAST: Final = 0.05
 Array = npt.NDArray[np.float64]
 
 
-class JudgeSpec(Spec):
+class EditJudgeConfig(Config):
     """What says how far an edit has come, and how much of the input is left."""
 
-    parser: ParserSpec | None = Field(default_factory=Small, description="of target masks")
-    classifier: Small | None = Field(default_factory=Small, description="of target attributes")
-    lpips: LPIPSSpec | None = Field(None, description="similarity is 1 - LPIPS instead of SSIM")
+    parser: ParserConfig | None = Field(default_factory=BundledNetworkConfig, description="of target masks")
+    classifier: BundledNetworkConfig | None = Field(
+        default_factory=BundledNetworkConfig, description="of target attributes"
+    )
+    lpips: LPIPSConfig | None = Field(None, description="similarity is 1 - LPIPS instead of SSIM")
 
 
 # --- judging ------------------------------------------------------------------------------------------------
 
 
-class Judge:
+class EditJudge:
     """How far pictures are from their input and from what was wanted."""
 
-    def __init__(self, spec: JudgeSpec, device: torch.device) -> None:
-        self.parser: Parser | None = None if spec.parser is None else load_parser(spec.parser, device)
+    def __init__(self, config: EditJudgeConfig, device: torch.device) -> None:
+        self.parser: Parser | None = None if config.parser is None else load_parser(config.parser, device)
         self.classifier: Classifier | None = (
-            None if spec.classifier is None else load_classifier(spec.classifier, device)
+            None if config.classifier is None else load_classifier(config.classifier, device)
         )
-        self.likeness = Likeness(load_lpips(spec.lpips) if spec.lpips else None, device)
+        self.likeness = Similarity(load_lpips(config.lpips) if config.lpips else None, device)
 
     @property
     def name(self) -> str:
@@ -51,9 +61,9 @@ class Judge:
         return self.likeness.name
 
     @staticmethod
-    def digests(spec: JudgeSpec) -> dict[str, str]:
-        """Who judges: the sha256 of every network of a spec, by what it is for."""
-        parts = {"parser": spec.parser, "classifier": spec.classifier, "lpips": spec.lpips}
+    def digests(config: EditJudgeConfig) -> dict[str, str]:
+        """Who judges: the sha256 of every network of a config, by what it is for."""
+        parts = {"parser": config.parser, "classifier": config.classifier, "lpips": config.lpips}
         return {name: network_digest(part, name) for name, part in parts.items() if part is not None}
 
     def similarity(self, images: UInt8Array, source: UInt8Array) -> Array:
@@ -109,7 +119,7 @@ class Judge:
         return np.asarray(np.where(wanted > 0, yes, 1 - yes)[:, wanted != 0].mean(axis=1))
 
 
-def best(fidelity: Array | None, similarity: Array, alphas: Sequence[float]) -> int:
+def best_alpha(fidelity: Array | None, similarity: Array, alphas: Sequence[float]) -> int:
     """The place of the alpha to take: the harmonic mean of fidelity and similarity is highest; then the smallest.
 
     Neither can make up for the other: a perfect copy that changed nothing scores 0, and so does another picture. Less

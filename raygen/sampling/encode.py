@@ -14,15 +14,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.pixels import to_pixels, to_uint8
-from raygen.core.precision import settle
+from raygen.core.precision import set_deterministic_precision
 from raygen.models import checkpoint
 from raygen.sampling.worker import pick_device
 from raygen.store.images import images_from_rows
 from raygen.store.schemas import LATENTS
 
-__all__ = ["LATENTS_OR_ERROR", "EncodeSpec", "EncodeWorker", "RoundTrip"]
+__all__ = ["LATENTS_OR_ERROR", "EncodeConfig", "EncodeWorker", "RoundTrip"]
 
 
 #: LATENTS with one more column: why a row could not be made. Such rows go to quarantine.
@@ -31,7 +31,7 @@ LATENTS_OR_ERROR = LATENTS.append(pa.field("error", pa.string()))
 LIMIT = 65504.0
 
 
-class EncodeSpec(Spec):
+class EncodeConfig(Config):
     """Which first stage, and whether mirrored pictures are encoded too."""
 
     checkpoint: str
@@ -43,12 +43,12 @@ class EncodeSpec(Spec):
 class EncodeWorker:
     """FACES rows -> LATENTS rows: first those of the pictures as they are, then the mirrored ones."""
 
-    def __init__(self, spec: EncodeSpec, *, threads: int | None = None) -> None:
-        settle(threads)
-        self.spec = spec
-        self.device = pick_device(spec.device)
-        self.digest = checkpoint.digest(spec.checkpoint)
-        self.stage = checkpoint.load_first_stage(spec.checkpoint, self.device)
+    def __init__(self, config: EncodeConfig, *, threads: int | None = None) -> None:
+        set_deterministic_precision(threads)
+        self.config = config
+        self.device = pick_device(config.device)
+        self.digest = checkpoint.digest(config.checkpoint)
+        self.stage = checkpoint.load_first_stage(config.checkpoint, self.device)
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
         """`start(rows)()`."""
@@ -56,9 +56,9 @@ class EncodeWorker:
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
         """Encode now; the returned call tabulates. A picture that cannot be read becomes a row with `error`."""
-        images, errors = images_from_rows(rows, self.stage.spec.image_size)
+        images, errors = images_from_rows(rows, self.stage.config.image_size)
         pixels = to_pixels(torch.from_numpy(images))
-        flips = [pixels.flip(-1)] if self.spec.flips else []
+        flips = [pixels.flip(-1)] if self.config.flips else []
         moments = [self._moments(x) for x in (pixels, *flips)]
         ids = rows["face_id"].to_pylist()
 
@@ -73,7 +73,7 @@ class EncodeWorker:
 
     @torch.inference_mode()
     def _moments(self, pixels: Tensor) -> Tensor:
-        parts = [self.stage.encode(part.to(self.device)) for part in torch.split(pixels, self.spec.batch)]
+        parts = [self.stage.encode(part.to(self.device)) for part in torch.split(pixels, self.config.batch)]
         return torch.cat(parts).cpu()
 
     def _table(self, ids: Sequence[str], transform: str, errors: Sequence[str | None], values: Tensor) -> pa.Table:
@@ -99,7 +99,7 @@ class RoundTrip:
     """Pictures through a first stage and back: the best that any model over its latents can do."""
 
     def __init__(self, checkpoint_folder: str, device: str = "auto") -> None:
-        settle()
+        set_deterministic_precision()
         self.device = pick_device(device)
         self.stage = checkpoint.load_first_stage(checkpoint_folder, self.device)
 

@@ -11,7 +11,7 @@ from raygen.core.errors import ConfigError
 from raygen.models.base import Context, Model, Record, concatenate
 from raygen.models.conditions import Conditions
 
-__all__ = ["Guidance", "GuidanceForm", "Guide", "guide"]
+__all__ = ["Guidance", "GuidanceForm", "GuidedDenoiser", "build_guidance"]
 
 #: One weight for all conditions together, or a weight a modality; 1 is no guidance.
 Guidance = float | dict[str, float]
@@ -23,7 +23,7 @@ GuidanceForm = Literal["scale", "extra"]
 
 
 @dataclass(frozen=True)
-class Guide:
+class GuidedDenoiser:
     """A weighted sum of predictions under several conditions, evaluated in one forward pass."""
 
     ctx: Context
@@ -42,14 +42,14 @@ class Guide:
         return (output.view(terms, *zt.shape) * weights).sum(dim=0)
 
 
-def guide(
+def build_guidance(
     model: Model,
     conditions: Conditions,
     guidance: Guidance,
     *,
     form: GuidanceForm = "scale",
     against: Collection[str] = (),
-) -> Guide:
+) -> GuidedDenoiser:
     """The terms of classifier-free guidance, those of weight 0 left out.
 
     A number w: e0 + w (e_all - e0), or in the form `extra`, e_all + w (e_all - e0), where 0 is no guidance. A mapping:
@@ -73,4 +73,4 @@ def guide(
     if len(used) > 1 or isinstance(guidance, Mapping):
         model.must_do_without("guidance subtracts what experts say without conditions")
     ctx = concatenate([model.prepare(model.embed(c)) for c, _ in used]) if model.modalities else {}
-    return Guide(ctx, tuple(w for _, w in used), whole=not isinstance(guidance, Mapping))
+    return GuidedDenoiser(ctx, tuple(w for _, w in used), whole=not isinstance(guidance, Mapping))

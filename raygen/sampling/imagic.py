@@ -22,27 +22,27 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.pixels import to_pixels
 from raygen.models.base import Model, Tokens
 from raygen.models.conditions import Conditions
-from raygen.planning import Lookup
-from raygen.sampling.edit_judge import Judge, JudgeSpec, UInt8Array, _mask, best
-from raygen.sampling.guidance import Guide
-from raygen.sampling.influence import InfluenceLog
+from raygen.planning import RowLookup
+from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, UInt8Array, _mask, best_alpha
+from raygen.sampling.guidance import GuidedDenoiser
+from raygen.sampling.influence import InfluenceRecorder
 from raygen.sampling.noise import keyed_normal, noise_key
-from raygen.sampling.worker import SampleSpec, SampleWorker, to_host
+from raygen.sampling.worker import SampleConfig, SampleWorker, to_host
 from raygen.store.images import images_from_rows
 from raygen.store.schemas import SCORES, SELECTION, reason_of
 
-__all__ = ["EditWorker", "ImagicSpec", "fit", "restored"]
+__all__ = ["EditWorker", "ImagicConfig", "fit", "restored"]
 
 #: Streams of noise that fitting uses; sampling has 0 for zT and 1 + i for step i.
 POSTERIOR, EMBEDDING, TUNING = 1 << 40, 1 << 41, 1 << 42
 
 
-class ImagicSpec(Spec):
+class ImagicConfig(Config):
     """How long and how fast. The defaults are those of the released scripts, for models of 400 million parameters."""
 
     embedding_steps: int = Field(500, ge=0, description="of the embedding")
@@ -55,26 +55,26 @@ class ImagicSpec(Spec):
 # --- fitting ------------------------------------------------------------------------------------------------
 
 
-def fit(model: Model, z: Tensor, target: Tokens, spec: ImagicSpec, key: int) -> Tokens:
+def fit(model: Model, z: Tensor, target: Tokens, config: ImagicConfig, key: int) -> Tokens:
     """e_opt of `target` (each [1, ...]) for the latent z [1, C, h, w]; `model` is tuned to it and stays so.
 
     Noise and timesteps follow from `key`. Only the parts that run once a step are tuned.
     """
     tokens = {n: v.detach().clone().requires_grad_() for n, v in target.items() if v.is_floating_point()}
     rest = {n: v for n, v in target.items() if n not in tokens}
-    if tokens and spec.embedding_steps:
-        optimizer = torch.optim.Adam(tokens.values(), lr=spec.embedding_lr)
-        _descend(model, z, {**tokens, **rest}, optimizer, spec.embedding_steps, spec.batch, key, EMBEDDING)
-    best = {n: v.detach() for n, v in tokens.items()} | rest
-    if spec.tuning_steps:
+    if tokens and config.embedding_steps:
+        optimizer = torch.optim.Adam(tokens.values(), lr=config.embedding_lr)
+        _descend(model, z, {**tokens, **rest}, optimizer, config.embedding_steps, config.batch, key, EMBEDDING)
+    best_alpha = {n: v.detach() for n, v in tokens.items()} | rest
+    if config.tuning_steps:
         parameters = [p for network in model.networks for p in network.parameters()]
         for parameter in parameters:
             parameter.requires_grad_(True)
-        optimizer = torch.optim.Adam(parameters, lr=spec.tuning_lr)
-        _descend(model, z, best, optimizer, spec.tuning_steps, spec.batch, key, TUNING)
+        optimizer = torch.optim.Adam(parameters, lr=config.tuning_lr)
+        _descend(model, z, best_alpha, optimizer, config.tuning_steps, config.batch, key, TUNING)
         for parameter in parameters:
             parameter.requires_grad_(False)
-    return best
+    return best_alpha
 
 
 def _descend(
@@ -120,12 +120,12 @@ class EditWorker:
     """
 
     def __init__(
-        self, sample: SampleSpec, imagic: ImagicSpec, judge: JudgeSpec, faces: Lookup, *, threads: int
+        self, sample: SampleConfig, imagic: ImagicConfig, judge: EditJudgeConfig, faces: RowLookup, *, threads: int
     ) -> None:
         self.sampler = SampleWorker(sample, threads=threads)
-        self.spec, self.imagic, self.faces = sample, imagic, faces
+        self.config, self.imagic, self.faces = sample, imagic, faces
         self.model, self.device = self.sampler.model, self.sampler.device
-        self.judge = Judge(judge, self.device)
+        self.judge = EditJudge(judge, self.device)
 
     def environment(self) -> dict[str, str]:
         """See `SampleWorker.environment`."""
@@ -141,35 +141,35 @@ class EditWorker:
             source, own, known = self._source(str(next(iter(edits))[1]))
         except InputError as error:
             return self._refused(rows, reason_of(error))
-        required = self.model.modalities if self.spec.missing == "quarantine" else self.model.required_conditions
+        required = self.model.modalities if self.config.missing == "quarantine" else self.model.required_conditions
         conditions, errors = Conditions.from_rows(
             rows.slice(0, 1), self.model.modalities, required=required, shapes=self.model.shapes
         )
         if errors[0] is not None:
             return self._refused(rows, errors[0])
-        log = InfluenceLog(rows.num_rows, self.spec.influence_steps)
+        log = InfluenceRecorder(rows.num_rows, self.config.influence_steps)
         images, finite = self._edited(rows, conditions.to(self.device), source, log)
         return lambda: self._finish(rows, log, source, own, known, images, finite)
 
     def _source(self, name: str) -> tuple[UInt8Array, UInt8Array | None, Sequence[int] | None]:
         """The picture to edit at the model's size, uint8 [S, S, 3], and its own mask and attributes if it has some."""
         row = self.faces([name])[name]
-        size = self.model.first_stage.spec.image_size
+        size = self.model.first_stage.config.image_size
         images, errors = images_from_rows(pa.Table.from_pylist([{"image": row["image"]}]), size)
         if errors[0] is not None:
             raise InputError(errors[0], reason="source")
         return images[0], _mask(row.get("mask"), size), row.get("attributes")
 
     def _refused(self, rows: pa.Table, reason: str) -> Callable[[], dict[str, pa.Table]]:
-        n, size = rows.num_rows, self.model.first_stage.spec.image_size
+        n, size = rows.num_rows, self.model.first_stage.config.image_size
         nothing = np.zeros((n, size, size, 3), np.uint8)
-        log = InfluenceLog(n, 0)
+        log = InfluenceRecorder(n, 0)
         return lambda: self.sampler.finish(rows, [reason] * n, log, nothing, np.ones(n, dtype=np.bool_))
 
     def _edited(
-        self, rows: pa.Table, conditions: Conditions, source: UInt8Array, log: InfluenceLog
+        self, rows: pa.Table, conditions: Conditions, source: UInt8Array, log: InfluenceRecorder
     ) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
-        key = noise_key(self.spec.seed, str(rows["edit_id"][0].as_py()), self.spec.attempt)
+        key = noise_key(self.config.seed, str(rows["edit_id"][0].as_py()), self.config.attempt)
         parts = self.model.editable
         with restored([network for part in parts.values() for network in part.networks]):
             with torch.no_grad():
@@ -182,7 +182,7 @@ class EditWorker:
             alphas = torch.tensor(rows["alpha"].to_pylist(), dtype=torch.float32, device=self.device)
             with torch.no_grad():
                 ctx = self.model.prepare({n: _between(found[n], target[n], alphas) for n in target})
-            images, finite = self.sampler.pictures(Guide(ctx, (1.0,)), [key] * len(alphas), log)
+            images, finite = self.sampler.pictures(GuidedDenoiser(ctx, (1.0,)), [key] * len(alphas), log)
             return to_host(images, finite)()
 
     def _latent(self, source: UInt8Array, key: int) -> Tensor:
@@ -194,7 +194,7 @@ class EditWorker:
     def _finish(
         self,
         rows: pa.Table,
-        log: InfluenceLog,
+        log: InfluenceRecorder,
         source: UInt8Array,
         own: UInt8Array | None,
         known: Sequence[int] | None,
@@ -207,12 +207,16 @@ class EditWorker:
             return tables
         size = images.shape[1]
         fidelity = self.judge.fidelity(
-            images[good], source, mask=_mask(rows["mask"][0].as_py(), size), own_mask=own,
-            attributes=rows["attributes"][0].as_py(), own_attributes=known,
-        )  # fmt: skip
+            images[good],
+            source,
+            mask=_mask(rows["mask"][0].as_py(), size),
+            own_mask=own,
+            attributes=rows["attributes"][0].as_py(),
+            own_attributes=known,
+        )
         similarity = self.judge.similarity(images[good], source)
         alphas = [rows["alpha"][int(i)].as_py() for i in good]
-        chosen = best(fidelity, similarity, alphas)
+        chosen = best_alpha(fidelity, similarity, alphas)
         ids = [rows["sample_id"][int(i)].as_py() for i in good]
         judged = np.full(len(ids), np.nan) if fidelity is None else fidelity
         vectors = [
@@ -225,10 +229,12 @@ class EditWorker:
 
     def _scores(self, ids: Sequence[str], vectors: Sequence[Sequence[float]]) -> pa.Table:
         columns: Mapping[str, Any] = {
-            "sample_id": list(ids), "attempt": [self.spec.attempt] * len(ids),
-            "metric": [f"edit:{self.judge.name}"] * len(ids), "run_id": [self.spec.run_id] * len(ids),
+            "sample_id": list(ids),
+            "attempt": [self.config.attempt] * len(ids),
+            "metric": [f"edit:{self.judge.name}"] * len(ids),
+            "run_id": [self.config.run_id] * len(ids),
             "vector": list(vectors),
-        }  # fmt: skip
+        }
         return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
 
     def _selection(self, ids: Sequence[str], vectors: Sequence[Sequence[float]], chosen: int) -> pa.Table:
@@ -237,10 +243,14 @@ class EditWorker:
         why = "nobody can judge the change" if np.isnan(fidelity) else f"fidelity {fidelity:.3f}"
         reason = f"alpha {alpha:g}: {why}, {self.judge.name} {similarity:.3f}"
         rows = [
-            {"sample_id": name, "attempt": self.spec.attempt, "accepted": i == chosen,
-             "reason": reason if i == chosen else f"alpha {alpha:g} was chosen"}
+            {
+                "sample_id": name,
+                "attempt": self.config.attempt,
+                "accepted": i == chosen,
+                "reason": reason if i == chosen else f"alpha {alpha:g} was chosen",
+            }
             for i, name in enumerate(ids)
-        ]  # fmt: skip
+        ]
         return pa.Table.from_pylist(rows, SELECTION)
 
 

@@ -17,14 +17,14 @@ from raygen.models.collaborative import INFLUENCE as PREFIX
 from raygen.store.images import Codec, encode_image, encode_mask, picture
 from raygen.store.schemas import INFLUENCE, SCORES
 
-__all__ = ["X0", "InfluenceLog"]
+__all__ = ["X0", "InfluenceRecorder"]
 
 
 #: Name of the estimate of z in a record, and of its picture in a row of INFLUENCE.
 X0: Final = "x0"
 
 
-class InfluenceLog:
+class InfluenceRecorder:
     """Reads `record` after every step of one batch; nothing is copied to the host before the rows are asked for.
 
     Costs nothing for models that record no influence, and where no maps are kept.

@@ -24,9 +24,9 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES
 from raygen.models import checkpoint
 from raygen.models.base import Model
-from raygen.models.schedule import SamplerSpec
+from raygen.models.schedule import SamplerConfig
 from raygen.sampling.guidance import Guidance
-from raygen.sampling.worker import SampleSpec, SampleWorker
+from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import encode_image, encode_mask, picture_column
 from raygen.store.schemas import CONDITIONS, cast
 
@@ -71,7 +71,7 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
         attributes: Sequence[Mapping[str, int]] | None = None,
         texts: Sequence[str] | None = None,
         hints: Sequence[Any] | None = None,
-        sampler: str | SamplerSpec = "ddim",
+        sampler: str | SamplerConfig = "ddim",
         num_inference_steps: int = 50,
         guidance_scale: Guidance = 1.0,
         seed: int = 0,
@@ -94,12 +94,17 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
             takes = sorted(self.model.modalities) or "no conditions"
             raise ConfigError(f"the model does not take {unknown}; it takes {takes}")
         rows = _rows(count.pop() if count else 1, columns)
-        named = SamplerSpec(name=sampler, steps=num_inference_steps) if isinstance(sampler, str) else sampler
-        spec = SampleSpec(
-            checkpoint=str(self.config["_name_or_path"]), sampler=named, guidance=guidance_scale, seed=seed,
-            batch=rows.num_rows, codec="png", device=self.device.type if self.device.type == "cuda" else "cpu",
-        )  # fmt: skip
-        made = SampleWorker(spec, model=self.model)(rows)["samples"].to_pylist()
+        named = SamplerConfig(name=sampler, steps=num_inference_steps) if isinstance(sampler, str) else sampler
+        config = SampleConfig(
+            checkpoint=str(self.config["_name_or_path"]),
+            sampler=named,
+            guidance=guidance_scale,
+            seed=seed,
+            batch=rows.num_rows,
+            codec="png",
+            device=self.device.type if self.device.type == "cuda" else "cpu",
+        )
+        made = SampleWorker(config, model=self.model)(rows)["samples"].to_pylist()
         if bad := [row["error"] for row in made if row["error"]]:
             raise InputError(bad[0].partition(": ")[2], reason=bad[0].partition(": ")[0])
         images: Any = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in made]
@@ -111,8 +116,10 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
 def _rows(n: int, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     """CONDITIONS of arguments."""
     made: dict[str, Any] = {
-        "sample_id": [f"{i:06d}" for i in range(n)], "plan": ["pipeline"] * n, "seed": [0] * n,
-    }  # fmt: skip
+        "sample_id": [f"{i:06d}" for i in range(n)],
+        "plan": ["pipeline"] * n,
+        "seed": [0] * n,
+    }
     if "mask" in columns:
         made["mask"] = picture_column([encode_mask(np.asarray(mask, dtype=np.uint8)) for mask in columns["mask"]])
     if "hint" in columns:

@@ -10,16 +10,16 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.metrics.registry import SECONDS
 from raygen.sampling.worker import SampleWorker
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 from raygen.store.schemas import SCORES
 
-__all__ = ["TimingSpec", "TimingWorker", "build_timing", "seconds_of"]
+__all__ = ["TimingConfig", "TimingWorker", "build_timing", "seconds_of"]
 
 
-class TimingSpec(Spec):
+class TimingConfig(Config):
     """How long is measured."""
 
     pictures: int = Field(32, ge=1, le=4096, description="at once; at most the batch of the sweep")
@@ -29,9 +29,9 @@ class TimingSpec(Spec):
 class TimingWorker:
     """CONDITIONS rows -> one SCORES row: the seconds a picture of each round."""
 
-    def __init__(self, worker: SampleWorker, spec: TimingSpec, name: str) -> None:
+    def __init__(self, worker: SampleWorker, config: TimingConfig, name: str) -> None:
         """`name`: of the run that is timed."""
-        self.worker, self.spec, self.name = worker, spec, name
+        self.worker, self.config, self.name = worker, config, name
 
     def environment(self) -> dict[str, str]:
         """See `SampleWorker.environment`."""
@@ -39,15 +39,15 @@ class TimingWorker:
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
         """Time now: conditions to tensors, sampling, first stage, until the pictures are there."""
-        rounds = [self.round(rows) for _ in range(1 + self.spec.rounds)][1:]
-        run_id = self.worker.spec.run_id
+        rounds = [self.round(rows) for _ in range(1 + self.config.rounds)][1:]
+        run_id = self.worker.config.run_id
         found = {"sample_id": self.name, "attempt": 0, "metric": SECONDS, "run_id": run_id, "vector": rounds}
         return lambda: {"scores": pa.Table.from_pylist([found], SCORES)}
 
     def round(self, rows: pa.Table) -> float:
         """Seconds a picture, once."""
         # The device always works on a whole batch; a batch of just these rows is what their time is the time of.
-        worker = self.worker.another(self.worker.spec.model_copy(update={"batch": rows.num_rows}))
+        worker = self.worker.another(self.worker.config.model_copy(update={"batch": rows.num_rows}))
         began = time.perf_counter()
         worker.start(rows)
         if worker.device.type == "cuda":
@@ -56,14 +56,14 @@ class TimingWorker:
 
 
 def build_timing(
-    bench: Callable[[], Callable[[int], SampleWorker]], spec: TimingSpec, names: Sequence[str]
+    bench: Callable[[], Callable[[int], SampleWorker]], config: TimingConfig, names: Sequence[str]
 ) -> Callable[[int], TimingWorker]:
     """The workers of an actor, for runs by number."""
     workers = bench()
-    return lambda place: TimingWorker(workers(place), spec, names[place])
+    return lambda place: TimingWorker(workers(place), config, names[place])
 
 
-def seconds_of(store: Store) -> Sequence[float]:
+def seconds_of(store: RunStore) -> Sequence[float]:
     """Seconds a picture in each round."""
     seconds: Sequence[float] = next(store.tables("scores", ["vector"]))["vector"][0].as_py()
     return seconds

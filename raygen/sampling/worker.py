@@ -21,26 +21,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.pixels import to_uint8
-from raygen.core.precision import settle, tf32
+from raygen.core.precision import set_deterministic_precision, tf32
 from raygen.models import checkpoint
 from raygen.models.base import Model, Record
 from raygen.models.conditions import Conditions
 from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedule import SamplerSpec, advance, build_sampler, uses_step_noise
-from raygen.sampling.guidance import Guidance, GuidanceForm, Guide, guide
-from raygen.sampling.influence import X0, InfluenceLog
+from raygen.models.schedule import SamplerConfig, advance, build_sampler, uses_step_noise
+from raygen.sampling.guidance import Guidance, GuidanceForm, GuidedDenoiser, build_guidance
+from raygen.sampling.influence import X0, InfluenceRecorder
 from raygen.sampling.noise import batch_noise, noise_key
 from raygen.store.images import Codec, encode_image, picture_column
-from raygen.store.lookup import References
+from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SAMPLES, SCORES, cast
 
-__all__ = ["Observe", "SampleSpec", "SampleWorker", "denoise", "pick_device", "shares_model", "to_host"]
+__all__ = ["SampleConfig", "SampleWorker", "ScoreBatch", "denoise", "pick_device", "shares_model", "to_host"]
 
 UInt8Array = npt.NDArray[np.uint8]
 #: (pictures uint8 [n, H, W, 3], their rows) -> SCORES rows.
-Observe = Callable[[UInt8Array, pa.Table], pa.Table]
+ScoreBatch = Callable[[UInt8Array, pa.Table], pa.Table]
 #: Gives the noise of step i, [B, C, h, w].
 StepNoise = Callable[[int], Tensor]
 
@@ -53,13 +53,13 @@ JOINT: Final = "joint"
 
 def denoise(
     model: Model,
-    guided: Guide,
+    guided: GuidedDenoiser,
     zt: Tensor,
     scheduler: Any,
     *,
     eta: float = 0.0,
     step_noise: StepNoise | None = None,
-    unguided: Guide | None = None,
+    unguided: GuidedDenoiser | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
     record: Record | None = None,
 ) -> Iterator[Tensor]:
@@ -86,11 +86,11 @@ def denoise(
 # --- the worker ---------------------------------------------------------------------------------------------
 
 
-class SampleSpec(Spec):
+class SampleConfig(Config):
     """Everything a picture depends on, besides its row."""
 
     checkpoint: str
-    sampler: SamplerSpec = Field(default_factory=SamplerSpec)
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     guidance: Guidance = 1.0
     guidance_form: GuidanceForm = "scale"
     guidance_against: tuple[str, ...] = ()
@@ -114,7 +114,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def shares_model(one: SampleSpec, other: SampleSpec) -> bool:
+def shares_model(one: SampleConfig, other: SampleConfig) -> bool:
     """Whether pictures of both come from the same weights in memory."""
     names = ("checkpoint", "dtype", "device", "mixing")
     return all(getattr(one, name) == getattr(other, name) for name in names)
@@ -128,37 +128,37 @@ class SampleWorker:
 
     def __init__(
         self,
-        spec: SampleSpec,
+        config: SampleConfig,
         *,
         model: Model | None = None,
-        observe: Observe | None = None,
+        observe: ScoreBatch | None = None,
         threads: int | None = None,
-        references: References | None = None,
+        references: RowLookup | None = None,
     ) -> None:
         """`references`: of the faces that styles are taken from."""
-        settle(threads)
-        self.spec, self.observe, self.references = spec, observe, references
-        self.device = pick_device(spec.device)
-        self.digest = "" if model is not None else checkpoint.digest(spec.checkpoint)
-        loaded = checkpoint.load(spec.checkpoint) if model is None else model
-        self.model = loaded.to(self.device, DTYPES[spec.dtype]).eval()
+        set_deterministic_precision(threads)
+        self.config, self.observe, self.references = config, observe, references
+        self.device = pick_device(config.device)
+        self.digest = "" if model is not None else checkpoint.digest(config.checkpoint)
+        loaded = checkpoint.load(config.checkpoint) if model is None else model
+        self.model = loaded.to(self.device, DTYPES[config.dtype]).eval()
         if self.device.type == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)
-        if spec.mixing is not None:
-            self.model.mix(spec.mixing)
+        if config.mixing is not None:
+            self.model.mix(config.mixing)
 
-    def another(self, spec: SampleSpec) -> "SampleWorker":
+    def another(self, config: SampleConfig) -> "SampleWorker":
         """A worker for other settings of the same checkpoint, which is loaded once for both."""
-        if not shares_model(spec, self.spec):
+        if not shares_model(config, self.config):
             raise ValueError("another checkpoint, precision, device or mixing needs a model of its own")
         made = copy.copy(self)
-        made.spec = spec
+        made.config = config
         return made
 
     def environment(self) -> dict[str, str]:
-        """What bytes depend on besides the spec and the versions."""
+        """What bytes depend on besides the config and the versions."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        return {"device": name, "threads": str(torch.get_num_threads()), "dtype": self.spec.dtype, "tf32": tf32()}
+        return {"device": name, "threads": str(torch.get_num_threads()), "dtype": self.config.dtype, "tf32": tf32()}
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
         """`start(rows)()`."""
@@ -171,56 +171,62 @@ class SampleWorker:
         row with `error`.
         """
         model = self.model
-        required = model.modalities if self.spec.missing == "quarantine" else model.required_conditions
+        required = model.modalities if self.config.missing == "quarantine" else model.required_conditions
         shapes = replace(model.shapes, references=self.references)
         conditions, errors = Conditions.from_rows(rows, model.modalities, required=required, shapes=shapes)
         ids = rows["sample_id"].to_pylist()
-        groups = rows["group_id"].to_pylist() if self.spec.noise == "group" else [None] * len(ids)
+        groups = rows["group_id"].to_pylist() if self.config.noise == "group" else [None] * len(ids)
         keys: list[int | None] = [
-            None if error else noise_key(self.spec.seed, group or name, self.spec.attempt)
+            None if error else noise_key(self.config.seed, group or name, self.config.attempt)
             for name, group, error in zip(ids, groups, errors, strict=True)
         ]
-        keys += [None] * (self.spec.batch - len(keys))
-        log = InfluenceLog(len(ids), self.spec.influence_steps)
-        images, finite = self._conditioned(conditions.pad(self.spec.batch).to(self.device), keys, log)
+        keys += [None] * (self.config.batch - len(keys))
+        log = InfluenceRecorder(len(ids), self.config.influence_steps)
+        images, finite = self._conditioned(conditions.pad(self.config.batch).to(self.device), keys, log)
         fetch = to_host(images[: len(ids)], finite[: len(ids)])
         return lambda: self.finish(rows, errors, log, *fetch())
 
     @torch.inference_mode()
     def _conditioned(
-        self, conditions: Conditions, keys: Sequence[int | None], log: InfluenceLog
+        self, conditions: Conditions, keys: Sequence[int | None], log: InfluenceRecorder
     ) -> tuple[Tensor, Tensor]:
-        spec, model = self.spec, self.model
-        if spec.only is not None:
+        config, model = self.config, self.model
+        if config.only is not None:
             model.must_do_without("some conditions of the rows are left aside (`only`)")
-            conditions = conditions.keep(spec.only)
-        unguided = guide(model, conditions, 1.0) if spec.guidance_interval != (0.0, 1.0) else None
-        guided = guide(model, conditions, spec.guidance, form=spec.guidance_form, against=spec.guidance_against)
+            conditions = conditions.keep(config.only)
+        unguided = build_guidance(model, conditions, 1.0) if config.guidance_interval != (0.0, 1.0) else None
+        guided = build_guidance(
+            model, conditions, config.guidance, form=config.guidance_form, against=config.guidance_against
+        )
         return self.pictures(guided, keys, log, unguided)
 
     @torch.inference_mode()
     def pictures(
-        self, guided: Guide, keys: Sequence[int | None], log: InfluenceLog, unguided: Guide | None = None
+        self,
+        guided: GuidedDenoiser,
+        keys: Sequence[int | None],
+        log: InfluenceRecorder,
+        unguided: GuidedDenoiser | None = None,
     ) -> tuple[Tensor, Tensor]:
         """uint8 [B, H, W, 3] and whether each picture is finite, bool [B]; both on the device.
 
         `keys`: of the noise of each slot, None for one that does not count.
         """
-        settle()  # also where whoever uses this as a library has changed it since
-        spec, model, shape = self.spec, self.model, self.model.latent_shape
+        set_deterministic_precision()  # also where whoever uses this as a library has changed it since
+        config, model, shape = self.config, self.model, self.model.latent_shape
         z = batch_noise(keys, 0, shape).to(self.device)
-        noisy = uses_step_noise(spec.sampler)
-        scheduler = build_sampler(model.schedule, spec.sampler)
+        noisy = uses_step_noise(config.sampler)
+        scheduler = build_sampler(model.schedule, config.sampler)
         trajectory = denoise(
             model,
             guided,
             z,
             scheduler,
-            eta=spec.sampler.eta,
+            eta=config.sampler.eta,
             step_noise=(lambda i: batch_noise(keys, 1 + i, shape).to(self.device)) if noisy else None,
             unguided=unguided,
-            interval=spec.guidance_interval,
-            record=log.record if model.mixes or spec.influence_steps else None,
+            interval=config.guidance_interval,
+            record=log.record if model.mixes or config.influence_steps else None,
         )
         log.begin([int(t) for t in scheduler.timesteps], model.first_stage.decode)
         for zt in trajectory:
@@ -233,7 +239,7 @@ class SampleWorker:
         self,
         rows: pa.Table,
         errors: Sequence[str | None],
-        log: InfluenceLog,
+        log: InfluenceRecorder,
         images: UInt8Array,
         finite: npt.NDArray[np.bool_],
     ) -> dict[str, pa.Table]:
@@ -243,31 +249,31 @@ class SampleWorker:
             for error, ok in zip(errors, finite, strict=True)
         ]
         encoded = [
-            None if reason else encode_image(image, self.spec.codec)
+            None if reason else encode_image(image, self.config.codec)
             for image, reason in zip(images, reasons, strict=True)
         ]
         tables = {"samples": self._samples(rows, reasons, encoded)}
         good = [i for i, reason in enumerate(reasons) if reason is None]
         ids = rows["sample_id"].to_pylist()
-        scores = [log.scores(ids, good, run_id=self.spec.run_id, attempt=self.spec.attempt)]
+        scores = [log.scores(ids, good, run_id=self.config.run_id, attempt=self.config.attempt)]
         if self.observe is not None:
             scores.append(cast(self.observe(images[good], rows.take(good)), SCORES))
         if self.observe is not None or scores[0].num_rows:
             tables["scores"] = pa.concat_tables(scores)
-        if self.spec.influence_steps:
-            tables["influence"] = log.maps(ids, good, self.spec.codec)
+        if self.config.influence_steps:
+            tables["influence"] = log.maps(ids, good, self.config.codec)
         return tables
 
     def _samples(self, rows: pa.Table, reasons: Sequence[str | None], encoded: Sequence[bytes | None]) -> pa.Table:
-        n, spec = rows.num_rows, self.spec
-        weights = spec.guidance if isinstance(spec.guidance, dict) else {JOINT: spec.guidance}
+        n, config = rows.num_rows, self.config
+        weights = config.guidance if isinstance(config.guidance, dict) else {JOINT: config.guidance}
         own: dict[str, Iterable[Any]] = {
-            "attempt": [spec.attempt] * n,
+            "attempt": [config.attempt] * n,
             "error": reasons,
-            "run_id": [spec.run_id] * n,
+            "run_id": [config.run_id] * n,
             "checkpoint": [self.digest] * n,
-            "sampler": [spec.sampler.name] * n,
-            "steps": [spec.sampler.steps] * n,
+            "sampler": [config.sampler.name] * n,
+            "steps": [config.sampler.steps] * n,
             "guidance": [list(weights.items())] * n,
             "image_sha256": [None if data is None else hashlib.sha256(data).hexdigest() for data in encoded],
         }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from raygen.metrics.verification import BLOCK, unit
 
-__all__ = ["People", "chance_limit"]
+__all__ = ["IdentityCentroids", "chance_limit"]
 
 
 Floats = npt.NDArray[np.float32]
@@ -23,7 +23,7 @@ CELLS: Final = 1 << 22
 BINS: Final = 20_000
 
 
-class People:
+class IdentityCentroids:
     """Embeddings of everybody, person by person: first those who have accepted pictures, then by name.
 
     Whose pictures were accepted stays, and else the earlier name. Rows of a person: accepted ones as they came, then
@@ -104,9 +104,15 @@ class People:
         there[who] = len(mine) > 0
 
     def _refuse(
-        self, who: int, centres: Floats, known: npt.NDArray[np.bool_], first: int, limit: float,
-        stay: npt.NDArray[np.bool_], found: Near,
-    ) -> None:  # fmt: skip
+        self,
+        who: int,
+        centres: Floats,
+        known: npt.NDArray[np.bool_],
+        first: int,
+        limit: float,
+        stay: npt.NDArray[np.bool_],
+        found: Near,
+    ) -> None:
         """Those of a person's pictures that are like one of `centres`, which begin at person `first`."""
         rows = np.arange(self.starts[who], self.starts[who + 1])
         rows = rows[self.fresh[rows] & stay[rows]]

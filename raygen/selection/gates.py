@@ -12,57 +12,62 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from raygen.core.config import Spec, nearest
+from raygen.core.config import Config, nearest
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CLASSES
-from raygen.evaluation.aggregate import Scored
+from raygen.evaluation.aggregate import ScoreMatrix
 from raygen.metrics.attributes import RIGHT, UNKNOWN
 from raygen.metrics.segmentation import Counts, per_picture_miou
 
-__all__ = ["Gate", "Pool", "ScoreGate", "Verdicts", "Whom", "values_of"]
+__all__ = ["Gate", "RealFaces", "ScoreGate", "ScorePool", "Verdicts", "per_sample_values"]
 
 
 Array = npt.NDArray[np.float64]
 #: Reasons by id; whoever is not in it passed.
 Verdicts = dict[str, str]
 #: Real faces: their folder, and the split that counts (none: all).
-Whom = tuple[str, str | None]
+RealFaces = tuple[str, str | None]
 #: What each score is made of: begin of the measurement's name.
 MADE_OF: Final[Mapping[str, str]] = {
-    "miou": "segmentation:", "pixel_accuracy": "segmentation:", "attributes": "attributes:", "ssim": "ssim:",
+    "miou": "segmentation:",
+    "pixel_accuracy": "segmentation:",
+    "attributes": "attributes:",
+    "ssim": "ssim:",
     "clip": "clip:",
-}  # fmt: skip
+}
 
 
 @dataclass
-class Pool:
+class ScorePool:
     """Pictures that are judged together: their measurements, and whom they show where rows say so."""
 
-    scores: dict[str, Scored] = field(default_factory=dict)
+    scores: dict[str, ScoreMatrix] = field(default_factory=dict)
     people: dict[str, str] = field(default_factory=dict)
     #: Real faces that gates name.
-    real: Mapping[Whom, "Pool"] = field(default_factory=dict)
+    real: Mapping[RealFaces, "ScorePool"] = field(default_factory=dict)
 
-    def of(self, kind: str) -> Scored | None:
+    def of(self, kind: str) -> ScoreMatrix | None:
         """The measurement whose name begins so."""
         return next((found for name, found in self.scores.items() if name.startswith(kind)), None)
 
-    def with_more(self, other: "Pool", ids: Set[str]) -> "Pool":
+    def with_more(self, other: "ScorePool", ids: Set[str]) -> "ScorePool":
         """This and the rows `ids` of another."""
         scores = dict(self.scores)
         new = other.only(ids)
         for name, found in new.scores.items():
             old = scores.get(name)
-            more = None if old is None else Scored(old.ids + found.ids, np.concatenate([old.vectors, found.vectors]))
+            more = (
+                None if old is None else ScoreMatrix(old.ids + found.ids, np.concatenate([old.vectors, found.vectors]))
+            )
             scores[name] = found if more is None else more
-        return Pool(scores, {**self.people, **new.people}, other.real)
+        return ScorePool(scores, {**self.people, **new.people}, other.real)
 
-    def only(self, ids: Set[str]) -> "Pool":
+    def only(self, ids: Set[str]) -> "ScorePool":
         """Of the rows `ids`."""
         people = {one: who for one, who in self.people.items() if one in ids}
-        return Pool({name: _some(found, ids) for name, found in self.scores.items()}, people, self.real)
+        return ScorePool({name: _some(found, ids) for name, found in self.scores.items()}, people, self.real)
 
-    def without(self, ids: Set[str]) -> "Pool":
+    def without(self, ids: Set[str]) -> "ScorePool":
         """Of all rows but `ids`: this pool itself where that is nobody."""
         return self.only({one for found in self.scores.values() for one in found.ids} - ids) if ids else self
 
@@ -72,9 +77,9 @@ class Pool:
         return [one for one in ids if any(one not in some for some in there)]
 
 
-def _some(found: Scored, ids: Set[str]) -> Scored:
+def _some(found: ScoreMatrix, ids: Set[str]) -> ScoreMatrix:
     keep = [i for i, one in enumerate(found.ids) if one in ids]
-    return found if len(keep) == len(found.ids) else Scored(tuple(found.ids[i] for i in keep), found.vectors[keep])
+    return found if len(keep) == len(found.ids) else ScoreMatrix(tuple(found.ids[i] for i in keep), found.vectors[keep])
 
 
 class Gate(Protocol):
@@ -104,20 +109,20 @@ class Gate(Protocol):
         """Its rules one by one, in the order in which they judge."""
         ...
 
-    def limits(self, first: Pool) -> Mapping[str, float]:
+    def limits(self, first: ScorePool) -> Mapping[str, float]:
         """What the first attempt fixes for all later ones."""
         ...
 
-    def judge(self, fresh: Pool, accepted: Pool, limits: Mapping[str, float]) -> Verdicts:
+    def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
         """Who of `fresh` is refused, and why; who was accepted earlier stays."""
         ...
 
-    def values(self, fresh: Pool) -> dict[str, float]:
+    def values(self, fresh: ScorePool) -> dict[str, float]:
         """How good each picture is by this rule, higher is better; without those that it cannot say."""
         ...
 
 
-class ScoreGate(Spec):
+class ScoreGate(Config):
     """A picture's own number: at least so much, or not among the worst of the first attempt."""
 
     together: ClassVar[bool] = False
@@ -150,7 +155,7 @@ class ScoreGate(Spec):
         """See `Gate.rules`."""
         return (self,)
 
-    def limits(self, first: Pool) -> Mapping[str, float]:
+    def limits(self, first: ScorePool) -> Mapping[str, float]:
         """`least`: as given, or the quantile of the first attempt."""
         if self.least is not None:
             return {"least": self.least}
@@ -158,7 +163,7 @@ class ScoreGate(Spec):
         # The value that so many are below: everything under it is refused, so a share that rounds to none refuses none.
         return {"least": float(found[int(len(found) * (self.worst or 0))]) if len(found) else 0.0}
 
-    def judge(self, fresh: Pool, accepted: Pool, limits: Mapping[str, float]) -> Verdicts:
+    def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
         """See `Gate.judge`."""
         least = limits["least"]
         return {one: f"{self.name} {v:.3f} < {least:.3f}" for one, v in self.values(fresh).items() if v < least}
@@ -168,16 +173,16 @@ class ScoreGate(Spec):
         """In words: the metric and what it is taken over."""
         return f"{self.metric} of {', '.join(self.of)}" if self.of else self.metric
 
-    def values(self, fresh: Pool) -> dict[str, float]:
+    def values(self, fresh: ScorePool) -> dict[str, float]:
         """See `Gate.values`. A mask without the class has no mIoU of it, rows that ask for no attribute no share."""
         found = fresh.of(MADE_OF[self.metric])
         if found is None:
             return {}
-        values = values_of(self.metric, self.of, found.vectors)
+        values = per_sample_values(self.metric, self.of, found.vectors)
         return {one: float(value) for one, value in zip(found.ids, values, strict=True) if np.isfinite(value)}
 
 
-def values_of(metric: str, of: Sequence[str], vectors: npt.NDArray[Any]) -> Array:
+def per_sample_values(metric: str, of: Sequence[str], vectors: npt.NDArray[Any]) -> Array:
     """A picture's own number from its measurement [n, D]: float64 [n], NaN where there is none."""
     match metric:
         case "miou":

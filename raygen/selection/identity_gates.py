@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.evaluation.verification import IDENTITY
 from raygen.metrics.verification import BLOCK, unit, verification
-from raygen.selection.centroids import People, chance_limit
-from raygen.selection.gates import Gate, Pool, Verdicts, Whom
+from raygen.selection.centroids import IdentityCentroids, chance_limit
+from raygen.selection.gates import Gate, RealFaces, ScorePool, Verdicts
 
 __all__ = ["IdentityGate", "LeakGate"]
 
@@ -24,7 +24,7 @@ __all__ = ["IdentityGate", "LeakGate"]
 RULES: Final = ("least", "others", "far", "twins")
 
 
-class IdentityGate(Spec):
+class IdentityGate(Config):
     """Pictures of a person are alike, not the same picture, and like nobody else. Compared by cosine.
 
     A person's centre is the mean of the pictures that were accepted and of those that are judged and not refused by a
@@ -41,10 +41,12 @@ class IdentityGate(Spec):
     least: float | None = Field(None, ge=-1, le=1, description="cosine with the person's own centre, at least")
     others: float | None = Field(None, ge=-1, le=1, description="cosine with the centre of anybody else, at most")
     far: float | None = Field(
-        None, gt=0, lt=1,
+        None,
+        gt=0,
+        lt=1,
         description="in place of `others`: the cosine that this share of pictures of real people would be above with "
         "one of as many strangers as there are people here",
-    )  # fmt: skip
+    )
     faces: str | None = Field(None, description="of `far`: folder of an ingest run of real people")
     split: str | None = Field(None, description="of `faces`: only those of this split; none: all")
     twins: float | None = Field(None, ge=-1, le=1, description="cosine with another picture of the person, at most")
@@ -65,7 +67,7 @@ class IdentityGate(Spec):
         return self.others is None and self.far is None and self.twins is None
 
     @property
-    def whom(self) -> Whom | None:
+    def whom(self) -> RealFaces | None:
         """The real people that say how alike strangers are."""
         return None if self.faces is None else (self.faces, self.split)
 
@@ -75,7 +77,7 @@ class IdentityGate(Spec):
         more = {"faces": self.faces, "split": self.split}
         return [IdentityGate(**one, **(more if "far" in one else {})) for one in each]
 
-    def limits(self, first: Pool) -> Mapping[str, float]:
+    def limits(self, first: ScorePool) -> Mapping[str, float]:
         """Of `far`: how alike real strangers are, for as many people as the first attempt has."""
         if self.far is None or self.whom is None:
             return {}
@@ -86,7 +88,7 @@ class IdentityGate(Spec):
             )
         return {"others": chance_limit(vectors, who, self.far, len(set(first.people.values())))}
 
-    def judge(self, fresh: Pool, accepted: Pool, limits: Mapping[str, float]) -> Verdicts:
+    def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
         """See `Gate.judge`. Of twins the later row is refused, of two people who are one the one who came later.
 
         Who has accepted pictures was there before; else the earlier name was.
@@ -96,7 +98,7 @@ class IdentityGate(Spec):
             found |= rule._one(_people(fresh.without(found.keys()), accepted), limits)
         return found
 
-    def _one(self, people: People, limits: Mapping[str, float]) -> Verdicts:
+    def _one(self, people: IdentityCentroids, limits: Mapping[str, float]) -> Verdicts:
         """Of a gate with one rule."""
         if self.least is not None:
             own = people.own()
@@ -110,13 +112,13 @@ class IdentityGate(Spec):
         most = limits["others"] if self.others is None else self.others
         return {one: f"identity: {v:.3f} > {most:g} to {near}" for one, (near, v) in people.strangers(most).items()}
 
-    def values(self, fresh: Pool) -> dict[str, float]:
+    def values(self, fresh: ScorePool) -> dict[str, float]:
         """The cosine with the person's other pictures of this attempt."""
-        people = _people(fresh, Pool())
+        people = _people(fresh, ScorePool())
         return {one: float(own) for one, own in zip(people.ids, people.own(), strict=True) if np.isfinite(own)}
 
 
-class LeakGate(Spec):
+class LeakGate(Config):
     """No picture shows a real person: at most so like the nearest of them, or as real people are like each other."""
 
     name: ClassVar[str] = "leak"
@@ -139,7 +141,7 @@ class LeakGate(Spec):
         return self
 
     @property
-    def whom(self) -> Whom:
+    def whom(self) -> RealFaces:
         """The faces that nobody may look like."""
         return self.faces, self.split
 
@@ -147,7 +149,7 @@ class LeakGate(Spec):
         """See `Gate.rules`."""
         return (self,)
 
-    def limits(self, first: Pool) -> Mapping[str, float]:
+    def limits(self, first: ScorePool) -> Mapping[str, float]:
         """`most`, as given or as real people are alike."""
         if self.most is not None:
             return {"most": self.most}
@@ -162,18 +164,19 @@ class LeakGate(Spec):
         numbers = np.array([who[real.people[found.ids[i]]] for i in rows], np.int64)
         return {"most": verification(found.vectors[rows], numbers, genuine=False).tar(float(self.far or 0))[1]}
 
-    def judge(self, fresh: Pool, accepted: Pool, limits: Mapping[str, float]) -> Verdicts:
+    def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
         """See `Gate.judge`."""
         return {
             one: f"leak: {value:.3f} > {limits['most']:.3f} to the real {name}"
-            for one, (name, value) in self._nearest(fresh).items() if value > limits["most"]
-        }  # fmt: skip
+            for one, (name, value) in self._nearest(fresh).items()
+            if value > limits["most"]
+        }
 
-    def values(self, fresh: Pool) -> dict[str, float]:
+    def values(self, fresh: ScorePool) -> dict[str, float]:
         """How far from the nearest real face: minus the cosine."""
         return {one: -value for one, (_, value) in self._nearest(fresh).items()}
 
-    def _nearest(self, fresh: Pool) -> dict[str, tuple[str, float]]:
+    def _nearest(self, fresh: ScorePool) -> dict[str, tuple[str, float]]:
         made, real = fresh.of(IDENTITY), fresh.real[self.whom].of(IDENTITY)
         if made is None or real is None:
             return {}
@@ -186,7 +189,7 @@ class LeakGate(Spec):
         return found
 
 
-def _named(pool: Pool) -> tuple[npt.NDArray[np.float32], list[str]]:
+def _named(pool: ScorePool) -> tuple[npt.NDArray[np.float32], list[str]]:
     """Embeddings of rows that say who they show, and whom."""
     found = pool.of(IDENTITY)
     if found is None:
@@ -196,11 +199,11 @@ def _named(pool: Pool) -> tuple[npt.NDArray[np.float32], list[str]]:
     return vectors, [pool.people[found.ids[i]] for i in rows]
 
 
-def _people(fresh: Pool, accepted: Pool) -> People:
+def _people(fresh: ScorePool, accepted: ScorePool) -> IdentityCentroids:
     """Everybody who is judged together."""
     pools = accepted, fresh
     ids = [[one for one in found.ids if one in pool.people] if (found := pool.of(IDENTITY)) else [] for pool in pools]
     vectors, who = zip(*(_named(pool) for pool in pools), strict=True)
     there = [some for some in vectors if len(some)]
     whole = np.concatenate(there) if len(there) > 1 else (there or vectors)[0]
-    return People(ids[0] + ids[1], whole, who[0] + who[1], len(ids[0]))
+    return IdentityCentroids(ids[0] + ids[1], whole, who[0] + who[1], len(ids[0]))

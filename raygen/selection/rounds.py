@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raygen.selection.gates import Gate, Pool, Verdicts
+from raygen.selection.gates import Gate, ScorePool, Verdicts
 from raygen.store.parquet import Slice, read_slice
-from raygen.store.run_store import KEYS, Store
+from raygen.store.run_store import RunStore
 from raygen.store.schemas import REFUSED, SAMPLES, SCORES, SELECTION
+from raygen.store.set_digest import KEYS
 
-__all__ = ["LISTING", "Judged", "Rounds", "SelectWorker", "Try", "counted", "failures", "listing"]
+__all__ = ["LISTING", "Attempt", "RetryState", "ScoredAttempt", "SelectWorker", "accepted_rows", "failures", "listing"]
 
 
 Otherwise = Literal["leave_out", "best"]
@@ -27,18 +28,23 @@ _TRIES: Final = pa.list_(pa.struct([("attempt", pa.int32()), ("accepted", pa.boo
 #: A row a sample or face: its tries, and where the one that counts (or the first one) lies.
 LISTING: Final = pa.schema(
     [
-        ("sample_id", pa.string()), ("tries", _TRIES), ("table", pa.string()), ("file", pa.string()),
-        ("row", pa.int64()), ("scores", pa.string()), ("scored", pa.int64()),
+        ("sample_id", pa.string()),
+        ("tries", _TRIES),
+        ("table", pa.string()),
+        ("file", pa.string()),
+        ("row", pa.int64()),
+        ("scores", pa.string()),
+        ("scored", pa.int64()),
     ]
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredAttempt:
     """Pictures of one attempt, SAMPLES or FACES, and where it is measured what they are."""
 
-    rows: Store
-    scores: Store
+    rows: RunStore
+    scores: RunStore
     table: Literal["samples", "faces"] = "samples"
 
     @property
@@ -53,7 +59,7 @@ class Judged:
             yield pa.table({"id": table[self.key], **have})
 
 
-class Try(NamedTuple):
+class Attempt(NamedTuple):
     """One picture of a sample: passed, or refused for `reason`; `value` by the first gate.
 
     `final`: refused for more than that it is not good enough.
@@ -66,28 +72,28 @@ class Try(NamedTuple):
     final: bool = False
 
 
-def counted(tries: Sequence[Try]) -> Try | None:
+def accepted_rows(tries: Sequence[Attempt]) -> Attempt | None:
     """The one of a sample's tries that counts."""
     return next((t for t in tries if t.accepted), None)
 
 
 @dataclass
-class Rounds:
+class RetryState:
     """The tries of every sample, in the order of the plan."""
 
     gates: Sequence[Gate]
     otherwise: Otherwise = "leave_out"
-    tries: dict[str, list[Try]] = field(default_factory=dict)
-    accepted: Pool = field(default_factory=Pool)
+    tries: dict[str, list[Attempt]] = field(default_factory=dict)
+    accepted: ScorePool = field(default_factory=ScorePool)
     limits: list[Mapping[str, float]] = field(default_factory=list)
     #: Whom the rows of the first attempt are to show, where they say so.
     people: dict[str, str] = field(default_factory=dict)
     #: How often each gate refused a picture.
     refused: Counter[str] = field(default_factory=Counter)
     #: Of each attempt what is not good enough, but might be the best.
-    spare: dict[int, Pool] = field(default_factory=dict)
+    spare: dict[int, ScorePool] = field(default_factory=dict)
 
-    def judge(self, attempt: int, ids: Sequence[str], fresh: Pool, failed: Mapping[str, str]) -> list[str]:
+    def judge(self, attempt: int, ids: Sequence[str], fresh: ScorePool, failed: Mapping[str, str]) -> list[str]:
         """Take in the pictures `ids` of one attempt; those that are to be tried again.
 
         `failed`: error by id of rows without a picture. One that has a picture and passes every gate is accepted.
@@ -107,14 +113,16 @@ class Rounds:
         for one in ids:
             why = "; ".join(reasons[one]) if one in reasons else None
             self.tries.setdefault(one, []).append(
-                Try(attempt, why is None, why, values.get(one, -np.inf), one in final)
+                Attempt(attempt, why is None, why, values.get(one, -np.inf), one in final)
             )
         self.accepted = self.accepted.with_more(fresh, frozenset(one for one in ids if one not in reasons))
         if self.otherwise == "best":
             self.spare[attempt] = fresh.only(reasons.keys() - final)
         return [one for one in ids if one in reasons]
 
-    def _verdicts(self, ids: Sequence[str], fresh: Pool, *, strict: bool = False) -> Iterator[tuple[Gate, Verdicts]]:
+    def _verdicts(
+        self, ids: Sequence[str], fresh: ScorePool, *, strict: bool = False
+    ) -> Iterator[tuple[Gate, Verdicts]]:
         """What each rule says: a picture's own measurements first, then those together that no rule before refused.
 
         So nobody is a twin of what is refused anyway, nor measured by it. `strict`: without rules about quality.
@@ -133,7 +141,7 @@ class Rounds:
     def each(self) -> dict[str, tuple[int, int]]:
         """Of every person how many pictures were to be, and how many count."""
         planned = Counter(self.people.values())
-        have = Counter(who for one, who in self.people.items() if counted(self.tries[one]) is not None)
+        have = Counter(who for one, who in self.people.items() if accepted_rows(self.tries[one]) is not None)
         return {who: (n, have[who]) for who, n in planned.items()}
 
     def settle(self) -> None:
@@ -144,14 +152,14 @@ class Rounds:
         """
         if self.otherwise == "leave_out":
             return
-        waiting: dict[str, list[Try]] = {}
+        waiting: dict[str, list[Attempt]] = {}
         for one, tries in self.tries.items():
             # A row that failed has no value.
-            able = [t for t in tries if not t.final and np.isfinite(t.value)] if counted(tries) is None else []
+            able = [t for t in tries if not t.final and np.isfinite(t.value)] if accepted_rows(tries) is None else []
             if able:
                 waiting[one] = sorted(able, key=lambda t: (-t.value, t.attempt))
         while waiting:
-            best, there = Pool(), set(waiting)
+            best, there = ScorePool(), set(waiting)
             for attempt, spare in self.spare.items():
                 best = best.with_more(spare, {one for one, able in waiting.items() if able[0].attempt == attempt})
             refused: Verdicts = {}
@@ -167,7 +175,7 @@ class Rounds:
             self.accepted = self.accepted.with_more(best, there - refused.keys())
 
 
-def failures(made: Judged) -> dict[str, str]:
+def failures(made: ScoredAttempt) -> dict[str, str]:
     """Errors of rows by id."""
     found: dict[str, str] = {}
     for table in made.read("error"):
@@ -176,9 +184,9 @@ def failures(made: Judged) -> dict[str, str]:
     return found
 
 
-def listing(rounds: Rounds, attempts: Mapping[int, Judged]) -> pa.Table:
+def listing(rounds: RetryState, attempts: Mapping[int, ScoredAttempt]) -> pa.Table:
     """LISTING of all samples or faces, in the order of the first attempt."""
-    wanted = {one: (counted(tries) or tries[0]).attempt for one, tries in rounds.tries.items()}
+    wanted = {one: (accepted_rows(tries) or tries[0]).attempt for one, tries in rounds.tries.items()}
     places: dict[str, tuple[str, int, str, int]] = {}
     for attempt, made in attempts.items():
         for piece, beside in zip(made.rows.slices(made.table), _beside(made), strict=True):
@@ -193,7 +201,7 @@ def listing(rounds: Rounds, attempts: Mapping[int, Judged]) -> pa.Table:
     return pa.Table.from_pylist(rows, LISTING)
 
 
-def _beside(made: Judged) -> Iterable[tuple[str, int]]:
+def _beside(made: ScoredAttempt) -> Iterable[tuple[str, int]]:
     """For each file of rows the file of SCORES that the same shard committed, and its rows; '' where it has none.
 
     FACES are measured in a run of its own, whose shards are not theirs, so their scores stay there.

@@ -20,14 +20,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from raygen.core.errors import ConfigError, InfrastructureError
 
-__all__ = ["Storage"]
+__all__ = ["FileStore"]
 
 
 T = TypeVar("T")
 RETRIES = 4
 
 
-class Storage:
+class FileStore:
     """A folder by URL. Paths given to its methods are relative to that folder."""
 
     def __init__(self, url: str | Path) -> None:

@@ -10,16 +10,15 @@ import pyarrow as pa
 
 from raygen.core.errors import InputError
 from raygen.store.parquet import Slice, read_slice
-from raygen.store.run_store import KEYS, open_input
+from raygen.store.run_store import open_input
+from raygen.store.set_digest import KEYS
 
-__all__ = ["HeldRows", "Lookup", "References", "Row", "StoredRows"]
+__all__ = ["InMemoryRows", "Row", "RowLookup", "StoredRows"]
 
-#: Rows of FACES by id: where the pictures lie that a style is taken from.
-References = Callable[[Iterable[str]], Mapping[str, Mapping[str, Any]]]
 
 Row = Mapping[str, Any]
 #: Rows of FACES by id, for experiments that refer to faces.
-Lookup = Callable[[Iterable[str]], Mapping[str, Row]]
+RowLookup = Callable[[Iterable[str]], Mapping[str, Row]]
 
 #: Rows that may be read in vain between two that are wanted.
 NEAR = 16
@@ -62,7 +61,7 @@ class StoredRows:
         return self._places
 
 
-class HeldRows:
+class InMemoryRows:
     """Rows of FACES with further columns, by `face_id`: a small file that is read at the first call and held, or the
     rows themselves. Pickled with a file it is small."""
 

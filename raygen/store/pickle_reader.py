@@ -14,21 +14,9 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, NamedTuple
 
 from raygen.core.errors import InputError
+from raygen.store.pickle_names import INERT, LITERALS
 
-__all__ = ["Array", "DType", "StandIn", "Storage", "Stored", "read_pickle"]
-
-
-#: What else lies in checkpoints of training programs: classes that name a callback, settings. They become stand-ins.
-INERT: Final = (
-    "pytorch_lightning", "lightning", "lightning_fabric", "omegaconf", "ldm", "taming", "main", "__main__", "cldm",
-    "guided_diffusion", "typing", "argparse", "pathlib", "torch.optim", "torch.torch_version", "numpy.random",
-)  # fmt: skip
-#: Opcodes whose argument is the value.
-LITERALS: Final = frozenset({
-    "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-    "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
-    "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
-})  # fmt: skip
+__all__ = ["DType", "OpaqueObject", "PickledArray", "PickledStorage", "PickledTensor", "read_pickle"]
 CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 #: Of one pickle; the largest published checkpoint has a thirtieth of it.
 MOST_OPCODES: Final = 5_000_000
@@ -44,7 +32,7 @@ class DType(NamedTuple):
     name: str
 
 
-class Storage(NamedTuple):
+class PickledStorage(NamedTuple):
     """Elements that lie somewhere else in the file."""
 
     dtype: str
@@ -52,17 +40,17 @@ class Storage(NamedTuple):
     elements: int
 
 
-class Stored(NamedTuple):
+class PickledTensor(NamedTuple):
     """A tensor: which elements of a storage, and in what shape."""
 
-    storage: Storage
+    storage: PickledStorage
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
 
 @dataclass
-class Array:
+class PickledArray:
     """An array of numpy; `data`, its bytes or the text that old pickles keep them as, is empty without its state."""
 
     dtype: str = ""
@@ -72,7 +60,7 @@ class Array:
 
 
 @dataclass(eq=False)
-class StandIn:
+class OpaqueObject:
     """In the place of something that a training program left. Takes anything, does nothing."""
 
     name: str
@@ -100,8 +88,8 @@ class _Refused(Exception):
 def read_pickle(file: IO[bytes], what: str) -> Any:
     """The next pickle of `file` as plain values; the file stands behind it afterwards.
 
-    Dictionaries of any kind become dicts, tensors `Stored`, arrays `Array`, what belongs to a training program
-    `StandIn`. `what` names the file in errors: `InputError` with the reason `unsafe` where it asks for anything else by
+    Dictionaries become dicts, tensors `PickledTensor`, arrays `PickledArray`, what belongs to a training program
+    `OpaqueObject`. `what` names the file in errors: `InputError` (`unsafe`) where it asks for anything else by
     name, `weights` where it is damaged or no such file.
     """
     try:
@@ -119,7 +107,7 @@ def _resolved(name: str) -> Any:
     if name in KNOWN:
         return KNOWN[name]
     if any(name.startswith(f"{prefix}.") for prefix in INERT):
-        return StandIn(name)
+        return OpaqueObject(name)
     raise _Refused(f"asks for {name[:80]!r} by name, which weights have no use for; nothing of it was run")
 
 
@@ -131,16 +119,16 @@ def _mapping(*items: Any) -> dict[Any, Any]:
     return made
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> Stored:
-    if not isinstance(storage, Storage):
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *rest: Any) -> PickledTensor:
+    if not isinstance(storage, PickledStorage):
         raise TypeError("a tensor without a storage")
     if type(offset) is not int or offset < 0 or len(_sides(shape)) != len(_sides(stride)):
         raise ValueError("a tensor whose shape is none")
-    return Stored(storage, offset, shape, stride)
+    return PickledTensor(storage, offset, shape, stride)
 
 
-def _parameter(data: Any, *rest: Any) -> Stored:
-    if not isinstance(data, Stored):
+def _parameter(data: Any, *rest: Any) -> PickledTensor:
+    if not isinstance(data, PickledTensor):
         raise TypeError("a parameter without a tensor")
     return data
 
@@ -162,16 +150,16 @@ def _nothing(*rest: Any) -> None:
     raise TypeError("cannot be called")
 
 
-def _scalar(kind: Any, data: Any = b"") -> Array:
+def _scalar(kind: Any, data: Any = b"") -> PickledArray:
     if not isinstance(kind, _NumpyType) or not isinstance(data, bytes | str):
         raise TypeError("no scalar")
-    return Array(kind.order + kind.code, (), False, data)
+    return PickledArray(kind.order + kind.code, (), False, data)
 
 
-def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> Array:
+def _from_buffer(data: Any, kind: Any, shape: Any, order: Any) -> PickledArray:
     if not isinstance(kind, _NumpyType) or not isinstance(data, bytes | bytearray):
         raise TypeError("no array")
-    return Array(kind.order + kind.code, _sides(shape), order == "F", bytes(data))
+    return PickledArray(kind.order + kind.code, _sides(shape), order == "F", bytes(data))
 
 
 def _sides(shape: Any) -> tuple[int, ...]:
@@ -184,14 +172,20 @@ def _sides(shape: Any) -> tuple[int, ...]:
 
 def _known() -> Iterator[tuple[str, Callable[..., Any]]]:
     made: dict[str, Callable[..., Any]] = {
-        "collections.OrderedDict": _mapping, "collections.defaultdict": lambda *_: {}, "builtins.dict": _mapping,
-        "torch._utils._rebuild_tensor_v2": _tensor, "torch._utils._rebuild_tensor": _tensor,
-        "torch._utils._rebuild_parameter": _parameter, "torch.Size": lambda values=(): _sides(values),
-        "_codecs.encode": _encoded, "numpy.dtype": _numpy_type, "numpy.ndarray": _nothing,
-    }  # fmt: skip
+        "collections.OrderedDict": _mapping,
+        "collections.defaultdict": lambda *_: {},
+        "builtins.dict": _mapping,
+        "torch._utils._rebuild_tensor_v2": _tensor,
+        "torch._utils._rebuild_tensor": _tensor,
+        "torch._utils._rebuild_parameter": _parameter,
+        "torch.Size": lambda values=(): _sides(values),
+        "_codecs.encode": _encoded,
+        "numpy.dtype": _numpy_type,
+        "numpy.ndarray": _nothing,
+    }
     yield from made.items()
     for package in ("numpy.core", "numpy._core"):
-        yield f"{package}.multiarray._reconstruct", lambda *_: Array()
+        yield f"{package}.multiarray._reconstruct", lambda *_: PickledArray()
         yield f"{package}.multiarray.scalar", _scalar
         yield f"{package}.numeric._frombuffer", _from_buffer
     for module in ("builtins", "__builtin__"):
@@ -199,10 +193,17 @@ def _known() -> Iterator[tuple[str, Callable[..., Any]]]:
 
 
 STORAGES: Final = {
-    "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool",
-}  # fmt: skip
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
 KNOWN: Final[Mapping[str, Any]] = {
     **{name: _Known(name, call) for name, call in _known()},
     **{f"torch.{kind}": DType(dtype) for kind, dtype in STORAGES.items()},
@@ -216,7 +217,7 @@ KNOWN: Final[Mapping[str, Any]] = {
 
 def _key(value: Any) -> Any:
     """A value that may name an entry: nothing whose hash could be costly."""
-    if value is None or isinstance(value, str | bytes | StandIn):
+    if value is None or isinstance(value, str | bytes | OpaqueObject):
         return value
     if isinstance(value, int) and abs(value) < LARGEST_NUMBER:
         return value
@@ -310,7 +311,7 @@ class _Machine:
 
     @staticmethod
     def _put(target: Any, items: list[Any], *, pairs: bool) -> None:
-        if isinstance(target, StandIn):
+        if isinstance(target, OpaqueObject):
             return
         if pairs and type(target) is dict:
             target.update(_pairs(items))
@@ -325,19 +326,19 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
 
 
 def _called(called: Any, arguments: Any) -> Any:
-    if isinstance(called, StandIn):
-        return StandIn(called.name)
+    if isinstance(called, OpaqueObject):
+        return OpaqueObject(called.name)
     if not isinstance(called, _Known) or not isinstance(arguments, tuple):
         raise _Refused("calls something that cannot be called in a file of weights")
     return called.call(*arguments)
 
 
 def _built(target: Any, state: Any) -> None:
-    if isinstance(target, StandIn) or type(target) is dict:
+    if isinstance(target, OpaqueObject) or type(target) is dict:
         return  # attributes of an OrderedDict, which say what versions its modules had
     if isinstance(target, _NumpyType):
         target.order = ">" if state[1] == ">" else "<"
-    elif isinstance(target, Array):
+    elif isinstance(target, PickledArray):
         _, shape, kind, fortran, data = state
         if not isinstance(kind, _NumpyType):
             raise TypeError("no array")
@@ -347,11 +348,11 @@ def _built(target: Any, state: Any) -> None:
         raise _Refused(f"sets the state of a {type(target).__name__}")
 
 
-def _storage(value: Any) -> Storage:
+def _storage(value: Any) -> PickledStorage:
     """What stands for the elements of a tensor: ("storage", type, key, device, elements)."""
     kind, dtype, key, _, elements, *view = value
     if kind != "storage" or not isinstance(dtype, DType) or any(part is not None for part in view):
         raise ValueError("a storage of another kind")
     if type(elements) is not int or elements < 0 or not isinstance(key, str | int):
         raise ValueError("a storage of another kind")
-    return Storage(dtype.name, str(key), elements)
+    return PickledStorage(dtype.name, str(key), elements)

@@ -4,7 +4,6 @@ A row is visible once its shard is committed. A file that no commit names is ign
     out/attempt-00/plan.json  starts/  data/<table>/  commits/  quarantine/  MANIFEST.json  _SUCCESS  run.json
 """
 
-import hashlib
 import json
 import time
 from collections import Counter
@@ -16,47 +15,13 @@ import pyarrow as pa
 
 from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.hashing import canonical, digest
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, from_parquet, read_slice, to_parquet
+from raygen.store.set_digest import SetDigest, table_digest
 
-__all__ = ["KEYS", "Commit", "Plan", "SetDigest", "Shard", "Store", "cut", "open_input", "table_digest"]
+__all__ = ["Commit", "Plan", "RunStore", "Shard", "make_shards", "open_input"]
 
 FORMAT: Final = 1
-_MODULUS: Final = 1 << 2048
-#: What names a row of a table; the digest of a set of rows is taken over these and the row's content.
-KEYS: Final[Mapping[str, tuple[str, ...]]] = {
-    "faces": ("face_id",),
-    "conditions": ("sample_id",),
-    "samples": ("sample_id", "attempt"),
-    "scores": ("sample_id", "attempt", "metric"),
-    "selection": ("sample_id", "attempt"),
-    "latents": ("face_id", "transform"),
-    "influence": ("sample_id", "step"),
-    "quarantine": ("id", "table"),
-}
-
-
-class SetDigest:
-    """Digest of a set of lines that depends neither on their order nor on how they were cut into shards.
-
-    The state is the sum of 2048-bit hashes of the lines (Bellare and Micciancio's AdHash), so shards merge by
-    addition and no process ever holds all lines of a large set.
-    """
-
-    def __init__(self, state: int = 0) -> None:
-        self.state = state
-
-    def add(self, line: str) -> None:
-        """Put one line into the set."""
-        self.state = (self.state + int.from_bytes(hashlib.shake_256(line.encode()).digest(256), "big")) % _MODULUS
-
-    def merge(self, other: "SetDigest") -> "SetDigest":
-        """Digest of the union of two disjoint sets."""
-        return SetDigest((self.state + other.state) % _MODULUS)
-
-    def hex(self) -> str:
-        """64 hexadecimal digits: sha256 of the state."""
-        return digest(self.state.to_bytes(256, "big"))
 
 
 @dataclass(frozen=True)
@@ -76,7 +41,7 @@ class Shard:
         return pa.concat_tables([read_slice(piece, columns) for piece in self.inputs]).combine_chunks()
 
 
-def cut(pieces: Iterable[Slice], shard_rows: int) -> list[Shard]:
+def make_shards(pieces: Iterable[Slice], shard_rows: int) -> list[Shard]:
     """Consecutive shards of `shard_rows` rows (the last may have fewer) over the rows of `pieces` in order."""
     shards: list[Shard] = []
     current: list[Slice] = []
@@ -150,13 +115,13 @@ class Commit(NamedTuple):
         return sum(int(entry["rows"]) for entry in self.files if entry["table"] == table)
 
 
-class Store:
+class RunStore:
     """One attempt folder of one run."""
 
     def __init__(self, url: str, attempt: int = 0) -> None:
         self.url = url
         self.attempt = attempt
-        self.storage = Storage(f"{str(url).rstrip('/')}/attempt-{attempt:02d}")
+        self.storage = FileStore(f"{str(url).rstrip('/')}/attempt-{attempt:02d}")
 
     # --- plan -----------------------------------------------------------------------------------------------
 
@@ -177,7 +142,7 @@ class Store:
         try:
             return Plan.from_json(self.storage.get("plan.json"))
         except (FileNotFoundError, NotADirectoryError) as error:
-            inside = _runs_below(Storage(self.url))
+            inside = _runs_below(FileStore(self.url))
             hint = f"; there are runs in {', '.join(inside)}" if inside else ""
             raise ConfigError(f"{self.storage.url} holds no run (plan.json is missing){hint}") from error
 
@@ -308,10 +273,17 @@ class Store:
                 size += int(entry["bytes"])
                 entries.append({key: entry[key] for key in ("table", "path", "sha256", "rows")})
         manifest = {
-            "format": FORMAT, "kind": plan.kind, "run_id": plan.run_id, "shards": len(plan.shards),
-            "planned_rows": plan.rows, "rows": dict(rows), "quarantined": dict(reasons), "bytes": size,
-            "set_digest": state.hex(), "files": entries,
-        }  # fmt: skip
+            "format": FORMAT,
+            "kind": plan.kind,
+            "run_id": plan.run_id,
+            "shards": len(plan.shards),
+            "planned_rows": plan.rows,
+            "rows": dict(rows),
+            "quarantined": dict(reasons),
+            "bytes": size,
+            "set_digest": state.hex(),
+            "files": entries,
+        }
         self.storage.put("MANIFEST.json", canonical(manifest))
         self.storage.put("_SUCCESS", canonical({k: v for k, v in manifest.items() if k != "files"}))
         return manifest
@@ -327,18 +299,18 @@ class Store:
         return manifest
 
 
-def open_input(url: str, attempt: int | None = None) -> tuple[Store, str]:
+def open_input(url: str, attempt: int | None = None) -> tuple[RunStore, str]:
     """A complete earlier run as input: its last complete attempt, and the digest that names its content."""
-    root = Storage(url)
+    root = FileStore(url)
     attempts = [n for n in _attempts(root) if attempt is None or n == attempt]
     for number in reversed(attempts):
-        store = Store(url, number)
+        store = RunStore(url, number)
         if store.storage.exists("_SUCCESS"):
             return store, str(store.manifest()["set_digest"])
     raise ConfigError(f"{url}: no complete run is here" + (" (it has unfinished shards)" if attempts else ""))
 
 
-def _runs_below(root: Storage) -> list[str]:
+def _runs_below(root: FileStore) -> list[str]:
     """Folders in `root` that hold runs, to be named where `root` itself does not."""
     found = []
     for name in sorted(root.names("")):
@@ -348,43 +320,9 @@ def _runs_below(root: Storage) -> list[str]:
     return found
 
 
-def _attempts(root: Storage) -> list[int]:
+def _attempts(root: FileStore) -> list[int]:
     names = [name for name in root.names("") if name.startswith("attempt-")]
     return sorted(int(name[8:]) for name in names if name[8:].isdigit())
-
-
-def table_digest(name: str, table: pa.Table) -> SetDigest:
-    """Digest of the rows of one table, whatever their order."""
-    state = SetDigest()
-    for line in _lines(name, table):
-        state.add(line)
-    return state
-
-
-def _lines(name: str, table: pa.Table) -> Iterator[str]:
-    """One line per row: its key and what it holds."""
-    if name == "samples":
-        columns = table.select(["sample_id", "attempt", "image_sha256", "error"]).to_pylist()
-        for row in columns:
-            yield f"{row['sample_id']}:{row['attempt']}:{row['image_sha256'] or _error_class(row['error'])}"
-        return
-    key = KEYS.get(name, tuple(table.column_names[:1]))
-    for row in table.to_pylist():
-        yield ":".join([name, *(str(row[part]) for part in key), digest(canonical(_plain(row)))])
-
-
-def _error_class(error: str | None) -> str:
-    return (error or "error").split(":", 1)[0]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return digest(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -22,15 +22,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.store.pickle_reader import Array, Storage, Stored, read_pickle
+from raygen.store.pickle_reader import PickledArray, PickledStorage, PickledTensor, read_pickle
 
 __all__ = ["Entry", "WeightFile", "open_weights"]
 
 
 #: What the readers below make of bytes that are no file of weights.
 DAMAGED: Final = (
-    zipfile.BadZipFile, SafetensorError, struct.error, OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    SafetensorError,
+    struct.error,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+)
 #: Element types of arrays that are read.
 NUMPY: Final = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"})
 #: What the first of the pickles of torch's older format holds.
@@ -107,9 +115,17 @@ def _safe(path: Path) -> WeightFile:
 
 
 SAFE: Final = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
-    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 
 # --- torch.save ---------------------------------------------------------------------------------------------
@@ -123,7 +139,7 @@ class _Mapped:
             # Copy on write: torch wants to be allowed to write, and nothing reaches the file.
             self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
-    def view(self, stored: Stored, start: int, room: int) -> Callable[[], Tensor]:
+    def view(self, stored: PickledTensor, start: int, room: int) -> Callable[[], Tensor]:
         """How the tensor is read whose storage begins at byte `start` and has `room` bytes.
 
         `ValueError` at once where that lies outside of the file, or the tensor outside of the storage.
@@ -162,7 +178,7 @@ def _zipped(path: Path) -> WeightFile:
             raise ValueError("its numbers have the other byte order")
     mapped, size = _Mapped(path), path.stat().st_size
 
-    def place(storage: Storage) -> tuple[int, int]:
+    def place(storage: PickledStorage) -> tuple[int, int]:
         info = records[f"data/{storage.key}"]
         name, extra = struct.unpack_from("<HH", mapped.bytes, info.header_offset + 26)
         start = info.header_offset + 30 + name + extra
@@ -192,7 +208,7 @@ def _pickled(path: Path) -> WeightFile:
 
 
 def _legacy_places(
-    data: mmap.mmap, at: int, keys: list[Any], storages: Mapping[str, Storage]
+    data: mmap.mmap, at: int, keys: list[Any], storages: Mapping[str, PickledStorage]
 ) -> Iterator[tuple[str, tuple[int, int]]]:
     for key in map(str, keys):
         (elements,) = struct.unpack_from("<q", data, at)
@@ -203,14 +219,14 @@ def _legacy_places(
         at += 8 + room
 
 
-def _storages(document: Any, seen: set[int] | None = None) -> dict[str, Storage]:
+def _storages(document: Any, seen: set[int] | None = None) -> dict[str, PickledStorage]:
     """Every storage that a document speaks of, wherever it stands but in containers that were `seen`."""
-    found: dict[str, Storage] = {}
+    found: dict[str, PickledStorage] = {}
     seen = set() if seen is None else seen
     rest = [document]
     while rest:
         value = rest.pop()
-        if isinstance(value, Stored):
+        if isinstance(value, PickledTensor):
             found[value.storage.key] = value.storage
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
@@ -225,7 +241,9 @@ def _no_storage(stored: Any) -> Any:
 # --- what a document holds ----------------------------------------------------------------------------------
 
 
-def _document(path: Path, kind: str, document: Any, view: Callable[[Stored], Callable[[], Tensor]]) -> WeightFile:
+def _document(
+    path: Path, kind: str, document: Any, view: Callable[[PickledTensor], Callable[[], Tensor]]
+) -> WeightFile:
     """Named tensors of a checkpoint or of a bare state dict; `beside` tells of the rest."""
     if not isinstance(document, dict):
         raise ValueError("holds no names")
@@ -234,9 +252,9 @@ def _document(path: Path, kind: str, document: Any, view: Callable[[Stored], Cal
     outer = {name: value for name, value in document.items() if name != "state_dict"} if named is inner else {}
     tensors: dict[str, Entry] = {}
     for name, value in named.items():
-        if isinstance(value, Stored) and isinstance(name, str):
+        if isinstance(value, PickledTensor) and isinstance(name, str):
             tensors[name] = Entry(value.shape, value.storage.dtype, view(value))
-        elif isinstance(value, Array) and isinstance(name, str):
+        elif isinstance(value, PickledArray) and isinstance(name, str):
             tensors[name] = _array(value)
         else:
             outer[name] = value
@@ -246,7 +264,7 @@ def _document(path: Path, kind: str, document: Any, view: Callable[[Stored], Cal
     return WeightFile(path, kind, tensors, {str(name): _phrase(value, seen) for name, value in outer.items()})
 
 
-def _array(value: Array) -> Entry:
+def _array(value: PickledArray) -> Entry:
     if value.dtype[1:] not in NUMPY or int(value.dtype[-1]) * math.prod(value.shape) != len(value.data):
         raise ValueError("an array of another kind, or whose bytes do not fit its shape")
     dtype = np.dtype(value.dtype)

@@ -22,7 +22,7 @@ from raygen.core.face_labels import flip_mask
 from raygen.models.conditions import Conditions, Shapes, Tokenize
 from raygen.store.images import images_from_rows
 
-__all__ = ["TrainingArrays", "draw", "load_arrays", "order", "texts_of"]
+__all__ = ["TrainingData", "draw", "load_training_data", "order", "texts_of"]
 
 
 Array = npt.NDArray[Any]
@@ -32,7 +32,7 @@ POINT: Final = WIDTHS["keypoints"]
 
 
 @dataclass(frozen=True)
-class TrainingArrays:
+class TrainingData:
     """A data set in memory. Row i trains on face `face[i]`, mirrored beforehand if `flipped[i]`.
 
     `images` uint8 [F, H, W, 3], or `moments` float16 [N, ...], or both; conditions a face, as in `Conditions`.
@@ -98,7 +98,7 @@ def _mirrored(places: Array) -> Array:
     return result
 
 
-def load_arrays(
+def load_training_data(
     faces: Iterable[pa.Table],
     *,
     size: int,
@@ -111,7 +111,7 @@ def load_arrays(
     pictures: bool = False,
     places: Iterable[str] = (),
     people: bool = False,
-) -> TrainingArrays:
+) -> TrainingData:
     """FACES tables (and LATENTS, joined by `face_id`) -> arrays; pictures and masks at `size`.
 
     Pictures are read where there are no latents, or with `pictures`. `places`: of boxes and keypoints, what to read.
@@ -157,7 +157,7 @@ def load_arrays(
     if len(set(ids)) != len(ids):
         raise InputError("face ids are not unique", reason="duplicate")
     rows = _latent_rows(latents, ids, autoencoder) if latents is not None else None
-    return TrainingArrays(
+    return TrainingData(
         ids=tuple(ids),
         face=np.arange(len(ids)) if rows is None else rows[0],
         flipped=np.zeros(len(ids), dtype=bool) if rows is None else rows[1],

@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-__all__ = ["records"]
+__all__ = ["read_history"]
 
 
-def records(text: str) -> list[dict[str, Any]]:
+def read_history(text: str) -> list[dict[str, Any]]:
     """The whole lines of a history, oldest first; one that a kill cut off is left out."""
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]

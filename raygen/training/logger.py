@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from raygen.execution.executor import Progress
-from raygen.training.history import records
-from raygen.training.trainer import Step, TrainSpec
+from raygen.training.history import read_history
+from raygen.training.trainer import TrainConfig, TrainStep
 
-__all__ = ["Journal", "followed"]
+__all__ = ["TrainingLogger", "followed"]
 
 
 HISTORY: Final = "history.jsonl"
@@ -23,14 +23,14 @@ HISTORY: Final = "history.jsonl"
 TAIL: Final = 1 << 16
 
 
-class Journal:
+class TrainingLogger:
     """The records of rank 0 in `folder`. What a run that is gone on with had written later is forgotten."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.events: Any = None
 
-    def write(self, step: Step) -> None:
+    def write(self, step: TrainStep) -> None:
         """One line of history, and one point a curve."""
         if self.events is None:
             self._open(step.step)
@@ -58,17 +58,17 @@ class Journal:
 
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / HISTORY
-        before = records(path.read_text(encoding="utf-8")) if path.exists() else []
+        before = read_history(path.read_text(encoding="utf-8")) if path.exists() else []
         kept = [json.dumps(line) + "\n" for line in before if line["step"] < first]
         path.write_text("".join(kept), encoding="utf-8")
         self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first)
 
 
 @contextmanager
-def followed(folder: Path, report: Callable[[Progress], None], spec: TrainSpec) -> Iterator[None]:
+def followed(folder: Path, report: Callable[[Progress], None], config: TrainConfig) -> Iterator[None]:
     """Turn the records of rank 0, wherever it runs, into progress here."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(folder / HISTORY, report, spec, stop), daemon=True)
+    thread = threading.Thread(target=_follow, args=(folder / HISTORY, report, config, stop), daemon=True)
     thread.start()
     try:
         yield
@@ -77,17 +77,17 @@ def followed(folder: Path, report: Callable[[Progress], None], spec: TrainSpec) 
         thread.join()
 
 
-def _follow(path: Path, report: Callable[[Progress], None], spec: TrainSpec, stop: threading.Event) -> None:
+def _follow(path: Path, report: Callable[[Progress], None], config: TrainConfig, stop: threading.Event) -> None:
     before = _newest(path)
-    total = spec.steps or int(spec.max_seconds or 1)
+    total = config.steps or int(config.max_seconds or 1)
     progress = Progress(0, total)
     while True:
         ended = stop.wait(1.0)
         record = _newest(path)
         if record is not None and record != before:
             share = max(
-                record["step"] / spec.steps if spec.steps else 0.0,
-                record["elapsed"] / spec.max_seconds if spec.max_seconds else 0.0,
+                record["step"] / config.steps if config.steps else 0.0,
+                record["elapsed"] / config.max_seconds if config.max_seconds else 0.0,
             )
             left = record["elapsed"] * (1 / share - 1) if share else 0.0
             progress.note = (

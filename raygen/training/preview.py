@@ -17,11 +17,11 @@ from torch import Tensor
 from raygen.core.face_labels import PALETTE
 from raygen.core.pixels import to_pixels, to_uint8
 from raygen.models.conditions import Conditions
-from raygen.models.schedule import SamplerSpec, build_sampler
-from raygen.sampling.guidance import guide
+from raygen.models.schedule import SamplerConfig, build_sampler
+from raygen.sampling.guidance import build_guidance
 from raygen.sampling.noise import keyed_normal, noise_key
 from raygen.sampling.worker import denoise
-from raygen.training.data import TrainingArrays
+from raygen.training.data import TrainingData
 from raygen.training.losses import AutoencoderObjective, DiffusionObjective, Objective
 
 __all__ = ["grid", "sheet"]
@@ -31,12 +31,12 @@ UInt8Array = npt.NDArray[np.uint8]
 ACROSS: Final = 8
 PICTURES: Final = 16
 #: Good enough to see what a model has learnt, and quick.
-SAMPLER: Final = SamplerSpec(name="unipc", steps=16)
+SAMPLER: Final = SamplerConfig(name="unipc", steps=16)
 GAP: Final = 2
 
 
 @torch.no_grad()
-def sheet(objective: Objective, arrays: TrainingArrays, device: torch.device, seed: int = 0) -> bytes | None:
+def sheet(objective: Objective, arrays: TrainingData, device: torch.device, seed: int = 0) -> bytes | None:
     """A PNG of 16 pictures, or None where there is nothing to see (a parser).
 
     A denoiser: conditions of the first rows, their masks above the pictures where it has masks. A first stage: the
@@ -60,7 +60,7 @@ def sheet(objective: Objective, arrays: TrainingArrays, device: torch.device, se
 
 
 def _sampled(
-    objective: DiffusionObjective, arrays: TrainingArrays, n: int, device: torch.device, seed: int
+    objective: DiffusionObjective, arrays: TrainingData, n: int, device: torch.device, seed: int
 ) -> list[UInt8Array]:
     model = objective.model
     rows = np.arange(n)
@@ -68,7 +68,7 @@ def _sampled(
     conditions = objective.conditions(batch, n).to(device)
     noise = [keyed_normal(noise_key(seed, f"sheet-{i}", 0), 0, model.latent_shape) for i in range(n)]
     z = torch.from_numpy(np.stack(noise)).to(device)
-    steps = denoise(model, guide(model, conditions, 1.0), z, build_sampler(model.schedule, SAMPLER))
+    steps = denoise(model, build_guidance(model, conditions, 1.0), z, build_sampler(model.schedule, SAMPLER))
     *_, z = steps
     pictures = to_uint8(model.first_stage.decode(z)).cpu().numpy()
     return [*_masks(conditions), pictures]

@@ -11,154 +11,156 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
 from raygen.extractors.bundled import (
-    SmallClassifier,
-    SmallClassifierSpec,
-    SmallEmbedder,
-    SmallEmbedderSpec,
-    SmallNetwork,
-    SmallParser,
-    SmallParserSpec,
+    BundledClassifier,
+    BundledClassifierConfig,
+    BundledEmbedder,
+    BundledEmbedderConfig,
+    BundledNetwork,
+    BundledParser,
+    BundledParserConfig,
 )
-from raygen.extractors.lpips import LPIPSSpec, load_lpips
+from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.extractors.perceptual import DeepFeatures, load_embedder, load_perceptual
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.base import Model
-from raygen.models.collaborative import Collaborative, CollaborativeSpec, same_stage
+from raygen.models.collaborative import Collaborative, CollaborativeConfig, same_stage
 from raygen.models.conditions import ConditionDropout
-from raygen.models.controlnet import ControlSpec, control_modalities
-from raygen.models.ldm import LDMSpec
-from raygen.models.scadm import SCADMSpec
+from raygen.models.controlnet import ControlNetConfig, control_modalities
+from raygen.models.ldm import LDMConfig
+from raygen.models.scadm import SCADMConfig
 from raygen.models.text import Tokenizer
 from raygen.training.losses import (
     AttentionLoss,
     AutoencoderObjective,
-    AutoencoderObjectiveSpec,
+    AutoencoderObjectiveConfig,
     ClassifierObjective,
     DiffusionLoss,
     DiffusionObjective,
     EmbedderObjective,
     IdentityLoss,
+    MaskAwareConfig,
     MaskAwareObjective,
-    MaskAwareSpec,
-    MinSNR,
+    MinSNRLoss,
     Objective,
     ParserObjective,
 )
-from raygen.training.trainer import TrainSpec
+from raygen.training.trainer import TrainConfig
 
 __all__ = [
     "DENOISERS",
     "TrainWhat",
-    "TrainableSpec",
-    "count",
-    "digests_of",
+    "TrainableConfig",
+    "build_objective",
+    "bundled_network",
+    "count_parameters",
     "folders_of",
-    "needs",
-    "objective_of",
-    "small_network",
+    "frozen_digests",
+    "required_fields",
 ]
 
 
 #: Everything that `raygen train` trains.
-TrainableSpec = Annotated[
-    AutoencoderSpec
-    | LDMSpec
-    | ControlSpec
-    | CollaborativeSpec
-    | SCADMSpec
-    | SmallParserSpec
-    | SmallClassifierSpec
-    | SmallEmbedderSpec,
+TrainableConfig = Annotated[
+    AutoencoderConfig
+    | LDMConfig
+    | ControlNetConfig
+    | CollaborativeConfig
+    | SCADMConfig
+    | BundledParserConfig
+    | BundledClassifierConfig
+    | BundledEmbedderConfig,
     Field(discriminator="kind"),
 ]
 #: Those that denoise latents of a first stage.
-DENOISERS: Final = (LDMSpec, ControlSpec, CollaborativeSpec, SCADMSpec)
+DENOISERS: Final = (LDMConfig, ControlNetConfig, CollaborativeConfig, SCADMConfig)
 
 
-def folders_of(model: TrainableSpec) -> Mapping[str, str]:
+def folders_of(model: TrainableConfig) -> Mapping[str, str]:
     """The checkpoints that a model is put together from, by name."""
-    if isinstance(model, ControlSpec):
+    if isinstance(model, ControlNetConfig):
         return {"base": model.base}
-    return model.experts if isinstance(model, CollaborativeSpec) else {}
+    return model.experts if isinstance(model, CollaborativeConfig) else {}
 
 
-def needs(model: TrainableSpec, first_stage: str | None) -> tuple[int, tuple[str, ...]]:
+def required_fields(model: TrainableConfig, first_stage: str | None) -> tuple[int, tuple[str, ...]]:
     """Side of the pictures in pixels, and the conditions that training reads.
 
     `first_stage`: folder of the one a denoiser works on. Errors as for `checkpoint.load`.
     """
-    if isinstance(model, AutoencoderSpec):
+    if isinstance(model, AutoencoderConfig):
         return model.image_size, ()
-    if isinstance(model, SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec):
+    if isinstance(model, BundledParserConfig | BundledClassifierConfig | BundledEmbedderConfig):
         return model.image_size, {"parser": ("mask",), "classifier": ("attributes",)}.get(model.kind, ())
     assert first_stage is not None
-    size = checkpoint.first_stage_spec(first_stage).image_size
-    if isinstance(model, ControlSpec):
+    size = checkpoint.first_stage_config(first_stage).image_size
+    if isinstance(model, ControlNetConfig):
         return size, tuple(sorted(control_modalities(model, checkpoint.modalities(model.base))))
-    if not isinstance(model, CollaborativeSpec):
+    if not isinstance(model, CollaborativeConfig):
         return size, model.modalities
     read = frozenset[str]().union(*(checkpoint.modalities(folder) for folder in model.experts.values()))
     return size, tuple(sorted(read))
 
 
-def small_network(spec: SmallParserSpec | SmallClassifierSpec | SmallEmbedderSpec) -> SmallNetwork:
+def bundled_network(config: BundledParserConfig | BundledClassifierConfig | BundledEmbedderConfig) -> BundledNetwork:
     """A network that looks at pictures, with fresh weights."""
-    if isinstance(spec, SmallEmbedderSpec):
-        return SmallEmbedder(spec)
-    return SmallParser(spec) if isinstance(spec, SmallParserSpec) else SmallClassifier(spec)
+    if isinstance(config, BundledEmbedderConfig):
+        return BundledEmbedder(config)
+    return BundledParser(config) if isinstance(config, BundledParserConfig) else BundledClassifier(config)
 
 
-def count(model: TrainableSpec, first_stage: str | None) -> dict[str, int]:
+def count_parameters(model: TrainableConfig, first_stage: str | None) -> dict[str, int]:
     """Parameters to train, by part, counted without making the model.
 
-    `ConfigError` where a denoiser's first stage is not there and its spec does not say what latents to expect.
+    `ConfigError` where a denoiser's first stage is not there and its config does not say what latents to expect.
     """
-    if isinstance(model, CollaborativeSpec):
+    if isinstance(model, CollaborativeConfig):
         return checkpoint.count_diffusers(model)
-    if isinstance(model, ControlSpec):
+    if isinstance(model, ControlNetConfig):
         return checkpoint.count_branch(model)
-    if isinstance(model, LDMSpec | SCADMSpec):
+    if isinstance(model, LDMConfig | SCADMConfig):
         assert first_stage is not None
         try:
-            stage = checkpoint.first_stage_spec(first_stage)
+            stage = checkpoint.first_stage_config(first_stage)
         except ConfigError:
             if model.latent is None:
                 raise
             return checkpoint.count(model, model.latent)
         return checkpoint.count(model, stage.latent_shape, stage.factor)
     with torch.device("meta"):
-        made = FirstStage(model).net if isinstance(model, AutoencoderSpec) else small_network(model)
+        made = FirstStage(model).net if isinstance(model, AutoencoderConfig) else bundled_network(model)
     return {model.kind: sum(p.numel() for p in made.parameters())}
 
 
-class TrainWhat(Spec):
+class TrainWhat(Config):
     """What to train, on what, for how long."""
 
     LATER = frozenset({"identity"})
 
-    model: TrainableSpec
+    model: TrainableConfig
     faces: str = Field(..., description="folder of an ingest run")
     split: str | None = Field(None, description="only faces of this split")
     first_stage: str | None = Field(None, description="denoiser: folder of a trained first stage, or pixels-64")
     latents: str | None = Field(None, description="denoiser: folder of an encode run; none encodes at each step")
     init: str | None = Field(None, description="denoiser: checkpoint of the same shape to begin with")
     recipe: str = Field("overall", description="denoiser with text: which of a face's texts")
-    loss: DiffusionLoss = Field(default_factory=MinSNR, description="denoiser")
+    loss: DiffusionLoss = Field(default_factory=MinSNRLoss, description="denoiser")
     dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="denoiser")
     attention_loss: AttentionLoss | None = Field(None, description="scadm: attention scores should name the class")
-    mask_aware: MaskAwareSpec | None = Field(None, description="denoiser: what the estimate looks like counts as well")
-    reconstruction: AutoencoderObjectiveSpec = Field(
-        default_factory=AutoencoderObjectiveSpec, description="autoencoder"
+    mask_aware: MaskAwareConfig | None = Field(
+        None, description="denoiser: what the estimate looks like counts as well"
+    )
+    reconstruction: AutoencoderObjectiveConfig = Field(
+        default_factory=AutoencoderObjectiveConfig, description="autoencoder"
     )
     identity: IdentityLoss | None = Field(None, description="embedder: how people are told apart")
     validation_split: str | None = Field(None, description="autoencoder: scored at the end; none scores training faces")
     validation_pictures: int = Field(512, ge=1, description="autoencoder: how many, at most")
-    training: TrainSpec
+    training: TrainConfig
     weights: Literal["float32", "float16"] = Field("float32", description="of the checkpoint's files")
 
     @model_validator(mode="after")
@@ -167,10 +169,10 @@ class TrainWhat(Spec):
             raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
         if not isinstance(self.model, DENOISERS) and (self.mask_aware is not None or self.init is not None):
             raise ValueError("mask_aware and init are for a denoiser")
-        if isinstance(self.model, SmallEmbedderSpec) != (self.identity is not None):
+        if isinstance(self.model, BundledEmbedderConfig) != (self.identity is not None):
             raise ValueError("an embedder needs `identity`, and nothing else takes it")
         if self.attention_loss is not None:
-            if not isinstance(self.model, SCADMSpec) or self.model.style is None:
+            if not isinstance(self.model, SCADMConfig) or self.model.style is None:
                 raise ValueError("attention_loss is for a scadm with styles")
             if self.training.gradient_checkpointing:
                 raise ValueError(
@@ -179,13 +181,13 @@ class TrainWhat(Spec):
         return self
 
 
-def digests_of(what: TrainWhat) -> dict[str, str]:
+def frozen_digests(what: TrainWhat) -> dict[str, str]:
     """The digest of every checkpoint that training stands beside or begins with, by name; empty for most."""
     folders = {**folders_of(what.model), **({} if what.init is None else {"init": what.init})}
     return {name: checkpoint.digest(folder) for name, folder in folders.items()}
 
 
-def objective_of(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objective:
+def build_objective(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objective:
     """A fresh objective of a recipe, its weights drawn from the training seed."""
     seed = what.training.seed
     if isinstance(what.model, DENOISERS):
@@ -200,23 +202,23 @@ def objective_of(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objecti
         judges = [m.sha256 for m in objective.modules() if isinstance(m, DeepFeatures)]
         # What changes a step is part of it: a state of other terms or judges is no state of this training.
         terms = [] if what.mask_aware is None else [digest(canonical(what.mask_aware))]
-        objective.frozen = "".join((*digests_of(what).values(), *judges, *terms))
+        objective.frozen = "".join((*frozen_digests(what).values(), *judges, *terms))
         return objective
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(what.model, AutoencoderSpec):
+        if isinstance(what.model, AutoencoderConfig):
             wanted = what.reconstruction.perceptual
-            perceptual = load_lpips(wanted) if isinstance(wanted, LPIPSSpec) else None
+            perceptual = load_lpips(wanted) if isinstance(wanted, LPIPSConfig) else None
             return AutoencoderObjective(FirstStage(what.model), what.reconstruction, perceptual)
-        network = small_network(what.model)
-        if isinstance(network, SmallEmbedder):
+        network = bundled_network(what.model)
+        if isinstance(network, BundledEmbedder):
             assert what.identity is not None
             return EmbedderObjective(network, what.identity)
-        return ClassifierObjective(network) if isinstance(network, SmallClassifier) else _parsing(network)
+        return ClassifierObjective(network) if isinstance(network, BundledClassifier) else _parsing(network)
 
 
-def _parsing(network: SmallNetwork) -> ParserObjective:
-    assert isinstance(network, SmallParser)
+def _parsing(network: BundledNetwork) -> ParserObjective:
+    assert isinstance(network, BundledParser)
     return ParserObjective(network)
 
 
@@ -246,7 +248,11 @@ def _denoising(what: TrainWhat, model: Model) -> DiffusionObjective:
     if aware is None:
         return DiffusionObjective(model, what.loss, what.dropout, what.attention_loss)
     return MaskAwareObjective(
-        model, what.loss, what.dropout, what.attention_loss, spec=aware,
+        model,
+        what.loss,
+        what.dropout,
+        what.attention_loss,
+        config=aware,
         perceptual=load_perceptual(aware.network) if aware.perceptual else None,
         embedder=load_embedder(aware.embedder) if aware.face and aware.embedder is not None else None,
-    )  # fmt: skip
+    )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from raygen.core.pixels import to_pixels, to_uint8
-from raygen.extractors.base import Features
+from raygen.extractors.base import FeatureExtractor
 from raygen.metrics.frechet import frechet_of_features
 from raygen.metrics.image_similarity import psnr, ssim
 from raygen.models.autoencoder import FirstStage
@@ -30,7 +30,7 @@ LEAST: Final = 16
 def reconstruction_scores(
     stage: FirstStage,
     images: UInt8Array,
-    features: Features,
+    features: FeatureExtractor,
     device: torch.device,
     perceptual: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
@@ -42,9 +42,11 @@ def reconstruction_scores(
         decoded = stage.decode(stage.mode(stage.encode(pixels)))
         made = to_uint8(decoded).cpu()
         found = {
-            "psnr": psnr(made.numpy(), real), "ssim": ssim(made.numpy(), real),
-            "made": features.features(made).numpy(), "real": features.features(torch.from_numpy(real)).numpy(),
-        }  # fmt: skip
+            "psnr": psnr(made.numpy(), real),
+            "ssim": ssim(made.numpy(), real),
+            "made": features.features(made).numpy(),
+            "real": features.features(torch.from_numpy(real)).numpy(),
+        }
         if perceptual is not None:
             found["lpips"] = perceptual(decoded.clamp(-1, 1), pixels).float().cpu().numpy()
         for name, values in found.items():

@@ -32,29 +32,29 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InfrastructureError
 from raygen.core.hashing import canonical
-from raygen.core.precision import settle
-from raygen.training.data import TrainingArrays, draw, load_arrays, order
+from raygen.core.precision import set_deterministic_precision
+from raygen.training.data import TrainingData, draw, load_training_data, order
 from raygen.training.losses import Objective
 
 __all__ = [
     "DivergedError",
-    "Step",
-    "TrainSpec",
+    "TrainConfig",
+    "TrainStep",
     "Trainer",
-    "TrainingArrays",
+    "TrainingData",
     "draw",
     "latest_state",
-    "load_arrays",
+    "load_training_data",
     "order",
     "train",
 ]
 
 
 Batch = dict[str, Tensor]
-#: Fields of a TrainSpec that a resumed run may change.
+#: Fields of a TrainConfig that a resumed run may change.
 FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "sheet_every", "keep"})
 #: Faces that an error names.
 NAMED = 16
@@ -64,7 +64,7 @@ class DivergedError(ConfigError):
     """The loss is no longer finite: with these settings or this data, training cannot go on."""
 
 
-class TrainSpec(Spec):
+class TrainConfig(Config):
     """How long and how to train. It ends at `steps` or after `max_seconds`, whichever comes first."""
 
     steps: int | None = Field(None, ge=1, description="optimiser steps")
@@ -89,14 +89,14 @@ class TrainSpec(Spec):
     keep: int = Field(2, ge=1, description="training states kept")
 
     @model_validator(mode="after")
-    def _ends(self) -> "TrainSpec":
+    def _ends(self) -> "TrainConfig":
         if self.steps is None and self.max_seconds is None:
             raise ValueError("training needs steps or max_seconds")
         return self
 
 
 @dataclass(frozen=True)
-class Step:
+class TrainStep:
     """What came of the last `log_every` steps; losses are means over them on this rank."""
 
     step: int
@@ -115,26 +115,28 @@ class Trainer:
     """An objective with its optimisers, averaged weights and place in the run, on one rank."""
 
     def __init__(
-        self, objective: Objective, spec: TrainSpec, *, device: Any = "cpu", rank: int = 0, world_size: int = 1
+        self, objective: Objective, config: TrainConfig, *, device: Any = "cpu", rank: int = 0, world_size: int = 1
     ) -> None:
-        if spec.batch % (world_size * spec.accumulate):
-            raise ConfigError(f"batch {spec.batch} does not divide into {world_size} ranks x {spec.accumulate} parts")
-        settle()
-        self.spec, self.rank, self.world_size = spec, rank, world_size
+        if config.batch % (world_size * config.accumulate):
+            raise ConfigError(
+                f"batch {config.batch} does not divide into {world_size} ranks x {config.accumulate} parts"
+            )
+        set_deterministic_precision()
+        self.config, self.rank, self.world_size = config, rank, world_size
         self.device = torch.device(device)
         self.objective = objective.to(self.device).train()
-        if spec.gradient_checkpointing:
+        if config.gradient_checkpointing:
             _checkpoint_gradients(self.objective)
-        if spec.compile:
+        if config.compile:
             for network in self.objective.networks():
                 network.compile()
         self.phases = [list(parameters) for parameters in objective.phases()]
         self.optimizers = [
-            torch.optim.AdamW(p, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=True)
+            torch.optim.AdamW(p, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
             for p in self.phases
         ]
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
-        self.shadow = [p.detach().clone() for p in self.parameters.values()] if spec.ema else []
+        self.shadow = [p.detach().clone() for p in self.parameters.values()] if config.ema else []
         self.step, self.elapsed = 0, 0.0
         self.wrapped: Any = objective
         if world_size > 1 and dist.is_initialized():
@@ -149,9 +151,9 @@ class Trainer:
     @property
     def progress(self) -> float:
         """How much of the run is done, 0..1; the same on every rank."""
-        steps = self.step / self.spec.steps if self.spec.steps else 0.0
-        seconds = self.elapsed / self.spec.max_seconds if self.spec.max_seconds else 0.0
-        if self.spec.max_seconds and self.wrapped is not self.objective:
+        steps = self.step / self.config.steps if self.config.steps else 0.0
+        seconds = self.elapsed / self.config.max_seconds if self.config.max_seconds else 0.0
+        if self.config.max_seconds and self.wrapped is not self.objective:
             shared = torch.tensor([seconds], device=self.device, dtype=torch.float64)
             dist.broadcast(shared, src=0)
             seconds = float(shared)
@@ -159,25 +161,26 @@ class Trainer:
 
     def lr(self, progress: float) -> float:
         """The learning rate of the next step."""
-        warm = min(1.0, (self.step + 1) / self.spec.warmup) if self.spec.warmup else 1.0
-        return self.spec.lr * warm * (0.5 * (1 + cos(pi * progress)) if self.spec.schedule == "cosine" else 1.0)
+        warm = min(1.0, (self.step + 1) / self.config.warmup) if self.config.warmup else 1.0
+        return self.config.lr * warm * (0.5 * (1 + cos(pi * progress)) if self.config.schedule == "cosine" else 1.0)
 
-    def batch(self, arrays: TrainingArrays, step: int) -> Batch:
+    def batch(self, arrays: TrainingData, step: int) -> Batch:
         """This rank's slice of the global batch of `step`, as CPU tensors."""
-        size = self.spec.batch // self.world_size
-        first = step * self.spec.batch + self.rank * size
+        size = self.config.batch // self.world_size
+        first = step * self.config.batch + self.rank * size
         positions = range(first, first + size)
-        drawn = draw(self.spec.seed, positions, self.objective.latent_shape, self.objective.timesteps)
-        mirror = drawn.pop("mirror") & self.spec.flip
-        values = {**drawn, **arrays.batch(order(self.spec.seed, len(arrays), positions), mirror)}
+        drawn = draw(self.config.seed, positions, self.objective.latent_shape, self.objective.timesteps)
+        mirror = drawn.pop("mirror") & self.config.flip
+        values = {**drawn, **arrays.batch(order(self.config.seed, len(arrays), positions), mirror)}
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
 
     def update(self, batch: Batch, lr: float) -> Batch:
         """One optimiser step on this rank's slice; the mean losses, still on the device."""
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        parts = [dict(zip(moved, values, strict=True)) for values in zip(
-            *(tensor.chunk(self.spec.accumulate) for tensor in moved.values()), strict=True
-        )]  # fmt: skip
+        parts = [
+            dict(zip(moved, values, strict=True))
+            for values in zip(*(tensor.chunk(self.config.accumulate) for tensor in moved.values()), strict=True)
+        ]
         means: Batch = {}
         self.objective.step = self.step
         for phase, optimizer in enumerate(self.optimizers):
@@ -188,8 +191,8 @@ class Trainer:
                 for name, value in self._backward(part, phase, last=index == len(parts) - 1).items():
                     if phase == 0 or name != "loss":  # the loss of a step is that of what is trained for
                         means[name] = means.get(name, torch.zeros_like(value)) + value / len(parts)
-            if self.spec.clip:
-                norm = torch.nn.utils.clip_grad_norm_(self.phases[phase], self.spec.clip)
+            if self.config.clip:
+                norm = torch.nn.utils.clip_grad_norm_(self.phases[phase], self.config.clip)
                 means["gradient" if phase == 0 else f"gradient_{phase}"] = norm.detach()
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -200,18 +203,18 @@ class Trainer:
 
     def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
         quiet = nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync()
-        half = self.spec.precision == "bfloat16"
+        half = self.config.precision == "bfloat16"
         with quiet:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 losses: Batch = self.wrapped(part, phase)
-            (losses["loss"] / self.spec.accumulate).backward()  # type: ignore[no-untyped-call]
+            (losses["loss"] / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
 
     def _average(self) -> None:
         """EMA with warm-up: decay = min(ema, (1 + n) / (10 + n)) after n earlier updates."""
         if self.shadow:
             n = self.step - 1
-            decay = min(self.spec.ema, (1 + n) / (10 + n))
+            decay = min(self.config.ema, (1 + n) / (10 + n))
             current = [p.detach() for p in self.parameters.values()]
             torch._foreach_lerp_(self.shadow, current, 1 - decay)
 
@@ -258,7 +261,7 @@ class Trainer:
                 f"{target}: the training state cannot be written ({error.strerror or error}); "
                 + (f"{kept.name} is whole, and the same command goes on from it" if kept else "there is no earlier one")
             ) from error
-        for old in sorted(root.glob("step-*"))[: -self.spec.keep]:
+        for old in sorted(root.glob("step-*"))[: -self.config.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, folder: Path, data: str) -> None:
@@ -269,7 +272,9 @@ class Trainer:
         tensors = load_file(folder / "state.safetensors")
         try:
             self._set([tensors[f"model.{name}"] for name in self.parameters])
-            self.shadow = [tensors[f"ema.{name}"].to(self.device) for name in self.parameters] if self.spec.ema else []
+            self.shadow = (
+                [tensors[f"ema.{name}"].to(self.device) for name in self.parameters] if self.config.ema else []
+            )
         except (KeyError, RuntimeError) as error:
             raise ConfigError(f"{folder}: training state is of another model ({error})") from error
         for phase, optimizer in enumerate(self.optimizers):
@@ -282,7 +287,7 @@ class Trainer:
         self.step, self.elapsed = int(document["step"]), float(document["elapsed"])
 
     def _fixed(self) -> Any:
-        return json.loads(canonical(self.spec.model_dump(mode="json", exclude=set(FREE))))
+        return json.loads(canonical(self.config.model_dump(mode="json", exclude=set(FREE))))
 
 
 def _checkpoint_gradients(objective: Objective) -> None:
@@ -314,8 +319,8 @@ def latest_state(root: Path) -> Path | None:
 # --- the loop -----------------------------------------------------------------------------------------------
 
 
-def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = None) -> Iterator[Step]:
-    """Train to the end of the spec, a `Step` every `log_every` steps and at the end.
+def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = None) -> Iterator[TrainStep]:
+    """Train to the end of the config, a `TrainStep` every `log_every` steps and at the end.
 
     With a `folder`, goes on from its newest whole state and writes a state every `save_every` steps and at the
     end (rank 0), before it yields the record of that step. Raises `DivergedError` where the loss is no longer finite
@@ -339,8 +344,8 @@ def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = 
             trainer.elapsed += time.perf_counter() - began
             progress = trainer.progress
             done = progress >= 1
-            record = window.close(lr) if done or trainer.step % trainer.spec.log_every == 0 else None
-            if root is not None and trainer.rank == 0 and (done or trainer.step % trainer.spec.save_every == 0):
+            record = window.close(lr) if done or trainer.step % trainer.config.log_every == 0 else None
+            if root is not None and trainer.rank == 0 and (done or trainer.step % trainer.config.save_every == 0):
                 window.check()
                 trainer.save(root, data)
             if record is not None:
@@ -350,7 +355,7 @@ def train(trainer: Trainer, arrays: TrainingArrays, folder: str | Path | None = 
 class _Window:
     """Sums over the steps since the last record; the device is waited for only when one is closed."""
 
-    def __init__(self, trainer: Trainer, arrays: TrainingArrays, root: Path | None) -> None:
+    def __init__(self, trainer: Trainer, arrays: TrainingData, root: Path | None) -> None:
         self.trainer, self.arrays, self.root = trainer, arrays, root
         self._reset()
 
@@ -370,8 +375,8 @@ class _Window:
         """Raise `DivergedError` where a loss so far is not finite, with the step, its faces and the way back."""
         if self.bad.isinf():
             return
-        step, spec = int(self.bad), self.trainer.spec
-        rows = order(spec.seed, len(self.arrays), range(step * spec.batch, (step + 1) * spec.batch))
+        step, config = int(self.bad), self.trainer.config
+        rows = order(config.seed, len(self.arrays), range(step * config.batch, (step + 1) * config.batch))
         faces = [self.arrays.ids[self.arrays.face[row]] for row in rows[:NAMED]]
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         good = None if self.root is None else latest_state(self.root)
@@ -381,7 +386,7 @@ class _Window:
             "A smaller lr, a longer warmup or float32 usually help; a single bad face shows in its row"
         )
 
-    def close(self, lr: float) -> Step:
+    def close(self, lr: float) -> TrainStep:
         """The record of this window; the next one begins."""
         trainer = self.trainer
         self.check()
@@ -389,7 +394,7 @@ class _Window:
         losses = {name: float(value) / self.count for name, value in self.sums.items()}
         trainer.elapsed += time.perf_counter() - began
         seconds = max(trainer.elapsed - self.began, 1e-9)
-        rate = self.count * trainer.spec.batch / seconds
-        step = Step(trainer.step, losses["loss"], lr, rate, self.waited, trainer.elapsed, losses)
+        rate = self.count * trainer.config.batch / seconds
+        step = TrainStep(trainer.step, losses["loss"], lr, rate, self.waited, trainer.elapsed, losses)
         self._reset()
         return step

@@ -30,14 +30,19 @@ def document(out: Path) -> dict:
                 "model": {
                     "kind": "train",
                     "what": {
-                        "faces": "{shared}/faces", "first_stage": "{shared}/first", "model": model,
-                        "loss": {"kind": "p2", "gamma": 0.0}, "training": training,
+                        "faces": "{shared}/faces",
+                        "first_stage": "{shared}/first",
+                        "model": model,
+                        "loss": {"kind": "p2", "gamma": 0.0},
+                        "training": training,
                     },
                 },
                 "samples": {
                     "kind": "generate",
                     "what": {
-                        "conditions": "{shared}/rows", "checkpoint": "{variant}/model", "batch": 4,
+                        "conditions": "{shared}/rows",
+                        "checkpoint": "{variant}/model",
+                        "batch": 4,
                         "sampler": {"steps": 2},
                     },
                 },
@@ -49,7 +54,7 @@ def document(out: Path) -> dict:
             "variants": {"gamma-0": [], "gamma-1": ["model.what.loss.gamma=1"]},
         },
         "out": str(out),
-    }  # fmt: skip
+    }
 
 
 def test_every_variant_is_made_and_tabled_once(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import yaml
 from raygen.commands.registry import load, make
 from raygen.commands.verify import verify
 from raygen.core.errors import ConfigError, InputError
-from raygen.extractors.bundled import SmallParser, SmallParserSpec, save_small
+from raygen.extractors.bundled import BundledParser, BundledParserConfig, save_bundled
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
-from raygen.models.ldm import LDMSpec
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.ldm import LDMConfig
 from raygen.store.images import encode_mask
 from raygen.store.parquet import from_parquet, to_parquet
-from raygen.store.run_store import Store, open_input
+from raygen.store.run_store import RunStore, open_input
 
 SIZE = 32
 
@@ -40,14 +40,17 @@ def world(tmp_path_factory):
     do("plan", root / "conditions", {"faces": str(root / "faces"), "planning": {"kind": "from_faces"}, "shard_rows": 8})
     torch.manual_seed(0)
     stage = FirstStage(
-        AutoencoderSpec(image_size=SIZE, patch=2, channels=(8, 8), latent_channels=4, mid_attention=False)
+        AutoencoderConfig(image_size=SIZE, patch=2, channels=(8, 8), latent_channels=4, mid_attention=False)
     )
-    spec = LDMSpec(
+    config = LDMConfig(
         modalities=("mask", "attributes"), channels=(8, 16), attention=(False, True), head_dim=8, mask_channels=4
     )
-    checkpoint.save(checkpoint.build(spec, stage, seed=0), root / "model")
-    save_small(
-        SmallParser(SmallParserSpec(image_size=SIZE, channels=(8, 16))), root / "parser", weights="float32", extra={}
+    checkpoint.save(checkpoint.build(config, stage, seed=0), root / "model")
+    save_bundled(
+        BundledParser(BundledParserConfig(image_size=SIZE, channels=(8, 16))),
+        root / "parser",
+        weights="float32",
+        extra={},
     )
     return root
 
@@ -55,10 +58,14 @@ def world(tmp_path_factory):
 def generate(world, out, *, where=None, **more):
     small = {"kind": "small", "folder": str(world / "parser")}
     what = {
-        "conditions": str(world / "conditions"), "checkpoint": str(world / "model"), "batch": 4, "shard_rows": 8,
-        "sampler": {"name": "dpmpp_2m", "steps": 3}, "score": {"parser": small, "features": small, "classifier": None},
+        "conditions": str(world / "conditions"),
+        "checkpoint": str(world / "model"),
+        "batch": 4,
+        "shard_rows": 8,
+        "sampler": {"name": "dpmpp_2m", "steps": 3},
+        "score": {"parser": small, "features": small, "classifier": None},
         **more,
-    }  # fmt: skip
+    }
     return do("generate", out, what, **(where or {}))
 
 
@@ -98,12 +105,15 @@ def test_generate_then_evaluate(world, tmp_path):
     rows = rows_of(tmp_path / "samples")
     assert all(r["image"] and r["error"] is None and r["image_sha256"] for r in rows)
     assert {r["source"] for r in rows} == {r["face_id"] for r in rows_of(world / "faces", "faces")}
-    assert verify(Store(str(tmp_path / "samples"))).ok
+    assert verify(RunStore(str(tmp_path / "samples"))).ok
     small = {"kind": "small", "folder": str(world / "parser")}
     what = {
-        "samples": str(tmp_path / "samples"), "reference": str(world / "faces"), "round_trip": str(world / "model"),
-        "score": {"parser": small, "features": small, "classifier": None}, "batch": 8,
-    }  # fmt: skip
+        "samples": str(tmp_path / "samples"),
+        "reference": str(world / "faces"),
+        "round_trip": str(world / "model"),
+        "score": {"parser": small, "features": small, "classifier": None},
+        "batch": 8,
+    }
     do("evaluate", tmp_path, what)
     metrics = from_parquet((tmp_path / "metrics/metrics.parquet").read_bytes()).to_pylist()
     found = {(m["metric"], m["slice"]) for m in metrics}
@@ -119,8 +129,10 @@ def test_generate_then_evaluate(world, tmp_path):
     score = {"parser": small, "features": None, "classifier": None}
     again = {k: v for k, v in what.items() if k != "round_trip"} | {"score": score}
     do("evaluate", tmp_path / "again", again)
-    later = {(m["metric"], m["slice"]): m["value"] for m in
-             from_parquet((tmp_path / "again/metrics/metrics.parquet").read_bytes()).to_pylist()}  # fmt: skip
+    later = {
+        (m["metric"], m["slice"]): m["value"]
+        for m in from_parquet((tmp_path / "again/metrics/metrics.parquet").read_bytes()).to_pylist()
+    }
     first = {(m["metric"], m["slice"]): m["value"] for m in metrics}
     assert later[("miou:raygen-parser", "all")] == first[("miou:raygen-parser", "all")]
 
@@ -221,9 +233,12 @@ def test_training_and_encoding_make_what_generate_reads(world, tmp_path):
         "head_dim": 8,
     }
     what = {
-        "model": model, "faces": faces, "first_stage": str(tmp_path / "stage"), "latents": str(tmp_path / "latents"),
+        "model": model,
+        "faces": faces,
+        "first_stage": str(tmp_path / "stage"),
+        "latents": str(tmp_path / "latents"),
         "training": training,
-    }  # fmt: skip
+    }
     do("train", tmp_path / "model", what)
     do(
         "train",
@@ -323,7 +338,7 @@ def test_errors_say_what_is_wrong(world, tmp_path):
     with pytest.raises(ConfigError, match="holds what `raygen ingest` makes, and no rows of CONDITIONS"):
         do("generate", tmp_path / "o", {"conditions": str(world / "faces"), "checkpoint": str(world / "model")})
     with pytest.raises(ConfigError, match=r"holds no run .* there are runs in conditions, faces"):
-        verify(Store(str(world)))
+        verify(RunStore(str(world)))
     with pytest.raises(ConfigError, match=r"raygen\.json is missing"):
         do("generate", tmp_path / "o", {"conditions": str(world / "conditions"), "checkpoint": str(tmp_path)})
     with pytest.raises(ConfigError, match="needs the folder of an ingest run"):

@@ -77,9 +77,11 @@ def test_people_have_names(world: Path, tmp_path: Path) -> None:
     made = [row["sample_id"] for row in conditions(tmp_path / "a")]
     assert made == ["Anna-0000", "Anna-0001", "Bob-0000", "Bob-0001"]
     for text, sentence in (
-        ("Anna\n", "names: .* has 1 names for 2 people"), ("Anna\naNNA\n", "'Anna' and 'aNNA'"),
-        ("../x\nb\n", "'../x-0000' is not"), ("aux\nb\n", "'aux' is a device"),
-    ):  # fmt: skip
+        ("Anna\n", "names: .* has 1 names for 2 people"),
+        ("Anna\naNNA\n", "'Anna' and 'aNNA'"),
+        ("../x\nb\n", "'../x-0000' is not"),
+        ("aux\nb\n", "'aux' is a device"),
+    ):
         file.write_text(text)
         with pytest.raises((ConfigError, InputError), match=sentence):
             do("plan", tmp_path / "b", what)
@@ -92,10 +94,17 @@ def test_a_model_of_styles_takes_every_row(world: Path, tmp_path: Path) -> None:
     planning = {"kind": "identities", "identities": 3, "pictures": 3}
     do("plan", tmp_path / "c", {"faces": str(world / "faces"), "planning": planning})
     checkpoint.save(tiny_model(), tmp_path / "model")
-    facts = do("generate", tmp_path / "s", {
-        "conditions": str(tmp_path / "c"), "checkpoint": str(tmp_path / "model"), "references": str(world / "faces"),
-        "sampler": {"name": "ddim", "steps": 2}, "batch": 4,
-    })  # fmt: skip
+    facts = do(
+        "generate",
+        tmp_path / "s",
+        {
+            "conditions": str(tmp_path / "c"),
+            "checkpoint": str(tmp_path / "model"),
+            "references": str(world / "faces"),
+            "sampler": {"name": "ddim", "steps": 2},
+            "batch": 4,
+        },
+    )
     assert facts["quarantined"] == "none"
     store, _ = open_input(str(tmp_path / "s"))
     rows = [row for table in store.tables("samples") for row in table.to_pylist()]

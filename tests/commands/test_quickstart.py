@@ -11,7 +11,7 @@ from raygen.commands.quickstart import Quickstart, run_quickstart
 from raygen.commands.verify import verify
 from raygen.core.assets import BUNDLED, resolve
 from raygen.models import checkpoint
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 
 PARTS = {"faces": "faces", "conditions": "conditions", "samples": "samples"}
 
@@ -35,7 +35,7 @@ def test_quickstart_makes_scores_and_reports(tmp_path, capsys):
     out = tmp_path / "run"
     run_quickstart(Quickstart(out=str(out), pictures=256))
     for part, table in PARTS.items():
-        store = Store(str(out / part))
+        store = RunStore(str(out / part))
         assert store.manifest()["rows"][table] == 256
         assert verify(store).ok
     found = metrics_of(out)

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from raygen.commands import sweep
-from raygen.commands.base import Prepared, Rate
+from raygen.commands.base import PreparedRun, Throughput
 from raygen.commands.registry import make
 from raygen.commands.verify import verify
 from raygen.core.assets import resolve
@@ -21,7 +21,7 @@ from raygen.evaluation.comparison import Curve, Point, best_steps, curves
 from raygen.report.build import build_report
 from raygen.report.line_plot import Axis, plot
 from raygen.store.parquet import from_parquet
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 from tests.drawn import drawn, quiet
 
 
@@ -35,13 +35,18 @@ def document(root: Path, out: str, **what: object) -> dict:
     return {
         "kind": "sweep",
         "what": {
-            "conditions": f"{root}/rows", "reference": f"{root}/faces", "steps": [1, 2],
+            "conditions": f"{root}/rows",
+            "reference": f"{root}/faces",
+            "steps": [1, 2],
             "samplers": [{"name": "ddim"}, {"name": "unipc", "steps": [2]}],
-            "score": {"classifier": None}, "compare": {"neighbours": None}, "timing": {"pictures": 2, "rounds": 2},
-            "generate": {"batch": 4, "shard_rows": 8, "seed": 5}, **what,
+            "score": {"classifier": None},
+            "compare": {"neighbours": None},
+            "timing": {"pictures": 2, "rounds": 2},
+            "generate": {"batch": 4, "shard_rows": 8, "seed": 5},
+            **what,
         },
         "out": f"{root}/{out}",
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +60,23 @@ def swept(world: Path) -> Path:
 def test_a_cell_is_the_run_that_generate_would_have_made(world: Path, swept: Path) -> None:
     """Cells share a model in memory; not a byte of theirs may show it."""
     for name, steps, sampler in (("ddim-0002", 2, "ddim"), ("unipc-0002", 2, "unipc")):
-        assert verify(Store(f"{swept}/cells/{name}")).ok
+        assert verify(RunStore(f"{swept}/cells/{name}")).ok
         alone = {
-            "kind": "generate", "out": f"{world}/alone-{name}",
+            "kind": "generate",
+            "out": f"{world}/alone-{name}",
             "what": {
-                "conditions": f"{world}/rows", "checkpoint": "bundled", "batch": 4, "shard_rows": 8, "seed": 5,
-                "sampler": {"name": sampler, "steps": steps}, "guidance": 1.0, "score": {"classifier": None},
+                "conditions": f"{world}/rows",
+                "checkpoint": "bundled",
+                "batch": 4,
+                "shard_rows": 8,
+                "seed": 5,
+                "sampler": {"name": sampler, "steps": steps},
+                "guidance": 1.0,
+                "score": {"classifier": None},
             },
-        }  # fmt: skip
+        }
         make(alone).run(quiet)
-        one, other = Store(f"{swept}/cells/{name}"), Store(f"{world}/alone-{name}")
+        one, other = RunStore(f"{swept}/cells/{name}"), RunStore(f"{world}/alone-{name}")
         assert one.plan().run_id == other.plan().run_id
         assert one.manifest()["set_digest"] == other.manifest()["set_digest"]
 
@@ -72,9 +84,9 @@ def test_a_cell_is_the_run_that_generate_would_have_made(world: Path, swept: Pat
 def test_a_dry_run_probes_the_fewest_steps_of_each_line(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probed: list[int] = []
 
-    def timed(work: Prepared) -> Rate:
+    def timed(work: PreparedRun) -> Throughput:
         probed.append(work.plan.what["sampler"]["steps"])
-        return Rate(0.5 if probed[-1] == 4 else 0.25, 100, 3)
+        return Throughput(0.5 if probed[-1] == 4 else 0.25, 100, 3)
 
     monkeypatch.setattr(sweep, "timed", timed)
     what = {
@@ -174,7 +186,9 @@ def test_a_killed_sweep_repeats_at_most_the_unfinished_shard(world: Path, swept:
     make(job).run(quiet)
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     for name in ("ddim-0001", "ddim-0002", "unipc-0002"):
-        assert len({Store(f"{world}/{out}/cells/{name}").manifest()["set_digest"] for out in ("swept", "killed")}) == 1
+        assert (
+            len({RunStore(f"{world}/{out}/cells/{name}").manifest()["set_digest"] for out in ("swept", "killed")}) == 1
+        )
     tries = list(cells.glob("*/attempt-00/starts/shard-*"))
     assert len(tries) <= 7, "six shards, and one that was being worked on"
 
@@ -185,7 +199,7 @@ def test_actors_make_the_same_cells(world: Path, swept: Path) -> None:
     other = document(world, "on-ray", timing=None)
     make({**other, "where": {"runner": "ray", "workers": 2}}).run(quiet)
     for name in ("ddim-0001", "ddim-0002", "unipc-0002"):
-        digests = {Store(f"{world}/{out}/cells/{name}").manifest()["set_digest"] for out in ("swept", "on-ray")}
+        digests = {RunStore(f"{world}/{out}/cells/{name}").manifest()["set_digest"] for out in ("swept", "on-ray")}
         assert len(digests) == 1, name
 
 
@@ -289,9 +303,14 @@ def test_a_network_is_its_weights_and_not_its_place(world: Path, swept: Path, tm
 def row(line: str, steps: int, value: float, metric: str = "fd:x", **cell: object) -> dict:
     named = {"name": f"{line}-{steps}", "line": line, "steps": steps, "guidance": "1", "checkpoint": "b", **cell}
     return {
-        "metric": metric, "slice": "all", "value": value, "n": 2000, "ci_low": None, "ci_high": None,
+        "metric": metric,
+        "slice": "all",
+        "value": value,
+        "n": 2000,
+        "ci_low": None,
+        "ci_high": None,
         "protocol": json.dumps({"cell": named}),
-    }  # fmt: skip
+    }
 
 
 def test_lines_are_by_sampler_and_points_by_steps() -> None:
@@ -360,6 +379,6 @@ def test_the_same_noise_with_more_and_fewer_conditions(world: Path) -> None:
 
 
 def pictures(folder: Path) -> list[bytes]:
-    tables = Store(str(folder)).tables("samples", ["sample_id", "image"])
+    tables = RunStore(str(folder)).tables("samples", ["sample_id", "image"])
     rows = {row["sample_id"]: row["image"]["bytes"] for table in tables for row in table.to_pylist()}
     return [rows[name] for name in sorted(rows)]

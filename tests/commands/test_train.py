@@ -43,9 +43,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ldm(world: Path, **fields: object) -> dict:
     return {
-        "faces": str(world / "faces"), "first_stage": str(world / "stage"), "model": {**MODEL, **fields},
+        "faces": str(world / "faces"),
+        "first_stage": str(world / "stage"),
+        "model": {**MODEL, **fields},
         "training": TRAINING,
-    }  # fmt: skip
+    }
 
 
 def test_text_mask_and_attributes_train_together_and_are_guided_apart(world: Path, tmp_path: Path) -> None:
@@ -60,10 +62,17 @@ def test_text_mask_and_attributes_train_together_and_are_guided_apart(world: Pat
     assert "forehead" in model.tokenizer.backend.get_vocab()
     made = {}
     for name, guidance in {"joint": 2.0, "apart": {"mask": 1.5, "text": 3.0}}.items():
-        do("generate", tmp_path / name, {
-            "conditions": str(world / "conditions"), "checkpoint": str(tmp_path / "model"), "batch": 8,
-            "sampler": {"steps": 2}, "guidance": guidance,
-        })  # fmt: skip
+        do(
+            "generate",
+            tmp_path / name,
+            {
+                "conditions": str(world / "conditions"),
+                "checkpoint": str(tmp_path / "model"),
+                "batch": 8,
+                "sampler": {"steps": 2},
+                "guidance": guidance,
+            },
+        )
         store, _ = open_input(str(tmp_path / name))
         made[name] = [row for table in store.tables("samples") for row in table.to_pylist()]
     assert len(made["apart"]) == 20
@@ -93,34 +102,59 @@ def test_training_can_begin_with_a_checkpoint(world: Path, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match="another first stage"):
         do("train", tmp_path / "fourth", {**still, "first_stage": str(tmp_path / "stage")})
     with pytest.raises(ConfigError, match="mask_aware and init are for a denoiser"):
-        do("train", tmp_path / "fifth", {
-            "faces": str(world / "faces"), "model": STAGE, "training": TRAINING, "init": str(tmp_path / "first"),
-        })  # fmt: skip
+        do(
+            "train",
+            tmp_path / "fifth",
+            {
+                "faces": str(world / "faces"),
+                "model": STAGE,
+                "training": TRAINING,
+                "init": str(tmp_path / "first"),
+            },
+        )
 
 
 def test_a_branch_trains_with_what_its_estimate_looks_like(world: Path, tmp_path: Path) -> None:
     """From a job to pictures: a base, a branch with the mask as its hint, terms from our classifier."""
     do("train", tmp_path / "base", ldm(world, modalities=["text"], text=TEXT))
     aware = {
-        "below": 500, "perceptual": 0.2, "face": 0.3, "latent": 0.1, "network": {"kind": "small"},
-        "embedder": {"kind": "small"}, "crop": 16, "classes": {"l_eye": 4.0},
-    }  # fmt: skip
+        "below": 500,
+        "perceptual": 0.2,
+        "face": 0.3,
+        "latent": 0.1,
+        "network": {"kind": "small"},
+        "embedder": {"kind": "small"},
+        "crop": 16,
+        "classes": {"l_eye": 4.0},
+    }
     what = {
-        "faces": str(world / "faces"), "first_stage": str(world / "stage"), "mask_aware": aware,
-        "model": {"kind": "control", "base": str(tmp_path / "base"), "hint": "mask"}, "training": TRAINING,
-    }  # fmt: skip
+        "faces": str(world / "faces"),
+        "first_stage": str(world / "stage"),
+        "mask_aware": aware,
+        "model": {"kind": "control", "base": str(tmp_path / "base"), "hint": "mask"},
+        "training": TRAINING,
+    }
     assert make({"kind": "train", "what": what, "out": str(tmp_path / "dry")}).estimate().rows == 20
     do("train", tmp_path / "branch", what)
     history = (tmp_path / "branch/training/history.jsonl").read_text().splitlines()
     assert any({"perceptual", "face", "latent"} <= set(json.loads(line)["losses"]) for line in history)
-    do("generate", tmp_path / "samples", {
-        "conditions": str(world / "conditions"), "checkpoint": str(tmp_path / "branch"), "batch": 8,
-        "sampler": {"name": "dpmpp_2m", "steps": 3},
-    })  # fmt: skip
+    do(
+        "generate",
+        tmp_path / "samples",
+        {
+            "conditions": str(world / "conditions"),
+            "checkpoint": str(tmp_path / "branch"),
+            "batch": 8,
+            "sampler": {"name": "dpmpp_2m", "steps": 3},
+        },
+    )
     store, _ = open_input(str(tmp_path / "samples"))
     assert sum(table.num_rows for table in store.tables("samples")) == 20
-    do("train", tmp_path / "other_base", {**ldm(world, modalities=["text"], text=TEXT), "recipe": "overall",
-                                          "training": {**TRAINING, "seed": 7}})  # fmt: skip
+    do(
+        "train",
+        tmp_path / "other_base",
+        {**ldm(world, modalities=["text"], text=TEXT), "recipe": "overall", "training": {**TRAINING, "seed": 7}},
+    )
     beside = {
         **what,
         "init": str(tmp_path / "branch"),
@@ -147,9 +181,15 @@ def test_what_is_written_on_the_way(world: Path, tmp_path: Path) -> None:
     what = ldm(world, modalities=["mask"])
     what["training"] = {**TRAINING, "sheet_every": 2}
     do("train", tmp_path / "model", what)
-    made = do("generate", tmp_path / "samples", {
-        "conditions": str(world / "conditions"), "checkpoint": str(tmp_path / "model"), "sampler": {"steps": 1},
-    })  # fmt: skip
+    made = do(
+        "generate",
+        tmp_path / "samples",
+        {
+            "conditions": str(world / "conditions"),
+            "checkpoint": str(tmp_path / "model"),
+            "sampler": {"steps": 1},
+        },
+    )
     assert made["not read by this model"] == "attributes, text"
     folder = tmp_path / "model/training"
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
@@ -183,8 +223,12 @@ def test_a_first_stage_says_how_well_pictures_come_back(world: Path, tmp_path: P
 
 
 def test_perceptual_weights_that_are_not_there(world: Path, tmp_path: Path) -> None:
-    what = {"faces": str(world / "faces"), "model": STAGE, "training": TRAINING,
-            "reconstruction": {"perceptual": {"weights": str(tmp_path / "vgg.pth")}}}  # fmt: skip
+    what = {
+        "faces": str(world / "faces"),
+        "model": STAGE,
+        "training": TRAINING,
+        "reconstruction": {"perceptual": {"weights": str(tmp_path / "vgg.pth")}},
+    }
     with pytest.raises(ConfigError, match="perceptual=none"):
         do("train", tmp_path / "stage", what)
 

@@ -179,9 +179,18 @@ class UNet(nn.Module):
     """`context` 0: attention blocks without context; `spade`: hidden channels of SPADE in middle and decoder."""
 
     def __init__(
-        self, channels: tuple[int, ...], attention: tuple[bool, ...], *, context: int = 0, heads: int = 0,
-        head_dim: int = 32, layers: int = 2, latent: int = 3, out: int = 3, spade: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        channels: tuple[int, ...],
+        attention: tuple[bool, ...],
+        *,
+        context: int = 0,
+        heads: int = 0,
+        head_dim: int = 32,
+        layers: int = 2,
+        latent: int = 3,
+        out: int = 3,
+        spade: int = 0,
+    ) -> None:
         super().__init__()
         base, time = channels[0], 4 * channels[0]
         self.time_embed = nn.Sequential(nn.Linear(base, time), nn.SiLU(), nn.Linear(time, time))
@@ -462,10 +471,18 @@ def buffers(steps: int = 1000, start: float = 0.0015, end: float = 0.0195) -> di
     """The twelve that every model of latent diffusion keeps of its schedule."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
     names = (
-        "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
-        "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
-        "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-    )  # fmt: skip
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+    )
     return {"betas": betas.float(), **{name: torch.zeros(steps) for name in names}}
 
 

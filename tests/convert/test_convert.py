@@ -26,8 +26,8 @@ from raygen.models.collaborative import Collaborative
 from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM
 from raygen.models.scadm import SCADM
-from raygen.models.schedule import NoiseSchedule, SamplerSpec, advance, build_sampler
-from raygen.store.run_store import Store
+from raygen.models.schedule import NoiseSchedule, SamplerConfig, advance, build_sampler
+from raygen.store.run_store import RunStore
 from tests.convert.published_networks import (
     CLASSES,
     MaskTokens,
@@ -63,40 +63,62 @@ def _full() -> dict[str, tuple[State, dict[str, int], int]]:
     dyn = "confidence_predictor.diffusion_model."
     celeba = with_prefix(plain, UNET)
     sca = with_prefix(styled, UNET)
-    readers = {**with_prefix(masks, f"{READER}seg_mask_cond_stage_model."),
-               **with_prefix(text, f"{READER}text_cond_stage_model.transformer.")}  # fmt: skip
+    readers = {
+        **with_prefix(masks, f"{READER}seg_mask_cond_stage_model."),
+        **with_prefix(text, f"{READER}text_cond_stage_model.transformer."),
+    }
     codiff = {
-        **with_prefix(diffuser, f"model.seg_mask_{dyn}"), **with_prefix(diffuser, f"model.text_{dyn}"),
-        **with_prefix(expert, "model.seg_mask_unet.diffusion_model."), **readers,
-        **with_prefix(expert, "model.text_unet.diffusion_model."), **with_prefix(kl4, STAGE), **buffers(),
-    }  # fmt: skip
+        **with_prefix(diffuser, f"model.seg_mask_{dyn}"),
+        **with_prefix(diffuser, f"model.text_{dyn}"),
+        **with_prefix(expert, "model.seg_mask_unet.diffusion_model."),
+        **readers,
+        **with_prefix(expert, "model.text_unet.diffusion_model."),
+        **with_prefix(kl4, STAGE),
+        **buffers(),
+    }
     loss = {"loss.logvar": torch.zeros(()), "loss.discriminator.main.0.weight": torch.zeros(64, 3, 4, 4)}
     return {
         "ldm-celebahq": (
             {**celeba, **moving_average(celeba), **with_prefix(vq, STAGE), **buffers()},
-            {"unet": 274_056_163, "vae": 55_322_782}, 368 + 370 + 205 + 12,
+            {"unet": 274_056_163, "vae": 55_322_782},
+            368 + 370 + 205 + 12,
         ),
         "codiff-mask": (
             {**with_prefix(expert, UNET), **with_prefix(kl4, STAGE), **with_prefix(masks, READER), **buffers()},
-            {"unet": 403_623_939, "vae": 55_312_063, "mask_encoder": 656_000}, 688 + 204 + 2 + 12,
+            {"unet": 403_623_939, "vae": 55_312_063, "mask_encoder": 656_000},
+            688 + 204 + 2 + 12,
         ),
         "codiff-text": (
-            {**with_prefix(expert, UNET), **with_prefix(kl4, STAGE),
-             **with_prefix(text, f"{READER}transformer."), **buffers()},
+            {
+                **with_prefix(expert, UNET),
+                **with_prefix(kl4, STAGE),
+                **with_prefix(text, f"{READER}transformer."),
+                **buffers(),
+            },
             # The published total of the reader, 186,154,682, has an output layer that nothing reads.
-            {"unet": 403_623_939, "text_encoder": 186_154_682 - 30522 * 641}, 688 + 204 + 422 + 12,
+            {"unet": 403_623_939, "text_encoder": 186_154_682 - 30522 * 641},
+            688 + 204 + 422 + 12,
         ),
-        "codiff": (codiff, {"diffusers/mask": 13_136_321, "diffusers/text": 13_136_321,
-                            "experts/mask/unet": 403_623_939, "experts/text/unet": 403_623_939}, 3392),
+        "codiff": (
+            codiff,
+            {
+                "diffusers/mask": 13_136_321,
+                "diffusers/text": 13_136_321,
+                "experts/mask/unet": 403_623_939,
+                "experts/text/unet": 403_623_939,
+            },
+            3392,
+        ),
         "sca-dm": (
             {**sca, **moving_average(sca), **with_prefix(vq, STAGE), **with_prefix(styles, READER), **buffers()},
             # 486,912,387 with the label embedding that nothing reads.
-            {"unet": 486_912_387 - 19 * 896, "style_encoder": 18_069_304, "vae": 55_322_782}, 801 + 803 + 205 + 58 + 12,
+            {"unet": 486_912_387 - 19 * 896, "style_encoder": 18_069_304, "vae": 55_322_782},
+            801 + 803 + 205 + 58 + 12,
         ),
         "vq-f4": ({**with_prefix(vq, ""), **loss}, {"vae": 55_322_782}, 207),
         "kl-f4": ({**with_prefix(kl4, ""), **loss}, {"vae": 55_312_063}, 206),
         "kl-f8": ({**with_prefix(kl8, ""), **loss}, {"vae": 83_639_999}, 250),
-    }  # fmt: skip
+    }
 
 
 def _hollow(state: Mapping[str, Tensor], path: Path) -> Path:
@@ -230,11 +252,15 @@ def test_an_unconditional_model_predicts_as_published(weights: str, tmp_path: Pa
     unet, stage = _random(UNet(**SMALL), 1), _random(Stage(STAGES, codes=64), 2)
     raw = with_prefix(unet, UNET)
     state = {**raw, **moving_average(raw), **with_prefix(stage, STAGE), **buffers()}
-    account = convert("ldm-ffhq", [_saved(state, tmp_path / "model.ckpt")], tmp_path / "out",
-                      Options(image_size=32, weights=None if weights == "ema" else weights))  # fmt: skip
+    account = convert(
+        "ldm-ffhq",
+        [_saved(state, tmp_path / "model.ckpt")],
+        tmp_path / "out",
+        Options(image_size=32, weights=None if weights == "ema" else weights),
+    )
     model = checkpoint.load(tmp_path / "out")
     assert isinstance(model, LDM)
-    assert model.spec.noise.beta_end == 0.0195
+    assert model.config.noise.beta_end == 0.0195
     if weights == "ema":
         unet.load_state_dict({name: 0.9 * value for name, value in unet.state_dict().items()})
     zt, t = _noisy()
@@ -304,8 +330,9 @@ def test_the_collaboration_mixes_as_published(tmp_path: Path) -> None:
         **with_prefix(by_text, "model.text_confidence_predictor.diffusion_model."),
         **with_prefix(shapes, f"{READER}seg_mask_cond_stage_model."),
         **with_prefix(words, f"{READER}text_cond_stage_model.transformer."),
-        **with_prefix(_random(Stage(STAGES), 7), STAGE), **buffers(),
-    }  # fmt: skip
+        **with_prefix(_random(Stage(STAGES), 7), STAGE),
+        **buffers(),
+    }
     options = Options(image_size=32, vocabulary=_vocabulary(tmp_path / "vocab.txt", 40))
     convert(None, [_saved(state, tmp_path / "codiff.ckpt")], tmp_path / "out", options)
     model = checkpoint.load(tmp_path / "out")
@@ -380,7 +407,7 @@ def _mask_expert() -> State:
         (lambda s: s[f"{READER}linear.bias"].fill_(float("nan")), "linear.bias is not finite"),
         (lambda s: s.pop(f"{UNET}time_embed.0.weight"), "missing: unet: time_embedding.linear_1.weight"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_an_error_before_anything_is_written(change: Any, said: str, tmp_path: Path) -> None:
     state = _mask_expert()
     change(state)
@@ -445,11 +472,13 @@ def test_an_imported_folder_generates_like_any_other(tmp_path: Path) -> None:
         lambda _: None
     )
     what = {
-        "conditions": f"{tmp_path}/rows", "checkpoint": f"{tmp_path}/model", "batch": 4,
+        "conditions": f"{tmp_path}/rows",
+        "checkpoint": f"{tmp_path}/model",
+        "batch": 4,
         "sampler": {"name": "ddim", "steps": 2, "spacing": "leading"},
-    }  # fmt: skip
+    }
     make({"kind": "generate", "what": what, "out": f"{tmp_path}/samples"}).run(lambda _: None)
-    found = verify(Store(f"{tmp_path}/samples", 0))
+    found = verify(RunStore(f"{tmp_path}/samples", 0))
     assert found.ok
     assert (found.rows["samples"], found.pictures, found.quarantined) == (6, 6, 0)
 
@@ -458,9 +487,9 @@ def test_an_imported_folder_generates_like_any_other(tmp_path: Path) -> None:
 def test_the_released_sampler_takes_the_published_steps(tmp_path: Path) -> None:
     """t = 1, 21, .., 981 for 50 steps, and the last step ends at abar of 0 rather than at 1."""
     abar = (1 - torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
-    spec = SamplerSpec(name="ddim", steps=50, spacing="leading")
+    config = SamplerConfig(name="ddim", steps=50, spacing="leading")
     schedule = NoiseSchedule()
-    scheduler = build_sampler(schedule, spec)
+    scheduler = build_sampler(schedule, config)
     times = list(range(1, 1000, 20))[::-1]
     assert scheduler.timesteps.tolist() == times
     z = ours = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -501,9 +530,12 @@ print((peak - before) * 1024)
 """
     first = _saved(Stage(STAGES, codes=64).state_dict(), tmp_path / "vq.ckpt")
     run = subprocess.run(
-        [sys.executable, "-c", script, str(file), str(tmp_path / "out"), str(first)], capture_output=True, text=True,
-        check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+        [sys.executable, "-c", script, str(file), str(tmp_path / "out"), str(first)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
     largest = 4 * sum(parameter.numel() for parameter in unet.parameters())
     assert file.stat().st_size > 2.9 * largest
     assert int(run.stdout) < 1.3 * largest

@@ -16,7 +16,7 @@ from raygen.convert.convert import convert, inspect
 from raygen.convert.parts import Options
 from raygen.core.errors import InputError
 from raygen.models import checkpoint
-from raygen.models.controlnet import Control
+from raygen.models.controlnet import ControlNetLDM
 from raygen.models.ldm import LDM
 from tests.convert.published_networks import Stage, UNet, buffers, with_prefix
 
@@ -27,9 +27,14 @@ WORDS = 12
 def _clip() -> CLIPTextModel:
     torch.manual_seed(3)
     config = CLIPTextConfig(
-        vocab_size=WORDS, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1,
-        max_position_embeddings=16, projection_dim=64,
-    )  # fmt: skip
+        vocab_size=WORDS,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        max_position_embeddings=16,
+        projection_dim=64,
+    )
     return CLIPTextModel(config).eval()
 
 
@@ -45,9 +50,13 @@ def _stable() -> tuple[UNet, CLIPTextModel, dict[str, Tensor]]:
     clip, stage = _clip(), Stage((32, 32, 64), latent=4)
     text = {f"{READER}text_model.{name.removeprefix('text_model.')}": v for name, v in clip.state_dict().items()}
     state = {
-        **with_prefix(unet, UNET), **with_prefix(stage, STAGE), **text, **buffers(1000, 0.00085, 0.012),
-        f"{READER}text_model.embeddings.position_ids": torch.arange(16)[None], "model_ema.decay": torch.tensor(0.9999),
-    }  # fmt: skip
+        **with_prefix(unet, UNET),
+        **with_prefix(stage, STAGE),
+        **text,
+        **buffers(1000, 0.00085, 0.012),
+        f"{READER}text_model.embeddings.position_ids": torch.arange(16)[None],
+        "model_ema.decay": torch.tensor(0.9999),
+    }
     return unet, clip, state
 
 
@@ -82,7 +91,7 @@ def test_stable_diffusion_predicts_as_its_original(tmp_path: Path) -> None:
     assert account.family == "sd15"
     model = checkpoint.load(tmp_path / "out")
     assert isinstance(model, LDM)
-    assert (model.spec.noise.beta_start, model.spec.noise.beta_end) == (0.00085, 0.012)
+    assert (model.config.noise.beta_start, model.config.noise.beta_end) == (0.00085, 0.012)
     assert model.first_stage.net.config.scaling_factor == 0.18215
     config = {**model.unet.config, "class_embed_type": None}
     theirs = convert_ldm_unet_checkpoint(dict(state), config)
@@ -121,7 +130,7 @@ def test_a_controlnet_becomes_a_branch(apart: bool, tmp_path: Path) -> None:
     account = convert(None, files, tmp_path / "out", options)
     assert account.family == "controlnet"
     model: Any = checkpoint.load(tmp_path / "out")
-    assert isinstance(model, Control)
+    assert isinstance(model, ControlNetLDM)
     assert model.modalities == {"text", "hint"}
     theirs = convert_controlnet_checkpoint(dict(both), {**model.branch.config, "class_embed_type": None})
     ours = model.branch.state_dict()

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from raygen.core.config import Spec, Where, override, parse, read_yaml
+from raygen.core.config import Config, Resources, override, parse, read_yaml
 from raygen.core.errors import (
     ConfigError,
     InfrastructureError,
@@ -18,28 +18,28 @@ from raygen.core.errors import (
 from raygen.core.hashing import canonical, digest, run_id
 
 
-class Pixels(Spec):
+class Pixels(Config):
     kind: Literal["pixels"] = "pixels"
     side: int = Field(64, ge=8, le=512)
 
 
-class Latents(Spec):
+class Latents(Config):
     kind: Literal["latents"] = "latents"
     channels: int = 4
     sides: tuple[int, ...] = (16,)
 
 
-class What(Spec):
+class What(Config):
     model: Annotated[Pixels | Latents, Field(discriminator="kind")] = Pixels()
     guidance: dict[str, float] = Field(default_factory=dict)
     steps: int = Field(50, ge=1)
     seed: int
 
 
-class Job(Spec):
+class Job(Config):
     kind: Literal["generate"] = "generate"
     what: What
-    where: Where = Where()
+    where: Resources = Resources()
     out: str = "out"
 
 
@@ -100,7 +100,7 @@ def test_a_job_that_is_no_mapping_is_refused():
     assert "(top)" in error([1, 2])
 
 
-def test_specs_are_frozen():
+def test_configs_are_frozen():
     with pytest.raises(Exception, match="frozen"):
         parse(Job, job()).out = "elsewhere"
 
@@ -183,7 +183,7 @@ def test_bad_overrides_are_refused_by_name(word):
 
 
 def test_numbers_in_exponent_form_reach_number_fields():
-    assert parse(Where, override({}, ["shard_timeout_s=1e3"])).shard_timeout_s == 1000
+    assert parse(Resources, override({}, ["shard_timeout_s=1e3"])).shard_timeout_s == 1000
 
 
 # --- run ids ---

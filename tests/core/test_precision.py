@@ -8,17 +8,17 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raygen.core.precision import full_precision, settle, tf32
-from raygen.evaluation.scoring import Observer, ScoreSpec
-from raygen.extractors.base import Small, load_features
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.core.precision import full_precision, set_deterministic_precision, tf32
+from raygen.evaluation.scoring import ScoreConfig, Scorer
+from raygen.extractors.base import BundledNetworkConfig, load_features
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
-from raygen.models.ldm import LDMSpec
-from raygen.models.schedule import SamplerSpec
-from raygen.sampling.worker import SampleSpec, SampleWorker
+from raygen.models.ldm import LDMConfig
+from raygen.models.schedule import SamplerConfig
+from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.schemas import CONDITIONS
-from raygen.training.losses import AutoencoderObjective, AutoencoderObjectiveSpec
-from raygen.training.trainer import Trainer, TrainSpec
+from raygen.training.losses import AutoencoderObjective, AutoencoderObjectiveConfig
+from raygen.training.trainer import TrainConfig, Trainer
 
 WAIT = 60
 
@@ -47,10 +47,10 @@ def allow() -> None:
 
 
 def worker(observe: Callable[..., pa.Table] | None = None) -> SampleWorker:
-    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
-    model = build(LDMSpec(modalities=(), channels=(32,), attention=(False,)), stage, seed=1).eval()
-    spec = SampleSpec(checkpoint="x", sampler=SamplerSpec(steps=3), batch=2)
-    return SampleWorker(spec, model=model, observe=observe)
+    stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8)))
+    model = build(LDMConfig(modalities=(), channels=(32,), attention=(False,)), stage, seed=1).eval()
+    config = SampleConfig(checkpoint="x", sampler=SamplerConfig(steps=3), batch=2)
+    return SampleWorker(config, model=model, observe=observe)
 
 
 def rows(*names: str) -> pa.Table:
@@ -60,7 +60,7 @@ def rows(*names: str) -> pa.Table:
 
 def test_all_of_tf32_is_off_and_stays_off() -> None:
     assert tf32() == "on"
-    settle()
+    set_deterministic_precision()
     assert flags() == WHOLE
     assert tf32() == "off"
     allow()
@@ -127,16 +127,16 @@ def test_whoever_computes_decides_before_any_work() -> None:
     worker()
     assert flags() == WHOLE
     allow()
-    Observer(ScoreSpec(), run_id="")
+    Scorer(ScoreConfig(), run_id="")
     assert flags() == WHOLE
     allow()
-    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
-    Trainer(AutoencoderObjective(stage, AutoencoderObjectiveSpec()), TrainSpec(steps=1))
+    stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8)))
+    Trainer(AutoencoderObjective(stage, AutoencoderObjectiveConfig()), TrainConfig(steps=1))
     assert flags() == WHOLE  # or a variant trained after one that was scored would be trained otherwise
 
 
 def test_features_are_whole_in_any_thread_whatever_was_set_since() -> None:
-    features = load_features(Small(), torch.device("cpu"))
+    features = load_features(BundledNetworkConfig(), torch.device("cpu"))
     seen = []
     features.net.register_forward_pre_hook(lambda *_: seen.append(flags()))  # type: ignore[attr-defined]
     features.net.features = lambda x: (seen.append(flags()), x.flatten(1)[:, :4])[1]  # type: ignore[attr-defined]

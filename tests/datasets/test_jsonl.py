@@ -13,7 +13,7 @@ from raygen.core.face_labels import CLASS_INDEX
 from raygen.datasets import JSONLines
 from raygen.planning import FromFaces, columns_needed
 from raygen.store.images import decode_image, decode_mask
-from raygen.training.data import load_arrays
+from raygen.training.data import load_training_data
 
 
 def write(root: Path, *lines: dict[str, Any] | str) -> Path:
@@ -32,9 +32,12 @@ def write(root: Path, *lines: dict[str, Any] | str) -> Path:
 
 
 A = {
-    "target": "a.png", "mask": "a_mask.png", "prompts": ["somebody", "a person"],
-    "face_bbox": [[30, 10, 50, 30], [0, 0, 0, 0], [0, 0, 10, 10]], "keypoints": [[40, 20, 2], [5, 5, 1]],
-}  # fmt: skip
+    "target": "a.png",
+    "mask": "a_mask.png",
+    "prompts": ["somebody", "a person"],
+    "face_bbox": [[30, 10, 50, 30], [0, 0, 0, 0], [0, 0, 10, 10]],
+    "keypoints": [[40, 20, 2], [5, 5, 1]],
+}
 
 
 def test_places_follow_the_crop(tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_a_picture_as_hint_comes_along_and_is_mirrored(tmp_path: Path) -> None:
     hint = decode_image(faces["hint"][0].as_py()["bytes"])
     assert hint.shape == (16, 16, 3)
     assert faces["hint"][1].as_py() is None
-    arrays = load_arrays([faces], size=16, modalities=["hint"])
+    arrays = load_training_data([faces], size=16, modalities=["hint"])
     batch = arrays.batch(np.array([0, 0, 1]), np.array([False, True, False]))
     np.testing.assert_array_equal(batch["hint"][0], hint)
     np.testing.assert_array_equal(batch["hint"][1], hint[:, ::-1])
@@ -128,7 +131,7 @@ def test_training_reads_and_mirrors_places(tmp_path: Path) -> None:
     square = {**A, "target": "b.png", "mask": "b_mask.png", "face_bbox": [[4, 8, 12, 16]], "keypoints": [[10, 4, 1]]}
     data = JSONLines(root=str(write(tmp_path, square)), file="train.jsonl")
     faces = data.load(data.listing())
-    arrays = load_arrays([faces], size=16, modalities=["mask"], places=["boxes", "keypoints"])
+    arrays = load_training_data([faces], size=16, modalities=["mask"], places=["boxes", "keypoints"])
     as_is = arrays.batch(np.array([0, 0]), np.array([False, True]))
     np.testing.assert_allclose(as_is["boxes"][:, 0], [[0.1, 0.2, 0.3, 0.4], [0.7, 0.2, 0.9, 0.4]], rtol=1e-6)
     np.testing.assert_allclose(as_is["keypoints"][:, 0], [[0.25, 0.1, 1.0], [0.75, 0.1, 1.0]], rtol=1e-6)

@@ -10,8 +10,8 @@ import pytest
 from raygen.commands.registry import make
 from raygen.core.errors import InputError
 from raygen.core.face_labels import CLASSES
-from raygen.evaluation.aggregate import gather, measure
-from raygen.evaluation.feature_metrics import CompareSpec
+from raygen.evaluation.aggregate import aggregate, gather_scores
+from raygen.evaluation.feature_metrics import FeatureMetricsConfig
 from raygen.metrics.attributes import codes
 from raygen.metrics.frechet import ROWS, Moments, frechet
 from raygen.metrics.segmentation import Counts
@@ -58,10 +58,14 @@ def shards(table: pa.Table, seed: int) -> list[pa.Table]:
 
 
 def numbers(made: list[pa.Table], real: list[pa.Table]) -> dict[tuple[str, str], tuple[float, ...]]:
-    found = measure(
-        {"all": gather(made), "reference": gather(real)}, run_id="r", reference="x", protocols={},
-        frechet_name=f"fd:{NETWORK}", compare=CompareSpec(neighbours=3, infinity=True),
-    )  # fmt: skip
+    found = aggregate(
+        {"all": gather_scores(made), "reference": gather_scores(real)},
+        run_id="r",
+        reference="x",
+        protocols={},
+        frechet_name=f"fd:{NETWORK}",
+        compare=FeatureMetricsConfig(neighbours=3, infinity=True),
+    )
     return {
         (row["metric"], row["slice"]): tuple(
             float("nan") if row[name] is None else row[name] for name in ("value", "n", "ci_low", "ci_high")
@@ -77,9 +81,20 @@ def test_any_cut_of_the_rows_gives_the_same_table(seed: int) -> None:
     assert cut.keys() == whole.keys()
     kinds = {metric.partition(":")[0].partition("@")[0] for metric, _ in whole}
     assert kinds >= {
-        "fd", "kid", "recall", "fd_infinity", "miou", "iou", "mask_accuracy", "attribute_balanced", "ssim", "psnr",
-        "lpips", "clip_score", "leakage",
-    }  # fmt: skip
+        "fd",
+        "kid",
+        "recall",
+        "fd_infinity",
+        "miou",
+        "iou",
+        "mask_accuracy",
+        "attribute_balanced",
+        "ssim",
+        "psnr",
+        "lpips",
+        "clip_score",
+        "leakage",
+    }
     for key, values in whole.items():
         np.testing.assert_allclose(cut[key], values, rtol=1e-6, atol=1e-9, err_msg=str(key))
 
@@ -127,7 +142,7 @@ def test_vectors_of_two_widths_are_refused() -> None:
         for i, width in enumerate((3, 4))
     ]
     with pytest.raises(InputError, match="vectors of 4 and of 3 values"):
-        gather([pa.Table.from_pylist(rows[i : i + 1], SCORES) for i in (0, 1)])
+        gather_scores([pa.Table.from_pylist(rows[i : i + 1], SCORES) for i in (0, 1)])
 
 
 def test_stores_of_other_shards_give_the_same_numbers(tmp_path: Path) -> None:

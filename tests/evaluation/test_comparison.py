@@ -25,9 +25,17 @@ def row(metric: str = FD, n: int = 10, *, slice_: str = "all", reference: str | 
     size = said.pop("picture", [64, 64])
     protocol = {"network": "raygen-parser", "sha256": SHA, "reference": {"made": {}, "size": size}, **said}
     return {
-        "run_id": "r", "metric": metric, "slice": slice_, "value": 0.5, "n": n, "ci_low": None, "ci_high": None,
-        "reference": reference, "protocol": json.dumps(protocol), "created": datetime(2026, 11, 21, tzinfo=UTC),
-    }  # fmt: skip
+        "run_id": "r",
+        "metric": metric,
+        "slice": slice_,
+        "value": 0.5,
+        "n": n,
+        "ci_low": None,
+        "ci_high": None,
+        "reference": reference,
+        "protocol": json.dumps(protocol),
+        "created": datetime(2026, 11, 21, tzinfo=UTC),
+    }
 
 
 # --- two numbers --------------------------------------------------------------------------------------------
@@ -126,8 +134,10 @@ def document(out: Path, variants: dict[str, list[str]]) -> dict:
         "others": {"kind": "ingest", "what": {"data": {**faces, "seed": 2}}},
         "first": {"kind": "train", "what": {**train, "model": stage}},
         "model": {"kind": "train", "what": {**train, "model": model, "first_stage": "{shared}/first"}},
-        "six": plan(6, "s"), "eight": plan(8, "s"), "seven": plan(7, "t"),
-    }  # fmt: skip
+        "six": plan(6, "s"),
+        "eight": plan(8, "s"),
+        "seven": plan(7, "t"),
+    }
     what = {"conditions": "{shared}/six", "checkpoint": "{shared}/model", "batch": 4, "sampler": {"steps": 1}}
     judged = {"samples": "{variant}/samples", "reference": "{shared}/faces", "score": score}
     stages = {"samples": {"kind": "generate", "what": what}, "scores": {"kind": "evaluate", "what": judged}}
@@ -179,11 +189,11 @@ def test_another_reference_is_refused_before_the_next_variant_begins(out: Path) 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     path = Path(__file__).parents[2] / "benchmarks" / "steps_vs_fid.py"
-    spec = importlib.util.spec_from_file_location("steps_vs_fid", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    config = importlib.util.spec_from_file_location("steps_vs_fid", path)
+    assert config is not None
+    assert config.loader is not None
+    module = importlib.util.module_from_spec(config)
+    config.loader.exec_module(module)
     return module
 
 

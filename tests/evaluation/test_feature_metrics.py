@@ -12,12 +12,18 @@ from torch_fidelity.utils import cache_lookup_one_recompute_on_miss
 
 from raygen.commands.registry import make
 from raygen.core.errors import ConfigError, InputError
-from raygen.evaluation.aggregate import MetricRows, Scored, features_of, gather, measure
+from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, aggregate, features_of, gather_scores
 from raygen.evaluation.external_stats import statistics_in
-from raygen.evaluation.feature_metrics import CompareSpec, Kin, Prepared, add_frechet, copies
-from raygen.evaluation.slices import sliced, taken
+from raygen.evaluation.feature_metrics import (
+    FeatureMetricsConfig,
+    Grouping,
+    ReferenceCache,
+    add_frechet,
+    add_memorization,
+)
+from raygen.evaluation.slices import select_ids, slice_rows
 from raygen.metrics.attributes import codes
-from raygen.metrics.frechet import Moments, Reference
+from raygen.metrics.frechet import FactoredReference, Moments
 from raygen.metrics.frechet_stats import frechet_infinity
 from raygen.metrics.kid import kid
 from raygen.metrics.prdc import prdc
@@ -27,16 +33,20 @@ from raygen.store.run_store import open_input
 NAME = "features:raygen-parser"
 
 
-def features(n: int, seed: int, shift: float = 0.0, width: int = 6) -> Scored:
+def features(n: int, seed: int, shift: float = 0.0, width: int = 6) -> ScoreMatrix:
     vectors = np.random.default_rng(seed).normal(shift, 1, (n, width)).astype(np.float32)
-    return Scored(tuple(f"r{i:04}" for i in range(n)), vectors)
+    return ScoreMatrix(tuple(f"r{i:04}" for i in range(n)), vectors)
 
 
-def table(made: Scored, real: Scored, **spec: object) -> dict[str, dict]:
-    found = measure(
-        {"all": {NAME: made}, "reference": {NAME: real}}, run_id="r", reference="x",
-        protocols={"raygen-parser": {"a": 1}}, frechet_name="fd:raygen-parser", compare=CompareSpec(**spec),
-    )  # fmt: skip
+def table(made: ScoreMatrix, real: ScoreMatrix, **config: object) -> dict[str, dict]:
+    found = aggregate(
+        {"all": {NAME: made}, "reference": {NAME: real}},
+        run_id="r",
+        reference="x",
+        protocols={"raygen-parser": {"a": 1}},
+        frechet_name="fd:raygen-parser",
+        compare=FeatureMetricsConfig(**config),
+    )
     return {row["metric"]: row for row in found.to_pylist()}
 
 
@@ -52,7 +62,7 @@ def test_numbers_are_those_of_the_metrics_and_say_their_protocol() -> None:
     assert rows["recall:raygen-parser"]["value"] == prdc(real.vectors, made.vectors).recall
     protocol = json.loads(rows["coverage:raygen-parser"]["protocol"])
     assert (protocol["k"], protocol["n_reference"], protocol["a"]) == (5, 200, 1)
-    limit = frechet_infinity(made.vectors, Reference.of(Moments.of(real.vectors)))
+    limit = frechet_infinity(made.vectors, FactoredReference.of(Moments.of(real.vectors)))
     assert rows["fd_infinity:raygen-parser"]["value"] == limit.value
 
 
@@ -60,30 +70,36 @@ def test_an_interval_takes_rows_of_one_person_together() -> None:
     """Copies of a row are no new rows: taken by themselves they make the interval too narrow."""
     one = features(100, 3)
     ids = tuple(f"{name}-{i}" for name in one.ids for i in range(4))
-    made, real = Scored(ids, np.repeat(one.vectors, 4, axis=0)), features(300, 2)
+    made, real = ScoreMatrix(ids, np.repeat(one.vectors, 4, axis=0)), features(300, 2)
     found = {}
-    for name, kin in {"rows": Kin(), "people": Kin(people={one: one[:5] for one in ids})}.items():
-        (row,) = measure(
-            {"all": {NAME: made}, "reference": {NAME: real}}, run_id="r", reference="x", protocols={},
-            frechet_name="fd", kin=kin,
-        ).to_pylist()  # fmt: skip
+    for name, kin in {"rows": Grouping(), "people": Grouping(people={one: one[:5] for one in ids})}.items():
+        (row,) = aggregate(
+            {"all": {NAME: made}, "reference": {NAME: real}},
+            run_id="r",
+            reference="x",
+            protocols={},
+            frechet_name="fd",
+            kin=kin,
+        ).to_pylist()
         found[name] = row["ci_high"] - row["ci_low"]
         assert ("kin" in row["protocol"]) == (name == "people")
     assert found["people"] > 1.5 * found["rows"]
-    few = Kin(people={one: one[-1] for one in ids})
+    few = Grouping(people={one: one[-1] for one in ids})
     rows = MetricRows("r", "x")
-    add_frechet(rows.add, "all", "fd", features_of(made), Reference.of_features(real.vectors), {}, few)
+    add_frechet(rows.add, "all", "fd", features_of(made), FactoredReference.of_features(real.vectors), {}, few)
     assert "(rows by a hash" in rows.rows[0]["protocol"], "four people are too few for blocks of people"
 
 
 def test_blocks_do_not_follow_ids() -> None:
     """Ids that follow content: blocks of neighbours would differ by content, and the interval would hold that."""
     made = features(400, 1)
-    sorted_ = Scored(made.ids, made.vectors[np.argsort(made.vectors[:, 0])])
+    sorted_ = ScoreMatrix(made.ids, made.vectors[np.argsort(made.vectors[:, 0])])
     widths = []
     for one in (made, sorted_):
         rows = MetricRows("r", "x")
-        add_frechet(rows.add, "all", "fd", features_of(one), Reference.of_features(features(300, 2).vectors), {})
+        add_frechet(
+            rows.add, "all", "fd", features_of(one), FactoredReference.of_features(features(300, 2).vectors), {}
+        )
         widths.append(rows.rows[0]["ci_high"] - rows.rows[0]["ci_low"])
     assert widths[0] == pytest.approx(widths[1], rel=0.3)
 
@@ -91,13 +107,18 @@ def test_blocks_do_not_follow_ids() -> None:
 def test_a_reference_is_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """For the distance, its interval and its limit, and for all cells that are compared with it."""
     calls = []
-    whole = Reference.of_features
-    monkeypatch.setattr(Reference, "of_features", lambda x: calls.append(len(x)) or whole(x))
-    real, prepared = features(200, 2), Prepared()
+    whole = FactoredReference.of_features
+    monkeypatch.setattr(FactoredReference, "of_features", lambda x: calls.append(len(x)) or whole(x))
+    real, prepared = features(200, 2), ReferenceCache()
     finish = partial(
-        measure, run_id="r", reference="x", protocols={}, frechet_name="fd", compare=CompareSpec(infinity=True),
+        aggregate,
+        run_id="r",
+        reference="x",
+        protocols={},
+        frechet_name="fd",
+        compare=FeatureMetricsConfig(infinity=True),
         prepared=prepared,
-    )  # fmt: skip
+    )
     for seed in (1, 3):
         finish({"all": {NAME: features(100, seed)}, "reference": {NAME: real}})
     assert calls == [200]
@@ -125,7 +146,7 @@ def test_features_that_are_not_finite_are_named(tmp_path: Path) -> None:
         for i, vector in enumerate(vectors)
     ]
     with pytest.raises(InputError, match=r"not finite for 1 rows, first r3"):
-        gather([pa.Table.from_pylist(rows, SCORES)])
+        gather_scores([pa.Table.from_pylist(rows, SCORES)])
 
 
 def test_parts_are_by_what_was_asked_for() -> None:
@@ -133,20 +154,20 @@ def test_parts_are_by_what_was_asked_for() -> None:
     wanted = random.integers(-1, 2, (40, 40)).astype(np.int8)
     found = random.integers(0, 2, (40, 40)).astype(bool)
     ids = tuple(f"r{i:02}" for i in range(40))
-    scores = {"attributes:x": Scored(ids, codes(wanted, found).astype(np.float32))}
-    parts = dict(sliced(["Male"], scores, {}))
+    scores = {"attributes:x": ScoreMatrix(ids, codes(wanted, found).astype(np.float32))}
+    parts = dict(slice_rows(["Male"], scores, {}))
     male = 20
     assert parts["Male: yes"] == {ids[i] for i in range(40) if wanted[i, male] == 1}
     assert parts["Male: no"] == {ids[i] for i in range(40) if wanted[i, male] == -1}
     counts = np.zeros((40, 3, 19), np.float32)
     counts[:10, 1, 14] = 5  # a hat was wanted
     counts[5:30, 2, 14] = 5  # and one was seen elsewhere
-    hats = dict(sliced(["hat"], {"segmentation:x": Scored(ids, counts.reshape(40, -1))}, {}))
+    hats = dict(slice_rows(["hat"], {"segmentation:x": ScoreMatrix(ids, counts.reshape(40, -1))}, {}))
     assert hats["hat: there"] == set(ids[:10])
     assert hats["hat: not there"] == set(ids[10:])
-    people = dict(sliced(["identity"], scores, {"r00": "a", "r01": "b", "r02": "a"}))
+    people = dict(slice_rows(["identity"], scores, {"r00": "a", "r01": "b", "r02": "a"}))
     assert people == {"identity: a": {"r00", "r02"}, "identity: b": {"r01"}}
-    assert taken(scores, parts["Male: yes"])["attributes:x"].ids == tuple(sorted(parts["Male: yes"]))
+    assert select_ids(scores, parts["Male: yes"])["attributes:x"].ids == tuple(sorted(parts["Male: yes"]))
 
 
 # --- whole evaluations --------------------------------------------------------------------------------------
@@ -182,11 +203,13 @@ def evaluation(root: Path, out: str, **what: object) -> list[dict]:
 def test_a_model_that_hands_out_its_training_faces_is_found_out() -> None:
     training, held = features(300, 1), features(300, 2)
     honest = features(200, 3)
-    copied = Scored(honest.ids, training.vectors[:200] + 1e-3 * honest.vectors)
+    copied = ScoreMatrix(honest.ids, training.vectors[:200] + 1e-3 * honest.vectors)
     found = {}
     for name, made in (("honest", honest), ("copied", copied)):
         rows = MetricRows("r", "x")
-        pairs, _ = copies(rows.add, "all", ":x", features_of(made), features_of(training), features_of(held), {}, 0.05)
+        pairs, _ = add_memorization(
+            rows.add, "all", ":x", features_of(made), features_of(training), features_of(held), {}, 0.05
+        )
         found[name] = {row["metric"]: row for row in rows.rows}
         if name == "copied":
             assert all(pair["sample_id"] == pair["face_id"] for pair in pairs), "copies lie next to their originals"
@@ -195,15 +218,19 @@ def test_a_model_that_hands_out_its_training_faces_is_found_out() -> None:
     assert found["honest"]["memorized:x"]["ci_low"] <= 0.05 <= found["honest"]["memorized:x"]["ci_high"]
     few = features_of(features(5, 4))
     with pytest.raises(InputError, match="memorisation"):
-        copies(rows.add, "all", ":x", features_of(honest), features_of(training), few, {}, 0.05)
+        add_memorization(rows.add, "all", ":x", features_of(honest), features_of(training), few, {}, 0.05)
 
 
 def test_an_evaluation_says_how_near_samples_are_to_training(world: Path) -> None:
     training = {"faces": f"{world}/training", "split": None}
     rows = evaluation(
-        world, "copied", samples=f"{world}/samples", reference=f"{world}/held", training=training,
+        world,
+        "copied",
+        samples=f"{world}/samples",
+        reference=f"{world}/held",
+        training=training,
         score={"parser": None, "classifier": None},
-    )  # fmt: skip
+    )
     own = {row["metric"]: row for row in rows}
     closest = json.loads((world / "copied/metrics/closest.json").read_text())
     assert closest
@@ -219,9 +246,13 @@ def test_an_evaluation_says_how_near_samples_are_to_training(world: Path) -> Non
 def test_the_report_shows_the_closest_pairs_as_pictures(world: Path, tmp_path: Path) -> None:
     training = {"faces": f"{world}/training", "split": None}
     evaluation(
-        world, "shown", samples=f"{world}/samples", reference=f"{world}/held", training=training,
+        world,
+        "shown",
+        samples=f"{world}/samples",
+        reference=f"{world}/held",
+        training=training,
         score={"parser": None, "classifier": None},
-    )  # fmt: skip
+    )
     folder = world / "shown/metrics"
     page = Path(build_report(f"{world}/shown", f"{tmp_path}/page.html")).read_text()
     section = page[page.index('id="nearby"') : page.index("</section>", page.index('id="nearby"'))]
@@ -230,8 +261,11 @@ def test_the_report_shows_the_closest_pairs_as_pictures(world: Path, tmp_path: P
     faces = [f'alt="Training face {pair["face_id"]}"' for pair in pairs]
     assert all(alt in section for alt in faces)
     assert section.count('src="data:image/webp') == 2 * (len(pairs) + len(twins)), "both of each pair"
-    found = {row["metric"]: row["protocol"]["threshold"] for row in json.loads((folder / "metrics.json").read_text())
-             if row["metric"].startswith(("memorized", "duplicates"))}  # fmt: skip
+    found = {
+        row["metric"]: row["protocol"]["threshold"]
+        for row in json.loads((folder / "metrics.json").read_text())
+        if row["metric"].startswith(("memorized", "duplicates"))
+    }
     near = sum(pair["distance"] < found["memorized:raygen-parser"] for pair in pairs)
     near_twins = sum(pair["distance"] < found["duplicates:raygen-parser"] for pair in twins)
     assert section.count('class="couple near"') == near + near_twins
@@ -250,8 +284,12 @@ def test_the_report_shows_the_closest_pairs_as_pictures(world: Path, tmp_path: P
 
 def test_slices_give_every_number_again(world: Path) -> None:
     rows = evaluation(
-        world, "sliced", samples=f"{world}/samples", reference=f"{world}/held", slices=["Male", "eye_g", "identity"],
-    )  # fmt: skip
+        world,
+        "sliced",
+        samples=f"{world}/samples",
+        reference=f"{world}/held",
+        slices=["Male", "eye_g", "identity"],
+    )
     n = {row["slice"]: row["n"] for row in rows if row["metric"] == "miou:raygen-parser"}
     assert n["all"] == n["Male: yes"] + n["Male: no"] == n["eye_g: there"] + n["eye_g: not there"] == 24
     assert sum(name.startswith("identity: ") and "/" not in name for name in n) == 24
@@ -278,25 +316,31 @@ def test_what_cannot_be_compared_is_said_first(tmp_path: Path, what: dict, messa
 def test_the_training_set_holds_out_its_other_splits(world: Path) -> None:
     with pytest.raises(ConfigError, match=r"all of .*training was trained on"):
         evaluation(
-            world, "none-left", samples=f"{world}/samples", reference=f"{world}/training",
-            training={"faces": f"{world}/training", "split": None}, score={"parser": None, "classifier": None},
-        )  # fmt: skip
+            world,
+            "none-left",
+            samples=f"{world}/samples",
+            reference=f"{world}/training",
+            training={"faces": f"{world}/training", "split": None},
+            score={"parser": None, "classifier": None},
+        )
     with pytest.raises(ConfigError, match="no rows of split 'trane'"):
         evaluation(
-            world, "no-split", samples=f"{world}/samples", reference=f"{world}/held",
-            training={"faces": f"{world}/training", "split": "trane"}, score={"parser": None, "classifier": None},
-        )  # fmt: skip
+            world,
+            "no-split",
+            samples=f"{world}/samples",
+            reference=f"{world}/held",
+            training={"faces": f"{world}/training", "split": "trane"},
+            score={"parser": None, "classifier": None},
+        )
 
 
 def test_statistics_of_another_tool_are_a_reference(world: Path, tmp_path: Path) -> None:
     score = {"parser": None, "classifier": None}
     direct = evaluation(world, "direct", samples=f"{world}/samples", reference=f"{world}/held", score=score)
     store, _ = open_input(f"{world}/direct/scores/reference")
-    real = gather(store.tables("scores"))[NAME].vectors.astype(np.float64)
+    real = gather_scores(store.tables("scores"))[NAME].vectors.astype(np.float64)
     np.savez(tmp_path / "held.npz", mu=real.mean(axis=0), sigma=np.cov(real, rowvar=False))
-    rows = evaluation(
-        world, "beside", samples=f"{world}/samples", score=score, statistics=str(tmp_path / "held.npz")
-    )  # fmt: skip
+    rows = evaluation(world, "beside", samples=f"{world}/samples", score=score, statistics=str(tmp_path / "held.npz"))
     (row,) = [row for row in rows if row["slice"] == "all/statistics"]
     whole = next(row for row in direct if row["metric"] == "fd:raygen-parser")
     assert row["metric"] == "fd:raygen-parser"

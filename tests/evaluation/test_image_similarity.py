@@ -15,15 +15,15 @@ import torchvision
 from raygen.commands.registry import make
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.pixels import to_pixels
-from raygen.evaluation.aggregate import Scored, gather, measure
-from raygen.evaluation.feature_metrics import CompareSpec
-from raygen.evaluation.scoring import Observer, ScoreSpec
-from raygen.extractors.lpips import LPIPSSpec, load_lpips
+from raygen.evaluation.aggregate import ScoreMatrix, aggregate, gather_scores
+from raygen.evaluation.feature_metrics import FeatureMetricsConfig
+from raygen.evaluation.scoring import ScoreConfig, Scorer
+from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.metrics.image_similarity import bootstrap_mean, psnr, ssim
 from raygen.metrics.registry import better, family
 from raygen.store.images import decode_image, decode_mask, encode_image, encode_mask, fit_mask, picture
 from raygen.store.parquet import RANGE, Slice
-from raygen.store.run_store import Plan, Store, cut, open_input
+from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 from raygen.store.schemas import SAMPLES, SCORES
 
 N = 12
@@ -51,14 +51,20 @@ def sample(i: int, face: dict[str, Any]) -> dict[str, Any]:
     noise = np.random.default_rng(i).normal(0, 5 + 3 * i, (64, 64, 3))
     pixels = (decode_image(face["image"]["bytes"]) + noise).clip(0, 255).astype(np.uint8)
     return {
-        "sample_id": f"s{i:03}", "attempt": 0, "image": picture(encode_image(pixels)), "error": None, "run_id": "r",
-        "source": face["face_id"], "mask": face["mask"], "image_sha256": "0" * 64,
-    }  # fmt: skip
+        "sample_id": f"s{i:03}",
+        "attempt": 0,
+        "image": picture(encode_image(pixels)),
+        "error": None,
+        "run_id": "r",
+        "source": face["face_id"],
+        "mask": face["mask"],
+        "image_sha256": "0" * 64,
+    }
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> None:
-    store = Store(str(folder))
-    plan = Plan("generate", "0123456789abcdef", {"seed": 0}, 4, cut([Slice(RANGE, 0, len(rows))], len(rows)))
+    store = RunStore(str(folder))
+    plan = Plan("generate", "0123456789abcdef", {"seed": 0}, 4, make_shards([Slice(RANGE, 0, len(rows))], len(rows)))
     store.create(plan)
     tables = {"samples": pa.Table.from_pylist(rows, SAMPLES)}
     store.commit(0, 1, tables, timings={}, environment={}, reasons={"decode": sum(r["image"] is None for r in rows)})
@@ -98,7 +104,7 @@ def test_reconstruction_is_measured_with_intervals_and_protocol(world: Path, ale
     found, _ = evaluate(world, "reconstruction", score=score, round_trip="bundled")
     made, real = images(world)
     truth = {"ssim": ssim(made, real), "psnr": psnr(made, real)}
-    network = load_lpips(LPIPSSpec(**alex))
+    network = load_lpips(LPIPSConfig(**alex))
     with torch.inference_mode():
         pairs = (to_pixels(torch.from_numpy(part)) for part in (made, real))
         truth["lpips:alex"] = network(*pairs).double().numpy()
@@ -114,7 +120,7 @@ def test_reconstruction_is_measured_with_intervals_and_protocol(world: Path, ale
     assert found["ssim", "all"]["protocol"]["range"] == found["psnr", "all"]["protocol"]["range"] == "0..255"
     assert found["lpips:alex", "all"]["protocol"]["sha256"] == alex["sha256"]
     (stored,) = open_input(f"{world}/reconstruction/scores/samples")[0].tables("scores")
-    each = gather([stored])["psnr:source"]
+    each = gather_scores([stored])["psnr:source"]
     np.testing.assert_allclose(each.vectors[:, 0], psnr(made, real), rtol=1e-6)
     round_trip = found["psnr", "roundtrip"]
     assert "what went into" in round_trip["protocol"]["against"], "what the first stage alone loses"
@@ -148,14 +154,14 @@ def test_reconstruction_names_its_own_key_where_faces_are_missing(world: Path) -
 
 
 def test_older_runs_keep_their_names() -> None:
-    assert {"reconstruction", "lpips", "condition_size"}.isdisjoint(ScoreSpec().model_dump())
-    assert ScoreSpec(condition_size=32).model_dump()["condition_size"] == 32
+    assert {"reconstruction", "lpips", "condition_size"}.isdisjoint(ScoreConfig().model_dump())
+    assert ScoreConfig(condition_size=32).model_dump()["condition_size"] == 32
 
 
 def test_mask_accuracy_is_that_of_the_condition(world: Path) -> None:
     """Counted by hand: nearest neighbour of both maps at 32 px, all pixels of all pictures alike."""
     found, _ = evaluate(world, "condition", score={"features": None, "classifier": None, "condition_size": 32})
-    observer = Observer(ScoreSpec(features=None, classifier=None), run_id="r")
+    observer = Scorer(ScoreConfig(features=None, classifier=None), run_id="r")
     assert observer.parser is not None
     rows = pa.concat_tables(open_input(f"{world}/samples")[0].tables("samples")).to_pylist()
     labels = observer.parser.parse(torch.from_numpy(images(world)[0])).numpy()
@@ -193,21 +199,27 @@ def test_pictures_without_masks_and_masks_without_pictures_are_counted_and_liste
     assert "listed in" not in facts, "a model without masks was asked for none"
 
 
-def constant(n: int, value: float = 0.5, width: int = 4) -> Scored:
-    return Scored(tuple(f"r{i:03}" for i in range(n)), np.full((n, width), value, np.float32))
+def constant(n: int, value: float = 0.5, width: int = 4) -> ScoreMatrix:
+    return ScoreMatrix(tuple(f"r{i:03}" for i in range(n)), np.full((n, width), value, np.float32))
 
 
-def varied(n: int, width: int = 4) -> Scored:
-    return Scored(tuple(f"r{i:03}" for i in range(n)), np.random.default_rng(n).normal(size=(n, width)).astype("f4"))
+def varied(n: int, width: int = 4) -> ScoreMatrix:
+    return ScoreMatrix(
+        tuple(f"r{i:03}" for i in range(n)), np.random.default_rng(n).normal(size=(n, width)).astype("f4")
+    )
 
 
 @pytest.mark.parametrize("made", [constant(60), constant(3), varied(60)], ids=["constant", "few", "varied"])
 @pytest.mark.parametrize("real", [constant(60), constant(50, -2.0), varied(50)], ids=["same", "other", "varied"])
-def test_pictures_that_are_all_alike_give_numbers_or_a_sentence(made: Scored, real: Scored) -> None:
-    table = measure(
-        {"all": {"features:x": made}, "reference": {"features:x": real}}, run_id="r", reference="x", protocols={},
-        frechet_name="fd:x", compare=CompareSpec(neighbours=3, infinity=True),
-    )  # fmt: skip
+def test_pictures_that_are_all_alike_give_numbers_or_a_sentence(made: ScoreMatrix, real: ScoreMatrix) -> None:
+    table = aggregate(
+        {"all": {"features:x": made}, "reference": {"features:x": real}},
+        run_id="r",
+        reference="x",
+        protocols={},
+        frechet_name="fd:x",
+        compare=FeatureMetricsConfig(neighbours=3, infinity=True),
+    )
     rows = {row["metric"]: row for row in table.to_pylist()}
     assert all(np.isfinite(row["value"]) for row in rows.values())
     assert all(np.isfinite(row["ci_low"]) for row in rows.values() if row["ci_low"] is not None)
@@ -228,7 +240,7 @@ def test_pictures_that_are_all_alike_go_through_a_whole_evaluation(world: Path) 
     write(world / "grey", [{**row, "image": picture(encode_image(grey)), "mask": picture(mask)} for row in rows])
     found, _ = evaluate(
         world, "all_grey", samples=f"{world}/grey", compare={"neighbours": 3}, score={"reconstruction": True}
-    )  # fmt: skip
+    )
     assert {name.partition(":")[0] for name, where in found if where == "all"} >= {"fd", "kid", "miou", "ssim", "psnr"}
     assert all(np.isfinite(row["value"]) for row in found.values())
     assert "points" in found["fd:raygen-parser", "all"]["protocol"]["left_out"]["precision"]
@@ -239,10 +251,10 @@ def test_pictures_that_are_all_alike_go_through_a_whole_evaluation(world: Path) 
 @pytest.mark.parametrize("name", ["features:x", "psnr:source", "lpips:source:vgg", "clip:x"])
 def test_values_that_are_not_numbers_are_named(name: str, rows: Callable[[str, float], pa.Table]) -> None:
     with pytest.raises(InputError, match=r"not finite for 1 rows, first r1"):
-        gather([rows(name, float("nan"))])
+        gather_scores([rows(name, float("nan"))])
     with pytest.raises(InputError, match="not finite"):
-        gather([rows(name, float("inf"))])
-    assert len(gather([rows(name, 1.0)])[name].ids) == 3
+        gather_scores([rows(name, float("inf"))])
+    assert len(gather_scores([rows(name, 1.0)])[name].ids) == 3
 
 
 @pytest.fixture

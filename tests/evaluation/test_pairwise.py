@@ -14,9 +14,9 @@ import torchvision
 from raygen.commands.registry import make
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX
-from raygen.evaluation.pairwise import RelationSpec, RelationWorker, protocols
-from raygen.extractors.lpips import LPIPSSpec
-from raygen.metrics.image_similarity import Likeness, ssim
+from raygen.evaluation.pairwise import PairwiseConfig, PairwiseWorker, protocols
+from raygen.extractors.lpips import LPIPSConfig
+from raygen.metrics.image_similarity import Similarity, ssim
 from raygen.metrics.leakage import bootstrap, change, changed, of_groups, region
 from raygen.models import checkpoint
 from raygen.store.images import decode_image, decode_mask
@@ -44,10 +44,19 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         planning = {"kind": "styles", "experiment": name, **planning}
         run(root, "plan", f"{name}/conditions", {"faces": str(root / "faces"), "planning": planning})
-        run(root, "generate", f"{name}/samples", {
-            "conditions": str(root / f"{name}/conditions"), "checkpoint": str(root / "model"), "batch": 4,
-            "shard_rows": 4, "references": str(root / "faces"), "sampler": {"name": "ddim", "steps": 3},
-        })  # fmt: skip
+        run(
+            root,
+            "generate",
+            f"{name}/samples",
+            {
+                "conditions": str(root / f"{name}/conditions"),
+                "checkpoint": str(root / "model"),
+                "batch": 4,
+                "shard_rows": 4,
+                "references": str(root / "faces"),
+                "sampler": {"name": "ddim", "steps": 3},
+            },
+        )
     return root
 
 
@@ -71,10 +80,18 @@ def test_leakage_is_change_outside_over_change_inside(world: Path) -> None:
     """Against the definition, written out over all pixels; and pictures of the baseline against themselves."""
     base = str(world / "reconstruction/samples")
     for margin in (0, 2):
-        run(world, "evaluate", f"leak-{margin}", {
-            "samples": str(world / "partial/samples"), "score": NOTHING, "batch": 2, "shard_rows": 2,
-            "relate": {"baseline": base, "margin": margin},
-        })  # fmt: skip
+        run(
+            world,
+            "evaluate",
+            f"leak-{margin}",
+            {
+                "samples": str(world / "partial/samples"),
+                "score": NOTHING,
+                "batch": 2,
+                "shard_rows": 2,
+                "relate": {"baseline": base, "margin": margin},
+            },
+        )
         found = metrics(world, f"leak-{margin}")
         masks = np.stack([decode_mask(row["mask"]["bytes"]) for row in rows(world, "partial")])
         difference = np.abs(images(world, "partial").astype(float) - images(world, "reconstruction")).mean(axis=-1)
@@ -122,13 +139,13 @@ def test_a_large_group_counts_as_much_as_a_small_one() -> None:
     assert (found.pairs, found.pictures) == (4, "2 to 3")
 
 
-def test_diversity_names_its_network(alex: LPIPSSpec) -> None:
-    said = protocols(RelationSpec(diversity=True, lpips=alex))["diversity:lpips-alex"]
+def test_diversity_names_its_network(alex: LPIPSConfig) -> None:
+    said = protocols(PairwiseConfig(diversity=True, lpips=alex))["diversity:lpips-alex"]
     assert (said["network"], said["sha256"], said["version"]) == ("alex", alex.sha256, "0.1")
 
 
 @pytest.fixture(scope="module")
-def alex(tmp_path_factory: pytest.TempPathFactory) -> LPIPSSpec:
+def alex(tmp_path_factory: pytest.TempPathFactory) -> LPIPSConfig:
     """LPIPS over an AlexNet with random weights."""
     with torch.device("meta"):
         shapes = {n: t.shape for n, t in torchvision.models.alexnet().state_dict().items() if "features" in n}
@@ -136,10 +153,10 @@ def alex(tmp_path_factory: pytest.TempPathFactory) -> LPIPSSpec:
     state = {n: torch.randn(s, generator=generator) * (2 / max(1, s[1:].numel())) ** 0.5 for n, s in shapes.items()}
     path = tmp_path_factory.mktemp("alex") / "alex.pth"
     torch.save(state, path)
-    return LPIPSSpec(network="alex", weights=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    return LPIPSConfig(network="alex", weights=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def pairs_by_themselves(likeness: Likeness, made: np.ndarray, per_group: int) -> list[float]:
+def pairs_by_themselves(likeness: Similarity, made: np.ndarray, per_group: int) -> list[float]:
     """Of each row that has one before it in its group: the sum of its distances, each pair measured alone."""
     found = []
     for start in range(0, len(made), per_group):
@@ -152,14 +169,14 @@ def pairs_by_themselves(likeness: Likeness, made: np.ndarray, per_group: int) ->
 @pytest.mark.parametrize("network", ["ssim", "lpips-alex"])
 @pytest.mark.parametrize("cut", [(15,), (1,) * 15, (2, 5, 4, 4)])
 def test_each_pair_is_measured_once_however_rows_are_cut(
-    world: Path, alex: LPIPSSpec, network: str, cut: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    world: Path, alex: LPIPSConfig, network: str, cut: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows in an order that mixes the groups, in batches of several sizes."""
     table = pa.concat_tables(open_input(str(world / "noise/samples"))[0].tables("samples"))
     names = table["sample_id"].to_pylist()
     order = [*range(0, 15, 2), *range(1, 15, 2)]
-    spec = RelationSpec(diversity=True, lpips=alex if network == "lpips-alex" else None)
-    worker = RelationWorker(spec, str(world / "noise/samples"), run_id="r", threads=1)
+    config = PairwiseConfig(diversity=True, lpips=alex if network == "lpips-alex" else None)
+    worker = PairwiseWorker(config, str(world / "noise/samples"), run_id="r", threads=1)
     assert worker.likeness is not None
     truth = pairs_by_themselves(worker.likeness, images(world, "noise"), 3)
     monkeypatch.setattr("raygen.metrics.image_similarity.CHUNK", 2)  # pictures outside of the batch come in parts
@@ -179,10 +196,10 @@ def test_each_pair_is_measured_once_however_rows_are_cut(
     assert min(expected.values()) > 1e-4
 
 
-def test_a_picture_passes_the_network_once_a_batch(world: Path, alex: LPIPSSpec) -> None:
+def test_a_picture_passes_the_network_once_a_batch(world: Path, alex: LPIPSConfig) -> None:
     table = pa.concat_tables(open_input(str(world / "noise/samples"))[0].tables("samples"))
-    spec = RelationSpec(diversity=True, lpips=alex)
-    worker = RelationWorker(spec, str(world / "noise/samples"), run_id="r", threads=1)
+    config = PairwiseConfig(diversity=True, lpips=alex)
+    worker = PairwiseWorker(config, str(world / "noise/samples"), run_id="r", threads=1)
     assert worker.likeness is not None
     passed = []
     network = worker.likeness._lpips.network.net.slice1
@@ -194,8 +211,8 @@ def test_a_picture_passes_the_network_once_a_batch(world: Path, alex: LPIPSSpec)
 
 
 def test_a_row_that_the_baseline_lacks_is_named(world: Path) -> None:
-    spec = RelationSpec(baseline=str(world / "noise/samples"))
-    worker = RelationWorker(spec, str(world / "partial/samples"), run_id="r", threads=1)
+    config = PairwiseConfig(baseline=str(world / "noise/samples"))
+    worker = PairwiseWorker(config, str(world / "partial/samples"), run_id="r", threads=1)
     table = pa.concat_tables(open_input(str(world / "partial/samples"))[0].tables("samples"))
     rest = table.set_column(0, "sample_id", pa.array([f"other{i}" for i in range(table.num_rows)]))
     with pytest.raises(InputError, match="has no sample 'other0'"):
@@ -208,7 +225,7 @@ def test_rows_without_a_picture_have_no_partner(world: Path) -> None:
     table = pa.concat_tables(open_input(str(world / "noise/samples"))[0].tables("samples"))
     broken = table.to_pylist()
     broken[0]["image"] = None
-    worker = RelationWorker(RelationSpec(diversity=True), str(world / "noise/samples"), run_id="r", threads=1)
+    worker = PairwiseWorker(PairwiseConfig(diversity=True), str(world / "noise/samples"), run_id="r", threads=1)
     found = worker.start(pa.Table.from_pylist(broken, table.schema))()["scores"].to_pylist()
     assert broken[0]["sample_id"] not in {row["sample_id"] for row in found}
 

@@ -13,16 +13,16 @@ import torch
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CAPTIONED, CLASSES
-from raygen.evaluation.aggregate import Scored, gather, measure
-from raygen.evaluation.scoring import Observer, ScoreSpec, ScoreWorker
-from raygen.extractors.base import Small
+from raygen.evaluation.aggregate import ScoreMatrix, aggregate, gather_scores
+from raygen.evaluation.scoring import ScoreConfig, Scorer, ScoreWorker
+from raygen.extractors.base import BundledNetworkConfig
 from raygen.extractors.bundled import (
-    SmallClassifier,
-    SmallClassifierSpec,
-    SmallParser,
-    SmallParserSpec,
-    save_small,
-    small_digest,
+    BundledClassifier,
+    BundledClassifierConfig,
+    BundledParser,
+    BundledParserConfig,
+    bundled_digest,
+    save_bundled,
 )
 from raygen.metrics.frechet import frechet_of_features
 from raygen.metrics.registry import OVERVIEW
@@ -38,13 +38,17 @@ FEATURES, SEGMENTATION, FD = "features:raygen-parser", "segmentation:raygen-pars
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("parser")
-    save_small(SmallParser(SmallParserSpec(image_size=16, channels=(8, 16))), path, weights="float32", extra={})
+    save_bundled(BundledParser(BundledParserConfig(image_size=16, channels=(8, 16))), path, weights="float32", extra={})
     return path
 
 
 @pytest.fixture(scope="module")
-def spec(folder: Path) -> ScoreSpec:
-    return ScoreSpec(parser=Small(folder=str(folder)), features=Small(folder=str(folder)), classifier=None)
+def config(folder: Path) -> ScoreConfig:
+    return ScoreConfig(
+        parser=BundledNetworkConfig(folder=str(folder)),
+        features=BundledNetworkConfig(folder=str(folder)),
+        classifier=None,
+    )
 
 
 def pictures(n: int, side: int = 24, seed: int = 0) -> tuple[UInt8Array, UInt8Array]:
@@ -56,12 +60,15 @@ def pictures(n: int, side: int = 24, seed: int = 0) -> tuple[UInt8Array, UInt8Ar
 def samples(images: Sequence[UInt8Array | None], masks: Sequence[UInt8Array | None], first: int = 0) -> pa.Table:
     rows = [
         {
-            "sample_id": f"s{first + i:03}", "attempt": 0, "run_id": "r", "error": None if image is not None else "oom",
+            "sample_id": f"s{first + i:03}",
+            "attempt": 0,
+            "run_id": "r",
+            "error": None if image is not None else "oom",
             "image": None if image is None else picture(encode_image(image)),
             "mask": None if mask is None else picture(encode_mask(mask)),
         }
         for i, (image, mask) in enumerate(zip(images, masks, strict=True))
-    ]  # fmt: skip
+    ]
     return pa.Table.from_pylist(rows, SAMPLES)
 
 
@@ -77,13 +84,13 @@ def rows_of(table: pa.Table, metric: str) -> pa.Table:
     return table.filter(pa.array([name == metric for name in table["metric"].to_pylist()]))
 
 
-def score(spec: ScoreSpec, table: pa.Table) -> pa.Table:
-    return ScoreWorker(spec, run_id="run", threads=1).start(table)()["scores"]
+def score(config: ScoreConfig, table: pa.Table) -> pa.Table:
+    return ScoreWorker(config, run_id="run", threads=1).start(table)()["scores"]
 
 
-def test_observer_writes_features_of_all_and_counts_where_a_mask_was_wanted(spec: ScoreSpec) -> None:
+def test_observer_writes_features_of_all_and_counts_where_a_mask_was_wanted(config: ScoreConfig) -> None:
     images, masks = pictures(3)
-    observer = Observer(spec, run_id="run", attempt=2)
+    observer = Scorer(config, run_id="run", attempt=2)
     table = observer(images, samples(images, [masks[0], None, masks[2]]))
     assert table.schema.equals(SCORES)
     assert rows_of(table, FEATURES)["sample_id"].to_pylist() == ["s000", "s001", "s002"]
@@ -96,7 +103,7 @@ def test_observer_writes_features_of_all_and_counts_where_a_mask_was_wanted(spec
     assert sum(found["vector"].to_pylist()[1][19:38]) == masks[2].size
 
 
-def test_small_parts_and_faces_have_numbers_of_their_own(spec: ScoreSpec) -> None:
+def test_small_parts_and_faces_have_numbers_of_their_own(config: ScoreConfig) -> None:
     images, masks = pictures(6)
     masks[:] = 0
     masks[:, 4:20, 6:18] = CLASSES.index("skin")
@@ -104,15 +111,15 @@ def test_small_parts_and_faces_have_numbers_of_their_own(spec: ScoreSpec) -> Non
     masks[:, 15:17, 10:14] = CLASSES.index("u_lip")
     masks[5] = CLASSES.index("hair")  # nobody's face
     real, real_masks = pictures(5, seed=3)
-    faced = spec.model_copy(update={"face_features": True})
+    faced = config.model_copy(update={"face_features": True})
     found = score(faced, samples(images, masks))
     faces_ = rows_of(found, f"{FEATURES}@face")
     assert faces_["sample_id"].to_pylist() == [f"s{i:03}" for i in range(5)]
     cut = torch.from_numpy(images[:1, 4:20, 6:18].copy()).movedim(-1, 1).float()
     large = torch.nn.functional.interpolate(cut, (24, 24), mode="bilinear", antialias=True).round().to(torch.uint8)
-    wanted = Observer(spec, run_id="r").features.features(large.movedim(1, -1)).numpy()[0]  # type: ignore[union-attr]
+    wanted = Scorer(config, run_id="r").features.features(large.movedim(1, -1)).numpy()[0]  # type: ignore[union-attr]
     np.testing.assert_allclose(faces_["vector"].to_pylist()[0], wanted, rtol=1e-5, atol=1e-6)
-    sets = {"all": gather([found]), "reference": gather([score(faced, faces(real, real_masks))])}
+    sets = {"all": gather_scores([found]), "reference": gather_scores([score(faced, faces(real, real_masks))])}
     values = metrics(sets, {})
     assert values[f"{FD}@face", "all"]["n"] == 5
     assert "bounding box" in values[f"{FD}@face", "all"]["protocol"]
@@ -126,21 +133,21 @@ def test_small_parts_and_faces_have_numbers_of_their_own(spec: ScoreSpec) -> Non
     assert values[miou, "all"]["value"] != values[miou, "all/small parts"]["value"]
 
 
-def test_a_measurement_can_be_left_out(spec: ScoreSpec) -> None:
+def test_a_measurement_can_be_left_out(config: ScoreConfig) -> None:
     images, masks = pictures(2)
-    only = Observer(spec.model_copy(update={"parser": None}), run_id="run")(images, samples(images, masks))
+    only = Scorer(config.model_copy(update={"parser": None}), run_id="run")(images, samples(images, masks))
     assert set(only["metric"].to_pylist()) == {FEATURES}
-    only = Observer(spec.model_copy(update={"features": None}), run_id="run")(images, samples(images, masks))
+    only = Scorer(config.model_copy(update={"features": None}), run_id="run")(images, samples(images, masks))
     assert set(only["metric"].to_pylist()) == {SEGMENTATION}
-    nothing = Observer(spec, run_id="run")(images[:0], samples([], []))
+    nothing = Scorer(config, run_id="run")(images[:0], samples([], []))
     assert nothing.num_rows == 0
 
 
 def test_attributes_are_scored_where_they_were_asked_for(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    shape = SmallClassifierSpec(image_size=16, channels=(8, 8))
-    save_small(SmallClassifier(shape), tmp_path, weights="float32", extra={})
-    only = ScoreSpec(parser=None, features=None, classifier=Small(folder=str(tmp_path)))
+    shape = BundledClassifierConfig(image_size=16, channels=(8, 8))
+    save_bundled(BundledClassifier(shape), tmp_path, weights="float32", extra={})
+    only = ScoreConfig(parser=None, features=None, classifier=BundledNetworkConfig(folder=str(tmp_path)))
     images, masks = pictures(3)
     table = samples(images, masks)
     wanted = [[1] * 40, None, [-1] * 20 + [0] * 20]
@@ -154,7 +161,7 @@ def test_attributes_are_scored_where_they_were_asked_for(tmp_path: Path) -> None
     assert set(one) <= {3, 4}
     assert set(other[:20]) <= {1, 2}
     assert set(other[20:]) == {0}
-    metrics = measure({"all": gather([found])}, run_id="r", reference=None, protocols={}, frechet_name="")
+    metrics = aggregate({"all": gather_scores([found])}, run_id="r", reference=None, protocols={}, frechet_name="")
     values = {(r["metric"], r["slice"]): r["value"] for r in metrics.to_pylist()}
     right = [(4 in (a,)) + (1 in (b,)) for a, b in zip(one, other, strict=True)]
     shares = [right[i] / (2 if i < 20 else 1) for i in range(40)]
@@ -167,104 +174,111 @@ def test_attributes_are_scored_where_they_were_asked_for(tmp_path: Path) -> None
 
 def test_a_network_of_another_kind_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="holds a parser"):
-        Observer(ScoreSpec(parser=None, features=None, classifier=Small(folder=str(folder))), run_id="r")
+        Scorer(ScoreConfig(parser=None, features=None, classifier=BundledNetworkConfig(folder=str(folder))), run_id="r")
 
 
-def test_a_mask_of_another_size_is_repeated_and_never_mixed(spec: ScoreSpec) -> None:
+def test_a_mask_of_another_size_is_repeated_and_never_mixed(config: ScoreConfig) -> None:
     images, _ = pictures(1, side=24)
     small = np.arange(9, dtype=np.uint8).reshape(3, 3) * 2
     large = np.kron(small, np.ones((8, 8), dtype=np.uint8))
-    observe = Observer(spec, run_id="run")
+    observe = Scorer(config, run_id="run")
     one, other = observe(images, samples(images, [small])), observe(images, samples(images, [large]))
     assert rows_of(one, SEGMENTATION).equals(rows_of(other, SEGMENTATION))
 
 
-def test_worker_scores_samples_and_skips_rows_without_a_picture(spec: ScoreSpec) -> None:
+def test_worker_scores_samples_and_skips_rows_without_a_picture(config: ScoreConfig) -> None:
     images, masks = pictures(4)
     table = samples([images[0], None, *images[2:]], masks)
-    found = score(spec, table)
+    found = score(config, table)
     assert sorted(set(found["sample_id"].to_pylist())) == ["s000", "s002", "s003"]
     assert found.num_rows == 6
-    assert score(spec, samples([None], [masks[0]])).num_rows == 0
+    assert score(config, samples([None], [masks[0]])).num_rows == 0
 
 
-def test_worker_scores_faces_of_several_sizes_as_one_by_one(spec: ScoreSpec) -> None:
+def test_worker_scores_faces_of_several_sizes_as_one_by_one(config: ScoreConfig) -> None:
     (small, small_masks), (large, large_masks) = pictures(2, 16), pictures(2, 32, seed=1)
     mixed = pa.concat_tables([faces(small, small_masks), faces(large, large_masks).slice(1)])
     mixed = mixed.set_column(0, mixed.schema.field("face_id"), pa.array(["a", "b", "c"]))
-    whole = gather([score(spec, mixed)])
-    single = gather([score(spec, mixed.slice(i, 1)) for i in (2, 0, 1)])
+    whole = gather_scores([score(config, mixed)])
+    single = gather_scores([score(config, mixed.slice(i, 1)) for i in (2, 0, 1)])
     assert whole[FEATURES].ids == single[FEATURES].ids == ("a", "b", "c")
     np.testing.assert_array_equal(whole[SEGMENTATION].vectors, single[SEGMENTATION].vectors)
     np.testing.assert_allclose(whole[FEATURES].vectors, single[FEATURES].vectors, atol=1e-5)
 
 
-def test_worker_measures_what_comes_through(spec: ScoreSpec) -> None:
+def test_worker_measures_what_comes_through(config: ScoreConfig) -> None:
     images, masks = pictures(2)
-    through = ScoreWorker(spec, run_id="run", threads=1, through=lambda batch: np.zeros_like(batch))
-    found = gather([through.start(faces(images, masks))()["scores"]])
-    black = gather([score(spec, faces(np.zeros_like(images), masks))])
+    through = ScoreWorker(config, run_id="run", threads=1, through=lambda batch: np.zeros_like(batch))
+    found = gather_scores([through.start(faces(images, masks))()["scores"]])
+    black = gather_scores([score(config, faces(np.zeros_like(images), masks))])
     np.testing.assert_array_equal(found[FEATURES].vectors, black[FEATURES].vectors)
 
 
-def test_a_damaged_picture_is_an_error(spec: ScoreSpec) -> None:
+def test_a_damaged_picture_is_an_error(config: ScoreConfig) -> None:
     images, masks = pictures(1)
     table = samples(images, masks)
     broken = pa.array([picture(b"\x89PNG damaged")], table.schema.field("image").type)
     with pytest.raises(InputError):
-        score(spec, table.set_column(2, table.schema.field("image"), broken))
+        score(config, table.set_column(2, table.schema.field("image"), broken))
 
 
-def test_gather_sorts_by_id_and_refuses_a_row_that_is_there_twice(spec: ScoreSpec) -> None:
+def test_gather_sorts_by_id_and_refuses_a_row_that_is_there_twice(config: ScoreConfig) -> None:
     images, masks = pictures(6)
-    shards = [score(spec, samples(images[i : i + 2], masks[i : i + 2], first=i)) for i in (0, 2, 4)]
-    one, other = gather(shards), gather(shards[::-1])
+    shards = [score(config, samples(images[i : i + 2], masks[i : i + 2], first=i)) for i in (0, 2, 4)]
+    one, other = gather_scores(shards), gather_scores(shards[::-1])
     assert one.keys() == other.keys() == {FEATURES, SEGMENTATION}
     for name in one:
         assert one[name].ids == other[name].ids == tuple(sorted(one[name].ids))
         assert one[name].vectors.tobytes() == other[name].vectors.tobytes()
-    assert gather([]) == {}
+    assert gather_scores([]) == {}
     with pytest.raises(InputError) as caught:
-        gather([*shards, shards[0]])
+        gather_scores([*shards, shards[0]])
     assert caught.value.reason == "duplicate"
 
 
 @pytest.fixture(scope="module")
-def sets(spec: ScoreSpec) -> dict[str, dict[str, Scored]]:
+def sets(config: ScoreConfig) -> dict[str, dict[str, ScoreMatrix]]:
     images, masks = pictures(5)
     real, real_masks = pictures(4, seed=1)
     return {
-        "all": gather([score(spec, samples(images, masks))]),
-        "reference": gather([score(spec, faces(real, real_masks))]),
-        "roundtrip": gather([score(spec, faces(real // 2, real_masks))]),
+        "all": gather_scores([score(config, samples(images, masks))]),
+        "reference": gather_scores([score(config, faces(real, real_masks))]),
+        "roundtrip": gather_scores([score(config, faces(real // 2, real_masks))]),
     }
 
 
 def metrics(
-    sets: Mapping[str, Mapping[str, Scored]], protocols: Mapping[str, Mapping[str, Any]]
+    sets: Mapping[str, Mapping[str, ScoreMatrix]], protocols: Mapping[str, Mapping[str, Any]]
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    table = measure(sets, run_id="run", reference="ref", protocols=protocols, frechet_name=FD)
+    table = aggregate(sets, run_id="run", reference="ref", protocols=protocols, frechet_name=FD)
     assert table.schema.equals(METRICS)
     rows: list[dict[str, Any]] = table.to_pylist()
     assert len({(row["metric"], row["slice"]) for row in rows}) == len(rows)
     return {(row["metric"], row["slice"]): row for row in rows}
 
 
-def test_every_set_is_measured_and_says_how(sets: dict[str, dict[str, Scored]], spec: ScoreSpec, folder: Path) -> None:
-    found = metrics(sets, Observer(spec, run_id="run").protocols())
+def test_every_set_is_measured_and_says_how(
+    sets: dict[str, dict[str, ScoreMatrix]], config: ScoreConfig, folder: Path
+) -> None:
+    found = metrics(sets, Scorer(config, run_id="run").protocols())
     assert {slice_ for metric, slice_ in found if metric == FD} == {"all", "roundtrip"}
     assert {slice_ for metric, slice_ in found if metric == "miou:raygen-parser"} == {
         f"{name}{part}" for name in ("all", "reference", "roundtrip") for part in ("", "/small parts")
     }
     assert {slice_ for metric, slice_ in found if metric.startswith("iou:")} >= {"all/skin", "reference/hair"}
     assert {metric.partition(":")[0] for metric, _ in found} == {
-        "fd", "miou", "iou", "pixel_accuracy", "class_accuracy", "frequency_iou",
-    }  # fmt: skip
+        "fd",
+        "miou",
+        "iou",
+        "pixel_accuracy",
+        "class_accuracy",
+        "frequency_iou",
+    }
     assert {metric.partition(":")[0] for metric, _ in found} < OVERVIEW.keys()
     for (metric, slice_), row in found.items():
         protocol = json.loads(row["protocol"])
         assert protocol["network"] == "raygen-parser", (metric, slice_)
-        assert protocol["sha256"] == small_digest(folder)
+        assert protocol["sha256"] == bundled_digest(folder)
         assert row["reference"] == "ref"
         assert row["n"] == (5 if slice_.startswith("all") else 4)
     distance = found[FD, "all"]
@@ -276,35 +290,35 @@ def test_every_set_is_measured_and_says_how(sets: dict[str, dict[str, Scored]], 
     assert found["miou:raygen-parser", "all"]["ci_low"] <= found["miou:raygen-parser", "all"]["value"]
 
 
-def test_nothing_depends_on_the_order_of_shards(spec: ScoreSpec) -> None:
+def test_nothing_depends_on_the_order_of_shards(config: ScoreConfig) -> None:
     images, masks = pictures(6)
-    real = gather([score(spec, faces(*pictures(6, seed=2)))])
-    shards = [score(spec, samples(images[i : i + 3], masks[i : i + 3], first=i)) for i in (0, 3)]
+    real = gather_scores([score(config, faces(*pictures(6, seed=2)))])
+    shards = [score(config, samples(images[i : i + 3], masks[i : i + 3], first=i)) for i in (0, 3)]
     values = [
         {k: (row["value"], row["ci_low"], row["protocol"]) for k, row in metrics(s, {}).items()}
-        for s in ({"all": gather(order), "reference": real} for order in (shards, shards[::-1]))
+        for s in ({"all": gather_scores(order), "reference": real} for order in (shards, shards[::-1]))
     ]
     assert values[0] == values[1]
 
 
-def test_without_a_reference_there_is_no_distance(sets: dict[str, dict[str, Scored]]) -> None:
+def test_without_a_reference_there_is_no_distance(sets: dict[str, dict[str, ScoreMatrix]]) -> None:
     found = metrics({"all": sets["all"]}, {})
     assert ("miou:raygen-parser", "all") in found
     assert not any(metric == FD for metric, _ in found)
 
 
-def test_one_picture_has_no_distance(sets: dict[str, dict[str, Scored]]) -> None:
+def test_one_picture_has_no_distance(sets: dict[str, dict[str, ScoreMatrix]]) -> None:
     whole = sets["all"][FEATURES]
-    one = {FEATURES: Scored(whole.ids[:1], whole.vectors[:1])}
+    one = {FEATURES: ScoreMatrix(whole.ids[:1], whole.vectors[:1])}
     assert metrics({"all": one, "reference": sets["reference"]}, {}).keys().isdisjoint({(FD, "all")})
 
 
 def test_a_large_set_has_an_interval_and_loses_its_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
 
-    def scored(n: int) -> dict[str, Scored]:
+    def scored(n: int) -> dict[str, ScoreMatrix]:
         vectors = random.normal(size=(n, 4)).astype(np.float32)
-        return {FEATURES: Scored(tuple(f"{i:04}" for i in range(n)), vectors)}
+        return {FEATURES: ScoreMatrix(tuple(f"{i:04}" for i in range(n)), vectors)}
 
     monkeypatch.setattr("raygen.evaluation.feature_metrics.LOW_N", 100)
     row = metrics({"all": scored(200), "reference": scored(150)}, {})[FD, "all"]

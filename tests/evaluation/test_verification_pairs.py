@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from raygen.core.errors import InputError
-from raygen.evaluation.aggregate import MetricRows, Scored
-from raygen.evaluation.verification import VerificationSpec, as_csv, as_lfw, drawn, paired, people_of
+from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
+from raygen.evaluation.verification import VerificationConfig, as_csv, as_lfw, draw_pairs, identities_of, pairs_of
 from raygen.metrics.verification import fold_accuracy
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 from raygen.store.schemas import REFUSED
 from tests.exports.export_runs import export, sample, store_rows
 
@@ -25,11 +25,11 @@ def somebody(n: int = 20, each: int = 4) -> dict[str, str]:
 
 def test_pairs_read_as_lfw_lists_them() -> None:
     people = somebody()
-    pairs = drawn(people, None, pairs=80, folds=4, seed=0)
+    pairs = draw_pairs(people, None, pairs=80, folds=4, seed=0)
     text = as_lfw(pairs)
-    again = drawn(dict(reversed(people.items())), None, pairs=80, folds=4, seed=0)
+    again = draw_pairs(dict(reversed(people.items())), None, pairs=80, folds=4, seed=0)
     assert text == as_lfw(again), "the order of rows is not the order of pairs"
-    assert text != as_lfw(drawn(people, None, pairs=80, folds=4, seed=1))
+    assert text != as_lfw(draw_pairs(people, None, pairs=80, folds=4, seed=1))
     head, *lines = text.splitlines()
     folds, each = map(int, head.split("\t"))
     assert (folds, each, len(lines)) == (4, 10, 80)
@@ -54,24 +54,24 @@ def test_pairs_read_as_lfw_lists_them() -> None:
 def test_every_pair_there_is_can_be_drawn_once() -> None:
     """Two people with 3 pictures, one with 2, one with 5, in one fold: the arithmetic reaches each pair."""
     people = {f"{who}{i}": who for who, n in (("a", 3), ("b", 3), ("c", 2), ("d", 5)) for i in range(n)}
-    pairs = drawn(people, None, pairs=34, folds=1, seed=3)
+    pairs = draw_pairs(people, None, pairs=34, folds=1, seed=3)
     found = {frozenset((pairs.ids[i], pairs.ids[j])) for i, j in zip(pairs.first, pairs.second, strict=True)}
     assert len(found) == 34
     genuine = {frozenset(pair) for pair in combinations(people, 2) if people[pair[0]] == people[pair[1]]}
     assert {pair for pair in found if len({people[one] for one in pair}) == 1} == genuine  # all 17 of them
-    few = drawn(people, None, pairs=2, folds=1, seed=0)
+    few = draw_pairs(people, None, pairs=2, folds=1, seed=0)
     assert few.same.tolist() == [True, False]
     with pytest.raises(InputError, match="17 genuine pairs of 4 people are there; 18 in 1 folds"):
-        drawn(people, None, pairs=36, folds=1, seed=0)
+        draw_pairs(people, None, pairs=36, folds=1, seed=0)
     with pytest.raises(InputError, match="a fold has 4 genuine pairs, 8 are asked for"):
-        drawn(people, None, pairs=32, folds=2, seed=0)
+        draw_pairs(people, None, pairs=32, folds=2, seed=0)
     with pytest.raises(InputError, match="of 4 people are there; 3 in 3 folds"):
-        drawn(people, None, pairs=6, folds=3, seed=0)
+        draw_pairs(people, None, pairs=6, folds=3, seed=0)
 
 
 def test_every_pair_is_as_likely_as_any_other() -> None:
     people = {f"{who}{i}": who for who, n in (("a", 2), ("b", 3), ("c", 4)) for i in range(n)}
-    drawings = (drawn(people, None, pairs=2, folds=1, seed=seed) for seed in range(2000))
+    drawings = (draw_pairs(people, None, pairs=2, folds=1, seed=seed) for seed in range(2000))
     met = Counter(frozenset((p.ids[p.first[k]], p.ids[p.second[k]])) for p in drawings for k in (0, 1))
     for same, there in ((True, 10), (False, 26)):
         counts = [n for pair, n in met.items() if (len({people[one] for one in pair}) == 1) == same]
@@ -83,7 +83,7 @@ def test_pairs_are_drawn_without_listing_all_of_them() -> None:
     """500 people x 50 pictures have 612,500 genuine pairs, which took 45 MB as tuples."""
     people = somebody(500, 50)
     tracemalloc.start()
-    pairs = drawn(people, None, pairs=6000, folds=10, seed=0)
+    pairs = draw_pairs(people, None, pairs=6000, folds=10, seed=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(pairs.first) == 6000
@@ -97,9 +97,9 @@ def test_pairs_name_pictures_that_an_export_has(tmp_path: Path, form: str) -> No
     for i in (0, 4, 8, 13, 30):
         rows[i] |= {"image": None, "image_sha256": None, "error": f"{REFUSED}miou" if i % 2 else "nonfinite: all"}
     url = store_rows(tmp_path / "run", rows)
-    people, variants = people_of(Store(url), "samples", "sample_id")
+    people, variants = identities_of(RunStore(url), "samples", "sample_id")
     assert len(people) == 35
-    pairs = drawn(people, variants, pairs=40, folds=2, seed=0)
+    pairs = draw_pairs(people, variants, pairs=40, folds=2, seed=0)
     export(url, tmp_path / "out", form)
     with (tmp_path / "out/dataset/labels.csv").open(newline="") as file:
         labels = {row["sample_id"]: row for row in csv.DictReader(file)}
@@ -121,16 +121,16 @@ def test_pairs_name_pictures_that_an_export_has(tmp_path: Path, form: str) -> No
 def test_without_variants_rows_count_from_one() -> None:
     people = {"a-x": "a", "a-y": "a", "a-z": "a", "b-x": "b", "b-y": "b"}
     for variants in (None, {}, dict.fromkeys(people, 0)):
-        assert drawn(people, variants, pairs=2, folds=1, seed=0).number == (1, 2, 3, 1, 2)
-    numbered = drawn(people, {one: 7 - i for i, one in enumerate(people)}, pairs=2, folds=1, seed=0)
+        assert draw_pairs(people, variants, pairs=2, folds=1, seed=0).number == (1, 2, 3, 1, 2)
+    numbered = draw_pairs(people, {one: 7 - i for i, one in enumerate(people)}, pairs=2, folds=1, seed=0)
     assert numbered.number == (7, 6, 5, 4, 3)
 
 
-def scored(people: dict[str, str], spread: float) -> Scored:
+def scored(people: dict[str, str], spread: float) -> ScoreMatrix:
     random = np.random.default_rng(2)
     centres = {who: random.normal(size=8) for who in sorted(set(people.values()))}
     vectors = [centres[people[one]] + spread * random.normal(size=8) for one in sorted(people)]
-    return Scored(tuple(sorted(people)), np.array(vectors, np.float32))
+    return ScoreMatrix(tuple(sorted(people)), np.array(vectors, np.float32))
 
 
 @pytest.mark.parametrize(("spread", "low", "high"), [(0.01, 100, 100), (0.6, 75, 99), (100, 40, 60)])
@@ -138,8 +138,8 @@ def test_accuracy_is_what_the_pairs_say(spread: float, low: float, high: float) 
     people = somebody()
     given = {**people, "p000-9": "p000"}  # a row without an embedding
     rows = MetricRows("run", None)
-    spec = VerificationSpec(pairs=200, folds=5)
-    pairs = paired(spec, "all", "identity:x", scored(people, spread), given, None, {"network": "x"}, rows)
+    config = VerificationConfig(pairs=200, folds=5)
+    pairs = pairs_of(config, "all", "identity:x", scored(people, spread), given, None, {"network": "x"}, rows)
     assert "p000-9" not in pairs.ids
     (row,) = rows.rows
     assert row["metric"] == "verification_accuracy:x"
@@ -147,7 +147,7 @@ def test_accuracy_is_what_the_pairs_say(spread: float, low: float, high: float) 
     assert low <= row["value"] <= high
     assert row["ci_low"] <= row["value"] <= row["ci_high"] <= 100
     one = MetricRows("run", None)
-    paired(VerificationSpec(pairs=20, folds=1), "all", "identity:x", scored(people, spread), people, None, {}, one)
+    pairs_of(VerificationConfig(pairs=20, folds=1), "all", "identity:x", scored(people, spread), people, None, {}, one)
     assert one.rows == []
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from raygen.commands.verify import verify
-from raygen.core.config import Where
+from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError
 from raygen.execution.executor import execute, local_runner
 from raygen.execution.ray.actors import ray_runner
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 from tests.fakes import Fake, build, plan_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
@@ -26,8 +26,8 @@ GOOD = Fake()
 
 
 def run(folder: Path, plan, fake=GOOD, workers=2, **where):
-    settings = Where(runner="ray", workers=workers, **where)
-    return execute(Store(str(folder)), plan, partial(build, fake), settings, ray_runner, bad_rows=0)
+    settings = Resources(runner="ray", workers=workers, **where)
+    return execute(RunStore(str(folder)), plan, partial(build, fake), settings, ray_runner, bad_rows=0)
 
 
 @pytest.fixture
@@ -37,7 +37,9 @@ def plan(tmp_path):
 
 @pytest.fixture
 def golden(tmp_path, plan):
-    outcome = execute(Store(str(tmp_path / "golden")), plan, partial(build, Fake()), Where(), local_runner, bad_rows=0)
+    outcome = execute(
+        RunStore(str(tmp_path / "golden")), plan, partial(build, Fake()), Resources(), local_runner, bad_rows=0
+    )
     return outcome.manifest
 
 
@@ -53,7 +55,7 @@ def test_a_killed_actor_costs_a_try_and_no_row(tmp_path, plan, golden):
     assert not flag.exists()  # the actor really died
     assert outcome.manifest["set_digest"] == golden["set_digest"]
     assert outcome.manifest["rows"] == {"samples": 96}
-    assert verify(Store(str(tmp_path / "out"))).ok
+    assert verify(RunStore(str(tmp_path / "out"))).ok
     starts = [p.name for p in (tmp_path / "out/attempt-00/starts").iterdir()]
     assert any(name.startswith("shard-00003.") and name.endswith(".a2.json") for name in starts)
 
@@ -63,7 +65,7 @@ def test_a_poisoned_shard_is_set_aside_and_the_rest_is_done(tmp_path, plan):
     flag.touch()
     with pytest.raises(InfrastructureError, match="1 of 12 shards are not committed: shard 3: 2 starts"):
         run(tmp_path / "out", plan, Fake(kind="kill", at="r000030", trouble=str(flag)), tries=2)
-    assert len(Store(str(tmp_path / "out")).committed()) == 11
+    assert len(RunStore(str(tmp_path / "out")).committed()) == 11
 
 
 def test_a_hanging_shard_is_ended_with_its_stack_and_set_aside(tmp_path, plan):
@@ -74,7 +76,7 @@ def test_a_hanging_shard_is_ended_with_its_stack_and_set_aside(tmp_path, plan):
     with pytest.raises(InfrastructureError, match="shard 3"):
         run(tmp_path / "out", plan, fake, tries=1, shard_timeout_s=3)
     assert time.time() - began < 120
-    assert len(Store(str(tmp_path / "out")).committed()) == 11
+    assert len(RunStore(str(tmp_path / "out")).committed()) == 11
 
 
 def test_more_actors_than_cpus_is_a_sentence_not_a_hang(tmp_path, plan):
@@ -113,12 +115,12 @@ def test_a_killed_driver_costs_at_most_a_shard_an_actor(tmp_path, plan, golden):
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     time.sleep(2)  # its actors notice that they are orphans
-    before = len(Store(str(tmp_path / "out")).committed())
+    before = len(RunStore(str(tmp_path / "out")).committed())
     assert 3 <= before < 12
     outcome = run(tmp_path / "out", plan)
     assert outcome.manifest["set_digest"] == golden["set_digest"]
     assert outcome.manifest["rows"] == golden["rows"]
-    assert verify(Store(str(tmp_path / "out"))).ok
+    assert verify(RunStore(str(tmp_path / "out"))).ok
     assert outcome.progress.resumed_shards >= before
     record = json.loads((tmp_path / "out/attempt-00/run.json").read_text())
     assert record["exit_code"] == 0
@@ -137,8 +139,8 @@ def test_the_drivers_memory_hardly_grows_with_the_number_of_shards(tmp_path):
         marks.setdefault(state.done_shards, psutil.Process().memory_info().rss)
 
     plan = plan_of(tmp_path, rows=shards, shard_rows=1, batch=1)
-    where = Where(runner="ray", workers=2)
-    store = Store(str(tmp_path / "out"))
+    where = Resources(runner="ray", workers=2)
+    store = RunStore(str(tmp_path / "out"))
     execute(store, plan, partial(build, Fake()), where, ray_runner, bad_rows=0, report=watch)
     grown = (marks[shards] - marks[settled]) / 1e6
     assert grown <= 0.1024 * (shards - settled), f"{grown:.0f} MB for {shards - settled} shards"

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from raygen.commands.verify import verify
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).parent / "ray"
@@ -36,17 +36,31 @@ def head(tmp_path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Address and environment of a head node of this test's own."""
     port, dashboard, agent, client = free_ports(4)
     environment = {
-        **os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+        **os.environ,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
         "RAY_USAGE_STATS_ENABLED": "0",
         "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}",
-    }  # fmt: skip
+    }
     environment.pop("RAY_ADDRESS", None)
     process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1", f"--port={port}",
-         "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-         f"--dashboard-agent-listen-port={agent}"],
-        env=environment, stdout=(tmp_path / "head.log").open("w"), stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [
+            RAY,
+            "start",
+            "--head",
+            "--block",
+            "--num-cpus=4",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+            f"--dashboard-agent-listen-port={agent}",
+        ],
+        env=environment,
+        stdout=(tmp_path / "head.log").open("w"),
+        stderr=subprocess.STDOUT,
+    )
     address = f"http://127.0.0.1:{dashboard}"
     try:
         wait(address, environment["RAY_AUTH_TOKEN"], process, tmp_path / "head.log")
@@ -85,14 +99,18 @@ def test_a_job_goes_in_through_submit_and_nobody_without_the_token(tmp_path, hea
     )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     assert "succeeded" in ended.stdout + ended.stderr
-    assert verify(Store(str(out))).ok
+    assert verify(RunStore(str(out))).ok
     record = json.loads((out / "attempt-00/run.json").read_text())
     assert (record["exit_code"], record["rows"], record["where"]["runner"]) == (0, 32, "ray")
     assert environment["RAY_AUTH_TOKEN"] not in ended.stdout + ended.stderr + json.dumps(record)
     # the job's own exit code is in run.json; submit only says that it failed
     ended = subprocess.run(
         [ROOT / "jobs/submit.sh", *words[:3], "what.data.identities=9"],
-        env=environment, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert ended.returncode == 1
     assert "holds another run" in ended.stdout + ended.stderr

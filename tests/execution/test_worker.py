@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 from raygen.commands.verify import verify
-from raygen.core.config import Where
+from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, IntegrityError, TooManyBadRows
 from raygen.execution.executor import Progress, execute, local_runner
-from raygen.execution.worker import Alone, Item, Place, ShardTask, ShardWorker
-from raygen.store.run_store import Store
+from raygen.execution.worker import RunTarget, ShardItem, ShardTask, ShardWorker, SingleWorker
+from raygen.store.run_store import RunStore
 from tests.fakes import Fake, build, plan_of
 
 GOOD = Fake()
 
 
 def run(folder: Path, plan, fake=GOOD, *, bad_rows=0.0, tries=3, report=lambda _: None):
-    where = Where(tries=tries)
-    store = Store(str(folder))
+    where = Resources(tries=tries)
+    store = RunStore(str(folder))
     return execute(store, plan, partial(build, fake), where, local_runner, bad_rows=bad_rows, report=report)
 
 
@@ -32,7 +32,7 @@ def test_bad_rows_are_rows_and_are_in_quarantine(tmp_path):
     outcome = run(tmp_path / "out", plan, Fake(kind="bad_rows"), bad_rows=0.2)
     assert outcome.manifest["rows"] == {"samples": 100, "quarantine": 10}
     assert outcome.manifest["quarantined"] == {"bad": 10}
-    store = Store(str(tmp_path / "out"))
+    store = RunStore(str(tmp_path / "out"))
     rows = [r for t in store.tables("samples", ["sample_id", "error"]) for r in t.to_pylist()]
     assert [r["sample_id"] for r in rows] == [f"r{i:06d}" for i in range(100)]
     assert [r["sample_id"] for r in rows if r["error"]] == [f"r{i:06d}" for i in range(7, 100, 10)]
@@ -64,7 +64,7 @@ def test_a_defect_ends_with_4_after_its_tries_and_the_rest_is_done(tmp_path):
     with pytest.raises(InfrastructureError, match="1 of 6 shards are not committed: shard 2: RuntimeError: a defect"):
         run(tmp_path / "out", plan, Fake(kind="raise", at="r000040", trouble=str(flag)))
     assert record(tmp_path / "out")["exit_code"] == 4
-    assert len(Store(str(tmp_path / "out")).committed()) == 5
+    assert len(RunStore(str(tmp_path / "out")).committed()) == 5
     flag.unlink()  # mended: the same command goes on where it stopped
     outcome = run(tmp_path / "out", plan)
     assert outcome.progress.resumed_shards == 5
@@ -91,7 +91,7 @@ def test_the_cut_into_shards_and_batches_does_not_change_the_rows(tmp_path):
 
 def test_a_divergent_second_try_is_reported(tmp_path):
     plan = plan_of(tmp_path)
-    store = Store(str(tmp_path / "out"))
+    store = RunStore(str(tmp_path / "out"))
     run(tmp_path / "out", plan)
     commit = tmp_path / "out/attempt-00/commits/shard-00001.json"
     kept = commit.read_bytes()
@@ -103,7 +103,7 @@ def test_a_divergent_second_try_is_reported(tmp_path):
 
     commit.unlink()
     with pytest.raises(IntegrityError, match=r"shards \[1\] gave other rows"):
-        execute(store, plan, partial(build, Twin(seed=1)), Where(), local_runner, bad_rows=0)
+        execute(store, plan, partial(build, Twin(seed=1)), Resources(), local_runner, bad_rows=0)
     assert record(tmp_path / "out")["exit_code"] == 5
     assert commit.read_bytes() == kept  # the first commit stands
 
@@ -119,6 +119,6 @@ def test_progress_counts_rows_and_the_first_commit(tmp_path):
 def test_a_worker_leaves_a_committed_shard_alone(tmp_path):
     plan = plan_of(tmp_path)
     run(tmp_path / "out", plan)
-    place = Place(str(tmp_path / "out"), 0, 8, 6)
-    task = ShardTask((place,), "x", 3, 60.0, Alone(partial(build, Fake(kind="raise", at="r000000"))))
-    assert ShardWorker(task)(Item(0, plan.shards[0])).status == "present"
+    place = RunTarget(str(tmp_path / "out"), 0, 8, 6)
+    task = ShardTask((place,), "x", 3, 60.0, SingleWorker(partial(build, Fake(kind="raise", at="r000000"))))
+    assert ShardWorker(task)(ShardItem(0, plan.shards[0])).status == "present"

@@ -11,7 +11,7 @@ from raygen.commands.registry import make
 from raygen.core.hashing import digest
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.parquet import RANGE, Slice
-from raygen.store.run_store import Plan, Store, cut
+from raygen.store.run_store import Plan, RunStore, make_shards
 from raygen.store.schemas import FACES, SAMPLES, SELECTION
 
 FORMATS = ("folder", "recordio", "webdataset", "huggingface", "csv")
@@ -25,22 +25,38 @@ def sample(number: int, people: int | None = 3, **more: object) -> dict[str, obj
     """Row `number`; people take turns, so that each is in every shard."""
     data = encode_image(pixels(number))
     return {
-        "sample_id": f"s{number:03d}", "attempt": 0, "image": picture(data), "plan": "t", "seed": 5, "run_id": "r",
-        "mask": picture(encode_mask(np.full((16, 16), number % 19, np.uint8))), "attributes": [1, -1] * 20,
-        "text": f"Face, {number}", "checkpoint": "c" * 64, "sampler": "ddim", "steps": 10, "guidance": [("joint", 1.5)],
+        "sample_id": f"s{number:03d}",
+        "attempt": 0,
+        "image": picture(data),
+        "plan": "t",
+        "seed": 5,
+        "run_id": "r",
+        "mask": picture(encode_mask(np.full((16, 16), number % 19, np.uint8))),
+        "attributes": [1, -1] * 20,
+        "text": f"Face, {number}",
+        "checkpoint": "c" * 64,
+        "sampler": "ddim",
+        "steps": 10,
+        "guidance": [("joint", 1.5)],
         "identity_id": None if people is None else f"p{number % people}",
-        "variant": None if people is None else number // people, "image_sha256": digest(data), **more,
-    }  # fmt: skip
+        "variant": None if people is None else number // people,
+        "image_sha256": digest(data),
+        **more,
+    }
 
 
 def store_rows(
-    url: Path, rows: list[dict[str, object]], *, shard_rows: int = 5, refused: tuple[str, ...] = (),
+    url: Path,
+    rows: list[dict[str, object]],
+    *,
+    shard_rows: int = 5,
+    refused: tuple[str, ...] = (),
     what: dict[str, object] | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """A complete run with these SAMPLES, and a SELECTION where some are refused."""
-    name, shards = digest(str(len(rows)).encode())[:16], cut([Slice(RANGE, 0, len(rows))], shard_rows)
+    name, shards = digest(str(len(rows)).encode())[:16], make_shards([Slice(RANGE, 0, len(rows))], shard_rows)
     plan = Plan("generate" if what is None else "select", name, {"seed": 7} if what is None else what, 1, shards)
-    store = Store(str(url))
+    store = RunStore(str(url))
     store.create(plan)
     for shard in plan.shards:
         mine = rows[shard.index * shard_rows :][:shard_rows]
@@ -57,8 +73,8 @@ def store_rows(
 
 def store_faces(url: Path, rows: list[dict[str, object]]) -> str:
     """A complete ingest run with these FACES."""
-    plan = Plan("ingest", "f" * 16, {"data": {"kind": "folder"}}, 1, cut([Slice(RANGE, 0, len(rows))], 100))
-    store = Store(str(url))
+    plan = Plan("ingest", "f" * 16, {"data": {"kind": "folder"}}, 1, make_shards([Slice(RANGE, 0, len(rows))], 100))
+    store = RunStore(str(url))
     store.create(plan)
     store.commit(0, 1, {"faces": pa.Table.from_pylist(rows, FACES)}, timings={}, environment={}, reasons={})
     store.finish(plan)

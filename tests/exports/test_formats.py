@@ -75,10 +75,18 @@ def test_pictures_say_that_a_model_made_them_and_how(run, tmp_path, codec):
     assert description.get("{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType") == MODEL
     said = json.loads(description.get("{urn:raygen:recipe:1}recipe"))
     assert said == {
-        "generator": "raygen", "sample_id": "s007", "plan": "t", "run_id": "r", "attempt": 0, "seed": 5,
+        "generator": "raygen",
+        "sample_id": "s007",
+        "plan": "t",
+        "run_id": "r",
+        "attempt": 0,
+        "seed": 5,
         "noise_seed": 7,
-        "checkpoint": "c" * 64, "sampler": "ddim", "steps": 10, "guidance": {"joint": 1.5},
-    }  # fmt: skip
+        "checkpoint": "c" * 64,
+        "sampler": "ddim",
+        "steps": 10,
+        "guidance": {"joint": 1.5},
+    }
     if codec == "png":
         assert json.loads(image.info["raygen"]) == said
 
@@ -135,9 +143,9 @@ def test_dots_in_ids_and_long_ids_keep_their_keys_in_a_tar(tmp_path):
 
 
 def _exported(out: Path):
-    from raygen.store.run_store import Store
+    from raygen.store.run_store import RunStore
 
-    return Store(str(out)).tables("exported")
+    return RunStore(str(out)).tables("exported")
 
 
 def test_parquet_is_shown_as_pictures(run, tmp_path):
@@ -238,10 +246,20 @@ def test_recordio_is_what_insightface_reads(run, tmp_path, codec):
 @pytest.mark.parametrize(
     "payload",
     [
-        b"", b"abc", b"abcd", MAGIC, MAGIC * 3, b"abcd" + MAGIC, b"abc" + MAGIC + b"x", MAGIC + b"abcde",
-        b"abcd" + MAGIC + MAGIC + b"ab", b"\x0a" + MAGIC + b"abc" + MAGIC, MAGIC[:3], b"abcd" + MAGIC[:3],
+        b"",
+        b"abc",
+        b"abcd",
+        MAGIC,
+        MAGIC * 3,
+        b"abcd" + MAGIC,
+        b"abc" + MAGIC + b"x",
+        MAGIC + b"abcde",
+        b"abcd" + MAGIC + MAGIC + b"ab",
+        b"\x0a" + MAGIC + b"abc" + MAGIC,
+        MAGIC[:3],
+        b"abcd" + MAGIC[:3],
     ],
-)  # fmt: skip
+)
 def test_a_payload_that_holds_the_magic_word_comes_back(payload):
     data = framed(payload)
     assert records(data) == {0: payload}

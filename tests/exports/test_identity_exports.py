@@ -11,10 +11,14 @@ from tests.exports.export_runs import FORMATS, export, opened, sample, store_row
 LEAK = {"kind": "leak", "faces": "/home/somebody/faces", "split": "train", "most": None, "far": 1e-6}
 CHOSEN = {
     "gates": [{"kind": "identity", "least": 0.3, "others": 0.9, "twins": None}, LEAK],
-    "limits": [{}, {"most": 0.53125}], "rounds": 2, "otherwise": "leave_out", "judged_by": ["raygen-identity"],
-    "attempts": {"0": "abc"}, "generate": {"seed": 9, "guidance": 2.5, "batch": 64, "dtype": "float32"},
+    "limits": [{}, {"most": 0.53125}],
+    "rounds": 2,
+    "otherwise": "leave_out",
+    "judged_by": ["raygen-identity"],
+    "attempts": {"0": "abc"},
+    "generate": {"seed": 9, "guidance": 2.5, "batch": 64, "dtype": "float32"},
     "planning": {"kind": "identities", "identities": 3, "pictures": 4, "seed": 7, "balance": ["Male"]},
-}  # fmt: skip
+}
 
 
 def card_of(folder) -> str:

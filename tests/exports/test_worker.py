@@ -22,7 +22,7 @@ from raygen.exports.data_card import BUNDLED_MODEL, licence_of
 from raygen.store.filenames import safe_name
 from raygen.store.images import picture
 from raygen.store.parquet import to_parquet
-from raygen.store.run_store import Store
+from raygen.store.run_store import RunStore
 from raygen.store.schemas import METRICS, REFUSED
 from tests.exports.export_runs import FORMATS, export, sample, store_rows, tree
 
@@ -70,14 +70,14 @@ def test_a_killed_export_goes_on_and_ends_in_the_same_bytes(run, tmp_path, kind,
     command = [sys.executable, "-c", KILLED, run, str(tmp_path / "out"), kind, str(at)]
     died = subprocess.run(command, env=environment, check=False, timeout=120)
     assert died.returncode == -signal.SIGKILL
-    before = len(Store(str(tmp_path / "out")).committed())
+    before = len(RunStore(str(tmp_path / "out")).committed())
     assert before == (2 if at == 3 else 10)
     result = export(run, tmp_path / "out", kind)
     assert result.facts["shards"] == f"10 ({before} were there already)"
     assert tree(tmp_path / "out/dataset") == tree(tmp_path / "golden/dataset")
     assert not (tmp_path / "out/attempt-00/pieces").exists()
     assert not (tmp_path / "out/attempt-00/staging").exists()
-    assert verify(Store(str(tmp_path / "out"))).ok
+    assert verify(RunStore(str(tmp_path / "out"))).ok
 
 
 def test_a_kill_at_any_time_changes_nothing(run, tmp_path):
@@ -100,7 +100,7 @@ def test_whoever_gets_the_data_set_can_check_every_file_of_it(run, tmp_path, kin
     said = dict(line.split("  ", 1)[::-1] for line in (folder / "SHA256SUMS").read_text().splitlines())
     found = tree(folder)
     assert said == {name: hashlib.sha256(data).hexdigest() for name, data in found.items() if name != "SHA256SUMS"}
-    checked = verify(Store(str(tmp_path / "out")))
+    checked = verify(RunStore(str(tmp_path / "out")))
     assert checked.ok
     assert checked.files == len(found)
     assert "sha256sum --check SHA256SUMS" in found["README.md"].decode()
@@ -115,19 +115,19 @@ def test_a_data_set_that_was_touched_is_found_out(run, tmp_path, kind):
         path, wrong = folder / name, bytes([data[0] ^ 1]) + data[1:]
         for touched, said in ((wrong, "sha256 differs from the commit"), (data[:-1], f"{len(data):,} committed")):
             path.write_bytes(touched)
-            checked = verify(Store(str(tmp_path / "out")))
+            checked = verify(RunStore(str(tmp_path / "out")))
             assert [p for p in checked.problems if p.startswith(f"dataset/{name}: ") and p.endswith(said)]
             assert len(checked.problems) == 1
         path.unlink()
-        assert verify(Store(str(tmp_path / "out"))).problems == [f"dataset/{name}: missing"]
+        assert verify(RunStore(str(tmp_path / "out"))).problems == [f"dataset/{name}: missing"]
         path.write_bytes(data)
         if len(tree(folder)) > 20 and name.endswith("003.png"):
             break  # many pictures, one like the other
     (folder / "images").mkdir(exist_ok=True)
     (folder / "images/more.png").write_bytes(b"x")
-    assert verify(Store(str(tmp_path / "out"))).problems == ["dataset/images/more.png: no export wrote it"]
+    assert verify(RunStore(str(tmp_path / "out"))).problems == ["dataset/images/more.png: no export wrote it"]
     shutil.rmtree(folder)
-    assert verify(Store(str(tmp_path / "out"))).problems == ["dataset: no data set is there"]
+    assert verify(RunStore(str(tmp_path / "out"))).problems == ["dataset: no data set is there"]
 
 
 def test_a_data_set_that_was_not_put_together_is_no_data_set(run, tmp_path, monkeypatch):
@@ -135,29 +135,42 @@ def test_a_data_set_that_was_not_put_together_is_no_data_set(run, tmp_path, monk
         patch.setattr("raygen.exports.folder.FolderExport.assemble", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             export(run, tmp_path / "out", "folder")
-    assert verify(Store(str(tmp_path / "out"))).problems == [
+    assert verify(RunStore(str(tmp_path / "out"))).problems == [
         "attempt-00/ASSEMBLED.json is missing: the data set is not put together; the same command goes on"
     ]
     export(run, tmp_path / "out", "folder")
-    assert verify(Store(str(tmp_path / "out"))).ok
+    assert verify(RunStore(str(tmp_path / "out"))).ok
 
 
 @pytest.mark.parametrize(
     "record",
-    [b"", b"{", b"\xff", b"{}", b"[]", b"null", b"3", b'{"rows":4,"made":[]}', b'{"made":{}}', b'{"made":{"a":5}}',
-     b'{"made":{"README.md":[1]}}', b'{"made":{"README.md":["1","x"]}}', b'{"made":{"README.md":null}}'],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"{}",
+        b"[]",
+        b"null",
+        b"3",
+        b'{"rows":4,"made":[]}',
+        b'{"made":{}}',
+        b'{"made":{"a":5}}',
+        b'{"made":{"README.md":[1]}}',
+        b'{"made":{"README.md":["1","x"]}}',
+        b'{"made":{"README.md":null}}',
+    ],
+)
 def test_a_damaged_record_is_a_problem_and_no_crash(run, tmp_path, record):
     export(run, tmp_path / "out", "csv")
     (tmp_path / "out/attempt-00/ASSEMBLED.json").write_bytes(record)
-    assert verify(Store(str(tmp_path / "out"))).problems == ["attempt-00/ASSEMBLED.json is damaged"]
+    assert verify(RunStore(str(tmp_path / "out"))).problems == ["attempt-00/ASSEMBLED.json is damaged"]
 
 
 def test_a_record_of_a_raygen_without_check_sums_says_so(run, tmp_path):
     export(run, tmp_path / "out", "csv")
     path = tmp_path / "out/attempt-00/ASSEMBLED.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "made"}))
-    assert verify(Store(str(tmp_path / "out"))).problems == [
+    assert verify(RunStore(str(tmp_path / "out"))).problems == [
         "attempt-00/ASSEMBLED.json was written by a raygen without check sums; export again"
     ]
 
@@ -190,9 +203,29 @@ def test_shards_in_any_order_by_two_workers_make_the_same_bytes(run, tmp_path, m
 
 @pytest.mark.parametrize(
     "name",
-    ["../x", "a/b", "/etc/passwd", "..", "con", "NUL.png", "com1", "lpt9.x", "a.", "é", "e\u0301", "", " a", "a b",
-     "a\0b", "-a", "a\\b", "x" * 129, "CON", "aux.tar.gz"],
-)  # fmt: skip
+    [
+        "../x",
+        "a/b",
+        "/etc/passwd",
+        "..",
+        "con",
+        "NUL.png",
+        "com1",
+        "lpt9.x",
+        "a.",
+        "é",
+        "e\u0301",
+        "",
+        " a",
+        "a b",
+        "a\0b",
+        "-a",
+        "a\\b",
+        "x" * 129,
+        "CON",
+        "aux.tar.gz",
+    ],
+)
 def test_ids_that_are_no_file_names_are_refused(tmp_path, name):
     with pytest.raises(InputError, match="bad_id"):
         safe_name(name)
@@ -272,17 +305,24 @@ def test_a_picture_that_cannot_be_read_is_counted_and_too_many_end_the_run(tmp_p
 
 def metrics(folder: Path, run_id: str) -> str:
     row = {
-        "run_id": run_id, "metric": "miou:parsenet", "slice": "all", "value": 0.61, "n": 500, "ci_low": 0.6,
-        "ci_high": 0.62, "reference": "a" * 64, "created": datetime.now(UTC),
+        "run_id": run_id,
+        "metric": "miou:parsenet",
+        "slice": "all",
+        "value": 0.61,
+        "n": 500,
+        "ci_low": 0.6,
+        "ci_high": 0.62,
+        "reference": "a" * 64,
+        "created": datetime.now(UTC),
         "protocol": json.dumps({"network": "parsenet", "sha256": "b" * 64, "input": "512 px", "low_n": True}),
-    }  # fmt: skip
+    }
     (folder / "metrics").mkdir(parents=True)
     (folder / "metrics/metrics.parquet").write_bytes(to_parquet(pa.Table.from_pylist([row], METRICS)))
     return str(folder)
 
 
 def test_the_card_says_who_made_it_how_good_it_is_and_whose_the_networks_are(run, tmp_path):
-    scores = metrics(tmp_path / "scores", Store(run).plan().run_id)
+    scores = metrics(tmp_path / "scores", RunStore(run).plan().run_id)
     card = {"title": "People: a test", "licence": "cc-by-4.0", "licences": {"cccccc": "our own, Apache-2.0"}}
     export(run, tmp_path / "out", "huggingface", scores=scores, card=card)
     text = (tmp_path / "out/dataset/README.md").read_text()
@@ -347,5 +387,5 @@ def test_exports_go_to_buckets_too(run, tmp_path):
         root = f"/exports/{kind}/dataset/"
         found = {name.removeprefix(root): fs.cat_file(name) for name in fs.find(root)}
         assert found == tree(tmp_path / kind / "dataset")
-        assert verify(Store(url)).files == len(found)
+        assert verify(RunStore(url)).files == len(found)
         assert not fs.exists(f"/exports/{kind}/attempt-00/pieces")

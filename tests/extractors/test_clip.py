@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.evaluation.aggregate import gather, measure
-from raygen.evaluation.scoring import Observer, ScoreSpec
+from raygen.evaluation.aggregate import aggregate, gather_scores
+from raygen.evaluation.scoring import ScoreConfig, Scorer
 from raygen.extractors import clip
-from raygen.extractors.clip import ClipScore, ClipSpec, load_clip
+from raygen.extractors.clip import ClipConfig, ClipScore, load_clip
 
 CPU = torch.device("cpu")
 TEXTS = ["a woman with black hair", "an old man", "A  smiling woman", "", "a woman with black hair", "hair " * 40]
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def score(folder: Path) -> ClipScore:
-    return load_clip(ClipSpec(folder=str(folder)), CPU)
+    return load_clip(ClipConfig(folder=str(folder)), CPU)
 
 
 def pictures(n: int, height: int = 48, width: int = 48, seed: int = 0) -> Tensor:
@@ -78,9 +78,12 @@ def theirs(folder: Path, images: Tensor, texts: list[str]) -> Tensor:
     with torch.inference_mode():
         for image, text in zip(images, texts, strict=True):
             given = processor(
-                text=[text], images=[Image.fromarray(image.numpy())], return_tensors="pt", truncation=True,
+                text=[text],
+                images=[Image.fromarray(image.numpy())],
+                return_tensors="pt",
+                truncation=True,
                 max_length=LENGTH,
-            )  # fmt: skip
+            )
             made = model(**given)
             found.append(torch.cosine_similarity(made.image_embeds, made.text_embeds)[0])
     return torch.stack(found)
@@ -170,9 +173,9 @@ def test_it_says_what_it_is(folder: Path, score: ClipScore) -> None:
     assert "32 px bicubic" in said["input"]
     assert "16 tokens" in said["text"]
     assert "not clipped" in said["score"]
-    load_clip(ClipSpec(folder=str(folder), sha256=digest[:12]), CPU)
+    load_clip(ClipConfig(folder=str(folder), sha256=digest[:12]), CPU)
     with pytest.raises(InputError, match="not 00000000"):
-        load_clip(ClipSpec(folder=str(folder), sha256="00000000"), CPU)
+        load_clip(ClipConfig(folder=str(folder), sha256="00000000"), CPU)
 
 
 def test_older_files_are_read_too(folder: Path, score: ClipScore, tmp_path: Path) -> None:
@@ -182,7 +185,7 @@ def test_older_files_are_read_too(folder: Path, score: ClipScore, tmp_path: Path
     state["text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
     torch.save(state, copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
-    old = load_clip(ClipSpec(folder=str(copy)), CPU)
+    old = load_clip(ClipConfig(folder=str(copy)), CPU)
     assert {p.dtype for p in old.network.parameters()} == {torch.float32}
     images = pictures(3)
     torch.testing.assert_close(old.scores(images, TEXTS[:3]), score.scores(images, TEXTS[:3]), rtol=0, atol=5e-3)
@@ -202,12 +205,12 @@ def test_a_folder_that_lacks_a_part_is_refused(folder: Path, tmp_path: Path, los
     for name in lost:
         (copy / name).unlink(missing_ok=True)
     with pytest.raises(ConfigError, match=words):
-        load_clip(ClipSpec(folder=str(copy)), CPU)
+        load_clip(ClipConfig(folder=str(copy)), CPU)
 
 
 def test_what_is_not_clip_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no CLIP model here.*nothing is downloaded"):
-        load_clip(ClipSpec(folder="openai/clip-vit-base-patch32"), CPU)
+        load_clip(ClipConfig(folder="openai/clip-vit-base-patch32"), CPU)
     copy = shutil.copytree(folder, tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())
     for document, words in (
@@ -216,13 +219,13 @@ def test_what_is_not_clip_is_refused(folder: Path, tmp_path: Path) -> None:
     ):
         (copy / "config.json").write_text(json.dumps(document))
         with pytest.raises(ConfigError, match=words):
-            load_clip(ClipSpec(folder=str(copy)), CPU)
+            load_clip(ClipConfig(folder=str(copy)), CPU)
     (copy / "config.json").write_text(json.dumps(config))
     prepared = json.loads((folder / "preprocessor_config.json").read_text())
     for change in ({"resample": 2}, {"do_center_crop": False}, {"size": {"height": 32, "width": 32}}):
         (copy / "preprocessor_config.json").write_text(json.dumps({**prepared, **change}))
         with pytest.raises(ConfigError, match="otherwise than CLIP"):
-            load_clip(ClipSpec(folder=str(copy)), CPU)
+            load_clip(ClipConfig(folder=str(copy)), CPU)
 
 
 def test_weights_of_another_model_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -238,7 +241,7 @@ def test_weights_of_another_model_are_refused(folder: Path, tmp_path: Path) -> N
     for words, tensors in wrong.items():
         save_file(tensors, copy / "model.safetensors")
         with pytest.raises(InputError, match=words) as caught:
-            load_clip(ClipSpec(folder=str(copy)), CPU)
+            load_clip(ClipConfig(folder=str(copy)), CPU)
         assert caught.value.reason == "weights"
 
 
@@ -246,14 +249,14 @@ def test_rows_are_scored_by_their_own_text_and_the_others_left_out(folder: Path,
     images = pictures(4).numpy()
     texts = ["an old man", None, "a woman with black hair", ""]
     rows = pa.table({"sample_id": ["a", "b", "c", "d"], "text": texts})
-    spec = ScoreSpec(parser=None, features=None, classifier=None, text=ClipSpec(folder=str(folder)))
-    observer = Observer(spec, run_id="r")
-    scores = gather([observer(images, rows)])
+    config = ScoreConfig(parser=None, features=None, classifier=None, text=ClipConfig(folder=str(folder)))
+    observer = Scorer(config, run_id="r")
+    scores = gather_scores([observer(images, rows)])
     assert list(scores) == [score.name]
     assert scores[score.name].ids == ("a", "c")
-    (row,) = measure(
+    (row,) = aggregate(
         {"all": scores}, run_id="r", reference=None, protocols=observer.protocols(), frechet_name=""
-    ).to_pylist()  # fmt: skip
+    ).to_pylist()
     alone = score.scores(torch.from_numpy(images[[0, 2]]), ["an old man", "a woman with black hair"])
     assert row["metric"] == f"clip_score:{score.name.partition(':')[2]}"
     assert row["value"] == pytest.approx(float(alone.mean()), abs=1e-6)
@@ -262,7 +265,7 @@ def test_rows_are_scored_by_their_own_text_and_the_others_left_out(folder: Path,
 
 
 def test_runs_without_a_text_score_keep_their_names() -> None:
-    assert "text" not in ScoreSpec().model_dump()
-    assert "text" in ScoreSpec(text=ClipSpec(folder="x")).model_dump()
+    assert "text" not in ScoreConfig().model_dump()
+    assert "text" in ScoreConfig(text=ClipConfig(folder="x")).model_dump()
     with pytest.raises(ValueError, match="needs `features"):
-        ScoreSpec(logits=True)
+        ScoreConfig(logits=True)

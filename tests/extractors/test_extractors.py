@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX, FACE_PARSING_CLASSES
-from raygen.extractors.base import Inception, PublishedParser, load_features, load_parser
+from raygen.extractors.base import InceptionConfig, PublishedParserConfig, load_features, load_parser
 from raygen.extractors.face_parsers import BiSeNet, ParseNet, PublishedNetwork, fill, load_published, read_weights
 from raygen.extractors.inception import FILE, Inception2015, InceptionFeatures, load_inception, resize
 
@@ -142,7 +142,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path: Path) -> None:
 
 def test_labels_come_at_the_size_of_the_picture(tmp_path: Path, parsenet: State) -> None:
     torch.save(parsenet, tmp_path / "w.pth")
-    parser = load_parser(PublishedParser(kind="parsenet", weights=str(tmp_path / "w.pth")), CPU)
+    parser = load_parser(PublishedParserConfig(kind="parsenet", weights=str(tmp_path / "w.pth")), CPU)
     labels = parser.parse(images(1, 40, 24))
     assert labels.shape == (1, 40, 24)
     assert labels.dtype == torch.uint8
@@ -306,8 +306,8 @@ def test_only_the_published_file_is_called_fid(inception: State, inception_file:
         load_inception(str(inception_file), "fid@clean", None, CPU)
     assert caught.value.reason == "weights"
     digest = hashlib.sha256(inception_file.read_bytes()).hexdigest()
-    spec = Inception(weights=str(inception_file), protocol="fid@tf1", sha256=digest)
-    features = load_features(spec, CPU)
+    config = InceptionConfig(weights=str(inception_file), protocol="fid@tf1", sha256=digest)
+    features = load_features(config, CPU)
     assert features.sha256 == digest
     assert features.name == f"inception-{digest[:8]}:tf1"
     assert features.metric == f"fd:inception-{digest[:8]}:tf1"
@@ -356,9 +356,11 @@ def test_tf1_takes_pixels_from_the_corner(height: int, width: int) -> None:
         bottom, right = min(top + 1, height - 1), min(left + 1, width - 1)
         a, b = v - top, u - left
         truth = (
-            (1 - a) * (1 - b) * values[top, left] + (1 - a) * b * values[top, right]
-            + a * (1 - b) * values[bottom, left] + a * b * values[bottom, right]
-        )  # fmt: skip
+            (1 - a) * (1 - b) * values[top, left]
+            + (1 - a) * b * values[top, right]
+            + a * (1 - b) * values[bottom, left]
+            + a * b * values[bottom, right]
+        )
         np.testing.assert_allclose(found[y, x], truth, atol=1e-2)
 
 

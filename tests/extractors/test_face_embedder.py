@@ -12,15 +12,15 @@ from onnx import TensorProto, helper, numpy_helper
 from raygen.commands.registry import make
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
-from raygen.extractors.bundled import SmallEmbedder, SmallEmbedderSpec, SmallParser, load_small, save_small
-from raygen.extractors.face_embedder import IdentitySpec, load_identity
+from raygen.extractors.bundled import BundledEmbedder, BundledEmbedderConfig, BundledParser, load_bundled, save_bundled
+from raygen.extractors.face_embedder import FaceEmbedderConfig, load_face_embedder
 from raygen.training.losses import EmbedderObjective, IdentityLoss
 
 CPU = torch.device("cpu")
 
 
-def spec(**what: object) -> IdentitySpec:
-    return parse(IdentitySpec, what, "identity")
+def config(**what: object) -> FaceEmbedderConfig:
+    return parse(FaceEmbedderConfig, what, "identity")
 
 
 def projection(path: Path, side: int = 16, width: int = 5) -> np.ndarray:
@@ -42,12 +42,12 @@ def test_onnx_gives_what_the_model_says(tmp_path: Path) -> None:
     matrix = projection(tmp_path / "net.onnx")
     images = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
     network = {"kind": "onnx", "weights": str(tmp_path / "net.onnx")}
-    found = load_identity(spec(network=network, size=16), CPU)
+    found = load_face_embedder(config(network=network, size=16), CPU)
     pixels = images.movedim(-1, 1).numpy() / 127.5 - 1
     wanted = pixels.reshape(3, -1) @ matrix
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
     assert np.allclose(found.embed(images).numpy(), wanted, atol=1e-5)
-    turned = load_identity(spec(network={**network, "channels": "bgr"}, size=16), CPU)
+    turned = load_face_embedder(config(network={**network, "channels": "bgr"}, size=16), CPU)
     other = pixels[:, ::-1].reshape(3, -1) @ matrix
     assert np.allclose(turned.embed(images).numpy(), other / np.linalg.norm(other, axis=1, keepdims=True), atol=1e-5)
     protocol = found.protocol()
@@ -58,13 +58,13 @@ def test_onnx_gives_what_the_model_says(tmp_path: Path) -> None:
 def test_onnx_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     projection(tmp_path / "net.onnx")
     with pytest.raises(InputError, match="sha256 is"):
-        load_identity(spec(network={"kind": "onnx", "weights": str(tmp_path / "net.onnx"), "sha256": "00"}), CPU)
+        load_face_embedder(config(network={"kind": "onnx", "weights": str(tmp_path / "net.onnx"), "sha256": "00"}), CPU)
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     with pytest.raises(InputError, match="no ONNX model"):
-        load_identity(spec(network={"kind": "onnx", "weights": str(tmp_path / "bad.onnx")}), CPU)
+        load_face_embedder(config(network={"kind": "onnx", "weights": str(tmp_path / "bad.onnx")}), CPU)
     with pytest.raises(ConfigError, match="cannot be read"):
-        load_identity(spec(network={"kind": "onnx", "weights": str(tmp_path / "none.onnx")}), CPU)
-    wrong = load_identity(spec(network={"kind": "onnx", "weights": str(tmp_path / "net.onnx")}, size=32), CPU)
+        load_face_embedder(config(network={"kind": "onnx", "weights": str(tmp_path / "none.onnx")}), CPU)
+    wrong = load_face_embedder(config(network={"kind": "onnx", "weights": str(tmp_path / "net.onnx")}, size=32), CPU)
     with pytest.raises(ConfigError, match="does not take pixels"):
         wrong.embed(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
 
@@ -77,31 +77,31 @@ def test_an_onnx_model_reads_no_other_file(tmp_path: Path) -> None:
     onnx.save_model(model, str(tmp_path / "out.onnx"), **apart)
     assert secret.exists()
     with pytest.raises(InputError, match="no ONNX model"):
-        load_identity(spec(network={"kind": "onnx", "weights": str(tmp_path / "out.onnx")}, size=16), CPU)
+        load_face_embedder(config(network={"kind": "onnx", "weights": str(tmp_path / "out.onnx")}, size=16), CPU)
 
 
 def test_a_small_embedder_travels_in_its_folder(tmp_path: Path) -> None:
-    network = SmallEmbedder(SmallEmbedderSpec(image_size=16, channels=(8, 8), width=4)).eval()
-    save_small(network, tmp_path, weights="float32", extra={})
+    network = BundledEmbedder(BundledEmbedderConfig(image_size=16, channels=(8, 8), width=4)).eval()
+    save_bundled(network, tmp_path, weights="float32", extra={})
     images = torch.randint(0, 256, (2, 16, 16, 3), dtype=torch.uint8)
-    found = load_identity(spec(network={"kind": "small", "folder": str(tmp_path)}), CPU)
+    found = load_face_embedder(config(network={"kind": "small", "folder": str(tmp_path)}), CPU)
     wanted = network(images.movedim(-1, 1).float() / 127.5 - 1)
     assert torch.allclose(found.embed(images), wanted, atol=1e-6)
     assert torch.allclose(wanted.norm(dim=1), torch.ones(2))
     with pytest.raises(ConfigError, match="holds a embedder, not a parser"):
-        load_small(tmp_path, SmallParser)
+        load_bundled(tmp_path, BundledParser)
     with pytest.raises(ConfigError, match="16 px and nothing else"):
-        load_identity(spec(network={"kind": "small", "folder": str(tmp_path)}, size=32), CPU)
+        load_face_embedder(config(network={"kind": "small", "folder": str(tmp_path)}, size=32), CPU)
 
 
 def test_the_margin_makes_it_harder_and_centres_are_trained() -> None:
     torch.manual_seed(0)
-    embedder = SmallEmbedder(SmallEmbedderSpec(image_size=16, channels=(8, 8), width=4))
+    embedder = BundledEmbedder(BundledEmbedderConfig(image_size=16, channels=(8, 8), width=4))
     batch = {
         "images": torch.randint(0, 256, (6, 16, 16, 3), dtype=torch.uint8),
         "identity": torch.tensor([0, 1, 2, 0, 1, 2]),
         "noise": torch.zeros(6, 8, 1, 1),
-    }  # fmt: skip
+    }
     easy = EmbedderObjective(embedder, IdentityLoss(identities=3, margin=0.0))
     hard = EmbedderObjective(embedder, IdentityLoss(identities=3, margin=0.4))
     hard.load_state_dict(easy.state_dict())
@@ -122,7 +122,7 @@ def test_training_tells_drawn_people_apart(tmp_path: Path) -> None:
         "model": {"kind": "embedder", "image_size": 32, "channels": [8, 16, 16], "width": 16},
         "identity": {"identities": 12},
         "training": {"steps": 60, "batch": 24, "lr": 4e-3, "warmup": 5, "ema": 0.9, "seed": 1, "log_every": 10},
-    }  # fmt: skip
+    }
     facts = make({"kind": "train", "what": what, "out": f"{tmp_path}/net"}).run(lambda _: None).facts
     assert facts["checkpoint"]
     lines = (tmp_path / "net/training/history.jsonl").read_text().splitlines()

@@ -13,7 +13,7 @@ import torchvision
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import canonical
 from raygen.extractors import lpips as our_lpips
-from raygen.extractors.lpips import LPIPSSpec, load_lpips
+from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.extractors.perceptual import load_perceptual
 from raygen.training.losses.mask_aware import masked_distance
 
@@ -33,7 +33,7 @@ def vgg(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_it_is_the_package_over_these_weights(vgg: tuple[Path, str]) -> None:
     path, sha256 = vgg
-    made = load_lpips(LPIPSSpec(weights=str(path), sha256=sha256[:16]))
+    made = load_lpips(LPIPSConfig(weights=str(path), sha256=sha256[:16]))
     oracle = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     state = torch.load(path, weights_only=True)
     oracle.net.load_state_dict({n: state["features." + n.partition(".")[2]] for n in oracle.net.state_dict()})
@@ -52,7 +52,7 @@ def test_it_is_the_package_over_these_weights(vgg: tuple[Path, str]) -> None:
 def test_the_masked_term_reads_the_packages_own_map(vgg: tuple[Path, str]) -> None:
     """A mask of ones gives the mean of the package's spatial map, the same network and channel weights."""
     path, sha256 = vgg
-    network = load_perceptual(LPIPSSpec(weights=str(path), sha256=sha256[:16]))
+    network = load_perceptual(LPIPSConfig(weights=str(path), sha256=sha256[:16]))
     oracle = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False, spatial=True)
     state = torch.load(path, weights_only=True)
     oracle.net.load_state_dict({n: state["features." + n.partition(".")[2]] for n in oracle.net.state_dict()})
@@ -67,7 +67,7 @@ def test_the_masked_term_reads_the_packages_own_map(vgg: tuple[Path, str]) -> No
 
 @pytest.mark.parametrize("reading", ["map", "features"])
 def test_masked_places_have_finite_gradients(vgg: tuple[Path, str], reading: str) -> None:
-    network = load_perceptual(LPIPSSpec(weights=str(vgg[0]), sha256=vgg[1][:16]))
+    network = load_perceptual(LPIPSConfig(weights=str(vgg[0]), sha256=vgg[1][:16]))
     made, real = (torch.rand(1, 3, 32, 32, requires_grad=i == 0) for i in range(2))
     weights = torch.zeros(1, 1, 32, 32)
     weights[..., 8:24, 8:24] = 1
@@ -80,9 +80,9 @@ def test_masked_places_have_finite_gradients(vgg: tuple[Path, str], reading: str
 
 def test_without_weights_the_two_ways_on_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    for spec in (LPIPSSpec(), LPIPSSpec(weights=str(tmp_path / "no.pth"))):
+    for config in (LPIPSConfig(), LPIPSConfig(weights=str(tmp_path / "no.pth"))):
         with pytest.raises(ConfigError, match=r"perceptual\.weights=PATH.*perceptual=none"):
-            load_lpips(spec)
+            load_lpips(config)
 
 
 def test_the_hub_name_reads_torchvisions_own_cache(
@@ -92,22 +92,22 @@ def test_the_hub_name_reads_torchvisions_own_cache(
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / our_lpips.FILES["vgg"]).symlink_to(vgg[0])
     with pytest.raises(InputError, match="397923af"):
-        load_lpips(LPIPSSpec())
-    load_lpips(LPIPSSpec(sha256=vgg[1]))
+        load_lpips(LPIPSConfig())
+    load_lpips(LPIPSConfig(sha256=vgg[1]))
 
 
 def test_another_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"features.0.weight": torch.zeros(64, 3, 3, 3)}, path)
     with pytest.raises(InputError, match="not VGG-16"):
-        load_lpips(LPIPSSpec(weights=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
+        load_lpips(LPIPSConfig(weights=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest()))
 
 
 # --- AlexNet ------------------------------------------------------------------------------------------------
 
 
-def random_trunk(network: str, folder: Path) -> LPIPSSpec:
-    """A file as torchvision's, its weights random and alive, and the spec that names it."""
+def random_trunk(network: str, folder: Path) -> LPIPSConfig:
+    """A file as torchvision's, its weights random and alive, and the config that names it."""
     with torch.device("meta"):
         model = getattr(torchvision.models, {"vgg": "vgg16", "alex": "alexnet"}[network])()
     generator = torch.Generator().manual_seed(3)
@@ -119,68 +119,68 @@ def random_trunk(network: str, folder: Path) -> LPIPSSpec:
     path = folder / f"{network}.pth"
     torch.save(state, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LPIPSSpec.model_validate({"network": network, "weights": str(path), "sha256": digest})
+    return LPIPSConfig.model_validate({"network": network, "weights": str(path), "sha256": digest})
 
 
 @pytest.fixture(scope="module", params=["alex", "vgg"])
-def spec(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LPIPSSpec:
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LPIPSConfig:
     return random_trunk(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def package(spec: LPIPSSpec) -> lpips.LPIPS:
+def package(config: LPIPSConfig) -> lpips.LPIPS:
     """The package as it is, over the file of a spec."""
-    oracle = lpips.LPIPS(net=spec.network, pnet_rand=True, verbose=False)
-    state = torch.load(spec.weights, weights_only=True)
+    oracle = lpips.LPIPS(net=config.network, pnet_rand=True, verbose=False)
+    state = torch.load(config.weights, weights_only=True)
     oracle.net.load_state_dict({n: state["features." + n.partition(".")[2]] for n in oracle.net.state_dict()})
     return oracle
 
 
 @pytest.fixture(scope="module")
-def both(spec: LPIPSSpec) -> tuple[our_lpips.LPIPS, lpips.LPIPS]:
+def both(config: LPIPSConfig) -> tuple[our_lpips.LPIPS, lpips.LPIPS]:
     """Ours and the package's."""
-    return load_lpips(spec), package(spec)
+    return load_lpips(config), package(config)
 
 
 def pictures(n: int, side: int = 40) -> torch.Tensor:
     return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(4)) * 2 - 1
 
 
-def test_both_networks_equal_the_package(spec: LPIPSSpec, both: tuple[our_lpips.LPIPS, lpips.LPIPS]) -> None:
+def test_both_networks_equal_the_package(config: LPIPSConfig, both: tuple[our_lpips.LPIPS, lpips.LPIPS]) -> None:
     made, oracle = both
     one, other = pictures(6).chunk(2)
     with torch.no_grad():
         truth = oracle(one, other).flatten()
         torch.testing.assert_close(made(one, other), truth)
     assert truth.min() > 1e-3
-    assert made.sha256 == spec.sha256
+    assert made.sha256 == config.sha256
 
 
-def test_a_file_of_the_other_network_is_refused(spec: LPIPSSpec, tmp_path: Path) -> None:
-    other = "alex" if spec.network == "vgg" else "vgg"
+def test_a_file_of_the_other_network_is_refused(config: LPIPSConfig, tmp_path: Path) -> None:
+    other = "alex" if config.network == "vgg" else "vgg"
     with pytest.raises(InputError, match="is not VGG-16" if other == "vgg" else "is not AlexNet"):
-        load_lpips(spec.model_copy(update={"network": other}))
+        load_lpips(config.model_copy(update={"network": other}))
 
 
 def test_alexnet_is_looked_for_under_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(ConfigError, match=r"alexnet-owt-7be5be79\.pth: LPIPS needs AlexNet's"):
-        load_lpips(LPIPSSpec(network="alex"))
+        load_lpips(LPIPSConfig(network="alex"))
     (tmp_path / "checkpoints").mkdir()
     random_trunk("alex", tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "alex.pth").rename(tmp_path / "checkpoints" / our_lpips.FILES["alex"])
     with pytest.raises(InputError, match="not 7be5be79"):
-        load_lpips(LPIPSSpec(network="alex"))
+        load_lpips(LPIPSConfig(network="alex"))
 
 
 def test_settings_without_the_field_are_called_what_they_were() -> None:
     """The bytes that names of runs are made of, as they were when there was one network."""
     old = b'{"sha256":null,"weight":1.0,"weights":"hub"}'
-    assert canonical(LPIPSSpec()) == canonical(LPIPSSpec(network="vgg")) == old
-    assert canonical({"lpips": LPIPSSpec()}) == b'{"lpips":' + old + b"}"
-    alex = LPIPSSpec(network="alex")
+    assert canonical(LPIPSConfig()) == canonical(LPIPSConfig(network="vgg")) == old
+    assert canonical({"lpips": LPIPSConfig()}) == b'{"lpips":' + old + b"}"
+    alex = LPIPSConfig(network="alex")
     assert json.loads(canonical(alex)) == {**json.loads(old), "network": "alex"}
-    for one in (alex, LPIPSSpec()):
-        assert LPIPSSpec.model_validate(json.loads(canonical(one))) == one
+    for one in (alex, LPIPSConfig()):
+        assert LPIPSConfig.model_validate(json.loads(canonical(one))) == one
 
 
 # --- all pairs ----------------------------------------------------------------------------------------------

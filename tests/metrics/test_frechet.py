@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from scipy import linalg
 
-from raygen.metrics.frechet import Moments, Reference, frechet, frechet_from, frechet_of_features
+from raygen.metrics.frechet import FactoredReference, Moments, frechet, frechet_from, frechet_of_features
 
 Array = npt.NDArray[np.float64]
 D = 12
@@ -161,7 +161,7 @@ def test_a_kept_reference_gives_what_both_sets_give(n: int, m: int) -> None:
         left, right = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, y))
         gap = x.mean(0) - y.mean(0)
         before = gap @ gap + (left**2).sum() + (right**2).sum() - 2 * linalg.svdvals(left @ right.T).sum()
-    kept = Reference.of_features(y)
+    kept = FactoredReference.of_features(y)
     assert kept.n == m
     assert frechet_from(kept, x).value == pytest.approx(before, rel=1e-9)
     assert frechet_of_features(x, y) == frechet_from(kept, x)

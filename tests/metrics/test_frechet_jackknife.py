@@ -5,7 +5,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from raygen.metrics.frechet import Reference, frechet_from, frechet_of_features
+from raygen.metrics.frechet import FactoredReference, frechet_from, frechet_of_features
 from raygen.metrics.frechet_jackknife import LEAST, blocks_of, margin, margin_of_difference, most_blocks
 
 Array = npt.NDArray[np.float64]
@@ -34,13 +34,13 @@ def test_equals_leaving_rows_out_by_hand(n: int, m: int) -> None:
     values = np.array([frechet_of_features(np.delete(x, rows, axis=0), y).value for rows in blocks])
     spread = np.sqrt((k - 1) / k * ((values - values.mean()) ** 2).sum())
     expected = stats.t.ppf(0.975, k - 1) * spread
-    assert margin(x, Reference.of_features(y), blocks) == pytest.approx(expected, rel=1e-6)
+    assert margin(x, FactoredReference.of_features(y), blocks) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("n", "m", "width"), [(400, 4000, 8), (60, 400, 48), (60, 40, 48), (400, 24, 48)])
 def test_is_as_wide_as_the_distance_moves(n: int, m: int, width: int) -> None:
     """Over new draws of the generated rows, the reference held fixed: half of the interval is t deviations."""
-    reference = Reference.of_features(features(m, 3, width))
+    reference = FactoredReference.of_features(features(m, 3, width))
     values, halves = [], []
     for seed in range(80):
         x = features(n, 100 + seed, width) * 1.2
@@ -55,7 +55,7 @@ def test_is_as_wide_as_the_distance_moves(n: int, m: int, width: int) -> None:
 def test_a_difference_equals_leaving_rows_out_of_both_by_hand(n: int) -> None:
     x, y = features(n, 1), features(300, 2) * 1.1 + 0.2
     z = x * 1.01 + 0.01 * features(n, 6)  # the same rows, made a little otherwise
-    blocks, reference = blocks_of(keys(n), 11), Reference.of_features(y)
+    blocks, reference = blocks_of(keys(n), 11), FactoredReference.of_features(y)
     k = len(blocks)
     rests = [[np.delete(part, rows, axis=0) for part in (x, z)] for rows in blocks]
     values = np.array([frechet_of_features(a, y).value - frechet_of_features(b, y).value for a, b in rests])
@@ -66,7 +66,7 @@ def test_a_difference_equals_leaving_rows_out_of_both_by_hand(n: int) -> None:
 
 
 def test_narrows_with_more_rows() -> None:
-    reference = Reference.of_features(features(4000, 4))
+    reference = FactoredReference.of_features(features(4000, 4))
     few, many = (margin(features(n, 5), reference, blocks_of(keys(n), 50)) for n in (400, 4000))
     assert many < few / 2
 

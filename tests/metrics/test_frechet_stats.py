@@ -14,7 +14,7 @@ import torch
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from raygen.metrics.frechet import Moments, Reference, frechet, frechet_of_features, frechet_to
+from raygen.metrics.frechet import FactoredReference, Moments, frechet, frechet_of_features, frechet_to
 from raygen.metrics.frechet_stats import frechet_infinity, read_statistics
 
 Array = npt.NDArray[np.float64]
@@ -56,13 +56,13 @@ def test_equals_other_packages(n: int, m: int, theirs: Callable[..., float]) -> 
     expected = theirs(x, y)
     tolerance = 1e-6 if min(n, m) > D else 5e-6 * expected
     assert frechet_of_features(x, y).value == pytest.approx(expected, abs=tolerance)
-    found = frechet_to(Reference.of(Moments.of(y)), Moments.of(x)).value
+    found = frechet_to(FactoredReference.of(Moments.of(y)), Moments.of(x)).value
     assert found == pytest.approx(expected, abs=tolerance)
 
 
 def test_a_cached_factor_gives_the_same_bits() -> None:
     a, b, c = (Moments.of(features(300 + i, i, i / 50)) for i in range(3))
-    reference = Reference.of(a)
+    reference = FactoredReference.of(a)
     np.testing.assert_allclose(reference.root @ reference.root.T, a.covariance, atol=1e-14)
     for other in (a, b, c):
         assert frechet_to(reference, other) == frechet(a, other)
@@ -76,7 +76,7 @@ def test_negative_spectrum_is_refused_from_its_bound_on(share: float) -> None:
     spectrum = np.ones(D)
     spectrum[0] = -share * 1e-6 * (D - 1)
     turn = np.linalg.qr(np.random.default_rng(4).normal(size=(D, D)))[0]
-    good = Reference.of(Moments.of(features(300, 5)))
+    good = FactoredReference.of(Moments.of(features(300, 5)))
     bad = Moments(1001, np.zeros(D), turn @ np.diag(spectrum) @ turn.T * 1000)
     if share < 1:
         assert np.isfinite(frechet_to(good, bad).value)
@@ -199,8 +199,8 @@ def test_no_file_is_no_file(tmp_path: Path) -> None:
         read_statistics(tmp_path / "none.npz")
 
 
-def gaussian(width: int) -> Reference:
-    return Reference.of_covariance(np.zeros(width), np.eye(width))
+def gaussian(width: int) -> FactoredReference:
+    return FactoredReference.of_covariance(np.zeros(width), np.eye(width))
 
 
 def test_infinity_takes_the_bias_away() -> None:

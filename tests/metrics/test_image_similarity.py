@@ -67,11 +67,15 @@ def couples(height: int, width: int) -> dict[str, tuple[np.ndarray, np.ndarray]]
     near[1:] += random.integers(0, 2, (2, height, width, 3), dtype=np.uint8)
     grey, white = np.full(shape, 120, np.uint8), np.full(shape, 255, np.uint8)
     return {
-        "random": (noise, other), "inverted": (noise, 255 - noise), "nearly equal": (smooth, near),
-        "noisy": (smooth, smooth + other // 8), "constant": (grey, grey + 1),
-        "farthest": (np.zeros(shape, np.uint8), white), "constant and not": (grey, noise),
+        "random": (noise, other),
+        "inverted": (noise, 255 - noise),
+        "nearly equal": (smooth, near),
+        "noisy": (smooth, smooth + other // 8),
+        "constant": (grey, grey + 1),
+        "farthest": (np.zeros(shape, np.uint8), white),
+        "constant and not": (grey, noise),
         "equal but for one": (np.stack([noise[0], smooth[0], grey[0]]), np.stack([noise[0], smooth[0], white[0]])),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("size", [(11, 11), (16, 16), (64, 64), (37, 53), (11, 200)])
@@ -80,11 +84,18 @@ def test_ssim_is_that_of_scikit_image(size: tuple[int, int]) -> None:
     for name, (one, other) in couples(*size).items():
         expected = [
             structural_similarity(
-                x, y, data_range=255, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-                K1=0.01, K2=0.03,
+                x,
+                y,
+                data_range=255,
+                channel_axis=-1,
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+                K1=0.01,
+                K2=0.03,
             )
             for x, y in zip(one, other, strict=True)
-        ]  # fmt: skip
+        ]
         np.testing.assert_allclose(ssim(one, other), expected, rtol=0, atol=1e-10, err_msg=f"{name}, {size}")
 
 

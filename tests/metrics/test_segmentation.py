@@ -50,8 +50,12 @@ def test_a_case_counted_by_hand() -> None:
 def test_a_perfect_parse_scores_one_over_the_classes_that_are_there() -> None:
     scores = Counts.of(confusion(WANTED, WANTED)).scores()
     assert scores == {
-        "miou": 1.0, "pixel_accuracy": 1.0, "class_accuracy": 1.0, "frequency_iou": pytest.approx(1.0), "classes": 3.0,
-    }  # fmt: skip
+        "miou": 1.0,
+        "pixel_accuracy": 1.0,
+        "class_accuracy": 1.0,
+        "frequency_iou": pytest.approx(1.0),
+        "classes": 3.0,
+    }
 
 
 def test_nothing_counted_is_not_a_number_and_not_an_error() -> None:

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from raygen.metrics.verification import BINS, Verification, unit, verification
+from raygen.metrics.verification import BINS, VerificationHistogram, unit, verification
 
 
 def people(n: int, each: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -72,16 +72,17 @@ def test_the_threshold_accepts_no_more_than_it_may() -> None:
 def test_intervals_draw_people_and_cover_what_more_people_give() -> None:
     """95 % of them, for what depends on genuine pairs, on impostor pairs, and on both."""
 
-    def faces(n: int, seed: int) -> Verification:
+    def faces(n: int, seed: int) -> VerificationHistogram:
         random = np.random.default_rng(seed)
         who = np.repeat(np.arange(n), 10)
         vectors = random.normal(size=(n, 3))[who] + 0.3 * random.normal(size=(len(who), 3))
         return verification(vectors, who)
 
     numbers = {
-        "eer": lambda of, w: of.eer(w), "tar": lambda of, w: of.tar(0.01, w)[0],
+        "eer": lambda of, w: of.eer(w),
+        "tar": lambda of, w: of.tar(0.01, w)[0],
         "far at a cosine of 0.9": lambda of, w: float(of.rates(w)[0][1900]),
-    }  # fmt: skip
+    }
     whole = faces(600, 3)
     parts = [faces(30, 100 + seed) for seed in range(60)]
     for name, number in numbers.items():

@@ -4,18 +4,18 @@ import pytest
 import torch
 
 from raygen.core.pixels import to_pixels, to_uint8
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 
-KL = AutoencoderSpec(image_size=16, channels=(8, 8), latent_channels=4)
-VQ = AutoencoderSpec(stage="vq", image_size=16, channels=(8, 8), latent_channels=3, codes=16)
-DC = AutoencoderSpec(stage="dc", image_size=16, patch=2, channels=(8, 8), latent_channels=4)
-PIXEL = AutoencoderSpec(stage="pixel", image_size=16, patch=2)
+KL = AutoencoderConfig(image_size=16, channels=(8, 8), latent_channels=4)
+VQ = AutoencoderConfig(stage="vq", image_size=16, channels=(8, 8), latent_channels=3, codes=16)
+DC = AutoencoderConfig(stage="dc", image_size=16, patch=2, channels=(8, 8), latent_channels=4)
+PIXEL = AutoencoderConfig(stage="pixel", image_size=16, patch=2)
 
 
 @pytest.mark.parametrize("spec", [KL, VQ, DC, PIXEL], ids=["kl", "vq", "dc", "pixel"])
-def test_shapes(spec: AutoencoderSpec) -> None:
+def test_shapes(config: AutoencoderConfig) -> None:
     torch.manual_seed(0)
-    stage = FirstStage(spec)
+    stage = FirstStage(config)
     pixels = torch.rand(2, 3, 16, 16) * 2 - 1
     moments = stage.encode(pixels)
     z = stage.sample(moments, torch.randn(2, *stage.latent_shape))
@@ -32,7 +32,7 @@ def test_pixel_is_the_identity() -> None:
 
 def test_kl_samples_as_the_diffusers_posterior_does() -> None:
     torch.manual_seed(1)
-    stage = FirstStage(AutoencoderSpec(image_size=16, patch=1, channels=(8, 8)))
+    stage = FirstStage(AutoencoderConfig(image_size=16, patch=1, channels=(8, 8)))
     pixels = torch.rand(2, 3, 16, 16)
     posterior = stage.net.encode(pixels).latent_dist
     noise = torch.randn(2, *stage.latent_shape)
@@ -42,16 +42,16 @@ def test_kl_samples_as_the_diffusers_posterior_does() -> None:
 
 
 @pytest.mark.parametrize("spec", [KL, VQ, DC], ids=["kl", "vq", "dc"])
-def test_calibration_gives_unit_latents_and_changes_no_picture(spec: AutoencoderSpec) -> None:
+def test_calibration_gives_unit_latents_and_changes_no_picture(config: AutoencoderConfig) -> None:
     torch.manual_seed(2)
-    stage = FirstStage(spec)
+    stage = FirstStage(config)
     pixels = torch.rand(64, 3, 16, 16) * 2 - 1
     moments = stage.encode(pixels).detach() * 3 + 0.5
     before = stage.decode(stage.mode(moments))
     stage.calibrate(moments)
     z = stage.sample(moments, torch.randn(64, *stage.latent_shape))
     assert float(z.std()) == pytest.approx(1, abs=0.05)
-    if spec.stage != "vq":
+    if config.stage != "vq":
         torch.testing.assert_close(z.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.1, rtol=0)
         torch.testing.assert_close(z.std(dim=(0, 2, 3)), torch.ones(4), atol=0.1, rtol=0)
     torch.testing.assert_close(stage.decode(stage.mode(moments)), before, atol=1e-4, rtol=1e-4)
@@ -77,4 +77,4 @@ def test_uint8_round_trip_and_what_is_not_finite() -> None:
 
 def test_sizes_must_fit() -> None:
     with pytest.raises(ValueError, match="multiple"):
-        AutoencoderSpec(image_size=18, patch=2, channels=(8, 8))
+        AutoencoderConfig(image_size=18, patch=2, channels=(8, 8))

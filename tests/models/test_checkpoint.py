@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2D
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
-from raygen.models.ldm import LDM, LDMSpec
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.ldm import LDM, LDMConfig
 from raygen.models.schedule import NoiseSchedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -19,11 +19,11 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def make(**fields: object) -> LDM:
     torch.manual_seed(0)
-    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
+    stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8)))
     stage.calibrate(torch.randn(16, 8, 4, 4))
     small = {"channels": (32, 32), "attention": (False, True), "token_width": 16, "mask_channels": 4}
-    spec = LDMSpec(**{"modalities": ("mask", "attributes"), **small, **fields})  # type: ignore[arg-type]
-    model = checkpoint.build(spec, stage, seed=1)
+    config = LDMConfig(**{"modalities": ("mask", "attributes"), **small, **fields})  # type: ignore[arg-type]
+    model = checkpoint.build(config, stage, seed=1)
     assert isinstance(model, LDM)
     return model
 
@@ -33,8 +33,8 @@ def test_round_trip_is_bit_equal(tmp_path: Path) -> None:
     digest = checkpoint.save(model, tmp_path / "model")
     loaded = checkpoint.load(tmp_path / "model")
     assert isinstance(loaded, LDM)
-    assert loaded.spec == model.spec
-    assert loaded.first_stage.spec == model.first_stage.spec
+    assert loaded.config == model.config
+    assert loaded.first_stage.config == model.first_stage.config
     assert torch.equal(loaded.first_stage.scale, model.first_stage.scale)
     mine, its = model.state_dict(), loaded.state_dict()
     assert list(mine) == list(its)
@@ -69,10 +69,10 @@ def test_diffusers_opens_the_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["vq", "dc", "pixel"])
 def test_other_first_stages_round_trip(tmp_path: Path, stage: str) -> None:
     torch.manual_seed(0)
-    spec = AutoencoderSpec(stage=stage, image_size=16, patch=2, channels=(8, 8), codes=16)  # type: ignore[arg-type]
-    first = FirstStage(spec)
+    config = AutoencoderConfig(stage=stage, image_size=16, patch=2, channels=(8, 8), codes=16)  # type: ignore[arg-type]
+    first = FirstStage(config)
     first.calibrate(first.encode(torch.rand(8, 3, 16, 16)).detach() + 0.5)
-    model = checkpoint.build(LDMSpec(channels=(32,), attention=(False,)), first, seed=0)
+    model = checkpoint.build(LDMConfig(channels=(32,), attention=(False,)), first, seed=0)
     checkpoint.save(model, tmp_path / "m")
     loaded = checkpoint.load(tmp_path / "m")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))

@@ -10,20 +10,20 @@ import torch
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
-from raygen.models.collaborative import Collaborative, CollaborativeSpec, DynamicDiffuser, diffuser_spec
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.collaborative import Collaborative, CollaborativeConfig, DynamicDiffuser, diffuser_config
 from raygen.models.conditions import ConditionDropout, Conditions
-from raygen.models.expert_mixing import Constant, Difference, Paper, Released
-from raygen.models.ldm import LDM, LDMSpec
+from raygen.models.expert_mixing import ConstantMixing, DifferenceMixing, PaperMixing, ReleasedMixing
+from raygen.models.ldm import LDM, LDMConfig
 from raygen.models.schedule import NoiseSchedule
-from raygen.models.text import Tokenizer, TransformerText, learn_vocabulary
-from raygen.sampling.guidance import guide
-from raygen.training.losses import DiffusionObjective, Simple
+from raygen.models.text import Tokenizer, TransformerTextConfig, learn_vocabulary
+from raygen.sampling.guidance import build_guidance
+from raygen.training.losses import DiffusionObjective, SimpleLoss
 
-STAGE = AutoencoderSpec(image_size=16, channels=(8, 8))
+STAGE = AutoencoderConfig(image_size=16, channels=(8, 8))
 SMALL = {"channels": (32, 32), "attention": (False, True), "token_width": 16, "mask_channels": 4, "head_dim": 8}
 WORDS = ["a man with a hat", "a woman who smiles"]
-TEXT = TransformerText(length=8, layers=1, heads=2, head_dim=8, inner=16)
+TEXT = TransformerTextConfig(length=8, layers=1, heads=2, head_dim=8, inner=16)
 READERS: Mapping[str, dict[str, object]] = {
     "mask": {"modalities": ("mask",)},
     "tokens": {"modalities": ("mask",), "mask_path": "tokens", "mask_side": 8},
@@ -41,8 +41,8 @@ def first_stage(seed: int = 0) -> FirstStage:
 
 def expert(name: str, stage: FirstStage | None = None, words: list[str] = WORDS, **fields: object) -> LDM:
     tokenizer = Tokenizer.wordpiece(learn_vocabulary(words), 8) if name == "text" else None
-    spec = LDMSpec(**{**SMALL, **READERS[name], **fields})  # type: ignore[arg-type]
-    model = checkpoint.build(spec, stage or first_stage(), seed=sum(map(ord, name)), tokenizer=tokenizer)
+    config = LDMConfig(**{**SMALL, **READERS[name], **fields})  # type: ignore[arg-type]
+    model = checkpoint.build(config, stage or first_stage(), seed=sum(map(ord, name)), tokenizer=tokenizer)
     assert isinstance(model, LDM)
     return _as_if_trained(model)
 
@@ -57,10 +57,10 @@ def _as_if_trained(model: torch.nn.Module) -> "torch.nn.Module":
 
 
 def together(*names: str, nulls: tuple[str, ...] = (), **fields: object) -> Collaborative:
-    spec = CollaborativeSpec(experts={n: n for n in names}, channels=(16, 16), head_dim=8, **fields)  # type: ignore[arg-type]
+    config = CollaborativeConfig(experts={n: n for n in names}, channels=(16, 16), head_dim=8, **fields)  # type: ignore[arg-type]
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = Collaborative(spec, {n: expert(n) for n in names}, nulls=nulls)
+        model = Collaborative(config, {n: expert(n) for n in names}, nulls=nulls)
     _as_if_trained(model.diffusers)
     return model.eval()
 
@@ -90,14 +90,21 @@ def says(model: Collaborative | LDM, record: dict[str, torch.Tensor] | None = No
 
 def test_paper_size_counts() -> None:
     """Section 1.1 of the reference: 13,136,321 as released; 13,404,641 with AdaLN."""
-    paper = LDMSpec(
-        latent=(3, 64, 64), channels=(192, 384, 576, 960), layers_per_block=2, attention=(False, True, True, True),
-        heads=32, token_width=640, modalities=("mask",), mask_path="tokens", mask_class_embedding=False,
-    )  # fmt: skip
+    paper = LDMConfig(
+        latent=(3, 64, 64),
+        channels=(192, 384, 576, 960),
+        layers_per_block=2,
+        attention=(False, True, True, True),
+        heads=32,
+        token_width=640,
+        modalities=("mask",),
+        mask_path="tokens",
+        mask_class_embedding=False,
+    )
     for time, parameters in (("additive", 13_136_321), ("scale_shift", 13_404_641)):
-        spec = CollaborativeSpec(experts={"mask": "m"}, time=time)  # type: ignore[arg-type]
+        config = CollaborativeConfig(experts={"mask": "m"}, time=time)  # type: ignore[arg-type]
         with torch.device("meta"):
-            diffuser = DynamicDiffuser(diffuser_spec(spec, paper), (3, 64, 64), paper.vector_width)
+            diffuser = DynamicDiffuser(diffuser_config(config, paper), (3, 64, 64), paper.vector_width)
         assert sum(p.numel() for p in diffuser.parameters()) == parameters
 
 
@@ -121,7 +128,7 @@ def test_guidance_by_modality_leaves_no_record() -> None:
     with torch.no_grad():
         for guidance, recorded in ((2.0, True), ({"mask": 1.5, "text": 3.0}, False)):
             record: dict[str, torch.Tensor] = {}
-            guide(model, conditions(2), guidance)(model, zt, t, record)  # type: ignore[arg-type]
+            build_guidance(model, conditions(2), guidance)(model, zt, t, record)  # type: ignore[arg-type]
             assert bool(record) == recorded
             if recorded:
                 alone: dict[str, torch.Tensor] = {}
@@ -134,13 +141,15 @@ def test_constant_weights_do_not_depend_on_their_order() -> None:
     found = []
     for names in itertools.permutations(weights):
         model = together("mask", "text", "attributes")
-        model.mix(Constant(weights={name: weights[name] for name in names}))
+        model.mix(ConstantMixing(weights={name: weights[name] for name in names}))
         found.append(says(model))
     assert all(torch.equal(found[0], other) for other in found)
 
 
-@pytest.mark.parametrize("mixing", [Paper(), Constant(), Released(fading=("mask",))])
-def test_the_prediction_is_the_sum_of_influence_times_expert(mixing: Paper | Constant | Released) -> None:
+@pytest.mark.parametrize("mixing", [PaperMixing(), ConstantMixing(), ReleasedMixing(fading=("mask",))])
+def test_the_prediction_is_the_sum_of_influence_times_expert(
+    mixing: PaperMixing | ConstantMixing | ReleasedMixing,
+) -> None:
     model = together("mask", "text")
     model.mix(mixing)
     record: dict[str, torch.Tensor] = {}
@@ -154,20 +163,20 @@ def test_one_expert_alone_is_that_expert(name: str) -> None:
     alone = says(expert(name).requires_grad_(False))  # as a checkpoint is loaded; other kernels round otherwise
     assert torch.equal(says(together(name)), alone)
     model = together("mask", "text", "attributes")
-    model.mix(Constant(weights={name: 1}))
+    model.mix(ConstantMixing(weights={name: 1}))
     assert torch.equal(says(model), alone)
 
 
 def test_equal_constant_influence_is_the_mean() -> None:
     model = together("mask", "text", "attributes")
-    model.mix(Constant())
+    model.mix(ConstantMixing())
     mean = torch.stack([says(expert(name)) for name in ("mask", "text", "attributes")]).mean(dim=0)
     torch.testing.assert_close(says(model), mean)
 
 
 def test_difference_is_that_of_the_formula() -> None:
     model = together("mask", "text", nulls=("mask", "text"))
-    model.mix(Difference(weights={"text": 2.0}))
+    model.mix(DifferenceMixing(weights={"text": 2.0}))
     expected = torch.zeros(())
     for name, weight in (("mask", 1.0), ("text", 2.0)):
         one = expert(name)
@@ -184,7 +193,7 @@ def test_difference_is_that_of_the_formula() -> None:
 def test_the_released_re_weighting(t: int, share: float) -> None:
     """Vectors of section 1.1 of the reference: raw influence one half each."""
     half = torch.full((1, 1, 2, 2), 0.5)
-    found = Released().shares({"mask": half, "text": half}, torch.tensor([t]), 1000)
+    found = ReleasedMixing().shares({"mask": half, "text": half}, torch.tensor([t]), 1000)
     torch.testing.assert_close(found["mask"], torch.full_like(half, share), atol=6e-5, rtol=0)
     torch.testing.assert_close(found["mask"] + found["text"], torch.ones_like(half))
 
@@ -192,7 +201,7 @@ def test_the_released_re_weighting(t: int, share: float) -> None:
 def test_the_released_re_weighting_with_three() -> None:
     """With a sketch both fade, and the text takes the rest."""
     raw = {name: torch.full((1, 1, 1, 1), share) for name, share in (("mask", 0.5), ("sketch", 0.2), ("text", 0.3))}
-    found = Released(fading=("mask", "sketch")).shares(raw, torch.tensor([501]), 1000)
+    found = ReleasedMixing(fading=("mask", "sketch")).shares(raw, torch.tensor([501]), 1000)
     s = (math.cos(math.pi * (1 - 0.501)) + 1) / 2
     expected = {"mask": 2 * 0.5 * s, "sketch": 0.2 * s, "text": 1 - 0.7 * s}  # only the mask is boosted
     total = sum(expected.values())
@@ -203,7 +212,7 @@ def test_training_moves_the_diffusers_and_no_expert() -> None:
     model = together("mask", "text", "vector").train()
     frozen = {k: v.clone() for k, v in model.state_dict().items() if not k.startswith("diffusers.")}
     own = {k: v.clone() for k, v in model.diffusers.state_dict().items()}
-    objective = DiffusionObjective(model, Simple(), ConditionDropout(null=0.0))
+    objective = DiffusionObjective(model, SimpleLoss(), ConditionDropout(null=0.0))
     (parameters,) = objective.phases()
     assert sum(p.numel() for p in parameters) == sum(p.numel() for p in model.trainable())
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
@@ -211,9 +220,12 @@ def test_training_moves_the_diffusers_and_no_expert() -> None:
     batch = {
         "moments": torch.randn(n, 2 * model.latent_shape[0], *model.latent_shape[1:]),
         "posterior": torch.randn(n, *model.latent_shape),
-        "noise": torch.randn(n, *model.latent_shape), "t": torch.tensor([1, 200, 600, 999]), "dropout": torch.ones(n),
-        **given.values(), **{f"present_{name}": flag for name, flag in given.present.items()},
-    }  # fmt: skip
+        "noise": torch.randn(n, *model.latent_shape),
+        "t": torch.tensor([1, 200, 600, 999]),
+        "dropout": torch.ones(n),
+        **given.values(),
+        **{f"present_{name}": flag for name, flag in given.present.items()},
+    }
     for _ in range(3):
         optimizer.zero_grad()
         objective(batch)["loss"].backward()
@@ -240,41 +252,43 @@ def test_keys_and_values_once_a_picture_change_no_bit() -> None:
 def test_the_mixing_is_checked() -> None:
     model = together("mask", "text", nulls=("mask",))
     with pytest.raises(ConfigError, match=r"no expert \['sketch'\]; there are \['mask', 'text'\]"):
-        model.mix(Constant(weights={"sketch": 1}))
+        model.mix(ConstantMixing(weights={"sketch": 1}))
     with pytest.raises(ConfigError, match="not trained without theirs: text"):
-        model.mix(Difference())
+        model.mix(DifferenceMixing())
     with pytest.raises(ConfigError, match="are no shares"):
-        model.mix(Constant(weights={"mask": -1, "text": 2}))
+        model.mix(ConstantMixing(weights={"mask": -1, "text": 2}))
     with pytest.raises(ConfigError, match=r"guidance subtracts .* without theirs: text"):
-        guide(model, conditions(2), 2.0)
-    assert len(guide(model, conditions(2), 1.0).weights) == 1
+        build_guidance(model, conditions(2), 2.0)
+    assert len(build_guidance(model, conditions(2), 1.0).weights) == 1
     with pytest.raises(ConfigError, match="all experts fade"):
-        model.mix(Released(fading=("mask", "text")))
+        model.mix(ReleasedMixing(fading=("mask", "text")))
     with pytest.raises(ConfigError, match="one denoiser"):
-        expert("mask").mix(Constant())
+        expert("mask").mix(ConstantMixing())
 
 
 def test_experts_that_do_not_fit_are_refused_by_name() -> None:
     def refused(match: str, other: LDM) -> None:
-        spec = CollaborativeSpec(experts={"mask": "a", "text": "b"}, channels=(16, 16), head_dim=8)
+        config = CollaborativeConfig(experts={"mask": "a", "text": "b"}, channels=(16, 16), head_dim=8)
         with pytest.raises(ConfigError, match=match):
-            Collaborative(spec, {"mask": expert("mask"), "text": other})
+            Collaborative(config, {"mask": expert("mask"), "text": other})
 
     refused("'mask' and 'text': different first stages", expert("text", first_stage(seed=4)))
-    refused(r"'mask' and 'text': different noise schedules \(prediction_type epsilon and v_prediction\)",
-            expert("text", noise=NoiseSchedule(prediction_type="v_prediction")))  # fmt: skip
-    wide = FirstStage(AutoencoderSpec(image_size=32, channels=(8, 8)))
+    refused(
+        r"'mask' and 'text': different noise schedules \(prediction_type epsilon and v_prediction\)",
+        expert("text", noise=NoiseSchedule(prediction_type="v_prediction")),
+    )
+    wide = FirstStage(AutoencoderConfig(image_size=32, channels=(8, 8)))
     refused(r"'mask' and 'text': latents", expert("text", wide))
-    spec = CollaborativeSpec(experts={"one": "a", "two": "b"}, channels=(16, 16), head_dim=8)
+    config = CollaborativeConfig(experts={"one": "a", "two": "b"}, channels=(16, 16), head_dim=8)
     with pytest.raises(ConfigError, match="'one' and 'two': different vocabularies"):
-        Collaborative(spec, {"one": expert("text"), "two": expert("text", words=["other words"])})
+        Collaborative(config, {"one": expert("text"), "two": expert("text", words=["other words"])})
     scaled = first_stage()
     scaled.scale.fill_(0.058)
     refused(r"'mask' and 'text': different first stages", expert("text", scaled))
     with pytest.raises(ConfigError, match=r"nulls: no expert \['maks'\]"):
-        Collaborative(spec, {"one": expert("text"), "two": expert("text")}, nulls=("maks",))
+        Collaborative(config, {"one": expert("text"), "two": expert("text")}, nulls=("maks",))
     with pytest.raises(ConfigError, match="3 levels for an expert of 2"):
-        Collaborative(CollaborativeSpec(experts={"mask": "a"}, channels=(8, 8, 8)), {"mask": expert("mask")})
+        Collaborative(CollaborativeConfig(experts={"mask": "a"}, channels=(8, 8, 8)), {"mask": expert("mask")})
 
 
 @pytest.mark.parametrize("names", [("mask", "text"), ("vector", "tokens", "text")])
@@ -288,13 +302,13 @@ def test_a_checkpoint_holds_everything(tmp_path: Path, names: tuple[str, ...]) -
     assert torch.equal(says(back), says(model))
     assert back.nulls == names[:1]
     assert checkpoint.modalities(tmp_path / "all") == model.modalities
-    spec = CollaborativeSpec(experts={n: str(tmp_path / n) for n in names}, channels=(16, 16), head_dim=8)
-    fresh = checkpoint.build(spec, first_stage(), seed=0)
+    config = CollaborativeConfig(experts={n: str(tmp_path / n) for n in names}, channels=(16, 16), head_dim=8)
+    fresh = checkpoint.build(config, first_stage(), seed=0)
     assert isinstance(fresh, Collaborative)
     assert set(fresh.nulls) == set(names), "their recipes say that conditions were dropped"
     assert torch.equal(says(fresh.expert(names[0])), says(model.expert(names[0])))
     with pytest.raises(ConfigError, match=f"expert '{min(names)}' has another first stage"):
-        checkpoint.build(spec, first_stage(seed=4), seed=0)
+        checkpoint.build(config, first_stage(seed=4), seed=0)
     (tmp_path / "all" / "diffusers" / names[-1] / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(InputError, match="diffusion_pytorch_model"):
         checkpoint.load(tmp_path / "all")
@@ -302,6 +316,6 @@ def test_a_checkpoint_holds_everything(tmp_path: Path, names: tuple[str, ...]) -
 
 def test_a_first_stage_is_no_expert(tmp_path: Path) -> None:
     checkpoint.save(together("mask", "text"), tmp_path / "all")
-    spec = CollaborativeSpec(experts={"mask": str(tmp_path / "all")}, channels=(16, 16), head_dim=8)
+    config = CollaborativeConfig(experts={"mask": str(tmp_path / "all")}, channels=(16, 16), head_dim=8)
     with pytest.raises(ConfigError, match="an expert or a base is an ldm, this is a Collaborative"):
-        checkpoint.build(spec, first_stage(), seed=0)
+        checkpoint.build(config, first_stage(), seed=0)

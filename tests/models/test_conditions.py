@@ -88,9 +88,9 @@ def test_dropout_hides_as_often_as_it_says() -> None:
     conditions = Conditions.null(n, BOTH, Shapes(2))
     for flag in conditions.present.values():
         flag[:] = True
-    spec = ConditionDropout(null=0.1, only={"mask": 0.2, "attributes": 0.05})
+    config = ConditionDropout(null=0.1, only={"mask": 0.2, "attributes": 0.05})
     uniform = (torch.arange(n) + 0.5) / n
-    seen = drop(conditions, spec, uniform).present
+    seen = drop(conditions, config, uniform).present
     mask, attributes = seen["mask"], seen["attributes"]
     assert (~mask & ~attributes).sum() == 0.1 * n
     assert (mask & ~attributes).sum() == 0.2 * n
@@ -100,8 +100,8 @@ def test_dropout_hides_as_often_as_it_says() -> None:
 
 def test_dropout_never_adds_a_condition() -> None:
     uniform = torch.rand(100)
-    spec = ConditionDropout(null=0.0, only={"mask": 1.0})
-    assert not drop(Conditions.null(100, BOTH, Shapes(2)), spec, uniform).present["mask"].any()
+    config = ConditionDropout(null=0.0, only={"mask": 1.0})
+    assert not drop(Conditions.null(100, BOTH, Shapes(2)), config, uniform).present["mask"].any()
     with pytest.raises(ValueError, match="at most 1"):
         ConditionDropout(null=0.6, only={"mask": 0.6})
 

@@ -8,13 +8,13 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 
 from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import Conditions
-from raygen.models.controlnet import Control, ControlSpec
-from raygen.models.ldm import LDM, LDMSpec
-from raygen.training.losses import DiffusionObjective, Simple
+from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
+from raygen.models.ldm import LDM, LDMConfig
+from raygen.training.losses import DiffusionObjective, SimpleLoss
 
-STAGE = AutoencoderSpec(image_size=32, channels=(8, 8, 8))
+STAGE = AutoencoderConfig(image_size=32, channels=(8, 8, 8))
 SMALL = {"channels": (16, 32), "attention": (False, True), "head_dim": 8, "token_width": 16}
 BASES = {
     "attributes": {"modalities": ("attributes",), "attribute_path": "both"},
@@ -28,7 +28,7 @@ def base_of(**fields: object) -> LDM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         stage = FirstStage(STAGE)
-    model = checkpoint.build(LDMSpec(**{**SMALL, **fields}), stage, seed=0)  # type: ignore[arg-type]
+    model = checkpoint.build(LDMConfig(**{**SMALL, **fields}), stage, seed=0)  # type: ignore[arg-type]
     assert isinstance(model, LDM)
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -44,14 +44,14 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "base"
 
 
-def build(folder: Path, hint: str = "mask") -> Control:
-    spec = ControlSpec(base=str(folder), hint=hint)  # type: ignore[arg-type]
-    model = checkpoint.build(spec, checkpoint.load_first_stage(folder), seed=5)
-    assert isinstance(model, Control)
+def build(folder: Path, hint: str = "mask") -> ControlNetLDM:
+    config = ControlNetConfig(base=str(folder), hint=hint)  # type: ignore[arg-type]
+    model = checkpoint.build(config, checkpoint.load_first_stage(folder), seed=5)
+    assert isinstance(model, ControlNetLDM)
     return model.eval()
 
 
-def conditions(model: Control, n: int = 2, seed: int = 2) -> Conditions:
+def conditions(model: ControlNetLDM, n: int = 2, seed: int = 2) -> Conditions:
     generator = torch.Generator().manual_seed(seed)
     values = {
         "mask": torch.randint(0, 19, (n, 32, 32), dtype=torch.uint8, generator=generator),
@@ -62,13 +62,13 @@ def conditions(model: Control, n: int = 2, seed: int = 2) -> Conditions:
     return Conditions(n=n, present=here, **{name: values[name] for name in model.modalities})  # type: ignore[arg-type]
 
 
-def says(model: Control | LDM, given: Conditions) -> torch.Tensor:
+def says(model: ControlNetLDM | LDM, given: Conditions) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     zt = torch.randn(given.n, *model.latent_shape, generator=generator)
     return model.predict(zt, torch.tensor([10, 900][: given.n]), model.prepare(model.embed(given)))
 
 
-def awake(model: Control) -> Control:
+def awake(model: ControlNetLDM) -> ControlNetLDM:
     """As if it had trained."""
     with torch.random.fork_rng():
         torch.manual_seed(4)
@@ -98,9 +98,11 @@ def test_the_hint_says_where(folder: Path) -> None:
     with torch.no_grad():
         assert not torch.equal(says(model, one), says(model, mixed))
         hidden = Conditions(
-            n=2, mask=torch.zeros_like(one.mask), attributes=one.attributes,  # type: ignore[arg-type]
+            n=2,
+            mask=torch.zeros_like(one.mask),
+            attributes=one.attributes,  # type: ignore[arg-type]
             present={**one.present, "mask": torch.zeros(2, dtype=torch.bool)},
-        )  # fmt: skip
+        )
         assert not model.embed(hidden)["hint"].any(), "an absent mask is one of zeros"
 
 
@@ -115,12 +117,12 @@ def test_a_picture_as_hint(folder: Path) -> None:
     assert not model.embed(given.keep(model.base.modalities))["hint"].any()
     with torch.no_grad():
         assert not torch.equal(says(model, given), says(model, given.keep(model.base.modalities)))
-    assert ControlSpec(base="x", hint="mask") != ControlSpec(base="x", hint="picture")
+    assert ControlNetConfig(base="x", hint="mask") != ControlNetConfig(base="x", hint="picture")
 
 
 def test_only_the_branch_trains(folder: Path) -> None:
     model = build(folder)
-    objective = DiffusionObjective(model, Simple()).train()
+    objective = DiffusionObjective(model, SimpleLoss()).train()
     assert not model.base.training
     named = {name for name, p in objective.named_parameters() if p.requires_grad}
     assert named
@@ -135,7 +137,7 @@ def test_only_the_branch_trains(folder: Path) -> None:
         "dropout": torch.ones(2),
         **given.values(),
         **{f"present_{name}": flag for name, flag in given.present.items()},
-    }  # fmt: skip
+    }
     optimizer = torch.optim.SGD(objective.phases()[0], lr=0.1)
     for _ in range(3):
         optimizer.zero_grad()
@@ -153,7 +155,7 @@ def test_a_folder_gives_it_back(folder: Path, tmp_path: Path, hint: str) -> None
     model = awake(build(folder, hint))
     checkpoint.save(model, tmp_path / "saved")
     again = checkpoint.load(tmp_path / "saved")
-    assert isinstance(again, Control)
+    assert isinstance(again, ControlNetLDM)
     assert checkpoint.modalities(tmp_path / "saved") == model.modalities
     given = conditions(model)
     with torch.no_grad():
@@ -183,13 +185,13 @@ def test_a_base_without_tokens_is_refused(tmp_path: Path) -> None:
 
 
 def test_counts_without_making_it(folder: Path) -> None:
-    spec = ControlSpec(base=str(folder), hint="mask")
+    config = ControlNetConfig(base=str(folder), hint="mask")
     model = build(folder)
-    assert checkpoint.count_branch(spec) == {"branch": sum(p.numel() for p in model.branch.parameters())}
+    assert checkpoint.count_branch(config) == {"branch": sum(p.numel() for p in model.branch.parameters())}
 
 
 def test_the_hints_encoder_must_end_at_the_latents(tmp_path: Path) -> None:
     checkpoint.save(base_of(constant_token=True), tmp_path / "base")
-    spec = ControlSpec(base=str(tmp_path / "base"), hint="mask", hint_channels=(8, 8))
+    config = ControlNetConfig(base=str(tmp_path / "base"), hint="mask", hint_channels=(8, 8))
     with pytest.raises(ConfigError, match="a first stage of 8 pixels a position needs 4"):
-        checkpoint.build(spec, checkpoint.load_first_stage(tmp_path / "base"), seed=0)
+        checkpoint.build(config, checkpoint.load_first_stage(tmp_path / "base"), seed=0)

@@ -3,20 +3,20 @@
 import pytest
 import torch
 
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.condition_encoders import MaskEncoder
 from raygen.models.conditions import Conditions
-from raygen.models.ldm import LDM, LDMSpec
+from raygen.models.ldm import LDM, LDMConfig
 from raygen.models.schedule import NoiseSchedule
 
-STAGE = AutoencoderSpec(image_size=16, channels=(8, 8))
+STAGE = AutoencoderConfig(image_size=16, channels=(8, 8))
 SMALL = {"channels": (32, 32), "attention": (False, True), "token_width": 16, "mask_channels": 4}
 
 
 def make(**fields: object) -> LDM:
     torch.manual_seed(0)
-    model = build(LDMSpec(**{**SMALL, **fields}), FirstStage(STAGE), seed=0)  # type: ignore[arg-type]
+    model = build(LDMConfig(**{**SMALL, **fields}), FirstStage(STAGE), seed=0)  # type: ignore[arg-type]
     assert isinstance(model, LDM)
     for parameter in model.parameters():  # as if it had been trained
         if not parameter.any():
@@ -72,8 +72,8 @@ def test_eps_of_a_v_model_is_eps() -> None:
 
 
 def test_training_starts_from_nothing() -> None:
-    spec = LDMSpec(modalities=("mask", "attributes"), **SMALL)  # type: ignore[arg-type]
-    model = build(spec, FirstStage(STAGE), seed=0)
+    config = LDMConfig(modalities=("mask", "attributes"), **SMALL)  # type: ignore[arg-type]
+    model = build(config, FirstStage(STAGE), seed=0)
     zt = torch.randn(2, *model.latent_shape)
     assert not model.predict(zt, torch.tensor([10, 900]), model.prepare(model.embed(conditions(2)))).any()
 
@@ -110,11 +110,11 @@ def test_null_rows_are_null() -> None:
 
 def test_build_depends_on_the_seed_alone() -> None:
     stage = FirstStage(STAGE)
-    spec = LDMSpec(**SMALL)  # type: ignore[arg-type]
+    config = LDMConfig(**SMALL)  # type: ignore[arg-type]
     torch.manual_seed(1)
-    first = build(spec, stage, seed=3)
+    first = build(config, stage, seed=3)
     torch.manual_seed(2)
-    second = build(spec, stage, seed=3)
+    second = build(config, stage, seed=3)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
@@ -123,6 +123,6 @@ def test_build_depends_on_the_seed_alone() -> None:
     [{"attention": (True,)}, {"required": ("mask",)}, {"channels": (24, 32)}],
     ids=["levels", "required", "heads"],
 )
-def test_specs_that_cannot_be(fields: dict[str, object]) -> None:
+def test_configs_that_cannot_be(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError):
-        LDMSpec(**{**SMALL, **fields})  # type: ignore[arg-type]
+        LDMConfig(**{**SMALL, **fields})  # type: ignore[arg-type]

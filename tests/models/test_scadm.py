@@ -10,28 +10,32 @@ import torch
 from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
 from raygen.models.attention import CrossAttention, gates
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import ConditionDropout, Conditions, Shapes
-from raygen.models.scadm import SCADM, SCADMSpec, StyleSpec, build_scadm_unet, new_style_encoder
+from raygen.models.scadm import SCADM, SCADMConfig, StyleConfig, build_scadm_unet, new_style_encoder
 from raygen.models.spade import modulated
 from raygen.models.style_encoder import StyleEncoder
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import CONDITIONS
-from raygen.training.losses import AttentionLoss, DiffusionObjective, Simple
+from raygen.training.losses import AttentionLoss, DiffusionObjective, SimpleLoss
 from raygen.training.losses.diffusion import own_style
 
-STAGE = AutoencoderSpec(image_size=32, channels=(8, 8))
+STAGE = AutoencoderConfig(image_size=32, channels=(8, 8))
 SMALL = {
-    "channels": (16, 32), "layers_per_block": 1, "attention": (False, True), "head_dim": 8, "spade_hidden": 8,
-    "style": StyleSpec(base=1, downs=3, ups=2, width=8),
-}  # fmt: skip
+    "channels": (16, 32),
+    "layers_per_block": 1,
+    "attention": (False, True),
+    "head_dim": 8,
+    "spade_hidden": 8,
+    "style": StyleConfig(base=1, downs=3, ups=2, width=8),
+}
 
 
 def make(**fields: object) -> SCADM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         stage = FirstStage(STAGE)
-    model = checkpoint.build(SCADMSpec(**{**SMALL, **fields}), stage, seed=0)  # type: ignore[arg-type]
+    model = checkpoint.build(SCADMConfig(**{**SMALL, **fields}), stage, seed=0)  # type: ignore[arg-type]
     assert isinstance(model, SCADM)
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -61,13 +65,13 @@ def says(model: SCADM, given: Conditions) -> torch.Tensor:
 def test_paper_size_counts() -> None:
     """Section 2.1 of the reference: 486,912,387 (with an unused label embedding of 19 x 896) and 18,069,304."""
     with torch.device("meta"):
-        unet = build_scadm_unet(SCADMSpec(), (3, 64, 64))
-        encoder = new_style_encoder(SCADMSpec())
+        unet = build_scadm_unet(SCADMConfig(), (3, 64, 64))
+        encoder = new_style_encoder(SCADMConfig())
     assert encoder is not None
     assert sum(p.numel() for p in unet.parameters()) + 19 * 896 == 486_912_387
     assert sum(p.numel() for p in encoder.parameters()) == 18_069_304
     assert encoder.width == 1280
-    assert checkpoint.count(SCADMSpec(), (3, 64, 64)) == {"unet": 486_895_363, "style_encoder": 18_069_304}
+    assert checkpoint.count(SCADMConfig(), (3, 64, 64)) == {"unet": 486_895_363, "style_encoder": 18_069_304}
 
 
 # --- gated attention ---
@@ -182,9 +186,9 @@ def test_one_formula_for_all_experiments() -> None:
 
     def styles(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         weights = torch.stack([a.expand(2, 19), b.expand(2, 19)], dim=1)
-        return model.styles(Conditions(
-            n=2, mask=given.mask, style=given.style, style_weights=weights, present=given.present
-        ))  # fmt: skip
+        return model.styles(
+            Conditions(n=2, mask=given.mask, style=given.style, style_weights=weights, present=given.present)
+        )
 
     ones, zeros = torch.ones(19), torch.zeros(19)
     own, swapped, null = styles(ones, zeros), styles(zeros, ones), styles(zeros, zeros)
@@ -196,10 +200,15 @@ def test_one_formula_for_all_experiments() -> None:
     torch.testing.assert_close(hair[:, :13], own[:, :13])
     mixed = styles(1 - part, zeros)
     torch.testing.assert_close(mixed[:, 13], null[:, 13])
-    hidden = model.styles(Conditions(
-        n=2, mask=given.mask, style=given.style, style_weights=given.style_weights,
-        present={**given.present, "style": torch.zeros(2, dtype=torch.bool)},
-    ))  # fmt: skip
+    hidden = model.styles(
+        Conditions(
+            n=2,
+            mask=given.mask,
+            style=given.style,
+            style_weights=given.style_weights,
+            present={**given.present, "style": torch.zeros(2, dtype=torch.bool)},
+        )
+    )
     assert torch.equal(hidden, null), "a reference that dropout hides is no reference"
 
 
@@ -236,16 +245,20 @@ def test_it_trains_end_to_end(checkpointing: bool) -> None:
         parameter.requires_grad_(True)
     if checkpointing:
         model.unet.enable_gradient_checkpointing()
-    objective = DiffusionObjective(model, Simple(), ConditionDropout(null=0.0, only={"mask": 0.5}))
+    objective = DiffusionObjective(model, SimpleLoss(), ConditionDropout(null=0.0, only={"mask": 0.5}))
     assert given.style is not None
     assert given.mask is not None
     torch.manual_seed(0)
     batch = {
         "moments": torch.randn(4, 2 * model.latent_shape[0], *model.latent_shape[1:]),
-        "posterior": torch.randn(4, *model.latent_shape), "noise": torch.randn(4, *model.latent_shape),
-        "t": torch.tensor([1, 200, 600, 999]), "dropout": torch.tensor([0.1, 0.9, 0.3, 0.7]), "mask": given.mask,
-        "images": given.style[:, 0, :3].movedim(1, -1), "present_mask": torch.ones(4, dtype=torch.bool),
-    }  # fmt: skip
+        "posterior": torch.randn(4, *model.latent_shape),
+        "noise": torch.randn(4, *model.latent_shape),
+        "t": torch.tensor([1, 200, 600, 999]),
+        "dropout": torch.tensor([0.1, 0.9, 0.3, 0.7]),
+        "mask": given.mask,
+        "images": given.style[:, 0, :3].movedim(1, -1),
+        "present_mask": torch.ones(4, dtype=torch.bool),
+    }
     objective(batch)["loss"].backward()
     idle = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     # With hard gates a pixel sees one token, so its query and every key count for nothing.
@@ -260,7 +273,7 @@ def test_a_checkpoint_holds_everything(tmp_path: Path) -> None:
         assert torch.equal(says(back, conditions()), says(model, conditions()))  # type: ignore[arg-type]
         assert checkpoint.modalities(tmp_path / "model") == model.modalities
     with pytest.raises(ConfigError, match="cannot be halved so often"):
-        make(style=StyleSpec(base=1, downs=6, ups=2, width=8))
+        make(style=StyleConfig(base=1, downs=6, ups=2, width=8))
 
 
 def test_gates_only_inside_their_forward() -> None:
@@ -351,15 +364,19 @@ def test_the_attention_loss_reaches_queries_and_keys() -> None:
     model, given = make().train(), conditions(4)
     for parameter in model.trainable():
         parameter.requires_grad_(True)
-    objective = DiffusionObjective(model, Simple(), ConditionDropout(null=0.0), AttentionLoss())
+    objective = DiffusionObjective(model, SimpleLoss(), ConditionDropout(null=0.0), AttentionLoss())
     assert given.style is not None
     assert given.mask is not None
     batch = {
         "moments": torch.randn(4, 2 * model.latent_shape[0], *model.latent_shape[1:]),
-        "posterior": torch.randn(4, *model.latent_shape), "noise": torch.randn(4, *model.latent_shape),
-        "t": torch.tensor([1, 200, 600, 999]), "dropout": torch.ones(4), "mask": given.mask,
-        "images": given.style[:, 0, :3].movedim(1, -1), "present_mask": torch.ones(4, dtype=torch.bool),
-    }  # fmt: skip
+        "posterior": torch.randn(4, *model.latent_shape),
+        "noise": torch.randn(4, *model.latent_shape),
+        "t": torch.tensor([1, 200, 600, 999]),
+        "dropout": torch.ones(4),
+        "mask": given.mask,
+        "images": given.style[:, 0, :3].movedim(1, -1),
+        "present_mask": torch.ones(4, dtype=torch.bool),
+    }
     losses = objective(batch)
     losses["loss"].backward()
     assert set(losses) == {"loss", "mse", "attention"}

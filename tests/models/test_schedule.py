@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from raygen.core.errors import ConfigError
-from raygen.models.schedule import NoiseSchedule, SamplerSpec, advance, build_sampler, uses_step_noise
+from raygen.models.schedule import NoiseSchedule, SamplerConfig, advance, build_sampler, uses_step_noise
 
 V = NoiseSchedule(prediction_type="v_prediction")
 ZERO_SNR = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
@@ -48,7 +48,7 @@ def test_signal_to_noise(t: int, snr: float) -> None:
 
 @pytest.mark.parametrize("schedule", [NoiseSchedule(), V, ZERO_SNR, NoiseSchedule(beta_schedule="linear")])
 def test_our_schedule_is_the_schedulers(schedule: NoiseSchedule) -> None:
-    theirs = build_sampler(schedule, SamplerSpec(name="ddim", steps=10)).alphas_cumprod.double().numpy()
+    theirs = build_sampler(schedule, SamplerConfig(name="ddim", steps=10)).alphas_cumprod.double().numpy()
     np.testing.assert_allclose(schedule.alphas_cumprod(), theirs, rtol=2e-4, atol=1e-6)
 
 
@@ -80,8 +80,8 @@ def test_v_says_what_eps_says() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_leading_ddim_is_the_latent_diffusion_sampler(eta: float) -> None:
-    spec = SamplerSpec(name="ddim", steps=50, eta=eta, spacing="leading")
-    scheduler = build_sampler(NoiseSchedule(), spec)
+    config = SamplerConfig(name="ddim", steps=50, eta=eta, spacing="leading")
+    scheduler = build_sampler(NoiseSchedule(), config)
     assert scheduler.timesteps.tolist() == list(range(981, 0, -20))
     abar = NoiseSchedule().alphas_cumprod()
     generator = torch.Generator().manual_seed(3)
@@ -99,7 +99,7 @@ def test_leading_ddim_is_the_latent_diffusion_sampler(eta: float) -> None:
 
 
 def test_keyed_ddpm_is_the_posterior() -> None:
-    scheduler = build_sampler(NoiseSchedule(), SamplerSpec(name="ddpm", steps=1000))
+    scheduler = build_sampler(NoiseSchedule(), SamplerConfig(name="ddpm", steps=1000))
     abar = NoiseSchedule().alphas_cumprod()
     zt, eps, noise = torch.randn(3, 1, 3, 8, 8)
     t = 400
@@ -123,14 +123,14 @@ DEVIATION = 0.5
 
 def _end(name: str, steps: int, *, eta: float = 0.0, spacing: str | None = None, rows: int = 50_000) -> Tensor:
     """float64 [rows, 1]: what sampling ends in for z ~ N(0, DEVIATION²), with the best possible network."""
-    spec = SamplerSpec(name=name, steps=steps, eta=eta, spacing=spacing)  # type: ignore[arg-type]
+    config = SamplerConfig(name=name, steps=steps, eta=eta, spacing=spacing)  # type: ignore[arg-type]
     draw = torch.Generator().manual_seed(0)
-    zt, abar, scheduler = torch.randn(rows, 1, generator=draw).double(), V.alphas_cumprod(), build_sampler(V, spec)
+    zt, abar, scheduler = torch.randn(rows, 1, generator=draw).double(), V.alphas_cumprod(), build_sampler(V, config)
     for t in scheduler.timesteps:
         a = abar[int(t)]
         best = zt * (a**0.5 * DEVIATION**2 / (a * DEVIATION**2 + 1 - a))  # E[z | zt]
         v = a**0.5 * (zt - a**0.5 * best) / (1 - a) ** 0.5 - (1 - a) ** 0.5 * best
-        noise = torch.randn(rows, 1, generator=draw).double() if uses_step_noise(spec) else None
+        noise = torch.randn(rows, 1, generator=draw).double() if uses_step_noise(config) else None
         zt = advance(scheduler, v, t, zt, eta=eta, noise=noise)
     return zt
 
@@ -158,8 +158,8 @@ def test_more_steps_come_nearer_to_the_data() -> None:
 @pytest.mark.parametrize("steps", [201, 400, 501, 600])
 def test_leading_steps_that_leave_out_the_noisy_end_are_refused(steps: int) -> None:
     with pytest.raises(ConfigError, match="use a number of steps that divides the schedule"):
-        build_sampler(NoiseSchedule(), SamplerSpec(name="ddim", steps=steps, spacing="leading"))
-    build_sampler(NoiseSchedule(), SamplerSpec(name="ddim", steps=steps))
+        build_sampler(NoiseSchedule(), SamplerConfig(name="ddim", steps=steps, spacing="leading"))
+    build_sampler(NoiseSchedule(), SamplerConfig(name="ddim", steps=steps))
 
 
 def test_tables_made_while_sampling_can_be_trained_with() -> None:
@@ -173,25 +173,25 @@ def test_tables_made_while_sampling_can_be_trained_with() -> None:
 
 
 def test_step_noise_is_asked_for() -> None:
-    assert uses_step_noise(SamplerSpec(name="ddpm"))
-    assert uses_step_noise(SamplerSpec(name="ddim", eta=0.5))
-    assert not uses_step_noise(SamplerSpec())
+    assert uses_step_noise(SamplerConfig(name="ddpm"))
+    assert uses_step_noise(SamplerConfig(name="ddim", eta=0.5))
+    assert not uses_step_noise(SamplerConfig())
     zt = torch.zeros(1, 1, 2, 2)
-    for spec in (SamplerSpec(name="ddpm"), SamplerSpec(name="ddim", eta=1.0)):
-        scheduler = build_sampler(NoiseSchedule(), spec)
+    for config in (SamplerConfig(name="ddpm"), SamplerConfig(name="ddim", eta=1.0)):
+        scheduler = build_sampler(NoiseSchedule(), config)
         with pytest.raises(ValueError, match="noise"):
-            advance(scheduler, zt, scheduler.timesteps[0], zt, eta=spec.eta, noise=None)
+            advance(scheduler, zt, scheduler.timesteps[0], zt, eta=config.eta, noise=None)
 
 
 def test_a_timestep_beyond_the_schedule_is_refused() -> None:
     with pytest.raises(ConfigError, match="trailing"):
-        build_sampler(NoiseSchedule(), SamplerSpec(name="ddim", steps=1000, spacing="leading"))
+        build_sampler(NoiseSchedule(), SamplerConfig(name="ddim", steps=1000, spacing="leading"))
     with pytest.raises(ValueError, match="ddim"):
-        SamplerSpec(name="unipc", eta=0.5)
+        SamplerConfig(name="unipc", eta=0.5)
 
 
 def test_a_word_stands_for_a_sampler() -> None:
-    assert SamplerSpec.model_validate("fast") == SamplerSpec(name="unipc", steps=12)
-    assert SamplerSpec.model_validate("published") == SamplerSpec(name="ddim", steps=50, spacing="leading")
+    assert SamplerConfig.model_validate("fast") == SamplerConfig(name="unipc", steps=12)
+    assert SamplerConfig.model_validate("published") == SamplerConfig(name="ddim", steps=50, spacing="leading")
     with pytest.raises(ValueError, match="did you mean 'fast'"):
-        SamplerSpec.model_validate("fsat")
+        SamplerConfig.model_validate("fsat")

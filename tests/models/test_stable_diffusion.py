@@ -12,7 +12,7 @@ from raygen.core.errors import InputError
 from raygen.core.pixels import to_pixels
 from raygen.models import checkpoint
 from raygen.models.conditions import Conditions
-from raygen.models.controlnet import Control, ControlSpec
+from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
 from raygen.models.ldm import LDM
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -26,24 +26,49 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
     (root / "merges.txt").write_text("#version: 0.2\n")
     tokenizer = CLIPTokenizer(str(root / "vocab.json"), str(root / "merges.txt"), model_max_length=12)
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(words), hidden_size=32, intermediate_size=37, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=12, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
-    ))  # fmt: skip
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=32,
+            intermediate_size=37,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=12,
+            bos_token_id=len(words) - 2,
+            eos_token_id=len(words) - 1,
+        )
+    )
     unet = UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=32, attention_head_dim=8,
-    )  # fmt: skip
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 64),
+        layers_per_block=2,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=8,
+    )
     vae = AutoencoderKL(
-        block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, layers_per_block=2,
-        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, sample_size=16, scaling_factor=0.18215,
-    )  # fmt: skip
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        layers_per_block=2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        sample_size=16,
+        scaling_factor=0.18215,
+    )
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.save_pretrained(root / "model", safe_serialization=True)
     return root / "model"
 
@@ -72,11 +97,11 @@ def test_it_says_what_the_pipeline_says(folder: Path) -> None:
 
 
 def test_a_branch_beside_it_and_a_folder_of_both(folder: Path, tmp_path: Path) -> None:
-    assert checkpoint.first_stage_spec(folder).image_size == 16
+    assert checkpoint.first_stage_config(folder).image_size == 16
     assert checkpoint.load_tokenizer(folder) is not None
-    spec = ControlSpec(base=str(folder), hint="none")
-    model = checkpoint.build(spec, checkpoint.load_first_stage(folder), seed=0).eval()
-    assert isinstance(model, Control)
+    config = ControlNetConfig(base=str(folder), hint="none")
+    model = checkpoint.build(config, checkpoint.load_first_stage(folder), seed=0).eval()
+    assert isinstance(model, ControlNetLDM)
     checkpoint.save(model, tmp_path / "branched")
     again = checkpoint.load(tmp_path / "branched")
     zt, t = torch.randn(1, 4, 8, 8), torch.tensor([500])

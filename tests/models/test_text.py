@@ -7,14 +7,14 @@ import torch
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import Conditions
-from raygen.models.ldm import LDM, LDMSpec
-from raygen.models.text import PretrainedText, Tokenizer, TransformerText, learn_vocabulary, tokenizer_of
-from raygen.sampling.guidance import guide
+from raygen.models.ldm import LDM, LDMConfig
+from raygen.models.text import PretrainedTextConfig, Tokenizer, TransformerTextConfig, learn_vocabulary, tokenizer_of
+from raygen.sampling.guidance import build_guidance
 
 TEXTS = ["This man is in the thirties.", "She has no bangs and her whole forehead is visible.", "He is smiling."]
-SMALL = TransformerText(length=12, layers=2, heads=2, head_dim=8, inner=32)
+SMALL = TransformerTextConfig(length=12, layers=2, heads=2, head_dim=8, inner=32)
 
 
 def tokenizer(length: int = 12) -> Tokenizer:
@@ -22,15 +22,23 @@ def tokenizer(length: int = 12) -> Tokenizer:
 
 
 def stage() -> FirstStage:
-    return FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8), mid_attention=False))
+    return FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8), mid_attention=False))
 
 
 def model(**fields: object) -> LDM:
-    spec = LDMSpec(
-        modalities=("text", "mask", "attributes"), channels=(8, 16), attention=(False, True), head_dim=8,
-        token_width=16, text=SMALL, mask_path="tokens", mask_side=8, attribute_path="tokens", **fields,
-    )  # fmt: skip
-    made = checkpoint.build(spec, stage(), seed=0, tokenizer=tokenizer())
+    config = LDMConfig(
+        modalities=("text", "mask", "attributes"),
+        channels=(8, 16),
+        attention=(False, True),
+        head_dim=8,
+        token_width=16,
+        text=SMALL,
+        mask_path="tokens",
+        mask_side=8,
+        attribute_path="tokens",
+        **fields,
+    )
+    made = checkpoint.build(config, stage(), seed=0, tokenizer=tokenizer())
     assert isinstance(made, LDM)
     torch.nn.init.normal_(made.unet.conv_out.weight, std=0.1)  # zero at the start of training
     for module in made.unet.modules():
@@ -64,17 +72,17 @@ def test_a_vocabulary_file_gives_its_own_ids(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     (tmp_path / "open.txt").write_text("\n".join(words), encoding="utf-8")  # no line end behind the last word
     for place in (tmp_path, tmp_path / "vocab.txt", tmp_path / "open.txt"):
-        encode = tokenizer_of(TransformerText(vocabulary=str(place), length=6), list)
+        encode = tokenizer_of(TransformerTextConfig(vocabulary=str(place), length=6), list)
         assert encode(["A manly !"]).tolist() == [[3, 5, 6, 7, 2, 4]]
     (tmp_path / "bad.txt").write_text("a\nb\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"\[PAD\]"):
-        tokenizer_of(TransformerText(vocabulary=str(tmp_path / "bad.txt")), list)
+        tokenizer_of(TransformerTextConfig(vocabulary=str(tmp_path / "bad.txt")), list)
 
 
 def test_a_vocabulary_that_is_not_at_hand_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ConfigError, match="nobody/nothing"):
-        tokenizer_of(TransformerText(vocabulary="nobody/nothing"), list)
+        tokenizer_of(TransformerTextConfig(vocabulary="nobody/nothing"), list)
 
 
 def test_every_modality_reaches_the_prediction_and_absence_is_the_null() -> None:
@@ -89,8 +97,10 @@ def test_every_modality_reaches_the_prediction_and_absence_is_the_null() -> None
         present={name: torch.ones(2, dtype=torch.bool) for name in ("mask", "attributes", "text")},
     )
     with torch.no_grad():
-        eps = {keep: made.eps(zt, t, made.prepare(made.embed(full.keep(keep)))) for keep in
-               [(), ("mask",), ("attributes",), ("text",), ("mask", "attributes", "text")]}  # fmt: skip
+        eps = {
+            keep: made.eps(zt, t, made.prepare(made.embed(full.keep(keep))))
+            for keep in [(), ("mask",), ("attributes",), ("text",), ("mask", "attributes", "text")]
+        }
         null = made.eps(zt, t, made.prepare(made.embed(made.null(2))))
     torch.testing.assert_close(eps[()], null)
     for keep, value in eps.items():
@@ -103,17 +113,19 @@ def test_guidance_weighs_each_modality() -> None:
     assert made.tokenizer is not None
     zt, t = torch.randn(1, *made.latent_shape), torch.tensor([300])
     conditions = Conditions(
-        n=1, mask=torch.full((1, 16, 16), 13, dtype=torch.uint8), attributes=torch.ones(1, 40),
+        n=1,
+        mask=torch.full((1, 16, 16), 13, dtype=torch.uint8),
+        attributes=torch.ones(1, 40),
         text=made.tokenizer(TEXTS[:1]),
         present={name: torch.ones(1, dtype=torch.bool) for name in ("mask", "attributes", "text")},
-    )  # fmt: skip
+    )
     with torch.no_grad():
 
         def one(*keep: str) -> torch.Tensor:
             return made.predict(zt, t, made.prepare(made.embed(conditions.keep(keep))))
 
         expected = one() + 1.5 * (one("mask") - one()) + 3 * (one("text") - one())
-        found = guide(made, conditions, {"mask": 1.5, "text": 3.0})(made, zt, t)
+        found = build_guidance(made, conditions, {"mask": 1.5, "text": 3.0})(made, zt, t)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -160,20 +172,27 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
     config = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=12, bos_token_id=2, eos_token_id=3, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(words),
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
     CLIPTextModel(config).save_pretrained(folder)
     return folder
 
 
 def test_a_pretrained_encoder_is_frozen_and_travels_with_the_checkpoint(pretrained: Path, tmp_path: Path) -> None:
-    text = PretrainedText(name=str(pretrained), length=12)
-    spec = LDMSpec(
+    text = PretrainedTextConfig(name=str(pretrained), length=12)
+    config = LDMConfig(
         modalities=("text",), channels=(8, 16), attention=(False, True), head_dim=8, token_width=16, text=text
     )
-    made = checkpoint.build(spec, stage(), seed=0, tokenizer=tokenizer_of(text, list))
+    made = checkpoint.build(config, stage(), seed=0, tokenizer=tokenizer_of(text, list))
     assert isinstance(made, LDM)
     assert made.text_projection is not None
     assert not any(p.requires_grad for p in made.text_encoder.parameters())  # type: ignore[union-attr]

@@ -13,9 +13,9 @@ import pytest
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CLASSES, AttributeName
 from raygen.planning import Identities
-from raygen.planning.identity_pool import People, draw
+from raygen.planning.identity_pool import FacePool, draw
 from raygen.store.images import decode_mask, encode_mask, picture
-from raygen.store.lookup import HeldRows
+from raygen.store.lookup import InMemoryRows
 from raygen.store.parquet import Slice, to_parquet
 from raygen.store.schemas import FACES, cast
 
@@ -40,19 +40,23 @@ def people(persons: int = 40, pictures: int = 2, seed: int = 0) -> pa.Table:
             varied = [ATTRIBUTE_INDEX[name] for name in Identities(identities=1, pictures=1).vary.attributes]
             values[varied] = random.choice([-1, 1], len(varied))
             mask[7, 7] = k  # no two pictures of a person have one mask
-            rows.append({
-                "face_id": f"f{who:03d}.{k}", "split": ("train", "test")[who % 2],
-                "image": picture(f"picture {who} {k}".encode()),
-                "mask": None if who == 1 else picture(encode_mask(mask)), "attributes": values.tolist(),
-                "identity_id": f"p{who}",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "face_id": f"f{who:03d}.{k}",
+                    "split": ("train", "test")[who % 2],
+                    "image": picture(f"picture {who} {k}".encode()),
+                    "mask": None if who == 1 else picture(encode_mask(mask)),
+                    "attributes": values.tolist(),
+                    "identity_id": f"p{who}",
+                }
+            )
     return cast(pa.Table.from_pylist(rows, FACES), FACES)
 
 
 def planned(faces: pa.Table, pieces: int = 1, **fields: object) -> tuple[Rows, tuple[str, ...]]:
     """Rows of a plan, made of its listing in pieces, in any order."""
-    spec = Identities.model_validate(fields)
-    chosen = spec.chosen([faces])
+    config = Identities.model_validate(fields)
+    chosen = config.chosen([faces])
     by_id = {row["face_id"]: row for row in faces.to_pylist()}
 
     def filled(table: pa.Table) -> pa.Table:
@@ -61,9 +65,9 @@ def planned(faces: pa.Table, pieces: int = 1, **fields: object) -> tuple[Rows, t
         return table.set_column(at, table.schema.field("mask"), pa.array(masks, FACES.field("mask").type))
 
     listing = filled(chosen.listing) if chosen.masked == "listing" else chosen.listing
-    lookup = HeldRows(filled(chosen.bank) if chosen.masked == "bank" else chosen.bank)
+    lookup = InMemoryRows(filled(chosen.bank) if chosen.masked == "bank" else chosen.bank)
     cuts = np.linspace(0, listing.num_rows, pieces + 1).astype(int)
-    parts = [spec.rows(listing.slice(a, b - a), lookup) for a, b in reversed(list(pairwise(cuts)))]
+    parts = [config.rows(listing.slice(a, b - a), lookup) for a, b in reversed(list(pairwise(cuts)))]
     return [row for part in reversed(parts) for row in part.to_pylist()], chosen.notes
 
 
@@ -130,22 +134,22 @@ def test_nobody_is_there_twice_and_nobody_lends_to_themselves() -> None:
 def test_what_is_kept_stays_and_what_varies_comes_from_the_donor() -> None:
     faces = people(40)
     known = {row["face_id"]: row for row in faces.to_pylist()}
-    spec = Identities(identities=12, pictures=8)
+    config = Identities(identities=12, pictures=8)
     rows, _ = planned(faces, identities=12, pictures=8)
     for name in {row["identity_id"] for row in rows}:
         mine = of(rows, str(name))
         own = known[mine[0]["source"]]
         assert len({names_of(row["style_a"]) for row in mine}) == 1
-        assert all(row["style_parts"] == sorted(CLASS_INDEX[p] for p in spec.vary.styles) for row in mine)
-        assert not set(mine[0]["style_parts"]) & {CLASS_INDEX[p] for p in spec.keep.styles}  # type: ignore[call-overload]
+        assert all(row["style_parts"] == sorted(CLASS_INDEX[p] for p in config.vary.styles) for row in mine)
+        assert not set(mine[0]["style_parts"]) & {CLASS_INDEX[p] for p in config.keep.styles}  # type: ignore[call-overload]
         assert all(row["style_mix"] == 1.0 and row["group_id"] == name for row in mine)
-        for attribute in spec.keep.attributes:
+        for attribute in config.keep.attributes:
             assert {at(row, attribute) for row in mine} == {own["attributes"][ATTRIBUTE_INDEX[attribute]]}
         for row in mine:
             lender = known[names_of(row["style_b"])]
             assert row["mask"] == lender["mask"], "one donor for all that varies, so that mask and labels agree"
             assert lender["attributes"][MALE] == own["attributes"][MALE]
-            for attribute in spec.vary.attributes:
+            for attribute in config.vary.attributes:
                 assert at(row, attribute) == lender["attributes"][ATTRIBUTE_INDEX[attribute]]
         assert len({row["mask"]["bytes"] for row in mine}) > 1  # type: ignore[index]
     assert len({at(row, "Smiling") for row in of(rows, "id-000000")}) == 2
@@ -249,16 +253,22 @@ def test_a_bank_keeps_rare_groups() -> None:
     """Young men are three among thirty-three, and still lend as many of eight faces as anybody."""
     faces = people(40, pictures=1)
     faces = faces.take([who for who in range(40) if who % 4 or who < 12])
-    spec = Identities.model_validate({"identities": 4, "pictures": 3, "balance": ["Male", "Young"], "bank": 8})
-    values = spec.chosen([faces]).bank["attributes"].to_pylist()
+    config = Identities.model_validate({"identities": 4, "pictures": 3, "balance": ["Male", "Young"], "bank": 8})
+    values = config.chosen([faces]).bank["attributes"].to_pylist()
     assert sorted(Counter((v[MALE], v[YOUNG]) for v in values).items()) == [
-        ((-1, -1), 2), ((-1, 1), 2), ((1, -1), 2), ((1, 1), 2),
-    ]  # fmt: skip
+        ((-1, -1), 2),
+        ((-1, 1), 2),
+        ((1, -1), 2),
+        ((1, 1), 2),
+    ]
 
 
 def test_too_few_is_said_with_numbers() -> None:
-    with pytest.raises(ConfigError, match=r"39 identities need 39 references, and the faces have 38; "
-                       r"not taken: .*2 whose mask lacks a kept part") as caught:  # fmt: skip
+    with pytest.raises(
+        ConfigError,
+        match=r"39 identities need 39 references, and the faces have 38; "
+        r"not taken: .*2 whose mask lacks a kept part",
+    ) as caught:
         planned(people(40), identities=39, pictures=1)
     assert "38 of a person who is taken" in str(caught.value)
     assert "2 without a mask" in str(caught.value)
@@ -319,18 +329,25 @@ def test_one_picture_under_two_names_is_one_person() -> None:
 
 
 def test_a_person_called_like_a_face_is_somebody_else() -> None:
-    faces = cast(pa.Table.from_pylist([
-        {"face_id": "a", "split": "train", "identity_id": "b"}, {"face_id": "b", "split": "train"},
-        {"face_id": "c", "split": "train", "identity_id": "b"},
-    ], FACES), FACES)  # fmt: skip
-    found = People.of([faces], 0)
+    faces = cast(
+        pa.Table.from_pylist(
+            [
+                {"face_id": "a", "split": "train", "identity_id": "b"},
+                {"face_id": "b", "split": "train"},
+                {"face_id": "c", "split": "train", "identity_id": "b"},
+            ],
+            FACES,
+        ),
+        FACES,
+    )
+    found = FacePool.of([faces], 0)
     whose = dict(zip(found.ids, found.person.tolist(), strict=True))
     assert whose["a"] == whose["c"] != whose["b"]
 
 
 def test_a_lookup_of_a_file_travels_small(tmp_path: Path) -> None:
     (tmp_path / "bank.parquet").write_bytes(to_parquet(people(40)))
-    held = HeldRows(Slice(str(tmp_path / "bank.parquet"), 0, 80))
+    held = InMemoryRows(Slice(str(tmp_path / "bank.parquet"), 0, 80))
     assert len(pickle.dumps(held)) < 1000
     assert list(held(["f003.1", "f002.0", "f003.1"])) == ["f003.1", "f002.0"]
     with pytest.raises(InputError, match="'nobody'"):

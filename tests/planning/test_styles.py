@@ -17,7 +17,7 @@ from raygen.core.face_labels import CLASS_INDEX
 from raygen.models import checkpoint
 from raygen.planning import Styles
 from raygen.report.build import build_report
-from raygen.sampling.guidance import guide
+from raygen.sampling.guidance import build_guidance
 from raygen.store.images import decode_image
 from raygen.store.run_store import open_input
 from tests.models.test_scadm import conditions, make
@@ -30,11 +30,11 @@ def planned(experiment: str, without: int = 0, **fields: object) -> list[dict[st
     given = given.set_column(
         3, given.schema.field("mask"), pa.array([*mask[:3], None], given.schema.field("mask").type)
     )
-    spec = Styles.model_validate({"experiment": experiment, **fields})
-    rows: list[dict[str, object]] = spec.rows(given).to_pylist()
+    config = Styles.model_validate({"experiment": experiment, **fields})
+    rows: list[dict[str, object]] = config.rows(given).to_pylist()
     assert [row["sample_id"] for row in rows if row["error"]] == ["f3"], "a face without a mask"
     good = [row for row in rows if not row["error"]]
-    assert len(good) == (3 - without) * spec.factor
+    assert len(good) == (3 - without) * config.factor
     return good
 
 
@@ -97,18 +97,18 @@ def test_guidance_in_both_spellings() -> None:
     model, given = make(), conditions()
     zt, t = torch.randn(2, *model.latent_shape), torch.tensor([10, 900])
     with torch.no_grad():
-        scale = guide(model, given, 2.2, against=("mask",))(model, zt, t)
-        extra = guide(model, given, 1.2, form="extra", against=("mask",))(model, zt, t)
-        by_name = guide(model, given, {"style": 2.2}, against=("mask",))(model, zt, t)
-        e, e0 = (guide(model, c, 1.0)(model, zt, t) for c in (given, given.keep({"mask"})))
+        scale = build_guidance(model, given, 2.2, against=("mask",))(model, zt, t)
+        extra = build_guidance(model, given, 1.2, form="extra", against=("mask",))(model, zt, t)
+        by_name = build_guidance(model, given, {"style": 2.2}, against=("mask",))(model, zt, t)
+        e, e0 = (build_guidance(model, c, 1.0)(model, zt, t) for c in (given, given.keep({"mask"})))
     torch.testing.assert_close(extra, e + 1.2 * (e - e0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scale, extra)
     torch.testing.assert_close(by_name, scale)
-    assert len(guide(model, given, 0.0, form="extra").weights) == 1
+    assert len(build_guidance(model, given, 0.0, form="extra").weights) == 1
     with pytest.raises(ConfigError, match="has the form 'scale'"):
-        guide(model, given, {"style": 1.0}, form="extra")
+        build_guidance(model, given, {"style": 1.0}, form="extra")
     with pytest.raises(ConfigError, match=r"against \['text'\]"):
-        guide(model, given, 2.0, against=("text",))
+        build_guidance(model, given, 2.0, against=("text",))
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,20 @@ def run(root: Path, kind: str, name: str, what: dict[str, object]) -> None:
 def pictures(root: Path, experiment: str, noise: str = "sample", **fields: object) -> list[np.ndarray]:
     planning = {"kind": "styles", "experiment": experiment, **fields}
     run(root, "plan", f"{experiment}/conditions", {"faces": str(root / "faces"), "planning": planning})
-    run(root, "generate", f"{experiment}/samples", {
-        "conditions": str(root / f"{experiment}/conditions"), "checkpoint": str(root / "model"), "batch": 4,
-        "references": str(root / "faces"), "sampler": {"name": "ddim", "steps": 3},
-        "noise": noise, "shard_rows": 4,
-    })  # fmt: skip
+    run(
+        root,
+        "generate",
+        f"{experiment}/samples",
+        {
+            "conditions": str(root / f"{experiment}/conditions"),
+            "checkpoint": str(root / "model"),
+            "batch": 4,
+            "references": str(root / "faces"),
+            "sampler": {"name": "ddim", "steps": 3},
+            "noise": noise,
+            "shard_rows": 4,
+        },
+    )
     store, _ = open_input(str(root / f"{experiment}/samples"))
     rows = pa.concat_tables(store.tables("samples")).to_pylist()
     assert [row["error"] for row in rows] == [None] * len(rows)
@@ -171,9 +180,12 @@ def test_the_report_shows_every_step_though_a_shard_ends_between_them(world: Pat
 def test_how_much_of_the_face_comes_back(world: Path) -> None:
     """SSIM to the source, the same whether pictures are scored as they are made or afterwards."""
     what = {
-        "conditions": str(world / "reconstruction/conditions"), "checkpoint": str(world / "model"), "batch": 4,
-        "references": str(world / "faces"), "sampler": {"name": "ddim", "steps": 2},
-    }  # fmt: skip
+        "conditions": str(world / "reconstruction/conditions"),
+        "checkpoint": str(world / "model"),
+        "batch": 4,
+        "references": str(world / "faces"),
+        "sampler": {"name": "ddim", "steps": 2},
+    }
     score = {"similarity": True, "parser": None, "features": None, "classifier": None}
     for name, inline in (("at_once", {"score": score}), ("after", {})):
         run(world, "generate", f"{name}/samples", {**what, **inline})
@@ -190,8 +202,10 @@ def test_how_much_of_the_face_comes_back(world: Path) -> None:
 
 def test_a_style_needs_its_faces(world: Path) -> None:
     what = {
-        "conditions": str(world / "reconstruction/conditions"), "checkpoint": str(world / "model"), "batch": 4,
+        "conditions": str(world / "reconstruction/conditions"),
+        "checkpoint": str(world / "model"),
+        "batch": 4,
         "sampler": {"name": "ddim", "steps": 2},
-    }  # fmt: skip
+    }
     with pytest.raises(RaygenError, match=r"4 of 4 rows failed \(style 4\)"):
         run(world, "generate", "without", what)

@@ -23,10 +23,10 @@ from raygen.core.face_labels import CLASS_INDEX, CLASSES
 from raygen.core.hashing import canonical
 from raygen.report import cards, pictures, timeline
 from raygen.report.build import HERO, PAIRS, build_report
-from raygen.report.training import trainings
+from raygen.report.training import training_sections
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.parquet import RANGE, Slice, read_slice, to_parquet
-from raygen.store.run_store import Plan, Store, cut
+from raygen.store.run_store import Plan, RunStore, make_shards
 from raygen.store.schemas import FACES, METRICS, QUARANTINE, SAMPLES, SCORES
 
 SIZE = 64
@@ -42,13 +42,18 @@ def drawn(number: int, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     shift = random.integers(-4, 5, 2)
     skin, hair, back = random.integers(120, 235, 3), random.integers(10, 150, 3), random.integers(60, 250, 3)
     shapes = [
-        ("hair", (9, 4, 55, 60), hair), ("neck", (25, 44, 39, 64), skin * 0.8), ("cloth", (8, 56, 56, 80), back * 0.4),
+        ("hair", (9, 4, 55, 60), hair),
+        ("neck", (25, 44, 39, 64), skin * 0.8),
+        ("cloth", (8, 56, 56, 80), back * 0.4),
         ("skin", (15, 12, 49, 56), skin),
-        ("l_eye", (36, 27, 43, 31), (40, 30, 30)), ("r_eye", (21, 27, 28, 31), (40, 30, 30)),
-        ("l_brow", (35, 22, 44, 24), hair * 0.7), ("r_brow", (20, 22, 29, 24), hair * 0.7),
+        ("l_eye", (36, 27, 43, 31), (40, 30, 30)),
+        ("r_eye", (21, 27, 28, 31), (40, 30, 30)),
+        ("l_brow", (35, 22, 44, 24), hair * 0.7),
+        ("r_brow", (20, 22, 29, 24), hair * 0.7),
         ("nose", (29, 30, 35, 40), skin * 0.88),
-        ("u_lip", (26, 44, 38, 47), (170, 60, 70)), ("l_lip", (26, 47, 38, 50), (190, 80, 90)),
-    ]  # fmt: skip
+        ("u_lip", (26, 44, 38, 47), (170, 60, 70)),
+        ("l_lip", (26, 47, 38, 50), (190, 80, 90)),
+    ]
     if number % 5 == 0:
         shapes.append(("hat", (10, 2, 54, 18), back * 0.7))
     big = Image.new("RGB", (SIZE * 4, SIZE * 4), tuple(int(v) for v in back))
@@ -69,13 +74,21 @@ def counts(mask: np.ndarray, quality: float) -> list[float]:
 
 
 def write(
-    root: Path, folder: str, kind: str, what: dict, tables: list[dict[str, pa.Table]],
-    *, begin: float, took: float, workers: int = 2, done: int | None = None,
-) -> Store:  # fmt: skip
+    root: Path,
+    folder: str,
+    kind: str,
+    what: dict,
+    tables: list[dict[str, pa.Table]],
+    *,
+    begin: float,
+    took: float,
+    workers: int = 2,
+    done: int | None = None,
+) -> RunStore:
     """A finished store of one shard for each of `tables`, with times as two workers would leave them."""
     rows = [next(iter(parts.values())).num_rows for parts in tables]
-    store = Store(str(root / folder))
-    shards = cut([Slice(RANGE, 0, sum(rows))], max(rows))
+    store = RunStore(str(root / folder))
+    shards = make_shards([Slice(RANGE, 0, sum(rows))], max(rows))
     plan = Plan(kind, "0123456789abcdef", what, 32, shards)
     store.create(plan)
     for number, parts in enumerate(tables[: len(tables) if done is None else done]):
@@ -85,16 +98,25 @@ def write(
             reasons[reason] = reasons.get(reason, 0) + 1
         start = begin + (number // workers) * took + 0.3 * (number % workers)
         made, _ = store.commit(
-            number, len(tables), parts, timings={"started": start, "work_s": took * 0.9, "read_s": 0.1},
-            environment={"python": "3.11.7", "torch": "2.13.0"}, reasons=reasons,
-        )  # fmt: skip
+            number,
+            len(tables),
+            parts,
+            timings={"started": start, "work_s": took * 0.9, "read_s": 0.1},
+            environment={"python": "3.11.7", "torch": "2.13.0"},
+            reasons=reasons,
+        )
         record = made._replace(created=start + took * (0.85 + 0.13 * (number % 3) / 2))._asdict()
         store.storage.put(f"commits/shard-{number:05d}.json", canonical(record))
     if done is None:
         store.finish(plan)
         seconds = -(-len(tables) // workers) * took + 4.2
-        run = {"seconds": seconds, "finished": begin - 4 + seconds, "resumed_shards": 0,
-               "where": {"runner": "ray", "workers": workers}, "first_commit_s": took + 4}  # fmt: skip
+        run = {
+            "seconds": seconds,
+            "finished": begin - 4 + seconds,
+            "resumed_shards": 0,
+            "where": {"runner": "ray", "workers": workers},
+            "first_commit_s": took + 4,
+        }
         store.storage.put("run.json", canonical(run))
     return store
 
@@ -104,13 +126,25 @@ def samples_of(numbers: range, bad: dict[int, str], evil: str = "") -> dict[str,
     for n in numbers:
         pixels, mask = drawn(n // 2, noise=0.1)
         name = f"p{n // 2:06d}-000-{n % 2:03d}{evil}"
-        rows.append({
-            "sample_id": name, "attempt": 0, "image": None if n in bad else picture(encode_image(pixels)),
-            "error": bad.get(n), "plan": "from_faces", "seed": 7, "source": f"p{n // 2:06d}-000",
-            "mask": picture(encode_mask(mask)), "attributes": [1] * 40, "run_id": "0123456789abcdef",
-            "checkpoint": CHECKPOINT, "sampler": "ddim", "steps": 20, "guidance": [("mask", 1.5)],
-            "image_sha256": "0" * 64,
-        })  # fmt: skip
+        rows.append(
+            {
+                "sample_id": name,
+                "attempt": 0,
+                "image": None if n in bad else picture(encode_image(pixels)),
+                "error": bad.get(n),
+                "plan": "from_faces",
+                "seed": 7,
+                "source": f"p{n // 2:06d}-000",
+                "mask": picture(encode_mask(mask)),
+                "attributes": [1] * 40,
+                "run_id": "0123456789abcdef",
+                "checkpoint": CHECKPOINT,
+                "sampler": "ddim",
+                "steps": 20,
+                "guidance": [("mask", 1.5)],
+                "image_sha256": "0" * 64,
+            }
+        )
         if n in bad:
             errors.append({"id": name, "table": "samples", "error": bad[n]})
         else:
@@ -140,10 +174,17 @@ def faces_of(numbers: range) -> dict[str, pa.Table]:
 
 def metric(name: str, part: str, value: float | None, n: int = 200, **protocol: object) -> dict:
     return {
-        "run_id": "0123456789abcdef", "metric": name, "slice": part, "value": value, "n": n, "ci_low": None,
-        "ci_high": None, "reference": "faces", "protocol": json.dumps(protocol),
+        "run_id": "0123456789abcdef",
+        "metric": name,
+        "slice": part,
+        "value": value,
+        "n": n,
+        "ci_low": None,
+        "ci_high": None,
+        "reference": "faces",
+        "protocol": json.dumps(protocol),
         "created": datetime(2026, 1, 2, tzinfo=UTC),
-    }  # fmt: skip
+    }
 
 
 def metrics_rows(n: int) -> list[dict]:
@@ -203,10 +244,23 @@ class Browser:
             os.dup2(ends[0], 3)
             os.dup2(ends[1], 4)
 
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
-                 "--disable-dev-shm-usage", f"--user-data-dir={profile}", "--remote-debugging-pipe"]  # fmt: skip
-        self._process = subprocess.Popen([str(CHROMIUM), *flags], preexec_fn=place, close_fds=False,
-                                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--no-first-run",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={profile}",
+            "--remote-debugging-pipe",
+        ]
+        self._process = subprocess.Popen(
+            [str(CHROMIUM), *flags],
+            preexec_fn=place,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         for end in (to_read, to_write, *ends):
             os.close(end)
         self._rest, self._number = b"", 0
@@ -261,8 +315,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole run folder with two failed rows, and its report."""
     root = make_run(
         tmp_path_factory.mktemp("report") / "quickstart",
-        rows=96, shard=16, bad={5: "truncated: 3 bytes not processed", 40: "not_finite: step 12"},
-    )  # fmt: skip
+        rows=96,
+        shard=16,
+        bad={5: "truncated: 3 bytes not processed", 40: "not_finite: step 12"},
+    )
     build_report(str(root), command="raygen quickstart --seed 7")
     return root
 
@@ -279,9 +335,16 @@ def words(page: str) -> str:
 
 
 HEADINGS = (
-    "Key numbers", "Contact sheet", "Class by class", "Best and worst", "Rows set aside", "Throughput",
-    "What is in the folder", "How to have it again", "Where the pictures come from",
-)  # fmt: skip
+    "Key numbers",
+    "Contact sheet",
+    "Class by class",
+    "Best and worst",
+    "Rows set aside",
+    "Throughput",
+    "What is in the folder",
+    "How to have it again",
+    "Where the pictures come from",
+)
 
 
 # --- what it says ------------------------------------------------------------------------------------------------
@@ -507,8 +570,12 @@ def test_slices_by_population_and_class() -> None:
     names = ("hair", "all/hair", "reference/hair", "hair/reference", "roundtrip")
     found = [cards.numbers([metric("iou:p", name, 0.5)])[0] for name in names]
     assert [(n.population, n.part) for n in found] == [
-        ("generated", "hair"), ("generated", "hair"), ("reference", "hair"), ("reference", "hair"), ("roundtrip", ""),
-    ]  # fmt: skip
+        ("generated", "hair"),
+        ("generated", "hair"),
+        ("reference", "hair"),
+        ("reference", "hair"),
+        ("roundtrip", ""),
+    ]
 
 
 def test_parts_are_a_table_and_no_cards() -> None:
@@ -638,22 +705,33 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [{"step": s, "loss": loss / s, "images_per_s": 50.0} for s in range(1, 400)]
         (folder / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4')
         facts = {
-            "parameters": 1_234_567, "pictures": 12_800, "trained_s": 61.5, "left_out": "1: f2: label",
-            "reconstruction": {"psnr": 31.25}, "scored": {"pictures": 64, "split": "test"},
-        }  # fmt: skip
+            "parameters": 1_234_567,
+            "pictures": 12_800,
+            "trained_s": 61.5,
+            "left_out": "1: f2: label",
+            "reconstruction": {"psnr": 31.25},
+            "scored": {"pictures": 64, "split": "test"},
+        }
         (folder / "result.json").write_text(json.dumps(facts))
         buffer = io.BytesIO()
         Image.new("RGB", (64, 32), "teal").save(buffer, "PNG")
         (folder / "sheets/step-000000399.png").write_bytes(buffer.getvalue())
     rows = [
         {
-            "run_id": variant, "metric": metric, "slice": slice_, "value": value, "n": 10, "ci_low": None,
-            "ci_high": None, "reference": None, "protocol": json.dumps({"variant": variant}),
+            "run_id": variant,
+            "metric": metric,
+            "slice": slice_,
+            "value": value,
+            "n": 10,
+            "ci_low": None,
+            "ci_high": None,
+            "reference": None,
+            "protocol": json.dumps({"variant": variant}),
             "created": datetime(2026, 11, 21, tzinfo=UTC),
         }
         for variant, value in (("gamma-0", 0.5), ("<gamma>", 0.75))
         for metric, slice_ in (("miou:p", "all"), ("miou:p", "roundtrip"), ("iou:p", "all/hair"))
-    ]  # fmt: skip
+    ]
     (root / "metrics").mkdir()
     (root / "metrics/metrics.parquet").write_bytes(to_parquet(pa.Table.from_pylist(rows, METRICS)))
     return root
@@ -674,7 +752,7 @@ def test_a_training_shows_its_curve_scores_and_sheet(ablation: Path) -> None:
     text = Path(build_report(str(ablation / "gamma-0" / "model"))).read_text(encoding="utf-8")
     for words in ("1,234,567", "PSNR, dB", "31.25", "64 pictures of test", "1: f2: label", "data:image/png;base64,"):
         assert words in text
-    (found,) = trainings(str(ablation / "gamma-0"))
+    (found,) = training_sections(str(ablation / "gamma-0"))
     assert found.folder == "model"
     assert found.steps == 399
     assert found.path.startswith("M2.5 0.0L")
@@ -685,7 +763,7 @@ def test_a_training_shows_its_curve_scores_and_sheet(ablation: Path) -> None:
 def test_an_unfinished_training_says_so(ablation: Path, tmp_path: Path) -> None:
     (tmp_path / "training").mkdir()
     (tmp_path / "training/history.jsonl").write_text('{"step": 1, "loss": 0.5, "images_per_s": 3.0}\n')
-    (found,) = trainings(str(tmp_path))
+    (found,) = training_sections(str(tmp_path))
     assert found.facts == [("State", "not ended; the same command goes on")]
     assert found.sheet is None
     assert "not ended" in Path(build_report(str(tmp_path))).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
 from raygen.report import edits, influence
 from raygen.report.build import build_report
-from raygen.sampling.worker import SampleSpec, SampleWorker
+from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import decode_image
 from raygen.store.run_store import open_input
 from tests.models.test_collaborative import together
@@ -37,8 +37,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "one/samples": {
             "kind": "generate",
             "what": {
-                "conditions": str(one / "conditions"), "checkpoint": str(root / "model"), "sampler": sampler,
-                "batch": 4, "shard_rows": 4, "influence_steps": 3, "score": {},
+                "conditions": str(one / "conditions"),
+                "checkpoint": str(root / "model"),
+                "sampler": sampler,
+                "batch": 4,
+                "shard_rows": 4,
+                "influence_steps": 3,
+                "score": {},
             },
         },
         "one": {
@@ -55,11 +60,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "two/samples": {
             "kind": "edit",
             "what": {
-                "conditions": str(two / "conditions"), "faces": str(two / "faces"), "checkpoint": str(root / "model"),
-                "imagic": {"embedding_steps": 1, "tuning_steps": 1}, "sampler": sampler, "shard_rows": 6,
+                "conditions": str(two / "conditions"),
+                "faces": str(two / "faces"),
+                "checkpoint": str(root / "model"),
+                "imagic": {"embedding_steps": 1, "tuning_steps": 1},
+                "sampler": sampler,
+                "shard_rows": 6,
             },
         },
-    }  # fmt: skip
+    }
     for name, document in jobs.items():
         path = root / "job.yaml"
         path.write_text(json.dumps({**document, "out": str(root / name)}))
@@ -114,13 +123,13 @@ def test_the_report_draws_both(world: Path) -> None:
 def test_curves_over_alpha(world: Path) -> None:
     store, _ = open_input(str(world / "two/samples"))
     faces, _ = open_input(str(world / "two/faces"))
-    found = edits.edits(store.slices("samples"), store.slices("scores"), faces.slices("faces"))
+    found = edits.edits_section(store.slices("samples"), store.slices("scores"), faces.slices("faces"))
     assert found is not None
     assert [round(point.alpha, 3) for point in found.curve] == [0.0, 1.0, 1.5]
     assert sum(point.chosen for point in found.curve) == pytest.approx(1)
     assert found.n == sum(sum(t["accepted"].to_pylist()) for t in store.tables("selection"))
-    assert edits.edits(faces.slices("faces"), [], []) is None
-    assert influence.influence([], []) is None
+    assert edits.edits_section(faces.slices("faces"), [], []) is None
+    assert influence.influence_section([], []) is None
 
 
 def test_metrics_of_edits_and_of_pictures_scored_later(world: Path, tmp_path: Path) -> None:
@@ -139,10 +148,15 @@ def test_metrics_of_edits_and_of_pictures_scored_later(world: Path, tmp_path: Pa
 
 
 def test_a_wrong_mixing_is_a_sentence_before_anything_starts(world: Path, tmp_path: Path) -> None:
-    document = {"kind": "generate", "out": str(tmp_path / "samples"), "what": {
-        "conditions": str(world / "one/conditions"), "checkpoint": str(world / "model"),
-        "mixing": {"kind": "constant", "weights": {"sketch": 1}},
-    }}  # fmt: skip
+    document = {
+        "kind": "generate",
+        "out": str(tmp_path / "samples"),
+        "what": {
+            "conditions": str(world / "one/conditions"),
+            "checkpoint": str(world / "model"),
+            "mixing": {"kind": "constant", "weights": {"sketch": 1}},
+        },
+    }
     (tmp_path / "job.yaml").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=r"no expert \['sketch'\]"):
         load(str(tmp_path / "job.yaml")).run(lambda _: None)
@@ -154,9 +168,14 @@ def test_a_wrong_mixing_is_a_sentence_before_anything_starts(world: Path, tmp_pa
 # --- rows that lack what an expert needs ---
 
 
-@pytest.mark.parametrize(("missing", "nulls", "bad"), [
-    ("quarantine", ("mask", "text"), True), ("null", ("mask", "text"), False), ("null", ("mask",), True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("missing", "nulls", "bad"),
+    [
+        ("quarantine", ("mask", "text"), True),
+        ("null", ("mask", "text"), False),
+        ("null", ("mask",), True),
+    ],
+)
 def test_a_row_without_a_condition(
     world: Path, tmp_path: Path, missing: str, nulls: tuple[str, ...], bad: bool
 ) -> None:
@@ -166,10 +185,10 @@ def test_a_row_without_a_condition(
     rows = pa.concat_tables(store.tables("conditions")).slice(0, 4)
     texts = rows["text"].to_pylist()
     rows = rows.set_column(rows.schema.get_field_index("text"), "text", pa.array([None, *texts[1:]], pa.string()))
-    spec = SampleSpec(
+    config = SampleConfig(
         checkpoint=str(tmp_path / "model"), batch=4, missing=missing, sampler={"name": "ddim", "steps": 2}
     )
-    errors = SampleWorker(spec, threads=1)(rows)["samples"]["error"].to_pylist()
+    errors = SampleWorker(config, threads=1)(rows)["samples"]["error"].to_pylist()
     assert errors[1:] == [None] * 3
     assert (errors[0] == "missing: the model needs 'text'") if bad else errors[0] is None
 

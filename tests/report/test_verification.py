@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raygen.evaluation.aggregate import MetricRows, Scored, write_metrics
-from raygen.evaluation.verification import ROC_HEAD, VerificationSpec, histogram, roc_lines, verified
+from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, write_metrics
+from raygen.evaluation.verification import ROC_HEAD, VerificationConfig, histogram, roc_lines, verification_metrics
 from raygen.report.build import build_report
 from raygen.report.line_plot import HEIGHT, LEFT, RIGHT, WIDTH, Roc, roc
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -46,17 +46,17 @@ def test_a_report_draws_what_an_evaluation_wrote(tmp_path: Path) -> None:
         who = np.repeat(np.arange(20), 5)
         vectors = random.normal(size=(20, 8))[who] + spread * random.normal(size=(100, 8))
         ids = tuple(f"p{person:02d}-{i:03d}" for i, person in enumerate(who))
-        scored = Scored(ids, vectors.astype(np.float32))
+        scored = ScoreMatrix(ids, vectors.astype(np.float32))
         people = {one: one[:3] for one in ids}
-        spec = VerificationSpec(far=(0.01,))
-        found = verified(spec, where, "identity:x", scored, people, {"network": "x"}, rows)
+        config = VerificationConfig(far=(0.01,))
+        found = verification_metrics(config, where, "identity:x", scored, people, {"network": "x"}, rows)
         shown[where] = histogram(found)
         lines += roc_lines(where, found)
     far, tar = (np.array([float(line.split(",")[i]) for line in lines[1:2002]]) for i in (2, 3))
     assert (far[0], tar[0], far[-1], tar[-1]) == (1, 1, 0, 0)
     assert (np.diff(far) <= 0).all()
     assert (np.diff(tar) <= 0).all()
-    storage = Storage(f"{tmp_path}/metrics")
+    storage = FileStore(f"{tmp_path}/metrics")
     write_metrics(storage, rows.table().to_pylist())
     storage.put("verification.json", json.dumps(shown).encode())
     without = Path(build_report(str(tmp_path))).read_text()

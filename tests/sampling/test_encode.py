@@ -8,22 +8,22 @@ import torch
 
 from raygen.core.pixels import to_pixels
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
-from raygen.sampling.encode import LATENTS_OR_ERROR, EncodeSpec, EncodeWorker
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.sampling.encode import LATENTS_OR_ERROR, EncodeConfig, EncodeWorker
 from raygen.store.images import encode_image, picture
 from raygen.store.schemas import FACES
 
 
 def test_rows(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
+    stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8)))
     digest = checkpoint.save(stage, tmp_path / "ae")
     random = np.random.default_rng(0)
     pictures = random.integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
     data = [encode_image(p) for p in pictures]
     data.insert(1, data[0][:30])
     rows = [{"face_id": f"f{i}", "split": "train", "image": picture(d)} for i, d in enumerate(data)]
-    worker = EncodeWorker(EncodeSpec(checkpoint=str(tmp_path / "ae"), device="cpu"))
+    worker = EncodeWorker(EncodeConfig(checkpoint=str(tmp_path / "ae"), device="cpu"))
     table = worker(pa.Table.from_pylist(rows, FACES))["latents"]
     assert table.schema.equals(LATENTS_OR_ERROR)
     assert table["face_id"].to_pylist() == ["f0", "f1", "f2", "f3"] * 2
@@ -40,7 +40,7 @@ def test_rows(tmp_path: Path) -> None:
 
 
 def test_without_flips(tmp_path: Path) -> None:
-    checkpoint.save(FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8))), tmp_path / "ae")
-    worker = EncodeWorker(EncodeSpec(checkpoint=str(tmp_path / "ae"), flips=False, device="cpu"))
+    checkpoint.save(FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8))), tmp_path / "ae")
+    worker = EncodeWorker(EncodeConfig(checkpoint=str(tmp_path / "ae"), flips=False, device="cpu"))
     row = {"face_id": "f", "split": "train", "image": picture(encode_image(np.zeros((16, 16, 3), np.uint8)))}
     assert worker(pa.Table.from_pylist([row], FACES))["latents"]["transform"].to_pylist() == ["none"]

@@ -15,27 +15,32 @@ from raygen.datasets.procedural.draw import draw
 from raygen.models import checkpoint
 from raygen.models.collaborative import Collaborative
 from raygen.models.conditions import Conditions
-from raygen.planning import EditPairs, Edits, paste
-from raygen.sampling.edit_judge import Judge, JudgeSpec, best
-from raygen.sampling.imagic import EditWorker, ImagicSpec, fit, restored
-from raygen.sampling.worker import SampleSpec
+from raygen.planning import EditsFromFile, EditsFromPairs, paste
+from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, best_alpha
+from raygen.sampling.imagic import EditWorker, ImagicConfig, fit, restored
+from raygen.sampling.worker import SampleConfig
 from raygen.store.images import decode_mask, encode_image, encode_mask, picture
 from raygen.store.run_store import open_input
 from raygen.store.schemas import FACES, cast
 from tests.models.test_collaborative import together
 
-FAST = ImagicSpec(embedding_steps=3, tuning_steps=3, tuning_lr=1e-3, batch=2)
+FAST = ImagicConfig(embedding_steps=3, tuning_steps=3, tuning_lr=1e-3, batch=2)
 
 
 def faces(n: int = 6) -> pa.Table:
     rows = []
     for i in range(n):
         face = draw(3, i, 0, 32)
-        rows.append({
-            "face_id": f"f{i}", "split": "test", "image": picture(encode_image(face.pixels)),
-            "mask": picture(encode_mask(face.mask)), "attributes": face.attributes.tolist(),
-            "texts": list(face.texts.items()),
-        })  # fmt: skip
+        rows.append(
+            {
+                "face_id": f"f{i}",
+                "split": "test",
+                "image": picture(encode_image(face.pixels)),
+                "mask": picture(encode_mask(face.mask)),
+                "attributes": face.attributes.tolist(),
+                "texts": list(face.texts.items()),
+            }
+        )
     return cast(pa.Table.from_pylist(rows, FACES), FACES)
 
 
@@ -46,9 +51,11 @@ def model() -> Collaborative:
 
 def target(model: Collaborative) -> dict[str, torch.Tensor]:
     conditions = Conditions(
-        n=1, mask=torch.randint(0, 19, (1, 16, 16), dtype=torch.uint8), text=torch.ones(1, 8, dtype=torch.int64),
+        n=1,
+        mask=torch.randint(0, 19, (1, 16, 16), dtype=torch.uint8),
+        text=torch.ones(1, 8, dtype=torch.int64),
         present={"mask": torch.ones(1, dtype=torch.bool), "text": torch.ones(1, dtype=torch.bool)},
-    )  # fmt: skip
+    )
     tokens = model.embed(conditions)
     return {name[len("text/given/") :]: value for name, value in tokens.items() if name.startswith("text/given/")}
 
@@ -72,11 +79,11 @@ def test_fitting_explains_the_picture_better_and_is_undone(model: Collaborative)
     wanted = target(model)
     start = error(wanted)
     with restored(expert.networks):
-        slow = ImagicSpec(embedding_steps=30, embedding_lr=0.03, tuning_steps=0, batch=16)
+        slow = ImagicConfig(embedding_steps=30, embedding_lr=0.03, tuning_steps=0, batch=16)
         embedded = fit(expert, z, wanted, slow, 7)
         middle = error(embedded)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "the denoiser was frozen"
-        tuned = fit(expert, z, embedded, ImagicSpec(embedding_steps=0, tuning_steps=30, tuning_lr=1e-3, batch=16), 7)
+        tuned = fit(expert, z, embedded, ImagicConfig(embedding_steps=0, tuning_steps=30, tuning_lr=1e-3, batch=16), 7)
         end = error(tuned)
         assert all(torch.equal(tuned[k], embedded[k]) for k in tuned), "the embedding was frozen"
     assert start > middle > end
@@ -120,14 +127,14 @@ def test_the_same_key_fits_the_same(model: Collaborative) -> None:
 def test_the_rule_weighs_both_sides() -> None:
     alphas = (0.0, 0.5, 1.0, 1.5)
     fidelity, similarity = np.array([0.0, 0.6, 0.9, 1.0]), np.array([1.0, 0.8, 0.7, 0.1])
-    assert best(fidelity, similarity, alphas) == 2  # harmonic means 0, 0.686, 0.788, 0.182
-    assert best(np.full(4, 0.5), np.full(4, 0.5), alphas) == 0, "of equals the smallest change"
-    assert best(np.array([0.0, 0.01, 0.02, 0.04]), similarity, alphas) == 0, "nothing was reached: leave it"
-    assert best(None, similarity, alphas) == 2, "nobody can judge: the target itself"
+    assert best_alpha(fidelity, similarity, alphas) == 2  # harmonic means 0, 0.686, 0.788, 0.182
+    assert best_alpha(np.full(4, 0.5), np.full(4, 0.5), alphas) == 0, "of equals the smallest change"
+    assert best_alpha(np.array([0.0, 0.01, 0.02, 0.04]), similarity, alphas) == 0, "nothing was reached: leave it"
+    assert best_alpha(None, similarity, alphas) == 2, "nobody can judge: the target itself"
 
 
 def test_fidelity_counts_only_what_was_to_change() -> None:
-    judge = Judge(JudgeSpec(), torch.device("cpu"))
+    judge = EditJudge(EditJudgeConfig(), torch.device("cpu"))
     face = draw(0, 1, 0, 64)
     other = draw(0, 2, 0, 64)
     images = np.stack([face.pixels, other.pixels])
@@ -155,7 +162,7 @@ def test_fidelity_counts_only_what_was_to_change() -> None:
 
 def test_pairs_change_one_thing() -> None:
     given = faces(24)
-    planned = EditPairs(change="Eyeglasses", parts=("eye_g",), alphas=(0.0, 1.0)).rows(given)
+    planned = EditsFromPairs(change="Eyeglasses", parts=("eye_g",), alphas=(0.0, 1.0)).rows(given)
     assert planned.num_rows % 2 == 0
     assert planned.num_rows >= 4
     own, wearers = {row["face_id"]: row for row in given.to_pylist()}, 0
@@ -186,16 +193,16 @@ def test_pairs_leave_out_who_cannot_be_edited() -> None:
     rows[2]["mask"] = picture(b"no picture")
     rows[3]["mask"] = picture(encode_mask(np.ones((8, 8), np.uint8)))
     given = cast(pa.Table.from_pylist(rows, FACES), FACES)
-    planned = EditPairs(change="Smiling", parts=("hair",), alphas=(0.0, 1.0)).rows(given).to_pylist()
+    planned = EditsFromPairs(change="Smiling", parts=("hair",), alphas=(0.0, 1.0)).rows(given).to_pylist()
     sources = {row["source"]: row["error"] for row in planned}
     assert not {"f0", "f1"} & set(sources)
     assert sources["f2"].startswith("not_an_image")
     assert sources["f3"].startswith("size")
     assert sum(error is None for error in sources.values()) > 10
-    short = EditPairs(change="Young", sentences=("Young", "No_Beard"), alphas=(1.0,)).rows(given).to_pylist()
+    short = EditsFromPairs(change="Young", sentences=("Young", "No_Beard"), alphas=(1.0,)).rows(given).to_pylist()
     assert all(row["text"].count(".") == 2 for row in short)
     with pytest.raises(ValueError, match="says nothing of Smiling"):
-        EditPairs(change="Smiling", sentences=("Young",))
+        EditsFromPairs(change="Smiling", sentences=("Young",))
 
 
 def test_a_file_of_edits(tmp_path: Path) -> None:
@@ -215,7 +222,7 @@ def test_a_file_of_edits(tmp_path: Path) -> None:
         {"edit_id": "what", "source": "f0", "attributes": {"Smilling": 1}},
     ]
     listing = pa.table({"line": [json.dumps(line) for line in lines]})
-    planned = Edits(file="edits.jsonl", alphas=(0.0, 1.0)).rows(listing, lookup).to_pylist()
+    planned = EditsFromFile(file="edits.jsonl", alphas=(0.0, 1.0)).rows(listing, lookup).to_pylist()
     assert [row["edit_id"] for row in planned[:6:2]] == ["smile", "hair", "whole"]
     assert [row["edit_id"] for row in planned[6:]] == ["nobody", "what"], "a row for each that failed"
     assert planned[0]["text"] == "She smiles."
@@ -236,7 +243,7 @@ def test_a_file_of_edits(tmp_path: Path) -> None:
 
 
 def conditions(alphas: tuple[float, ...] = (0.0, 0.5, 1.0)) -> pa.Table:
-    planned = EditPairs(change="Smiling", parts=("hair",), alphas=alphas).rows(faces(12))
+    planned = EditsFromPairs(change="Smiling", parts=("hair",), alphas=alphas).rows(faces(12))
     return planned.drop_columns(["error"]).slice(0, len(alphas))
 
 
@@ -244,8 +251,8 @@ def worker(model: Collaborative, folder: Path, **fields: object) -> EditWorker:
     if not folder.exists():
         checkpoint.save(model, folder)
     given = {row["face_id"]: row for row in faces(12).to_pylist()}
-    sample = SampleSpec(checkpoint=str(folder), batch=3, run_id="r", sampler={"name": "ddim", "steps": 4}, **fields)
-    return EditWorker(sample, FAST, JudgeSpec(), lambda ids: {i: given[i] for i in ids}, threads=1)
+    sample = SampleConfig(checkpoint=str(folder), batch=3, run_id="r", sampler={"name": "ddim", "steps": 4}, **fields)
+    return EditWorker(sample, FAST, EditJudgeConfig(), lambda ids: {i: given[i] for i in ids}, threads=1)
 
 
 def test_an_edit_is_a_batch_and_leaves_no_trace(model: Collaborative, tmp_path: Path) -> None:
@@ -288,7 +295,8 @@ def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> No
     checkpoint.save(model, tmp_path / "model")
     jobs = {
         "faces": {
-            "kind": "ingest", "what": {"data": {"kind": "procedural", "identities": 4, "pictures": 1, "size": 32}},
+            "kind": "ingest",
+            "what": {"data": {"kind": "procedural", "identities": 4, "pictures": 1, "size": 32}},
         },
         "conditions": {
             "kind": "plan",
@@ -300,12 +308,15 @@ def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> No
         "samples": {
             "kind": "edit",
             "what": {
-                "conditions": str(tmp_path / "conditions"), "faces": str(tmp_path / "faces"),
-                "checkpoint": str(tmp_path / "model"), "imagic": FAST.model_dump(), "shard_rows": 2,
+                "conditions": str(tmp_path / "conditions"),
+                "faces": str(tmp_path / "faces"),
+                "checkpoint": str(tmp_path / "model"),
+                "imagic": FAST.model_dump(),
+                "shard_rows": 2,
                 "sampler": {"name": "ddim", "steps": 3},
             },
         },
-    }  # fmt: skip
+    }
     lines = [
         {"edit_id": f"e{i}", "source": f"p{i:06d}-000", "mask_of": "p000003-000", "text": "a hat"} for i in range(3)
     ]

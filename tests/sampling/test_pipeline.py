@@ -23,18 +23,18 @@ import raygen.sampling.pipeline
 from raygen.core.assets import BUNDLED
 from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
-from raygen.models.ldm import LDM, LDMSpec
-from raygen.models.schedule import SamplerSpec
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.ldm import LDM, LDMConfig
+from raygen.models.schedule import SamplerConfig
 from raygen.sampling.pipeline import FacePipeline
-from raygen.sampling.worker import SampleSpec, SampleWorker
+from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import encode_mask, picture_column
 from raygen.store.schemas import CONDITIONS, cast
 
 
 def _stage(kind: str) -> FirstStage:
-    spec = AutoencoderSpec(stage=kind, image_size=16, patch=1, channels=(16, 16), latent_channels=3, codes=16)  # type: ignore[arg-type]
-    return FirstStage(spec)
+    config = AutoencoderConfig(stage=kind, image_size=16, patch=1, channels=(16, 16), latent_channels=3, codes=16)  # type: ignore[arg-type]
+    return FirstStage(config)
 
 
 def _noisy(module: Any, seed: int = 0) -> Any:
@@ -47,9 +47,9 @@ def _noisy(module: Any, seed: int = 0) -> Any:
 
 def _unconditional(folder: Path, kind: str) -> LDM:
     torch.manual_seed(0)
-    spec = LDMSpec(channels=(16, 32), attention=(False, True), head_dim=16)
-    model = _noisy(LDM(spec, _stage(kind)))
-    checkpoint.save(model, folder, sampler=SamplerSpec(name="ddim", steps=5, spacing="leading"))
+    config = LDMConfig(channels=(16, 32), attention=(False, True), head_dim=16)
+    model = _noisy(LDM(config, _stage(kind)))
+    checkpoint.save(model, folder, sampler=SamplerConfig(name="ddim", steps=5, spacing="leading"))
     return checkpoint.load(folder)  # type: ignore[return-value]
 
 
@@ -81,10 +81,10 @@ def test_parts_open_by_their_own_classes(kind: str, tmp_path: Path) -> None:
 
 
 def test_the_unet_of_a_conditional_model_opens_by_its_own_class(tmp_path: Path) -> None:
-    spec = LDMSpec(
+    config = LDMConfig(
         channels=(16, 32), attention=(False, True), head_dim=16, modalities=("mask",), mask_path="tokens", mask_side=8
     )
-    model = LDM(spec, _stage("kl"))
+    model = LDM(config, _stage("kl"))
     checkpoint.save(model, tmp_path / "m")
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "m", subfolder="unet")
     assert all(torch.equal(value, unet.state_dict()[name]) for name, value in model.unet.state_dict().items())
@@ -102,16 +102,21 @@ def test_the_pipeline_makes_the_pictures_of_generate() -> None:
     masks = [_mask(), _mask()]
     made = pipe(masks=masks, attributes=[{"Smiling": 1}, {}], sampler="unipc", num_inference_steps=2, seed=5)
     rows = cast(
-        pa.table({
-            "sample_id": ["000000", "000001"], "plan": ["p", "p"], "seed": [0, 0],
-            "mask": picture_column([encode_mask(mask) for mask in masks]),
-            "attributes": [[1 if i == 31 else 0 for i in range(40)], [0] * 40],
-        }), CONDITIONS,
-    )  # fmt: skip
-    spec = SampleSpec(
-        checkpoint="bundled", sampler=SamplerSpec(name="unipc", steps=2), seed=5, batch=2, codec="png", device="cpu"
+        pa.table(
+            {
+                "sample_id": ["000000", "000001"],
+                "plan": ["p", "p"],
+                "seed": [0, 0],
+                "mask": picture_column([encode_mask(mask) for mask in masks]),
+                "attributes": [[1 if i == 31 else 0 for i in range(40)], [0] * 40],
+            }
+        ),
+        CONDITIONS,
     )
-    expected = SampleWorker(spec)(rows)["samples"].to_pylist()
+    config = SampleConfig(
+        checkpoint="bundled", sampler=SamplerConfig(name="unipc", steps=2), seed=5, batch=2, codec="png", device="cpu"
+    )
+    expected = SampleWorker(config)(rows)["samples"].to_pylist()
     for image, row in zip(made.images, expected, strict=True):
         assert np.array_equal(np.asarray(image), np.asarray(Image.open(io.BytesIO(row["image"]["bytes"]))))
     assert pipe.unet is pipe.model.unet

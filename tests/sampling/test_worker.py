@@ -11,16 +11,16 @@ from torch import Tensor
 
 from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.base import Model
 from raygen.models.conditions import Conditions, Shapes
-from raygen.models.ldm import LDMSpec
-from raygen.models.schedule import NoiseSchedule, SamplerSpec, build_sampler
+from raygen.models.ldm import LDMConfig
+from raygen.models.schedule import NoiseSchedule, SamplerConfig, build_sampler
 from raygen.sampling import noise as sampling_noise
 from raygen.sampling import worker as sampling_worker
-from raygen.sampling.guidance import guide
+from raygen.sampling.guidance import build_guidance
 from raygen.sampling.noise import keyed_normal, noise_key
-from raygen.sampling.worker import SampleSpec, SampleWorker, denoise
+from raygen.sampling.worker import SampleConfig, SampleWorker, denoise
 from raygen.store.images import decode_image, encode_mask, picture
 from raygen.store.schemas import CONDITIONS, SAMPLES
 
@@ -37,9 +37,9 @@ BETAS = {
 
 def tiny(noise: NoiseSchedule = EPS, modalities: tuple[str, ...] = ("mask", "attributes")) -> Model:
     torch.manual_seed(0)
-    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
+    stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8)))
     stage.calibrate(torch.randn(32, 8, 4, 4) * 0.5)
-    spec = LDMSpec(
+    config = LDMConfig(
         modalities=modalities,  # type: ignore[arg-type]
         channels=(32, 32),
         attention=(False, True),
@@ -47,7 +47,7 @@ def tiny(noise: NoiseSchedule = EPS, modalities: tuple[str, ...] = ("mask", "att
         mask_channels=4,
         noise=noise,
     )
-    model = checkpoint.build(spec, stage, seed=1).eval()
+    model = checkpoint.build(config, stage, seed=1).eval()
     _wake(model)
     return model
 
@@ -121,9 +121,9 @@ def test_guidance_formulas() -> None:
     zt, t = torch.randn(2, *model.latent_shape), torch.tensor([500, 20])
     e = terms(model, conditions, zt, t)
     for w in (0.0, 1.0, 3.5):
-        found = guide(model, conditions, w)(model, zt, t)
+        found = build_guidance(model, conditions, w)(model, zt, t)
         torch.testing.assert_close(found, e["null"] + w * (e["all"] - e["null"]), atol=1e-5, rtol=1e-4)
-    found = guide(model, conditions, {"mask": 2.0, "attributes": 1.5})(model, zt, t)
+    found = build_guidance(model, conditions, {"mask": 2.0, "attributes": 1.5})(model, zt, t)
     expected = e["null"] + 2.0 * (e["mask"] - e["null"]) + 1.5 * (e["attributes"] - e["null"])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
@@ -131,22 +131,22 @@ def test_guidance_formulas() -> None:
 def test_terms_that_count_nothing_are_not_evaluated() -> None:
     model = tiny()
     conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
-    count = {str(g): len(guide(model, conditions, g).weights) for g in (1.0, 0.0, 2.0)}
+    count = {str(g): len(build_guidance(model, conditions, g).weights) for g in (1.0, 0.0, 2.0)}
     assert count == {"1.0": 1, "0.0": 1, "2.0": 2}
-    assert len(guide(model, conditions, {"mask": 1.0}).weights) == 1
-    assert len(guide(model, conditions, {"mask": 0.5, "attributes": 0.5}).weights) == 2
-    assert len(guide(model, conditions, {"mask": 2.0, "attributes": 2.0}).weights) == 3
-    assert guide(tiny(modalities=()), model.null(2).keep(()), 4.0).weights == (1.0,)
+    assert len(build_guidance(model, conditions, {"mask": 1.0}).weights) == 1
+    assert len(build_guidance(model, conditions, {"mask": 0.5, "attributes": 0.5}).weights) == 2
+    assert len(build_guidance(model, conditions, {"mask": 2.0, "attributes": 2.0}).weights) == 3
+    assert build_guidance(tiny(modalities=()), model.null(2).keep(()), 4.0).weights == (1.0,)
     with pytest.raises(ConfigError, match="text"):
-        guide(model, conditions, {"text": 2.0})
+        build_guidance(model, conditions, {"text": 2.0})
 
 
 @torch.no_grad()
 def test_guidance_interval_counts_its_steps() -> None:
     model = tiny()
     conditions, _ = Conditions.from_rows(rows(1), model.modalities, shapes=Shapes(16))
-    strong, plain = guide(model, conditions, 5.0), guide(model, conditions, 1.0)
-    sampler = SamplerSpec(name="ddim", steps=10)
+    strong, plain = build_guidance(model, conditions, 5.0), build_guidance(model, conditions, 1.0)
+    sampler = SamplerConfig(name="ddim", steps=10)
     zt = torch.randn(1, *model.latent_shape)
 
     def run(interval: tuple[float, float]) -> list[Tensor]:
@@ -179,8 +179,8 @@ def test_samplers_are_diffusers_own_loop(name: str, noise: NoiseSchedule) -> Non
     conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
     zt = torch.randn(2, *model.latent_shape)
     steps = 8 if name == "ddim" else 7  # diffusers' ddim is wrong where the number does not divide the schedule
-    sampler = SamplerSpec(name=name, steps=steps)  # type: ignore[arg-type]
-    *_, ours = denoise(model, guide(model, conditions, 1.0), zt, build_sampler(noise, sampler))
+    sampler = SamplerConfig(name=name, steps=steps)  # type: ignore[arg-type]
+    *_, ours = denoise(model, build_guidance(model, conditions, 1.0), zt, build_sampler(noise, sampler))
     oracle = ORACLES[name](
         {"prediction_type": noise.prediction_type, "rescale_betas_zero_snr": noise.rescale_betas_zero_snr}
     )
@@ -200,8 +200,8 @@ def test_ddpm_is_diffusers_own_loop_with_our_noise(monkeypatch: pytest.MonkeyPat
     conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
     zt = torch.randn(2, *model.latent_shape)
     noise = torch.randn(20, 2, *model.latent_shape)
-    guided = guide(model, conditions, 1.0)
-    scheduler = build_sampler(EPS, SamplerSpec(name="ddpm", steps=20))
+    guided = build_guidance(model, conditions, 1.0)
+    scheduler = build_sampler(EPS, SamplerConfig(name="ddpm", steps=20))
     *_, ours = denoise(model, guided, zt, scheduler, step_noise=lambda i: noise[i])
     oracle = DDPMScheduler(**BETAS, clip_sample=False)
     oracle.set_timesteps(20)
@@ -217,13 +217,13 @@ def test_ddpm_is_diffusers_own_loop_with_our_noise(monkeypatch: pytest.MonkeyPat
 
 
 def worker(model: Model, **fields: object) -> SampleWorker:
-    spec = {"checkpoint": "given", "batch": 8, "sampler": SamplerSpec(steps=4), "device": "cpu", **fields}
-    return SampleWorker(SampleSpec(**spec), model=model)  # type: ignore[arg-type]
+    config = {"checkpoint": "given", "batch": 8, "sampler": SamplerConfig(steps=4), "device": "cpu", **fields}
+    return SampleWorker(SampleConfig(**config), model=model)  # type: ignore[arg-type]
 
 
 def test_a_batch_is_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
-    sampler = SamplerSpec(name="ddim", steps=5, eta=1.0)
+    sampler = SamplerConfig(name="ddim", steps=5, eta=1.0)
     drawn: list[Tensor] = []
     real = sampling_worker.batch_noise
 
@@ -248,9 +248,9 @@ def test_a_batch_is_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_rows_carry_everything(tmp_path: Path) -> None:
     digest = checkpoint.save(tiny(), tmp_path / "m")
-    spec = SampleSpec(
+    config = SampleConfig(
         checkpoint=str(tmp_path / "m"),
-        sampler=SamplerSpec(name="dpmpp_2m", steps=3),
+        sampler=SamplerConfig(name="dpmpp_2m", steps=3),
         guidance={"mask": 1.5},
         attempt=2,
         batch=4,
@@ -258,7 +258,7 @@ def test_rows_carry_everything(tmp_path: Path) -> None:
         codec="png",
         device="cpu",
     )
-    table = SampleWorker(spec)(rows(3))["samples"]
+    table = SampleWorker(config)(rows(3))["samples"]
     assert table.schema.equals(SAMPLES)
     first = table.to_pylist()[0]
     assert {k: first[k] for k in ("sample_id", "attempt", "run_id", "checkpoint", "sampler", "steps")} == {

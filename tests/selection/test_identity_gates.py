@@ -14,26 +14,26 @@ from raygen.commands.registry import make
 from raygen.commands.verify import verify
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
-from raygen.evaluation.aggregate import MetricRows, Scored
-from raygen.evaluation.verification import VerificationSpec, histogram, verified
-from raygen.extractors.bundled import SmallEmbedder, SmallEmbedderSpec, save_small
+from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
+from raygen.evaluation.verification import VerificationConfig, histogram, verification_metrics
+from raygen.extractors.bundled import BundledEmbedder, BundledEmbedderConfig, save_bundled
 from raygen.report.build import build_report
-from raygen.report.pictures import crowd
+from raygen.report.pictures import identities_section
 from raygen.selection import centroids
-from raygen.selection.gates import Pool, ScoreGate
+from raygen.selection.gates import ScoreGate, ScorePool
 from raygen.selection.identity_gates import IdentityGate, LeakGate
-from raygen.selection.rounds import Rounds, counted
-from raygen.store.run_store import Store, open_input
+from raygen.selection.rounds import RetryState, accepted_rows
+from raygen.store.run_store import RunStore, open_input
 from tests.drawn import drawn, quiet
 from tests.selection.test_rounds import document
 
 
-def pool(vectors: dict[str, list[float]], people: dict[str, str] | None = None, real: dict | None = None) -> Pool:
+def pool(vectors: dict[str, list[float]], people: dict[str, str] | None = None, real: dict | None = None) -> ScorePool:
     """Embeddings by id; who somebody is stands before the dash unless it is said."""
     ids = tuple(sorted(vectors))
-    found = Scored(ids, np.array([vectors[one] for one in ids], np.float32))
+    found = ScoreMatrix(ids, np.array([vectors[one] for one in ids], np.float32))
     who = {one: one.partition("-")[0] for one in ids} if people is None else people
-    return Pool({"identity:x": found}, who, real or {})
+    return ScorePool({"identity:x": found}, who, real or {})
 
 
 def gate(**what: float) -> IdentityGate:
@@ -44,13 +44,13 @@ THREE = {"a-1": [1.0, 0.05, 0], "a-2": [1.0, 0.0, 0.1], "a-3": [1.0, 0.1, 0.0]}
 
 
 def test_a_picture_unlike_the_persons_others_is_refused() -> None:
-    found = gate(least=0.8).judge(pool({**THREE, "a-4": [0.0, 0.2, 1.0]}), Pool(), {})
+    found = gate(least=0.8).judge(pool({**THREE, "a-4": [0.0, 0.2, 1.0]}), ScorePool(), {})
     assert list(found) == ["a-4"]
     x = np.array([THREE[k] for k in THREE])
     centre = (x / np.linalg.norm(x, axis=1, keepdims=True)).sum(axis=0)
     own = np.array([0, 0.2, 1]) / np.linalg.norm([0, 0.2, 1]) @ centre / np.linalg.norm(centre)
     assert found["a-4"] == f"identity: {own:.3f} < 0.8 to the person's other pictures"
-    assert gate(least=0.8).judge(pool({"a-1": [1, 0, 0]}), Pool(), {}) == {}, "one picture is like itself"
+    assert gate(least=0.8).judge(pool({"a-1": [1, 0, 0]}), ScorePool(), {}) == {}, "one picture is like itself"
 
 
 def test_who_was_accepted_stays_and_counts() -> None:
@@ -62,33 +62,33 @@ def test_who_was_accepted_stays_and_counts() -> None:
 
 def test_of_twins_the_later_is_refused_and_a_refused_one_has_no_twin() -> None:
     same = {"a-1": [1.0, 0.0, 0.0], "a-2": [1.0, 0.001, 0.0], "a-3": [1.0, 0.5, 0.0], "b-1": [1.0, 0.0, 0.0]}
-    assert list(gate(twins=0.99).judge(pool(same), Pool(), {})) == ["a-2"], "another person's picture is no twin"
+    assert list(gate(twins=0.99).judge(pool(same), ScorePool(), {})) == ["a-2"], "another person's picture is no twin"
     chain = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.1, 0], "a-3": [1.0, 0.2, 0]}
-    assert list(gate(twins=0.99).judge(pool(chain), Pool(), {})) == ["a-2"], "a-3 is like a-2 alone, which is gone"
+    assert list(gate(twins=0.99).judge(pool(chain), ScorePool(), {})) == ["a-2"], "a-3 is like a-2 alone, which is gone"
     again = gate(twins=0.99).judge(pool({"a-9": [1.0, 0.0, 0.0]}), pool({"a-1": [1.0, 0.0, 0.0]}), {})
     assert list(again) == ["a-9"]
 
 
 def test_of_two_people_who_are_one_the_later_is_refused() -> None:
     one = {"a-1": [1.0, 0, 0], "a-2": [1, 0.1, 0], "b-1": [1, 0, 0.1]}
-    found = gate(others=0.9).judge(pool(one), Pool(), {})
+    found = gate(others=0.9).judge(pool(one), ScorePool(), {})
     assert list(found) == ["b-1"]
     assert found["b-1"].endswith("to a")
-    assert gate(others=0.9).judge(pool({"a-1": [1.0, 0, 0], "b-1": [0, 1.0, 0]}), Pool(), {}) == {}
+    assert gate(others=0.9).judge(pool({"a-1": [1.0, 0, 0], "b-1": [0, 1.0, 0]}), ScorePool(), {}) == {}
     more = {**one, "b-2": [1.0, 0.1, 0.1], "c-1": [1.0, 0, 0.5], "d-1": [1.0, 0, 0.9]}
-    assert sorted(gate(others=0.95).judge(pool(more), Pool(), {})) == ["b-1", "b-2", "d-1"]
-    found = gate(others=0.87).judge(pool(more), Pool(), {})
+    assert sorted(gate(others=0.95).judge(pool(more), ScorePool(), {})) == ["b-1", "b-2", "d-1"]
+    found = gate(others=0.87).judge(pool(more), ScorePool(), {})
     assert sorted(found) == ["b-1", "b-2", "c-1"], "c is refused for a, and so d, who is like c and unlike a, stays"
 
 
 def test_a_picture_of_somebody_who_comes_later_is_refused() -> None:
     two = {"a-1": [1.0, 0, 0], "a-2": [1, 0.1, 0], "b-1": [0, 1.0, 0], "b-2": [0, 1, 0.1]}
-    found = gate(others=0.9).judge(pool({**two, "a-3": [0, 1.0, 0]}), Pool(), {})
+    found = gate(others=0.9).judge(pool({**two, "a-3": [0, 1.0, 0]}), ScorePool(), {})
     assert list(found) == ["a-3"]
     assert found["a-3"].endswith("to b")
     assert list(gate(others=0.9).judge(pool({"a-9": [0, 1.0, 0]}), pool(two), {})) == ["a-9"], "tried again"
     ring = {"a-1": [1.0, 0, 0], "b-1": [1.0, 0.6, 0], "b-2": [1, -0.6, 0], "b-3": [1, 0, 0.6], "b-4": [1, 0, -0.6]}
-    assert gate(others=0.9).judge(pool(ring), Pool(), {}) == {}, "whole people who are one: the earlier name stays"
+    assert gate(others=0.9).judge(pool(ring), ScorePool(), {}) == {}, "whole people who are one: the earlier name stays"
 
 
 def test_whose_pictures_were_accepted_stays_whatever_the_name() -> None:
@@ -110,8 +110,8 @@ def test_the_order_of_rows_changes_nothing() -> None:
     who = dict(zip(ids, [one[:3] for one in ids], strict=True))
 
     def judged(order: np.ndarray, n: int) -> dict[str, str]:
-        parts = [Scored(tuple(ids[i] for i in some), x[some]) for some in (order[:n], order[n:])]
-        before, fresh = (Pool({"identity:x": part}, {one: who[one] for one in part.ids}) for part in parts)
+        parts = [ScoreMatrix(tuple(ids[i] for i in some), x[some]) for some in (order[:n], order[n:])]
+        before, fresh = (ScorePool({"identity:x": part}, {one: who[one] for one in part.ids}) for part in parts)
         return rule.judge(fresh, before, {})
 
     straight = judged(np.arange(240), 0)
@@ -146,10 +146,10 @@ def test_people_are_compared_as_one_would_by_hand(monkeypatch: pytest.MonkeyPatc
     people = {f"p{i:02d}": units[3 * i : 3 * i + 3] for i in range(50)}
     made = pool({f"{name}-{i}": list(x) for name, rows in people.items() for i, x in enumerate(rows)})
     for limit in (0.7, 0.9, 0.97):
-        assert gate(others=limit).judge(made, Pool(), {}).keys() == by_hand(people, limit)
+        assert gate(others=limit).judge(made, ScorePool(), {}).keys() == by_hand(people, limit)
     with monkeypatch.context() as small:
         small.setattr(centroids, "CELLS", 60)
-        assert gate(others=0.9).judge(made, Pool(), {}).keys() == by_hand(people, 0.9), "a row at a time"
+        assert gate(others=0.9).judge(made, ScorePool(), {}).keys() == by_hand(people, 0.9), "a row at a time"
 
 
 def test_how_many_are_like_a_stranger_by_chance_does_not_grow_with_the_people() -> None:
@@ -163,13 +163,13 @@ def test_how_many_are_like_a_stranger_by_chance_does_not_grow_with_the_people() 
         limits = rule.limits(made)
         most.append(limits["others"])
         # Each picture is its person's centre, so of two who are alike the later is refused: half of `far`.
-        shares.append(len(rule.judge(made, Pool(), limits)) / n)
+        shares.append(len(rule.judge(made, ScorePool(), limits)) / n)
     x = np.array(faces[:600])
     pairs = (x @ x.T)[np.triu_indices(600, 1)]
     assert [np.mean(pairs > m) for m in most] == pytest.approx([0.1 / 49, 0.1 / 199, 0.1 / 599], rel=0.25)
     assert most == sorted(most)
     assert all(0.01 < share <= 0.1 for share in shares)
-    fixed = gate(others=most[0]).judge(made, Pool(), {})
+    fixed = gate(others=most[0]).judge(made, ScorePool(), {})
     assert len(fixed) / 600 > 0.25, "one limit for all numbers of people refuses more of more"
     nobody = pool({"a-1": [1.0] * 8}, real={("faces", None): pool({"r-1": [1.0] * 8})})
     with pytest.raises(ConfigError, match="two people"):
@@ -178,9 +178,14 @@ def test_how_many_are_like_a_stranger_by_chance_does_not_grow_with_the_people() 
 
 @pytest.mark.parametrize(
     "what",
-    [{"far": 0.1}, {"faces": "x"}, {"faces": "x", "least": 0.1}, {"far": 0.1, "faces": "x", "others": 0.9},
-     {"split": "train", "twins": 0.9}],
-)  # fmt: skip
+    [
+        {"far": 0.1},
+        {"faces": "x"},
+        {"faces": "x", "least": 0.1},
+        {"far": 0.1, "faces": "x", "others": 0.9},
+        {"split": "train", "twins": 0.9},
+    ],
+)
 def test_far_belongs_to_faces(what: dict) -> None:
     with pytest.raises(ConfigError):
         gate(**what)
@@ -188,14 +193,17 @@ def test_far_belongs_to_faces(what: dict) -> None:
 
 
 def test_rows_without_a_name_are_not_judged() -> None:
-    assert gate(least=0.9, twins=0.9).judge(pool({"a-1": [1.0, 0, 0], "a-2": [1.0, 0, 0]}, people={}), Pool(), {}) == {}
+    assert (
+        gate(least=0.9, twins=0.9).judge(pool({"a-1": [1.0, 0, 0], "a-2": [1.0, 0, 0]}, people={}), ScorePool(), {})
+        == {}
+    )
 
 
 def test_a_real_face_is_not_shown() -> None:
     real = {("faces", None): pool({"r-1": [1.0, 0, 0], "r-2": [0.9, 0.5, 0], "s-1": [0, 0, 1.0]})}
     made = pool({"a-1": [0.99, 0.01, 0], "b-1": [0, 1.0, 0]}, real=real)
     rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "most": 0.9}, "gate")
-    found = rule.judge(made, Pool(), rule.limits(made))
+    found = rule.judge(made, ScorePool(), rule.limits(made))
     assert list(found) == ["a-1"]
     assert "to the real r-1" in found["a-1"]
     assert rule.values(made)["b-1"] == pytest.approx(-0.5 / np.hypot(0.9, 0.5))
@@ -206,7 +214,7 @@ def test_gates_over_two_parts_of_the_same_faces_are_two_gates() -> None:
     made = pool({"a-1": [1.0, 0, 0], "b-1": [0, 1.0, 0]}, real={("faces", "train"): train, ("faces", "test"): test})
     for split, refused in (("train", "a-1"), ("test", "b-1")):
         rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "split": split, "most": 0.9}, "gate")
-        assert list(rule.judge(made, Pool(), rule.limits(made))) == [refused]
+        assert list(rule.judge(made, ScorePool(), rule.limits(made))) == [refused]
 
 
 def test_the_limit_can_be_how_alike_real_people_are() -> None:
@@ -233,11 +241,11 @@ def test_a_gate_without_a_rule_is_an_error(what: dict) -> None:
 # --- several gates and rounds -------------------------------------------------------------------------------
 
 
-def with_ssim(vectors: dict[str, list[float]], ssim: dict[str, float], real: dict | None = None) -> Pool:
+def with_ssim(vectors: dict[str, list[float]], ssim: dict[str, float], real: dict | None = None) -> ScorePool:
     """Embeddings, and a number of each picture."""
     found = pool(vectors, real=real)
     ids = tuple(sorted(ssim))
-    found.scores["ssim:x"] = Scored(ids, np.array([[ssim[one]] for one in ids], np.float32))
+    found.scores["ssim:x"] = ScoreMatrix(ids, np.array([[ssim[one]] for one in ids], np.float32))
     found.people.update({one: one.partition("-")[0] for one in ids})
     return found
 
@@ -247,20 +255,24 @@ REAL = {("faces", None): pool({"r-1": [0, 0, 1.0]})}
 LEAK = parse(LeakGate, {"kind": "leak", "faces": "faces", "most": 0.9}, "gate")
 
 
-def reasons(rounds: Rounds) -> dict[str, list[str | None]]:
+def reasons(rounds: RetryState) -> dict[str, list[str | None]]:
     return {one: [t.reason for t in tries] for one, tries in rounds.tries.items()}
 
 
-def chosen(rounds: Rounds) -> list[str]:
-    return [one for one, tries in rounds.tries.items() if counted(tries) is not None]
+def chosen(rounds: RetryState) -> list[str]:
+    return [one for one, tries in rounds.tries.items() if accepted_rows(tries) is not None]
 
 
 def test_the_best_is_nobody_real_and_nobody_else_and_no_twin() -> None:
-    rounds = Rounds([SSIM, gate(others=0.9, twins=0.99), LEAK], "best")
+    rounds = RetryState([SSIM, gate(others=0.9, twins=0.99), LEAK], "best")
     made = {
-        "a-1": [1.0, 0, 0], "a-2": [1.0, 0.01, 0], "a-3": [0, 0.01, 1.0], "a-4": [0.8, 0.6, 0],
-        "b-1": [0, 1.0, 0], "b-2": [0.99, 0.1, 0],
-    }  # fmt: skip
+        "a-1": [1.0, 0, 0],
+        "a-2": [1.0, 0.01, 0],
+        "a-3": [0, 0.01, 1.0],
+        "a-4": [0.8, 0.6, 0],
+        "b-1": [0, 1.0, 0],
+        "b-2": [0.99, 0.1, 0],
+    }
     good = dict.fromkeys(made, 0.9) | {"a-4": 0.4}
     assert rounds.judge(0, sorted(made), with_ssim(made, good, REAL), {}) == ["a-2", "a-3", "a-4", "b-2"]
     rounds.settle()
@@ -273,7 +285,7 @@ def test_the_best_is_nobody_real_and_nobody_else_and_no_twin() -> None:
 
 
 def test_the_best_is_compared_with_others_before_it_counts() -> None:
-    rounds = Rounds([SSIM, gate(twins=0.99), LEAK], "best")
+    rounds = RetryState([SSIM, gate(twins=0.99), LEAK], "best")
     first = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.01, 0], "a-3": [0, 0, 1.0]}
     assert rounds.judge(0, sorted(first), with_ssim(first, {"a-1": 0.9, "a-2": 0.4, "a-3": 0.4}, REAL), {})
     again = {"a-2": [0.5, 1.0, 0], "a-3": [0, 0, 1.0]}
@@ -287,7 +299,7 @@ def test_the_best_is_compared_with_others_before_it_counts() -> None:
 
 
 def test_of_two_that_might_be_the_best_one_is_enough() -> None:
-    rounds = Rounds([SSIM, gate(twins=0.99)], "best")
+    rounds = RetryState([SSIM, gate(twins=0.99)], "best")
     made = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0, 0]}
     rounds.judge(0, sorted(made), with_ssim(made, {"a-1": 0.1, "a-2": 0.4}), {})
     rounds.settle()
@@ -299,7 +311,7 @@ def test_what_was_not_measured_does_not_pass(otherwise: str) -> None:
     made = {"a-1": [1.0, 0, 0], "a-3": [1.0, 0.2, 0]}
     ssim = {"a-1": 0.9, "a-2": 0.9}
     for rules, of in (([SSIM, LEAK], "leak"), ([SSIM, gate(twins=0.99)], "identity")):
-        rounds = Rounds(rules, otherwise)
+        rounds = RetryState(rules, otherwise)
         found = rounds.judge(0, ["a-1", "a-2", "a-3", "a-4"], with_ssim(made, ssim, REAL), {"a-4": "no mask"})
         assert found == ["a-2", "a-3", "a-4"]
         said = {"a-1": [None], "a-2": [f"not measured: {of}"], "a-3": ["not measured: ssim"], "a-4": ["no mask"]}
@@ -310,33 +322,37 @@ def test_what_was_not_measured_does_not_pass(otherwise: str) -> None:
 
 
 def test_who_is_refused_spoils_nobody() -> None:
-    rounds = Rounds([gate(twins=0.99), SSIM])
+    rounds = RetryState([gate(twins=0.99), SSIM])
     twins = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.01, 0]}
     assert rounds.judge(0, sorted(twins), with_ssim(twins, {"a-1": 0.1, "a-2": 0.9}), {}) == ["a-1"]
     assert reasons(rounds)["a-2"] == [None], "its twin is gone"
-    rounds = Rounds([gate(least=0.9), SSIM])
+    rounds = RetryState([gate(least=0.9), SSIM])
     made = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.05, 0], "a-3": [0, 0, 1.0]}
     assert rounds.judge(0, sorted(made), with_ssim(made, {"a-1": 0.9, "a-2": 0.9, "a-3": 0.1}), {}) == ["a-3"]
     assert "least" not in str(reasons(rounds)), "what is refused is not in the middle of the others"
     far = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.1, 0], "a-3": [1.0, -0.1, 0], "a-4": [-1.0, 3.0, 0], "b-1": [0.7, 0.7, 0]}
-    assert list(gate(least=0.3, others=0.9).judge(pool(far), Pool(), {})) == ["a-4"], "nor in the centre for others"
+    assert list(gate(least=0.3, others=0.9).judge(pool(far), ScorePool(), {})) == ["a-4"], (
+        "nor in the centre for others"
+    )
 
 
 # --- verification -------------------------------------------------------------------------------------------
 
 
-def faces(n: int = 20, each: int = 4) -> tuple[Scored, dict[str, str]]:
+def faces(n: int = 20, each: int = 4) -> tuple[ScoreMatrix, dict[str, str]]:
     random = np.random.default_rng(2)
     centers = random.normal(size=(n, 8))
     ids = [f"p{i:03d}-{j}" for i in range(n) for j in range(each)]
     vectors = np.repeat(centers, each, axis=0) + 0.6 * random.normal(size=(n * each, 8))
-    return Scored(tuple(ids), vectors.astype(np.float32)), {one: one[:4] for one in ids}
+    return ScoreMatrix(tuple(ids), vectors.astype(np.float32)), {one: one[:4] for one in ids}
 
 
 def test_numbers_of_verification_carry_how_they_were_made() -> None:
     scored, people = faces()
     rows = MetricRows("run", None)
-    found = verified(VerificationSpec(far=(0.01,)), "all", "identity:x", scored, people, {"network": "x"}, rows)
+    found = verification_metrics(
+        VerificationConfig(far=(0.01,)), "all", "identity:x", scored, people, {"network": "x"}, rows
+    )
     by = {row["metric"]: row for row in rows.rows}
     assert by.keys() == {"eer:x", "tar@0.01:x", "cosine_genuine:x", "cosine_impostor:x"}
     assert by["cosine_genuine:x"]["value"] > by["cosine_impostor:x"]["value"]
@@ -346,10 +362,12 @@ def test_numbers_of_verification_carry_how_they_were_made() -> None:
     drawn = histogram(found)
     assert sum(drawn["genuine"]) == pytest.approx(1, abs=1e-4)
     part = MetricRows("run", None)
-    verified(VerificationSpec(most=20), "all", "identity:x", scored, people, {}, part)
+    verification_metrics(VerificationConfig(most=20), "all", "identity:x", scored, people, {}, part)
     assert json.loads(part.rows[0]["protocol"])["people"] == 5, "whole people, at even distances"
     with pytest.raises(InputError, match="two people"):
-        verified(VerificationSpec(), "all", "identity:x", scored, {one: one for one in scored.ids}, {}, rows)
+        verification_metrics(
+            VerificationConfig(), "all", "identity:x", scored, {one: one for one in scored.ids}, {}, rows
+        )
 
 
 # --- through the jobs ---------------------------------------------------------------------------------------
@@ -359,7 +377,7 @@ def test_numbers_of_verification_carry_how_they_were_made() -> None:
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A network with random weights: it tells nobody apart, and that is enough here."""
     folder = tmp_path_factory.mktemp("embedder")
-    save_small(SmallEmbedder(SmallEmbedderSpec(channels=(8, 8), width=16)), folder, weights="float32", extra={})
+    save_bundled(BundledEmbedder(BundledEmbedderConfig(channels=(8, 8), width=16)), folder, weights="float32", extra={})
     return str(folder)
 
 
@@ -375,7 +393,7 @@ def test_an_evaluation_of_faces_says_how_well_people_are_told_apart(world: Path,
         "reference": f"{world}/faces",
         "score": {"parser": None, "features": None, "classifier": None, "identity": identity},
         "verification": {"far": [0.1], "pairs": 8, "folds": 2},
-    }  # fmt: skip
+    }
     make({"kind": "evaluate", "what": what, "out": f"{world}/judged"}).run(quiet)
     rows = {(r["metric"], r["slice"]): r for r in json.loads((world / "judged/metrics/metrics.json").read_text())}
     found = rows["eer:raygen-identity", "reference"]
@@ -388,7 +406,7 @@ def test_an_evaluation_of_faces_says_how_well_people_are_told_apart(world: Path,
     accuracy = rows["verification_accuracy:raygen-identity", "reference"]
     assert accuracy["n"] == 8
     assert 0 <= accuracy["ci_low"] <= accuracy["value"] <= accuracy["ci_high"] <= 100
-    ids = set(Store(f"{world}/faces").tables("faces").__next__()["face_id"].to_pylist())
+    ids = set(RunStore(f"{world}/faces").tables("faces").__next__()["face_id"].to_pylist())
     with (world / "judged/metrics/pairs.csv").open(newline="") as file:
         listed = list(csv.DictReader(file))
     assert {row[name] for row in listed for name in ("sample_id_1", "sample_id_2")} <= ids
@@ -420,7 +438,7 @@ def test_verification_without_an_embedder_is_an_error(world: Path) -> None:
 
 
 def test_a_report_shows_people_with_their_pictures(world: Path) -> None:
-    shown = crowd(Store(f"{world}/faces").slices("faces"), "face_id")
+    shown = identities_section(RunStore(f"{world}/faces").slices("faces"), "face_id")
     assert len(shown) == len({name for name, _ in shown}) == 6
     assert all(len(pairs) == 3 and all(pair.id.startswith(name) for pair in pairs) for name, pairs in shown)
     page = Path(build_report(str(world), f"{world}/page.html", faces=f"{world}/faces")).read_text()
@@ -439,7 +457,7 @@ def of_faces(world: Path, embedder: str, out: str, *gates: dict, **what: object)
 
 def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: str) -> None:
     make(of_faces(world, embedder, "gated", {"kind": "identity", "least": -1})).run(quiet)
-    [scores] = [Store(str(p)) for p in (world / "gated/real").glob("*/scores/reference")]
+    [scores] = [RunStore(str(p)) for p in (world / "gated/real").glob("*/scores/reference")]
     found = {r["sample_id"]: np.array(r["vector"]) for t in scores.tables("scores") for r in t.to_pylist()}
     units = {one: x / np.linalg.norm(x) for one, x in found.items()}
     rows = pa.concat_tables(open_input(f"{world}/faces")[0].tables("faces")).to_pylist()
@@ -492,7 +510,7 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
 def test_how_alike_strangers_are_is_measured_on_the_faces_that_a_gate_names(world: Path, embedder: str) -> None:
     rule = {"kind": "identity", "far": 0.5, "faces": f"{world}/faces"}
     facts = make(of_faces(world, embedder, "chance", rule)).run(quiet).facts
-    [scores] = [Store(str(p)) for p in (world / "chance/real").glob("*/scores/reference")]
+    [scores] = [RunStore(str(p)) for p in (world / "chance/real").glob("*/scores/reference")]
     found = {r["sample_id"]: r["vector"] for t in scores.tables("scores") for r in t.to_pylist()}
     rows = pa.concat_tables(open_input(f"{world}/faces")[0].tables("faces")).to_pylist()
     who = {row["face_id"]: row["identity_id"] for row in rows}

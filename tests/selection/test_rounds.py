@@ -19,19 +19,19 @@ from raygen.commands.verify import verify
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX
-from raygen.evaluation.aggregate import Scored
+from raygen.evaluation.aggregate import ScoreMatrix
 from raygen.metrics.mask_rarity import SIDE, Frequencies, small
 from raygen.report.build import build_report
-from raygen.selection.gates import Pool, ScoreGate
-from raygen.selection.rounds import Rounds, counted
+from raygen.selection.gates import ScoreGate, ScorePool
+from raygen.selection.rounds import RetryState, accepted_rows
 from raygen.store.parquet import from_parquet
-from raygen.store.run_store import Store, open_input
+from raygen.store.run_store import RunStore, open_input
 from tests.drawn import drawn, quiet
 
 
-def scored(values: dict[str, float], kind: str = "ssim:x") -> Pool:
+def scored(values: dict[str, float], kind: str = "ssim:x") -> ScorePool:
     ids = tuple(values)
-    return Pool({kind: Scored(ids, np.array([[values[one]] for one in ids], np.float32))})
+    return ScorePool({kind: ScoreMatrix(ids, np.array([[values[one]] for one in ids], np.float32))})
 
 
 def gate(**what: object) -> ScoreGate:
@@ -45,25 +45,29 @@ def test_the_worst_share_is_that_of_the_first_attempt() -> None:
     first = scored({f"s{i:02d}": i / 20 for i in range(20)})
     rule = gate(worst=0.25)
     limits = rule.limits(first)
-    assert sorted(rule.judge(first, Pool(), limits)) == ["s00", "s01", "s02", "s03", "s04"]
+    assert sorted(rule.judge(first, ScorePool(), limits)) == ["s00", "s01", "s02", "s03", "s04"]
     later = scored({"a": 0.24, "b": 0.25, "c": 0.9})
-    assert list(rule.judge(later, Pool(), limits)) == ["a"], "as bad as the worst of the first attempt, and no other"
-    assert rule.judge(first, Pool(), gate(worst=0.01).limits(first)) == {}, "a share that is no picture refuses none"
+    assert list(rule.judge(later, ScorePool(), limits)) == ["a"], (
+        "as bad as the worst of the first attempt, and no other"
+    )
+    assert rule.judge(first, ScorePool(), gate(worst=0.01).limits(first)) == {}, (
+        "a share that is no picture refuses none"
+    )
 
 
 def test_a_picture_without_the_number_is_not_refused_for_it() -> None:
     vectors = np.zeros((2, 57), np.float32)
     hair = CLASS_INDEX["hair"]
     vectors[0, [hair, 19 + hair, 38 + hair]] = 5, 10, 5  # IoU 0.5
-    pool = Pool({"segmentation:p": Scored(("has", "none"), vectors)})
+    pool = ScorePool({"segmentation:p": ScoreMatrix(("has", "none"), vectors)})
     rule = gate(metric="miou", of=["hair"], least=0.6)
-    assert rule.judge(pool, Pool(), rule.limits(pool)) == {"has": "miou of hair 0.500 < 0.600"}
+    assert rule.judge(pool, ScorePool(), rule.limits(pool)) == {"has": "miou of hair 0.500 < 0.600"}
 
 
 def test_attributes_count_what_was_asked_for() -> None:
     codes = np.zeros((1, 40), np.float32)
     codes[0, [ATTRIBUTES.index(n) for n in ("Male", "Smiling", "Eyeglasses")]] = 4, 2, 1  # right, wrong, right
-    pool = Pool({"attributes:c": Scored(("one",), codes)})
+    pool = ScorePool({"attributes:c": ScoreMatrix(("one",), codes)})
     assert gate(metric="attributes", least=0.5).values(pool) == {"one": pytest.approx(2 / 3)}
     assert gate(metric="attributes", least=0.5, of=["Smiling"]).values(pool) == {"one": 0.0}
     assert gate(metric="attributes", least=0.5, of=["Bald"]).values(pool) == {}
@@ -96,14 +100,16 @@ def test_a_mask_unlike_the_others_is_rare() -> None:
 
 
 def test_rounds_try_again_only_what_was_refused_and_the_best_may_count() -> None:
-    rounds = Rounds([gate(least=0.5)], "best")
+    rounds = RetryState([gate(least=0.5)], "best")
     assert rounds.judge(0, ["a", "b", "c", "d"], scored({"a": 0.9, "b": 0.4, "c": 0.1}), {"d": "mask: bad"}) == [
-        "b", "c", "d",
-    ]  # fmt: skip
+        "b",
+        "c",
+        "d",
+    ]
     assert rounds.judge(1, ["b", "c", "d"], scored({"b": 0.6, "c": 0.3}), {"d": "mask: bad"}) == ["c", "d"]
     assert rounds.judge(2, ["c", "d"], scored({"c": 0.2}), {"d": "mask: bad"}) == ["c", "d"]
     rounds.settle()
-    chosen = {one: counted(tries) for one, tries in rounds.tries.items()}
+    chosen = {one: accepted_rows(tries) for one, tries in rounds.tries.items()}
     assert (chosen["a"].attempt, chosen["b"].attempt, chosen["c"].attempt) == (0, 1, 1)
     assert chosen["c"].reason == "best of 3: ssim 0.300 < 0.500"
     assert chosen["d"] is None, "it never had a picture"
@@ -125,13 +131,20 @@ def document(root: Path, out: str, **what: object) -> dict:
         "kind": "select",
         "what": {
             "generate": {
-                "conditions": f"{root}/rows", "checkpoint": "bundled", "sampler": {"name": "unipc", "steps": 2},
-                "batch": 4, "shard_rows": 8, "seed": 5, "score": {"classifier": None},
+                "conditions": f"{root}/rows",
+                "checkpoint": "bundled",
+                "sampler": {"name": "unipc", "steps": 2},
+                "batch": 4,
+                "shard_rows": 8,
+                "seed": 5,
+                "score": {"classifier": None},
             },
-            "gates": [{"kind": "score", "metric": "miou", "worst": 0.25}], "rounds": 2, **what,
+            "gates": [{"kind": "score", "metric": "miou", "worst": 0.25}],
+            "rounds": 2,
+            **what,
         },
         "out": f"{root}/{out}",
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +160,7 @@ def tables(folder: Path, table: str) -> pa.Table:
 
 
 def test_what_counts_is_a_run_with_every_planned_row_once(world: Path, chosen: Path) -> None:
-    assert verify(Store(f"{chosen}/selected")).ok
+    assert verify(RunStore(f"{chosen}/selected")).ok
     rows, first = tables(chosen / "selected", "samples"), tables(chosen / "samples", "samples")
     assert rows["sample_id"].to_pylist() == first["sample_id"].to_pylist()
     tries = tables(chosen / "selected", "selection").to_pylist()
@@ -161,7 +174,7 @@ def test_what_counts_is_a_run_with_every_planned_row_once(world: Path, chosen: P
             continue
         assert (row["attempt"], row["error"]) == (of[one]["attempt"], None)
         assert (row["image_sha256"] == shas[one]) == (row["attempt"] == 0), "another try has other noise"
-    again = pa.concat_tables(Store(f"{chosen}/rerolls", 1).tables("samples"))
+    again = pa.concat_tables(RunStore(f"{chosen}/rerolls", 1).tables("samples"))
     assert sorted(again["sample_id"].to_pylist()) == sorted(
         r["sample_id"] for r in tries if not r["attempt"] and not r["accepted"]
     )
@@ -170,8 +183,8 @@ def test_what_counts_is_a_run_with_every_planned_row_once(world: Path, chosen: P
 
 
 def test_the_selection_says_how_its_pictures_were_made_and_planned(world: Path, chosen: Path) -> None:
-    what = Store(f"{chosen}/selected").plan().what
-    first = Store(f"{chosen}/samples").plan().what
+    what = RunStore(f"{chosen}/selected").plan().what
+    first = RunStore(f"{chosen}/samples").plan().what
     assert what["generate"]["seed"] == 5
     assert what["generate"]["sampler"]["steps"] == 2
     assert what["generate"]["checkpoint"] == first["checkpoint"]
@@ -196,9 +209,9 @@ def test_the_selection_says_how_its_pictures_were_made_and_planned(world: Path, 
 def test_scores_go_with_the_pictures_that_count(chosen: Path) -> None:
     rows, scores = tables(chosen / "selected", "samples"), tables(chosen / "selected", "scores")
     there = rows.filter(rows["image_sha256"].is_valid())
-    counted = dict(zip(there["sample_id"].to_pylist(), there["attempt"].to_pylist(), strict=True))
+    accepted_rows = dict(zip(there["sample_id"].to_pylist(), there["attempt"].to_pylist(), strict=True))
     parsed = scores.filter(pc.starts_with(scores["metric"], "segmentation:"))
-    assert dict(zip(parsed["sample_id"].to_pylist(), parsed["attempt"].to_pylist(), strict=True)) == counted
+    assert dict(zip(parsed["sample_id"].to_pylist(), parsed["attempt"].to_pylist(), strict=True)) == accepted_rows
 
 
 def test_kinds_of_failure_are_in_the_table_and_in_the_report(chosen: Path) -> None:
@@ -251,7 +264,7 @@ def test_a_killed_selection_ends_as_an_undisturbed_one(world: Path, chosen: Path
         process.send_signal(signal.SIGKILL)
         process.wait()
     make(job).run(quiet)
-    one, other = (Store(f"{world}/{name}/selected").manifest()["set_digest"] for name in ("killed", "chosen"))
+    one, other = (RunStore(f"{world}/{name}/selected").manifest()["set_digest"] for name in ("killed", "chosen"))
     assert one == other
 
 

@@ -15,13 +15,23 @@ from raygen.store.filenames import portable_ids
         (["\uff21nna", "anna"], "would be one file"),
         (["Stra\u00dfe", "STRASSE"], "would be one file"),
         (["\ufb01n", "fin"], "would be one file"),
-        (["nul"], "device"), (["Com1.jpg"], "device"), (["COM\u00b9"], "device"), (["aux .x"], "device"),
-        (["a."], "dot"), ([".."], "dot"), ([" a"], "space"), ([""], "empty"),
-        (["a/b"], "holds '/'"), (["a\\b"], "holds"), (["a\uff0fb"], "holds '/'"), (["a:b"], "holds"),
+        (["nul"], "device"),
+        (["Com1.jpg"], "device"),
+        (["COM\u00b9"], "device"),
+        (["aux .x"], "device"),
+        (["a."], "dot"),
+        ([".."], "dot"),
+        ([" a"], "space"),
+        ([""], "empty"),
+        (["a/b"], "holds '/'"),
+        (["a\\b"], "holds"),
+        (["a\uff0fb"], "holds '/'"),
+        (["a:b"], "holds"),
         (["a\0"], "holds"),
-        (["a\u200db"], "holds"), (["x" * 256], "256 bytes"),
+        (["a\u200db"], "holds"),
+        (["x" * 256], "256 bytes"),
     ],
-)  # fmt: skip
+)
 def test_ids_that_are_no_files_of_their_own(names: list[str], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         portable_ids(names)

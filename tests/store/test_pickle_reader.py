@@ -60,9 +60,14 @@ def _tensor(shape: str, stride: str, elements: int = 2, key: bytes = b"0") -> by
     name = b"X" + struct.pack("<I", len(key)) + key
     return (
         b"\x80\x02}X\x01\x00\x00\x00actorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
-        + name + b"X\x03\x00\x00\x00cpuJ" + struct.pack("<i", elements) + b"tQK\x00"
-        + shape.encode("latin1") + stride.encode("latin1") + b"\x89}tRs."
-    )  # fmt: skip
+        + name
+        + b"X\x03\x00\x00\x00cpuJ"
+        + struct.pack("<i", elements)
+        + b"tQK\x00"
+        + shape.encode("latin1")
+        + stride.encode("latin1")
+        + b"\x89}tRs."
+    )
 
 
 def _safetensors(header: dict[str, Any] | bytes, data: bytes = b"", length: int | None = None) -> Callable[[Path], Any]:
@@ -76,7 +81,9 @@ EVIL: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     # name -> (suffix, reason, how it is written)
     "reduce": (".ckpt", "unsafe", lambda path: _torch(Reduced(), path)),
     "reduce in the older format": (
-        ".ckpt", "unsafe", lambda path: torch.save({"a": Reduced()}, path, _use_new_zipfile_serialization=False)
+        ".ckpt",
+        "unsafe",
+        lambda path: torch.save({"a": Reduced()}, path, _use_new_zipfile_serialization=False),
     ),
     "bare pickle": (".pkl", "unsafe", _pickle(pickle.dumps({"w": Reduced()}))),
     "global": (".pth", "unsafe", _in_zip(b"\x80\x02}X\x01\x00\x00\x00acbuiltins\neval\ns.")),
@@ -95,22 +102,25 @@ EVIL: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "storage larger than its record": (".pth", "weights", _in_zip(_tensor("K\x02\x85", "K\x01\x85", elements=1 << 30))),
     "storage that is not there": (".pth", "weights", _in_zip(_tensor("K\x02\x85", "K\x01\x85", key=b"../x"))),
     "compressed": (
-        ".pth", "weights",
+        ".pth",
+        "weights",
         _in_zip(_tensor("K\x02\x85", "K\x01\x85"), compress=zipfile.ZIP_DEFLATED, storage=b"\0" * (1 << 20)),
     ),
     "deep key": (".pkl", "weights", _pickle(b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.")),
     "endless text": (".pkl", "weights", _pickle(b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f")),
     "huge header": (".safetensors", "weights", _safetensors(b"{}", length=1 << 60)),
     "header of a shape without data": (
-        ".safetensors", "weights",
+        ".safetensors",
+        "weights",
         _safetensors({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}),
     ),
     "header whose shape does not fit": (
-        ".safetensors", "weights",
+        ".safetensors",
+        "weights",
         _safetensors({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 8]}}, b"\0" * 8),
     ),
     "header that is no JSON": (".safetensors", "weights", _safetensors(b"{" * 100_000)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", EVIL)
@@ -135,9 +145,13 @@ def test_the_names_in_a_file_are_never_imported(tmp_path: Path) -> None:
     _in_zip(pickled + whole[whole.index(b"ctorch._utils") : -2] + b"u.")(tmp_path / "m.ckpt")
     script = "from raygen.store.weight_file import open_weights\nprint(sorted(open_weights('m.ckpt').tensors))"
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True,
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"},
-    )  # fmt: skip
+    )
     assert run.stdout.strip() == "['w']"
     assert not (tmp_path / MARK).exists()
 
@@ -148,19 +162,29 @@ def test_the_names_in_a_file_are_never_imported(tmp_path: Path) -> None:
 def _state() -> dict[str, Tensor]:
     shared = torch.randn(4, 6)
     return OrderedDict(
-        a=torch.randn(3, 4), turned=shared.t(), part=shared[1:3, ::2], one=torch.tensor(3.5), none=torch.zeros(0, 3),
-        half=torch.randn(5).half(), brain=torch.randn(5).bfloat16(), whole=torch.arange(7), bits=torch.tensor([True]),
+        a=torch.randn(3, 4),
+        turned=shared.t(),
+        part=shared[1:3, ::2],
+        one=torch.tensor(3.5),
+        none=torch.zeros(0, 3),
+        half=torch.randn(5).half(),
+        brain=torch.randn(5).bfloat16(),
+        whole=torch.arange(7),
+        bits=torch.tensor([True]),
         parameter=torch.nn.Parameter(torch.randn(2)),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_both_formats_of_torch_are_read_to_the_last_bit(zipped: bool, tmp_path: Path) -> None:
     state = _state()
     document = {
-        "state_dict": state, "epoch": 4, "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(9)}}}],
-        "lr_schedulers": [], "pytorch-lightning_version": "1.4.2",
-    }  # fmt: skip
+        "state_dict": state,
+        "epoch": 4,
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(9)}}}],
+        "lr_schedulers": [],
+        "pytorch-lightning_version": "1.4.2",
+    }
     torch.save(document, tmp_path / "m.ckpt", _use_new_zipfile_serialization=zipped)
     file = open_weights(tmp_path / "m.ckpt")
     assert set(file.tensors) == set(state)
@@ -221,8 +245,10 @@ def test_pickles_of_python_2_are_read(tmp_path: Path) -> None:
     data = (
         b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x03\x85"
         b"cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U"
-        + bytes([len(raw)]) + raw + b"tbs."
-    )  # fmt: skip
+        + bytes([len(raw)])
+        + raw
+        + b"tbs."
+    )
     (tmp_path / "w.pkl").write_bytes(data)
     assert open_weights(tmp_path / "w.pkl").tensors["w"].read().tolist() == [0, 1, 2]
 
@@ -254,9 +280,12 @@ total = sum(float(view.sum()) for view in views)
 print(anonymous() - before)
 """
     run = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "large.ckpt")], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", script, str(tmp_path / "large.ckpt")],
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+    )
     assert int(run.stdout) < 40_000, "kilobytes"
 
 
@@ -275,7 +304,7 @@ GREEDY = {
     ),
     "nothing but opcodes": b"\x80\x02" + b"N0" * 50_001,
     "a shape of nothing that is huge": _tensor("K\x00J\xff\xff\xff\x7fJ\xff\xff\xff\x7f\x87", "K\x01K\x01K\x01\x87"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GREEDY)

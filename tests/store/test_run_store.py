@@ -9,25 +9,26 @@ import pyarrow as pa
 import pytest
 
 from raygen.commands.verify import verify
-from raygen.core.config import Where
+from raygen.core.config import Resources
 from raygen.core.errors import ConfigError, IntegrityError
 from raygen.execution.executor import execute, local_runner
-from raygen.store.filesystem import Storage
+from raygen.store.filesystem import FileStore
 from raygen.store.parquet import RANGE, Slice, read_slice, to_parquet
-from raygen.store.run_store import Plan, SetDigest, Shard, Store, cut, open_input
+from raygen.store.run_store import Plan, RunStore, Shard, make_shards, open_input
 from raygen.store.schemas import SCORES
+from raygen.store.set_digest import SetDigest
 from tests.fakes import Fake, build, plan_of
 
 GOOD = Fake()
 
 
 def run(folder: Path, plan: Plan, fake: Fake = GOOD, **kwargs):
-    return execute(Store(str(folder)), plan, partial(build, fake), Where(), local_runner, bad_rows=0.5, **kwargs)
+    return execute(RunStore(str(folder)), plan, partial(build, fake), Resources(), local_runner, bad_rows=0.5, **kwargs)
 
 
 def test_cut_covers_every_row_once_and_in_order():
     pieces = [Slice("a", 0, 10), Slice("b", 5, 7), Slice("c", 0, 1)]
-    shards = cut(pieces, 4)
+    shards = make_shards(pieces, 4)
     rows = [(p.path, p.start + i) for s in shards for p in s.inputs for i in range(p.rows)]
     assert rows == [("a", i) for i in range(10)] + [("b", 5 + i) for i in range(7)] + [("c", 0)]
     assert [s.rows for s in shards] == [4, 4, 4, 4, 2]
@@ -59,14 +60,14 @@ def test_set_digest_ignores_order_and_cut_but_not_content():
 
 
 def test_plan_survives_its_file():
-    plan = Plan("generate", "id", {"a": 1}, 8, cut([Slice("f", 0, 20), Slice("g", 2, 3)], 8))
+    plan = Plan("generate", "id", {"a": 1}, 8, make_shards([Slice("f", 0, 20), Slice("g", 2, 3)], 8))
     assert Plan.from_json(plan.to_json()) == Plan(plan.kind, plan.run_id, plan.what, plan.batch, list(plan.shards))
     with pytest.raises(IntegrityError):
         Plan.from_json(b'{"kind": "x"}')
 
 
 def test_put_once_has_one_winner(tmp_path):
-    storage = Storage(tmp_path)
+    storage = FileStore(tmp_path)
     assert storage.put_once("a/b", b"1")
     assert not storage.put_once("a/b", b"2")
     assert storage.get("a/b") == b"1"
@@ -76,7 +77,7 @@ def test_put_once_has_one_winner(tmp_path):
 
 def test_credentials_in_an_address_are_refused():
     with pytest.raises(ConfigError, match="user or password"):
-        Storage("s3://key:secret@bucket/x")
+        FileStore("s3://key:secret@bucket/x")
 
 
 def test_a_finished_run_is_complete_and_verifies(tmp_path):
@@ -112,7 +113,7 @@ def test_another_plan_in_the_same_folder_is_refused_and_named(tmp_path):
 
 def test_an_unfinished_run_is_no_input(tmp_path):
     plan = plan_of(tmp_path)
-    Store(str(tmp_path / "out")).create(plan)
+    RunStore(str(tmp_path / "out")).create(plan)
     with pytest.raises(ConfigError, match="no complete run"):
         open_input(str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="no complete run"):
@@ -125,7 +126,7 @@ def test_files_without_a_commit_do_not_count(tmp_path):
     folder = tmp_path / "out/attempt-00/data/samples"
     stray = folder / "shard-00001-of-00006-abcdefabcdef.parquet"
     stray.write_bytes(next(folder.glob("*.parquet")).read_bytes())
-    store = Store(str(tmp_path / "out"))
+    store = RunStore(str(tmp_path / "out"))
     assert sum(t.num_rows for t in store.tables("samples")) == 96
     found = verify(store)
     assert found.ok
@@ -141,7 +142,7 @@ def test_every_flipped_bit_is_found(tmp_path, where):
     place = where * len(data) // 10
     data[place] ^= 1 << (where % 8)
     path.write_bytes(bytes(data))
-    found = verify(Store(str(tmp_path / "out")))
+    found = verify(RunStore(str(tmp_path / "out")))
     assert any(path.name in problem for problem in found.problems)
 
 
@@ -153,21 +154,21 @@ def test_missing_and_double_rows_are_found(tmp_path):
     first, second = json.loads(commits[0].read_bytes()), json.loads(commits[1].read_bytes())
     second["files"] = first["files"]
     commits[1].write_text(json.dumps(second))
-    problems = " ".join(verify(Store(str(tmp_path / "out"))).problems)
+    problems = " ".join(verify(RunStore(str(tmp_path / "out"))).problems)
     assert "an id that another row has" in problems
     assert "not the planned ones" in problems
     commits[2].unlink()
-    assert "1 shards are not committed: [2]" in " ".join(verify(Store(str(tmp_path / "out"))).problems)
+    assert "1 shards are not committed: [2]" in " ".join(verify(RunStore(str(tmp_path / "out"))).problems)
 
 
 def test_a_damaged_commit_is_a_finding(tmp_path):
     run(tmp_path / "out", plan_of(tmp_path))
     (tmp_path / "out/attempt-00/commits/shard-00003.json").write_text("{")
-    assert any("shard 3" in p for p in verify(Store(str(tmp_path / "out"))).problems)
+    assert any("shard 3" in p for p in verify(RunStore(str(tmp_path / "out"))).problems)
 
 
 def test_twins_that_differ_are_a_divergence(tmp_path):
-    store = Store(str(tmp_path / "out"))
+    store = RunStore(str(tmp_path / "out"))
     table = {"scores": SCORES.empty_table()}
     rows = pa.Table.from_pylist(
         [{"sample_id": "a", "attempt": 0, "metric": "m", "run_id": "r", "vector": [1.0]}], SCORES
@@ -183,7 +184,7 @@ def test_twins_that_differ_are_a_divergence(tmp_path):
 
 
 def test_without_create_only_writes_the_smallest_name_wins(tmp_path):
-    one, two = Store(str(tmp_path / "out")), Store(str(tmp_path / "out"))
+    one, two = RunStore(str(tmp_path / "out")), RunStore(str(tmp_path / "out"))
     one._creates_once = two._creates_once = False
     arguments = {"timings": {}, "environment": {}, "reasons": {}}
     rows = [
@@ -198,7 +199,7 @@ def test_without_create_only_writes_the_smallest_name_wins(tmp_path):
 
 
 def test_a_shard_that_never_commits_is_set_aside_after_its_tries(tmp_path):
-    store = Store(str(tmp_path / "out"))
+    store = RunStore(str(tmp_path / "out"))
     assert [store.begin(7, "launch", 3) for _ in range(5)] == [1, 2, 3, 0, 0]
     assert store.begin(7, "another", 3) == 1
 
@@ -219,9 +220,11 @@ def s3():
     host, port = server.get_host_and_port()
     before = dict(os.environ)
     os.environ |= {
-        "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "canary-secret", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "canary-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-    }  # fmt: skip
+    }
     import boto3
 
     boto3.client("s3").create_bucket(Bucket="faces")
@@ -234,15 +237,22 @@ def s3():
 def test_s3_behaves_like_a_disk(s3, tmp_path):
     plan = plan_of(tmp_path, rows=32)
     local = run(tmp_path / "out", plan)
-    store = Store(f"{s3}/run")
-    remote = execute(store, plan, partial(build, Fake()), Where(), local_runner, bad_rows=0)
+    store = RunStore(f"{s3}/run")
+    remote = execute(store, plan, partial(build, Fake()), Resources(), local_runner, bad_rows=0)
     assert store.creates_once
     assert remote.manifest["set_digest"] == local.manifest["set_digest"]
-    assert verify(Store(f"{s3}/run")).ok
+    assert verify(RunStore(f"{s3}/run")).ok
     everything = b"".join(store.storage.get(n) for n in ("plan.json", "run.json", "MANIFEST.json"))
     assert b"canary-secret" not in everything
 
 
 def test_a_missing_bucket_is_a_sentence(s3, tmp_path):
     with pytest.raises(ConfigError, match="nowhere"):
-        execute(Store("s3://nowhere/run"), plan_of(tmp_path), partial(build, Fake()), Where(), local_runner, bad_rows=0)
+        execute(
+            RunStore("s3://nowhere/run"),
+            plan_of(tmp_path),
+            partial(build, Fake()),
+            Resources(),
+            local_runner,
+            bad_rows=0,
+        )

@@ -4,24 +4,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygen.extractors.bundled import SmallClassifier, SmallClassifierSpec, SmallParser, SmallParserSpec
-from raygen.extractors.lpips import LPIPSSpec
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.extractors.bundled import BundledClassifier, BundledClassifierConfig, BundledParser, BundledParserConfig
+from raygen.extractors.lpips import LPIPSConfig
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.conditions import ConditionDropout
-from raygen.models.ldm import LDMSpec
+from raygen.models.ldm import LDMConfig
 from raygen.models.schedule import NoiseSchedule
 from raygen.training.losses import (
-    P2,
     AutoencoderObjective,
-    AutoencoderObjectiveSpec,
+    AutoencoderObjectiveConfig,
     ClassifierObjective,
     DiffusionObjective,
-    DiscriminatorSpec,
-    MinSNR,
+    DiscriminatorConfig,
+    MinSNRLoss,
+    P2Loss,
     ParserObjective,
     PatchDiscriminator,
-    Simple,
+    SimpleLoss,
     edges,
 )
 from raygen.training.losses.discriminator import adaptive_weight, hinge
@@ -38,28 +38,30 @@ V = NoiseSchedule(prediction_type="v_prediction")
     ],
 )
 def test_p2_weights(gamma: float, weights: dict[int, float]) -> None:
-    found = P2(gamma=gamma).weights(SCHEDULE)
+    found = P2Loss(gamma=gamma).weights(SCHEDULE)
     for t, weight in weights.items():
         assert float(found[t]) == pytest.approx(weight, abs=6e-5)
 
 
 def test_p2_without_gamma_is_simple_exactly() -> None:
-    assert torch.equal(P2(gamma=0).weights(SCHEDULE), Simple().weights(SCHEDULE))
+    assert torch.equal(P2Loss(gamma=0).weights(SCHEDULE), SimpleLoss().weights(SCHEDULE))
 
 
 def test_min_snr_clips_the_error_in_z() -> None:
     snr = torch.tensor(SCHEDULE.snr()).float()
-    torch.testing.assert_close(MinSNR(gamma=5).weights(SCHEDULE) * snr, snr.clamp(max=5))
-    torch.testing.assert_close(MinSNR(gamma=5).weights(V) * (snr + 1), snr.clamp(max=5))
+    torch.testing.assert_close(MinSNRLoss(gamma=5).weights(SCHEDULE) * snr, snr.clamp(max=5))
+    torch.testing.assert_close(MinSNRLoss(gamma=5).weights(V) * (snr + 1), snr.clamp(max=5))
     zero = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
-    assert torch.isfinite(MinSNR().weights(zero)).all()
+    assert torch.isfinite(MinSNRLoss().weights(zero)).all()
 
 
 def tiny(noise: NoiseSchedule = SCHEDULE) -> DiffusionObjective:
     torch.manual_seed(0)
-    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
-    spec = LDMSpec(modalities=("mask", "attributes"), channels=(32,), attention=(True,), token_width=16, noise=noise)
-    return DiffusionObjective(build(spec, stage, seed=0), Simple(), ConditionDropout(null=0.5))
+    stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8)))
+    config = LDMConfig(
+        modalities=("mask", "attributes"), channels=(32,), attention=(True,), token_width=16, noise=noise
+    )
+    return DiffusionObjective(build(config, stage, seed=0), SimpleLoss(), ConditionDropout(null=0.5))
 
 
 def batch(n: int = 4) -> dict[str, Tensor]:
@@ -82,8 +84,9 @@ def test_diffusion_loss_by_hand(noise: NoiseSchedule) -> None:
     objective = tiny(noise)
     model, values = objective.model, batch()
     with torch.no_grad():
-        z = model.first_stage.sample(model.first_stage.encode(values["images"].permute(0, 3, 1, 2) / 127.5 - 1),
-                                     values["posterior"])  # fmt: skip
+        z = model.first_stage.sample(
+            model.first_stage.encode(values["images"].permute(0, 3, 1, 2) / 127.5 - 1), values["posterior"]
+        )
         zt = noise.add_noise(z, values["noise"], values["t"])
         conditions = objective.conditions(values, 4).take(slice(1, 4))
         tokens = [model.prepare(model.embed(c)) for c in (model.null(1), conditions)]
@@ -105,8 +108,8 @@ def test_cached_moments_are_the_pictures() -> None:
 def test_weights_apply_to_their_timestep() -> None:
     model, values = tiny().model, batch(1)
     with torch.no_grad():
-        simple = DiffusionObjective(model, Simple())(values)["loss"]
-        p2 = DiffusionObjective(model, P2(gamma=1))(values)["loss"]
+        simple = DiffusionObjective(model, SimpleLoss())(values)["loss"]
+        p2 = DiffusionObjective(model, P2Loss(gamma=1))(values)["loss"]
     torch.testing.assert_close(p2, simple * (1 - SCHEDULE.alphas_cumprod()[0]), rtol=1e-4, atol=0)
 
 
@@ -120,9 +123,9 @@ def test_only_what_is_trainable_gets_gradients() -> None:
 @pytest.mark.parametrize("stage", ["kl", "vq", "dc"])
 def test_first_stage_terms(stage: str) -> None:
     torch.manual_seed(0)
-    first = FirstStage(AutoencoderSpec(stage=stage, image_size=16, channels=(8, 8), codes=8))  # type: ignore[arg-type]
-    spec = AutoencoderObjectiveSpec(l1=2.0, edges=0.5, perceptual=LPIPSSpec(weight=0.1), kl=1e-3, codebook=0.7)
-    losses = AutoencoderObjective(first, spec, lambda a, b: (a - b).square().flatten(1).mean(dim=1))(batch())
+    first = FirstStage(AutoencoderConfig(stage=stage, image_size=16, channels=(8, 8), codes=8))  # type: ignore[arg-type]
+    config = AutoencoderObjectiveConfig(l1=2.0, edges=0.5, perceptual=LPIPSConfig(weight=0.1), kl=1e-3, codebook=0.7)
+    losses = AutoencoderObjective(first, config, lambda a, b: (a - b).square().flatten(1).mean(dim=1))(batch())
     expected = 2 * losses["l1"] + 0.5 * losses["edges"] + 0.1 * losses["perceptual"]
     expected = expected + {"kl": 1e-3 * losses.get("kl", 0), "vq": 0.7 * losses.get("codebook", 0), "dc": 0}[stage]
     torch.testing.assert_close(losses["loss"].detach(), expected)
@@ -133,7 +136,7 @@ def test_first_stage_terms(stage: str) -> None:
 def test_a_perceptual_weight_needs_a_distance() -> None:
     with pytest.raises(ValueError, match="perceptual"):
         AutoencoderObjective(
-            FirstStage(AutoencoderSpec(channels=(8, 8))), AutoencoderObjectiveSpec(perceptual=LPIPSSpec())
+            FirstStage(AutoencoderConfig(channels=(8, 8))), AutoencoderObjectiveConfig(perceptual=LPIPSConfig())
         )
 
 
@@ -151,9 +154,9 @@ def test_the_adaptive_weight_is_a_ratio_of_gradients() -> None:
 
 def test_the_discriminator_enters_the_loss_with_its_weight() -> None:
     torch.manual_seed(0)
-    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8), mid_attention=False))
-    spec = AutoencoderObjectiveSpec(discriminator=DiscriminatorSpec(start=10, channels=8, layers=1, weight=0.5))
-    objective = AutoencoderObjective(stage, spec)
+    stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8), mid_attention=False))
+    config = AutoencoderObjectiveConfig(discriminator=DiscriminatorConfig(start=10, channels=8, layers=1, weight=0.5))
+    objective = AutoencoderObjective(stage, config)
     values = batch()
     before = objective(values)
     objective.step = 10
@@ -168,14 +171,14 @@ def test_the_discriminator_enters_the_loss_with_its_weight() -> None:
 
 def test_published_discriminator_size() -> None:
     with torch.device("meta"):
-        made = PatchDiscriminator(DiscriminatorSpec(norm="batch"))
+        made = PatchDiscriminator(DiscriminatorConfig(norm="batch"))
     assert sum(p.numel() for p in made.parameters()) == 2_765_633
     assert made(torch.zeros(1, 3, 256, 256, device="meta")).shape == (1, 1, 30, 30)
 
 
 def test_classifier_loss_leaves_unknown_attributes_out() -> None:
     torch.manual_seed(0)
-    objective = ClassifierObjective(SmallClassifier(SmallClassifierSpec(image_size=16, channels=(8, 8))))
+    objective = ClassifierObjective(BundledClassifier(BundledClassifierConfig(image_size=16, channels=(8, 8))))
     values = {**batch(2), "noise": torch.randn(2, 8, 1, 1, generator=torch.Generator().manual_seed(2))}
     values["attributes"] = torch.zeros(2, 40, dtype=torch.int8)
     values["attributes"][:, 3] = 1
@@ -194,7 +197,7 @@ def test_edges_are_differences_of_neighbours() -> None:
 def test_parser_loss_depends_on_its_batch_alone() -> None:
     values = {**batch(2), "noise": torch.randn(2, 8, 1, 1, generator=torch.Generator().manual_seed(2))}
     torch.manual_seed(0)
-    objective = ParserObjective(SmallParser(SmallParserSpec(image_size=16, channels=(8, 8))))
+    objective = ParserObjective(BundledParser(BundledParserConfig(image_size=16, channels=(8, 8))))
     losses = objective(values)
     assert torch.equal(losses["loss"], objective(values)["loss"])
     assert 0 <= float(losses["accuracy"]) <= 1

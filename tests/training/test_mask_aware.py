@@ -13,14 +13,14 @@ from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX
 from raygen.core.pixels import to_pixels
-from raygen.extractors.base import Small
-from raygen.extractors.perceptual import DeepFeatures, EmbedderSpec, TorchScript, load_embedder, load_perceptual
+from raygen.extractors.base import BundledNetworkConfig
+from raygen.extractors.perceptual import DeepFeatures, EmbedderConfig, TorchScriptConfig, load_embedder, load_perceptual
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import ConditionDropout
-from raygen.models.controlnet import Control, ControlSpec
-from raygen.models.ldm import LDM, LDMSpec
-from raygen.training.losses import DiffusionObjective, MaskAwareObjective, MaskAwareSpec, MinSNR
+from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
+from raygen.models.ldm import LDM, LDMConfig
+from raygen.training.losses import DiffusionObjective, MaskAwareConfig, MaskAwareObjective, MinSNRLoss
 from raygen.training.losses.mask_aware import _boxes, _bumps, class_weights, crops, masked_distance
 
 SIZE = 32
@@ -44,12 +44,12 @@ class Edges(DeepFeatures):
 def stage() -> FirstStage:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return FirstStage(AutoencoderSpec(image_size=SIZE, channels=(8, 8)))
+        return FirstStage(AutoencoderConfig(image_size=SIZE, channels=(8, 8)))
 
 
 def ldm(**fields: object) -> LDM:
     shape = {"channels": (16, 16), "attention": (False, True), "head_dim": 8, "token_width": 16, "constant_token": True}
-    model = checkpoint.build(LDMSpec(**{**shape, **fields}), stage(), seed=0)  # type: ignore[arg-type]
+    model = checkpoint.build(LDMConfig(**{**shape, **fields}), stage(), seed=0)  # type: ignore[arg-type]
     assert isinstance(model, LDM)
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -67,20 +67,31 @@ def batch(n: int = 4, t: tuple[int, ...] = (5, 50, 400, 900)) -> dict[str, Tenso
     mask[:, 12:14, 12:15] = CLASS_INDEX["l_eye"]
     return {
         "images": torch.randint(0, 256, (n, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator),
-        "noise": torch.randn(n, *shape, generator=generator), "posterior": torch.randn(n, *shape, generator=generator),
-        "t": torch.tensor(t), "dropout": torch.ones(n), "mask": mask, "present_mask": torch.ones(n, dtype=torch.bool),
-    }  # fmt: skip
+        "noise": torch.randn(n, *shape, generator=generator),
+        "posterior": torch.randn(n, *shape, generator=generator),
+        "t": torch.tensor(t),
+        "dropout": torch.ones(n),
+        "mask": mask,
+        "present_mask": torch.ones(n, dtype=torch.bool),
+    }
 
 
-def objective(model: LDM | Control | None = None, **fields: object) -> MaskAwareObjective:
-    spec = MaskAwareSpec.model_validate({"embedder": Small(), "network": Small(), "crop": 16, **fields})
+def objective(model: LDM | ControlNetLDM | None = None, **fields: object) -> MaskAwareObjective:
+    config = MaskAwareConfig.model_validate(
+        {"embedder": BundledNetworkConfig(), "network": BundledNetworkConfig(), "crop": 16, **fields}
+    )
     return MaskAwareObjective(
-        ldm() if model is None else model, MinSNR(), ConditionDropout(), spec=spec, perceptual=Edges(), embedder=Edges()
+        ldm() if model is None else model,
+        MinSNRLoss(),
+        ConditionDropout(),
+        config=config,
+        perceptual=Edges(),
+        embedder=Edges(),
     )
 
 
 def test_at_and_above_the_limit_it_is_the_plain_loss_to_the_bit() -> None:
-    plain = DiffusionObjective(ldm(), MinSNR(), ConditionDropout())
+    plain = DiffusionObjective(ldm(), MinSNRLoss(), ConditionDropout())
     given = batch(t=(100, 101, 400, 999))
     aware = objective()
     a, b = aware(given)["loss"], plain(given)["loss"]
@@ -107,7 +118,7 @@ def test_the_sum_is_as_written() -> None:
         none = model.null(4)
         output = model.predict(zt, given["t"], model.prepare(model.embed(none)))
         squared = (output - model.schedule.target(z, given["noise"], given["t"])).square()
-        own = MinSNR().weights(model.schedule)[given["t"]] * squared.flatten(1).mean(dim=1)
+        own = MinSNRLoss().weights(model.schedule)[given["t"]] * squared.flatten(1).mean(dim=1)
         made = model.first_stage.decode(model.schedule.x0_from(output, zt, given["t"])).clamp(-1, 1)[:2]
         real = to_pixels(given["images"])[:2]
         here = (given["mask"][:2] > 0).float()
@@ -137,7 +148,7 @@ def test_nothing_outside_of_the_mask_has_a_gradient(reading: str) -> None:
     given = batch()
     real = to_pixels(given["images"])
     made = (real + 0.3 * torch.randn(real.shape, generator=torch.Generator().manual_seed(5))).requires_grad_()
-    weights = class_weights(MaskAwareSpec(face=0.0))[given["mask"].long()].unsqueeze(1)
+    weights = class_weights(MaskAwareConfig(face=0.0))[given["mask"].long()].unsqueeze(1)
     distance, there = masked_distance(Edges(), made, real, weights, reading)  # type: ignore[arg-type]
     assert there.all()
     distance.sum().backward()
@@ -153,7 +164,7 @@ def test_the_two_readings_differ_and_both_fall_with_the_error() -> None:
     given = batch()
     real = to_pixels(given["images"])
     noise = torch.randn(real.shape, generator=torch.Generator().manual_seed(5))
-    weights = class_weights(MaskAwareSpec(face=0.0))[given["mask"].long()].unsqueeze(1)
+    weights = class_weights(MaskAwareConfig(face=0.0))[given["mask"].long()].unsqueeze(1)
     found = {
         reading: [masked_distance(Edges(), real + s * noise, real, weights, reading)[0] for s in (0.4, 0.1)]
         for reading in ("map", "features")
@@ -165,7 +176,7 @@ def test_the_two_readings_differ_and_both_fall_with_the_error() -> None:
 
 
 def test_classes_weigh_as_told() -> None:
-    weights = class_weights(MaskAwareSpec(face=0.0, classes={"l_eye": 4.0, "cloth": 0.0, "background": 0.5}))
+    weights = class_weights(MaskAwareConfig(face=0.0, classes={"l_eye": 4.0, "cloth": 0.0, "background": 0.5}))
     assert weights[[CLASS_INDEX[c] for c in ("background", "skin", "l_eye", "cloth")]].tolist() == [0.5, 1.0, 4.0, 0.0]
     given = batch()
     real = to_pixels(given["images"])
@@ -173,8 +184,8 @@ def test_classes_weigh_as_told() -> None:
     wrong_eye = torch.where(eye, -real, real)
     found = []
     for classes in ({}, {"l_eye": 8.0}):
-        spec = MaskAwareSpec(face=0.0, classes=classes)  # type: ignore[arg-type]
-        by_pixel = class_weights(spec)[given["mask"].long()].unsqueeze(1)
+        config = MaskAwareConfig(face=0.0, classes=classes)  # type: ignore[arg-type]
+        by_pixel = class_weights(config)[given["mask"].long()].unsqueeze(1)
         found.append(masked_distance(Edges(), wrong_eye, real, by_pixel, "map")[0])
     assert (found[1] > 1.5 * found[0]).all()
 
@@ -186,7 +197,7 @@ def test_rows_without_mask_or_face_contribute_nothing_and_keep_the_weights() -> 
     aware = objective(perceptual=0.2, face=0.3)
     with torch.no_grad():
         together = aware(given)
-        plain = DiffusionObjective(aware.model, MinSNR(), ConditionDropout())
+        plain = DiffusionObjective(aware.model, MinSNRLoss(), ConditionDropout())
         rows = [{n: v[i : i + 1] for n, v in given.items()} for i in range(4)]
         own = [plain(row)["loss"] for row in rows]
         row0, row1 = aware(rows[0])["loss"], aware(rows[1])
@@ -227,8 +238,8 @@ def test_keypoints_weigh_their_surroundings() -> None:
 
 def test_gradients_reach_the_branch_and_nothing_else(tmp_path: Path) -> None:
     checkpoint.save(ldm(), tmp_path / "base")
-    model = checkpoint.build(ControlSpec(base=str(tmp_path / "base"), hint="mask"), stage(), seed=0)
-    assert isinstance(model, Control)
+    model = checkpoint.build(ControlNetConfig(base=str(tmp_path / "base"), hint="mask"), stage(), seed=0)
+    assert isinstance(model, ControlNetLDM)
     aware = objective(model).train()
     aware(batch())["loss"].backward()
     frozen = [*model.base.parameters(), *model.first_stage.parameters(), *aware.perceptual.parameters()]  # type: ignore[union-attr]
@@ -257,7 +268,7 @@ def test_settings_that_do_not_fit_are_sentences() -> None:
         ({"embedder": {"kind": "torchscript", "weights": "x.pt"}}, "trust: true"),
     ):
         with pytest.raises(ConfigError, match=message):
-            parse(MaskAwareSpec, fields)
+            parse(MaskAwareConfig, fields)
 
 
 # --- networks ---
@@ -265,7 +276,7 @@ def test_settings_that_do_not_fit_are_sentences() -> None:
 
 def test_our_classifier_as_both_networks() -> None:
     pixels = torch.rand(2, 3, 48, 48, requires_grad=True)
-    for network in (load_perceptual(Small()), load_embedder(Small())):
+    for network in (load_perceptual(BundledNetworkConfig()), load_embedder(BundledNetworkConfig())):
         maps = network.maps(pixels)
         assert len(maps) == len(network.weights)
         assert network.sha256
@@ -279,30 +290,30 @@ def test_vggface2_weights_open_without_running_anything(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tensors = resnet50(num_classes=8631).state_dict()
     torch.save(tensors, tmp_path / "resnet50_ft.pth")
-    network = load_embedder(parse(EmbedderSpec, {"kind": "vggface2", "weights": str(tmp_path / "resnet50_ft.pth")}))
+    network = load_embedder(parse(EmbedderConfig, {"kind": "vggface2", "weights": str(tmp_path / "resnet50_ft.pth")}))
     maps = network.maps(torch.rand(1, 3, 254, 254) * 2 - 1)
     assert [m.shape[1:] for m in maps] == [(64, 127, 127), (256, 63, 63), (512, 32, 32), (1024, 16, 16), (2048, 8, 8)]
     assert network.weights == (0.1, 0.0025, 0.025, 0.05, 0.005)
     # As it was published: arrays of numpy in a pickle.
     arrays = {name: value.numpy() for name, value in tensors.items() if not name.endswith("num_batches_tracked")}
     (tmp_path / "resnet50_ft_weight.pkl").write_bytes(pickle.dumps(arrays, protocol=2))
-    spec = {"kind": "vggface2", "weights": str(tmp_path / "resnet50_ft_weight.pkl")}
-    again = load_embedder(parse(EmbedderSpec, spec)).network.state_dict()
+    config = {"kind": "vggface2", "weights": str(tmp_path / "resnet50_ft_weight.pkl")}
+    again = load_embedder(parse(EmbedderConfig, config)).network.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in network.network.state_dict().items())
     del tensors["layer4.2.conv3.weight"]
     torch.save(tensors, tmp_path / "short.pth")
     with pytest.raises(InputError, match=r"layer4\.2\.conv3\.weight is missing"):
-        load_embedder(parse(EmbedderSpec, {"kind": "vggface2", "weights": str(tmp_path / "short.pth")}))
+        load_embedder(parse(EmbedderConfig, {"kind": "vggface2", "weights": str(tmp_path / "short.pth")}))
 
 
 def test_torchscript_only_with_trust_and_its_digest(tmp_path: Path) -> None:
     path = tmp_path / "embedder.pt"
     torch.jit.script(nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 8))).save(str(path))
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    network = load_embedder(TorchScript(weights=str(path), trust=True, sha256=sha256))
+    network = load_embedder(TorchScriptConfig(weights=str(path), trust=True, sha256=sha256))
     assert network.maps(torch.rand(2, 3, 16, 16))[0].shape == (2, 8, 1, 1)
     for fields in ({}, {"trust": True}, {"sha256": sha256}, {"trust": True, "sha256": sha256[:16]}):
-        with pytest.raises(ValueError, match="a TorchScript file is a program"):
-            TorchScript(weights=str(path), **fields)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="a TorchScriptConfig file is a program"):
+            TorchScriptConfig(weights=str(path), **fields)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not the trusted"):
-        load_embedder(TorchScript(weights=str(path), trust=True, sha256="0" * 64))
+        load_embedder(TorchScriptConfig(weights=str(path), trust=True, sha256="0" * 64))

@@ -14,23 +14,23 @@ import torch.multiprocessing as mp
 
 from raygen.core.errors import ConfigError, InfrastructureError, InputError
 from raygen.core.face_labels import flip_mask
-from raygen.models.autoencoder import AutoencoderSpec, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
-from raygen.models.ldm import LDMSpec
+from raygen.models.ldm import LDMConfig
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import FACES, LATENTS
 from raygen.training.losses import (
     AutoencoderObjective,
-    AutoencoderObjectiveSpec,
+    AutoencoderObjectiveConfig,
     DiffusionObjective,
-    DiscriminatorSpec,
-    Simple,
+    DiscriminatorConfig,
+    SimpleLoss,
 )
 from raygen.training.trainer import (
     DivergedError,
+    TrainConfig,
     Trainer,
     TrainingArrays,
-    TrainSpec,
     draw,
     latest_state,
     load_arrays,
@@ -79,14 +79,14 @@ def arrays() -> TrainingArrays:
 
 def objective() -> DiffusionObjective:
     torch.manual_seed(0)
-    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8)))
-    spec = LDMSpec(modalities=("mask",), channels=(32,), attention=(False,), mask_channels=4)
-    return DiffusionObjective(build(spec, stage, seed=0), Simple())
+    stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8)))
+    config = LDMConfig(modalities=("mask",), channels=(32,), attention=(False,), mask_channels=4)
+    return DiffusionObjective(build(config, stage, seed=0), SimpleLoss())
 
 
-def settings(**fields: object) -> TrainSpec:
+def settings(**fields: object) -> TrainConfig:
     base = {"steps": 6, "batch": 4, "lr": 1e-3, "warmup": 2, "ema": 0.9, "log_every": 1, "save_every": 2}
-    return TrainSpec(**{**base, **fields})  # type: ignore[arg-type]
+    return TrainConfig(**{**base, **fields})  # type: ignore[arg-type]
 
 
 def trainer(rank: int = 0, world_size: int = 1, **fields: object) -> Trainer:
@@ -247,7 +247,7 @@ def test_seconds_end_it() -> None:
     steps = list(train(trainer(steps=None, max_seconds=0.5), arrays()))
     assert 0.5 <= steps[-1].elapsed < 10
     with pytest.raises(ValueError, match="steps or max_seconds"):
-        TrainSpec()
+        TrainConfig()
 
 
 def test_averaged_weights_follow_the_formula() -> None:
@@ -311,9 +311,9 @@ def test_a_disk_that_is_full_keeps_the_state_before(tmp_path: Path, monkeypatch:
 
 def adversarial(rank: int = 0, world_size: int = 1, **fields: object) -> Trainer:
     torch.manual_seed(0)
-    stage = FirstStage(AutoencoderSpec(image_size=16, channels=(8, 8), mid_attention=False))
-    spec = AutoencoderObjectiveSpec(discriminator=DiscriminatorSpec(start=3, channels=8, layers=1))
-    return Trainer(AutoencoderObjective(stage, spec), settings(**fields), rank=rank, world_size=world_size)
+    stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8), mid_attention=False))
+    config = AutoencoderObjectiveConfig(discriminator=DiscriminatorConfig(start=3, channels=8, layers=1))
+    return Trainer(AutoencoderObjective(stage, config), settings(**fields), rank=rank, world_size=world_size)
 
 
 def test_a_discriminator_waits_for_its_step() -> None:

@@ -45,10 +45,13 @@ def _cut(canvas: Canvas) -> _Cut:
         tube = np.maximum(away - 0.30 - 0.10 * ramp(0.75, 0.95, y), 0.63 - y)
         body = np.minimum(body, tube)
     neckline = {
-        "crew": ellipse(x, y - 0.62, 0.30, 0.13), "scoop": ellipse(x, y - 0.60, 0.36, 0.24),
-        "v": (away * 1.25 + y - 0.94) * 0.62, "shirt": (away * 1.5 + y - 0.82) * 0.55,
-        "turtleneck": ellipse(x, y - 0.48, 0.30, 0.16), "suit": (away * 1.0 + y - 0.98) * 0.7,
-    }[s.collar]  # fmt: skip
+        "crew": ellipse(x, y - 0.62, 0.30, 0.13),
+        "scoop": ellipse(x, y - 0.60, 0.36, 0.24),
+        "v": (away * 1.25 + y - 0.94) * 0.62,
+        "shirt": (away * 1.5 + y - 0.82) * 0.55,
+        "turtleneck": ellipse(x, y - 0.48, 0.30, 0.16),
+        "suit": (away * 1.0 + y - 0.98) * 0.7,
+    }[s.collar]
     tone = canvas.facing(clip(x, -0.85, 0.85), 0.35 - 0.75 * ramp(0.12, 0.0, y - top))
     folds = 1 + 0.05 * np.sin(x * 9 + y * 7) * ramp(0.0, 0.3, y - top)
     colour = canvas.lit(s.cloth[0], tone * folds)

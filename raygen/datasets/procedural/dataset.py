@@ -16,7 +16,7 @@ from raygen.core.face_labels import Split
 from raygen.datasets.base import DataSet, load_rows
 from raygen.store.images import encode_image, encode_mask, picture
 
-__all__ = ["ProceduralSet"]
+__all__ = ["ProceduralDataSet"]
 
 
 _LISTING: Final = pa.schema(
@@ -24,7 +24,7 @@ _LISTING: Final = pa.schema(
 )
 
 
-class ProceduralSet(DataSet):
+class ProceduralDataSet(DataSet):
     """`identities` people x `pictures` each, drawn from `seed` alone."""
 
     kind: Literal["procedural"] = "procedural"

@@ -15,7 +15,7 @@ from raygen.core.face_labels import ATTRIBUTES
 from raygen.datasets.procedural.painting import Person, Scene, paint
 from raygen.datasets.procedural.scene_sampler import person_of, scene_of
 
-__all__ = ["SIZES", "Face", "draw"]
+__all__ = ["SIZES", "DrawnFace", "draw"]
 
 
 #: Smallest and largest picture, pixels.
@@ -23,7 +23,7 @@ SIZES: Final = (32, 512)
 
 
 @dataclass(frozen=True)
-class Face:
+class DrawnFace:
     """One drawn picture and everything that is known of it.
 
     `pixels` RGB uint8 [size, size, 3]; `mask` class ids uint8 [size, size]; `attributes` int8 [40] of -1 and 1;
@@ -38,7 +38,7 @@ class Face:
     identity_id: str
 
 
-def draw(seed: int, identity: int, variant: int, size: int) -> Face:
+def draw(seed: int, identity: int, variant: int, size: int) -> DrawnFace:
     """Picture `variant` of person `identity`, a pure function of its four arguments.
 
     The same seed, identity and variant at another size show the same scene. `ValueError` for a size outside
@@ -49,7 +49,7 @@ def draw(seed: int, identity: int, variant: int, size: int) -> Face:
     person = person_of(seed, identity)
     scene = scene_of(seed, identity, variant, person)
     pixels, mask = paint(person, scene, size)
-    return Face(pixels, mask, _attributes(person, scene), _captions(person, scene), f"p{identity:06d}")
+    return DrawnFace(pixels, mask, _attributes(person, scene), _captions(person, scene), f"p{identity:06d}")
 
 
 def _covered(scene: Scene) -> bool:
@@ -62,26 +62,47 @@ def _attributes(person: Person, scene: Scene) -> npt.NDArray[np.int8]:
     hair = p.has_hair
     young = p.age < 42
     true = {
-        "5_o_Clock_Shadow": p.beard == "stubble", "Arched_Eyebrows": p.brow_arch > 0.036,
+        "5_o_Clock_Shadow": p.beard == "stubble",
+        "Arched_Eyebrows": p.brow_arch > 0.036,
         "Attractive": young and not (p.chubby or p.double_chin or p.bags) and s.smile > -0.1,
-        "Bags_Under_Eyes": p.bags, "Bald": not hair, "Bangs": p.bangs > 0 and not _covered(s),
-        "Big_Lips": p.lip_full > 0.050, "Big_Nose": p.nose_width > 0.108, "Black_Hair": hair and p.hair_name == "black",
-        "Blond_Hair": hair and p.hair_name == "blond", "Blurry": s.blurry,
+        "Bags_Under_Eyes": p.bags,
+        "Bald": not hair,
+        "Bangs": p.bangs > 0 and not _covered(s),
+        "Big_Lips": p.lip_full > 0.050,
+        "Big_Nose": p.nose_width > 0.108,
+        "Black_Hair": hair and p.hair_name == "black",
+        "Blond_Hair": hair and p.hair_name == "blond",
+        "Blurry": s.blurry,
         "Brown_Hair": hair and p.hair_name == "brown",
-        "Bushy_Eyebrows": p.brow_thick > 0.033, "Chubby": p.chubby, "Double_Chin": p.double_chin,
-        "Eyeglasses": s.glasses != "none", "Goatee": p.beard in ("goatee", "chin"),
-        "Gray_Hair": hair and p.hair_name == "gray", "Heavy_Makeup": s.lipstick is not None and s.shadow is not None,
-        "High_Cheekbones": p.cheekbones, "Male": p.male, "Mouth_Slightly_Open": s.gape > 0,
-        "Mustache": p.beard in ("moustache", "goatee", "full"), "Narrow_Eyes": p.eye_height * s.lids < 0.046,
-        "No_Beard": p.beard in ("none", "moustache"), "Oval_Face": p.jaw > 0.24 and p.square < 0.3 and not p.chubby,
-        "Pale_Skin": p.pale, "Pointy_Nose": p.nose_sharp > 0.62 and p.nose_width <= 0.108,
-        "Receding_Hairline": p.style == "receding", "Rosy_Cheeks": s.blush > 0, "Sideburns": p.sideburns,
-        "Smiling": s.smile > 0.35, "Straight_Hair": p.style in ("bob", "long", "parting"),
-        "Wavy_Hair": p.style in ("wavy", "curly"), "Wearing_Earrings": s.earrings != "none",
+        "Bushy_Eyebrows": p.brow_thick > 0.033,
+        "Chubby": p.chubby,
+        "Double_Chin": p.double_chin,
+        "Eyeglasses": s.glasses != "none",
+        "Goatee": p.beard in ("goatee", "chin"),
+        "Gray_Hair": hair and p.hair_name == "gray",
+        "Heavy_Makeup": s.lipstick is not None and s.shadow is not None,
+        "High_Cheekbones": p.cheekbones,
+        "Male": p.male,
+        "Mouth_Slightly_Open": s.gape > 0,
+        "Mustache": p.beard in ("moustache", "goatee", "full"),
+        "Narrow_Eyes": p.eye_height * s.lids < 0.046,
+        "No_Beard": p.beard in ("none", "moustache"),
+        "Oval_Face": p.jaw > 0.24 and p.square < 0.3 and not p.chubby,
+        "Pale_Skin": p.pale,
+        "Pointy_Nose": p.nose_sharp > 0.62 and p.nose_width <= 0.108,
+        "Receding_Hairline": p.style == "receding",
+        "Rosy_Cheeks": s.blush > 0,
+        "Sideburns": p.sideburns,
+        "Smiling": s.smile > 0.35,
+        "Straight_Hair": p.style in ("bob", "long", "parting"),
+        "Wavy_Hair": p.style in ("wavy", "curly"),
+        "Wearing_Earrings": s.earrings != "none",
         "Wearing_Hat": s.hat != "none",
-        "Wearing_Lipstick": s.lipstick is not None, "Wearing_Necklace": s.necklace != "none", "Wearing_Necktie": s.tie,
+        "Wearing_Lipstick": s.lipstick is not None,
+        "Wearing_Necklace": s.necklace != "none",
+        "Wearing_Necktie": s.tie,
         "Young": young,
-    }  # fmt: skip
+    }
     return np.array([1 if true[name] else -1 for name in ATTRIBUTES], dtype=np.int8)
 
 
@@ -91,13 +112,16 @@ def _captions(person: Person, scene: Scene) -> dict[str, str]:
         "Bangs": _bangs(person, scene, they, own),
         "Eyeglasses": _glasses(scene, they),
         "No_Beard": {
-            "none": f"{they} has no beard at all.", "stubble": f"{they} has a short stubble on {own} chin and cheeks.",
-            "moustache": f"{they} has a moustache but no beard.", "goatee": f"{they} has a goatee around {own} mouth.",
-            "chin": f"{they} has a small beard on {own} chin.", "full": f"{they} has a full, thick beard.",
+            "none": f"{they} has no beard at all.",
+            "stubble": f"{they} has a short stubble on {own} chin and cheeks.",
+            "moustache": f"{they} has a moustache but no beard.",
+            "goatee": f"{they} has a goatee around {own} mouth.",
+            "chin": f"{they} has a small beard on {own} chin.",
+            "full": f"{they} has a full, thick beard.",
         }[person.beard],
         "Smiling": _smile(scene, they),
         "Young": f"This {who} {_age(person)}.",
-    }  # fmt: skip
+    }
     texts["overall"] = " ".join(texts[name] for name in ("Young", "Bangs", "Eyeglasses", "No_Beard", "Smiling"))
     texts["beard_and_age"] = f"{texts['Young']} {texts['No_Beard']}"
     return texts

@@ -11,7 +11,7 @@ import numpy as np
 from raygen.datasets.procedural.canvas import Box, Canvas
 from raygen.datasets.procedural.fields import Field, bump, clip, ellipse, mixed, planes, ramp, scaled
 from raygen.datasets.procedural.scene import Person
-from raygen.datasets.procedural.skin import MOUTH, Face, outline
+from raygen.datasets.procedural.skin import MOUTH, FaceShading, outline
 
 __all__ = ["Hair", "beard", "hair_before", "hair_behind", "haircut"]
 
@@ -19,9 +19,15 @@ __all__ = ["Hair", "beard", "hair_before", "hair_behind", "haircut"]
 #: How far hair stands off the head, and how far down it ends at the sides; by style, else 0.055 and below the picture.
 _FLUFF = {"afro": 0.20, "curly": 0.11, "crop": 0.015, "receding": 0.02, "short": 0.035, "quiff": 0.04, "bun": 0.03}
 _ENDS = {
-    "crop": -0.06, "receding": -0.04, "short": 0.0, "quiff": -0.04, "parting": 0.02, "bun": -0.03, "curly": 0.16,
+    "crop": -0.06,
+    "receding": -0.04,
+    "short": 0.0,
+    "quiff": -0.04,
+    "parting": 0.02,
+    "bun": -0.03,
+    "curly": 0.16,
     "afro": 0.20,
-}  # fmt: skip
+}
 #: Height of the hairline in the middle; else -0.40.
 _HAIRLINES = {"receding": -0.475, "crop": -0.42, "bun": -0.43, "afro": -0.36, "curly": -0.34}
 
@@ -192,7 +198,7 @@ def _colour(canvas: Canvas, cut: _Cut) -> Field:
     return colour * (1 + 0.05 * strands) + gloss * planes(mixed(p.hair, canvas.scene.light, 0.45))
 
 
-def beard(canvas: Canvas, face: Face) -> None:
+def beard(canvas: Canvas, face: FaceShading) -> None:
     """Paints whatever grows; the lips are painted after it."""
     p = canvas.person
     if p.beard == "none" and not p.sideburns:

@@ -18,24 +18,51 @@ __all__ = ["person_of", "scene_of"]
 
 #: Skins from pale to dark, the ends of the range of each hair colour, eyes, and reds of lips.
 _SKINS: Final[tuple[Colour, ...]] = (
-    (0.99, 0.87, 0.80), (0.97, 0.80, 0.69), (0.93, 0.73, 0.59), (0.84, 0.63, 0.46), (0.70, 0.49, 0.34),
-    (0.53, 0.35, 0.24), (0.38, 0.25, 0.18),
-)  # fmt: skip
+    (0.99, 0.87, 0.80),
+    (0.97, 0.80, 0.69),
+    (0.93, 0.73, 0.59),
+    (0.84, 0.63, 0.46),
+    (0.70, 0.49, 0.34),
+    (0.53, 0.35, 0.24),
+    (0.38, 0.25, 0.18),
+)
 _HAIRS: Final[Mapping[str, tuple[Colour, Colour]]] = {
-    "black": ((0.06, 0.055, 0.065), (0.17, 0.14, 0.14)), "brown": ((0.24, 0.15, 0.10), (0.50, 0.33, 0.20)),
-    "blond": ((0.72, 0.54, 0.30), (0.95, 0.83, 0.58)), "gray": ((0.52, 0.52, 0.54), (0.92, 0.92, 0.91)),
-    "red": ((0.50, 0.19, 0.09), (0.80, 0.40, 0.18)), "dyed": ((0.60, 0.25, 0.52), (0.28, 0.52, 0.62)),
-}  # fmt: skip
+    "black": ((0.06, 0.055, 0.065), (0.17, 0.14, 0.14)),
+    "brown": ((0.24, 0.15, 0.10), (0.50, 0.33, 0.20)),
+    "blond": ((0.72, 0.54, 0.30), (0.95, 0.83, 0.58)),
+    "gray": ((0.52, 0.52, 0.54), (0.92, 0.92, 0.91)),
+    "red": ((0.50, 0.19, 0.09), (0.80, 0.40, 0.18)),
+    "dyed": ((0.60, 0.25, 0.52), (0.28, 0.52, 0.62)),
+}
 _EYES: Final[tuple[Colour, ...]] = (
-    (0.26, 0.14, 0.07), (0.42, 0.25, 0.12), (0.52, 0.42, 0.18), (0.34, 0.50, 0.27), (0.27, 0.50, 0.72),
+    (0.26, 0.14, 0.07),
+    (0.42, 0.25, 0.12),
+    (0.52, 0.42, 0.18),
+    (0.34, 0.50, 0.27),
+    (0.27, 0.50, 0.72),
     (0.50, 0.60, 0.66),
-)  # fmt: skip
+)
 _REDS: Final[tuple[Colour, ...]] = (
-    (0.78, 0.10, 0.16), (0.84, 0.32, 0.40), (0.55, 0.10, 0.22), (0.80, 0.42, 0.36), (0.70, 0.20, 0.42),
-)  # fmt: skip
+    (0.78, 0.10, 0.16),
+    (0.84, 0.32, 0.40),
+    (0.55, 0.10, 0.22),
+    (0.80, 0.42, 0.36),
+    (0.70, 0.20, 0.42),
+)
 _STYLES: Final = (
-    "bald", "crop", "short", "receding", "parting", "quiff", "curly", "afro", "bun", "bob", "long", "wavy",
-)  # fmt: skip
+    "bald",
+    "crop",
+    "short",
+    "receding",
+    "parting",
+    "quiff",
+    "curly",
+    "afro",
+    "bun",
+    "bob",
+    "long",
+    "wavy",
+)
 _FRINGED: Final = ("short", "curly", "bun", "bob", "long", "wavy", "crop")
 
 
@@ -109,25 +136,43 @@ def person_of(seed: int, identity: int) -> Person:
     grown = male and age > 19
     eye = d.between(0, 1) if light_skin else d.between(0, 0.3)
     return Person(
-        male=male, age=age, skin=d.on_scale(_SKINS, tone, 0.012), pale=tone < 0.13,
-        width=0.432 + 0.020 * weight + (0.010 if male else 0), chin=d.between(0.575, 0.635) + (0.015 if male else 0),
+        male=male,
+        age=age,
+        skin=d.on_scale(_SKINS, tone, 0.012),
+        pale=tone < 0.13,
+        width=0.432 + 0.020 * weight + (0.010 if male else 0),
+        chin=d.between(0.575, 0.635) + (0.015 if male else 0),
         jaw=min(max(d.normal(0.20 if male else 0.28, 0.06) - 0.035 * weight, 0.06), 0.42),
         square=d.between(0.05, 0.60) if male else d.between(0, 0.25),
-        chubby=weight > 1.05, double_chin=weight > 0.7 and d.chance(0.6), cheekbones=weight < 0.6 and d.chance(0.45),
-        bags=d.chance(0.55 if age > 50 else 0.14), freckles=light_skin and d.chance(0.16),
-        eye_gap=d.between(0.192, 0.222), eye_width=d.between(0.122, 0.145),
-        eye_height=d.between(0.048, 0.080) + (0 if male else 0.004), eye_tilt=d.between(-0.08, 0.16),
-        iris=d.on_scale(_EYES, eye, 0.02), brow_thick=d.between(0.018, 0.034) + (0.010 if male else -0.003),
-        brow_arch=d.between(0.0, 0.055), nose_width=d.between(0.078, 0.122) + (0.008 if male else 0),
-        nose_drop=d.between(-0.020, 0.030), nose_sharp=d.between(0, 1), lip_width=d.between(0.140, 0.180),
-        lip_full=d.between(0.034, 0.066) - (0.006 if male else 0), ears=d.between(0.85, 1.2),
-        hair=d.colour(*_HAIRS[hair_name], 0.012), hair_name=hair_name, style=style,
+        chubby=weight > 1.05,
+        double_chin=weight > 0.7 and d.chance(0.6),
+        cheekbones=weight < 0.6 and d.chance(0.45),
+        bags=d.chance(0.55 if age > 50 else 0.14),
+        freckles=light_skin and d.chance(0.16),
+        eye_gap=d.between(0.192, 0.222),
+        eye_width=d.between(0.122, 0.145),
+        eye_height=d.between(0.048, 0.080) + (0 if male else 0.004),
+        eye_tilt=d.between(-0.08, 0.16),
+        iris=d.on_scale(_EYES, eye, 0.02),
+        brow_thick=d.between(0.018, 0.034) + (0.010 if male else -0.003),
+        brow_arch=d.between(0.0, 0.055),
+        nose_width=d.between(0.078, 0.122) + (0.008 if male else 0),
+        nose_drop=d.between(-0.020, 0.030),
+        nose_sharp=d.between(0, 1),
+        lip_width=d.between(0.140, 0.180),
+        lip_full=d.between(0.034, 0.066) - (0.006 if male else 0),
+        ears=d.between(0.85, 1.2),
+        hair=d.colour(*_HAIRS[hair_name], 0.012),
+        hair_name=hair_name,
+        style=style,
         bangs=d.between(0.35, 1.0) if style in _FRINGED and d.chance(0.17 if male else 0.42) else 0.0,
-        volume=d.between(0, 1), part=d.between(-1, 1),
-        beard=d.one_of(("none", "stubble", "moustache", "goatee", "chin", "full"),
-                       (0.40, 0.17, 0.10, 0.11, 0.06, 0.16)) if grown else "none",
+        volume=d.between(0, 1),
+        part=d.between(-1, 1),
+        beard=d.one_of(("none", "stubble", "moustache", "goatee", "chin", "full"), (0.40, 0.17, 0.10, 0.11, 0.06, 0.16))
+        if grown
+        else "none",
         sideburns=grown and style != "bald" and d.chance(0.24),
-    )  # fmt: skip
+    )
 
 
 def _style(d: _Dice, male: bool, age: float, tone: float) -> str:
@@ -168,16 +213,23 @@ def scene_of(seed: int, identity: int, variant: int, person: Person) -> Scene:
     tie = person.male and collar in ("shirt", "suit") and d.chance(0.55)
     frame = d.any_colour() if d.chance(0.5) else d.colour((0.05, 0.05, 0.06), (0.30, 0.20, 0.14))
     return Scene(
-        yaw=d.normal(0, 0.13, -0.28, 0.28), pitch=d.normal(0.0, 0.07, -0.15, 0.15),
+        yaw=d.normal(0, 0.13, -0.28, 0.28),
+        pitch=d.normal(0.0, 0.07, -0.15, 0.15),
         roll=d.normal(0, 0.055, -0.13, 0.13),
-        zoom=d.between(1.12, 1.24), shift=(d.normal(0, 0.02, -0.05, 0.05), d.normal(0.05, 0.02, 0.01, 0.09)),
+        zoom=d.between(1.12, 1.24),
+        shift=(d.normal(0, 0.02, -0.05, 0.05), d.normal(0.05, 0.02, 0.01, 0.09)),
         sun=(side / length, up / length, 1 / length),
         light=(power * (1 + 0.06 * warm), power, power * (1 - 0.08 * warm)),
-        ambient=(fill * (1 - 0.05 * warm) + d.between(-0.02, 0.02), fill,
-                 fill * (1 + 0.06 * warm) + d.between(-0.02, 0.03)),
-        smile=smile, gape=d.between(0.30, 1.0) if open_mouth else 0.0,
+        ambient=(
+            fill * (1 - 0.05 * warm) + d.between(-0.02, 0.02),
+            fill,
+            fill * (1 + 0.06 * warm) + d.between(-0.02, 0.03),
+        ),
+        smile=smile,
+        gape=d.between(0.30, 1.0) if open_mouth else 0.0,
         lids=0.0 if d.chance(0.03) else d.between(0.50, 0.75) if d.chance(0.15) else d.between(0.85, 1.0),
-        raised=d.normal(0, 0.012, -0.02, 0.03), gaze=(d.normal(0, 0.4, -1, 1), d.normal(0, 0.4, -1, 1)),
+        raised=d.normal(0, 0.012, -0.02, 0.03),
+        gaze=(d.normal(0, 0.4, -1, 1), d.normal(0, 0.4, -1, 1)),
         glasses=("dark" if d.chance(0.22) else "clear") if glasses else "none",
         frame=(habit.one_of(("round", "square", "soft", "cat", "aviator")), d.between(0.013, 0.026), frame),
         lens=d.colour((0.05, 0.05, 0.07), (0.35, 0.22, 0.16), 0.03),
@@ -186,16 +238,22 @@ def scene_of(seed: int, identity: int, variant: int, person: Person) -> Scene:
         earrings=d.one_of(("stud", "drop", "hoop")) if d.chance(0.05 if person.male else 0.38) else "none",
         necklace=d.one_of(("chain", "beads")) if necklace else "none",
         metal={"gold": (0.95, 0.78, 0.36), "silver": (0.86, 0.88, 0.92)}.get(metal, d.any_colour()),
-        tie=tie, collar=collar, cloth=(d.any_colour(), d.any_colour(), d.any_colour()),
+        tie=tie,
+        collar=collar,
+        cloth=(d.any_colour(), d.any_colour(), d.any_colour()),
         pattern=d.one_of(("plain", "stripes", "block"), (0.66, 0.20, 0.14)),
         lipstick=_rgb(np.array(_REDS[int(d.between(0, 4.999))]) + d.normal(0, 0.03)) if made_up else None,
-        shadow=d.any_colour() if heavy else None, blush=_blush(d, heavy),
+        shadow=d.any_colour() if heavy else None,
+        blush=_blush(d, heavy),
         backdrop=d.one_of(("gradient", "blobs", "spot", "stripes", "room"), (0.28, 0.34, 0.20, 0.06, 0.12)),
         back=(d.any_colour(), d.any_colour(), d.any_colour()),
-        blobs=tuple((d.between(-1, 1), d.between(-1, 0.7), d.between(0.16, 0.55), int(d.between(0, 2.999)))
-                    for _ in range(int(d.between(2, 6)))),
-        tilt=d.between(-2.4, 2.4), blurry=d.chance(0.04),
-    )  # fmt: skip
+        blobs=tuple(
+            (d.between(-1, 1), d.between(-1, 0.7), d.between(0.16, 0.55), int(d.between(0, 2.999)))
+            for _ in range(int(d.between(2, 6)))
+        ),
+        tilt=d.between(-2.4, 2.4),
+        blurry=d.chance(0.04),
+    )
 
 
 def _blush(d: _Dice, heavy: bool) -> float:

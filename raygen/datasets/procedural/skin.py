@@ -11,11 +11,23 @@ from raygen.datasets.procedural.canvas import Box, Canvas
 from raygen.datasets.procedural.fields import Field, bump, clip, ellipse, mixed, planes, ramp
 from raygen.datasets.procedural.scene import Person, Scene
 
-__all__ = ["EYES", "MOUTH", "NOSE", "Face", "ear_place", "ears", "face", "face_cover", "neck", "outline", "relief"]
+__all__ = [
+    "EYES",
+    "MOUTH",
+    "NOSE",
+    "FaceShading",
+    "ear_place",
+    "ears",
+    "face",
+    "face_cover",
+    "neck",
+    "outline",
+    "relief",
+]
 
 
 @dataclass(frozen=True)
-class Face:
+class FaceShading:
     """The painted face, for what is laid on it: fields over the canvas's `face_box`."""
 
     distance: Field  # to its edge
@@ -62,7 +74,7 @@ def ears(canvas: Canvas) -> None:
         canvas.shade(box, ramp(0.03, -0.02, hollow), 0.66, (1.1, 0.95, 0.93))
 
 
-def face(canvas: Canvas) -> Face:
+def face(canvas: Canvas) -> FaceShading:
     """Skin under the light, with everything that belongs to it."""
     p, s = canvas.person, canvas.scene
     box = canvas.face_box
@@ -86,13 +98,13 @@ def face(canvas: Canvas) -> Face:
     for _ in range(4):
         shine = shine * shine
     canvas.add(box, cover * (0.30 if p.male else 0.24) * shine * (planes(s.light) * 0.55))
-    painted = Face(distance, cover, tone, u, v)
+    painted = FaceShading(distance, cover, tone, u, v)
     _complexion(canvas, painted)
     _nose(canvas, painted)
     return painted
 
 
-def _complexion(canvas: Canvas, face: Face) -> None:
+def _complexion(canvas: Canvas, face: FaceShading) -> None:
     """What lies in the skin: blush, hollows, folds, freckles."""
     p, s = canvas.person, canvas.scene
     box, cover, u, v = canvas.face_box, face.cover, face.u, face.v
@@ -116,7 +128,7 @@ def _complexion(canvas: Canvas, face: Face) -> None:
     canvas.shade(box, cover * 0.9 * bump(u, v - MOUTH - 0.135, 0.085, 0.026), 0.80)  # under the lower lip
 
 
-def _lines(canvas: Canvas, face: Face) -> None:
+def _lines(canvas: Canvas, face: FaceShading) -> None:
     """The folds beside the mouth, of age or of a smile; wrinkles of the forehead and at the eyes."""
     p, s = canvas.person, canvas.scene
     box, cover, u, v = canvas.face_box, face.cover, face.u, face.v
@@ -136,7 +148,7 @@ def _lines(canvas: Canvas, face: Face) -> None:
         canvas.shade(box, feet * ramp(0.07, 0.04, np.abs(v - EYES)), 0.80)
 
 
-def _nose(canvas: Canvas, face: Face) -> None:
+def _nose(canvas: Canvas, face: FaceShading) -> None:
     p, s = canvas.person, canvas.scene
     tip, w = NOSE + p.nose_drop, p.nose_width
     box = canvas.around_on_face(0.0, (EYES + tip) / 2, w * 2.3 + 0.10, (tip - EYES) / 2 + 0.17)

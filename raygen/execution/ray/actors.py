@@ -21,10 +21,10 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from raygen.core.config import Where
+from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError
 from raygen.execution.ray.session import connected
-from raygen.execution.worker import Item, ShardTask, ShardWorker, Summary
+from raygen.execution.worker import ShardItem, ShardSummary, ShardTask, ShardWorker
 from raygen.store.parquet import Slice
 from raygen.store.run_store import Shard
 
@@ -48,29 +48,29 @@ class _Actor:
         return pa.table({"summary": [json.dumps(asdict(summary)) for summary in summaries]})
 
 
-def _to_text(item: Item) -> str:
+def _to_text(item: ShardItem) -> str:
     return json.dumps([item.place, item.shard.index, [list(piece) for piece in item.shard.inputs]])
 
 
-def _to_item(text: str) -> Item:
+def _to_item(text: str) -> ShardItem:
     place, index, pieces = json.loads(text)
-    return Item(place, Shard(index, tuple(Slice(*piece) for piece in pieces)))
+    return ShardItem(place, Shard(index, tuple(Slice(*piece) for piece in pieces)))
 
 
-def ray_runner(items: Sequence[Item], task: ShardTask, where: Where) -> Iterator[Summary]:
+def ray_runner(items: Sequence[ShardItem], task: ShardTask, where: Resources) -> Iterator[ShardSummary]:
     """Work on `items` with `where.workers` actors; summaries in the order in which shards finish.
 
     Raises `InfrastructureError` where nothing finishes for `where.stall_timeout_s`, or Ray gives up.
     """
     with connected(where):
         _check_resources(where)
-        results: queue.Queue[Summary | BaseException | None] = queue.Queue()
+        results: queue.Queue[ShardSummary | BaseException | None] = queue.Queue()
         feeder = threading.Thread(target=_consume, args=(items, task, where, results), daemon=True)
         feeder.start()
         yield from _watched(results, where, {(item.place, item.shard.index) for item in items})
 
 
-def _check_resources(where: Where) -> None:
+def _check_resources(where: Resources) -> None:
     """One clear sentence instead of a pipeline that waits for CPUs nobody has."""
     have = ray.cluster_resources()
     for name, each in (("CPU", where.cpus), ("GPU", where.gpus)):
@@ -85,7 +85,7 @@ def _check_resources(where: Where) -> None:
         )
 
 
-def _pool(items: Sequence[Item], task: ShardTask, where: Where) -> Any:
+def _pool(items: Sequence[ShardItem], task: ShardTask, where: Resources) -> Any:
     """The lazy dataset: one block a shard, one actor call a block."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -107,14 +107,17 @@ def _pool(items: Sequence[Item], task: ShardTask, where: Where) -> Any:
 
 
 def _consume(
-    items: Sequence[Item], task: ShardTask, where: Where, results: "queue.Queue[Summary | BaseException | None]"
+    items: Sequence[ShardItem],
+    task: ShardTask,
+    where: Resources,
+    results: "queue.Queue[ShardSummary | BaseException | None]",
 ) -> None:
     try:
         with ExitStack() as starting:
             starting.enter_context(_stderr_without(HARMLESS))
             for row in _pool(items, task, where).iter_rows():
                 starting.close()  # the pool is there
-                results.put(Summary(**json.loads(row["summary"])))
+                results.put(ShardSummary(**json.loads(row["summary"])))
         results.put(None)
     except BaseException as error:  # handed to the thread that can raise it
         results.put(error)
@@ -145,8 +148,8 @@ def _stderr_without(text: bytes) -> Iterator[None]:
 
 
 def _watched(
-    results: "queue.Queue[Summary | BaseException | None]", where: Where, open_shards: set[tuple[int, int]]
-) -> Iterator[Summary]:
+    results: "queue.Queue[ShardSummary | BaseException | None]", where: Resources, open_shards: set[tuple[int, int]]
+) -> Iterator[ShardSummary]:
     seconds: list[float] = []
     while True:
         limit = where.stall_timeout_s

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from raygen.core.config import Where
+from raygen.core.config import Resources
 from raygen.core.errors import ConfigError, InfrastructureError
 
 __all__ = ["connected", "logical_cpus"]
@@ -26,13 +26,13 @@ QUIET = ("ray._private.authentication.authentication_token_setup", "ray.data._in
 _UNSAFE = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"
 
 
-def logical_cpus(where: Where) -> int:
+def logical_cpus(where: Resources) -> int:
     """CPUs a local Ray is told to have: the machine's, or what the actors ask for plus the spare ones."""
     return max(os.cpu_count() or 1, round(where.workers * where.cpus) + SPARE_CPUS)
 
 
 @contextmanager
-def connected(where: Where) -> Iterator[None]:
+def connected(where: Resources) -> Iterator[None]:
     """Ray for the length of the block. A Ray that was already connected is used and left running."""
     if os.environ.get(_UNSAFE) == "1":
         raise ConfigError(f"{_UNSAFE}=1 lets a Parquet file run code while it is read; unset it")
@@ -46,7 +46,7 @@ def connected(where: Where) -> Iterator[None]:
         ray.shutdown()
 
 
-def _start(where: Where) -> None:
+def _start(where: Resources) -> None:
     threads = str(where.threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -23,7 +23,7 @@ from ray._private.worker import get_dashboard_url
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from raygen.core.config import Where
+from raygen.core.config import Resources
 from raygen.core.errors import ConfigError, InfrastructureError, InputError, IntegrityError, RaygenError
 from raygen.execution.ray.session import connected
 
@@ -75,7 +75,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         return [c for c in made if get_dashboard_url() or type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
-def run_ranks(task: RankTask, where: Where, shared: str) -> None:
+def run_ranks(task: RankTask, where: Resources, shared: str) -> None:
     """Run `task` on `where.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
 
     A worker that dies restarts the ranks, at most `where.tries` times; `task` goes on from its own state.

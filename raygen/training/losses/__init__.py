@@ -16,32 +16,39 @@ A batch is a mapping of tensors with the picture first:
     boxes, keypoints  float [B, K, 4 or 3]  in parts of the picture's side; zeros are none
 """
 
-from raygen.training.losses.autoencoder import AutoencoderObjective, AutoencoderObjectiveSpec, edges
+from raygen.training.losses.autoencoder import AutoencoderObjective, AutoencoderObjectiveConfig, edges
 from raygen.training.losses.base import Batch, Losses, Objective
-from raygen.training.losses.diffusion import P2, AttentionLoss, DiffusionLoss, DiffusionObjective, MinSNR, Simple
-from raygen.training.losses.discriminator import DiscriminatorSpec, PatchDiscriminator
-from raygen.training.losses.mask_aware import MaskAwareObjective, MaskAwareSpec
+from raygen.training.losses.diffusion import (
+    AttentionLoss,
+    DiffusionLoss,
+    DiffusionObjective,
+    MinSNRLoss,
+    P2Loss,
+    SimpleLoss,
+)
+from raygen.training.losses.discriminator import DiscriminatorConfig, PatchDiscriminator
+from raygen.training.losses.mask_aware import MaskAwareConfig, MaskAwareObjective
 from raygen.training.losses.recognition import ClassifierObjective, EmbedderObjective, IdentityLoss, ParserObjective
 
 __all__ = [
-    "P2",
     "AttentionLoss",
     "AutoencoderObjective",
-    "AutoencoderObjectiveSpec",
+    "AutoencoderObjectiveConfig",
     "Batch",
     "ClassifierObjective",
     "DiffusionLoss",
     "DiffusionObjective",
-    "DiscriminatorSpec",
+    "DiscriminatorConfig",
     "EmbedderObjective",
     "IdentityLoss",
     "Losses",
+    "MaskAwareConfig",
     "MaskAwareObjective",
-    "MaskAwareSpec",
-    "MinSNR",
+    "MinSNRLoss",
     "Objective",
+    "P2Loss",
     "ParserObjective",
     "PatchDiscriminator",
-    "Simple",
+    "SimpleLoss",
     "edges",
 ]

@@ -10,27 +10,27 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.pixels import to_pixels
-from raygen.extractors.lpips import LPIPSSpec
+from raygen.extractors.lpips import LPIPSConfig
 from raygen.models.autoencoder import LOGVAR_RANGE, FirstStage
 from raygen.training.losses.base import Batch, Losses, Objective
 from raygen.training.losses.discriminator import (
     LARGEST,
-    DiscriminatorSpec,
+    DiscriminatorConfig,
     PatchDiscriminator,
     adaptive_weight,
     hinge,
 )
 
-__all__ = ["AutoencoderObjective", "AutoencoderObjectiveSpec", "edges"]
+__all__ = ["AutoencoderObjective", "AutoencoderObjectiveConfig", "edges"]
 
 
 #: (reconstruction, pixels) -> a distance a picture [B]; LPIPS is one.
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 
 
-class AutoencoderObjectiveSpec(Spec):
+class AutoencoderObjectiveConfig(Config):
     """Weights of the first stage's loss terms.
 
     Everything is a mean over the values of a picture. The published KL first stages add sums instead: the same
@@ -42,13 +42,13 @@ class AutoencoderObjectiveSpec(Spec):
     kind: Literal["autoencoder"] = "autoencoder"
     l1: float = Field(1.0, ge=0)
     edges: float = Field(0.5, ge=0)
-    perceptual: Literal["none"] | LPIPSSpec = Field("none", description="`none`, or LPIPS and its weights")
+    perceptual: Literal["none"] | LPIPSConfig = Field("none", description="`none`, or LPIPS and its weights")
     kl: float = Field(1e-6, ge=0)
     codebook: float = Field(1.0, ge=0, description="vq only")
     codebook_form: Literal["fixed", "released"] = Field(
         "fixed", description="vq only: beta 0.25 on the commitment, or on the codebook as in the released weights"
     )
-    discriminator: DiscriminatorSpec | None = None
+    discriminator: DiscriminatorConfig | None = None
 
 
 class AutoencoderObjective(Objective):
@@ -57,17 +57,19 @@ class AutoencoderObjective(Objective):
     `perceptual` is the distance that `spec.perceptual` asks for; it is not trained and not saved.
     """
 
-    def __init__(self, stage: FirstStage, spec: AutoencoderObjectiveSpec, perceptual: Perceptual | None = None) -> None:
+    def __init__(
+        self, stage: FirstStage, config: AutoencoderObjectiveConfig, perceptual: Perceptual | None = None
+    ) -> None:
         super().__init__()
-        if (spec.perceptual == "none") != (perceptual is None):
+        if (config.perceptual == "none") != (perceptual is None):
             raise ValueError("the perceptual distance has to be the one that the spec asks for")
         self.module = self.stage = stage
         self.latent_shape = stage.latent_shape
-        self.spec = spec
+        self.config = config
         self.perceptual = perceptual
-        self.discriminator = None if spec.discriminator is None else PatchDiscriminator(spec.discriminator)
-        if stage.spec.stage == "vq":
-            stage.net.quantize.legacy = spec.codebook_form == "released"
+        self.discriminator = None if config.discriminator is None else PatchDiscriminator(config.discriminator)
+        if stage.config.stage == "vq":
+            stage.net.quantize.legacy = config.codebook_form == "released"
 
     def phases(self) -> Sequence[Sequence[nn.Parameter]]:
         """The first stage, then the discriminator."""
@@ -84,7 +86,7 @@ class AutoencoderObjective(Objective):
 
     @property
     def _judged(self) -> bool:
-        return self.spec.discriminator is not None and self.step >= self.spec.discriminator.start
+        return self.config.discriminator is not None and self.step >= self.config.discriminator.start
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
         """See `Objective.forward`; the terms are logged without their weights."""
@@ -93,9 +95,9 @@ class AutoencoderObjective(Objective):
             return self._judge(pixels, batch["posterior"])
         moments = self.stage.encode(pixels)
         own: Losses = {}
-        if self.stage.spec.stage == "vq":
+        if self.stage.config.stage == "vq":
             z, own["codebook"], codes = self.stage.quantise(moments)
-            used = torch.zeros(self.stage.spec.codes, device=z.device).index_fill_(0, codes.flatten(), 1.0)
+            used = torch.zeros(self.stage.config.codes, device=z.device).index_fill_(0, codes.flatten(), 1.0)
             own["codes_used"] = used.sum()
             reconstruction = self.stage.decode(z, quantised=True)
         else:
@@ -109,9 +111,15 @@ class AutoencoderObjective(Objective):
         return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
     def _weights(self) -> dict[str, float]:
-        spec = self.spec
-        perceptual = 0.0 if isinstance(spec.perceptual, str) else spec.perceptual.weight
-        return {"l1": spec.l1, "edges": spec.edges, "perceptual": perceptual, "kl": spec.kl, "codebook": spec.codebook}
+        config = self.config
+        perceptual = 0.0 if isinstance(config.perceptual, str) else config.perceptual.weight
+        return {
+            "l1": config.l1,
+            "edges": config.edges,
+            "perceptual": perceptual,
+            "kl": config.kl,
+            "codebook": config.codebook,
+        }
 
     def _terms(self, pixels: Tensor, reconstruction: Tensor, moments: Tensor) -> Losses:
         terms: Losses = {
@@ -120,7 +128,7 @@ class AutoencoderObjective(Objective):
         }
         if self.perceptual is not None:
             terms["perceptual"] = self.perceptual(reconstruction, pixels).mean()
-        if self.stage.spec.stage == "kl":
+        if self.stage.config.stage == "kl":
             mean, logvar = moments.chunk(2, dim=1)
             logvar = logvar.clamp(*LOGVAR_RANGE)
             divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)  # [B] nats
@@ -130,16 +138,16 @@ class AutoencoderObjective(Objective):
     def _adversarial(self, likeness: Tensor, reconstruction: Tensor, terms: Losses) -> Tensor:
         """How little the discriminator likes the reconstruction, weighed against the reconstruction loss."""
         assert self.discriminator is not None
-        assert self.spec.discriminator is not None
+        assert self.config.discriminator is not None
         terms["adversarial"] = -self.discriminator(reconstruction).mean()
         weight = torch.ones((), device=reconstruction.device)
-        if self.spec.discriminator.adaptive:
+        if self.config.discriminator.adaptive:
             # The published bound is on sums over the values of a picture for kl, on means for vq.
-            values = 1 if self.stage.spec.stage == "vq" else reconstruction[0].numel()
+            values = 1 if self.stage.config.stage == "vq" else reconstruction[0].numel()
             layer = self.stage.last_layer
             weight = adaptive_weight(likeness, terms["adversarial"], layer, LARGEST / values)
         terms["adaptive_weight"] = weight
-        return self.spec.discriminator.weight * weight * terms["adversarial"]
+        return self.config.discriminator.weight * weight * terms["adversarial"]
 
     def _judge(self, pixels: Tensor, noise: Tensor) -> Losses:
         assert self.discriminator is not None

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.face_labels import CLASSES
 from raygen.core.pixels import to_pixels
 from raygen.models.base import Model
@@ -20,10 +20,10 @@ from raygen.models.schedule import NoiseSchedule
 from raygen.models.spade import one_hot
 from raygen.training.losses.base import Batch, Losses, Objective
 
-__all__ = ["P2", "AttentionLoss", "DiffusionLoss", "DiffusionObjective", "MinSNR", "Simple"]
+__all__ = ["AttentionLoss", "DiffusionLoss", "DiffusionObjective", "MinSNRLoss", "P2Loss", "SimpleLoss"]
 
 
-class Simple(Spec):
+class SimpleLoss(Config):
     """Every timestep counts the same: L_simple of Ho et al. 2020, equation 14."""
 
     kind: Literal["simple"] = "simple"
@@ -33,7 +33,7 @@ class Simple(Spec):
         return torch.ones(schedule.timesteps)
 
 
-class P2(Spec):
+class P2Loss(Config):
     """Choi et al. 2022: 1 / (k + SNR)^gamma on the error; steps that only clean up count less. Not normalised.
 
     The paper predicts eps. With v the factor stands on the v error, so that gamma 0 is the simple loss there too.
@@ -48,7 +48,7 @@ class P2(Spec):
         return torch.tensor((self.k + schedule.snr()) ** -self.gamma, dtype=torch.float32)
 
 
-class MinSNR(Spec):
+class MinSNRLoss(Config):
     """Hang et al. 2023: the error in z counts min(SNR, gamma); written as a weight on the eps or v error."""
 
     kind: Literal["min_snr"] = "min_snr"
@@ -61,10 +61,10 @@ class MinSNR(Spec):
         return (snr.clamp(max=self.gamma) / per_error).float()
 
 
-DiffusionLoss = Annotated[Simple | P2 | MinSNR, Field(discriminator="kind")]
+DiffusionLoss = Annotated[SimpleLoss | P2Loss | MinSNRLoss, Field(discriminator="kind")]
 
 
-class AttentionLoss(Spec):
+class AttentionLoss(Config):
     """SCA-DM's optional term: a pixel's attention scores, before gates and softmax, should name its class.
 
     The head-averaged scores of every cross-attention layer are logits of the one-hot mask (`bce`), or are brought near
@@ -79,9 +79,10 @@ class AttentionLoss(Spec):
         side = int(scores.shape[1] ** 0.5)
         target = one_hot(mask, present, side, len(CLASSES), scores.dtype).flatten(2).transpose(1, 2)  # [B, N, 19]
         each = (
-            F.binary_cross_entropy_with_logits(scores, target, reduction="none") if self.kind == "bce"
+            F.binary_cross_entropy_with_logits(scores, target, reduction="none")
+            if self.kind == "bce"
             else (scores - target).square()
-        )  # fmt: skip
+        )
         weight = present.to(scores.dtype)
         return (each.mean(dim=(1, 2)) * weight).sum() / weight.sum().clamp(min=1)
 
@@ -94,7 +95,7 @@ class DiffusionObjective(Objective):
     def __init__(
         self,
         model: Model,
-        loss: Simple | P2 | MinSNR,
+        loss: SimpleLoss | P2Loss | MinSNRLoss,
         dropout: ConditionDropout | None = None,
         attention: AttentionLoss | None = None,
     ) -> None:

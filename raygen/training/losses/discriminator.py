@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 
-__all__ = ["DiscriminatorSpec", "PatchDiscriminator", "adaptive_weight", "hinge"]
+__all__ = ["DiscriminatorConfig", "PatchDiscriminator", "adaptive_weight", "hinge"]
 
 
 #: Bounds of the adaptive weight and of its divisor, as the published first stages were trained with.
 LARGEST, SMALLEST = 1e4, 1e-4
 
 
-class DiscriminatorSpec(Spec):
+class DiscriminatorConfig(Config):
     """A PatchGAN discriminator (Isola et al. 2017) that enters at `start`.
 
     `batch` normalisation is the published form; its statistics are those of one rank's part of the batch, so only
@@ -37,14 +37,14 @@ class DiscriminatorSpec(Spec):
 class PatchDiscriminator(nn.Sequential):
     """Pixels [B, 3, H, W] in -1..1 -> logits of patches [B, 1, h, w]; larger is more real."""
 
-    def __init__(self, spec: DiscriminatorSpec) -> None:
-        widths = [spec.channels * min(2**i, 8) for i in range(spec.layers + 1)]
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        widths = [config.channels * min(2**i, 8) for i in range(config.layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for i in range(1, spec.layers + 1):
-            stride = 2 if i < spec.layers else 1
+        for i in range(1, config.layers + 1):
+            stride = 2 if i < config.layers else 1
             layers += [
                 nn.Conv2d(widths[i - 1], widths[i], 4, stride=stride, padding=1, bias=False),
-                nn.BatchNorm2d(widths[i]) if spec.norm == "batch" else nn.GroupNorm(8, widths[i]),
+                nn.BatchNorm2d(widths[i]) if config.norm == "batch" else nn.GroupNorm(8, widths[i]),
                 nn.LeakyReLU(0.2),
             ]
         super().__init__(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))

@@ -21,18 +21,18 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.face_labels import CLASSES, ClassName
 from raygen.core.pixels import to_pixels
-from raygen.extractors.base import Small
-from raygen.extractors.lpips import LPIPSSpec
-from raygen.extractors.perceptual import DeepFeatures, EmbedderSpec
+from raygen.extractors.base import BundledNetworkConfig
+from raygen.extractors.lpips import LPIPSConfig
+from raygen.extractors.perceptual import DeepFeatures, EmbedderConfig
 from raygen.models.base import Model
 from raygen.models.conditions import ConditionDropout, drop
 from raygen.training.losses.base import Batch, Losses
-from raygen.training.losses.diffusion import P2, AttentionLoss, DiffusionObjective, MinSNR, Simple
+from raygen.training.losses.diffusion import AttentionLoss, DiffusionObjective, MinSNRLoss, P2Loss, SimpleLoss
 
-__all__ = ["MaskAwareObjective", "MaskAwareSpec", "class_weights", "crops", "masked_distance"]
+__all__ = ["MaskAwareConfig", "MaskAwareObjective", "class_weights", "crops", "masked_distance"]
 
 
 #: Classes whose bounding box is the face, where nobody drew boxes: skin, nose, glasses, eyes, brows, ears, mouth, lips.
@@ -41,7 +41,7 @@ FACE: Final = range(1, 13)
 CROP: Final = 254
 
 
-class MaskAwareSpec(Spec):
+class MaskAwareConfig(Config):
     """What counts besides the diffusion loss, and for which steps. The defaults are the paper's best run."""
 
     below: int = Field(100, ge=0, description="T: only for timesteps below it")
@@ -52,10 +52,11 @@ class MaskAwareSpec(Spec):
     reading: Literal["map", "features"] = Field(
         "map", description="weigh the map of differences (as released), or mask the features (as the paper says)"
     )
-    network: Small | LPIPSSpec = Field(
-        default_factory=LPIPSSpec, description="of the perceptual term: LPIPS, or kind: small, the attribute classifier"
+    network: BundledNetworkConfig | LPIPSConfig = Field(
+        default_factory=LPIPSConfig,
+        description="of the perceptual term: LPIPS, or kind: small, the attribute classifier",
     )
-    embedder: EmbedderSpec | None = Field(None, description="of the face term; needed where face is above 0")
+    embedder: EmbedderConfig | None = Field(None, description="of the face term; needed where face is above 0")
     classes: dict[ClassName, float] = Field(
         default_factory=dict, description="weight of a class in the masked terms; others 1, background 0"
     )
@@ -63,7 +64,7 @@ class MaskAwareSpec(Spec):
     checkpoint_decoder: bool = Field(False, description="compute activations of the decoder again, do not keep them")
 
     @model_validator(mode="after")
-    def _consistent(self) -> "MaskAwareSpec":
+    def _consistent(self) -> "MaskAwareConfig":
         if (total := self.perceptual + self.face + self.keypoints + self.latent) > 1:
             raise ValueError(f"perceptual, face, keypoints and latent add up to {total:g}, more than 1")
         if self.face and self.embedder is None:
@@ -83,10 +84,10 @@ class MaskAwareSpec(Spec):
         return bool(self.perceptual or self.face or self.keypoints)
 
 
-def class_weights(spec: MaskAwareSpec) -> Tensor:
+def class_weights(config: MaskAwareConfig) -> Tensor:
     """float32 [19]."""
     weights: dict[str, float] = {**dict.fromkeys(CLASSES, 1.0), "background": 0.0}
-    weights.update({str(name): weight for name, weight in spec.classes.items()})
+    weights.update({str(name): weight for name, weight in config.classes.items()})
     return torch.tensor([weights[name] for name in CLASSES])
 
 
@@ -98,29 +99,29 @@ class MaskAwareObjective(DiffusionObjective):
     def __init__(
         self,
         model: Model,
-        loss: Simple | P2 | MinSNR,
+        loss: SimpleLoss | P2Loss | MinSNRLoss,
         dropout: ConditionDropout | None = None,
         attention: AttentionLoss | None = None,
         *,
-        spec: MaskAwareSpec,
+        config: MaskAwareConfig,
         perceptual: DeepFeatures | None = None,
         embedder: DeepFeatures | None = None,
     ) -> None:
         """`perceptual` and `embedder`: the networks of the terms whose weights are above 0."""
         super().__init__(model, loss, dropout, attention)
-        if (spec.perceptual and perceptual is None) or (spec.face and embedder is None):
+        if (config.perceptual and perceptual is None) or (config.face and embedder is None):
             raise ValueError("a term has a weight and no network")
-        self.spec = spec
+        self.config = config
         self.perceptual, self.embedder = perceptual, embedder
-        self.register_buffer("by_class", class_weights(spec), persistent=False)
+        self.register_buffer("by_class", class_weights(config), persistent=False)
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
         """See `Objective.forward`; the terms are logged as means over the rows of this call that have them, and not at
         all where no row lies below T: compare them within a training alone.
         """
         t = batch["t"]
-        low = (t < self.spec.below).nonzero()[:, 0]
-        if not len(low) or (not self.spec.decodes and not self.spec.latent):
+        low = (t < self.config.below).nonzero()[:, 0]
+        if not len(low) or (not self.config.decodes and not self.config.latent):
             return super().forward(batch, phase)
         z, eps = self._latents(batch), batch["noise"]
         conditions = drop(self.conditions(batch, len(z)), self.dropout, batch["dropout"])
@@ -131,8 +132,8 @@ class MaskAwareObjective(DiffusionObjective):
         error = squared.flatten(1).mean(dim=1)
         own = self.weights[t] * error
         terms = self._terms(batch, low, squared, self.model.schedule.x0_from(output[low], zt[low], t[low]))
-        left = 1.0 - sum(getattr(self.spec, name) for name in terms)
-        mixed = left * own[low] + torch.stack([getattr(self.spec, n) * v for n, (v, _) in terms.items()]).sum(dim=0)
+        left = 1.0 - sum(getattr(self.config, name) for name in terms)
+        mixed = left * own[low] + torch.stack([getattr(self.config, n) * v for n, (v, _) in terms.items()]).sum(dim=0)
         total = own.index_copy(0, low, mixed)
         losses = {"loss": total.mean(), "mse": error.detach().mean()}
         for name, (value, there) in terms.items():
@@ -144,18 +145,20 @@ class MaskAwareObjective(DiffusionObjective):
         labels, here = batch["mask"][low].long(), batch["present_mask"][low]
         weights = self.by_class[labels] * here.view(-1, 1, 1)  # [b, S, S]
         found: dict[str, tuple[Tensor, Tensor]] = {}
-        if self.spec.latent:
+        if self.config.latent:
             small = F.interpolate(weights.unsqueeze(1), size=squared.shape[-2:], mode="area")
             found["latent"] = _weighted(squared[low].mean(dim=1, keepdim=True), small)
-        if not self.spec.decodes:
+        if not self.config.decodes:
             return found
         real, made = to_pixels(batch["images"][low]), self._decoded(z0)
-        if self.perceptual is not None and self.spec.perceptual:
-            found["perceptual"] = masked_distance(self.perceptual, made, real, weights.unsqueeze(1), self.spec.reading)
-        if self.embedder is not None and self.spec.face:
+        if self.perceptual is not None and self.config.perceptual:
+            found["perceptual"] = masked_distance(
+                self.perceptual, made, real, weights.unsqueeze(1), self.config.reading
+            )
+        if self.embedder is not None and self.config.face:
             boxes = batch["boxes"][low] if "boxes" in batch else None
             found["face"] = self._faces(self.embedder, made, real, _boxes(boxes, labels, here))
-        if self.spec.keypoints:
+        if self.config.keypoints:
             points = batch["keypoints"][low] if "keypoints" in batch else real.new_zeros(len(low), 0, 3)
             found["keypoints"] = _weighted(
                 (made - real).abs().mean(dim=1, keepdim=True), _bumps(points, real.shape[-1])
@@ -165,13 +168,13 @@ class MaskAwareObjective(DiffusionObjective):
     def _decoded(self, z0: Tensor) -> Tensor:
         """Estimates of latents -> pixels in -1..1; gradients reach the latents and no network."""
         stage = self.model.first_stage
-        made = checkpoint(stage.decode, z0, use_reentrant=False) if self.spec.checkpoint_decoder else stage.decode(z0)
+        made = checkpoint(stage.decode, z0, use_reentrant=False) if self.config.checkpoint_decoder else stage.decode(z0)
         clipped: Tensor = made.clamp(-1, 1)
         return clipped
 
     def _faces(self, embedder: DeepFeatures, made: Tensor, real: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """L1 between the features of each face of both pictures, mean over the faces of a row."""
-        cut, row = crops(torch.cat([made, real]), torch.cat([boxes, boxes]), self.spec.crop)
+        cut, row = crops(torch.cat([made, real]), torch.cat([boxes, boxes]), self.config.crop)
         n = len(cut) // 2
         total = made.new_zeros(n)
         if n:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from raygen.core.config import Spec
+from raygen.core.config import Config
 from raygen.core.pixels import to_pixels
-from raygen.extractors.bundled import SmallClassifier, SmallEmbedder, SmallParser, augment
+from raygen.extractors.bundled import BundledClassifier, BundledEmbedder, BundledParser, augment
 from raygen.training.losses.base import Batch, Losses, Objective
 
 __all__ = ["ClassifierObjective", "EmbedderObjective", "IdentityLoss", "ParserObjective"]
@@ -26,7 +26,7 @@ class ParserObjective(Objective):
 
     latent_shape = (8, 1, 1)
 
-    def __init__(self, parser: SmallParser) -> None:
+    def __init__(self, parser: BundledParser) -> None:
         super().__init__()
         self.module = self.parser = parser
 
@@ -53,7 +53,7 @@ class ClassifierObjective(Objective):
 
     latent_shape = (8, 1, 1)
 
-    def __init__(self, classifier: SmallClassifier) -> None:
+    def __init__(self, classifier: BundledClassifier) -> None:
         super().__init__()
         self.module = self.classifier = classifier
 
@@ -69,7 +69,7 @@ class ClassifierObjective(Objective):
         return {"loss": (each * known).sum() / count, "accuracy": accuracy}
 
 
-class IdentityLoss(Spec):
+class IdentityLoss(Config):
     """Softmax over people by cosine, with a margin for the right one (CosFace: Wang et al. 2018, equation 4)."""
 
     identities: int = Field(..., ge=2, description="people in the training pictures, at most; each gets a centre")
@@ -82,11 +82,11 @@ class EmbedderObjective(Objective):
 
     latent_shape = (8, 1, 1)
 
-    def __init__(self, embedder: SmallEmbedder, spec: IdentityLoss) -> None:
+    def __init__(self, embedder: BundledEmbedder, config: IdentityLoss) -> None:
         super().__init__()
         self.module = self.embedder = embedder
-        self.spec = spec
-        self.centres = nn.Parameter(torch.randn(spec.identities, embedder.head.out_features) * 0.1)
+        self.config = config
+        self.centres = nn.Parameter(torch.randn(config.identities, embedder.head.out_features) * 0.1)
 
     def phases(self) -> Sequence[Sequence[nn.Parameter]]:
         """The embedder and the centres together."""
@@ -98,6 +98,6 @@ class EmbedderObjective(Objective):
         uniform = 0.5 * (1 + torch.erf(batch["noise"].flatten(1) / 2**0.5))
         vectors = self.embedder(augment(to_pixels(batch["images"]), uniform))  # [B, D]
         cosines = vectors @ F.normalize(self.centres, dim=1).T  # [B, identities]
-        right = F.one_hot(who, self.spec.identities)
-        loss = F.cross_entropy(self.spec.scale * (cosines - self.spec.margin * right), who)
+        right = F.one_hot(who, self.config.identities)
+        loss = F.cross_entropy(self.config.scale * (cosines - self.config.margin * right), who)
         return {"loss": loss, "accuracy": (cosines.argmax(dim=1) == who).float().mean()}

@@ -12,7 +12,7 @@ from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import FACES_OR_ERROR
-from raygen.datasets.procedural.dataset import ProceduralSet
+from raygen.datasets.procedural.dataset import ProceduralDataSet
 from raygen.store.images import decode_image, decode_mask
 
 
@@ -45,14 +45,14 @@ def drawing(monkeypatch):
 
 
 def test_listing_is_every_picture_of_every_identity_in_order():
-    listing = ProceduralSet(identities=3, pictures=2).listing()
+    listing = ProceduralDataSet(identities=3, pictures=2).listing()
     assert listing["face_id"].to_pylist() == [f"p{i:06d}-{v:03d}" for i in range(3) for v in range(2)]
     assert listing["identity"].to_pylist() == [0, 0, 1, 1, 2, 2]
     assert listing["variant"].to_pylist() == [0, 1] * 3
 
 
 def test_rows_are_drawn_from_their_own_numbers(drawing):
-    dataset = ProceduralSet(identities=3, pictures=2, size=32, seed=7)
+    dataset = ProceduralDataSet(identities=3, pictures=2, size=32, seed=7)
     loaded = dataset.load(dataset.listing().slice(3, 2))
     assert drawing == [(7, 1, 1, 32), (7, 2, 0, 32)]
     assert loaded.schema == FACES_OR_ERROR
@@ -65,7 +65,7 @@ def test_rows_are_drawn_from_their_own_numbers(drawing):
 
 
 def test_identities_never_straddle_two_parts_and_shares_are_exact():
-    listing = ProceduralSet(identities=40, pictures=3, val=0.1, test=0.25).listing().to_pylist()
+    listing = ProceduralDataSet(identities=40, pictures=3, val=0.1, test=0.25).listing().to_pylist()
     parts = {}
     for row in listing:
         assert parts.setdefault(row["identity"], row["split"]) == row["split"]
@@ -76,19 +76,19 @@ def test_identities_never_straddle_two_parts_and_shares_are_exact():
     ("identities", "counts"), [(1, (1, 0, 0)), (2, (1, 0, 1)), (3, (1, 1, 1)), (1000, (850, 50, 100))]
 )
 def test_somebody_is_always_left_to_train_on(identities, counts):
-    parts = ProceduralSet(identities=identities).parts()
+    parts = ProceduralDataSet(identities=identities).parts()
     assert tuple(parts.count(part) for part in ("train", "val", "test")) == counts
 
 
 def test_the_seed_decides_who_is_tested_on():
-    first, again, other = (ProceduralSet(identities=50, seed=seed).parts() for seed in (0, 0, 1))
+    first, again, other = (ProceduralDataSet(identities=50, seed=seed).parts() for seed in (0, 0, 1))
     assert first == again
     assert first != other
 
 
 def test_shares_that_leave_nobody_are_refused():
     with pytest.raises(ValidationError, match="nobody to train on"):
-        ProceduralSet(val=0.5, test=0.5)
+        ProceduralDataSet(val=0.5, test=0.5)
 
 
 def test_the_union_of_data_sets_is_told_apart_by_kind():

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CLASSES
-from raygen.datasets.procedural.draw import Face, draw
+from raygen.datasets.procedural.draw import DrawnFace, draw
 
 PEOPLE = 300
 RECIPES = ("Bangs", "Eyeglasses", "No_Beard", "Smiling", "Young")
 
 
 @cache
-def faces() -> list[Face]:
+def faces() -> list[DrawnFace]:
     return [draw(1, identity, 0, 64) for identity in range(PEOPLE)]
 
 
@@ -24,11 +24,11 @@ def attributes() -> np.ndarray:
     return np.stack([draw(3, identity, 0, 32).attributes for identity in range(500)])
 
 
-def has(face: Face, name: str) -> bool:
+def has(face: DrawnFace, name: str) -> bool:
     return bool(face.attributes[ATTRIBUTE_INDEX[name]] == 1)
 
 
-def pixels_of(face: Face, name: str) -> int:
+def pixels_of(face: DrawnFace, name: str) -> int:
     return int((face.mask == CLASS_INDEX[name]).sum())
 
 
@@ -108,10 +108,13 @@ def test_eyes_and_mouth_are_large_enough_to_read():
 @pytest.mark.parametrize(
     ("attribute", "name", "least"),
     [
-        ("Eyeglasses", "eye_g", 50), ("Wearing_Hat", "hat", 50), ("Wearing_Earrings", "ear_r", 1),
-        ("Wearing_Necklace", "neck_l", 3), ("Mouth_Slightly_Open", "mouth", 1),
+        ("Eyeglasses", "eye_g", 50),
+        ("Wearing_Hat", "hat", 50),
+        ("Wearing_Earrings", "ear_r", 1),
+        ("Wearing_Necklace", "neck_l", 3),
+        ("Mouth_Slightly_Open", "mouth", 1),
     ],
-)  # fmt: skip
+)
 def test_what_is_worn_is_in_the_mask(attribute, name, least):
     worn = [pixels_of(face, name) for face in faces() if has(face, attribute)]
     assert worn
