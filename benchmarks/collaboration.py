@@ -254,7 +254,7 @@ def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
             "shard_rows": 100,
             "codec": "png",
         }
-        (root / "job.yaml").write_text(json.dumps({"kind": "generate", "what": what, "out": str(root / "samples")}))
+        (root / "job.yaml").write_text(json.dumps({"kind": "generate", **what, "out": str(root / "samples")}))
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "raygen", "generate", str(root / "job.yaml")], check=True, stdout=2)
         mine = (time.perf_counter() - began) / total
@@ -273,7 +273,7 @@ def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
 
 
 def _run(root: Path, kind: str, name: str, what: dict[str, Any]) -> None:
-    make({"kind": kind, "what": what, "out": str(root / name)}).run(lambda _: None)
+    make({"kind": kind, **what, "out": str(root / name)}).run(lambda _: None)
 
 
 def _tiny(folder: Path) -> str:

@@ -37,7 +37,7 @@ def operations() -> dict[str, float]:
     present = {name: torch.ones(1, dtype=torch.bool) for name in ("mask", "style")}
     given = Conditions(n=1, mask=mask, style=style, style_weights=weights, present=present)
     zt, t = torch.randn(1, *model.latent_shape), torch.full((1,), 500)
-    stage_config = load("jobs/papers/vq_f4_256.yaml").what.model  # type: ignore[attr-defined]
+    stage_config = load("jobs/papers/vq_f4_256.yaml").model  # type: ignore[attr-defined]
     assert isinstance(stage_config, AutoencoderConfig)
     stage = FirstStage(stage_config).eval()
     found = {}

@@ -84,7 +84,7 @@ def export(kind: str, samples: Path, out: Path, size: int) -> None:
     form = {"kind": kind, **({"size": size} if kind == "recordio" else {})}
     what = {"samples": str(samples), "format": form, "shard_rows": SHARD}
     began = time.perf_counter()
-    facts = make({"kind": "export", "what": what, "out": str(out)}).run(lambda _: None).facts
+    facts = make({"kind": "export", **what, "out": str(out)}).run(lambda _: None).facts
     files, size_ = str(facts["data set"]).split(": ")[1].split(" files, ")
     took = f"{time.perf_counter() - began:.0f} s | {facts['finish_s']} s"
     print(f"| {kind} | {took} | {peak_mb():.0f} MB | {files} | {size_.split(' bytes')[0]} |", flush=True)

@@ -29,7 +29,7 @@ def workers(given: argparse.Namespace, steps: int) -> Iterator[TimingWorker]:
             "batch": given.pictures,
             "sampler": {"name": name, "steps": int(own or steps)},
         }
-        job = make({"kind": "generate", "what": what, "out": "unused"})
+        job = make({"kind": "generate", **what, "out": "unused"})
         assert isinstance(job, GenerateJob)
         worker = build_bench([job.sampling("timed")], None, given.threads)(0)
         yield TimingWorker(worker, TimingConfig(pictures=given.pictures, rounds=1), checkpoint)

@@ -33,7 +33,7 @@ JOBS = {"small": "jobs/scadm/train.yaml", "paper": "jobs/papers/scadm_256.yaml"}
 
 def model_of(size: str) -> SCADM:
     """A random model of that size; the first stage matters only by its shape."""
-    config: SCADMConfig = load(JOBS[size]).what.model  # type: ignore[attr-defined]
+    config: SCADMConfig = load(JOBS[size]).model  # type: ignore[attr-defined]
     if size == "small":
         stage = checkpoint.load_first_stage("bundled")
     else:

@@ -42,7 +42,7 @@ HELP = {
 INTERRUPTED = KeyboardInterrupt("what is committed stays; the same command goes on where this one stopped")
 JobFile = Annotated[Path, typer.Argument(help="job file (YAML)", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="overrides: what.seed=3 where.runner=ray", show_default=False)
+    list[str] | None, typer.Argument(help="overrides: seed=3 resources.runner=ray", show_default=False)
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="resolve, count and estimate; write nothing")]
 
@@ -70,11 +70,11 @@ def _run(verb: str, job: Job) -> None:
 
 
 def _estimate(job: Job) -> None:
-    console.console.print(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False).rstrip(), markup=False)
+    console.console.print(yaml.safe_dump(job.document(), sort_keys=False).rstrip(), markup=False)
     estimate = job.estimate()
     console.heading("dry run: nothing was written")
     shards = {"shards": f"{estimate.shards} ({estimate.done_shards} are committed already)"} if estimate.shards else {}
-    workers = "one worker" if job.where.workers == 1 else f"{job.where.workers} workers"
+    workers = "one worker" if job.resources.workers == 1 else f"{job.resources.workers} workers"
     console.facts(
         {
             "rows": estimate.rows,

@@ -12,7 +12,7 @@ def quiet(_: object) -> None:
 def drawn(root: Path, identities: int, pictures: int = 1) -> Path:
     """`root` with `faces` (64 px, seed 3) and `rows`, their conditions."""
     data = {"kind": "procedural", "identities": identities, "pictures": pictures, "size": 64, "seed": 3}
-    make({"kind": "ingest", "what": {"data": data}, "out": f"{root}/faces"}).run(quiet)
+    make({"kind": "ingest", "data": data, "out": f"{root}/faces"}).run(quiet)
     planning = {"kind": "from_faces"}
-    make({"kind": "plan", "what": {"faces": f"{root}/faces", "planning": planning}, "out": f"{root}/rows"}).run(quiet)
+    make({"kind": "plan", "faces": f"{root}/faces", "planning": planning, "out": f"{root}/rows"}).run(quiet)
     return root

@@ -37,11 +37,9 @@ def job(tmp_path):
     def write(name="job.yaml", **changes):
         document = {
             "kind": "ingest",
-            "what": {
-                "data": {"kind": "procedural", "identities": 3, "pictures": 2, "size": 32},
-                "batch": 2,
-                "shard_rows": 4,
-            },
+            "data": {"kind": "procedural", "identities": 3, "pictures": 2, "size": 32},
+            "batch": 2,
+            "shard_rows": 4,
             "out": "faces",
         }
         (tmp_path / name).write_text(yaml.safe_dump({**document, **changes}))
@@ -70,11 +68,11 @@ def test_a_job_runs_is_repeated_and_is_verified(tmp_path, job):
 
 
 def test_a_dry_run_prints_the_resolved_job_and_writes_nothing(tmp_path, job):
-    shown = raygen("ingest", job(), "what.data.identities=5", "--dry-run", cwd=tmp_path)
+    shown = raygen("ingest", job(), "data.identities=5", "--dry-run", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     resolved = yaml.safe_load(shown.stdout.split("dry run:")[0])
-    assert resolved["what"]["data"]["identities"] == 5
-    assert resolved["what"]["bad_rows"] == 0.01  # a default nobody wrote
+    assert resolved["data"]["identities"] == 5
+    assert resolved["bad_rows"] == 0.01  # a default nobody wrote
     assert all(word in shown.stdout for word in ("rows", "shards", "bytes", "time"))
     assert sorted(os.listdir(tmp_path)) == ["job.yaml"]
 
@@ -83,8 +81,8 @@ def test_a_dry_run_prints_the_resolved_job_and_writes_nothing(tmp_path, job):
     ("words", "code", "said"),
     [
         (["ingest", "absent.yaml"], 2, "absent.yaml"),
-        (["ingest", "job.yaml", "what.data.identites=3"], 2, "identities"),
-        (["ingest", "job.yaml", "what.data.size=1000"], 2, "size"),
+        (["ingest", "job.yaml", "data.identites=3"], 2, "identities"),
+        (["ingest", "job.yaml", "data.size=1000"], 2, "size"),
         (["ingest", "job.yaml", "nonsense"], 2, "a.b=value"),
         (["generate", "job.yaml"], 2, "raygen ingest"),
         (["verify", "nothing"], 2, "plan.json is missing"),
@@ -102,7 +100,7 @@ def test_mistakes_get_a_sentence_and_their_exit_code(tmp_path, job, words, code,
 
 
 def test_an_interrupt_says_what_stays(tmp_path, job):
-    words = [sys.executable, "-m", "raygen", "ingest", job(), "what.data.identities=100000", "what.shard_rows=64"]
+    words = [sys.executable, "-m", "raygen", "ingest", job(), "data.identities=100000", "shard_rows=64"]
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     running = subprocess.Popen(
         words,
@@ -133,7 +131,7 @@ def test_too_many_bad_rows_end_with_3_and_the_good_ones_are_kept(tmp_path):
         (tmp_path / "pictures" / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     document = {
         "kind": "ingest",
-        "what": {"data": {"kind": "folder", "root": "pictures", "size": 32}},
+        "data": {"kind": "folder", "root": "pictures", "size": 32},
         "out": "faces",
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(document))
@@ -157,7 +155,7 @@ def test_damage_is_found_with_5(tmp_path, job):
 
 def test_another_job_in_the_same_folder_is_refused_by_the_key_that_differs(tmp_path, job):
     assert raygen("ingest", job(), cwd=tmp_path).returncode == 0
-    ended = raygen("ingest", job(), "what.data.seed=9", cwd=tmp_path)
+    ended = raygen("ingest", job(), "data.seed=9", cwd=tmp_path)
     assert ended.returncode == 2
     assert "data.seed" in ended.stderr
 

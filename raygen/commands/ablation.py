@@ -30,7 +30,7 @@ from raygen.commands.generate import GenerateJob
 from raygen.commands.ingest import IngestJob
 from raygen.commands.plan import PlanJob
 from raygen.commands.train import TrainJob
-from raygen.core.config import Config, override, parse
+from raygen.core.config import override, parse
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.evaluation.aggregate import write_metrics
 from raygen.evaluation.comparison import (
@@ -48,7 +48,7 @@ from raygen.store.parquet import from_parquet
 from raygen.store.run_store import open_input
 from raygen.store.schemas import METRICS
 
-__all__ = ["AblationJob", "AblationWhat"]
+__all__ = ["AblationJob"]
 
 
 JOBS: Final[Mapping[str, type[Job]]] = {
@@ -63,17 +63,21 @@ JOBS: Final[Mapping[str, type[Job]]] = {
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class AblationWhat(Config):
-    """Jobs without `out`; in their texts `{shared}` and `{variant}` stand for the two folders."""
+class AblationJob(Job):
+    """Variants of one setting -> one METRICS table.
 
+    Jobs without `out`; in their texts `{shared}` and `{variant}` stand for the two folders.
+    """
+
+    kind: Literal["ablation"] = "ablation"
     shared: dict[str, dict[str, Any]] = Field(default_factory=dict, description="jobs that run once, by folder")
     stages: dict[str, dict[str, Any]] = Field(..., min_length=1, description="jobs that run for every variant")
     variants: dict[str, tuple[str, ...]] = Field(
-        ..., min_length=1, description="overrides of the stages, as on the command line: model.what.loss.gamma=0.5"
+        ..., min_length=1, description="overrides of the stages, as on the command line: model.loss.gamma=0.5"
     )
 
     @model_validator(mode="after")
-    def _named(self) -> "AblationWhat":
+    def _named(self) -> "AblationJob":
         for name in (*self.shared, *self.stages, *self.variants):
             if not NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot be the name of a folder")
@@ -85,13 +89,6 @@ class AblationWhat(Config):
                     raise ValueError(f"{word!r} changes none of the stages {', '.join(self.stages)}")
         return self
 
-
-class AblationJob(Job):
-    """Variants of one setting -> one METRICS table."""
-
-    kind: Literal["ablation"] = "ablation"
-    what: AblationWhat
-
     @model_validator(mode="after")
     def _every_job_is_one(self) -> "AblationJob":
         list(self.jobs())
@@ -99,10 +96,10 @@ class AblationJob(Job):
 
     def jobs(self) -> Iterator[tuple[str, str, Job]]:
         """(variant or nothing, stage, job) in the order in which they run."""
-        for name, document in self.what.shared.items():
+        for name, document in self.shared.items():
             yield "", name, self._job(name, document, "", f"{self.out}/{name}")
-        for variant, words in self.what.variants.items():
-            for name, document in override(self.what.stages, words).items():
+        for variant, words in self.variants.items():
+            for name, document in override(self.stages, words).items():
                 folder = f"{self.out}/{variant}"
                 out = folder if document.get("kind") == "evaluate" else f"{folder}/{name}"
                 yield variant, name, self._job(name, document, variant, out)
@@ -112,8 +109,8 @@ class AblationJob(Job):
         if kind is None:
             raise ConfigError(f"{name}: kind: must be one of {', '.join(JOBS)} (got {document.get('kind')!r})")
         filled = _fill(document, {"{shared}": self.out, "{variant}": f"{self.out}/{variant}"})
-        where = {**self.where.model_dump(exclude_unset=True), **filled.get("where", {})}
-        job: Job = parse(kind, {**filled, "where": where, "out": out}, f"{variant or 'shared'}/{name}")
+        resources = {**self.resources.model_dump(exclude_unset=True), **filled.get("resources", {})}
+        job: Job = parse(kind, {**filled, "resources": resources, "out": out}, f"{variant or 'shared'}/{name}")
         return job
 
     def run(self, report: ProgressCallback) -> Result:
@@ -238,7 +235,7 @@ def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
     values = {"loss": facts.get("loss"), **facts.get("reconstruction", {})}
     scored = facts.get("scored", {})
     pictures = scored.get("pictures", 0)
-    judged = {"split": scored.get("split"), "size": getattr(job.what.model, "image_size", None)}
+    judged = {"split": scored.get("split"), "size": getattr(job.model, "image_size", None)}
     row = {"run_id": facts["run_id"], "slice": stage, "ci_low": None, "ci_high": None, "reference": None}
     return [
         {
@@ -262,11 +259,11 @@ def _made(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
     if not made:
         return []
     environment = commits[0].environment
-    where = {name: environment.get(name) for name in ("device", "dtype", "threads", "torch")}
+    resources = {name: environment.get(name) for name in ("device", "dtype", "threads", "torch")}
     protocol = {
-        **where,
-        "workers": job.where.workers,
-        "includes": "sampling, first stage, encoding" + (", scoring" if job.what.score is not None else ""),
+        **resources,
+        "workers": job.resources.workers,
+        "includes": "sampling, first stage, encoding" + (", scoring" if job.score is not None else ""),
         "variant": variant,
         "stage": stage,
     }

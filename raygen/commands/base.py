@@ -6,7 +6,7 @@ only where a job asks for it.
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ __all__ = [
     "ProgressCallback",
     "Result",
     "ShardedJob",
-    "ShardedWhat",
+    "Sharding",
     "Throughput",
     "estimate_cost",
     "extrapolate",
@@ -47,8 +47,8 @@ __all__ = [
 ProgressCallback = Callable[[Progress], None]
 
 
-class ShardedWhat(Config):
-    """Keys of every job over shards."""
+class Sharding(Config):
+    """Settings of every job over shards."""
 
     shard_rows: int = Field(
         1024, ge=1, le=1_000_000, description="input rows in a shard, the unit of commit; cut to whole batches"
@@ -77,10 +77,19 @@ class Estimate:
 
 
 class Job(Config):
-    """A job in three parts. Subclasses add `kind: Literal[...]` and `what`."""
+    """A job: its settings, `resources` and `out`. Subclasses add `kind: Literal[...]` and their settings."""
 
-    where: Resources = Field(default_factory=Resources)
+    resources: Resources = Field(default_factory=Resources, description="where and how wide the job runs")
     out: str = Field(..., min_length=1, description="folder or URL that the result goes to")
+
+    def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """The settings without `kind`, `resources`, `out` and those of `exclude`, as plain values."""
+        return self.model_dump(mode="json", exclude={"kind", "resources", "out", *exclude})
+
+    def document(self) -> dict[str, Any]:
+        """The job as its file would say it: kind, settings, resources, out."""
+        kind, resources = getattr(self, "kind", None), self.resources.model_dump(mode="json")
+        return {"kind": kind, **self.settings(), "resources": resources, "out": self.out}
 
     @abstractmethod
     def run(self, report: ProgressCallback) -> Result:
@@ -91,7 +100,7 @@ class Job(Config):
         """Rows, shards, bytes and time, without writing anything."""
 
 
-class ShardedJob(Job):
+class ShardedJob(Job, Sharding):
     """A job that is one pass over shards."""
 
     @abstractmethod
@@ -102,11 +111,11 @@ class ShardedJob(Job):
         """Every shard, committed exactly once."""
         work = self.prepare(write=True)
         said = {"note": "; ".join(work.notes)} if work.notes else {}
-        return Result(self.out, {**outcome_facts(run_sharded(work, self.where, report)), **said})
+        return Result(self.out, {**outcome_facts(run_sharded(work, self.resources, report)), **said})
 
     def estimate(self) -> Estimate:
         """Work on one batch of the first shard, keep nothing, and scale up."""
-        return estimate_cost(self.prepare(write=False), self.where)
+        return estimate_cost(self.prepare(write=False), self.resources)
 
 
 @dataclass(frozen=True)
@@ -155,44 +164,44 @@ def store_listing(listing: pa.Table, out: str, *also: str, write: bool) -> Input
 def prepare_run(
     job: Job,
     kind: str,
-    what: Mapping[str, Any],
+    settings: Mapping[str, Any],
     given: Inputs,
     build: Callable[[str], Callable[[], Worker]],
     *,
     batch: int,
-    sharding: ShardedWhat,
+    sharding: Sharding,
     attempt: int = 0,
     columns: tuple[str, ...] | None = None,
 ) -> PreparedRun:
-    """The plan of a job. `what` and the inputs' digest name the run; `build` gets that name.
+    """The plan of a job. `settings` and the inputs' digest name the run; `build` gets that name.
 
     Shards are whole multiples of the batch, so that every full batch holds the same rows however the work is
     spread.
     """
     rows = max(batch, sharding.shard_rows // batch * batch)
     shards = make_shards(given.slices, rows)
-    name = run_id({"kind": kind, "what": what, "inputs": given.digest, "shard_rows": rows, "attempt": attempt})
-    plan = Plan(kind, name, what, batch, shards)
+    name = run_id({"kind": kind, "settings": settings, "inputs": given.digest, "shard_rows": rows, "attempt": attempt})
+    plan = Plan(kind, name, settings, batch, shards)
     return PreparedRun(RunStore(job.out, attempt), plan, build(name), sharding.bad_rows, columns)
 
 
-def runner_of(where: Resources) -> Runner:
+def runner_of(resources: Resources) -> Runner:
     """The plain loop or Ray; Ray is imported here and nowhere else outside `cluster`."""
-    if where.runner == "local":
+    if resources.runner == "local":
         return local_runner
     from raygen.execution.ray.actors import ray_runner
 
     return ray_runner
 
 
-def run_sharded(work: PreparedRun, where: Resources, report: ProgressCallback) -> Outcome:
+def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallback) -> Outcome:
     """All shards of `work`; see `shards.execute` for what it raises."""
     return execute(
         work.store,
         work.plan,
         work.build,
-        where,
-        runner_of(where),
+        resources,
+        runner_of(resources),
         bad_rows=work.bad_rows,
         columns=work.columns,
         report=report,
@@ -222,10 +231,10 @@ class Throughput:
     rows: int
 
 
-def estimate_cost(work: PreparedRun, where: Resources) -> Estimate:
+def estimate_cost(work: PreparedRun, resources: Resources) -> Estimate:
     """What `work` would make and how long it would take: one batch done here, scaled up, nothing kept."""
     rate = time_one_batch(work)
-    return extrapolate(work, where, rate, (f"timed on {rate.rows} rows with one worker on this machine",))
+    return extrapolate(work, resources, rate, (f"timed on {rate.rows} rows with one worker on this machine",))
 
 
 def time_one_batch(work: PreparedRun) -> Throughput:
@@ -241,7 +250,7 @@ def time_one_batch(work: PreparedRun) -> Throughput:
     return Throughput(each, sum(table.nbytes for table in tables.values()) // max(rows.num_rows, 1), rows.num_rows)
 
 
-def extrapolate(work: PreparedRun, where: Resources, rate: Throughput, notes: tuple[str, ...]) -> Estimate:
+def extrapolate(work: PreparedRun, resources: Resources, rate: Throughput, notes: tuple[str, ...]) -> Estimate:
     """All of `work` at a rate; shards that are committed take no time."""
     done = len(work.store.committed())
     left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
@@ -250,7 +259,7 @@ def extrapolate(work: PreparedRun, where: Resources, rate: Throughput, notes: tu
         len(work.plan.shards),
         done,
         rate.bytes * work.plan.rows,
-        rate.seconds * left / where.workers,
+        rate.seconds * left / resources.workers,
         (*work.notes, *notes),
     )
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, ShardedWhat, open_inputs, prepare_run
+from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, prepare_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.execution.worker import Worker
@@ -23,12 +23,16 @@ from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
 
-__all__ = ["EditJob", "EditWhat", "build_editor"]
+__all__ = ["EditJob", "build_editor"]
 
 
-class EditWhat(ShardedWhat):
-    """Which model edits which pictures, and how."""
+class EditJob(ShardedJob):
+    """CONDITIONS and FACES -> SAMPLES; an edit is a batch, so its alphas are never apart.
 
+    Which model edits which pictures, and how.
+    """
+
+    kind: Literal["edit"] = "edit"
     conditions: str = Field(..., description="folder of a plan run of edits")
     faces: str = Field(..., description="folder of the ingest run whose pictures are edited")
     checkpoint: str = Field(..., description="model folder, or `bundled`")
@@ -45,44 +49,37 @@ class EditWhat(ShardedWhat):
     codec: Codec = "webp"
     shard_rows: int = Field(48, ge=1, le=1_000_000, description="rows in a shard; cut to whole edits")
 
-
-class EditJob(ShardedJob):
-    """CONDITIONS and FACES -> SAMPLES; an edit is a batch, so its alphas are never apart."""
-
-    kind: Literal["edit"] = "edit"
-    what: EditWhat
-
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of edits. Checkpoint and faces enter by their content, not by their paths."""
-        what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
-        what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
-        what["faces"] = open_inputs(self.what.faces, "faces").digest
-        what["judges"] = EditJudge.digests(self.what.judge)
-        if self.what.mixing is not None:
-            check_mixing(resolve(self.what.checkpoint), self.what.mixing)
-        given = open_inputs(self.what.conditions, "conditions")
+        settings = self.settings(exclude={"conditions", "shard_rows", "bad_rows"})
+        settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
+        settings["faces"] = open_inputs(self.faces, "faces").digest
+        settings["judges"] = EditJudge.digests(self.judge)
+        if self.mixing is not None:
+            check_mixing(resolve(self.checkpoint), self.mixing)
+        given = open_inputs(self.conditions, "conditions")
         if not given.slices:
-            raise ConfigError(f"{self.what.conditions}: has no edits")
+            raise ConfigError(f"{self.conditions}: has no edits")
         first = read_slice(given.slices[0], ["edit_id"])["edit_id"].to_pylist()
         if first[0] is None:
-            raise ConfigError(f"{self.what.conditions}: no plan of edits (see planning `edits`, `edit_pairs`)")
+            raise ConfigError(f"{self.conditions}: no plan of edits (see planning `edits`, `edit_pairs`)")
         alphas = next((i for i, name in enumerate(first) if name != first[0]), len(first))
         return prepare_run(
             self,
             "edit",
-            what,
+            settings,
             given,
             partial(self._builder, alphas),
             batch=alphas,
-            sharding=self.what,
-            attempt=self.what.attempt,
+            sharding=self,
+            attempt=self.attempt,
         )
 
     def _builder(self, alphas: int, run_id: str) -> "partial[Worker]":
-        fields = (set(SampleConfig.model_fields) & set(EditWhat.model_fields)) - {"checkpoint"}
-        values = {name: getattr(self.what, name) for name in fields}
-        sample = SampleConfig(run_id=run_id, checkpoint=resolve(self.what.checkpoint), batch=alphas, **values)
-        return partial(build_editor, sample, self.what.imagic, self.what.judge, self.what.faces, self.where.threads)
+        fields = (set(SampleConfig.model_fields) & set(EditJob.model_fields)) - {"checkpoint"}
+        values = {name: getattr(self, name) for name in fields}
+        sample = SampleConfig(run_id=run_id, checkpoint=resolve(self.checkpoint), batch=alphas, **values)
+        return partial(build_editor, sample, self.imagic, self.judge, self.faces, self.resources.threads)
 
 
 def build_editor(

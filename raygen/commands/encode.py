@@ -8,41 +8,38 @@ from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, ShardedWhat, open_inputs, prepare_run
+from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, prepare_run
 from raygen.core.assets import resolve
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.sampling.encode import EncodeConfig, EncodeWorker
 
-__all__ = ["EncodeJob", "EncodeWhat"]
+__all__ = ["EncodeJob"]
 
 
-class EncodeWhat(ShardedWhat):
-    """Which faces through which first stage."""
+class EncodeJob(ShardedJob):
+    """FACES -> LATENTS.
 
+    Which faces through which first stage.
+    """
+
+    kind: Literal["encode"] = "encode"
     faces: str = Field(..., description="folder of an ingest run")
     checkpoint: str = Field(..., description="folder of a first stage, or of a model that has one")
     flips: bool = Field(True, description="also encode the mirrored picture, as a row of its own")
     batch: int = Field(32, ge=1, le=4096)
 
-
-class EncodeJob(ShardedJob):
-    """FACES -> LATENTS."""
-
-    kind: Literal["encode"] = "encode"
-    what: EncodeWhat
-
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of latents."""
-        folder = resolve(self.what.checkpoint)
-        what = {"checkpoint": checkpoint_digest(folder), "flips": self.what.flips}
-        config = EncodeConfig(checkpoint=folder, flips=self.what.flips)
+        folder = resolve(self.checkpoint)
+        settings = {"checkpoint": checkpoint_digest(folder), "flips": self.flips}
+        config = EncodeConfig(checkpoint=folder, flips=self.flips)
         return prepare_run(
             self,
             "encode",
-            what,
-            open_inputs(self.what.faces, "faces"),
-            lambda _: partial(EncodeWorker, config, threads=self.where.threads),
-            batch=self.what.batch,
-            sharding=self.what,
+            settings,
+            open_inputs(self.faces, "faces"),
+            lambda _: partial(EncodeWorker, config, threads=self.resources.threads),
+            batch=self.batch,
+            sharding=self,
             columns=("face_id", "image"),
         )

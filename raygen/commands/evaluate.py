@@ -31,7 +31,7 @@ from raygen.commands.base import (
     PreparedRun,
     ProgressCallback,
     Result,
-    ShardedWhat,
+    Sharding,
     estimate_cost,
     open_inputs,
     prepare_run,
@@ -70,7 +70,7 @@ from raygen.store.parquet import from_parquet
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.set_digest import KEYS
 
-__all__ = ["EvaluateJob", "EvaluateWhat"]
+__all__ = ["EvaluateJob"]
 
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -85,9 +85,13 @@ COMMON: Final = "metrics/common"
 Sets = Mapping[str, Mapping[str, ScoreMatrix]]
 
 
-class EvaluateWhat(ShardedWhat):
-    """What is judged, against what, and how."""
+class EvaluateJob(Job, Sharding):
+    """SAMPLES -> METRICS.
 
+    What is judged, against what, and how.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
     samples: str | None = Field(None, description="folder of a generate run; without it the reference is prepared")
     reference: str | None = Field(
         None, description="folder of an ingest run, the real pictures, or of an evaluation that scored them"
@@ -112,7 +116,7 @@ class EvaluateWhat(ShardedWhat):
     batch: int = Field(32, ge=1, le=4096)
 
     @model_validator(mode="after")
-    def _says_what_is_judged(self) -> "EvaluateWhat":
+    def _says_what_is_judged(self) -> "EvaluateJob":
         if self.samples is None and self.reference is None:
             raise ValueError("name `samples`, or a `reference` to prepare")
         if self.statistics is not None and (self.samples is None or self.score.features is None):
@@ -126,23 +130,16 @@ class EvaluateWhat(ShardedWhat):
             raise ValueError("`training` needs `score.features`, and a `reference` of faces that were held out")
         return self
 
-
-class EvaluateJob(Job):
-    """SAMPLES -> METRICS."""
-
-    kind: Literal["evaluate"] = "evaluate"
-    what: EvaluateWhat
-
     def run(self, report: ProgressCallback) -> Result:
         """Score what is not scored yet, then compute."""
-        if (key := self.what.score.to_source) and self.what.reference is None:
-            raise ConfigError(f"what.score.{key}: needs `reference`, the folder of the faces that rows name")
+        if (key := self.score.to_source) and self.reference is None:
+            raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
         reference, samples = self._reference(), self._samples()
         passes = self._passes(reference, samples)
         for work in passes.values():
-            run_sharded(work, self.where, report)
+            run_sharded(work, self.resources, report)
         if reference is not None and "reference" in passes:
-            reference.record(self.what.score.by_content(), self.out)
+            reference.record(self.score.by_content(), self.out)
         return Result(self.out, self._write(self._sets(passes, reference, samples), reference, samples))
 
     def rows(self) -> dict[str, frozenset[str]]:
@@ -182,7 +179,9 @@ class EvaluateJob(Job):
 
     def estimate(self) -> Estimate:
         """Of all passes together."""
-        parts = [estimate_cost(work, self.where) for work in self._passes(self._reference(), self._samples()).values()]
+        parts = [
+            estimate_cost(work, self.resources) for work in self._passes(self._reference(), self._samples()).values()
+        ]
         notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
         return Estimate(
             sum(p.rows for p in parts),
@@ -194,59 +193,59 @@ class EvaluateJob(Job):
         )
 
     def _samples(self) -> RunStore | None:
-        return None if self.what.samples is None else open_input(self.what.samples)[0]
+        return None if self.samples is None else open_input(self.samples)[0]
 
     def _reference(self) -> ReferenceSet | None:
-        return None if self.what.reference is None else ReferenceSet.open(self.what.reference)
+        return None if self.reference is None else ReferenceSet.open(self.reference)
 
     def _passes(self, reference: ReferenceSet | None, samples: RunStore | None) -> dict[str, PreparedRun]:
         """The sets that have to be scored. What was scored before, or while it was made, is not scored again."""
         passes = {}
         if reference is not None and samples is not None:
-            reference.check(self.what.score.by_content(), samples)
-            if (key := self.what.score.to_source) and reference.scores is not None:
-                raise ConfigError(f"what.score.{key}: needs the pictures; name their ingest run as `reference`")
-        if self.what.samples is not None and samples is not None and not self._scored_inline(samples):
-            passes["samples"] = self._pass("samples", self.what.samples, "samples", None)
+            reference.check(self.score.by_content(), samples)
+            if (key := self.score.to_source) and reference.scores is not None:
+                raise ConfigError(f"score.{key}: needs the pictures; name their ingest run as `reference`")
+        if self.samples is not None and samples is not None and not self._scored_inline(samples):
+            passes["samples"] = self._pass("samples", self.samples, "samples", None)
         if reference is not None and reference.scores is None:
             passes["reference"] = self._pass("reference", reference.url, "faces", None)
-        if reference is not None and self.what.round_trip is not None:
+        if reference is not None and self.round_trip is not None:
             if reference.scores is not None:
-                raise ConfigError("what.round_trip: needs the pictures; name their ingest run as `reference`")
-            passes["roundtrip"] = self._pass("roundtrip", reference.url, "faces", resolve(self.what.round_trip))
-        if self.what.training is not None:
+                raise ConfigError("round_trip: needs the pictures; name their ingest run as `reference`")
+            passes["roundtrip"] = self._pass("roundtrip", reference.url, "faces", resolve(self.round_trip))
+        if self.training is not None:
             if reference is not None:
-                reference.check_size(open_input(self.what.training.faces)[0], "faces")
-            only = ScoreConfig(parser=None, classifier=None, features=self.what.score.features)
-            passes[TRAINING] = self._pass(TRAINING, self.what.training.faces, "faces", None, only)
-        if self.what.relate is not None and self.what.samples is not None:
-            passes["related"] = self._related(self.what.relate, self.what.samples)
+                reference.check_size(open_input(self.training.faces)[0], "faces")
+            only = ScoreConfig(parser=None, classifier=None, features=self.score.features)
+            passes[TRAINING] = self._pass(TRAINING, self.training.faces, "faces", None, only)
+        if self.relate is not None and self.samples is not None:
+            passes["related"] = self._related(self.relate, self.samples)
         return passes
 
     def _related(self, relate: PairwiseConfig, samples: str) -> PreparedRun:
         """One more look at the samples, each beside another."""
         before = None if relate.baseline is None else open_input(relate.baseline)[1]
-        what = {"set": "related", "relate": relate.model_copy(update={"baseline": before})}
-        given, threads = open_inputs(samples, "samples"), self.where.threads
+        settings = {"set": "related", "relate": relate.model_copy(update={"baseline": before})}
+        given, threads = open_inputs(samples, "samples"), self.resources.threads
         return prepare_run(
             self.model_copy(update={"out": f"{self.out}/scores/related"}),
             "evaluate",
-            what,
+            settings,
             given,
             lambda run: partial(PairwiseWorker, relate, samples, run_id=run, threads=threads),
-            batch=self.what.batch,
-            sharding=self.what,
+            batch=self.batch,
+            sharding=self,
             columns=COLUMNS,
         )
 
     def _scored_inline(self, samples: RunStore) -> bool:
-        return samples.plan().what.get("score") == self.what.score.by_content() and samples.has("scores")
+        return samples.plan().settings.get("score") == self.score.by_content() and samples.has("scores")
 
     def _pass(
         self, name: str, url: str, table: str, checkpoint: str | None, score: ScoreConfig | None = None
     ) -> PreparedRun:
-        score = score or self.what.score
-        what = {
+        score = score or self.score
+        settings = {
             "set": name,
             "score": score.by_content(),
             "checkpoint": None if checkpoint is None else checkpoint_digest(checkpoint),
@@ -254,16 +253,16 @@ class EvaluateJob(Job):
         given = open_inputs(url, table)
         key = KEYS[table][0]
         job = self.model_copy(update={"out": f"{self.out}/scores/{name}"})
-        sources = self.what.reference if table == "samples" else None
-        builder = partial(_build, score, self.where.threads, checkpoint, sources)
+        sources = self.reference if table == "samples" else None
+        builder = partial(_build, score, self.resources.threads, checkpoint, sources)
         return prepare_run(
             job,
             "evaluate",
-            what,
+            settings,
             given,
             lambda run: partial(builder, run),
-            batch=self.what.batch,
-            sharding=self.what,
+            batch=self.batch,
+            sharding=self,
             columns=(key, "image", "mask", "attributes", "source", "text"),
         )
 
@@ -275,25 +274,25 @@ class EvaluateJob(Job):
         where: str = "metrics",
     ) -> dict[str, object]:
         """metrics.parquet and metrics.json in the folder `where`; the headline numbers by name."""
-        content = None if self.what.samples is None else open_input(self.what.samples)[1]
+        content = None if self.samples is None else open_input(self.samples)[1]
         against = None if reference is None else reference.content
         parts = {
             "samples": content,
             "reference": against,
-            "what": self.what.score.by_content(),
-            "relate": self.what.relate,
+            "score": self.score.by_content(),
+            "relate": self.relate,
         }
         name = run_id({"kind": "evaluate", **parts})
-        observer = Scorer(self.what.score, run_id=name)
+        observer = Scorer(self.score, run_id=name)
         plan = None if samples is None else samples.plan()
         protocols: dict[str, Mapping[str, Any]] = {
             **observer.protocols(),
-            "edit": {"judges": plan.what.get("judges", {}) if plan else {}},
+            "edit": {"judges": plan.settings.get("judges", {}) if plan else {}},
         }
         if reference is not None:
             protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
-        if self.what.relate is not None:
-            protocols |= relations(self.what.relate)
+        if self.relate is not None:
+            protocols |= relations(self.relate)
         training, named = sets.pop(TRAINING, None), name if plan is None else plan.run_id
         features, together = observer.features, Grouping() if samples is None else grouping_of(samples)
         finish = partial(
@@ -302,27 +301,27 @@ class EvaluateJob(Job):
             reference=against,
             protocols=protocols,
             frechet_name="" if features is None else features.metric,
-            compare=self.what.compare,
+            compare=self.compare,
             kin=together,
         )
         folder = FileStore(f"{self.out}/{where}")
         facts = self._unpaired(folder, protocols, reference, samples)
         tables = [finish(sets)]
-        if self.what.slices:
+        if self.slices:
             people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
-            tables += by_slices(self.what.slices, sets, people, finish)
-        if self.what.statistics is not None and features is not None:
-            tables.append(compare_to_statistics(self.what.statistics, sets["all"], features, named, together))
-        if self.what.training is not None and training is not None and reference is not None and features is not None:
+            tables += by_slices(self.slices, sets, people, finish)
+        if self.statistics is not None and features is not None:
+            tables.append(compare_to_statistics(self.statistics, sets["all"], features, named, together))
+        if self.training is not None and training is not None and reference is not None and features is not None:
             rows = MetricRows(named, against)
-            closest, twins = compare_to_training(self.what.training, sets, training, reference, features, rows)
+            closest, twins = compare_to_training(self.training, sets, training, reference, features, rows)
             folder.put("closest.json", json.dumps(closest, indent=1).encode())
             folder.put("duplicates.json", json.dumps(twins, indent=1).encode())
-            places = {"samples": self.what.samples, "training": self.what.training.faces}
+            places = {"samples": self.samples, "training": self.training.faces}
             folder.put("pictures.json", json.dumps(places, indent=1).encode())
             tables.append(rows.table())
-        if self.what.verification is not None:
-            tables.append(self._verified(self.what.verification, sets, protocols, folder, MetricRows(named, against)))
+        if self.verification is not None:
+            tables.append(self._verified(self.verification, sets, protocols, folder, MetricRows(named, against)))
         found = pa.concat_tables(tables).to_pylist()
         write_metrics(folder, found)
         whole = [row for row in found if "/" not in row["slice"]]
@@ -372,7 +371,7 @@ class EvaluateJob(Job):
             stores |= {"reference": (open_input(reference.url)[0], "faces", "face_id")}
         facts: dict[str, object] = {}
         lists = {}
-        for where, (store, table, key) in stores.items() if self.what.score.parser is not None else ():
+        for where, (store, table, key) in stores.items() if self.score.parser is not None else ():
             found = unpaired(store, table, key)
             if found is not None and (counts := found.counts()):
                 lists[table] = {"without_mask": found.without_mask, "without_picture": found.without_picture}

@@ -17,7 +17,6 @@ from raygen.commands.base import (
     ProgressCallback,
     Result,
     ShardedJob,
-    ShardedWhat,
     outcome_facts,
     prepare_run,
     run_sharded,
@@ -36,7 +35,7 @@ from raygen.exports.worker import ExportConfig, ExportWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
 
-__all__ = ["ExportJob", "ExportWhat"]
+__all__ = ["ExportJob"]
 
 
 METRICS = "metrics/metrics.parquet"
@@ -44,11 +43,13 @@ METRICS = "metrics/metrics.parquet"
 PROBED = 64
 
 
-class ExportWhat(ShardedWhat):
-    """Which rows, in which format, and what is said of them."""
+class ExportJob(ShardedJob):
+    """SAMPLES or FACES -> a data set.
 
-    LATER = frozenset({"min_pictures"})
+    Which rows, in which format, and what is said of them.
+    """
 
+    kind: Literal["export"] = "export"
     samples: str | None = Field(None, description="folder of a run with SAMPLES: generate, edit or a selection")
     faces: str | None = Field(None, description="folder of an ingest run; photographs are not marked as synthetic")
     format: AnyExport
@@ -61,19 +62,12 @@ class ExportWhat(ShardedWhat):
     card: CardConfig = Field(default_factory=CardConfig)
 
     @model_validator(mode="after")
-    def _names_one_source(self) -> "ExportWhat":
+    def _names_one_source(self) -> "ExportJob":
         if (self.samples is None) == (self.faces is None):
             raise ValueError("name either `samples` or `faces`")
         if self.splits and self.faces is None:
             raise ValueError("`splits` belongs to `faces`")
         return self
-
-
-class ExportJob(ShardedJob):
-    """SAMPLES or FACES -> a data set."""
-
-    kind: Literal["export"] = "export"
-    what: ExportWhat
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of the data set."""
@@ -85,13 +79,12 @@ class ExportJob(ShardedJob):
         source, scores = self._source(), self._scores()
         listing = self._listing(source)
         work = self._prepared(source, listing, write=True)
-        outcome = run_sharded(work, self.where, report)
+        outcome = run_sharded(work, self.resources, report)
 
         def card(totals: Totals) -> str:
-            what = self.what
             return write_card(
-                what.card,
-                what.format,
+                self.card,
+                self.format,
                 source,
                 listing,
                 totals,
@@ -101,7 +94,7 @@ class ExportJob(ShardedJob):
             )
 
         began = time.time()
-        made = finish(self.what.format, work.store, listing.people, outcome.manifest, card)
+        made = finish(self.format, work.store, listing.people, outcome.manifest, card)
         left_out = {
             "failed before": listing.failed,
             "not selected": listing.unselected,
@@ -138,41 +131,41 @@ class ExportJob(ShardedJob):
         if listing.failed or listing.unselected:
             notes.append(f"left out: {listing.failed:,} failed before, {listing.unselected:,} not selected")
         if listing.too_few:
-            notes.append(f"left out: {listing.too_few:,} of people with fewer than {self.what.min_pictures} pictures")
+            notes.append(f"left out: {listing.too_few:,} of people with fewer than {self.min_pictures} pictures")
         return Estimate(
-            count, len(work.plan.shards), done, int(size * count), each * left / self.where.workers, tuple(notes)
+            count, len(work.plan.shards), done, int(size * count), each * left / self.resources.workers, tuple(notes)
         )
 
     def _source(self) -> Source:
-        if self.what.samples is not None:
-            return Source.open(self.what.samples, "samples")
-        assert self.what.faces is not None
-        return Source.open(self.what.faces, "faces")
+        if self.samples is not None:
+            return Source.open(self.samples, "samples")
+        assert self.faces is not None
+        return Source.open(self.faces, "faces")
 
     def _listing(self, source: Source) -> Listing:
-        what, form = self.what, self.what.format
+        form = self.format
         naming = Naming(source.key, people=form.people, dotless=form.dotless)
         found = scan(
             source,
             naming,
             form.identities,
-            part_rows=what.shard_rows,
-            selected=what.selected,
-            splits=what.splits,
-            min_pictures=what.min_pictures,
+            part_rows=self.shard_rows,
+            selected=self.selected,
+            splits=self.splits,
+            min_pictures=self.min_pictures,
         )
         form.check(found.rows.num_rows, len(found.people))
         return found
 
     def _prepared(self, source: Source, listing: Listing, *, write: bool) -> PreparedRun:
         """The listing as stored input; a shard of it is one part of the data set, and one batch."""
-        what = self.what.model_dump(mode="json", exclude={"samples", "faces", "scores", "shard_rows", "bad_rows"})
-        what["scores"] = digest(canonical([_plain(row) for row in self._scores()]))
-        what["table"] = source.table
+        settings = self.settings(exclude={"samples", "faces", "scores", "shard_rows", "bad_rows"})
+        settings["scores"] = digest(canonical([_plain(row) for row in self._scores()]))
+        settings["table"] = source.table
         given = store_listing(listing.rows, self.out, source.digest, write=write)
-        parts = -(-listing.rows.num_rows // self.what.shard_rows)
+        parts = -(-listing.rows.num_rows // self.shard_rows)
         config = ExportConfig(
-            self.what.format,
+            self.format,
             self.out,
             tuple(piece.path for piece in source.slices),
             parts,
@@ -180,45 +173,49 @@ class ExportJob(ShardedJob):
             source.made_by,
             self._marks(source),
             _constants(source),
-            self.what.text,
+            self.text,
             write,
         )
         work = prepare_run(
             self,
             "export",
-            what,
+            settings,
             given,
             lambda _: partial(_build, config),
-            batch=self.what.shard_rows,
-            sharding=self.what,
+            batch=self.shard_rows,
+            sharding=self,
         )
         return replace(work, first=listing.rows)
 
     def _marks(self, source: Source) -> bool:
-        form: Export = self.what.format
-        return self.what.provenance and source.made_by is not None and form.pictures
+        form: Export = self.format
+        return self.provenance and source.made_by is not None and form.pictures
 
     def _scores(self) -> list[dict[str, Any]]:
         """METRICS of the evaluation; `ConfigError` where it has none, or judged other rows."""
-        if self.what.scores is None:
+        if self.scores is None:
             return []
         try:
-            table = from_parquet(FileStore(self.what.scores).get(METRICS))
+            table = from_parquet(FileStore(self.scores).get(METRICS))
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ConfigError(f"what.scores: {self.what.scores} holds no {METRICS}; name an evaluation") from error
+            raise ConfigError(f"scores: {self.scores} holds no {METRICS}; name an evaluation") from error
         rows: list[dict[str, Any]] = table.to_pylist()
         mine = self._source().store.plan().run_id
         if others := sorted({row["run_id"] for row in rows} - {mine}):
-            raise ConfigError(f"what.scores: {self.what.scores} judged run {others[0]}, and these rows are of {mine}")
+            raise ConfigError(f"scores: {self.scores} judged run {others[0]}, and these rows are of {mine}")
         return rows
 
     def _public(self, source: Source) -> dict[str, Any]:
         """This job as the card prints it: what was chosen, but no path of this machine."""
-        what = self.what.model_dump(mode="json", exclude={"card", "samples", "faces", "scores"}, exclude_defaults=True)
-        form = {"kind": self.what.format.kind, **self.what.format.model_dump(mode="json", exclude_defaults=True)}
-        scores = {} if self.what.scores is None else {"scores": "runs/evaluation"}
-        what = {source.table: f"runs/{source.store.plan().run_id}", **what, "format": form, **scores}
-        return {"kind": "export", "what": what, "out": "runs/export"}
+        settings = self.model_dump(
+            mode="json",
+            exclude={"kind", "resources", "out", "card", "samples", "faces", "scores"},
+            exclude_defaults=True,
+        )
+        form = {"kind": self.format.kind, **self.format.model_dump(mode="json", exclude_defaults=True)}
+        scores = {} if self.scores is None else {"scores": "runs/evaluation"}
+        settings = {source.table: f"runs/{source.store.plan().run_id}", **settings, "format": form, **scores}
+        return {"kind": "export", **settings, "out": "runs/export"}
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from raygen.commands.base import (
     ProgressCallback,
     Result,
     ShardedJob,
-    ShardedWhat,
     estimate_cost,
     open_inputs,
     outcome_facts,
@@ -39,14 +38,16 @@ from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
 
-__all__ = ["GenerateJob", "GenerateWhat", "build_bench", "build_sampler"]
+__all__ = ["GenerateJob", "build_bench", "build_sampler"]
 
 
-class GenerateWhat(ShardedWhat):
-    """Which model makes which pictures, and how."""
+class GenerateJob(ShardedJob):
+    """CONDITIONS -> SAMPLES.
 
-    LATER = frozenset({"only"})
+    Which model makes which pictures, and how.
+    """
 
+    kind: Literal["generate"] = "generate"
     conditions: str = Field(..., description="folder of a plan run")
     checkpoint: str = Field(..., description="model folder, or `bundled`")
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
@@ -76,69 +77,62 @@ class GenerateWhat(ShardedWhat):
     influence_steps: int = Field(0, ge=0, le=1000, description="steps whose influence maps and estimates are kept")
     score: ScoreConfig | None = Field(None, description="also measure each picture before it is encoded")
 
-
-class GenerateJob(ShardedJob):
-    """CONDITIONS -> SAMPLES."""
-
-    kind: Literal["generate"] = "generate"
-    what: GenerateWhat
-
     def prepare(self, *, write: bool) -> PreparedRun:
         """See `planned`: of the rows that the job names."""
-        return self.planned(open_inputs(self.what.conditions, "conditions"))
+        return self.planned(open_inputs(self.conditions, "conditions"))
 
     def planned(self, rows: Inputs) -> PreparedRun:
         """Plan the shards of pictures of `rows`. Checkpoint and judges enter by their content, not by their paths."""
-        what = self.what.model_dump(mode="json", exclude={"conditions", "shard_rows", "bad_rows"})
-        what["checkpoint"] = checkpoint_digest(resolve(self.what.checkpoint))
-        if unknown := sorted(set(self.what.only or ()) - set(modalities(resolve(self.what.checkpoint)))):
-            raise ConfigError(f"what.only: the model does not take {', '.join(unknown)}")
-        if self.what.mixing is not None:
-            check_mixing(resolve(self.what.checkpoint), self.what.mixing)
-        if self.what.score is not None:
-            what["score"] = self.what.score.by_content()
-        if self.what.references is not None:
-            what["references"] = open_inputs(self.what.references, "faces").digest
+        settings = self.settings(exclude={"conditions", "shard_rows", "bad_rows"})
+        settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
+        if unknown := sorted(set(self.only or ()) - set(modalities(resolve(self.checkpoint)))):
+            raise ConfigError(f"only: the model does not take {', '.join(unknown)}")
+        if self.mixing is not None:
+            check_mixing(resolve(self.checkpoint), self.mixing)
+        if self.score is not None:
+            settings["score"] = self.score.by_content()
+        if self.references is not None:
+            settings["references"] = open_inputs(self.references, "faces").digest
         return prepare_run(
             self,
             "generate",
-            what,
+            settings,
             rows,
             self._builder,
-            batch=self.what.batch,
-            sharding=self.what,
-            attempt=self.what.attempt,
+            batch=self.batch,
+            sharding=self,
+            attempt=self.attempt,
         )
 
     def run(self, report: ProgressCallback) -> Result:
         """See `ShardedJob.run`; says where rows carry conditions that the model does not read."""
         work = self.prepare(write=True)
-        facts = outcome_facts(run_sharded(work, self.where, report))
+        facts = outcome_facts(run_sharded(work, self.resources, report))
         unread = self._unread(work)
         return Result(self.out, {**facts, **({"not read by this model": ", ".join(unread)} if unread else {})})
 
     def estimate(self) -> Estimate:
         """See `ShardedJob.estimate`."""
         work = self.prepare(write=False)
-        found, unread = estimate_cost(work, self.where), self._unread(work)
+        found, unread = estimate_cost(work, self.resources), self._unread(work)
         notes = (*found.notes, f"not read by this model: {', '.join(unread)}") if unread else found.notes
         return replace(found, notes=notes)
 
     def _unread(self, work: PreparedRun) -> list[str]:
         """Conditions of the first row that the model does not take: they were not asked of it."""
         row = read_slice(work.plan.shards[0].inputs[0]._replace(rows=1), MODALITIES).to_pylist()[0]
-        read = modalities(resolve(self.what.checkpoint))
+        read = modalities(resolve(self.checkpoint))
         return [name for name in MODALITIES if row[name] is not None and name not in read]
 
     def sampling(self, run_id: str) -> SampleConfig:
         """What a worker of this job is told."""
-        fields = (set(SampleConfig.model_fields) & set(GenerateWhat.model_fields)) - {"checkpoint"}
-        values = {name: getattr(self.what, name) for name in fields}
-        return SampleConfig(run_id=run_id, checkpoint=resolve(self.what.checkpoint), **values)
+        fields = (set(SampleConfig.model_fields) & set(GenerateJob.model_fields)) - {"checkpoint"}
+        values = {name: getattr(self, name) for name in fields}
+        return SampleConfig(run_id=run_id, checkpoint=resolve(self.checkpoint), **values)
 
     def _builder(self, run_id: str) -> "partial[Worker]":
-        score, threads = self.what.score, self.where.threads
-        return partial(build_sampler, self.sampling(run_id), score, threads, self.what.references)
+        score, threads = self.score, self.resources.threads
+        return partial(build_sampler, self.sampling(run_id), score, threads, self.references)
 
 
 def build_sampler(
@@ -154,7 +148,7 @@ def _sampler(
     """The worker of an actor: a model, an observer where pictures are measured at once, faces to take styles from."""
     faces = None if references is None else StoredRows(references, ("image", "mask"))
     if score is not None and score.to_source and faces is None:
-        raise ConfigError(f"what.score.{score.to_source}: needs `references`, the folder of the faces that rows name")
+        raise ConfigError(f"score.{score.to_source}: needs `references`, the folder of the faces that rows name")
     observe = None if score is None else Scorer(score, run_id=config.run_id, attempt=config.attempt, sources=faces)
     return SampleWorker(config, observe=observe, threads=threads, references=faces)
 

@@ -10,41 +10,38 @@ from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, ShardedWhat, prepare_run, store_listing
+from raygen.commands.base import PreparedRun, ShardedJob, prepare_run, store_listing
 from raygen.core.errors import ConfigError
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import IngestWorker
 
-__all__ = ["IngestJob", "IngestWhat"]
-
-
-class IngestWhat(ShardedWhat):
-    """Which data set, and how its rows are cut."""
-
-    data: AnyDataSet
-    batch: int = Field(64, ge=1, description="listing rows a worker takes at once")
+__all__ = ["IngestJob"]
 
 
 class IngestJob(ShardedJob):
-    """Raw data -> FACES."""
+    """Raw data -> FACES.
+
+    Which data set, and how its rows are cut.
+    """
 
     kind: Literal["ingest"] = "ingest"
-    what: IngestWhat
+    data: AnyDataSet
+    batch: int = Field(64, ge=1, description="listing rows a worker takes at once")
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """List the data set and plan its shards."""
-        listing = self.what.data.listing()
+        listing = self.data.listing()
         if listing.num_rows == 0:
             raise ConfigError("the data set has no pictures")
         given = store_listing(listing, self.out, write=write)
-        what = {"data": self.what.data}
+        settings = {"data": self.data}
         work = prepare_run(
             self,
             "ingest",
-            what,
+            settings,
             given,
-            lambda _: partial(IngestWorker, self.what.data),
-            batch=self.what.batch,
-            sharding=self.what,
+            lambda _: partial(IngestWorker, self.data),
+            batch=self.batch,
+            sharding=self,
         )
         return replace(work, first=listing)

@@ -12,7 +12,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.commands.base import Inputs, PreparedRun, ShardedJob, ShardedWhat, open_inputs, prepare_run, store_listing
+from raygen.commands.base import Inputs, PreparedRun, ShardedJob, open_inputs, prepare_run, store_listing
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.planning import (
@@ -29,48 +29,45 @@ from raygen.store.lookup import InMemoryRows, StoredRows
 from raygen.store.parquet import RANGE, Slice
 from raygen.store.run_store import make_shards
 
-__all__ = ["PlanJob", "PlanWhat"]
+__all__ = ["PlanJob"]
 
 
 #: Faces that are looked at together where the driver looks at all of them.
 PIECE = 256
 
 
-class PlanWhat(ShardedWhat):
-    """Which experiment, over which faces."""
+class PlanJob(ShardedJob):
+    """FACES -> CONDITIONS.
 
+    Which experiment, over which faces.
+    """
+
+    kind: Literal["plan"] = "plan"
     planning: AnyPlanning
     faces: str | None = Field(None, description="folder of an ingest run")
 
-
-class PlanJob(ShardedJob):
-    """FACES -> CONDITIONS."""
-
-    kind: Literal["plan"] = "plan"
-    what: PlanWhat
-
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of condition rows."""
-        planning = self.what.planning
+        planning = self.planning
         columns: tuple[str, ...] | None
         first: pa.Table | None = None
         lookup: RowLookup | None = None
         notes: tuple[str, ...] = ()
         if isinstance(planning, Unconditional):
             given, columns = Inputs([Slice(RANGE, 0, planning.count)], f"{RANGE}{planning.count}"), None
-        elif self.what.faces is None:
-            raise ConfigError(f"what.faces: planning {planning.kind!r} needs the folder of an ingest run")
+        elif self.faces is None:
+            raise ConfigError(f"faces: planning {planning.kind!r} needs the folder of an ingest run")
         elif isinstance(planning, EditsFromFile):
             first, columns = _lines(planning.file), None
-            given = store_listing(first, self.out, open_inputs(self.what.faces, "faces").digest, write=write)
-            lookup = StoredRows(self.what.faces, ("mask", "texts", "attributes"))
+            given = store_listing(first, self.out, open_inputs(self.faces, "faces").digest, write=write)
+            lookup = StoredRows(self.faces, ("mask", "texts", "attributes"))
         elif isinstance(planning, Identities):
             columns = None
-            given, lookup, first, notes = self._people(planning, self.what.faces, write=write)
+            given, lookup, first, notes = self._people(planning, self.faces, write=write)
         else:
-            given, columns = open_inputs(self.what.faces, "faces"), tuple(columns_needed(planning))
-        rows = max(2, self.what.shard_rows // planning.factor)  # partners come from the same piece
-        sharding = self.what.model_copy(update={"shard_rows": rows})
+            given, columns = open_inputs(self.faces, "faces"), tuple(columns_needed(planning))
+        rows = max(2, self.shard_rows // planning.factor)  # partners come from the same piece
+        sharding = self.model_copy(update={"shard_rows": rows})
         work = prepare_run(
             self,
             "plan",

@@ -50,28 +50,28 @@ def run_quickstart(settings: Quickstart) -> None:
     """Draw, (train,) plan, generate, evaluate, report; prints where everything is."""
     began = time.time()
     out = Path(settings.out)
-    where = Resources(runner="ray", workers=settings.workers)
+    resources = Resources(runner="ray", workers=settings.workers)
     console.heading(f"raygen quickstart: {settings.pictures:,} pictures into {out}")
-    with connected(where):
-        models = _train(out, where) if settings.train else {"model": "bundled", "parser": "bundled"}
-        facts = _make(settings, out, where, models)
+    with connected(resources):
+        models = _train(out, resources) if settings.train else {"model": "bundled", "parser": "bundled"}
+        facts = _make(settings, out, resources, models)
     command = "make quickstart" if settings == Quickstart() else f"raygen quickstart --out {out}"
     page = build.build_report(str(out), command=command)
     _print_summary(settings, out, page, facts, time.time() - began)
 
 
-def _make(settings: Quickstart, out: Path, where: Resources, models: Mapping[str, str]) -> Mapping[str, object]:
+def _make(settings: Quickstart, out: Path, resources: Resources, models: Mapping[str, str]) -> Mapping[str, object]:
     """Faces, conditions, pictures, scores: four jobs."""
     people = -(-settings.pictures // 4)
     data = {"kind": "procedural", "identities": people, "pictures": 4, "size": SIZE, "seed": settings.seed}
     parser = {"kind": "small", "folder": models["parser"]}
     score = {"parser": parser, "features": parser, "classifier": {"kind": "small", "folder": "bundled"}}
-    _step("ingest", "draw faces", where, out / "faces", {"data": data, "shard_rows": 128})
+    _step("ingest", "draw faces", resources, out / "faces", {"data": data, "shard_rows": 128})
     planning = {"kind": "from_faces", "conditions": ["mask", "attributes"], "per_face": 1}
     _step(
         "plan", "plan conditions", Resources(), out / "conditions", {"faces": str(out / "faces"), "planning": planning}
     )
-    what = {
+    generation = {
         "conditions": str(out / "conditions"),
         "checkpoint": models["model"],
         "seed": settings.seed,
@@ -81,8 +81,8 @@ def _make(settings: Quickstart, out: Path, where: Resources, models: Mapping[str
         "shard_rows": 64,
         "score": score,
     }
-    _step("generate", "generate", where, out / "samples", what)
-    what = {
+    _step("generate", "generate", resources, out / "samples", generation)
+    evaluation = {
         "samples": str(out / "samples"),
         "reference": str(out / "faces"),
         "round_trip": models["model"],
@@ -90,21 +90,21 @@ def _make(settings: Quickstart, out: Path, where: Resources, models: Mapping[str
         "batch": 32,
         "shard_rows": 128,
     }
-    return _step("evaluate", "evaluate", where, out, what).facts
+    return _step("evaluate", "evaluate", resources, out, evaluation).facts
 
 
-def _train(out: Path, where: Resources) -> dict[str, str]:
+def _train(out: Path, resources: Resources) -> dict[str, str]:
     """The bundled models again, from nothing, in minutes instead of hours."""
     root = out / "models"
     data = {"kind": "procedural", "identities": TRAINING_PEOPLE, "pictures": 4, "size": SIZE, "seed": TRAINING_SEED}
     faces = str(root / "faces")
-    _step("ingest", "draw faces to train on", where, Path(faces), {"data": data, "shard_rows": 256})
+    _step("ingest", "draw faces to train on", resources, Path(faces), {"data": data, "shard_rows": 256})
     recipes = _recipes(faces, root)
     for name in ("parser", "first_stage"):
-        _step("train", f"train {name}", where, root / name, recipes[name])
+        _step("train", f"train {name}", resources, root / name, recipes[name])
     latents = {"faces": faces, "checkpoint": str(root / "first_stage"), "shard_rows": 512}
-    _step("encode", "encode latents", where, root / "latents", latents)
-    _step("train", "train model", where, root / "model", recipes["model"])
+    _step("encode", "encode latents", resources, root / "latents", latents)
+    _step("train", "train model", resources, root / "model", recipes["model"])
     return {"parser": str(root / "parser"), "model": str(root / "model")}
 
 
@@ -118,9 +118,9 @@ def _recipes(faces: str, root: Path) -> dict[str, dict[str, Any]]:
     return recipes
 
 
-def _step(kind: str, label: str, where: Resources, out: Path, what: dict[str, Any]) -> Result:
+def _step(kind: str, label: str, resources: Resources, out: Path, settings: dict[str, Any]) -> Result:
     """One job, with its settings saved beside what it makes."""
-    job = make({"kind": kind, "what": what, "where": where.model_dump(), "out": str(out)}, label)
+    job = make({"kind": kind, **settings, "resources": resources.model_dump(), "out": str(out)}, label)
     began = time.time()
     with console.progress(label) as progress:
         result = job.run(progress)
@@ -142,7 +142,7 @@ def _print_summary(settings: Quickstart, out: Path, page: object, facts: Mapping
     )
     console.heading("next")
     activate = [] if shutil.which("raygen") else [(f". {Path(sys.prefix)}/bin/activate", "so that `raygen` is found")]
-    again = f"raygen generate jobs/generate_quickstart.yaml what.conditions={out}/conditions what.sampler.steps=25"
+    again = f"raygen generate jobs/generate_quickstart.yaml conditions={out}/conditions sampler.steps=25"
     steps = [
         *activate,
         (f"raygen verify {out}/samples", "every row exactly once, every byte as committed"),

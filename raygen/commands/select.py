@@ -36,7 +36,7 @@ from raygen.commands.base import (
 )
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
-from raygen.core.config import Config, parse
+from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
 from raygen.evaluation.aggregate import gather_scores, write_metrics
@@ -51,7 +51,7 @@ from raygen.store.filesystem import FileStore
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 
-__all__ = ["SelectJob", "SelectWhat"]
+__all__ = ["SelectJob"]
 
 
 AnyGate = Annotated[ScoreGate | IdentityGate | LeakGate, Field(discriminator="kind")]
@@ -77,11 +77,15 @@ SETTINGS = (
 FILES = frozenset({"names", "file"})
 
 
-class SelectWhat(Config):
-    """Pictures, rules, and how often a picture may be tried."""
+class SelectJob(Job):
+    """CONDITIONS -> SAMPLES of which each passed its gates, and SELECTION.
 
+    Pictures, rules, and how often a picture may be tried.
+    """
+
+    kind: Literal["select"] = "select"
     generate: dict[str, Any] | None = Field(
-        None, description="`what` of a generate job; its `score` is what gates read"
+        None, description="settings of a generate job; its `score` is what gates read"
     )
     samples: str | None = Field(None, description="folder of a finished run of it; none: OUT/samples")
     faces: str | None = Field(None, description="in place of `generate`: folder of an ingest run; nothing is made")
@@ -96,7 +100,7 @@ class SelectWhat(Config):
     mining: FailureAnalysisConfig = Field(default_factory=FailureAnalysisConfig)
 
     @model_validator(mode="after")
-    def _attempts_are_its_own(self) -> "SelectWhat":
+    def _attempts_are_its_own(self) -> "SelectJob":
         if (self.generate is None) == (self.faces is None):
             raise ValueError("name either `generate` or `faces`")
         if self.faces is not None and (self.score is None or self.samples is not None):
@@ -109,45 +113,39 @@ class SelectWhat(Config):
             raise ValueError(f"generate: {', '.join(mine)} is what a selection sets for each round")
         return self
 
-
-class SelectJob(Job):
-    """CONDITIONS -> SAMPLES of which each passed its gates, and SELECTION."""
-
-    kind: Literal["select"] = "select"
-    what: SelectWhat
-
     @model_validator(mode="after")
     def _gates_find_their_measurements(self) -> "SelectJob":
         if self._score is None:
-            raise ConfigError("what.generate.score: gates judge what is measured; give `score: {}` at least")
+            raise ConfigError("generate.score: gates judge what is measured; give `score: {}` at least")
         return self
 
     @property
     def _score(self) -> ScoreConfig | None:
-        return self.what.score if self.what.faces is not None else self._job(0).what.score
+        return self.score if self.faces is not None else self._job(0).score
 
     def _job(self, attempt: int) -> GenerateJob:
-        assert self.what.generate is not None
-        out = f"{self.out}/rerolls" if attempt else self.what.samples or f"{self.out}/samples"
+        assert self.generate is not None
+        out = f"{self.out}/rerolls" if attempt else self.samples or f"{self.out}/samples"
         document = {
             "kind": "generate",
-            "what": {**self.what.generate, "attempt": attempt},
-            "where": self.where.model_dump(),
+            **self.generate,
+            "attempt": attempt,
+            "resources": self.resources.model_dump(),
             "out": out,
         }
-        return parse(GenerateJob, document, "what.generate")
+        return parse(GenerateJob, document, "generate")
 
     def run(self, report: ProgressCallback) -> Result:
         """The rounds, then the rows that count, then what is said of them."""
-        rounds = RetryState(self.what.gates, self.what.otherwise)
+        rounds = RetryState(self.gates, self.otherwise)
         real: dict[RealFaces, ScorePool] = {}
-        for gate in self.what.gates:
+        for gate in self.gates:
             if not isinstance(gate, ScoreGate) and gate.whom is not None:
                 self._may_look_like(gate)
                 real[gate.whom] = real.get(gate.whom) or self._real(gate.name, gate.whom, report)
         attempts: dict[int, ScoredAttempt] = {}
         again: list[str] | None = None
-        for attempt in range(self.what.rounds + 1 if self.what.faces is None else 1):
+        for attempt in range(self.rounds + 1 if self.faces is None else 1):
             if again is not None and not again:
                 break
             attempts[attempt] = self._made(attempt, again, report)
@@ -156,27 +154,27 @@ class SelectJob(Job):
         places = {str(attempt): made.rows.url for attempt, made in attempts.items()}
         FileStore(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
         work = self._selected(rounds, attempts)
-        run_sharded(work, self.where, report)
-        rows = analyze_failures(self.what.mining, rounds, attempts[0], work.plan.run_id)
+        run_sharded(work, self.resources, report)
+        rows = analyze_failures(self.mining, rounds, attempts[0], work.plan.run_id)
         write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")
         return Result(self.out, self._facts(rounds, len(attempts)))
 
     def estimate(self) -> Estimate:
         """Of the first attempt; nobody knows yet how much will be tried again."""
-        if self.what.faces is not None:
-            return self._measuring(self.what.faces, self.what.score).estimate()
-        found = estimate_cost(self._job(0).prepare(write=False), self.where)
-        note = f"the first attempt alone; at most {self.what.rounds} rounds of what is refused come on top"
+        if self.faces is not None:
+            return self._measuring(self.faces, self.score).estimate()
+        found = estimate_cost(self._job(0).prepare(write=False), self.resources)
+        note = f"the first attempt alone; at most {self.rounds} rounds of what is refused come on top"
         return Estimate(found.rows, found.shards, found.done_shards, found.bytes, found.seconds, (*found.notes, note))
 
     def _made(self, attempt: int, again: Sequence[str] | None, report: ProgressCallback) -> ScoredAttempt:
         """Pictures of one attempt, and what they are measured to be."""
-        if self.what.faces is not None:
-            job = self._measuring(self.what.faces, self.what.score)
+        if self.faces is not None:
+            job = self._measuring(self.faces, self.score)
             job.run(report)
-            return ScoredAttempt(open_input(self.what.faces)[0], RunStore(f"{job.out}/scores/reference"), "faces")
+            return ScoredAttempt(open_input(self.faces)[0], RunStore(f"{job.out}/scores/reference"), "faces")
         work = self._attempt(attempt, again)
-        run_sharded(work, self.where, report)
+        run_sharded(work, self.resources, report)
         return ScoredAttempt(work.store, work.store)
 
     def _measuring(self, faces: str, score: ScoreConfig | None) -> EvaluateJob:
@@ -184,11 +182,12 @@ class SelectJob(Job):
         said = (score or ScoreConfig()).model_dump()
         document = {
             "kind": "evaluate",
-            "what": {"reference": faces, "score": said},
-            "where": self.where.model_dump(),
+            "reference": faces,
+            "score": said,
+            "resources": self.resources.model_dump(),
             "out": f"{self.out}/real/{run_id([faces, said])}",
         }
-        job: EvaluateJob = parse(EvaluateJob, document, "what.faces")
+        job: EvaluateJob = parse(EvaluateJob, document, "faces")
         return job
 
     def _attempt(self, attempt: int, again: Sequence[str] | None) -> PreparedRun:
@@ -198,7 +197,7 @@ class SelectJob(Job):
         # A new plan of the rows that were refused, in the order of the first one.
         wanted = pa.array(again, pa.string())
         found = []
-        for piece in open_inputs(job.what.conditions, "conditions").slices:
+        for piece in open_inputs(job.conditions, "conditions").slices:
             table = read_slice(piece)
             found.append(table.filter(pc.is_in(table["sample_id"], wanted)))
         return job.planned(store_listing(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
@@ -207,7 +206,7 @@ class SelectJob(Job):
         """Real faces need an embedder, and nobody can be unlike themselves."""
         if self._score is None or self._score.identity is None:
             raise ConfigError(f"gates: {gate.name} needs `score.identity`, the embedder that faces are compared with")
-        judged = self.what.faces
+        judged = self.faces
         if isinstance(gate, LeakGate) and judged is not None and open_input(gate.faces)[1] == open_input(judged)[1]:
             raise ConfigError(f"gates: leak.faces: {gate.faces} are the faces that are judged: all are like themselves")
 
@@ -231,7 +230,7 @@ class SelectJob(Job):
         self, rounds: RetryState, attempt: int, made: ScoredAttempt, real: Mapping[RealFaces, ScorePool]
     ) -> list[str]:
         """The ids of an attempt that are to be tried again."""
-        needs = tuple(name for gate in self.what.gates for name in gate.needs)
+        needs = tuple(name for gate in self.gates for name in gate.needs)
         ids: list[str] = []
         people: dict[str, str] = {}
         for table in made.read("identity_id"):
@@ -240,10 +239,10 @@ class SelectJob(Job):
             people |= {one: who for one, who in zip(names, table["identity_id"].to_pylist(), strict=True) if who}
         pool = ScorePool(gather_scores(_only(made.scores.tables("scores"), needs)), people, real)
         # Of the first attempt: of what is tried again it may be all that nothing can be measured of.
-        for gate in self.what.gates if ids and not attempt else ():
+        for gate in self.gates if ids and not attempt else ():
             if any(pool.of(kind) is None for kind in gate.needs):
-                where = "what.score" if self.what.faces is not None else "what.generate.score"
-                raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see {where}")
+                key = "score" if self.faces is not None else "generate.score"
+                raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see {key}")
         return rounds.judge(attempt, ids, pool, failures(made))
 
     def _selected(self, rounds: RetryState, attempts: Mapping[int, ScoredAttempt]) -> PreparedRun:
@@ -252,24 +251,24 @@ class SelectJob(Job):
         given: Inputs = store_listing(table, f"{self.out}/rerolls", write=True)
         first = attempts[0].rows.plan()
         # Of faces also who drew them, so that an export says of them what it would have said of all.
-        tried = {"rounds": self.what.rounds, "otherwise": self.what.otherwise, "score": first.what.get("score")}
-        what = {
-            "gates": [gate.model_dump(mode="json") for gate in self.what.gates],
+        tried = {"rounds": self.rounds, "otherwise": self.otherwise, "score": first.settings.get("score")}
+        settings = {
+            "gates": [gate.model_dump(mode="json") for gate in self.gates],
             "limits": [dict(limits) for limits in rounds.limits],
-            **(tried if self.what.faces is None else {"data": first.what.get("data")}),
+            **(tried if self.faces is None else {"data": first.settings.get("data")}),
             "judged_by": sorted({name.partition(":")[2] for name in rounds.accepted.scores}),
             "attempts": {str(n): made.rows.plan().run_id for n, made in attempts.items()},
-            **({} if self.what.faces is not None else self._origin(first)),
+            **({} if self.faces is not None else self._origin(first)),
         }
         rows = max(shard.rows for shard in first.shards)
-        name = run_id({"kind": "select", "what": what, "inputs": given.digest})
-        plan = Plan("select", name, what, rows, make_shards(given.slices, rows))
+        name = run_id({"kind": "select", "settings": settings, "inputs": given.digest})
+        plan = Plan("select", name, settings, rows, make_shards(given.slices, rows))
         return PreparedRun(RunStore(f"{self.out}/selected"), plan, SelectWorker, 1.0)
 
     def _origin(self, first: Plan) -> dict[str, Any]:
         """How the first attempt made its pictures, and how their conditions were planned, for who gets only these."""
-        said = {name: first.what[name] for name in SETTINGS if name in first.what}
-        planning = open_input(self._job(0).what.conditions)[0].plan().what.get("planning")
+        said = {name: first.settings[name] for name in SETTINGS if name in first.settings}
+        planning = open_input(self._job(0).conditions)[0].plan().settings.get("planning")
         planned = {k: v for k, v in planning.items() if k not in FILES} if isinstance(planning, Mapping) else None
         return {"generate": said, **({} if planned is None else {"planning": planned})}
 
@@ -283,8 +282,8 @@ class SelectJob(Job):
         return {
             "rows": len(rounds.tries),
             "passed at once": first,
-            **({f"passed in {attempts - 1} more rounds": again} if self.what.faces is None else {}),
-            **({"the best of what failed": best} if self.what.otherwise == "best" else {}),
+            **({f"passed in {attempts - 1} more rounds": again} if self.faces is None else {}),
+            **({"the best of what failed": best} if self.otherwise == "best" else {}),
             "left out": len(rounds.tries) - len(chosen),
             **_pictures_each(rounds.each()),
             "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",

@@ -51,7 +51,7 @@ from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import Plan, RunStore, Shard
 
-__all__ = ["SamplerSweep", "SweepJob", "SweepWhat"]
+__all__ = ["SamplerSweep", "SweepJob"]
 
 
 #: Keys of a generate job that a sweep sets itself.
@@ -87,9 +87,22 @@ class SamplerSweep(Config):
         return f"{self.name}{eta}" + (f"-{self.spacing}" if self.spacing else "")
 
 
-class SweepWhat(Config):
-    """Which cells, over which rows, judged how. All cells share rows, noise, batch and precision."""
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep, what is special about it, and its name."""
 
+    name: str
+    settings: Mapping[str, Any]  # what a METRICS row says of it
+    job: GenerateJob
+
+
+class SweepJob(Job):
+    """Cells -> one METRICS table.
+
+    Which cells, over which rows, judged how. All cells share rows, noise, batch and precision.
+    """
+
+    kind: Literal["sweep"] = "sweep"
     conditions: str = Field(..., description="folder of a plan run")
     reference: str = Field(..., description="folder of an ingest run, or of an evaluation that scored one")
     checkpoints: dict[str, str] = Field(default_factory=lambda: {"bundled": "bundled"}, min_length=1)
@@ -109,29 +122,13 @@ class SweepWhat(Config):
     generate: dict[str, Any] = Field(default_factory=dict, description="other keys of a generate job: seed, batch, …")
 
     @model_validator(mode="after")
-    def _leaves_cells_alone(self) -> "SweepWhat":
+    def _leaves_cells_alone(self) -> "SweepJob":
         if mine := sorted(OWN & set(self.generate)):
             raise ValueError(f"generate: {', '.join(mine)} are what a sweep sets for each cell")
         labels = [line.label for line in self.samplers]
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"samplers: {', '.join(twice)} is there twice")
         return self
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a sweep, what is special about it, and its name."""
-
-    name: str
-    settings: Mapping[str, Any]  # what a METRICS row says of it
-    job: GenerateJob
-
-
-class SweepJob(Job):
-    """Cells -> one METRICS table."""
-
-    kind: Literal["sweep"] = "sweep"
-    what: SweepWhat
 
     @model_validator(mode="after")
     def _every_cell_is_a_job(self) -> "SweepJob":
@@ -142,16 +139,15 @@ class SweepJob(Job):
 
     def cells(self) -> Iterator[Cell]:
         """By checkpoint, so that each model is loaded once; long runs first, so that the end is not one slow cell."""
-        what = self.what
-        for name, checkpoint in what.checkpoints.items():
-            plane = product(what.samplers, what.guidance, what.only.items())
-            lines = [(steps, *rest) for rest in plane for steps in (rest[0].steps or what.steps)]
+        for name, checkpoint in self.checkpoints.items():
+            plane = product(self.samplers, self.guidance, self.only.items())
+            lines = [(steps, *rest) for rest in plane for steps in (rest[0].steps or self.steps)]
             for steps, line, guidance, (kept, only) in sorted(lines, key=lambda cell: -cell[0]):
                 sampler, weight = line.sampler(steps), _weight(guidance)
                 label = f"{line.label}-{steps:04d}"
-                label += f"-w{weight}" if len(what.guidance) > 1 else ""
-                label += f"-{kept}" if len(what.only) > 1 else ""
-                label += f"-{name}" if len(what.checkpoints) > 1 else ""
+                label += f"-w{weight}" if len(self.guidance) > 1 else ""
+                label += f"-{kept}" if len(self.only) > 1 else ""
+                label += f"-{name}" if len(self.checkpoints) > 1 else ""
                 settings = {
                     "name": label,
                     "line": line.label,
@@ -167,27 +163,25 @@ class SweepJob(Job):
                 yield Cell(label, settings, self._job(label, own))
 
     def _job(self, name: str, own: Mapping[str, Any]) -> GenerateJob:
-        what = {**self.what.generate, **own, "conditions": self.what.conditions, "score": self.what.score.model_dump()}
-        job: GenerateJob = parse(GenerateJob, self._document("generate", what, f"cells/{name}"), name)
+        settings = {**self.generate, **own, "conditions": self.conditions, "score": self.score.model_dump()}
+        job: GenerateJob = parse(GenerateJob, self._document("generate", settings, f"cells/{name}"), name)
         return job
 
-    def _document(self, kind: str, what: Mapping[str, Any], folder: str) -> dict[str, Any]:
-        return {"kind": kind, "what": what, "where": self.where.model_dump(), "out": f"{self.out}/{folder}"}
-
-    # --- running --------------------------------------------------------------------------------------------
+    def _document(self, kind: str, settings: Mapping[str, Any], folder: str) -> dict[str, Any]:
+        return {"kind": kind, **settings, "resources": self.resources.model_dump(), "out": f"{self.out}/{folder}"}
 
     def run(self, report: ProgressCallback) -> Result:
         """Reference, pictures of all cells in one pass, times, the table."""
-        reference, score = self._reference(report), self.what.score.by_content()
+        reference, score = self._reference(report), self.score.by_content()
         reference.check_networks(score)
         cells = list(self.cells())
         works = [cell.job.prepare(write=True) for cell in cells]
         parts = [PlannedRun(work.store, work.plan, work.bad_rows, work.columns) for work in works]
         configs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
-        execute_all(parts, self._bench(configs, self.what.score), self.where, runner_of(self.where), report=report)
+        execute_all(parts, self._bench(configs, self.score), self.resources, runner_of(self.resources), report=report)
         for work in works:
             reference.check(score, work.store)
-        times = {} if self.what.timing is None else self._time(self.what.timing, cells, configs, report)
+        times = {} if self.timing is None else self._time(self.timing, cells, configs, report)
         return Result(self.out, self._write(cells, reference, times))
 
     def estimate(self) -> Estimate:
@@ -204,7 +198,7 @@ class SweepJob(Job):
             if line not in rates:
                 rates[line] = steps, time_one_batch(work)
             fewest, rate = rates[line]
-            parts.append(extrapolate(work, self.where, replace(rate, seconds=rate.seconds * steps / fewest), ()))
+            parts.append(extrapolate(work, self.resources, replace(rate, seconds=rate.seconds * steps / fewest), ()))
         rows = next(iter(rates.values()))[1].rows
         return Estimate(
             sum(p.rows for p in parts),
@@ -220,10 +214,10 @@ class SweepJob(Job):
         )
 
     def _reference(self, report: ProgressCallback) -> ReferenceSet:
-        found = ReferenceSet.open(self.what.reference)
+        found = ReferenceSet.open(self.reference)
         if found.scores is None:
-            what = {"reference": self.what.reference, "score": self.what.score.model_dump()}
-            job: EvaluateJob = parse(EvaluateJob, self._document("evaluate", what, "reference"), "reference")
+            settings = {"reference": self.reference, "score": self.score.model_dump()}
+            job: EvaluateJob = parse(EvaluateJob, self._document("evaluate", settings, "reference"), "reference")
             job.run(report)
             found = ReferenceSet.open(job.out)
         return found
@@ -235,37 +229,37 @@ class SweepJob(Job):
 
         Other threads or a GPU are other seconds: each has a folder of its own.
         """
-        piece = open_inputs(self.what.conditions, "conditions").slices[0]
-        rows = min(timing.pictures, piece.rows, cells[0].job.what.batch)
+        piece = open_inputs(self.conditions, "conditions").slices[0]
+        rows = min(timing.pictures, piece.rows, cells[0].job.batch)
         shard = Shard(0, (piece._replace(rows=rows),))
         parts = []
         for cell, config in zip(cells, configs, strict=True):
-            what = {"timing": timing.model_dump(mode="json"), "run": config.run_id}
-            plan = Plan("timing", run_id({"kind": "timing", "what": what}), what, rows, [shard])
+            settings = {"timing": timing.model_dump(mode="json"), "run": config.run_id}
+            plan = Plan("timing", run_id({"kind": "timing", "settings": settings}), settings, rows, [shard])
             parts.append(PlannedRun(RunStore(self._timing(cell)), plan, 0.0))
         build = partial(build_timing, self._bench(configs, None), timing, [cell.name for cell in cells])
-        execute_all(parts, build, self.where.model_copy(update={"workers": 1}), runner_of(self.where), report=report)
+        execute_all(
+            parts, build, self.resources.model_copy(update={"workers": 1}), runner_of(self.resources), report=report
+        )
         return {cell.name: seconds_of(part.store) for cell, part in zip(cells, parts, strict=True)}
 
     def _timing(self, cell: Cell) -> str:
         """Folder of the times of a cell on this hardware."""
-        where = self.where
-        on = f"{where.threads}-threads" + (f"-{where.gpus:g}-gpus" if where.gpus else "")
+        resources = self.resources
+        on = f"{resources.threads}-threads" + (f"-{resources.gpus:g}-gpus" if resources.gpus else "")
         return f"{self.out}/timing/{on}/{cell.name}"
 
     def _bench(self, configs: Sequence[SampleConfig], score: ScoreConfig | None) -> "_Bench":
-        return _Bench(tuple(configs), score, self.where.threads, self.what.generate.get("references"))
-
-    # --- the table ------------------------------------------------------------------------------------------
+        return _Bench(tuple(configs), score, self.resources.threads, self.generate.get("references"))
 
     def _write(
         self, cells: Sequence[Cell], reference: ReferenceSet, times: Mapping[str, Sequence[float]]
     ) -> dict[str, object]:
         """metrics.parquet, metrics.json, table.md; for each line, how many steps are enough."""
-        observer = Scorer(self.what.score, run_id="")
+        observer = Scorer(self.score, run_id="")
         protocols = {**observer.protocols(), "reference": {"made": reference.made, "size": list(reference.size)}}
         name = "" if observer.features is None else observer.features.metric
-        stores = [RunStore(cell.job.out, cell.job.what.attempt) for cell in cells]
+        stores = [RunStore(cell.job.out, cell.job.attempt) for cell in cells]
         common = _common(stores)
         real = gather_scores(reference.tables())
         finish = partial(
@@ -282,7 +276,7 @@ class SweepJob(Job):
         for cell, store in zip(cells, stores, strict=True):  # one at a time: features of all would be gigabytes
             scores, run = gather_scores(store.tables("scores")), store.plan().run_id
             found = {name: select_ids({name: scores[name]}, ids)[name] for name, ids in common.items()}
-            table = finish({"all": found, "reference": distant}, run_id=run, compare=self.what.compare).to_pylist()
+            table = finish({"all": found, "reference": distant}, run_id=run, compare=self.compare).to_pylist()
             table += self._times(cell, store, times)
             rows += [_tag_cell(row, cell) for row in table]
         rows += finish({"reference": real}, run_id=reference.content).to_pylist()
@@ -294,9 +288,9 @@ class SweepJob(Job):
     def _times(self, cell: Cell, store: RunStore, times: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
         """Seconds a picture of a cell as a METRICS row: the median of the rounds, and the fastest and slowest."""
         found = times.get(cell.name)
-        if not found or self.what.timing is None:
+        if not found or self.timing is None:
             return []
-        n = min(self.what.timing.pictures, cell.job.what.batch)
+        n = min(self.timing.pictures, cell.job.batch)
         environment = next(iter(RunStore(self._timing(cell)).commits())).environment
         said = {key: environment.get(key) for key in ("device", "dtype", "threads", "torch")}
         said |= {"rounds": len(found), "includes": "conditions, sampling, first stage; warm, alone"}

@@ -40,7 +40,7 @@ from raygen.training.losses import AutoencoderObjective, Objective
 from raygen.training.preview import sheet
 from raygen.training.recipe import (
     DENOISERS,
-    TrainWhat,
+    TrainRecipe,
     build_objective,
     count_parameters,
     folders_of,
@@ -50,7 +50,7 @@ from raygen.training.recipe import (
 from raygen.training.reconstruction import reconstruction_scores
 from raygen.training.trainer import TrainConfig, Trainer, TrainStep, train
 
-__all__ = ["TrainJob", "TrainWhat"]
+__all__ = ["TrainJob", "TrainRecipe"]
 
 
 #: Pictures that set the scale of a first stage's latents.
@@ -61,22 +61,21 @@ LARGEST_TIMED = 50_000_000
 MENTIONED = 3
 
 
-class TrainJob(Job):
+class TrainJob(TrainRecipe, Job):
     """FACES -> a checkpoint."""
 
     kind: Literal["train"] = "train"
-    what: TrainWhat
 
     def run(self, report: ProgressCallback) -> Result:
         """Train to the end, going on from what an earlier command left."""
         Path(self.out).mkdir(parents=True, exist_ok=True)
         began = time.time()
         folder = Path(self.out) / "training"
-        with followed(folder, report, self.what.training):
-            if self.where.runner == "ray":
+        with followed(folder, report, self.training):
+            if self.resources.runner == "ray":
                 from raygen.execution.ray.train import run_ranks
 
-                run_ranks(partial(_rank, self), self.where, self.out)
+                run_ranks(partial(_rank, self), self.resources, self.out)
             else:
                 for _ in _rank(self, 0, 1):
                     pass
@@ -89,15 +88,15 @@ class TrainJob(Job):
         Parameters are counted without making the model. Where data is not there yet, or a model is too large for
         this machine, time is not estimated, and a note says so.
         """
-        what = self.what
-        notes = [f"missing: {error}" for error in _absent(what)]
+        recipe = self
+        notes = [f"missing: {error}" for error in _absent(self)]
         counts: dict[str, int] = {}
         try:
-            counts = count_parameters(what.model, what.first_stage)
+            counts = count_parameters(recipe.model, recipe.first_stage)
             notes += [f"{name}: {number:,} parameters" for name, number in counts.items()]
         except RaygenError as error:
             notes.append(f"parameters are not counted: {error}")
-        size = sum(counts.values()) * (2 if what.weights == "float16" else 4)
+        size = sum(counts.values()) * (2 if recipe.weights == "float16" else 4)
         if sum(counts.values()) > LARGEST_TIMED and not torch.cuda.is_available():
             notes.append("time is not estimated: too large to try a step on a CPU")
             return Estimate(0, 0, 0, size, 0.0, tuple(notes))
@@ -106,87 +105,87 @@ class TrainJob(Job):
             arrays, objective = self.arrays(tokenizer), self.objective(tokenizer)
         except RaygenError as error:
             return Estimate(0, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
-        each = _seconds_a_step(Trainer(objective, what.training, device=_device()), arrays) / self.where.workers
-        limits = (what.training.max_seconds, (what.training.steps or 1e12) * each)
+        each = _seconds_a_step(Trainer(objective, recipe.training, device=_device()), arrays) / self.resources.workers
+        limits = (recipe.training.max_seconds, (recipe.training.steps or 1e12) * each)
         seconds = min(v for v in limits if v is not None)
-        notes.append(f"{len(arrays):,} rows, batch {what.training.batch}, {1 / each:.2f} steps a second")
+        notes.append(f"{len(arrays):,} rows, batch {recipe.training.batch}, {1 / each:.2f} steps a second")
         return Estimate(len(arrays), 0, 0, size, seconds, tuple(notes))
 
     def tokenizer(self) -> Tokenizer | None:
         """Of a model that reads texts: its experts', its base's, or one whose words are learned from the faces."""
-        model = self.what.model
+        model = self.model
         if folders := folders_of(model):
             found = (checkpoint.load_tokenizer(folder) for folder in folders.values())
             return next((tokenizer for tokenizer in found if tokenizer is not None), None)
-        if self.what.init is not None:
-            return checkpoint.load_tokenizer(self.what.init)
+        if self.init is not None:
+            return checkpoint.load_tokenizer(self.init)
         if not isinstance(model, LDMConfig) or "text" not in model.modalities:
             return None
         return tokenizer_of(model.text or TransformerTextConfig(), self._texts)
 
     def _texts(self) -> Iterator[str]:
-        faces, _ = open_input(self.what.faces)
+        faces, _ = open_input(self.faces)
         for table in faces.tables("faces", ["split", "texts"]):
-            kept = table if self.what.split is None else table.filter(pc.equal(table["split"], self.what.split))
-            yield from (text for text in texts_of(kept, self.what.recipe).to_pylist() if text is not None)
+            kept = table if self.split is None else table.filter(pc.equal(table["split"], self.split))
+            yield from (text for text in texts_of(kept, self.recipe).to_pylist() if text is not None)
 
     def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingData:
         """The training data in memory."""
-        what = self.what
-        faces, _ = open_input(what.faces)
+        recipe = self
+        faces, _ = open_input(recipe.faces)
         columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
-        size, modalities = required_fields(what.model, what.first_stage)
-        pictures = "style" in modalities or (what.mask_aware is not None and what.mask_aware.decodes)
-        modalities = tuple(sorted({*modalities, *(["mask"] if what.mask_aware is not None else [])}))
-        places = [] if what.mask_aware is None else what.mask_aware.places
-        columns += [*places, *(["hint"] if "hint" in modalities else []), *(["identity_id"] if what.identity else [])]
-        if what.latents is None or not isinstance(what.model, DENOISERS):
+        size, modalities = required_fields(recipe.model, recipe.first_stage)
+        pictures = "style" in modalities or (recipe.mask_aware is not None and recipe.mask_aware.decodes)
+        modalities = tuple(sorted({*modalities, *(["mask"] if recipe.mask_aware is not None else [])}))
+        places = [] if recipe.mask_aware is None else recipe.mask_aware.places
+        columns += [*places, *(["hint"] if "hint" in modalities else []), *(["identity_id"] if recipe.identity else [])]
+        if recipe.latents is None or not isinstance(recipe.model, DENOISERS):
             arrays = load_training_data(
                 faces.tables("faces", columns),
                 size=size,
                 modalities=modalities,
-                split=what.split,
+                split=recipe.split,
                 tokenize=tokenizer,
-                recipe=what.recipe,
+                recipe=recipe.recipe,
                 places=places,
-                people=what.identity is not None,
+                people=recipe.identity is not None,
             )
-            return _with_centres(arrays, what)
-        latents, _ = open_input(what.latents)
-        assert what.first_stage is not None
+            return _with_centres(arrays, self)
+        latents, _ = open_input(recipe.latents)
+        assert recipe.first_stage is not None
         return load_training_data(
             faces.tables("faces", [c for c in columns if c != "image" or pictures]),
             size=size,
             modalities=modalities,
             latents=latents.tables("latents"),
-            autoencoder=checkpoint.digest(what.first_stage),
-            split=what.split,
+            autoencoder=checkpoint.digest(recipe.first_stage),
+            split=recipe.split,
             tokenize=tokenizer,
-            recipe=what.recipe,
+            recipe=recipe.recipe,
             pictures=pictures,
             places=places,
         )
 
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
         """A fresh objective, its weights drawn from the training seed."""
-        return build_objective(self.what, tokenizer)
+        return build_objective(self, tokenizer)
 
 
-def _with_centres(arrays: TrainingData, what: TrainWhat) -> TrainingData:
+def _with_centres(arrays: TrainingData, recipe: TrainRecipe) -> TrainingData:
     """The arrays; `ConfigError` where there are more people than an embedder has centres for."""
     people = 0 if arrays.identity is None else int(arrays.identity.max()) + 1
-    if what.identity is not None and people > what.identity.identities:
-        raise ConfigError(f"what.identity.identities: {what.faces} has {people:,} people; give as many or more")
+    if recipe.identity is not None and people > recipe.identity.identities:
+        raise ConfigError(f"recipe.identity.identities: {recipe.faces} has {people:,} people; give as many or more")
     return arrays
 
 
-def _absent(what: TrainWhat) -> Iterator[RaygenError]:
+def _absent(recipe: TrainRecipe) -> Iterator[RaygenError]:
     """What each input that is not there says."""
     looks: list[Callable[[], object]] = [
-        partial(open_input, url) for url in (what.faces, what.latents) if url is not None
+        partial(open_input, url) for url in (recipe.faces, recipe.latents) if url is not None
     ]
-    folders = [folder for folder in (what.first_stage, what.init) if folder is not None]
-    folders += folders_of(what.model).values()
+    folders = [folder for folder in (recipe.first_stage, recipe.init) if folder is not None]
+    folders += folders_of(recipe.model).values()
     looks += [partial(checkpoint.digest, folder) for folder in folders]
     for look in looks:
         try:
@@ -210,8 +209,8 @@ def _device() -> torch.device:
 
 def _rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]:
     """Everything one rank does: data, training, and on rank 0 sheets, records and the checkpoint."""
-    set_deterministic_precision(job.where.threads)
-    folder, config = Path(job.out) / "training", job.what.training
+    set_deterministic_precision(job.resources.threads)
+    folder, config = Path(job.out) / "training", job.training
     tokenizer = job.tokenizer()
     arrays = job.arrays(tokenizer)
     if _is_done(job, arrays):
@@ -255,8 +254,8 @@ def _is_done(job: TrainJob, arrays: TrainingData) -> bool:
 
 
 def _run_id(job: TrainJob, arrays: TrainingData) -> str:
-    experts = frozen_digests(job.what)
-    return run_id({"what": job.what, "data": arrays.digest, **({"experts": experts} if experts else {})})
+    experts = frozen_digests(job)
+    return run_id({"settings": job.settings(), "data": arrays.digest, **({"experts": experts} if experts else {})})
 
 
 def _sheet_is_due(step: int, config: TrainConfig) -> bool:
@@ -270,7 +269,7 @@ def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: TrainSt
     facts: dict[str, Any] = {
         "run_id": _run_id(job, arrays),
         "steps": trainer.step,
-        "pictures": trainer.step * job.what.training.batch,
+        "pictures": trainer.step * job.training.batch,
         "trained_s": round(trainer.elapsed, 1),
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         **({"loss": last.loss, "images_per_s": round(last.images_per_s, 1)} if last else {}),
@@ -305,16 +304,19 @@ def _scores(
     job: TrainJob, objective: AutoencoderObjective, arrays: TrainingData, device: torch.device
 ) -> dict[str, Any]:
     """How well pictures come back, and which pictures those were."""
-    what, given = job.what, arrays
-    if what.validation_split is not None:
-        faces, _ = open_input(what.faces)
+    recipe, given = job, arrays
+    if recipe.validation_split is not None:
+        faces, _ = open_input(recipe.faces)
         tables = faces.tables("faces", ["face_id", "split", "image"])
-        given = load_training_data(tables, size=objective.stage.config.image_size, split=what.validation_split)
+        given = load_training_data(tables, size=objective.stage.config.image_size, split=recipe.validation_split)
     assert given.images is not None
-    images = np.ascontiguousarray(given.images[: what.validation_pictures])
+    images = np.ascontiguousarray(given.images[: recipe.validation_pictures])
     features = load_features(BundledNetworkConfig(), device)
     scores = reconstruction_scores(objective.stage, images, features, device, objective.perceptual)
-    return {"reconstruction": scores, "scored": {"pictures": len(images), "split": what.validation_split or "training"}}
+    return {
+        "reconstruction": scores,
+        "scored": {"pictures": len(images), "split": recipe.validation_split or "training"},
+    }
 
 
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
@@ -330,13 +332,13 @@ def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
 
 def _written(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     out = Path(job.out)
-    recipe = {"recipe": job.what.model_dump(mode="json"), "result": facts}
+    recipe = {"recipe": job.model_dump(mode="json"), "result": facts}
     if isinstance(module, BundledNetwork):
-        return save_bundled(module, out, weights=job.what.weights, extra=recipe)
+        return save_bundled(module, out, weights=job.weights, extra=recipe)
     # The checkpoint replaces its folder as a whole, so it is made beside the training state and moved in.
     made = out.parent / f".{out.name}.checkpoint"
     shutil.rmtree(made, ignore_errors=True)
-    name = checkpoint.save(module, made, weights=job.what.weights, extra=recipe)
+    name = checkpoint.save(module, made, weights=job.weights, extra=recipe)
     for path in sorted(made.iterdir()):
         target = out / path.name
         if target.is_dir():

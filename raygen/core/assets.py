@@ -22,7 +22,7 @@ def resolve(path: str, kind: str = "model") -> str:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """The `what` of the job that made a bundled checkpoint, by its name: one of `BUNDLED`, or `first_stage`."""
+    """The settings of the job that made a bundled checkpoint, by its name: one of `BUNDLED`, or `first_stage`."""
     installed, checkout = _HERE / "jobs", _HERE.parent.parent / "jobs" / "bundled"
-    what: dict[str, Any] = read_yaml((installed if installed.is_dir() else checkout) / f"{name}.yaml")["what"]
-    return what
+    job = read_yaml((installed if installed.is_dir() else checkout) / f"{name}.yaml")
+    return {key: value for key, value in job.items() if key not in ("kind", "resources", "out")}

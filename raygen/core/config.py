@@ -16,17 +16,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
-    model_serializer,
 )
 
 from raygen.core.errors import ConfigError
@@ -43,16 +41,6 @@ class Config(BaseModel):
     """Base of everything written in a job: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
-    #: Keys that came after runs had been named: they go unsaid at their default, so that those runs keep their names.
-    LATER: ClassVar[frozenset[str]] = frozenset()
-
-    @model_serializer(mode="wrap")
-    def _said(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = fields(self)
-        for name in self.LATER:
-            if name in found and getattr(self, name) == type(self).model_fields[name].default:
-                del found[name]
-        return found
 
 
 class Resources(Config):

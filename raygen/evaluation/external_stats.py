@@ -32,7 +32,7 @@ def compare_to_statistics(
         reference = statistics_in(path).reference()
         add_frechet(rows.add, "all/statistics", network.metric, features_of(made), reference, said, kin)
     except (OSError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"what.statistics: {path}: {error}") from error
+        raise ConfigError(f"statistics: {path}: {error}") from error
     return rows.table()
 
 

@@ -48,11 +48,11 @@ def compare_to_training(
     splits = column(store, "faces", "face_id", "split")
     used = frozenset(one for one in training[name].ids if config.split is None or splits.get(one) == config.split)
     if not used:
-        raise ConfigError(f"what.training: {config.faces} has no rows of split {config.split!r}")
+        raise ConfigError(f"training: {config.faces} has no rows of split {config.split!r}")
     same = content == reference.content
     held = frozenset(one for one in sets["reference"][name].ids if not (same and one in used))
     if not held:
-        raise ConfigError(f"what.reference: all of {reference.url} was trained on; nothing is held out")
+        raise ConfigError(f"reference: all of {reference.url} was trained on; nothing is held out")
     suffix = network.metric.removeprefix("fid").removeprefix("fd")
     made, trained = features_of(sets["all"][name]), features_of(select_ids(training, used)[name])
     rest = features_of(select_ids(sets["reference"], held)[name])

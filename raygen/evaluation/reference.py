@@ -52,7 +52,7 @@ class ReferenceSet:
         size = picture_size(store, "faces")
         if size is None:
             raise ConfigError(f"{url}: holds no pictures to compare with")
-        return ReferenceSet(url, content, store.plan().what.get("data") or {}, size)
+        return ReferenceSet(url, content, store.plan().settings.get("data") or {}, size)
 
     def record(self, score: Mapping[str, Any], out: str) -> None:
         """Write what `open` reads of the evaluation in `out`, which scored these pictures with `score`."""

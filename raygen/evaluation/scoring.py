@@ -52,8 +52,6 @@ KINDS: Final = {"parser": "parser", "features": "parser", "classifier": "classif
 class ScoreConfig(Config):
     """What to measure with. None leaves a measurement out."""
 
-    LATER = frozenset({"text", "logits", "reconstruction", "lpips", "condition_size", "identity"})
-
     parser: ParserConfig | None = Field(default_factory=BundledNetworkConfig)
     features: FeatureConfig | None = Field(default_factory=BundledNetworkConfig)
     classifier: BundledNetworkConfig | None = Field(

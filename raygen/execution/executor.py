@@ -34,7 +34,7 @@ __all__ = ["Outcome", "PlannedRun", "Progress", "Runner", "execute", "execute_al
 Runner = Callable[[Sequence[ShardItem], ShardTask, Resources], Iterator[ShardSummary]]
 
 
-def local_runner(items: Sequence[ShardItem], task: ShardTask, where: Resources) -> Iterator[ShardSummary]:
+def local_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Iterator[ShardSummary]:
     """Every item in this process, one after the other."""
     worker = ShardWorker(task)
     for item in items:
@@ -156,7 +156,9 @@ class _RunState:
             raise IntegrityError(f"shards {self.divergent[:20]} gave other rows on a second try; the first ones count")
         return Outcome(manifest, self.progress, tuple(self.divergent))
 
-    def record(self, where: Resources, error: BaseException | None, manifest: Mapping[str, Any] | None = None) -> None:
+    def record(
+        self, resources: Resources, error: BaseException | None, manifest: Mapping[str, Any] | None = None
+    ) -> None:
         """run.json: how this command ended, beside what it made."""
         plan, progress = self.part.plan, self.progress
         seconds = time.time() - progress.began
@@ -176,7 +178,7 @@ class _RunState:
             "rows_per_s": round(progress.new_rows / max(seconds, 1e-9), 3),
             "first_commit_s": progress.first_commit_s,
             "set_digest": (manifest or {}).get("set_digest"),
-            "where": where.model_dump(mode="json"),
+            "resources": resources.model_dump(mode="json"),
             "versions": versions(),
             "finished": time.time(),
         }
@@ -187,7 +189,7 @@ def execute(
     store: RunStore,
     plan: Plan,
     build: Callable[[], Worker],
-    where: Resources,
+    resources: Resources,
     runner: Runner,
     *,
     bad_rows: float,
@@ -199,15 +201,15 @@ def execute(
     Raises `InfrastructureError` where shards are left over, `TooManyBadRows` above the fraction `bad_rows`,
     `IntegrityError` where two tries of one shard gave different rows. `run.json` is written in every case.
     """
-    return execute_all([PlannedRun(store, plan, bad_rows, columns)], SingleWorker(build), where, runner, report=report)[
-        0
-    ]
+    return execute_all(
+        [PlannedRun(store, plan, bad_rows, columns)], SingleWorker(build), resources, runner, report=report
+    )[0]
 
 
 def execute_all(
     parts: Sequence[PlannedRun],
     build: Callable[[], WorkerFactory],
-    where: Resources,
+    resources: Resources,
     runner: Runner,
     *,
     report: Callable[[Progress], None] = lambda _: None,
@@ -219,28 +221,30 @@ def execute_all(
     for part in parts:
         part.store.storage.require()
         part.store.create(part.plan)
-    task = ShardTask(tuple(p.place for p in parts), uuid.uuid4().hex[:8], where.tries, where.shard_timeout_s, build)
+    task = ShardTask(
+        tuple(p.place for p in parts), uuid.uuid4().hex[:8], resources.tries, resources.shard_timeout_s, build
+    )
     runs = [_RunState(part) for part in parts]
     try:
-        _run_missing(runs, task, where, runner, report)
+        _run_missing(runs, task, resources, runner, report)
     except BaseException as error:
         for run in runs:
-            run.record(where, error)
+            run.record(resources, error)
         raise
-    return _conclude_all(runs, where)
+    return _conclude_all(runs, resources)
 
 
-def _conclude_all(runs: Sequence[_RunState], where: Resources) -> list[Outcome]:
+def _conclude_all(runs: Sequence[_RunState], resources: Resources) -> list[Outcome]:
     outcomes: list[Outcome] = []
     failed: BaseException | None = None
     for run in runs:
         try:
             outcome = run.conclude()
         except BaseException as error:
-            run.record(where, error)
+            run.record(resources, error)
             failed = failed or error
         else:
-            run.record(where, None, outcome.manifest)
+            run.record(resources, None, outcome.manifest)
             outcomes.append(outcome)
     if failed is not None:
         raise failed
@@ -248,7 +252,7 @@ def _conclude_all(runs: Sequence[_RunState], where: Resources) -> list[Outcome]:
 
 
 def _run_missing(
-    runs: Sequence[_RunState], task: ShardTask, where: Resources, runner: Runner, report: Callable[[Progress], None]
+    runs: Sequence[_RunState], task: ShardTask, resources: Resources, runner: Runner, report: Callable[[Progress], None]
 ) -> None:
     """Hand out what is missing until nothing is, at most `tries` times."""
     for run in runs:
@@ -258,10 +262,10 @@ def _run_missing(
         report(Progress.together([run.progress for run in runs]))
 
     say()
-    for _ in range(where.tries):
+    for _ in range(resources.tries):
         todo = [ShardItem(i, shard) for i, run in enumerate(runs) for shard in run.part.store.missing(run.part.plan)]
         if not todo:
             return
-        for summary in runner(todo, task, where):
+        for summary in runner(todo, task, resources):
             runs[summary.place].count(summary)
             say()

@@ -199,11 +199,11 @@ def _making(source: Source, listing: Listing) -> str:
         value = source.settings.get(name)
         if value is not None and value != [] and not (name == "sampler" and not isinstance(value, Mapping)):
             lines.append(f"| {NAMES.get(name, name.replace('_', ' '))} | `{canonical(value).decode()}` |")
-    if isinstance(source.what.get("planning"), Mapping):
-        lines.append(f"| planned as | `{canonical(source.what['planning']).decode()}` |")
+    if isinstance(source.plan_settings.get("planning"), Mapping):
+        lines.append(f"| planned as | `{canonical(source.plan_settings['planning']).decode()}` |")
     lines += [f"| gate | {_gate(gate, limits)} |" for gate, limits in _gates(source)]
-    if source.table == "faces" and isinstance(source.what.get("data"), Mapping):
-        lines.append(f"| data set | `{source.what['data'].get('kind')}` |")
+    if source.table == "faces" and isinstance(source.plan_settings.get("data"), Mapping):
+        lines.append(f"| data set | `{source.plan_settings['data'].get('kind')}` |")
     made = "\n".join(["| | |", "|---|---|", *lines])
     if source.table != "samples":
         return made
@@ -215,8 +215,8 @@ def _making(source: Source, listing: Listing) -> str:
 
 def _gates(source: Source) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Gates of a selection, and the limits that each came to, where it says so."""
-    gates = source.what.get("gates") or []
-    return list(zip(gates, source.what.get("limits") or [{}] * len(gates), strict=True))
+    gates = source.plan_settings.get("gates") or []
+    return list(zip(gates, source.plan_settings.get("limits") or [{}] * len(gates), strict=True))
 
 
 def _gate(gate: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
@@ -231,7 +231,7 @@ def _gate(gate: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
 def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     if not scores:
         return (
-            "Nothing was measured for this export (`what.scores` names the folder of an evaluation). That says "
+            "Nothing was measured for this export (`scores` names the folder of an evaluation). That says "
             "nothing about "
             "quality, in either direction."
         )
@@ -273,7 +273,7 @@ def _licences(config: CardConfig, source: Source, listing: Listing, scores: Sequ
     ]
     if source.made_by == "model" and not lines:
         lines.append(f"| model of unknown digest | made the pictures | {licence_of('', {})} |")
-    for network in source.what.get("judged_by") or ():
+    for network in source.plan_settings.get("judged_by") or ():
         lines.append(f"| {network} | judged what goes in | {licence_of(network, config.licences)} |")
     found: dict[str, str] = {}
     for row in scores:
@@ -322,7 +322,7 @@ def _leaks(source: Source, scores: Sequence[Mapping[str, Any]]) -> str:
                 f"A leak gate compared every picture with real faces{which} and refused what was more like one of them "
                 f"than {limit}{how}."
             )
-            if source.what.get("otherwise") == "best":
+            if source.plan_settings.get("otherwise") == "best":
                 said.append("Where no try passed all gates the best one may be here all the same.")
     if not any(gate["kind"] == "leak" for gate, _ in _gates(source)):
         said.append("No gate refused such faces.")

@@ -59,20 +59,20 @@ class Source:
         return self.store.slices(self.table)
 
     @cached_property
-    def what(self) -> Mapping[str, Any]:
+    def plan_settings(self) -> Mapping[str, Any]:
         """What made the rows, as its plan says."""
-        return self.store.plan().what
+        return self.store.plan().settings
 
     @cached_property
     def settings(self) -> Mapping[str, Any]:
         """Settings of the run that made the pictures: of a selection those of its attempts."""
-        said = self.what.get("generate")
-        return {**self.what, **said} if isinstance(said, Mapping) else self.what
+        said = self.plan_settings.get("generate")
+        return {**self.plan_settings, **said} if isinstance(said, Mapping) else self.plan_settings
 
     @property
     def planned_pictures(self) -> int | None:
         """Pictures of each identity as they were planned, where the run says so."""
-        planning = self.what.get("planning")
+        planning = self.plan_settings.get("planning")
         count = planning.get("pictures") if isinstance(planning, Mapping) else None
         return count if isinstance(count, int) else None
 
@@ -81,7 +81,7 @@ class Source:
         """Who drew the pictures; None for photographs, and for pictures that nobody said anything of."""
         if self.table == "samples":
             return "model"
-        data = self.what.get("data")
+        data = self.plan_settings.get("data")
         drawn = isinstance(data, Mapping) and str(data.get("kind")).startswith("procedural")
         return "program" if drawn else None
 

@@ -59,7 +59,7 @@ class ClipScore:
         self.network = network.eval().requires_grad_(False)
         self.tokenizer, self.preparation, self.sha256 = tokenizer, preparation, sha256
         self.name = f"clip:{sha256[:8]}"
-        self.length = int(network.network_config.text_config.max_position_embeddings)
+        self.length = int(network.config.text_config.max_position_embeddings)
         self.device = next(network.parameters()).device
 
     @torch.inference_mode()

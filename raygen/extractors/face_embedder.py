@@ -31,7 +31,7 @@ SIDES: Final[Mapping[str, int]] = {"vggface2": 224, "torchscript": 112, "onnx": 
 
 
 class ONNXEmbedderConfig(Config):
-    """Any embedder as ONNXEmbedderConfig: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
+    """Any embedder as an ONNX file: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
     weights: str = Field(..., description="file; what it keeps in other files is not read")
@@ -144,9 +144,7 @@ class _ONNX(FaceEmbedder):
             # From bytes: a model in memory has no folder that further files could be read from.
             self.session = onnxruntime.InferenceSession(data, options, providers=onnxruntime.get_available_providers())
         except Exception as error:
-            raise InputError(
-                f"{path}: no ONNXEmbedderConfig model ({type(error).__name__})", reason="weights"
-            ) from error
+            raise InputError(f"{path}: no ONNX model ({type(error).__name__})", reason="weights") from error
         self.input = self.session.get_inputs()[0].name
 
     def _vectors(self, pixels: Tensor) -> Tensor:

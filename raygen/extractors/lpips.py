@@ -55,8 +55,6 @@ BLOCK: Final[Mapping[str, int]] = {"cpu": 1 << 17, "cuda": 1 << 24}
 class LPIPSConfig(Config):
     """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
 
-    LATER = frozenset({"network"})
-
     weight: float = Field(1.0, gt=0)
     weights: str = Field("hub", description="torchvision's file of the network, or `hub` for torchvision's own cache")
     sha256: str | None = Field(None, description="whole or leading digits; none demands the published file")

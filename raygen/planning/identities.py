@@ -107,8 +107,6 @@ class Identities(Planning):
     `pictures` keep the rows that are there.
     """
 
-    LATER = frozenset({"donors"})
-
     kind: Literal["identities"] = "identities"
     identities: int = Field(..., ge=1, le=1_000_000)
     pictures: int = Field(..., ge=1, le=10_000, description="of each identity")
@@ -202,11 +200,11 @@ class Identities(Planning):
             if self._borrows and not len(pool):
                 if self.donors == "person":
                     raise ConfigError(
-                        f"what.planning.donors: no other picture of {people.ids[face]!r} can lend; take others"
+                        f"planning.donors: no other picture of {people.ids[face]!r} can lend; take others"
                     )
                 shared = ", ".join(dict.fromkeys((*self.balance, *self.alike))) or "nothing"
                 raise ConfigError(
-                    f"what.planning.alike: nobody else can lend to face {people.ids[face]!r} (alike in: {shared}); "
+                    f"planning.alike: nobody else can lend to face {people.ids[face]!r} (alike in: {shared}); "
                     "share fewer attributes, raise `bank`, or ingest more faces"
                 )
             fewest = min(fewest, len(pool)) if self._borrows else fewest
@@ -229,7 +227,7 @@ class Identities(Planning):
                 of = f" of the cell ({cells.name(cell)})" if self.balance else ""
                 left = f"; not taken: {listed}" if listed else ""
                 raise ConfigError(
-                    f"what.planning.identities: {self.identities} identities need {wanted} references{of}, and the "
+                    f"planning.identities: {self.identities} identities need {wanted} references{of}, and the "
                     f"faces have {there}{left}. Ask for fewer, keep fewer parts, or ingest more people"
                 )
 
@@ -270,7 +268,7 @@ class Identities(Planning):
         if given is None:
             return [f"{self.prefix}{number:06d}" for number in range(self.identities)]
         if len(given) < self.identities:
-            raise ConfigError(f"what.planning.names: {self.names} has {len(given)} names for {self.identities} people")
+            raise ConfigError(f"planning.names: {self.names} has {len(given)} names for {self.identities} people")
         return list(given[: self.identities])
 
     def _listing(

@@ -152,7 +152,7 @@ def _people(stage: Stage | None) -> list[tuple[str, list[picture_rows.ImageWithM
 
 def _data(stages: Mapping[str, Stage]) -> Mapping[str, Any]:
     stage = stages.get("faces") or stages.get("selected")  # a selection of faces knows what they are
-    data = None if stage is None else stage.plan.what.get("data")
+    data = None if stage is None else stage.plan.settings.get("data")
     return data if isinstance(data, dict) else {}
 
 
@@ -178,7 +178,7 @@ def _facts(stages: Mapping[str, Stage], first: Mapping[str, Any]) -> list[tuple[
     facts = []
     stage = stages.get("samples") or _pictures(stages)
     if stage is not None and stage.table == "samples":
-        where = stage.record.get("where") or {}
+        where = stage.record.get("resources") or {}
         conditions = [name for name in ("mask", "attributes", "text") if first.get(name)]
         facts = [
             ("Model", f"checkpoint {str(first.get('checkpoint') or 'unknown')[:12]}"),
@@ -312,17 +312,16 @@ def _reproduce(root: str, stages: Mapping[str, Stage], first: Mapping[str, Any],
         return {}
     place = root.rstrip("/")
     shown = place.rsplit("/", 1)[-1] if place.startswith(("/", "file:")) else place  # whose home it is stays private
-    what = main.plan.what
     facts = [
         ("run_id", main.plan.run_id),
-        ("seed", what.get("seed")),
+        ("seed", main.plan.settings.get("seed")),
         ("checkpoint (sha256)", first.get("checkpoint")),
         ("set digest", main.digest),
         ("batch", main.plan.batch),
         ("shards", len(main.plan.shards)),
     ]
     environment = main.commits[0].environment if main.commits else main.record.get("versions") or {}
-    plans = [(s.title, json.dumps(s.plan.what, indent=2, ensure_ascii=False, default=str)) for s in stages.values()]
+    plans = [(s.title, json.dumps(s.plan.settings, indent=2, ensure_ascii=False, default=str)) for s in stages.values()]
     files = [(stage.folder, entry) for stage in stages.values() for c in stage.commits for entry in c.files]
     return {
         "command": command or f"raygen {main.plan.kind} JOB.yaml",

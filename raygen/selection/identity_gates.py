@@ -32,7 +32,6 @@ class IdentityGate(Config):
     """
 
     #: Keys that came after runs had been named.
-    LATER: ClassVar[frozenset[str]] = frozenset({"far", "faces", "split"})
     name: ClassVar[str] = "identity"
     needs: ClassVar[tuple[str, ...]] = (IDENTITY,)
     together: ClassVar[bool] = True

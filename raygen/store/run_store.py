@@ -65,7 +65,7 @@ class Plan(NamedTuple):
 
     kind: str
     run_id: str
-    what: Mapping[str, Any]
+    settings: Mapping[str, Any]
     batch: int
     shards: Sequence[Shard]
 
@@ -79,7 +79,13 @@ class Plan(NamedTuple):
         files = list(dict.fromkeys(piece.path for shard in self.shards for piece in shard.inputs))
         number = {path: i for i, path in enumerate(files)}
         shards = [[[number[p.path], p.start, p.rows] for p in shard.inputs] for shard in self.shards]
-        head = {"format": FORMAT, "kind": self.kind, "run_id": self.run_id, "what": self.what, "batch": self.batch}
+        head = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "run_id": self.run_id,
+            "settings": self.settings,
+            "batch": self.batch,
+        }
         return canonical({**head, "files": files, "shards": shards})
 
     @staticmethod
@@ -89,7 +95,7 @@ class Plan(NamedTuple):
             raw = json.loads(data)
             pieces = [tuple(Slice(raw["files"][f], s, n) for f, s, n in shard) for shard in raw["shards"]]
             shards = [Shard(i, inputs) for i, inputs in enumerate(pieces)]
-            return Plan(raw["kind"], raw["run_id"], raw["what"], raw["batch"], shards)
+            return Plan(raw["kind"], raw["run_id"], raw["settings"], raw["batch"], shards)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise IntegrityError(f"plan.json is damaged: {error}") from error
 
@@ -131,7 +137,7 @@ class RunStore:
             return
         there = self.plan()
         if there.run_id != plan.run_id:
-            changed = _changes(dict(there.what), json.loads(canonical(plan.what))) or ["its inputs"]
+            changed = _changes(dict(there.settings), json.loads(canonical(plan.settings))) or ["its inputs"]
             raise ConfigError(
                 f"{self.storage.url} holds another run ({there.run_id}, this one is {plan.run_id}); "
                 f"different: {', '.join(changed)}. Choose another `out`, or the settings of that run"

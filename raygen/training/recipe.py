@@ -53,7 +53,7 @@ from raygen.training.trainer import TrainConfig
 
 __all__ = [
     "DENOISERS",
-    "TrainWhat",
+    "TrainRecipe",
     "TrainableConfig",
     "build_objective",
     "bundled_network",
@@ -136,10 +136,8 @@ def count_parameters(model: TrainableConfig, first_stage: str | None) -> dict[st
     return {model.kind: sum(p.numel() for p in made.parameters())}
 
 
-class TrainWhat(Config):
+class TrainRecipe(Config):
     """What to train, on what, for how long."""
-
-    LATER = frozenset({"identity"})
 
     model: TrainableConfig
     faces: str = Field(..., description="folder of an ingest run")
@@ -164,7 +162,7 @@ class TrainWhat(Config):
     weights: Literal["float32", "float16"] = Field("float32", description="of the checkpoint's files")
 
     @model_validator(mode="after")
-    def _complete(self) -> "TrainWhat":
+    def _complete(self) -> "TrainRecipe":
         if isinstance(self.model, DENOISERS) and self.first_stage is None:
             raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
         if not isinstance(self.model, DENOISERS) and (self.mask_aware is not None or self.init is not None):
@@ -181,39 +179,39 @@ class TrainWhat(Config):
         return self
 
 
-def frozen_digests(what: TrainWhat) -> dict[str, str]:
+def frozen_digests(recipe: TrainRecipe) -> dict[str, str]:
     """The digest of every checkpoint that training stands beside or begins with, by name; empty for most."""
-    folders = {**folders_of(what.model), **({} if what.init is None else {"init": what.init})}
+    folders = {**folders_of(recipe.model), **({} if recipe.init is None else {"init": recipe.init})}
     return {name: checkpoint.digest(folder) for name, folder in folders.items()}
 
 
-def build_objective(what: TrainWhat, tokenizer: Tokenizer | None = None) -> Objective:
+def build_objective(recipe: TrainRecipe, tokenizer: Tokenizer | None = None) -> Objective:
     """A fresh objective of a recipe, its weights drawn from the training seed."""
-    seed = what.training.seed
-    if isinstance(what.model, DENOISERS):
-        assert what.first_stage is not None
-        stage = checkpoint.load_first_stage(what.first_stage)
-        model = checkpoint.build(what.model, stage, seed=seed, tokenizer=tokenizer)
-        if isinstance(model, Collaborative) and (what.dropout.null or what.dropout.only):
+    seed = recipe.training.seed
+    if isinstance(recipe.model, DENOISERS):
+        assert recipe.first_stage is not None
+        stage = checkpoint.load_first_stage(recipe.first_stage)
+        model = checkpoint.build(recipe.model, stage, seed=seed, tokenizer=tokenizer)
+        if isinstance(model, Collaborative) and (recipe.dropout.null or recipe.dropout.only):
             model.must_do_without("dropout.null and dropout.only hide conditions (set them to 0)")
-        if what.init is not None:
-            _begin_with(model, what.init)
-        objective = _denoising(what, model)
+        if recipe.init is not None:
+            _begin_with(model, recipe.init)
+        objective = _denoising(recipe, model)
         judges = [m.sha256 for m in objective.modules() if isinstance(m, DeepFeatures)]
         # What changes a step is part of it: a state of other terms or judges is no state of this training.
-        terms = [] if what.mask_aware is None else [digest(canonical(what.mask_aware))]
-        objective.frozen = "".join((*frozen_digests(what).values(), *judges, *terms))
+        terms = [] if recipe.mask_aware is None else [digest(canonical(recipe.mask_aware))]
+        objective.frozen = "".join((*frozen_digests(recipe).values(), *judges, *terms))
         return objective
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if isinstance(what.model, AutoencoderConfig):
-            wanted = what.reconstruction.perceptual
+        if isinstance(recipe.model, AutoencoderConfig):
+            wanted = recipe.reconstruction.perceptual
             perceptual = load_lpips(wanted) if isinstance(wanted, LPIPSConfig) else None
-            return AutoencoderObjective(FirstStage(what.model), what.reconstruction, perceptual)
-        network = bundled_network(what.model)
+            return AutoencoderObjective(FirstStage(recipe.model), recipe.reconstruction, perceptual)
+        network = bundled_network(recipe.model)
         if isinstance(network, BundledEmbedder):
-            assert what.identity is not None
-            return EmbedderObjective(network, what.identity)
+            assert recipe.identity is not None
+            return EmbedderObjective(network, recipe.identity)
         return ClassifierObjective(network) if isinstance(network, BundledClassifier) else _parsing(network)
 
 
@@ -243,15 +241,15 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.half(), other.half())
 
 
-def _denoising(what: TrainWhat, model: Model) -> DiffusionObjective:
-    aware = what.mask_aware
+def _denoising(recipe: TrainRecipe, model: Model) -> DiffusionObjective:
+    aware = recipe.mask_aware
     if aware is None:
-        return DiffusionObjective(model, what.loss, what.dropout, what.attention_loss)
+        return DiffusionObjective(model, recipe.loss, recipe.dropout, recipe.attention_loss)
     return MaskAwareObjective(
         model,
-        what.loss,
-        what.dropout,
-        what.attention_loss,
+        recipe.loss,
+        recipe.dropout,
+        recipe.attention_loss,
         config=aware,
         perceptual=load_perceptual(aware.network) if aware.perceptual else None,
         embedder=load_embedder(aware.embedder) if aware.face and aware.embedder is not None else None,

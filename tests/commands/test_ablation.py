@@ -20,39 +20,35 @@ def document(out: Path) -> dict:
     score = {"parser": None, "features": {"kind": "small"}, "classifier": None}
     return {
         "kind": "ablation",
-        "what": {
-            "shared": {
-                "faces": {"kind": "ingest", "what": {"data": faces}},
-                "first": {"kind": "train", "what": {"faces": "{shared}/faces", "model": stage, "training": training}},
-                "rows": {"kind": "plan", "what": {"planning": {"kind": "unconditional", "count": 6}}},
-            },
-            "stages": {
-                "model": {
-                    "kind": "train",
-                    "what": {
-                        "faces": "{shared}/faces",
-                        "first_stage": "{shared}/first",
-                        "model": model,
-                        "loss": {"kind": "p2", "gamma": 0.0},
-                        "training": training,
-                    },
-                },
-                "samples": {
-                    "kind": "generate",
-                    "what": {
-                        "conditions": "{shared}/rows",
-                        "checkpoint": "{variant}/model",
-                        "batch": 4,
-                        "sampler": {"steps": 2},
-                    },
-                },
-                "scores": {
-                    "kind": "evaluate",
-                    "what": {"samples": "{variant}/samples", "reference": "{shared}/faces", "score": score},
-                },
-            },
-            "variants": {"gamma-0": [], "gamma-1": ["model.what.loss.gamma=1"]},
+        "shared": {
+            "faces": {"kind": "ingest", "data": faces},
+            "first": {"kind": "train", "faces": "{shared}/faces", "model": stage, "training": training},
+            "rows": {"kind": "plan", "planning": {"kind": "unconditional", "count": 6}},
         },
+        "stages": {
+            "model": {
+                "kind": "train",
+                "faces": "{shared}/faces",
+                "first_stage": "{shared}/first",
+                "model": model,
+                "loss": {"kind": "p2", "gamma": 0.0},
+                "training": training,
+            },
+            "samples": {
+                "kind": "generate",
+                "conditions": "{shared}/rows",
+                "checkpoint": "{variant}/model",
+                "batch": 4,
+                "sampler": {"steps": 2},
+            },
+            "scores": {
+                "kind": "evaluate",
+                "samples": "{variant}/samples",
+                "reference": "{shared}/faces",
+                "score": score,
+            },
+        },
+        "variants": {"gamma-0": [], "gamma-1": ["model.loss.gamma=1"]},
         "out": str(out),
     }
 
@@ -86,16 +82,16 @@ def test_a_dry_run_names_what_waits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"variants": {"a": ["modle.what.loss.gamma=1"]}}, "changes none of the stages"),
+        ({"variants": {"a": ["modle.loss.gamma=1"]}}, "changes none of the stages"),
         ({"variants": {"a/b": []}}, "cannot be the name of a folder"),
         ({"variants": {"faces": []}}, "names of shared jobs and of variants"),
-        ({"variants": {"a": ["model.what.loss.gama=1"]}}, "a/model: .*did you mean 'gamma'"),
+        ({"variants": {"a": ["model.loss.gama=1"]}}, "a/model: .*did you mean 'gamma'"),
         ({"stages": {"model": {"kind": "dance"}}, "variants": {"a": []}}, "kind: must be one of"),
     ],
 )
 def test_what_cannot_be_run_is_said_before_anything_runs(tmp_path: Path, change: dict, message: str) -> None:
     wrong = document(tmp_path)
-    wrong["what"] |= change
+    wrong |= change
     with pytest.raises(ConfigError, match=message):
         make(wrong)
 

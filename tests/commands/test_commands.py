@@ -27,8 +27,8 @@ def quiet(_):
     pass
 
 
-def do(kind, out, what, **where):
-    return make({"kind": kind, "what": what, "where": where, "out": str(out)}).run(quiet)
+def do(kind, out, what, **resources):
+    return make({"kind": kind, **what, "resources": resources, "out": str(out)}).run(quiet)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def world(tmp_path_factory):
     return root
 
 
-def generate(world, out, *, where=None, **more):
+def generate(world, out, *, resources=None, **more):
     small = {"kind": "small", "folder": str(world / "parser")}
     what = {
         "conditions": str(world / "conditions"),
@@ -66,7 +66,7 @@ def generate(world, out, *, where=None, **more):
         "score": {"parser": small, "features": small, "classifier": None},
         **more,
     }
-    return do("generate", out, what, **(where or {}))
+    return do("generate", out, what, **(resources or {}))
 
 
 def rows_of(folder, table="samples"):
@@ -144,8 +144,8 @@ def test_the_same_picture_bytes_for_the_loop_and_for_1_2_and_3_actors(world, tmp
     pictures = {r["sample_id"]: r["image_sha256"] for r in rows_of(tmp_path / "local")}
     assert len(set(pictures.values())) == 24
     for workers in (1, 2, 3):
-        where = {"runner": "ray", "workers": workers}
-        result = generate(world, tmp_path / f"ray-{workers}", where=where)
+        resources = {"runner": "ray", "workers": workers}
+        result = generate(world, tmp_path / f"ray-{workers}", resources=resources)
         assert result.facts["set_digest"] == golden
         assert {r["sample_id"]: r["image_sha256"] for r in rows_of(tmp_path / f"ray-{workers}")} == pictures
 
@@ -289,13 +289,13 @@ def test_every_job_file_is_valid(path):
 def test_dry_runs_write_nothing(path, world, tmp_path, monkeypatch):
     document = yaml.safe_load(path.read_text())
     overrides = [f"out={tmp_path / 'out'}"]
-    data = document["what"].get("data", {})
+    data = document.get("data", {})
     if data.get("kind") in ("celebamask", "folder"):
         pytest.skip("needs a data set on this disk; its own tests make one")
-    if document["what"].get("faces"):
-        overrides.append(f"what.faces={world / 'faces'}")
-    if document["what"].get("planning", {}).get("kind") == "identities":  # the faces of this test are few
-        overrides += ["what.planning.identities=2", "what.planning.balance=[]"]
+    if document.get("faces"):
+        overrides.append(f"faces={world / 'faces'}")
+    if document.get("planning", {}).get("kind") == "identities":  # the faces of this test are few
+        overrides += ["planning.identities=2", "planning.balance=[]"]
     estimate = load(str(path), overrides).estimate()
     assert estimate.rows > 0
     assert estimate.shards > 0
@@ -310,29 +310,25 @@ def test_dry_run_of_generate_times_a_batch(world, tmp_path):
         "batch": 4,
         "sampler": {"steps": 2},
     }
-    estimate = make({"kind": "generate", "what": what, "out": str(tmp_path / "out")}).estimate()
+    estimate = make({"kind": "generate", **what, "out": str(tmp_path / "out")}).estimate()
     assert (estimate.rows, estimate.shards, estimate.done_shards) == (24, 1, 0)
     assert estimate.bytes > 24 * 100
     assert not (tmp_path / "out").exists()
 
 
-def test_run_ids_depend_on_what_and_inputs_not_on_where(world, tmp_path):
+def test_run_ids_depend_on_settings_and_inputs_not_on_resources(world, tmp_path):
     def name(**more):
-        what = {
-            "conditions": str(world / "conditions"),
-            "checkpoint": str(world / "model"),
-            "batch": 4,
-            **more.pop("what", {}),
-        }
-        return make({"kind": "generate", "what": what, "out": str(tmp_path), **more}).prepare(write=False).plan.run_id
+        settings = {"conditions": str(world / "conditions"), "checkpoint": str(world / "model"), "batch": 4}
+        job = make({"kind": "generate", **settings, "out": str(tmp_path), **more})
+        return job.prepare(write=False).plan.run_id
 
-    assert name() == name(where={"runner": "ray", "workers": 7}) == name(out=str(tmp_path / "elsewhere"))
-    assert len({name(), name(what={"seed": 1}), name(what={"batch": 2}), name(what={"guidance": 2.0})}) == 4
+    assert name() == name(resources={"runner": "ray", "workers": 7}) == name(out=str(tmp_path / "elsewhere"))
+    assert len({name(), name(seed=1), name(batch=2), name(guidance=2.0)}) == 4
 
 
 def test_errors_say_what_is_wrong(world, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'guidance'"):
-        make({"kind": "generate", "what": {"conditions": "x", "checkpoint": "y", "guidence": 2}, "out": "z"})
+        make({"kind": "generate", "conditions": "x", "checkpoint": "y", "guidence": 2, "out": "z"})
     with pytest.raises(ConfigError, match="no complete run"):
         do("generate", tmp_path / "o", {"conditions": str(tmp_path / "none"), "checkpoint": str(world / "model")})
     with pytest.raises(ConfigError, match="holds what `raygen ingest` makes, and no rows of CONDITIONS"):
@@ -344,7 +340,7 @@ def test_errors_say_what_is_wrong(world, tmp_path):
     with pytest.raises(ConfigError, match="needs the folder of an ingest run"):
         do("plan", tmp_path / "o", {"planning": {"kind": "from_faces"}})
     job = tmp_path / "job.yaml"
-    job.write_text("kind: plan\nwhat: {planning: {kind: unconditional, count: 3}}\nout: x\n")
+    job.write_text("kind: plan\nplanning: {kind: unconditional, count: 3}\nout: x\n")
     with pytest.raises(ConfigError, match="a job for `raygen plan`, not `raygen generate`"):
         load(str(job), verb="generate")
     with pytest.raises(ConfigError, match="kind: must be one of"):

@@ -21,7 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def do(kind: str, out: Path, what: dict[str, object]) -> dict[str, object]:
-    return dict(make({"kind": kind, "what": what, "out": str(out)}).run(lambda _: None).facts)
+    return dict(make({"kind": kind, **what, "out": str(out)}).run(lambda _: None).facts)
 
 
 def conditions(folder: Path) -> Rows:
@@ -62,7 +62,7 @@ def test_the_command_without_a_bank(world: Path, tmp_path: Path, fields: dict[st
 def test_a_dry_run_writes_nothing_and_says_the_cells(world: Path, tmp_path: Path) -> None:
     planning = {"kind": "identities", "identities": 5, "pictures": 2, "balance": ["Male"]}
     what = {"faces": str(world / "faces"), "planning": planning}
-    estimate = make({"kind": "plan", "what": what, "out": str(tmp_path / "o")}).estimate()
+    estimate = make({"kind": "plan", **what, "out": str(tmp_path / "o")}).estimate()
     assert estimate.rows == 5
     assert estimate.notes[0] == "2 cells of Male with 2 identities each, and one more in Male"
     assert not (tmp_path / "o").exists()

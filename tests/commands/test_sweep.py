@@ -34,17 +34,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def document(root: Path, out: str, **what: object) -> dict:
     return {
         "kind": "sweep",
-        "what": {
-            "conditions": f"{root}/rows",
-            "reference": f"{root}/faces",
-            "steps": [1, 2],
-            "samplers": [{"name": "ddim"}, {"name": "unipc", "steps": [2]}],
-            "score": {"classifier": None},
-            "compare": {"neighbours": None},
-            "timing": {"pictures": 2, "rounds": 2},
-            "generate": {"batch": 4, "shard_rows": 8, "seed": 5},
-            **what,
-        },
+        "conditions": f"{root}/rows",
+        "reference": f"{root}/faces",
+        "steps": [1, 2],
+        "samplers": [{"name": "ddim"}, {"name": "unipc", "steps": [2]}],
+        "score": {"classifier": None},
+        "compare": {"neighbours": None},
+        "timing": {"pictures": 2, "rounds": 2},
+        "generate": {"batch": 4, "shard_rows": 8, "seed": 5},
+        **what,
         "out": f"{root}/{out}",
     }
 
@@ -64,16 +62,14 @@ def test_a_cell_is_the_run_that_generate_would_have_made(world: Path, swept: Pat
         alone = {
             "kind": "generate",
             "out": f"{world}/alone-{name}",
-            "what": {
-                "conditions": f"{world}/rows",
-                "checkpoint": "bundled",
-                "batch": 4,
-                "shard_rows": 8,
-                "seed": 5,
-                "sampler": {"name": sampler, "steps": steps},
-                "guidance": 1.0,
-                "score": {"classifier": None},
-            },
+            "conditions": f"{world}/rows",
+            "checkpoint": "bundled",
+            "batch": 4,
+            "shard_rows": 8,
+            "seed": 5,
+            "sampler": {"name": sampler, "steps": steps},
+            "guidance": 1.0,
+            "score": {"classifier": None},
         }
         make(alone).run(quiet)
         one, other = RunStore(f"{swept}/cells/{name}"), RunStore(f"{world}/alone-{name}")
@@ -85,10 +81,10 @@ def test_a_dry_run_probes_the_fewest_steps_of_each_line(world: Path, monkeypatch
     probed: list[int] = []
 
     def timed(work: PreparedRun) -> Throughput:
-        probed.append(work.plan.what["sampler"]["steps"])
+        probed.append(work.plan.settings["sampler"]["steps"])
         return Throughput(0.5 if probed[-1] == 4 else 0.25, 100, 3)
 
-    monkeypatch.setattr(sweep, "timed", timed)
+    monkeypatch.setattr(sweep, "time_one_batch", timed)
     what = {
         "steps": [20, 4, 8],
         "guidance": [1.0, 2.0],
@@ -197,7 +193,7 @@ def test_a_killed_sweep_repeats_at_most_the_unfinished_shard(world: Path, swept:
 @pytest.mark.usefixtures("ray_session")
 def test_actors_make_the_same_cells(world: Path, swept: Path) -> None:
     other = document(world, "on-ray", timing=None)
-    make({**other, "where": {"runner": "ray", "workers": 2}}).run(quiet)
+    make({**other, "resources": {"runner": "ray", "workers": 2}}).run(quiet)
     for name in ("ddim-0001", "ddim-0002", "unipc-0002"):
         digests = {RunStore(f"{world}/{out}/cells/{name}").manifest()["set_digest"] for out in ("swept", "on-ray")}
         assert len(digests) == 1, name
@@ -223,7 +219,7 @@ def test_what_cannot_be_swept_is_said_before_anything_runs(tmp_path: Path, chang
 
 
 def evaluate(root: Path, out: str, **what: object) -> dict:
-    return {"kind": "evaluate", "what": {"score": {"classifier": None}, **what}, "out": f"{root}/{out}"}
+    return {"kind": "evaluate", "score": {"classifier": None}, **what, "out": f"{root}/{out}"}
 
 
 def test_a_prepared_reference_gives_the_same_numbers_and_is_not_scored_again(world: Path, swept: Path) -> None:
@@ -242,7 +238,7 @@ def test_what_does_not_fit_a_reference_is_refused_by_name(world: Path, swept: Pa
     samples = f"{swept}/cells/ddim-0002"
     make(evaluate(world, "prepared", reference=f"{world}/faces")).run(quiet)
     wrong = evaluate(world, "wrong", samples=samples, reference=f"{world}/prepared")
-    wrong["what"]["score"] = {"classifier": None, "features": None}
+    wrong["score"] = {"classifier": None, "features": None}
     with pytest.raises(ConfigError, match=r"prepared was scored with features .*small.*asks for null"):
         make(wrong).run(quiet)
     other = document(world, "other-network", reference=f"{world}/prepared", score={"features": None})
@@ -250,7 +246,7 @@ def test_what_does_not_fit_a_reference_is_refused_by_name(world: Path, swept: Pa
         make(other).run(quiet)
     assert not (world / "other-network/cells").exists()
     data = {"kind": "procedural", "identities": 2, "pictures": 1, "size": 32, "seed": 3}
-    make({"kind": "ingest", "what": {"data": data}, "out": f"{world}/small"}).run(quiet)
+    make({"kind": "ingest", "data": data, "out": f"{world}/small"}).run(quiet)
     with pytest.raises(ConfigError, match=r"pictures of 64 x 64 px, the reference .*small of 32 x 32 px"):
         make(evaluate(world, "sizes", samples=samples, reference=f"{world}/small")).run(quiet)
     copied = evaluate(
@@ -279,11 +275,11 @@ def test_a_network_is_its_weights_and_not_its_place(world: Path, swept: Path, tm
     def job(out: str, folder: Path, **what: object) -> dict:
         network = {"kind": "small", "folder": str(folder)}
         made = evaluate(tmp_path, out, samples=samples, **what)
-        made["what"]["score"] = {"classifier": None, "parser": network, "features": network}
+        made["score"] = {"classifier": None, "parser": network, "features": network}
         return made
 
     prepared = job("prepared", mine, reference=f"{world}/faces")
-    del prepared["what"]["samples"]
+    del prepared["samples"]
     make(prepared).run(quiet)
     first = make(job("here", mine, reference=f"{tmp_path}/prepared")).run(quiet).facts
     assert make(job("there", tmp_path / "moved", reference=f"{tmp_path}/prepared")).run(quiet).facts == first
@@ -370,8 +366,8 @@ def test_the_same_noise_with_more_and_fewer_conditions(world: Path) -> None:
     make(document(world, "only", **what)).run(quiet)
     shown = {name: pictures(world / f"only/cells/ddim-0004-{name}") for name in sets}
     assert all(len({shown[name][i] for name in sets}) == 4 for i in range(12)), "each set gives another picture"
-    alone = dict(document(world, "x")["what"]["generate"], conditions=f"{world}/rows", checkpoint="bundled")
-    job = {"kind": "generate", "what": {**alone, "sampler": {"name": "ddim", "steps": 4}}, "out": f"{world}/all"}
+    alone = dict(document(world, "x")["generate"], conditions=f"{world}/rows", checkpoint="bundled")
+    job = {"kind": "generate", **alone, "sampler": {"name": "ddim", "steps": 4}, "out": f"{world}/all"}
     make(job).run(quiet)
     assert pictures(world / "all") == shown["both"], "all conditions are what a run without `only` uses"
     with pytest.raises(ConfigError, match=r"what\.only: the model does not take text"):

@@ -27,7 +27,7 @@ TEXT = {"kind": "transformer", "length": 16, "layers": 1, "heads": 2, "head_dim"
 
 
 def do(kind: str, out: Path, what: dict) -> dict:
-    return dict(make({"kind": kind, "what": what, "out": str(out)}).run(lambda _: None).facts)
+    return dict(make({"kind": kind, **what, "out": str(out)}).run(lambda _: None).facts)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_a_branch_trains_with_what_its_estimate_looks_like(world: Path, tmp_path
         "model": {"kind": "control", "base": str(tmp_path / "base"), "hint": "mask"},
         "training": TRAINING,
     }
-    assert make({"kind": "train", "what": what, "out": str(tmp_path / "dry")}).estimate().rows == 20
+    assert make({"kind": "train", **what, "out": str(tmp_path / "dry")}).estimate().rows == 20
     do("train", tmp_path / "branch", what)
     history = (tmp_path / "branch/training/history.jsonl").read_text().splitlines()
     assert any({"perceptual", "face", "latent"} <= set(json.loads(line)["losses"]) for line in history)
@@ -300,7 +300,7 @@ def test_a_damaged_first_stage_is_a_sentence(world: Path, tmp_path: Path) -> Non
 
 def test_a_full_disk_ends_it_with_a_sentence_and_more_room_ends_the_job(world: Path, tmp_path: Path) -> None:
     job = tmp_path / "job.yaml"
-    job.write_text(yaml.safe_dump({"kind": "train", "what": ldm(world), "out": str(tmp_path / "model")}))
+    job.write_text(yaml.safe_dump({"kind": "train", **ldm(world), "out": str(tmp_path / "model")}))
     command = [sys.executable, "-m", "raygen", "train", str(job)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 

@@ -468,7 +468,7 @@ def test_an_imported_folder_generates_like_any_other(tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, ["import", "ldm-celebahq", str(file), str(tmp_path / "model"), "--image-size", "32"])
     assert ran.exit_code == 0, ran.output
     assert "every tensor accounted for" in ran.output
-    make({"kind": "plan", "what": {"planning": {"kind": "unconditional", "count": 6}}, "out": f"{tmp_path}/rows"}).run(
+    make({"kind": "plan", "planning": {"kind": "unconditional", "count": 6}, "out": f"{tmp_path}/rows"}).run(
         lambda _: None
     )
     what = {
@@ -477,7 +477,7 @@ def test_an_imported_folder_generates_like_any_other(tmp_path: Path) -> None:
         "batch": 4,
         "sampler": {"name": "ddim", "steps": 2, "spacing": "leading"},
     }
-    make({"kind": "generate", "what": what, "out": f"{tmp_path}/samples"}).run(lambda _: None)
+    make({"kind": "generate", **what, "out": f"{tmp_path}/samples"}).run(lambda _: None)
     found = verify(RunStore(f"{tmp_path}/samples", 0))
     assert found.ok
     assert (found.rows["samples"], found.pictures, found.quarantined) == (6, 6, 0)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
+from raygen.commands import base
 from raygen.core.config import Config, Resources, override, parse, read_yaml
 from raygen.core.errors import (
     ConfigError,
@@ -29,24 +30,17 @@ class Latents(Config):
     sides: tuple[int, ...] = (16,)
 
 
-class What(Config):
+class Job(base.Job):
+    kind: Literal["generate"] = "generate"
     model: Annotated[Pixels | Latents, Field(discriminator="kind")] = Pixels()
     guidance: dict[str, float] = Field(default_factory=dict)
     steps: int = Field(50, ge=1)
     seed: int
-
-
-class Job(Config):
-    kind: Literal["generate"] = "generate"
-    what: What
-    where: Resources = Resources()
     out: str = "out"
 
 
 def job(**changes):
-    return override(
-        {"kind": "generate", "what": {"seed": 1}}, [f"{k.replace('__', '.')}={v}" for k, v in changes.items()]
-    )
+    return override({"kind": "generate", "seed": 1}, [f"{k.replace('__', '.')}={v}" for k, v in changes.items()])
 
 
 def error(document, kind=Job):
@@ -61,39 +55,39 @@ def error(document, kind=Job):
 @pytest.mark.parametrize(
     ("key", "path", "near"),
     [
-        ("what.sede", "what.sede", "seed"),
-        ("what.model.sidee", "what.model.sidee", "side"),
-        ("wher", "wher", "where"),
-        ("where.worker", "where.worker", "workers"),
+        ("sede", "sede", "seed"),
+        ("model.sidee", "model.sidee", "side"),
+        ("resorces", "resorces", "resources"),
+        ("resources.worker", "resources.worker", "workers"),
     ],
 )
 def test_an_unknown_key_names_file_path_and_nearest_key(key, path, near):
-    message = error(override({"what": {"seed": 1, "model": {"kind": "pixels"}}}, [f"{key}=1"]))
+    message = error(override({"seed": 1, "model": {"kind": "pixels"}}, [f"{key}=1"]))
     assert message == f"jobs/x.yaml: {path}: unknown key; did you mean {near!r}?"
 
 
 def test_the_nearest_key_is_one_that_is_valid_just_there():
     # `sides` is nearer to `sidse`, but belongs to the other model.
-    message = error({"what": {"seed": 1, "model": {"kind": "pixels", "sidse": 1}}})
+    message = error({"seed": 1, "model": {"kind": "pixels", "sidse": 1}})
     assert message.endswith("did you mean 'side'?")
-    assert "workers" not in error({"what": {"seed": 1}, "wrkers": 3}).partition("unknown key")[2]
-    assert error({"what": {"seed": 1}, "zzz": 3}) == "jobs/x.yaml: zzz: unknown key"
+    assert "workers" not in error({"seed": 1, "wrkers": 3}).partition("unknown key")[2]
+    assert error({"seed": 1, "zzz": 3}) == "jobs/x.yaml: zzz: unknown key"
 
 
 def test_several_faults_are_told_at_once():
-    lines = error({"what": {"model": {"kind": "pixels", "side": 4}}, "where": {"runner": "slurm"}}).splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["what.model.side", "what.seed", "where.runner"]
+    lines = error({"model": {"kind": "pixels", "side": 4}, "resources": {"runner": "slurm"}}).splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["model.side", "seed", "resources.runner"]
     assert "greater than or equal to 8 (got 4)" in lines[0]
     assert "Field required" in lines[1]
     assert "'slurm' is not one of local, ray" in lines[2]
 
 
 def test_an_unknown_kind_lists_the_known_ones():
-    assert "'pixels', 'latents'" in error({"what": {"seed": 1, "model": {"kind": "voxels"}}})
+    assert "'pixels', 'latents'" in error({"seed": 1, "model": {"kind": "voxels"}})
 
 
 def test_places_in_lists_are_named():
-    assert "what.model.sides.1:" in error({"what": {"seed": 1, "model": {"kind": "latents", "sides": [1, "x"]}}})
+    assert "model.sides.1:" in error({"seed": 1, "model": {"kind": "latents", "sides": [1, "x"]}})
 
 
 def test_a_job_that_is_no_mapping_is_refused():
@@ -110,8 +104,8 @@ def test_configs_are_frozen():
 
 def test_a_job_file_is_a_mapping(tmp_path):
     path = tmp_path / "job.yaml"
-    path.write_text("what:\n  seed: 1\n")
-    assert read_yaml(path) == {"what": {"seed": 1}}
+    path.write_text("seed: 1\n")
+    assert read_yaml(path) == {"seed": 1}
 
 
 @pytest.mark.parametrize(
@@ -190,21 +184,23 @@ def test_numbers_in_exponent_form_reach_number_fields():
 
 
 def test_run_id_does_not_depend_on_the_order_of_keys_or_on_spelled_out_defaults():
-    one = parse(Job, {"what": {"seed": 1, "steps": 50, "guidance": {"text": 1, "mask": 2}}})
-    other = parse(Job, {"what": {"guidance": {"mask": 2.0, "text": 1.0}, "seed": 1, "model": {"kind": "pixels"}}})
-    assert run_id(one.what) == run_id(other.what)
-    assert len(run_id(one.what)) == 16
+    one = parse(Job, {"seed": 1, "steps": 50, "guidance": {"text": 1, "mask": 2}})
+    other = parse(Job, {"guidance": {"mask": 2.0, "text": 1.0}, "seed": 1, "model": {"kind": "pixels"}})
+    assert run_id(one.settings()) == run_id(other.settings())
+    assert len(run_id(one.settings())) == 16
 
 
-@pytest.mark.parametrize("change", ["where.workers=8", "where.runner=ray", "where.gpus=1", "where.tries=1"])
-def test_run_id_does_not_depend_on_where(change):
-    assert run_id(parse(Job, job()).what) == run_id(parse(Job, override(job(), [change])).what)
+@pytest.mark.parametrize(
+    "change", ["resources.workers=8", "resources.runner=ray", "resources.gpus=1", "resources.tries=1"]
+)
+def test_run_id_does_not_depend_on_resources(change):
+    assert run_id(parse(Job, job()).settings()) == run_id(parse(Job, override(job(), [change])).settings())
 
 
-@pytest.mark.parametrize("change", ["what.seed=2", "what.steps=51", "what.model.side=32", "what.guidance={mask: 1}"])
-def test_run_id_depends_on_what(change):
-    changed = override({"what": {"seed": 1, "model": {"kind": "pixels"}}}, [change])
-    assert run_id(parse(Job, job()).what) != run_id(parse(Job, changed).what)
+@pytest.mark.parametrize("change", ["seed=2", "steps=51", "model.side=32", "guidance={mask: 1}"])
+def test_run_id_depends_on_settings(change):
+    changed = override({"seed": 1, "model": {"kind": "pixels"}}, [change])
+    assert run_id(parse(Job, job()).settings()) != run_id(parse(Job, changed).settings())
 
 
 def test_canonical_bytes_are_plain_sorted_json():

@@ -148,12 +148,12 @@ def test_vectors_of_two_widths_are_refused() -> None:
 def test_stores_of_other_shards_give_the_same_numbers(tmp_path: Path) -> None:
     """Scored and committed in one shard, in three, and in six: the batch is the same, nothing else is."""
     data = {"kind": "procedural", "identities": 24, "pictures": 1, "size": 64, "seed": 5}
-    make({"kind": "ingest", "what": {"data": data}, "out": f"{tmp_path}/faces"}).run(lambda _: None)
+    make({"kind": "ingest", "data": data, "out": f"{tmp_path}/faces"}).run(lambda _: None)
     found = []
     for shard_rows in (32, 8, 4):
         out = tmp_path / str(shard_rows)
         what = {"reference": f"{tmp_path}/faces", "batch": 4, "shard_rows": shard_rows}
-        make({"kind": "evaluate", "what": what, "out": str(out)}).run(lambda _: None)
+        make({"kind": "evaluate", **what, "out": str(out)}).run(lambda _: None)
         assert len(list((out / "scores/reference/attempt-00/commits").iterdir())) == -(-24 // shard_rows)
         rows = json.loads((out / "metrics/metrics.json").read_text())
         found.append({(r["metric"], r["slice"]): (r["value"], r["ci_low"] or 0, r["ci_high"] or 0) for r in rows})

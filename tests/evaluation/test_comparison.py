@@ -127,21 +127,21 @@ def document(out: Path, variants: dict[str, list[str]]) -> dict:
     score = {"parser": None, "features": {"kind": "small"}, "classifier": None}
 
     def plan(count: int, prefix: str) -> dict:
-        return {"kind": "plan", "what": {"planning": {"kind": "unconditional", "count": count, "prefix": prefix}}}
+        return {"kind": "plan", "planning": {"kind": "unconditional", "count": count, "prefix": prefix}}
 
     shared = {
-        "faces": {"kind": "ingest", "what": {"data": faces}},
-        "others": {"kind": "ingest", "what": {"data": {**faces, "seed": 2}}},
-        "first": {"kind": "train", "what": {**train, "model": stage}},
-        "model": {"kind": "train", "what": {**train, "model": model, "first_stage": "{shared}/first"}},
+        "faces": {"kind": "ingest", "data": faces},
+        "others": {"kind": "ingest", "data": {**faces, "seed": 2}},
+        "first": {"kind": "train", **train, "model": stage},
+        "model": {"kind": "train", **train, "model": model, "first_stage": "{shared}/first"},
         "six": plan(6, "s"),
         "eight": plan(8, "s"),
         "seven": plan(7, "t"),
     }
     what = {"conditions": "{shared}/six", "checkpoint": "{shared}/model", "batch": 4, "sampler": {"steps": 1}}
     judged = {"samples": "{variant}/samples", "reference": "{shared}/faces", "score": score}
-    stages = {"samples": {"kind": "generate", "what": what}, "scores": {"kind": "evaluate", "what": judged}}
-    return {"kind": "ablation", "what": {"shared": shared, "stages": stages, "variants": variants}, "out": str(out)}
+    stages = {"samples": {"kind": "generate", **what}, "scores": {"kind": "evaluate", **judged}}
+    return {"kind": "ablation", "shared": shared, "stages": stages, "variants": variants, "out": str(out)}
 
 
 def run(out: Path, **variants: list[str]) -> dict[tuple[str, str], dict]:
@@ -156,7 +156,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_unequal_numbers_are_compared_over_the_rows_that_all_have(out: Path) -> None:
-    found = run(out, plain=[], more=['samples.what.conditions="{shared}/eight"'])
+    found = run(out, plain=[], more=['samples.conditions="{shared}/eight"'])
     assert found["plain", FD]["n"] == found["more", FD]["n"] == 6
     assert found["plain", FD]["value"] == found["more", FD]["value"]  # the same six pictures
     assert json.loads(found["more", FD]["protocol"])["rows"] == "those that all variants have"
@@ -174,12 +174,12 @@ def test_unequal_numbers_are_compared_over_the_rows_that_all_have(out: Path) -> 
 
 def test_distances_over_rows_of_which_none_is_common_are_refused(out: Path) -> None:
     with pytest.raises(InputError, match=f"{FD}: plain has n 6 and other n 7"):
-        run(out, plain=[], other=['samples.what.conditions="{shared}/seven"'])
+        run(out, plain=[], other=['samples.conditions="{shared}/seven"'])
 
 
 def test_another_reference_is_refused_before_the_next_variant_begins(out: Path) -> None:
     with pytest.raises(ConfigError, match=f"{FD}: plain and moved are not comparable: reference .* and "):
-        run(out, plain=[], moved=['scores.what.reference="{shared}/others"'], later=[])
+        run(out, plain=[], moved=['scores.reference="{shared}/others"'], later=[])
     assert not (out / "later").exists()
 
 

@@ -183,20 +183,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("comparing")
     for name, seed, people in (("training", 3, 24), ("held", 4, 120)):
         data = {"kind": "procedural", "identities": people, "pictures": 1, "size": 64, "seed": seed}
-        make({"kind": "ingest", "what": {"data": data}, "out": f"{root}/{name}"}).run(quiet)
+        make({"kind": "ingest", "data": data, "out": f"{root}/{name}"}).run(quiet)
     rows = {
         "kind": "plan",
-        "what": {"faces": f"{root}/training", "planning": {"kind": "from_faces"}},
+        "faces": f"{root}/training",
+        "planning": {"kind": "from_faces"},
         "out": f"{root}/rows",
     }
     make(rows).run(quiet)
     what = {"conditions": f"{root}/rows", "checkpoint": "bundled", "sampler": {"name": "ddim", "steps": 2}, "batch": 8}
-    make({"kind": "generate", "what": what, "out": f"{root}/samples"}).run(quiet)
+    make({"kind": "generate", **what, "out": f"{root}/samples"}).run(quiet)
     return root
 
 
 def evaluation(root: Path, out: str, **what: object) -> list[dict]:
-    make({"kind": "evaluate", "what": what, "out": f"{root}/{out}"}).run(quiet)
+    make({"kind": "evaluate", **what, "out": f"{root}/{out}"}).run(quiet)
     return json.loads((root / out / "metrics/metrics.json").read_text())
 
 
@@ -310,7 +311,7 @@ def test_slices_give_every_number_again(world: Path) -> None:
 )
 def test_what_cannot_be_compared_is_said_first(tmp_path: Path, what: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make({"kind": "evaluate", "what": {"samples": "s", "reference": "f", **what}, "out": str(tmp_path)})
+        make({"kind": "evaluate", "samples": "s", "reference": "f", **what, "out": str(tmp_path)})
 
 
 def test_the_training_set_holds_out_its_other_splits(world: Path) -> None:

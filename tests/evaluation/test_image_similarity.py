@@ -35,7 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Faces, and samples that are those faces with noise; some without a mask, one without a picture."""
     root = tmp_path_factory.mktemp("to_real")
     data = {"kind": "procedural", "identities": N, "pictures": 1, "size": 64, "seed": 3}
-    make({"kind": "ingest", "what": {"data": data}, "out": f"{root}/faces"}).run(lambda _: None)
+    make({"kind": "ingest", "data": data, "out": f"{root}/faces"}).run(lambda _: None)
     rows = pa.concat_tables(open_input(f"{root}/faces")[0].tables("faces")).to_pylist()
     whole = [sample(i, row) for i, row in enumerate(rows)]
     write(root / "samples", whole)
@@ -73,7 +73,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 def evaluate(root: Path, out: str, **what: Any) -> tuple[dict[tuple[str, str], dict[str, Any]], dict[str, Any]]:
     given = {"samples": f"{root}/samples", "reference": f"{root}/faces", "batch": 4, **what}
-    result = make({"kind": "evaluate", "what": given, "out": f"{root}/{out}"}).run(lambda _: None)
+    result = make({"kind": "evaluate", **given, "out": f"{root}/{out}"}).run(lambda _: None)
     rows = json.loads((root / out / "metrics/metrics.json").read_text())
     return {(row["metric"], row["slice"]): row for row in rows}, dict(result.facts)
 
@@ -145,7 +145,7 @@ def test_similarity_is_the_ssim_of_reconstruction(world: Path) -> None:
 )
 def test_keys_that_say_nothing_are_refused(score: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        make({"kind": "evaluate", "what": {"samples": "s", "score": score}, "out": "x"})
+        make({"kind": "evaluate", "samples": "s", "score": score, "out": "x"})
 
 
 def test_reconstruction_names_its_own_key_where_faces_are_missing(world: Path) -> None:

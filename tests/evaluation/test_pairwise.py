@@ -28,7 +28,7 @@ HAIR = CLASS_INDEX["hair"]
 
 
 def run(root: Path, kind: str, name: str, what: dict[str, object]) -> None:
-    make({"kind": kind, "what": what, "out": str(root / name)}).run(lambda _: None)
+    make({"kind": kind, **what, "out": str(root / name)}).run(lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_a_row_that_the_baseline_lacks_is_named(world: Path) -> None:
     with pytest.raises(InputError, match="has no sample 'other0'"):
         worker.start(rest)
     with pytest.raises(ConfigError, match="name a `baseline`"):
-        make({"kind": "evaluate", "what": {"samples": "x", "relate": {}}, "out": "y"})
+        make({"kind": "evaluate", "samples": "x", "relate": {}, "out": "y"})
 
 
 def test_rows_without_a_picture_have_no_partner(world: Path) -> None:

@@ -25,8 +25,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 GOOD = Fake()
 
 
-def run(folder: Path, plan, fake=GOOD, workers=2, **where):
-    settings = Resources(runner="ray", workers=workers, **where)
+def run(folder: Path, plan, fake=GOOD, workers=2, **resources):
+    settings = Resources(runner="ray", workers=workers, **resources)
     return execute(RunStore(str(folder)), plan, partial(build, fake), settings, ray_runner, bad_rows=0)
 
 
@@ -139,8 +139,8 @@ def test_the_drivers_memory_hardly_grows_with_the_number_of_shards(tmp_path):
         marks.setdefault(state.done_shards, psutil.Process().memory_info().rss)
 
     plan = plan_of(tmp_path, rows=shards, shard_rows=1, batch=1)
-    where = Resources(runner="ray", workers=2)
+    resources = Resources(runner="ray", workers=2)
     store = RunStore(str(tmp_path / "out"))
-    execute(store, plan, partial(build, Fake()), where, ray_runner, bad_rows=0, report=watch)
+    execute(store, plan, partial(build, Fake()), resources, ray_runner, bad_rows=0, report=watch)
     grown = (marks[shards] - marks[settled]) / 1e6
     assert grown <= 0.1024 * (shards - settled), f"{grown:.0f} MB for {shards - settled} shards"

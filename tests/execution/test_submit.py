@@ -93,7 +93,7 @@ def test_a_job_goes_in_through_submit_and_nobody_without_the_token(tmp_path, hea
         urllib.request.urlopen(f"{address}/api/jobs/", timeout=20)
     assert refused.value.code in (401, 403)
     out = tmp_path / "faces"
-    words = ["ingest", "jobs/ingest_procedural.yaml", f"out={out}", "what.data.identities=8", "what.shard_rows=8"]
+    words = ["ingest", "jobs/ingest_procedural.yaml", f"out={out}", "data.identities=8", "shard_rows=8"]
     ended = subprocess.run(
         [ROOT / "jobs/submit.sh", *words], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
@@ -101,11 +101,11 @@ def test_a_job_goes_in_through_submit_and_nobody_without_the_token(tmp_path, hea
     assert "succeeded" in ended.stdout + ended.stderr
     assert verify(RunStore(str(out))).ok
     record = json.loads((out / "attempt-00/run.json").read_text())
-    assert (record["exit_code"], record["rows"], record["where"]["runner"]) == (0, 32, "ray")
+    assert (record["exit_code"], record["rows"], record["resources"]["runner"]) == (0, 32, "ray")
     assert environment["RAY_AUTH_TOKEN"] not in ended.stdout + ended.stderr + json.dumps(record)
     # the job's own exit code is in run.json; submit only says that it failed
     ended = subprocess.run(
-        [ROOT / "jobs/submit.sh", *words[:3], "what.data.identities=9"],
+        [ROOT / "jobs/submit.sh", *words[:3], "data.identities=9"],
         env=environment,
         capture_output=True,
         text=True,

@@ -18,9 +18,9 @@ GOOD = Fake()
 
 
 def run(folder: Path, plan, fake=GOOD, *, bad_rows=0.0, tries=3, report=lambda _: None):
-    where = Resources(tries=tries)
+    resources = Resources(tries=tries)
     store = RunStore(str(folder))
-    return execute(store, plan, partial(build, fake), where, local_runner, bad_rows=bad_rows, report=report)
+    return execute(store, plan, partial(build, fake), resources, local_runner, bad_rows=bad_rows, report=report)
 
 
 def record(folder: Path) -> dict:

@@ -81,11 +81,11 @@ def store_faces(url: Path, rows: list[dict[str, object]]) -> str:
     return str(url)
 
 
-def export(samples: str, out: Path, kind: str, *, where: dict[str, object] | None = None, **more: object):
+def export(samples: str, out: Path, kind: str, *, resources: dict[str, object] | None = None, **more: object):
     """Run an export of shards of 4 rows; keys of the format in `form`."""
     what = {"samples": samples, "format": {"kind": kind, **more.pop("form", {})}, "shard_rows": 4, **more}
     what = {name: value for name, value in what.items() if value is not None}
-    return make({"kind": "export", "what": what, "where": where or {}, "out": str(out)}).run(lambda _: None)
+    return make({"kind": "export", **what, "resources": resources or {}, "out": str(out)}).run(lambda _: None)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

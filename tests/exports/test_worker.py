@@ -53,12 +53,12 @@ worker.ExportWorker._export = count
 if at == 99:
     finishing._totals = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if at == 98:
-    class Dies(finishing.Storage):
+    class Dies(finishing.FileStore):
         def remove_folder(self, name):
             os.kill(os.getpid(), signal.SIGKILL)
-    finishing.Storage = Dies
+    finishing.FileStore = Dies
 what = {"samples": sys.argv[1], "format": {"kind": sys.argv[3]}, "shard_rows": 4}
-make({"kind": "export", "what": what, "out": sys.argv[2]}).run(lambda _: None)
+make({"kind": "export", **what, "out": sys.argv[2]}).run(lambda _: None)
 """
 
 
@@ -180,7 +180,7 @@ def test_a_record_of_a_raygen_without_check_sums_says_so(run, tmp_path):
 @pytest.mark.parametrize("kind", ["recordio", "webdataset"])
 def test_two_workers_make_the_bytes_that_one_makes(run, tmp_path, kind):
     export(run, tmp_path / "one", kind)
-    export(run, tmp_path / "two", kind, where={"runner": "ray", "workers": 2})
+    export(run, tmp_path / "two", kind, resources={"runner": "ray", "workers": 2})
     assert tree(tmp_path / "one/dataset") == tree(tmp_path / "two/dataset")
 
 
@@ -188,7 +188,7 @@ def test_shards_in_any_order_by_two_workers_make_the_same_bytes(run, tmp_path, m
     from raygen.commands import base
     from raygen.execution.worker import ShardWorker
 
-    def backwards(items, task, where):
+    def backwards(items, task, resources):
         workers = [ShardWorker(task), ShardWorker(task)]
         for i, item in enumerate(reversed(items)):
             yield workers[i % 2](item)
@@ -336,7 +336,7 @@ def test_the_card_says_who_made_it_how_good_it_is_and_whose_the_networks_are(run
     assert "trainedAlgorithmicMedia" in text
     assert str(tmp_path) not in text  # no path of this machine
     job = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert make(job).what.format.kind == "huggingface"  # what it prints is a job
+    assert make(job).format.kind == "huggingface"  # what it prints is a job
     other = metrics(tmp_path / "other", "another")
     with pytest.raises(ConfigError, match="judged run another"):
         export(run, tmp_path / "no", "csv", scores=other)
@@ -356,9 +356,9 @@ def test_licences_are_known_named_or_unknown():
 
 @pytest.mark.parametrize("path", sorted(Path("jobs/export").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_jobs_dry_run_on_any_samples_and_write_nothing(path, run, tmp_path):
-    document = yaml.safe_load(path.read_text())["what"]
-    overrides = [f"out={tmp_path / 'out'}", f"what.samples={run}"]
-    overrides += ["what.scores=null"] if "scores" in document else []
+    document = yaml.safe_load(path.read_text())
+    overrides = [f"out={tmp_path / 'out'}", f"samples={run}"]
+    overrides += ["scores=null"] if "scores" in document else []
     found = load(str(path), overrides).estimate()
     assert (found.rows, found.done_shards) == (40, 0)
     assert found.bytes > 40 * 100
@@ -369,9 +369,9 @@ def test_the_jobs_dry_run_on_any_samples_and_write_nothing(path, run, tmp_path):
 def test_one_source_is_named(run):
     for what in ({}, {"samples": run, "faces": run}):
         with pytest.raises(ConfigError, match="name either `samples` or `faces`"):
-            make({"kind": "export", "what": {**what, "format": {"kind": "csv"}}, "out": "x"})
+            make({"kind": "export", **what, "format": {"kind": "csv"}, "out": "x"})
     with pytest.raises(ConfigError, match="did you mean 'quality'"):
-        make({"kind": "export", "what": {"samples": run, "format": {"kind": "csv", "qualty": 3}}, "out": "x"})
+        make({"kind": "export", "samples": run, "format": {"kind": "csv", "qualty": 3}, "out": "x"})
 
 
 def test_exports_go_to_buckets_too(run, tmp_path):
@@ -382,7 +382,7 @@ def test_exports_go_to_buckets_too(run, tmp_path):
         export(run, tmp_path / kind, kind)
         url = f"memory://exports/{kind}"
         what = {"samples": run, "format": {"kind": kind}, "shard_rows": 4}
-        make({"kind": "export", "what": what, "out": url}).run(lambda _: None)
+        make({"kind": "export", **what, "out": url}).run(lambda _: None)
         fs = fsspec.filesystem("memory")
         root = f"/exports/{kind}/dataset/"
         found = {name.removeprefix(root): fs.cat_file(name) for name in fs.find(root)}

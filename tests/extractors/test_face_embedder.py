@@ -116,31 +116,31 @@ def test_the_margin_makes_it_harder_and_centres_are_trained() -> None:
 
 def test_training_tells_drawn_people_apart(tmp_path: Path) -> None:
     data = {"kind": "procedural", "identities": 12, "pictures": 6, "size": 32, "seed": 1, "val": 0, "test": 0}
-    make({"kind": "ingest", "what": {"data": data}, "out": f"{tmp_path}/faces"}).run(lambda _: None)
+    make({"kind": "ingest", "data": data, "out": f"{tmp_path}/faces"}).run(lambda _: None)
     what = {
         "faces": f"{tmp_path}/faces",
         "model": {"kind": "embedder", "image_size": 32, "channels": [8, 16, 16], "width": 16},
         "identity": {"identities": 12},
         "training": {"steps": 60, "batch": 24, "lr": 4e-3, "warmup": 5, "ema": 0.9, "seed": 1, "log_every": 10},
     }
-    facts = make({"kind": "train", "what": what, "out": f"{tmp_path}/net"}).run(lambda _: None).facts
+    facts = make({"kind": "train", **what, "out": f"{tmp_path}/net"}).run(lambda _: None).facts
     assert facts["checkpoint"]
     lines = (tmp_path / "net/training/history.jsonl").read_text().splitlines()
     assert "accuracy" in lines[-1]
     score = {"parser": None, "features": None, "classifier": None}
     score["identity"] = {"network": {"kind": "small", "folder": f"{tmp_path}/net"}}
     judged = {"reference": f"{tmp_path}/faces", "score": score, "verification": {"far": [0.1]}}
-    found = make({"kind": "evaluate", "what": judged, "out": f"{tmp_path}/judged"}).run(lambda _: None).facts
+    found = make({"kind": "evaluate", **judged, "out": f"{tmp_path}/judged"}).run(lambda _: None).facts
     assert found["eer:raygen-identity [reference]"] < 0.25, "of pictures that it was trained on; 0.5 is chance"
 
 
 def test_people_have_to_be_counted(tmp_path: Path) -> None:
     data = {"kind": "procedural", "identities": 4, "pictures": 2, "size": 32, "seed": 1}
-    make({"kind": "ingest", "what": {"data": data}, "out": f"{tmp_path}/faces"}).run(lambda _: None)
+    make({"kind": "ingest", "data": data, "out": f"{tmp_path}/faces"}).run(lambda _: None)
     model = {"kind": "embedder", "image_size": 32, "channels": [8, 8]}
     what = {"faces": f"{tmp_path}/faces", "model": model, "training": {"steps": 1, "batch": 2}}
     with pytest.raises(ConfigError, match="an embedder needs `identity`"):
-        make({"kind": "train", "what": what, "out": f"{tmp_path}/net"})
-    job = {"kind": "train", "what": {**what, "identity": {"identities": 3}}, "out": f"{tmp_path}/net"}
+        make({"kind": "train", **what, "out": f"{tmp_path}/net"})
+    job = {"kind": "train", **what, "identity": {"identities": 3}, "out": f"{tmp_path}/net"}
     with pytest.raises(ConfigError, match="has 4 people; give as many or more"):
         make(job).run(lambda _: None)

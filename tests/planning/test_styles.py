@@ -84,7 +84,7 @@ def test_references_are_named_by_their_content() -> None:
 
 
 def test_an_unknown_part_is_a_sentence(tmp_path: Path) -> None:
-    document = {"kind": "plan", "out": "x", "what": {"faces": "y", "planning": {"kind": "styles", "parts": ["hiar"]}}}
+    document = {"kind": "plan", "out": "x", "faces": "y", "planning": {"kind": "styles", "parts": ["hiar"]}}
     (tmp_path / "job.yaml").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=r"what\.planning\.parts\.0: 'hiar' is not one of .*did you mean 'hair'"):
         load(str(tmp_path / "job.yaml"))
@@ -120,7 +120,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(root: Path, kind: str, name: str, what: dict[str, object]) -> None:
-    (root / "job.yaml").write_text(json.dumps({"kind": kind, "what": what, "out": str(root / name)}))
+    (root / "job.yaml").write_text(json.dumps({"kind": kind, **what, "out": str(root / name)}))
     load(str(root / "job.yaml")).run(lambda _: None)
 
 

@@ -114,7 +114,7 @@ def write(
             "seconds": seconds,
             "finished": begin - 4 + seconds,
             "resumed_shards": 0,
-            "where": {"runner": "ray", "workers": workers},
+            "resources": {"runner": "ray", "workers": workers},
             "first_commit_s": took + 4,
         }
         store.storage.put("run.json", canonical(run))

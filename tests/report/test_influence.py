@@ -25,48 +25,44 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("strips")
     checkpoint.save(together("mask", "text", nulls=("mask", "text")), root / "model")
     sampler = {"name": "ddim", "steps": 4}
-    faces = {"kind": "ingest", "what": {"data": {"kind": "procedural", "identities": 12, "pictures": 1, "size": 32}}}
+    faces = {"kind": "ingest", "data": {"kind": "procedural", "identities": 12, "pictures": 1, "size": 32}}
     one, two = root / "one", root / "two"
     jobs = {
         "one/faces": faces,
         "two/faces": faces,
         "one/conditions": {
             "kind": "plan",
-            "what": {"faces": str(one / "faces"), "planning": {"kind": "from_faces", "conditions": ["mask", "text"]}},
+            "faces": str(one / "faces"),
+            "planning": {"kind": "from_faces", "conditions": ["mask", "text"]},
         },
         "one/samples": {
             "kind": "generate",
-            "what": {
-                "conditions": str(one / "conditions"),
-                "checkpoint": str(root / "model"),
-                "sampler": sampler,
-                "batch": 4,
-                "shard_rows": 4,
-                "influence_steps": 3,
-                "score": {},
-            },
+            "conditions": str(one / "conditions"),
+            "checkpoint": str(root / "model"),
+            "sampler": sampler,
+            "batch": 4,
+            "shard_rows": 4,
+            "influence_steps": 3,
+            "score": {},
         },
         "one": {
             "kind": "evaluate",
-            "what": {"samples": str(one / "samples"), "score": {}},  # its pictures are smaller than the faces
+            "samples": str(one / "samples"),
+            "score": {},  # its pictures are smaller than the faces
         },
         "two/conditions": {
             "kind": "plan",
-            "what": {
-                "faces": str(two / "faces"),
-                "planning": {"kind": "edit_pairs", "change": "Smiling", "parts": ["hair"], "alphas": [0.0, 1.0, 1.5]},
-            },
+            "faces": str(two / "faces"),
+            "planning": {"kind": "edit_pairs", "change": "Smiling", "parts": ["hair"], "alphas": [0.0, 1.0, 1.5]},
         },
         "two/samples": {
             "kind": "edit",
-            "what": {
-                "conditions": str(two / "conditions"),
-                "faces": str(two / "faces"),
-                "checkpoint": str(root / "model"),
-                "imagic": {"embedding_steps": 1, "tuning_steps": 1},
-                "sampler": sampler,
-                "shard_rows": 6,
-            },
+            "conditions": str(two / "conditions"),
+            "faces": str(two / "faces"),
+            "checkpoint": str(root / "model"),
+            "imagic": {"embedding_steps": 1, "tuning_steps": 1},
+            "sampler": sampler,
+            "shard_rows": 6,
         },
     }
     for name, document in jobs.items():
@@ -136,7 +132,7 @@ def test_metrics_of_edits_and_of_pictures_scored_later(world: Path, tmp_path: Pa
     """An evaluation that looks again keeps what only the making could know."""
     for name, metric in (("two", "edit_fidelity"), ("one", "influence:mask")):
         what = {"samples": str(world / f"{name}/samples"), "score": {"parser": None, "classifier": None}}
-        (tmp_path / "job.yaml").write_text(json.dumps({"kind": "evaluate", "what": what, "out": str(tmp_path / name)}))
+        (tmp_path / "job.yaml").write_text(json.dumps({"kind": "evaluate", **what, "out": str(tmp_path / name)}))
         load(str(tmp_path / "job.yaml")).run(lambda _: None)
         rows = json.loads((tmp_path / name / "metrics/metrics.json").read_text())
         assert [row for row in rows if row["metric"] == metric and row["slice"] == "all"]
@@ -151,17 +147,15 @@ def test_a_wrong_mixing_is_a_sentence_before_anything_starts(world: Path, tmp_pa
     document = {
         "kind": "generate",
         "out": str(tmp_path / "samples"),
-        "what": {
-            "conditions": str(world / "one/conditions"),
-            "checkpoint": str(world / "model"),
-            "mixing": {"kind": "constant", "weights": {"sketch": 1}},
-        },
+        "conditions": str(world / "one/conditions"),
+        "checkpoint": str(world / "model"),
+        "mixing": {"kind": "constant", "weights": {"sketch": 1}},
     }
     (tmp_path / "job.yaml").write_text(json.dumps(document))
     with pytest.raises(ConfigError, match=r"no expert \['sketch'\]"):
         load(str(tmp_path / "job.yaml")).run(lambda _: None)
     with pytest.raises(ConfigError, match="holds one denoiser"):
-        load(str(tmp_path / "job.yaml"), ["what.checkpoint=bundled"]).run(lambda _: None)
+        load(str(tmp_path / "job.yaml"), ["checkpoint=bundled"]).run(lambda _: None)
     assert not (tmp_path / "samples").exists()
 
 
@@ -200,14 +194,14 @@ def test_a_row_without_a_condition(
 def test_edits_on_actors_are_the_edits_of_the_loop(world: Path, tmp_path: Path, ray_session: None) -> None:
     document = {
         "kind": "edit",
-        "what": open_input(str(world / "two/samples"))[0].plan().what,
-        "where": {"runner": "ray", "workers": 2},
+        **open_input(str(world / "two/samples"))[0].plan().settings,
+        "resources": {"runner": "ray", "workers": 2},
         "out": str(tmp_path / "samples"),
     }
     paths = {"conditions": str(world / "two/conditions"), "faces": str(world / "two/faces")}
-    what = {**document["what"], **paths, "checkpoint": str(world / "model"), "shard_rows": 6}
+    what = {**document, **paths, "checkpoint": str(world / "model"), "shard_rows": 6}
     del what["judges"]  # what the job found, not what it was told
-    (tmp_path / "job.yaml").write_text(json.dumps({**document, "what": what}))
+    (tmp_path / "job.yaml").write_text(json.dumps({**document, **what}))
     result = load(str(tmp_path / "job.yaml")).run(lambda _: None)
     assert (
         result.facts["set_digest"]

@@ -296,25 +296,21 @@ def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> No
     jobs = {
         "faces": {
             "kind": "ingest",
-            "what": {"data": {"kind": "procedural", "identities": 4, "pictures": 1, "size": 32}},
+            "data": {"kind": "procedural", "identities": 4, "pictures": 1, "size": 32},
         },
         "conditions": {
             "kind": "plan",
-            "what": {
-                "faces": str(tmp_path / "faces"),
-                "planning": {"kind": "edits", "file": str(tmp_path / "edits.jsonl"), "alphas": [0.0, 1.0]},
-            },
+            "faces": str(tmp_path / "faces"),
+            "planning": {"kind": "edits", "file": str(tmp_path / "edits.jsonl"), "alphas": [0.0, 1.0]},
         },
         "samples": {
             "kind": "edit",
-            "what": {
-                "conditions": str(tmp_path / "conditions"),
-                "faces": str(tmp_path / "faces"),
-                "checkpoint": str(tmp_path / "model"),
-                "imagic": FAST.model_dump(),
-                "shard_rows": 2,
-                "sampler": {"name": "ddim", "steps": 3},
-            },
+            "conditions": str(tmp_path / "conditions"),
+            "faces": str(tmp_path / "faces"),
+            "checkpoint": str(tmp_path / "model"),
+            "imagic": FAST.model_dump(),
+            "shard_rows": 2,
+            "sampler": {"name": "ddim", "steps": 3},
         },
     }
     lines = [

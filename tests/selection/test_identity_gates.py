@@ -394,7 +394,7 @@ def test_an_evaluation_of_faces_says_how_well_people_are_told_apart(world: Path,
         "score": {"parser": None, "features": None, "classifier": None, "identity": identity},
         "verification": {"far": [0.1], "pairs": 8, "folds": 2},
     }
-    make({"kind": "evaluate", "what": what, "out": f"{world}/judged"}).run(quiet)
+    make({"kind": "evaluate", **what, "out": f"{world}/judged"}).run(quiet)
     rows = {(r["metric"], r["slice"]): r for r in json.loads((world / "judged/metrics/metrics.json").read_text())}
     found = rows["eer:raygen-identity", "reference"]
     assert 0 <= found["ci_low"] <= found["value"] <= found["ci_high"] <= 1
@@ -422,7 +422,7 @@ def test_an_evaluation_of_faces_says_how_well_people_are_told_apart(world: Path,
 def test_a_selection_refuses_real_people_and_says_who(world: Path, embedder: str) -> None:
     gates = [{"kind": "leak", "faces": f"{world}/faces", "most": -1.0}]
     job = document(world, "leaks", gates=gates, rounds=1)
-    job["what"]["generate"]["score"]["identity"] = {"network": {"kind": "small", "folder": embedder}}
+    job["generate"]["score"]["identity"] = {"network": {"kind": "small", "folder": embedder}}
     facts = make(job).run(quiet).facts
     assert facts["left out"] == facts["rows"] == 18
     assert facts["refusals"] == "leak 36"
@@ -434,7 +434,7 @@ def test_a_selection_refuses_real_people_and_says_who(world: Path, embedder: str
 
 def test_verification_without_an_embedder_is_an_error(world: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs `score.identity`"):
-        make({"kind": "evaluate", "what": {"reference": "x", "verification": {}}, "out": f"{world}/x"})
+        make({"kind": "evaluate", "reference": "x", "verification": {}, "out": f"{world}/x"})
 
 
 def test_a_report_shows_people_with_their_pictures(world: Path) -> None:
@@ -452,7 +452,7 @@ def of_faces(world: Path, embedder: str, out: str, *gates: dict, **what: object)
     identity = {"network": {"kind": "small", "folder": embedder}}
     score = {"parser": None, "features": None, "classifier": None, "identity": identity}
     said = {"faces": f"{world}/faces", "score": score, "gates": list(gates), **what}
-    return {"kind": "select", "what": said, "out": f"{world}/{out}"}
+    return {"kind": "select", **said, "out": f"{world}/{out}"}
 
 
 def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: str) -> None:
@@ -498,7 +498,7 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
     assert f"<h1>{len(expected)} faces</h1>" in page
     assert "synthetic faces" not in page
     assert f"{len(rows)} faces were judged and {len(expected)} are kept" in page
-    form = {"kind": "export", "what": {"faces": f"{world}/gated/selected", "format": {"kind": "csv"}}}
+    form = {"kind": "export", "faces": f"{world}/gated/selected", "format": {"kind": "csv"}}
     told = make({**form, "out": f"{world}/listed"}).run(quiet).facts
     assert told["left out"] == f"{len(rows) - len(expected)} not selected"
     card = (world / "listed/dataset/README.md").read_text()

@@ -129,20 +129,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def document(root: Path, out: str, **what: object) -> dict:
     return {
         "kind": "select",
-        "what": {
-            "generate": {
-                "conditions": f"{root}/rows",
-                "checkpoint": "bundled",
-                "sampler": {"name": "unipc", "steps": 2},
-                "batch": 4,
-                "shard_rows": 8,
-                "seed": 5,
-                "score": {"classifier": None},
-            },
-            "gates": [{"kind": "score", "metric": "miou", "worst": 0.25}],
-            "rounds": 2,
-            **what,
+        "generate": {
+            "conditions": f"{root}/rows",
+            "checkpoint": "bundled",
+            "sampler": {"name": "unipc", "steps": 2},
+            "batch": 4,
+            "shard_rows": 8,
+            "seed": 5,
+            "score": {"classifier": None},
         },
+        "gates": [{"kind": "score", "metric": "miou", "worst": 0.25}],
+        "rounds": 2,
+        **what,
         "out": f"{root}/{out}",
     }
 
@@ -183,8 +181,8 @@ def test_what_counts_is_a_run_with_every_planned_row_once(world: Path, chosen: P
 
 
 def test_the_selection_says_how_its_pictures_were_made_and_planned(world: Path, chosen: Path) -> None:
-    what = RunStore(f"{chosen}/selected").plan().what
-    first = RunStore(f"{chosen}/samples").plan().what
+    what = RunStore(f"{chosen}/selected").plan().settings
+    first = RunStore(f"{chosen}/samples").plan().settings
     assert what["generate"]["seed"] == 5
     assert what["generate"]["sampler"]["steps"] == 2
     assert what["generate"]["checkpoint"] == first["checkpoint"]
@@ -192,7 +190,7 @@ def test_the_selection_says_how_its_pictures_were_made_and_planned(world: Path, 
     assert what["limits"][0]["least"] > 0, "what the worst quarter came to"
     assert str(world) not in json.dumps(what)
     form = {"samples": f"{chosen}/selected", "format": {"kind": "folder"}}
-    make({"kind": "export", "what": form, "out": f"{chosen}/folder"}).run(quiet)
+    make({"kind": "export", **form, "out": f"{chosen}/folder"}).run(quiet)
     path = next((chosen / "folder/dataset/images").rglob("*.png"))
     with Image.open(path) as image:
         said = json.loads(image.info["raygen"])
@@ -231,7 +229,7 @@ def test_kinds_of_failure_are_in_the_table_and_in_the_report(chosen: Path) -> No
 
 def test_an_evaluation_takes_it_as_it_is(world: Path, chosen: Path) -> None:
     what = {"samples": f"{chosen}/selected", "reference": f"{world}/faces", "score": {"classifier": None}}
-    make({"kind": "evaluate", "what": what, "out": f"{world}/judged"}).run(quiet)
+    make({"kind": "evaluate", **what, "out": f"{world}/judged"}).run(quiet)
     rows = {(r["metric"], r["slice"]): r for r in json.loads((world / "judged/metrics/metrics.json").read_text())}
     made = tables(chosen / "selected", "samples")["image_sha256"].drop_null().length()
     found = next(row for (metric, where), row in rows.items() if metric.startswith("fd:") and where == "all")
@@ -272,6 +270,6 @@ def test_a_gate_that_nothing_was_measured_for_is_an_error(world: Path) -> None:
     job = document(world, "blind", gates=[{"kind": "score", "metric": "clip", "least": 0.1}])
     with pytest.raises(ConfigError, match=r"nothing was measured that clip reads"):
         make(job).run(quiet)
-    job["what"]["generate"]["score"] = None
+    job["generate"]["score"] = None
     with pytest.raises(ConfigError, match="gates judge what is measured"):
         make(job)

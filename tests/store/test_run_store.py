@@ -61,7 +61,7 @@ def test_set_digest_ignores_order_and_cut_but_not_content():
 
 def test_plan_survives_its_file():
     plan = Plan("generate", "id", {"a": 1}, 8, make_shards([Slice("f", 0, 20), Slice("g", 2, 3)], 8))
-    assert Plan.from_json(plan.to_json()) == Plan(plan.kind, plan.run_id, plan.what, plan.batch, list(plan.shards))
+    assert Plan.from_json(plan.to_json()) == Plan(plan.kind, plan.run_id, plan.settings, plan.batch, list(plan.shards))
     with pytest.raises(IntegrityError):
         Plan.from_json(b'{"kind": "x"}')
 
@@ -133,14 +133,14 @@ def test_files_without_a_commit_do_not_count(tmp_path):
     assert found.orphans == [f"data/samples/{stray.name}"]
 
 
-@pytest.mark.parametrize("where", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
-def test_every_flipped_bit_is_found(tmp_path, where):
+@pytest.mark.parametrize("resources", [0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_every_flipped_bit_is_found(tmp_path, resources):
     plan = plan_of(tmp_path, rows=16)
     run(tmp_path / "out", plan)
     path = next((tmp_path / "out/attempt-00/data/samples").glob("*.parquet"))
     data = bytearray(path.read_bytes())
-    place = where * len(data) // 10
-    data[place] ^= 1 << (where % 8)
+    place = resources * len(data) // 10
+    data[place] ^= 1 << (resources % 8)
     path.write_bytes(bytes(data))
     found = verify(RunStore(str(tmp_path / "out")))
     assert any(path.name in problem for problem in found.problems)

@@ -19,6 +19,7 @@ from raygen.models.checkpoint import build
 from raygen.models.ldm import LDMConfig
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import FACES, LATENTS
+from raygen.training.data import TrainingData, draw, load_training_data, order
 from raygen.training.losses import (
     AutoencoderObjective,
     AutoencoderObjectiveConfig,
@@ -30,11 +31,7 @@ from raygen.training.trainer import (
     DivergedError,
     TrainConfig,
     Trainer,
-    TrainingArrays,
-    draw,
     latest_state,
-    load_arrays,
-    order,
     train,
 )
 
@@ -72,9 +69,9 @@ def latents(ids: list[str], autoencoder: str = "ae") -> pa.Table:
     return pa.Table.from_pylist(made, LATENTS)
 
 
-def arrays() -> TrainingArrays:
+def arrays() -> TrainingData:
     table = faces()
-    return load_arrays([table], size=16, modalities=["mask"], latents=[latents(table["face_id"].to_pylist())])
+    return load_training_data([table], size=16, modalities=["mask"], latents=[latents(table["face_id"].to_pylist())])
 
 
 def objective() -> DiffusionObjective:
@@ -100,7 +97,7 @@ def test_arrays_of_pictures() -> None:
     table = faces()
     values = table.to_pylist()
     values[3]["image"] = picture(b"broken")
-    made = load_arrays(
+    made = load_training_data(
         [pa.Table.from_pylist(values[:5], FACES), pa.Table.from_pylist(values[5:], FACES)],
         size=16,
         modalities=["mask", "attributes"],
@@ -122,7 +119,7 @@ def test_a_label_out_of_range_leaves_its_face_out() -> None:
     values = faces().to_pylist()
     values[2]["mask"] = picture(encode_mask(np.full((16, 16), 19, dtype=np.uint8)))
     values[5]["attributes"] = [3] * 40
-    made = load_arrays([pa.Table.from_pylist(values, FACES)], size=16, modalities=["mask", "attributes"])
+    made = load_training_data([pa.Table.from_pylist(values, FACES)], size=16, modalities=["mask", "attributes"])
     assert len(made) == N - 2
     assert [line.split(":")[:2] for line in made.left_out] == [["f2", " label"], ["f5", " attributes"]]
 
@@ -143,13 +140,13 @@ def test_latents_join_their_faces_and_flips_flip_masks() -> None:
 
 def test_latents_of_another_first_stage_are_refused() -> None:
     with pytest.raises(InputError, match="another first stage"):
-        load_arrays([faces()], size=16, latents=[latents(["f1"], "old")], autoencoder="new")
+        load_training_data([faces()], size=16, latents=[latents(["f1"], "old")], autoencoder="new")
     with pytest.raises(InputError, match="empty"):
-        load_arrays([faces()], size=16, latents=[latents(["unknown"])])
+        load_training_data([faces()], size=16, latents=[latents(["unknown"])])
     with pytest.raises(InputError, match="duplicate"):
-        load_arrays([faces(), faces()], size=16)
+        load_training_data([faces(), faces()], size=16)
     with pytest.raises(InputError, match="empty"):
-        load_arrays([faces()], size=16, split="val")
+        load_training_data([faces()], size=16, split="val")
 
 
 def test_every_epoch_has_every_row_once_in_its_own_order() -> None:
@@ -321,7 +318,7 @@ def test_a_discriminator_waits_for_its_step() -> None:
     assert active.objective.discriminator is not None  # type: ignore[union-attr]
     before = [p.detach().clone() for p in active.phases[1]]
     steps = []
-    for step in train(active, load_arrays([faces()], size=16)):
+    for step in train(active, load_training_data([faces()], size=16)):
         steps.append(step)
         same = all(torch.equal(a, b) for a, b in zip(before, active.phases[1], strict=True))
         assert same == (step.step <= 3)
@@ -333,7 +330,7 @@ def _adversarial_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     active = adversarial(rank=rank, world_size=2)
-    losses = [s.losses for s in train(active, load_arrays([faces()], size=16))]
+    losses = [s.losses for s in train(active, load_training_data([faces()], size=16))]
     weights = torch.cat([p.detach().flatten() for p in active.parameters.values()])
     torch.save(weights, Path(folder, f"{rank}.pt"))
     Path(folder, f"{rank}.json").write_text(json.dumps(losses))
@@ -351,7 +348,7 @@ def test_two_processes_share_a_discriminator(tmp_path: Path) -> None:
 
 
 def test_adversarial_training_resumes_exactly(tmp_path: Path) -> None:
-    data = load_arrays([faces()], size=16)
+    data = load_training_data([faces()], size=16)
     whole = [s.losses for s in train(adversarial(), data)]
     for step in train(adversarial(), data, tmp_path):
         if step.step == 5:
@@ -361,7 +358,7 @@ def test_adversarial_training_resumes_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stage", ["kl", "ldm"])
 def test_gradient_checkpointing_changes_memory_only(stage: str) -> None:
-    data = load_arrays([faces()], size=16) if stage == "kl" else arrays()
+    data = load_training_data([faces()], size=16) if stage == "kl" else arrays()
     losses = []
     for on in (False, True):
         active = adversarial(gradient_checkpointing=on) if stage == "kl" else trainer(gradient_checkpointing=on)
@@ -409,5 +406,5 @@ def test_other_settings_or_data_are_refused(tmp_path: Path) -> None:
         run(tmp_path, lr=5e-4)
     active = trainer()
     with pytest.raises(ConfigError, match="or data"):
-        next(train(active, load_arrays([faces(4)], size=16, modalities=["mask"]), tmp_path))
+        next(train(active, load_training_data([faces(4)], size=16, modalities=["mask"]), tmp_path))
     assert len(run(tmp_path, steps=4)[0]) == 2

@@ -20,14 +20,14 @@ from raygen.core.errors import ConfigError
 STEPS = 30
 
 
-def job(faces: Path, out: Path, **where) -> dict:
+def job(faces: Path, out: Path, **resources) -> dict:
     what = {
         "faces": str(faces),
         "model": {"kind": "autoencoder", "image_size": 32, "patch": 2, "channels": [8, 8], "mid_attention": False},
         "training": {"steps": STEPS, "batch": 8, "warmup": 2, "save_every": 3, "log_every": 3, "seed": 4, "lr": 1e-3},
         "weights": "float32",
     }
-    return {"kind": "train", "what": what, "where": where, "out": str(out)}
+    return {"kind": "train", **what, "resources": resources, "out": str(out)}
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -42,7 +42,7 @@ def has_state(out: Path) -> bool:
 def faces(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faces") / "faces"
     data = {"kind": "procedural", "identities": 8, "pictures": 4, "size": 32, "seed": 1}
-    make({"kind": "ingest", "what": {"data": data}, "out": str(folder)}).run(lambda _: None)
+    make({"kind": "ingest", "data": data, "out": str(folder)}).run(lambda _: None)
     return folder
 
 
@@ -104,7 +104,7 @@ def test_a_killed_worker_costs_no_step(faces, golden, tmp_path):
 @pytest.mark.usefixtures("ray_session")
 def test_ranks_take_relative_paths_and_do_not_try_a_wrong_job_again(faces, tmp_path):
     document = job(Path(os.path.relpath(faces)), Path(os.path.relpath(tmp_path / "out")), runner="ray", workers=2)
-    document["what"]["training"]["steps"] = 2
+    document["training"]["steps"] = 2
     assert make(document).run(lambda _: None).facts["steps"] == 2
     missing = job(tmp_path / "nothing", tmp_path / "other", runner="ray", workers=2)
     with pytest.raises(ConfigError, match="no complete run is here"):

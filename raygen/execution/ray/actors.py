@@ -57,65 +57,65 @@ def _to_item(text: str) -> ShardItem:
     return ShardItem(place, Shard(index, tuple(Slice(*piece) for piece in pieces)))
 
 
-def ray_runner(items: Sequence[ShardItem], task: ShardTask, where: Resources) -> Iterator[ShardSummary]:
-    """Work on `items` with `where.workers` actors; summaries in the order in which shards finish.
+def ray_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Iterator[ShardSummary]:
+    """Work on `items` with `resources.workers` actors; summaries in the order in which shards finish.
 
-    Raises `InfrastructureError` where nothing finishes for `where.stall_timeout_s`, or Ray gives up.
+    Raises `InfrastructureError` where nothing finishes for `resources.stall_timeout_s`, or Ray gives up.
     """
-    with connected(where):
-        _check_resources(where)
+    with connected(resources):
+        _check_resources(resources)
         results: queue.Queue[ShardSummary | BaseException | None] = queue.Queue()
-        feeder = threading.Thread(target=_consume, args=(items, task, where, results), daemon=True)
+        feeder = threading.Thread(target=_consume, args=(items, task, resources, results), daemon=True)
         feeder.start()
-        yield from _watched(results, where, {(item.place, item.shard.index) for item in items})
+        yield from _watched(results, resources, {(item.place, item.shard.index) for item in items})
 
 
-def _check_resources(where: Resources) -> None:
+def _check_resources(resources: Resources) -> None:
     """One clear sentence instead of a pipeline that waits for CPUs nobody has."""
     have = ray.cluster_resources()
-    for name, each in (("CPU", where.cpus), ("GPU", where.gpus)):
+    for name, each in (("CPU", resources.cpus), ("GPU", resources.gpus)):
         if each > have.get(name, 0):
             raise InfrastructureError(
                 f"an actor asks for {each:g} {name}, the cluster has {have.get(name, 0):g} in all"
             )
-    if where.cpus * where.workers > have.get("CPU", 0) - 1:
+    if resources.cpus * resources.workers > have.get("CPU", 0) - 1:
         raise InfrastructureError(
-            f"{where.workers} actors of {where.cpus:g} CPU would leave none of {have.get('CPU', 0):g} "
-            "for the pipeline; lower where.workers or where.cpus"
+            f"{resources.workers} actors of {resources.cpus:g} CPU would leave none of {have.get('CPU', 0):g} "
+            "for the pipeline; lower resources.workers or resources.cpus"
         )
 
 
-def _pool(items: Sequence[ShardItem], task: ShardTask, where: Resources) -> Any:
+def _pool(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Any:
     """The lazy dataset: one block a shard, one actor call a block."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # here: importing ray.data sets it
     blocks = [{"item": _to_text(item)} for item in items]
-    resources: dict[str, Any] = {"num_cpus": where.cpus}
-    if where.gpus:
-        resources["num_gpus"] = where.gpus
-    size = min(where.workers, len(items))
+    demand: dict[str, Any] = {"num_cpus": resources.cpus}
+    if resources.gpus:
+        demand["num_gpus"] = resources.gpus
+    size = min(resources.workers, len(items))
     return ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
         _Actor,
         batch_size=1,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
         fn_constructor_kwargs={"task": task},
-        **resources,
+        **demand,
     )
 
 
 def _consume(
     items: Sequence[ShardItem],
     task: ShardTask,
-    where: Resources,
+    resources: Resources,
     results: "queue.Queue[ShardSummary | BaseException | None]",
 ) -> None:
     try:
         with ExitStack() as starting:
             starting.enter_context(_stderr_without(HARMLESS))
-            for row in _pool(items, task, where).iter_rows():
+            for row in _pool(items, task, resources).iter_rows():
                 starting.close()  # the pool is there
                 results.put(ShardSummary(**json.loads(row["summary"])))
         results.put(None)
@@ -148,11 +148,11 @@ def _stderr_without(text: bytes) -> Iterator[None]:
 
 
 def _watched(
-    results: "queue.Queue[ShardSummary | BaseException | None]", where: Resources, open_shards: set[tuple[int, int]]
+    results: "queue.Queue[ShardSummary | BaseException | None]", resources: Resources, open_shards: set[tuple[int, int]]
 ) -> Iterator[ShardSummary]:
     seconds: list[float] = []
     while True:
-        limit = where.stall_timeout_s
+        limit = resources.stall_timeout_s
         if len(seconds) >= 8:
             limit = min(limit, max(LEAST_STALL_S, 5 * sorted(seconds)[int(0.95 * len(seconds))]))
         try:

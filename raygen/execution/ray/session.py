@@ -26,35 +26,35 @@ QUIET = ("ray._private.authentication.authentication_token_setup", "ray.data._in
 _UNSAFE = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"
 
 
-def logical_cpus(where: Resources) -> int:
+def logical_cpus(resources: Resources) -> int:
     """CPUs a local Ray is told to have: the machine's, or what the actors ask for plus the spare ones."""
-    return max(os.cpu_count() or 1, round(where.workers * where.cpus) + SPARE_CPUS)
+    return max(os.cpu_count() or 1, round(resources.workers * resources.cpus) + SPARE_CPUS)
 
 
 @contextmanager
-def connected(where: Resources) -> Iterator[None]:
+def connected(resources: Resources) -> Iterator[None]:
     """Ray for the length of the block. A Ray that was already connected is used and left running."""
     if os.environ.get(_UNSAFE) == "1":
         raise ConfigError(f"{_UNSAFE}=1 lets a Parquet file run code while it is read; unset it")
     if ray.is_initialized():
         yield
         return
-    _start(where)
+    _start(resources)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _start(where: Resources) -> None:
-    threads = str(where.threads)
+def _start(resources: Resources) -> None:
+    threads = str(resources.threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.update({"RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TQDM": "0"})
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
-    address = where.address or os.environ.get("RAY_ADDRESS")
+    address = resources.address or os.environ.get("RAY_ADDRESS")
     try:
         if address and address != "local":
             ray.init(
@@ -63,7 +63,7 @@ def _start(where: Resources) -> None:
             return
         ray.init(
             address="local",
-            num_cpus=logical_cpus(where),
+            num_cpus=logical_cpus(resources),
             include_dashboard=False,
             _node_ip_address="127.0.0.1",
             runtime_env={"env_vars": environment},

@@ -75,30 +75,30 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         return [c for c in made if get_dashboard_url() or type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
-def run_ranks(task: RankTask, where: Resources, shared: str) -> None:
-    """Run `task` on `where.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
+def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
+    """Run `task` on `resources.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
 
-    A worker that dies restarts the ranks, at most `where.tries` times; `task` goes on from its own state.
+    A worker that dies restarts the ranks, at most `resources.tries` times; `task` goes on from its own state.
     `InfrastructureError` where that is not enough; other errors of `raygen.core.config` come as they were raised.
     """
     storage = os.path.join(os.path.abspath(shared), ".ray-train")
     failed = Path(storage) / f"failed-{uuid.uuid4().hex[:8]}.json"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    with connected(where):
+    with connected(resources):
         trainer = _Trainer(
             _loop,
             train_loop_config={"task": task, "failed": str(failed)},
-            torch_config=TorchConfig(backend="nccl" if where.gpus else "gloo"),
+            torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=where.workers,
-                use_gpu=where.gpus > 0,
-                resources_per_worker={"CPU": where.cpus, **({"GPU": where.gpus} if where.gpus else {})},
+                num_workers=resources.workers,
+                use_gpu=resources.gpus > 0,
+                resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
             ),
             # The name is new each time: a name that was used before would silently go on with Ray's own state.
             run_config=RunConfig(
                 name=f"train-{uuid.uuid4().hex[:8]}",
                 storage_path=storage,
-                failure_config=FailureConfig(max_failures=where.tries),
+                failure_config=FailureConfig(max_failures=resources.tries),
             ),
         )
         try:
