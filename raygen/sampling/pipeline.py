@@ -50,6 +50,7 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "FacePipeline":
         """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them."""
+        kwargs.setdefault("low_cpu_mem_usage", False)  # else diffusers asks for `accelerate`, which is not used here
         pipeline: FacePipeline = super().from_pretrained(resolve(str(pretrained_model_name_or_path)), **kwargs)
         return pipeline
 
