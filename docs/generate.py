@@ -21,6 +21,8 @@ from pydantic_core import PydanticUndefined
 ROOT: Final = Path(__file__).parent.parent
 PLACEHOLDER: Final = re.compile(r"^<!-- generate: (\w+) -->$", re.M)
 LINK: Final = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
+#: Addresses of scripts that the theme loads where a page needs them.
+REMOTE_SCRIPT: Final = re.compile(r"https?://[^\"'`\s]+?/(?=iframe-worker|mermaid@|resize-observer)[^\"'`\s]*")
 #: Longer lists of values are not repeated in a cell.
 MAX_CHOICES: Final = 14
 
@@ -141,14 +143,16 @@ def tables() -> str:
         lines = ["| column | type | may be null | content |", "|---|---|---|---|"]
         for field in schema:
             kind = "picture" if field.type == IMAGE else _arrow(field.type)
-            lines.append(f"| `{field.name}` | {kind} | {'yes' if field.nullable else ''} | {COLUMNS[name][field.name]} |")
+            lines.append(
+                f"| `{field.name}` | {kind} | {'yes' if field.nullable else ''} | {COLUMNS[name][field.name]} |"
+            )
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
 def _arrow(kind: pa.DataType) -> str:
-    text = str(kind).replace("element: ", "").replace("item: ", "").replace("struct<bytes: binary, path: string>", "picture")
-    return f"`{text}`"
+    text = re.sub(r"(?:element|item): ", "", str(kind))
+    return f"`{text.replace('struct<bytes: binary, path: string>', 'picture')}`"
 
 
 def labels() -> str:
@@ -275,8 +279,17 @@ def _flow(value: Any) -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    signs = (("ge", "≥ "), ("gt", "> "), ("le", "≤ "), ("lt", "< "), ("min_length", "length ≥ "), ("max_length", "length ≤ "))
-    bounds = [f"{sign}{getattr(rule, name):,}" for rule in field.metadata for name, sign in signs if hasattr(rule, name)]
+    signs = (
+        ("ge", "≥ "),
+        ("gt", "> "),
+        ("le", "≤ "),
+        ("lt", "< "),
+        ("min_length", "length ≥ "),
+        ("max_length", "length ≤ "),
+    )
+    bounds = [
+        f"{sign}{getattr(rule, name):,}" for rule in field.metadata for name, sign in signs if hasattr(rule, name)
+    ]
     return ", ".join(bounds)
 
 
@@ -300,8 +313,8 @@ def cli() -> str:
             argument = parameter.param_type_name == "argument"
             label = parameter.make_metavar_name() if hasattr(parameter, "make_metavar_name") else parameter.name.upper()
             names = label if argument else ", ".join((*parameter.opts, *parameter.secondary_opts))
-            default = "" if parameter.default is None or parameter.default is False or callable(parameter.default) else f"`{parameter.default}`"
-            lines.append(f"| `{names}` | {'required' if parameter.required else default} | {parameter.help or ''} |")
+            value = "" if parameter.default is None or parameter.default is False else f"`{parameter.default}`"
+            lines.append(f"| `{names}` | {'required' if parameter.required else value} | {parameter.help or ''} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -343,4 +356,4 @@ def on_post_build(*, config: Any, **_: Any) -> None:
     """Remove the addresses that the theme would load scripts from: pages need no network."""
     for script in Path(config["site_dir"]).rglob("*.js"):
         text = script.read_text(encoding="utf-8")
-        script.write_text(re.sub(r"https?://[^\"'`\s]+?/(?=iframe-worker|mermaid@|resize-observer)[^\"'`\s]*", "", text), encoding="utf-8")
+        script.write_text(REMOTE_SCRIPT.sub("", text), encoding="utf-8")
