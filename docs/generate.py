@@ -29,18 +29,18 @@ MAX_CHOICES: Final = 14
 COMMON: Final = {
     "plan": "name of the planning function",
     "seed": "seed of the plan",
-    "source": "`face_id` of the real picture that the conditions come from",
+    "source": "`face_id` of the real image that the conditions come from",
     "group_id": "rows that belong together, such as all samples of one mask",
     "mask": "segmentation mask, 8-bit class ids 0 to 18, PNG",
     "attributes": "40 CelebA attributes: 1 present, -1 absent, 0 unknown",
     "text": "caption",
-    "hint": "picture that a ControlNet reads",
-    "style_reference_a": "face whose style is used, with the sha256 of its picture",
+    "hint": "image that a ControlNet reads",
+    "style_reference_a": "face whose style is used, with the sha256 of its image",
     "style_reference_b": "face whose style replaces the first one in `style_parts`",
     "style_parts": "class ids that take their style from b",
     "style_mix": "0 is style a, 1 is style b",
     "identity_id": "person",
-    "variant": "number of the picture within its identity or group",
+    "variant": "number of the image within its identity or group",
     "edit_id": "edit that the row belongs to",
     "alpha": "strength of the edit: 0 is the input, 1 the target",
 }
@@ -56,7 +56,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         **{name: COMMON[name] for name in ("mask", "attributes", "identity_id", "hint")},
         "face_id": "id of the face; also a safe file name",
         "split": "`train`, `val` or `test`",
-        "image": "picture as encoded bytes",
+        "image": "encoded bytes",
         "texts": "captions by name, such as `overall`",
         "boxes": "left, top, right, bottom of each face, as fractions of the sides",
         "keypoints": "x, y (fractions of the sides) and weight",
@@ -65,13 +65,13 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
     "samples": {
         **COMMON,
         **{name: ROW[name] for name in ("sample_id", "attempt", "run_id")},
-        "image": "generated picture as encoded bytes; null where `error` is set",
-        "error": "why there is no picture: a stable word, then the detail",
+        "image": "generated image as encoded bytes; null where `error` is set",
+        "error": "why there is no image: a stable word, then the detail",
         "checkpoint": "sha256 of the model folder",
         "sampler": "name of the sampler",
         "steps": "sampler steps",
         "guidance": "guidance weight by condition",
-        "image_sha256": "sha256 of the encoded picture",
+        "image_sha256": "sha256 of the encoded image",
     },
     "scores": {**ROW, "vector": "a scalar, features, or exact counts"},
     "selection": {
@@ -81,15 +81,15 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "latents": {
         "face_id": "face that was encoded",
-        "transform": "`none`, or the flip; a flipped picture is a row of its own",
+        "transform": "`none` or `flip`; a mirrored image is a row of its own",
         "autoencoder": "sha256 of the first stage",
         "moments": "KL moments, or latents before quantization",
         "shape": "shape of `moments`",
     },
     "influence": {
         "sample_id": ROW["sample_id"],
-        "step": "sampler step",
-        "maps": "influence map of each expert, and the estimate of the picture",
+        "step": "timestep t",
+        "maps": "influence map of each expert, and `x0`, the estimate of the image",
     },
     "metrics": {
         "run_id": "run that was judged",
@@ -108,10 +108,10 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "path": "file in the data set",
         "piece": "part of a shard that was joined into that file",
         "offset": "place in the file or piece, bytes",
-        "bytes": "size of the picture",
+        "bytes": "size of the image",
         "mask_bytes": "size of the mask",
         "label": "number of the identity",
-        "sha256": "sha256 of the exported picture",
+        "sha256": "sha256 of the exported image",
     },
     "files": {"path": "file in the data set", "bytes": "size", "sha256": "sha256 of the file"},
 }
@@ -142,7 +142,7 @@ def tables() -> str:
         parts += [f"## {name.upper()}", f"Written by {WRITES[name]}." + (f" Key: {key}." if key else "")]
         lines = ["| column | type | may be null | content |", "|---|---|---|---|"]
         for field in schema:
-            kind = "picture" if field.type == IMAGE else _arrow(field.type)
+            kind = "image" if field.type == IMAGE else _arrow(field.type)
             lines.append(
                 f"| `{field.name}` | {kind} | {'yes' if field.nullable else ''} | {COLUMNS[name][field.name]} |"
             )
@@ -152,7 +152,7 @@ def tables() -> str:
 
 def _arrow(kind: pa.DataType) -> str:
     text = re.sub(r"(?:element|item): ", "", str(kind))
-    return f"`{text.replace('struct<bytes: binary, path: string>', 'picture')}`"
+    return f"`{text.replace('struct<bytes: binary, path: string>', 'image')}`"
 
 
 def labels() -> str:
@@ -199,7 +199,11 @@ def config() -> str:
     parts += ["## Nested settings", "Settings that are groups of keys, by the name of their class."]
     for name, model in sorted(nested.items()):
         text = inspect.cleandoc(model.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-        parts += [f"### {name}", text, _rows(model.model_fields)]
+        kind = model.model_fields.get("kind")
+        if kind is not None:
+            text = f"`kind: {get_args(kind.annotation)[0]}`. {text}"
+        own = {key: field for key, field in model.model_fields.items() if key != "kind"}
+        parts += [f"### {name}", text, *([_rows(own)] if own else [])]
     return "\n\n".join(parts)
 
 
