@@ -160,7 +160,9 @@ def test_the_prediction_is_the_sum_of_influence_times_expert(
 
 @pytest.mark.parametrize("name", ["mask", "text", "attributes"])
 def test_one_expert_alone_is_that_expert(name: str) -> None:
-    alone = says(expert(name).requires_grad_(False))  # as a checkpoint is loaded; other kernels round otherwise
+    # In the mode in which a checkpoint is loaded: dropout in training mode, even at p = 0, changes the memory layout of
+    # an activation, and with it the convolution kernel that oneDNN takes and the rounding.
+    alone = says(expert(name).eval().requires_grad_(False))
     assert torch.equal(says(together(name)), alone)
     model = together("mask", "text", "attributes")
     model.mix(ConstantMixing(weights={name: 1}))
