@@ -24,8 +24,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raygen.core.config import Config
+from raygen.core.errors import ConfigError
 
-__all__ = ["AutoencoderConfig", "FirstStage", "pixel_stage", "silence_residuals"]
+__all__ = [
+    "AutoencoderConfig",
+    "FirstStage",
+    "pixel_stage",
+    "require_same_stage",
+    "same_stage",
+    "silence_residuals",
+]
 
 
 #: How the identity is named where a folder of a first stage could stand.
@@ -191,6 +199,22 @@ class FirstStage(nn.Module):
         self.mean, self.scale = self.mean.float(), self.scale.float()
         self._read_scale()
         return self
+
+
+def same_stage(one: FirstStage, other: FirstStage) -> bool:
+    """Whether two first stages make the same latents: shape, scale and weights, as float16 may have stored them."""
+    if one is other:
+        return True
+    if one.config != other.config or not (torch.equal(one.mean, other.mean) and torch.equal(one.scale, other.scale)):
+        return False
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.equal(a[k].half(), b[k].half()) for k in a)
+
+
+def require_same_stage(first_stage: FirstStage, model_stage: FirstStage, model: str) -> None:
+    """`ConfigError` where `model` was trained on another first stage than the one given."""
+    if not same_stage(model_stage, first_stage):
+        raise ConfigError(f"{model} has another first stage than the one of this training")
 
 
 def _build(config: AutoencoderConfig) -> Any:

@@ -5,6 +5,7 @@ Knows what training, sampling and editing may ask of a model. Knows no family an
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,8 @@ class Model(nn.Module, ABC):
     taken but not required may be absent, which is what dropout trained. The first stage is frozen.
     """
 
+    #: Its `kind` is that of the model's `Family`.
+    config: Any
     modalities: frozenset[str]
     required_conditions: frozenset[str]
     schedule: NoiseSchedule

@@ -1,7 +1,4 @@
-"""Collaborative Diffusion: frozen experts, each with a dynamic diffuser that says where and when it counts.
-
-Knows how experts are put together, what they must share, and how their predictions become one. Knows neither losses
-nor samplers, and not where checkpoints lie.
+"""Collaborative Diffusion: frozen experts, each with a dynamic diffuser that weights it by pixel and timestep.
 
     raw_m = diffuser_m(zt, t, c_m)            [B, 1, h, w]
     I     = softmax over experts of raw       at every pixel, equation 3
@@ -11,6 +8,7 @@ Source: Huang et al., CVPR 2023. Predictions of v mix like those of eps: both ar
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -20,8 +18,20 @@ from torch import Tensor, nn
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.models.attention import own_cross_attention
-from raygen.models.autoencoder import FirstStage
+from raygen.models.autoencoder import FirstStage, require_same_stage, same_stage
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_files import (
+    FORMAT,
+    OWN_WEIGHTS,
+    OpenedCheckpoint,
+    Writing,
+    fill,
+    read_diffusers,
+    read_json,
+    write_diffusers,
+    write_json,
+    write_weights,
+)
 from raygen.models.conditions import Conditions
 from raygen.models.expert_mixing import (
     ConstantMixing,
@@ -31,10 +41,12 @@ from raygen.models.expert_mixing import (
     ReleasedMixing,
     need_nulls,
 )
+from raygen.models.family import BuildInputs, CountInputs, Family
+from raygen.models.ldm import FAMILY as LDM_FAMILY
 from raygen.models.ldm import LDM, LDMConfig, build_unet, prepared_context, run_unet
 from raygen.models.text import Tokenizer
 
-__all__ = ["INFLUENCE", "Collaborative", "CollaborativeConfig", "DynamicDiffuser", "diffuser_config", "same_stage"]
+__all__ = ["FAMILY", "INFLUENCE", "Collaborative", "CollaborativeConfig", "DynamicDiffuser", "diffuser_config"]
 
 
 #: Names of influence maps in a record: `influence/<expert>`.
@@ -106,6 +118,7 @@ class Collaborative(Model):
     `mixing` is how they are put together; `mix` changes it, for inference.
     """
 
+    config: CollaborativeConfig
     mixes = True
 
     def __init__(
@@ -265,16 +278,6 @@ def _same_ground(one_name: str, one: LDM, name: str, other: LDM) -> None:
         raise ConfigError(f"{pair}: different first stages, so their latents mean different pictures")
 
 
-def same_stage(one: FirstStage, other: FirstStage) -> bool:
-    """Whether two first stages make the same latents: shape, scale and weights, as float16 may have stored them."""
-    if one is other:
-        return True
-    if one.config != other.config or not (torch.equal(one.mean, other.mean) and torch.equal(one.scale, other.scale)):
-        return False
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.equal(a[k].half(), b[k].half()) for k in a)
-
-
 def _one_tokenizer(experts: Mapping[str, LDM]) -> Tokenizer | None:
     """The tokenizer of the experts that read texts: texts become ids once."""
     readers = {name: e.tokenizer for name, e in experts.items() if e.tokenizer is not None}
@@ -301,3 +304,76 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
 def _part(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """What stands under a prefix, by the rest of its name."""
     return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
+
+
+# --- family -------------------------------------------------------------------------------------------------
+
+
+def _build(config: CollaborativeConfig, inputs: BuildInputs) -> Collaborative:
+    for name, expert in inputs.parts.items():
+        require_same_stage(inputs.first_stage, expert.first_stage, f"expert {name!r}")
+    nulls = config.nulls
+    if nulls is None:  # as the experts' recipes say
+        extra = {name: opened.document.get("extra", {}) for name, opened in inputs.opened.items()}
+        dropout = {name: facts.get("recipe", {}).get("dropout", {}) for name, facts in extra.items()}
+        nulls = tuple(name for name, rates in dropout.items() if float(rates.get("null", 0.0)) > 0)
+    return Collaborative(config, inputs.parts, nulls=nulls)
+
+
+def _save(model: Collaborative, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
+    """Experts and diffusers; paths of the config become those inside the folder."""
+    first_stage = model.first_stage.config.model_dump(mode="json")
+    for name in model.experts:
+        inside = folder / "experts" / name
+        document = LDM_FAMILY.save(model.expert(name), inside, writing, {})
+        write_json(inside / "raygen.json", {"format": FORMAT, "first_stage": first_stage, **document})
+    for name in model.experts:
+        diffuser, inside = model.diffuser(name), folder / "diffusers" / name
+        write_diffusers(diffuser.unet, inside, writing, {})
+        if diffuser.vector is not None:
+            write_weights(diffuser.vector, inside / OWN_WEIGHTS, writing)
+    experts = {name: f"experts/{name}" for name in model.experts}
+    config = model.config.model_copy(update={"experts": experts, "nulls": model.nulls})
+    return {"model": config.model_dump(mode="json")}
+
+
+def _inside(opened: OpenedCheckpoint) -> dict[str, OpenedCheckpoint]:
+    folders = {name: opened.root / "experts" / name for name in opened.document["model"]["experts"]}
+    return {name: OpenedCheckpoint(folder, read_json(folder / "raygen.json")) for name, folder in folders.items()}
+
+
+def _load(
+    opened: OpenedCheckpoint, config: CollaborativeConfig, first_stage: FirstStage, parts: Mapping[str, Any]
+) -> Collaborative:
+    diffusers = {}
+    for name, expert in parts.items():
+        folder, width = opened.root / "diffusers" / name, expert.config.vector_width
+        shape = diffuser_config(config, expert.config)
+        diffuser = DynamicDiffuser(shape, expert.latent_shape, width, read_diffusers(folder))
+        if diffuser.vector is not None:
+            fill(diffuser.vector, folder / OWN_WEIGHTS)
+        diffusers[name] = diffuser
+    return Collaborative(config, parts, nulls=config.nulls or (), diffusers=diffusers)
+
+
+def _count(config: CollaborativeConfig, inputs: CountInputs) -> dict[str, nn.Module]:
+    return {
+        f"diffuser of {name}": DynamicDiffuser(
+            diffuser_config(config, expert), inputs.latent_shape, expert.vector_width
+        )
+        for name, expert in inputs.parts.items()
+    }
+
+
+FAMILY: Final = Family(
+    kind="collaborative",
+    config=CollaborativeConfig,
+    build=_build,
+    save=_save,
+    load=_load,
+    count=_count,
+    needs=lambda config, parts: frozenset().union(*parts.values()),
+    folders=lambda config: config.experts,
+    inside=_inside,
+    check_mixing=lambda config, mixing: mixing.check(config.experts, config.nulls or ()),
+)

@@ -1,7 +1,6 @@
 """A ControlNet branch beside a frozen denoiser, with a mask or a picture as its hint, or without one.
 
-Knows how a copy of the encoder half adds to the decoder half through convolutions that begin at zero. Knows neither
-losses nor samplers, and not where checkpoints lie.
+The branch is a copy of the encoder half. It adds to the decoder half through convolutions that begin at zero.
 
     down, mid = branch(zt, t, tokens, hint)          a copy of the base's encoder; zero convolutions behind each block
     output    = base(zt, t, tokens, + down, + mid)   nothing of the base changes
@@ -12,6 +11,7 @@ Latent Diffusion with Perceptual Mask-Aware Loss".
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import log2
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -24,12 +24,16 @@ from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASSES
 from raygen.models.attention import given, own_cross_attention
+from raygen.models.autoencoder import FirstStage, require_same_stage
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_files import DIFFUSERS_WEIGHTS, OpenedCheckpoint, Writing, fill, write_diffusers
 from raygen.models.conditions import Conditions
-from raygen.models.ldm import LDM, prepared_context, run_unet
+from raygen.models.family import BuildInputs, CountInputs, Family
+from raygen.models.ldm import FAMILY as LDM_FAMILY
+from raygen.models.ldm import LDM, build_unet, prepared_context, run_unet
 from raygen.models.spade import one_hot
 
-__all__ = ["ControlNetConfig", "ControlNetLDM", "control_modalities", "new_branch"]
+__all__ = ["FAMILY", "ControlNetConfig", "ControlNetLDM", "control_modalities", "new_branch"]
 
 
 #: Channels of the published hint encoder, for hints of eight times the side of a latent.
@@ -79,6 +83,8 @@ class EmptyHint(nn.Module):
 
 class ControlNetLDM(Model):
     """A frozen ldm and a branch that trains; without training it is the ldm, to the last bit."""
+
+    config: ControlNetConfig
 
     def __init__(self, config: ControlNetConfig, base: LDM, branch: Any = None) -> None:
         """`ConfigError` where the base reads no tokens, or the hint's encoder does not come out at its latents."""
@@ -167,3 +173,51 @@ def new_branch(config: ControlNetConfig, unet: Any, factor: int) -> Any:
 
 def _part(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
+
+
+# --- family -------------------------------------------------------------------------------------------------
+
+
+def _build(config: ControlNetConfig, inputs: BuildInputs) -> ControlNetLDM:
+    base: LDM = inputs.parts["base"]
+    require_same_stage(inputs.first_stage, base.first_stage, f"base {config.base}")
+    return ControlNetLDM(config, base)
+
+
+def _save(model: ControlNetLDM, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
+    """The base as an ldm is stored, and the branch beside it, as diffusers' pipelines with a ControlNet expect them."""
+    base = LDM_FAMILY.save(model.base, folder, writing, index)["model"]
+    write_diffusers(model.branch, folder / "controlnet", writing, index)
+    config = model.config.model_copy(update={"base": "."})
+    return {"model": config.model_dump(mode="json"), "base": base}
+
+
+def _inside(opened: OpenedCheckpoint) -> dict[str, OpenedCheckpoint]:
+    return {"base": OpenedCheckpoint(opened.root, {"model": opened.document["base"]})}
+
+
+def _load(
+    opened: OpenedCheckpoint, config: ControlNetConfig, first_stage: FirstStage, parts: Mapping[str, Any]
+) -> ControlNetLDM:
+    base: LDM = parts["base"]
+    branch = new_branch(config, base.unet, first_stage.factor)
+    fill(branch, opened.root / "controlnet" / DIFFUSERS_WEIGHTS)
+    return ControlNetLDM(config, base, branch)
+
+
+def _count(config: ControlNetConfig, inputs: CountInputs) -> dict[str, nn.Module]:
+    unet = build_unet(inputs.parts["base"], inputs.latent_shape)
+    return {"branch": new_branch(config, unet, inputs.factor)}
+
+
+FAMILY: Final = Family(
+    kind="control",
+    config=ControlNetConfig,
+    build=_build,
+    save=_save,
+    load=_load,
+    count=_count,
+    needs=lambda config, parts: control_modalities(config, parts["base"]),
+    folders=lambda config: {"base": config.base},
+    inside=_inside,
+)

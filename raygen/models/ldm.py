@@ -1,12 +1,12 @@
 """Latent diffusion with any mix of mask, attributes and text, or none.
 
-Knows how conditions enter a diffusers UNet: the mask as channels beside the latent or as tokens, attributes as
-cross-attention tokens, as a vector added to the time embedding, or both, text as tokens. Knows neither losses nor
-samplers.
+The mask enters a diffusers UNet as channels beside the latent or as tokens; attributes as cross-attention tokens, as a
+vector added to the time embedding, or both; text as tokens.
 """
 
 from collections.abc import Mapping, Sequence
 from math import gcd
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -15,12 +15,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, cat, nn
 
 from raygen.core.config import Config
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, InputError
 from raygen.models.attention import given, keys_values, own_cross_attention
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_files import (
+    OWN_WEIGHTS,
+    OpenedCheckpoint,
+    Writing,
+    fill,
+    read_diffusers,
+    read_json,
+    write_diffusers,
+    write_json,
+    write_weights,
+)
 from raygen.models.condition_encoders import AttributeEncoder, MaskEncoder, MaskTokenEncoder
 from raygen.models.conditions import Conditions
+from raygen.models.family import BuildInputs, CountInputs, Family
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.text import (
     FrozenText,
@@ -29,9 +41,11 @@ from raygen.models.text import (
     TextEncoder,
     Tokenizer,
     TransformerTextConfig,
+    empty_encoder,
+    pretrained_encoder,
 )
 
-__all__ = ["LDM", "LDMConfig", "build_unet", "condition_encoders", "prepared_context", "run_unet"]
+__all__ = ["FAMILY", "LDM", "LDMConfig", "build_unet", "condition_encoders", "prepared_context", "run_unet"]
 
 
 Modality = Literal["mask", "attributes", "text"]
@@ -110,6 +124,7 @@ class LDMConfig(Config):
 class LDM(Model):
     """A UNet over the latents of a frozen first stage."""
 
+    config: LDMConfig
     empty_text: Tensor
 
     def __init__(
@@ -289,3 +304,70 @@ def build_unet(config: LDMConfig, latent_shape: tuple[int, int, int], out_channe
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     return silence_residuals(unet)
+
+
+# --- family -------------------------------------------------------------------------------------------------
+
+
+def _build(config: LDMConfig, inputs: BuildInputs) -> LDM:
+    frozen = None
+    if "text" in config.modalities and isinstance(config.text, PretrainedTextConfig):
+        with torch.random.fork_rng(devices=[]):  # loading it may draw; the model's own weights must not depend on that
+            frozen = pretrained_encoder(config.text.name)
+    return LDM(config, inputs.first_stage, tokenizer=inputs.tokenizer, frozen_text=frozen)
+
+
+def _save(model: LDM, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
+    write_diffusers(model.unet, folder / "unet", writing, index)
+    for name, module in model.encoders().items():
+        write_json(folder / name / "config.json", module.config)
+        write_weights(module, folder / name / OWN_WEIGHTS, writing)
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder / "tokenizer")
+    return {"model": model.config.model_dump(mode="json")}
+
+
+def _load(opened: OpenedCheckpoint, config: LDMConfig, first_stage: FirstStage, parts: Mapping[str, Any]) -> LDM:
+    root = opened.root
+    tokenizer, frozen = None, None
+    if "text" in config.modalities:
+        if isinstance(config.text, PretrainedTextConfig):
+            frozen = empty_encoder(read_json(root / "text_encoder" / "config.json"))  # its weights are filled in below
+        tokenizer = Tokenizer.load(root / "tokenizer")
+    model = LDM(config, first_stage, read_diffusers(root / "unet"), tokenizer=tokenizer, frozen_text=frozen)
+    for name, module in model.encoders().items():
+        if read_json(root / name / "config.json") != module.config:
+            raise InputError(f"{root / name}: config.json does not fit raygen.json", reason="checkpoint")
+        fill(module, root / name / OWN_WEIGHTS)
+    return model
+
+
+def _count(config: LDMConfig, inputs: CountInputs) -> dict[str, nn.Module]:
+    """Without a pretrained text encoder, which does not train."""
+    unet = build_unet(config, inputs.latent_shape)
+    if isinstance(config.text, PretrainedTextConfig):
+        config = config.model_copy(update={"modalities": tuple(m for m in config.modalities if m != "text")})
+    return {"unet": unet, **condition_encoders(config, inputs.factor)}
+
+
+def _text(config: LDMConfig) -> TextConfig | None:
+    return (config.text or TransformerTextConfig()) if "text" in config.modalities else None
+
+
+def _is_plain(model: LDM) -> bool:
+    stage = model.first_stage
+    known = stage.config.stage in ("kl", "vq") and stage.config.patch == 1 and not stage.net.config.get("latents_mean")
+    return known and not model.config.uses_tokens and not model.modalities
+
+
+FAMILY: Final = Family(
+    kind="ldm",
+    config=LDMConfig,
+    build=_build,
+    save=_save,
+    load=_load,
+    count=_count,
+    needs=lambda config, parts: frozenset(config.modalities),
+    text=_text,
+    is_plain=_is_plain,
+)

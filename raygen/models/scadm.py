@@ -1,7 +1,7 @@
 """SCA-DM: a mask decides where, a style a class decides how. Without styles and in pixel space it is SDM.
 
-Knows how masks enter (SPADE in middle and decoder, gates on cross-attention) and how styles of one or two references
-become one style a class. Knows neither losses nor samplers.
+Masks enter through SPADE in middle and decoder, and as gates on cross-attention. Styles of one or two references become
+one style a class.
 
     style_k = a_k A_k + b_k B_k + (1 - a_k - b_k) N_k        a class k at a time
 
@@ -13,6 +13,7 @@ Source: Ergasti et al. 2024 (SCA-DM); Wang et al. 2022 (SDM). Presets are in `SC
 
 from collections.abc import Mapping, Sequence
 from math import gcd
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -27,13 +28,15 @@ from raygen.core.pixels import to_pixels
 from raygen.models.attention import Gating, gates, own_cross_attention, watching
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_files import OWN_WEIGHTS, OpenedCheckpoint, Writing, fill, write_weights
 from raygen.models.conditions import Conditions
+from raygen.models.family import CountInputs, Family
 from raygen.models.ldm import prepared_context, run_unet
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.spade import modulated, modulations, one_hot, spade_blocks
 from raygen.models.style_encoder import StyleEncoder
 
-__all__ = ["ATTENTION", "SCADM", "SCADMConfig", "StyleConfig", "build_scadm_unet", "new_style_encoder"]
+__all__ = ["ATTENTION", "FAMILY", "SCADM", "SCADMConfig", "StyleConfig", "build_scadm_unet", "new_style_encoder"]
 
 
 K = len(CLASSES)
@@ -92,6 +95,8 @@ class SCADMConfig(Config):
 
 class SCADM(Model):
     """A UNet that reads a mask in every normalisation of its decoder, and styles through gated attention."""
+
+    config: SCADMConfig
 
     def __init__(
         self, config: SCADMConfig, first_stage: FirstStage, unet: Any = None, style_encoder: StyleEncoder | None = None
@@ -216,3 +221,40 @@ def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) ->
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     return spade_blocks(unet, classes=K, hidden=config.spade_hidden)
+
+
+# --- family -------------------------------------------------------------------------------------------------
+
+
+def _save(model: SCADM, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
+    """As own weights: no class of diffusers has SPADE blocks."""
+    write_weights(model.unet, folder / "unet" / OWN_WEIGHTS, writing)
+    for name, module in model.encoders().items():
+        write_weights(module, folder / name / OWN_WEIGHTS, writing)
+    return {"model": model.config.model_dump(mode="json")}
+
+
+def _load(opened: OpenedCheckpoint, config: SCADMConfig, first_stage: FirstStage, parts: Mapping[str, Any]) -> SCADM:
+    model = SCADM(config, first_stage)
+    fill(model.unet, opened.root / "unet" / OWN_WEIGHTS)
+    for name, module in model.encoders().items():
+        fill(module, opened.root / name / OWN_WEIGHTS)
+    return model
+
+
+def _count(config: SCADMConfig, inputs: CountInputs) -> dict[str, nn.Module]:
+    style_encoder = new_style_encoder(config)
+    unet = build_scadm_unet(config, inputs.latent_shape)
+    return {"unet": unet} if style_encoder is None else {"unet": unet, "style_encoder": style_encoder}
+
+
+FAMILY: Final = Family(
+    kind="scadm",
+    config=SCADMConfig,
+    build=lambda config, inputs: SCADM(config, inputs.first_stage),
+    save=_save,
+    load=_load,
+    count=_count,
+    needs=lambda config, parts: frozenset(config.modalities),
+    records_attention=lambda config: config.style is not None,
+)

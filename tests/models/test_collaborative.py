@@ -319,5 +319,5 @@ def test_a_checkpoint_holds_everything(tmp_path: Path, names: tuple[str, ...]) -
 def test_a_first_stage_is_no_expert(tmp_path: Path) -> None:
     checkpoint.save(together("mask", "text"), tmp_path / "all")
     config = CollaborativeConfig(experts={"mask": str(tmp_path / "all")}, channels=(16, 16), head_dim=8)
-    with pytest.raises(ConfigError, match="an expert or a base is an ldm, this is a Collaborative"):
+    with pytest.raises(ConfigError, match="an expert or a base is an ldm, this is a collaborative"):
         checkpoint.build(config, first_stage(), seed=0)
