@@ -78,23 +78,23 @@ class Writing(NamedTuple):
     metadata: Mapping[str, str] = {}
 
 
-def write_diffusers(module: Any, folder: Path, how: Writing, index: dict[str, Any]) -> None:
+def write_diffusers(module: Any, folder: Path, writing: Writing, index: dict[str, Any]) -> None:
     """A diffusers model as `folder`, and its line in `index`, the document of model_index.json."""
     module.save_config(folder)
-    write_weights(module, folder / DIFFUSERS_WEIGHTS, how)
+    write_weights(module, folder / DIFFUSERS_WEIGHTS, writing)
     index[folder.name] = ["diffusers", type(module).__name__]
 
 
-def write_weights(module: nn.Module, path: Path, how: Writing) -> None:
+def write_weights(module: nn.Module, path: Path, writing: Writing) -> None:
     """All tensors of `module` as safetensors, without a second copy of them in memory; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: tensor.detach().cpu().to(how.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        name: tensor.detach().cpu().to(writing.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in module.state_dict().items()
     }
     path.touch()
     mode = path.stat().st_mode  # safetensors would make the file readable for its owner only
-    save_file(tensors, path, metadata={"format": "pt", **how.metadata})
+    save_file(tensors, path, metadata={"format": "pt", **writing.metadata})
     path.chmod(mode)
 
 
@@ -131,12 +131,12 @@ def fill(module: nn.Module, path: Path) -> None:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: {error}", reason="checkpoint") from error
-    wanted = module.state_dict()
-    if unlike := sorted(set(wanted) ^ set(tensors)):
+    expected = module.state_dict()
+    if unlike := sorted(set(expected) ^ set(tensors)):
         raise InputError(f"{path}: names differ from the config's, first {unlike[0]!r}", reason="checkpoint")
     for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{list(tensor.shape)}, not {list(wanted[name].shape)}"
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)}, not {list(expected[name].shape)}"
             raise InputError(f"{path}: {name} has shape {shapes}", reason="checkpoint")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} is not finite", reason="checkpoint")

@@ -23,7 +23,7 @@ from torch import Tensor, cat, nn
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASSES
-from raygen.models.attention import given, own_cross_attention
+from raygen.models.attention import own_cross_attention, use_context
 from raygen.models.autoencoder import FirstStage, require_same_stage
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.checkpoint_files import DIFFUSERS_WEIGHTS, OpenedCheckpoint, Writing, fill, write_diffusers
@@ -43,7 +43,7 @@ BASE, BRANCH = "base/", "branch/"
 
 
 class ControlNetConfig(Config):
-    """What a branch stands beside, and what it is shown."""
+    """The base of a branch, and the hint that the branch reads."""
 
     kind: Literal["control"] = "control"
     base: str = Field(..., description="checkpoint folder of a trained ldm that reads tokens; it stays as it is")
@@ -65,24 +65,24 @@ class HintEncoder(ControlNetConditioningEmbedding):  # type: ignore[misc]
 
     def encode(self, hint: Tensor) -> Tensor:
         """Hint [B, channels, S, S] -> [B, C, h, w]."""
-        made: Tensor = super().forward(hint)
-        return made
+        features: Tensor = super().forward(hint)
+        return features
 
     def forward(self, conditioning: Tensor) -> Tensor:
-        """What `encode` gave, as it is."""
+        """The result of `encode`, unchanged: diffusers calls this in every step."""
         return conditioning
 
 
 class EmptyHint(nn.Module):
-    """In the place of the encoder where there is no hint."""
+    """Takes the place of the encoder where there is no hint."""
 
     def forward(self, conditioning: Tensor) -> Tensor:
-        """As it is."""
+        """Unchanged."""
         return conditioning
 
 
 class ControlNetLDM(Model):
-    """A frozen ldm and a branch that trains; without training it is the ldm, to the last bit."""
+    """A frozen ldm and a branch that trains; before training its predictions are those of the ldm, bit for bit."""
 
     config: ControlNetConfig
 
@@ -93,8 +93,9 @@ class ControlNetLDM(Model):
         self.schedule, self.first_stage = base.schedule, base.first_stage
         self.modalities = control_modalities(config, base.modalities)
         self.required_conditions, self.tokenizer = base.required_conditions, base.tokenizer
-        made = new_branch(config, base.unet, base.first_stage.factor) if branch is None else branch
-        self.branch = own_cross_attention(made)
+        if branch is None:
+            branch = new_branch(config, base.unet, base.first_stage.factor)
+        self.branch = own_cross_attention(branch)
 
     @property
     def networks(self) -> Sequence[nn.Module]:
@@ -107,7 +108,7 @@ class ControlNetLDM(Model):
         return branch.parameters()
 
     def train(self, mode: bool = True) -> "ControlNetLDM":
-        """The base stays as it is used."""
+        """The base stays in evaluation mode."""
         super().train(mode)
         self.base.eval()
         return self
@@ -120,22 +121,22 @@ class ControlNetLDM(Model):
             tokens = dict(self.base.embed(conditions.keep(self.base.modalities)))
         if self.config.hint == "mask":
             assert conditions.mask is not None
-            size, here = conditions.mask.shape[-1], conditions.present["mask"]
-            tokens[HINT] = one_hot(conditions.mask, here, size, len(CLASSES), self.branch.dtype)
+            size, present = conditions.mask.shape[-1], conditions.present["mask"]
+            tokens[HINT] = one_hot(conditions.mask, present, size, len(CLASSES), self.branch.dtype)
         if self.config.hint == "picture":
             assert conditions.hint is not None
-            shown = conditions.present["hint"].view(-1, 1, 1, 1)
-            tokens[HINT] = (conditions.hint.movedim(-1, 1) / 255.0 * shown).to(self.branch.dtype)
+            flag = conditions.present["hint"].view(-1, 1, 1, 1)
+            tokens[HINT] = (conditions.hint.movedim(-1, 1) / 255.0 * flag).to(self.branch.dtype)
         return tokens
 
     def prepare(self, tokens: Tokens) -> Context:
-        """What base and branch make of tokens and hint once a picture."""
-        rest = {name: value for name, value in tokens.items() if name != HINT}
-        made = {f"{BASE}{name}": value for name, value in self.base.prepare(rest).items()}
-        made |= {f"{BRANCH}{name}": value for name, value in prepared_context(self.branch, rest).items()}
+        """The contexts of base and branch as `base/…` and `branch/…`, and the encoded `hint`."""
+        shared = {name: value for name, value in tokens.items() if name != HINT}
+        ctx = {f"{BASE}{name}": value for name, value in self.base.prepare(shared).items()}
+        ctx |= {f"{BRANCH}{name}": value for name, value in prepared_context(self.branch, shared).items()}
         if HINT in tokens:
-            made[HINT] = self.branch.controlnet_cond_embedding.encode(tokens[HINT])
-        return made
+            ctx[HINT] = self.branch.controlnet_cond_embedding.encode(tokens[HINT])
+        return ctx
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
         """See `Model.predict`. Keeps no record."""
@@ -143,7 +144,7 @@ class ControlNetLDM(Model):
         x = cat([zt.to(self.branch.dtype), own["mask"]], dim=1) if "mask" in own else zt.to(self.branch.dtype)
         extra: dict[str, Any] = {"class_labels": own["vector"]} if "vector" in own else {}
         hint = ctx.get(HINT, torch.zeros((), device=zt.device))
-        with given(self.branch, own):
+        with use_context(self.branch, own):
             down, mid = self.branch(x, t, own["tokens"], hint, return_dict=False, **extra)
         return run_unet(
             self.base.unet, zt, t, base, down_block_additional_residuals=down, mid_block_additional_residual=mid
@@ -163,11 +164,10 @@ def new_branch(config: ControlNetConfig, unet: Any, factor: int) -> Any:
         raise ConfigError(
             f"hint_channels {list(channels)}: a first stage of {factor} pixels a position needs {halvings + 1}"
         )
-    shown = 3 if config.hint == "picture" else len(CLASSES)
-    branch = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, conditioning_channels=shown)
+    read = 3 if config.hint == "picture" else len(CLASSES)  # channels of the hint
+    branch = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, conditioning_channels=read)
     first = unet.config["block_out_channels"][0]
-    own = EmptyHint() if config.hint == "none" else HintEncoder(first, shown, channels)
-    branch.controlnet_cond_embedding = own
+    branch.controlnet_cond_embedding = EmptyHint() if config.hint == "none" else HintEncoder(first, read, channels)
     return branch
 
 

@@ -45,7 +45,7 @@ def is_stable(root: Path) -> bool:
 
 
 def stable_document(root: Path) -> dict[str, Any]:
-    """What raygen.json would say of it; `InputError` (`checkpoint`) names a setting that has no counterpart."""
+    """The document that raygen.json would hold; `InputError` (`checkpoint`) names a setting that has no counterpart."""
     unet, vae = read_json(root / "unet" / "config.json"), read_json(root / "vae" / "config.json")
     for name, value in UNET.items():
         if unet.get(name, value) != value:
@@ -93,11 +93,11 @@ def stable_document(root: Path) -> dict[str, Any]:
 
 
 def _noise(root: Path) -> dict[str, Any]:
-    """The training schedule; a scheduler of another kind says the same of it."""
+    """Fields of the training schedule, which every diffusers scheduler stores."""
     config = read_json(root / "scheduler" / "scheduler_config.json")
-    names = {"num_train_timesteps": "timesteps", "rescale_betas_zero_snr": "rescale_betas_zero_snr"}
-    names |= {name: name for name in ("beta_start", "beta_end", "beta_schedule", "prediction_type")}
-    return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    same = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "rescale_betas_zero_snr")
+    names = {"num_train_timesteps": "timesteps", **{name: name for name in same}}
+    return {field: config[name] for name, field in names.items() if name in config}
 
 
 def _load_first_stage(opened: OpenedCheckpoint) -> FirstStage:

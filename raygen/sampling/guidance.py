@@ -15,11 +15,9 @@ __all__ = ["Guidance", "GuidanceForm", "GuidedDenoiser", "build_guidance"]
 
 #: One weight for all conditions together, or a weight a modality; 1 is no guidance.
 Guidance = float | dict[str, float]
-#: `scale`: e0 + w (e - e0), 1 is none. `extra`: e + s (e - e0), 0 is none; s = w - 1. Papers use both and call both s.
+#: `scale`: e0 + w (e - e0), 1 is none. `extra`: e + s (e - e0), 0 is none; s = w - 1. Papers use both forms with the
+#: same letter s.
 GuidanceForm = Literal["scale", "extra"]
-
-
-# --- guidance -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,13 @@ class GuidedDenoiser:
 
     ctx: Context
     weights: tuple[float, ...]
-    #: Whether the first term has all conditions, so that its record says what the model makes of them.
+    #: Whether the first term has all conditions; only then is its record kept.
     whole: bool = True
 
     def __call__(self, model: Model, zt: Tensor, t: Tensor, record: Record | None = None) -> Tensor:
         """The combined prediction for zt [B, C, h, w] at t [B]."""
         terms = len(self.weights)
-        kept = record if self.whole else None
-        output = model.predict(zt.repeat(terms, 1, 1, 1), t.repeat(terms), self.ctx, kept)
+        output = model.predict(zt.repeat(terms, 1, 1, 1), t.repeat(terms), self.ctx, record if self.whole else None)
         if terms == 1:
             return output * self.weights[0] if self.weights[0] != 1 else output
         weights = torch.tensor(self.weights, device=output.device).view(-1, 1, 1, 1, 1)
@@ -71,6 +68,6 @@ def build_guidance(
     terms.append((conditions.keep(against), 1.0 - sum(weight for _, weight in terms)))
     used = [(c, w) for c, w in terms if w != 0]
     if len(used) > 1 or isinstance(guidance, Mapping):
-        model.must_do_without("guidance subtracts what experts say without conditions")
+        model.must_do_without("guidance subtracts predictions without conditions")
     ctx = concatenate([model.prepare(model.embed(c)) for c, _ in used]) if model.modalities else {}
     return GuidedDenoiser(ctx, tuple(w for _, w in used), whole=not isinstance(guidance, Mapping))
