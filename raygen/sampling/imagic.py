@@ -218,14 +218,11 @@ class EditWorker:
         vectors = [
             [a, f, s, float(i == chosen)] for i, (a, f, s) in enumerate(zip(alphas, judged, similarity, strict=True))
         ]
-        columns: Mapping[str, Any] = {
-            "sample_id": ids,
-            "attempt": [self.config.attempt] * len(ids),
-            "metric": [f"edit:{self.judge.name}"] * len(ids),
-            "run_id": [self.config.run_id] * len(ids),
-            "vector": vectors,
-        }
-        scores = pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
+        shared = {"attempt": self.config.attempt, "metric": f"edit:{self.judge.name}", "run_id": self.config.run_id}
+        score_rows = [
+            {"sample_id": name, "vector": vector, **shared} for name, vector in zip(ids, vectors, strict=True)
+        ]
+        scores = pa.Table.from_pylist(score_rows, SCORES)
         tables["scores"] = pa.concat_tables([tables["scores"], scores]) if "scores" in tables else scores
         tables["selection"] = self._selection(ids, vectors, chosen)
         return tables
