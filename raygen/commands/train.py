@@ -44,7 +44,7 @@ from raygen.training.recipe import (
 )
 from raygen.training.trainer import TrainConfig, Trainer, TrainStep, train
 
-__all__ = ["TrainJob", "TrainRecipe"]
+__all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
 
 #: Parameters above which a dry run does not try a step on a CPU.
@@ -88,7 +88,7 @@ class TrainJob(TrainRecipe, Job):
             notes += [f"{name}: {number:,} parameters" for name, number in counts.items()]
         except RaygenError as error:
             notes.append(f"parameters are not counted: {error}")
-        size = sum(counts.values()) * (2 if recipe.weights == "float16" else 4)
+        size = sum(counts.values()) * (2 if recipe.save_dtype == "float16" else 4)
         if sum(counts.values()) > LARGEST_TIMED and not torch.cuda.is_available():
             notes.append("time is not estimated: too large to try a step on a CPU")
             return Estimate(0, 0, 0, size, 0.0, tuple(notes))
@@ -118,7 +118,7 @@ class TrainJob(TrainRecipe, Job):
         faces, _ = open_input(self.faces)
         for table in faces.tables("faces", ["split", "texts"]):
             kept = table if self.split is None else table.filter(pc.equal(table["split"], self.split))
-            yield from (text for text in texts_of(kept, self.recipe).to_pylist() if text is not None)
+            yield from (text for text in texts_of(kept, self.caption).to_pylist() if text is not None)
 
     def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingData:
         """The training data in memory."""
@@ -137,7 +137,7 @@ class TrainJob(TrainRecipe, Job):
                 modalities=modalities,
                 split=recipe.split,
                 tokenize=tokenizer,
-                recipe=recipe.recipe,
+                caption=recipe.caption,
                 places=places,
                 people=recipe.identity is not None,
             )
@@ -152,7 +152,7 @@ class TrainJob(TrainRecipe, Job):
             autoencoder=checkpoint.digest(recipe.first_stage),
             split=recipe.split,
             tokenize=tokenizer,
-            recipe=recipe.recipe,
+            caption=recipe.caption,
             pictures=pictures,
             places=places,
         )
@@ -290,7 +290,7 @@ def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     temporary = out.parent / f".{out.name}.checkpoint"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        digest = save(module, temporary, weights=job.weights, extra=extra)
+        digest = save(module, temporary, weights=job.save_dtype, extra=extra)
         for path in sorted(temporary.iterdir()):
             target = out / path.name
             if target.is_dir():
@@ -303,3 +303,6 @@ def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
             "and the same command ends the job"
         ) from error
     return digest
+
+
+JOB = TrainJob

@@ -106,7 +106,7 @@ def load_training_data(
     autoencoder: str | None = None,
     split: str | None = None,
     tokenize: Tokenize | None = None,
-    recipe: str = "overall",
+    caption: str = "overall",
     pictures: bool = False,
     places: Iterable[str] = (),
     people: bool = False,
@@ -114,7 +114,7 @@ def load_training_data(
     """FACES tables (and LATENTS, joined by `face_id`) -> arrays; pictures and masks at `size`.
 
     Pictures are read where there are no latents, or with `pictures`. `places`: the columns of boxes and keypoints to
-    read. `people`: `identity_id` is read; a face without it is left out. Of a face's texts the one named `recipe` is
+    read. `people`: `identity_id` is read; a face without it is left out. Of a face's texts the one named `caption` is
     used, as ids of `tokenize`; a face without it has no text. Bad faces are left out and listed. `InputError`: no rows,
     duplicate ids, or latents of another first stage than `autoencoder` (its sha256).
     """
@@ -129,7 +129,7 @@ def load_training_data(
     for table in faces:
         rows = table if split is None else table.filter(pc.equal(table["split"], split))
         if "text" in names:
-            rows = rows.append_column("text", texts_of(rows, recipe))
+            rows = rows.append_column("text", texts_of(rows, caption))
         decoded, errors = Conditions.from_rows(rows, names, shapes=shapes)
         if latents is None or pictures:
             pixels, image_errors = images_from_rows(rows, size)
@@ -180,9 +180,9 @@ def _padded(listed: list[list[list[float]]], width: int) -> Array:
     return result
 
 
-def texts_of(faces: pa.Table, recipe: str) -> pa.Array:
+def texts_of(faces: pa.Table, caption: str) -> pa.Array:
     """The text of that name of every face, null where it has none."""
-    return pa.array([dict(texts or ()).get(recipe) for texts in faces["texts"].to_pylist()], pa.string())
+    return pa.array([dict(texts or ()).get(caption) for texts in faces["texts"].to_pylist()], pa.string())
 
 
 def _joined(parts: list[Tensor | None], dtype: Any = np.uint8) -> Array | None:
