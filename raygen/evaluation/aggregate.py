@@ -31,6 +31,7 @@ from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
 from raygen.metrics.image_similarity import PSNR, SSIM, bootstrap_mean
 from raygen.metrics.inception_score import inception_score
 from raygen.metrics.leakage import bootstrap, changed, of_groups
+from raygen.metrics.registry import lookup
 from raygen.metrics.segmentation import Counts, bootstrap_miou
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import to_parquet
@@ -43,8 +44,8 @@ __all__ = ["FEATURES", "MetricRows", "ScoreMatrix", "aggregate", "features_of", 
 FEATURES: Final = "features:"
 #: Begin of the names of distances within groups.
 DIVERSITY: Final = "diversity:"
-#: Measurements of which every value is a number; an edit's fidelity may be none.
-FINITE: Final = frozenset({"features", "logits", "clip", "ssim", "psnr", "lpips", "influence"})
+#: The measurement that may hold NaN: an edit has no fidelity where its judge cannot tell.
+EDIT: Final = "edit"
 
 #: What numbers depend on, by the name of a network or of another measure.
 Protocols = Mapping[str, Mapping[str, Any]]
@@ -93,7 +94,7 @@ def _sorted(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -
         vectors[place[start : start + len(values)]] = values
         start += len(values)
     bad = [ids[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
-    if name.partition(":")[0] in FINITE and bad:
+    if bad and name.partition(":")[0] != EDIT:
         raise InputError(f"{name}: not finite for {len(bad)} rows, first {bad[0]}", reason="nonfinite")
     return ScoreMatrix(ids, vectors)
 
@@ -162,6 +163,8 @@ def aggregate(
             finish = KINDS.get(name.partition(":")[0])
             if finish is not None:
                 finish(table, where, name, scored, protocols)
+            elif lookup(name).per_image:
+                _mean_over_images(table, where, name, scored, protocols)
             elif name.startswith(DIVERSITY):
                 _diversity(table, where, name, scored, protocols, kin)
     real = sets.get("reference", {})
@@ -283,15 +286,16 @@ def _condition(table: MetricRows, where: str, name: str, scored: ScoreMatrix, pr
     table.add(f"mask_accuracy@{side}:{network}", where, value, len(scored.ids), said, bootstrap_mean(each))
 
 
-def _to_real(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
-    """How like its own real picture each one is: `ssim`, `psnr`, `lpips:vgg`."""
-    kind, _, network = name.replace(":source", "").partition(":")
+def _mean_over_images(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+    """The mean of a score of single pictures such as `ssim:source` or `lpips:source:vgg`, with a bootstrap interval."""
+    metric = name.replace(":source", "")
+    protocol = {"ssim": SSIM, "psnr": PSNR}.get(metric) or protocols.get(metric) or _network(metric, protocols)[1]
+    if metric != name:
+        source = "what went into the first stage" if where.startswith("roundtrip") else "the face that `source` names"
+        protocol = {**protocol, "against": f"{source}, brought to the picture's size"}
     values = scored.vectors[:, 0].astype(np.float64)
-    metric = f"{kind}:{network}" if network else kind
-    against = "what went into the first stage" if where.startswith("roundtrip") else "the face that `source` names"
-    said = {"ssim": SSIM, "psnr": PSNR}.get(kind, protocols.get(metric, {}))
-    said = {**said, "against": f"{against}, brought to the picture's size", "interval": "bootstrap over pictures"}
-    table.add(metric, where, float(values.mean()), len(values), said, bootstrap_mean(values))
+    protocol = {**protocol, "interval": "bootstrap over pictures"}
+    table.add(metric, where, float(values.mean()), len(values), protocol, bootstrap_mean(values))
 
 
 def _diversity(
@@ -340,13 +344,10 @@ KINDS: Final[Mapping[str, Finish]] = {
     "condition": _condition,
     "attributes": _agreement,
     "influence": _influence,
-    "ssim": _to_real,
-    "psnr": _to_real,
-    "lpips": _to_real,
     "clip": _cosines,
     "logits": _logits,
     "change": _changes,
-    "edit": _edits,
+    EDIT: _edits,
 }
 
 

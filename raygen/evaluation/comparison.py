@@ -10,11 +10,10 @@ from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.metrics.registry import SECONDS, better, family
+from raygen.metrics.registry import SECONDS, better, lookup
 
 __all__ = [
     "CELL",
-    "JUDGES",
     "WITHIN",
     "Curve",
     "Grid",
@@ -142,7 +141,9 @@ def side_by_side(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Mappi
     for row in rows:
         variant = variant_of(row)
         part = row["slice"].removeprefix("all/")
-        if variant is None or (row["slice"] in ("reference", "roundtrip") and family(row["metric"]) not in JUDGES):
+        if variant is None or (
+            row["slice"] in ("reference", "roundtrip") and not lookup(row["metric"]).describes_network
+        ):
             continue
         if "/" in row["slice"] and row["slice"] not in SHOWN:
             continue
@@ -165,8 +166,6 @@ def grid(rows: Iterable[Mapping[str, Any]]) -> Grid:
 
 
 Row = Mapping[str, Any]
-#: Families that say as much of who judges as of what is judged.
-JUDGES: Final = ("eer", "tar")
 #: What a protocol says of how a number was measured; the rest (`clipped`, `low_n`) is what came out, or is the variant.
 METHOD: Final = (
     "network",
@@ -202,20 +201,6 @@ METHOD: Final = (
     "n_training",
     "n_held_out",
 )
-#: Families whose value moves with the number of rows alone, so that unequal numbers of them say nothing.
-SETS: Final = (
-    "fd",
-    "fd_infinity",
-    "rfd",
-    "kid",
-    "kid_subsets",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "inception_score",
-    "duplicates",
-)
 #: Digits of a digest that a message shows.
 SHORT: Final = 12
 
@@ -243,8 +228,11 @@ def check_names(rows: Mapping[str, Sequence[Row]]) -> None:
     found: dict[str, dict[str, set[str]]] = {}
     for name, own in rows.items():
         for row in own:
-            kind = _kind(row["metric"])
-            if better(row["metric"]) and kind not in JUDGES:
+            metric = lookup(row["metric"])
+            if metric.better and not metric.describes_network:
+                kind = metric.name.replace(
+                    "fid", "fd"
+                )  # distances over Inception and over other features are of one kind
                 found.setdefault(f"{kind} [{row['slice']}]", {}).setdefault(name, set()).add(row["metric"])
     for kind, by in found.items():
         for (one, first), (other, second) in combinations(by.items(), 2):
@@ -257,7 +245,7 @@ def check_counts(column: str, rows: Mapping[str, Row]) -> None:
     """`InputError` (`n`) where a distance or another number of whole sets is over unequal numbers of rows."""
     (one, first), *others = rows.items()
     for other, second in others:
-        if _kind(first["metric"]) in SETS and first["n"] != second["n"]:
+        if lookup(first["metric"]).set_level and first["n"] != second["n"]:
             counts = f"{one} has n {first['n']:,} and {other} n {second['n']:,}"
             raise InputError(f"{column}: {counts}; over unequal n it is not comparable", reason="n")
 
@@ -266,14 +254,9 @@ def _method(row: Row) -> dict[str, Any]:
     said = json.loads(row.get("protocol") or "{}")
     against = said.get("reference") or {}
     found = {"reference": row.get("reference"), "made from": against.get("made"), "picture size": against.get("size")}
-    if row["slice"] == "reference" and _kind(row["metric"]) in JUDGES:
+    if row["slice"] == "reference" and lookup(row["metric"]).describes_network:
         return found  # it is the judge that is judged
     return found | {key: said.get(key) for key in METHOD}
-
-
-def _kind(metric: str) -> str:
-    """The family, distances over the published Inception (`fid`) and over other features (`fd`) being of one kind."""
-    return family(metric).replace("fid", "fd")
 
 
 def _serialize(value: Any) -> str:

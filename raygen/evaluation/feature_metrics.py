@@ -15,12 +15,13 @@ from pydantic import Field
 
 from raygen.core.config import Config
 from raygen.core.errors import InputError
-from raygen.metrics.frechet import LOW_N, FactoredReference, frechet_from
+from raygen.metrics.frechet import FactoredReference, frechet_from
 from raygen.metrics.frechet_jackknife import LEAST, blocks_of, margin, most_blocks
 from raygen.metrics.frechet_stats import POINTS, ROWS_A_VALUE, frechet_infinity
 from raygen.metrics.kid import kid, kid_subsets
 from raygen.metrics.memorization import duplicates, memorization
 from raygen.metrics.prdc import Degenerate, prdc
+from raygen.metrics.registry import lookup
 from raygen.store.filenames import name_key
 
 __all__ = [
@@ -222,7 +223,7 @@ def add_frechet(
     protocol = {
         **protocol,
         "n_reference": "unknown" if m is None else m,
-        "low_n": few < LOW_N,
+        "low_n": few < lookup(name).min_n,
         "fewer_rows_than_values": few <= width,
         "clipped": distance.clipped,
         "interval": how,
@@ -259,5 +260,7 @@ def few_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, object]:
         if said.get("fewer_rows_than_values"):
             facts[f"{name}, few rows"] = "no more rows than a feature has values: most of it may be bias"
         elif said.get("low_n") and "n_reference" in said:
-            facts[f"{name}, few rows"] = f"fewer than {LOW_N:,}: biased upwards, compare at the same n only"
+            facts[f"{name}, few rows"] = (
+                f"fewer than {lookup(row['metric']).min_n:,}: biased upwards, compare at the same n only"
+            )
     return facts

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from scipy import linalg
 
 __all__ = [
-    "LOW_N",
     "Distance",
     "FactoredReference",
     "Moments",
@@ -28,8 +27,6 @@ __all__ = [
 
 
 Array = npt.NDArray[np.float64]
-#: Below this many pictures the distance is dominated by its bias, and says so.
-LOW_N = 10_000
 #: Negative eigenvalues up to this share of the trace are rounding and are clipped; more is an error.
 CLIP = 1e-6
 #: Rows that are turned to float64 at a time.
