@@ -22,8 +22,8 @@ COLUMNS: Final = (
     "source",
     "image",
     "mask",
-    "style_a",
-    "style_b",
+    "style_reference_a",
+    "style_reference_b",
     "style_parts",
     "style_mix",
     "variant",
@@ -52,7 +52,7 @@ def styles_section(samples: Sequence[Slice], faces: Sequence[Slice]) -> StylesSe
     groups = dict.fromkeys(row["group_id"] for row in picture_rows.evenly(samples, MOST * ROWS, ["group_id"]))
     chosen = list(groups)[:: max(1, len(groups) // ROWS)][:ROWS]
     found = [group for name in chosen if (group := _of(samples, name))]
-    found = [group for group in found if any(row["style_a"] or row["style_b"] for row in group)]
+    found = [group for group in found if any(row["style_reference_a"] or row["style_reference_b"] for row in group)]
     if not found:
         return None
     names = {name for group in found for row in group for name in _names(row).values()}
@@ -70,7 +70,10 @@ def _of(samples: Sequence[Slice], group: str | None) -> list[dict[str, Any]]:
 def _names(row: Mapping[str, Any]) -> dict[str, str]:
     """The faces that a row refers to, by what they are for."""
     named = {"the face": row["source"]}
-    named |= {label: (row[c] or {}).get("face_id") for label, c in (("style", "style_a"), ("other", "style_b"))}
+    named |= {
+        label: (row[c] or {}).get("face_id")
+        for label, c in (("style", "style_reference_a"), ("other", "style_reference_b"))
+    }
     return {label: name for label, name in named.items() if name}
 
 
@@ -97,4 +100,4 @@ def _caption(row: Mapping[str, Any], of: int) -> str:
     if of == 1:
         return "result"
     mix = row["style_mix"]
-    return f"{mix:.2f}" if mix is not None and row["style_b"] else str(row["variant"])
+    return f"{mix:.2f}" if mix is not None and row["style_reference_b"] else str(row["variant"])
