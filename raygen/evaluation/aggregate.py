@@ -30,7 +30,7 @@ from raygen.evaluation.scoring import FACE
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
 from raygen.metrics.image_similarity import PSNR, SSIM, bootstrap_mean
 from raygen.metrics.inception_score import inception_score
-from raygen.metrics.leakage import bootstrap, changed, of_groups
+from raygen.metrics.leakage import bootstrap_leakage, group_distances, mean_change
 from raygen.metrics.registry import lookup
 from raygen.metrics.segmentation import Counts, bootstrap_miou
 from raygen.store.filesystem import FileStore
@@ -261,13 +261,13 @@ def _edits(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protoc
 
 def _changes(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     """Against the baseline, in parts of the largest difference there can be; leakage where something lies outside."""
-    found, n = changed(scored.vectors), len(scored.ids)
+    found, n = mean_change(scored.vectors), len(scored.ids)
     protocol = {**protocols.get("pairwise", {}), "level": "mean absolute difference over pixels, 0..1"}
     for part, value in (("inside", found.inside), ("outside", found.outside)):
         if np.isfinite(value):
             table.add("change", f"{where}/{part}", value, n, protocol)
     if np.isfinite(found.leakage):
-        table.add("leakage", where, found.leakage, n, protocol, bootstrap(scored.vectors))
+        table.add("leakage", where, found.leakage, n, protocol, bootstrap_leakage(scored.vectors))
 
 
 def _condition(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
@@ -302,7 +302,7 @@ def _diversity(
     table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols, kin: Grouping
 ) -> None:
     """Rows hold sums over pairs, so that a group that shards divide counts each pair once; n is that of groups."""
-    found = of_groups(scored.vectors, [kin.groups.get(one, "") for one in scored.ids])
+    found = group_distances(scored.vectors, [kin.groups.get(one, "") for one in scored.ids])
     said = {
         **protocols.get(name, {}),
         "distance": name.partition(":")[2].replace("ssim", "1 - ssim"),

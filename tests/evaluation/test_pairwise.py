@@ -17,7 +17,7 @@ from raygen.core.face_labels import CLASS_INDEX
 from raygen.evaluation.pairwise import PairwiseConfig, PairwiseWorker, protocols
 from raygen.extractors.lpips import LPIPSConfig
 from raygen.metrics.image_similarity import Similarity, ssim
-from raygen.metrics.leakage import bootstrap, change, changed, of_groups, region
+from raygen.metrics.leakage import bootstrap_leakage, change, group_distances, mean_change, region
 from raygen.models import checkpoint
 from raygen.store.images import decode_image, decode_mask
 from raygen.store.lookup import StoredRows
@@ -134,7 +134,7 @@ def test_diversity_is_the_mean_over_groups_of_the_mean_over_pairs(world: Path) -
 
 def test_a_large_group_counts_as_much_as_a_small_one() -> None:
     """Two pairs of which one row tells, and one pair; groups lie in any order."""
-    found = of_groups(np.array([[0.2, 1], [9.0, 1], [0.4, 2]]), ["a", "b", "a"])
+    found = group_distances(np.array([[0.2, 1], [9.0, 1], [0.4, 2]]), ["a", "b", "a"])
     assert found.means.tolist() == pytest.approx([0.2, 9.0])
     assert (found.pairs, found.pictures) == (4, "2 to 3")
 
@@ -234,11 +234,11 @@ def test_nothing_outside_and_nothing_changed() -> None:
     black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
     everywhere = np.ones((8, 8), bool)
     whole = np.array([change(black, white, everywhere, ~everywhere)])
-    assert changed(whole).inside == 1
-    assert np.isnan(changed(whole).outside)
-    assert bootstrap(whole) == (None, None)
+    assert mean_change(whole).inside == 1
+    assert np.isnan(mean_change(whole).outside)
+    assert bootstrap_leakage(whole) == (None, None)
     still = np.array([change(black, black, everywhere, everywhere)])
-    assert np.isnan(changed(still).leakage)
+    assert np.isnan(mean_change(still).leakage)
 
 
 def test_rows_are_found_by_their_id_in_any_order(world: Path) -> None:
