@@ -103,7 +103,8 @@ from tests.fakes import Fake, build, plan_of
 folder = Path(sys.argv[1])
 plan = plan_of(folder, rows=96, shard_rows=8, batch=4)
 resources = Resources(runner="ray", workers=2)
-execute(RunStore(str(folder / "out")), plan, partial(build, Fake(seconds=0.3)), resources, ray_runner, max_error_fraction=0)
+store, fake = RunStore(str(folder / "out")), partial(build, Fake(seconds=0.3))
+execute(store, plan, fake, resources, ray_runner, max_error_fraction=0)
 """
 
 
