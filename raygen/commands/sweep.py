@@ -272,8 +272,8 @@ class SweepJob(Job):
             reference=reference.content,
             protocols=protocols,
             frechet_name=name,
-            prepared=ReferenceCache(),
-            kin=grouping_of(stores[0]),
+            cache=ReferenceCache(),
+            grouping=grouping_of(stores[0]),
         )
         rows: list[dict[str, Any]] = []
         # Beside a cell the reference is only what distances are taken to: its own numbers are the same for all.

@@ -37,21 +37,23 @@ SSIM: Final[Mapping[str, Any]] = {
 PSNR: Final[Mapping[str, Any]] = {"range": "0..255", "level": "mean of the pictures' decibels", "at_most": BEST}
 
 
-def psnr(made: UInt8Array, real: UInt8Array) -> Array:
+def psnr(generated: UInt8Array, real: UInt8Array) -> Array:
     """PSNR in dB of pictures uint8 [n, H, W, C] against real ones of the same shape: float64 [n], at most 100."""
-    error = np.square(made.astype(np.float64) - real).mean(axis=(1, 2, 3))
+    error = np.square(generated.astype(np.float64) - real).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return np.asarray(np.minimum(BEST, 10 * np.log10(RANGE**2 / error)))
 
 
-def ssim(made: UInt8Array, real: UInt8Array) -> Array:
+def ssim(generated: UInt8Array, real: UInt8Array) -> Array:
     """SSIM of pictures uint8 [n, H, W, C] against real ones of the same shape: float64 [n], over channels and pixels.
 
     Windows that cross the border are left out, so sides must be at least 11 pixels; `ValueError` if not.
     """
-    if min(made.shape[1:3]) < WINDOW:
-        raise ValueError(f"SSIM needs at least {WINDOW} x {WINDOW} pixels, not {made.shape[1]} x {made.shape[2]}")
-    x, y = made.astype(np.float64), real.astype(np.float64)
+    if min(generated.shape[1:3]) < WINDOW:
+        raise ValueError(
+            f"SSIM needs at least {WINDOW} x {WINDOW} pixels, not {generated.shape[1]} x {generated.shape[2]}"
+        )
+    x, y = generated.astype(np.float64), real.astype(np.float64)
     mx, my = _blur(x), _blur(y)
     vx, vy, cov = _blur(x * x) - mx * mx, _blur(y * y) - my * my, _blur(x * y) - mx * my
     c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
@@ -95,7 +97,7 @@ class PairDistance(Protocol):
         """The same on `device`."""
         ...
 
-    def __call__(self, made: Tensor, real: Tensor) -> Tensor:
+    def __call__(self, generated: Tensor, real: Tensor) -> Tensor:
         """Distances [B] of pixels [B, 3, H, W] to others of the same shape."""
         ...
 
@@ -120,19 +122,19 @@ class Similarity:
         """Name of the network below LPIPS; None for SSIM."""
         return None if self._lpips is None else self._lpips.trunk
 
-    def __call__(self, made: UInt8Array, real: UInt8Array) -> Array:
+    def __call__(self, generated: UInt8Array, real: UInt8Array) -> Array:
         """Similarities [n]; `ValueError` where pictures are smaller than the window of SSIM."""
-        if len(made) > CHUNK:
-            parts = [slice(start, start + CHUNK) for start in range(0, len(made), CHUNK)]
-            return np.concatenate([self(made[part], real[part]) for part in parts])
+        if len(generated) > CHUNK:
+            parts = [slice(start, start + CHUNK) for start in range(0, len(generated), CHUNK)]
+            return np.concatenate([self(generated[part], real[part]) for part in parts])
         if self._lpips is None:
-            return ssim(made, real)
+            return ssim(generated, real)
         with torch.inference_mode(), full_precision():
-            distance = self._lpips(self._pixels(made), self._pixels(real))
+            distance = self._lpips(self._pixels(generated), self._pixels(real))
         return np.asarray(1 - distance.double().cpu().numpy())
 
     def protocol(self) -> dict[str, Any]:
-        """What a number made with it depends on."""
+        """The protocol: settings that a number depends on."""
         if self._lpips is None:
             return {**SSIM}
         return {

@@ -50,9 +50,9 @@ def region(mask: UInt8Array, parts: tuple[int, ...], margin: int) -> tuple[BoolA
     return ~binary_dilation(~inside, iterations=margin), ~binary_dilation(inside, iterations=margin)
 
 
-def change(made: UInt8Array, base: UInt8Array, inside: BoolArray, outside: BoolArray) -> list[float]:
-    """Differences of two pictures uint8 [H, W, 3] in two regions [H, W]: sum and count inside, sum and count outside."""
-    difference = np.abs(made.astype(np.float64) - base) / RANGE
+def change(generated: UInt8Array, base: UInt8Array, inside: BoolArray, outside: BoolArray) -> list[float]:
+    """Differences of pictures uint8 [H, W, 3] in two regions [H, W]: sum and count inside, sum and count outside."""
+    difference = np.abs(generated.astype(np.float64) - base) / RANGE
     return [x for part in (inside, outside) for x in (float(difference[part].sum()), float(part.sum() * 3))]
 
 

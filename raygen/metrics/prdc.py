@@ -36,12 +36,12 @@ class PRDC:
     k: int
     strict: bool
     n_real: int
-    n_made: int
+    n_generated: int
 
 
 def prdc(
     real: npt.NDArray[Any],
-    made: npt.NDArray[Any],
+    generated: npt.NDArray[Any],
     *,
     k: int = 5,
     strict: bool = True,
@@ -55,23 +55,23 @@ def prdc(
     fewer; `Degenerate` where all balls of a set have radius 0.
     """
     how: dict[str, Any] = {"block": block, "device": device, "dtype": dtype}
-    radius_real, radius_made = _radii(real, "real", k, how), _radii(made, "made", k, how)
+    radius_real, radius_generated = _radii(real, "real", k, how), _radii(generated, "generated", k, how)
     covered = 0
-    around = np.zeros(len(made), np.int64)
+    around = np.zeros(len(generated), np.int64)
     recalled = 0
-    for part in blocks(real, made, **how):
+    for part in blocks(real, generated, **how):
         inside = part.within(radius_real[part.rows, None], strict=strict)
         covered += int(inside.any(dim=1).sum())
         around += inside.sum(dim=0).cpu().numpy()
-        recalled += int(part.within(radius_made[None], strict=strict).any(dim=1).sum())
+        recalled += int(part.within(radius_generated[None], strict=strict).any(dim=1).sum())
         del part, inside
-    n, m = len(real), len(made)
+    n, m = len(real), len(generated)
     return PRDC(float((around > 0).mean()), recalled / n, float(around.sum() / (k * m)), covered / n, k, strict, n, m)
 
 
 def precision_recall(
     real: npt.NDArray[Any],
-    made: npt.NDArray[Any],
+    generated: npt.NDArray[Any],
     *,
     k: int = 3,
     strict: bool = False,
@@ -80,7 +80,7 @@ def precision_recall(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[float, float]:
     """Improved precision and recall with the defaults of Kynkäänniemi et al.; otherwise as `prdc`."""
-    result = prdc(real, made, k=k, strict=strict, block=block, device=device, dtype=dtype)
+    result = prdc(real, generated, k=k, strict=strict, block=block, device=device, dtype=dtype)
     return result.precision, result.recall
 
 

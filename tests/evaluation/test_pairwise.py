@@ -177,8 +177,8 @@ def test_each_pair_is_measured_once_however_rows_are_cut(
     order = [*range(0, 15, 2), *range(1, 15, 2)]
     config = PairwiseConfig(diversity=True, lpips=alex if network == "lpips-alex" else None)
     worker = PairwiseWorker(config, str(world / "noise/samples"), run_id="r", threads=1)
-    assert worker.likeness is not None
-    truth = pairs_by_themselves(worker.likeness, images(world, "noise"), 3)
+    assert worker.similarity is not None
+    truth = pairs_by_themselves(worker.similarity, images(world, "noise"), 3)
     monkeypatch.setattr("raygen.metrics.image_similarity.CHUNK", 2)  # pictures outside of the batch come in parts
     found, start = [], 0
     for size in cut:
@@ -200,9 +200,9 @@ def test_a_picture_passes_the_network_once_a_batch(world: Path, alex: LPIPSConfi
     table = pa.concat_tables(open_input(str(world / "noise/samples"))[0].tables("samples"))
     config = PairwiseConfig(diversity=True, lpips=alex)
     worker = PairwiseWorker(config, str(world / "noise/samples"), run_id="r", threads=1)
-    assert worker.likeness is not None
+    assert worker.similarity is not None
     passed = []
-    network = worker.likeness._lpips.network.net.slice1
+    network = worker.similarity._lpips.network.net.slice1
     network.register_forward_pre_hook(lambda _, given: passed.append(len(given[0])))
     worker.start(table)
     assert sum(passed) == 15
