@@ -169,7 +169,9 @@ def _warning(number: Number, kind: _Kind) -> str:
     words = []
     if number.n < kind.enough if flag is None else flag is True:
         smaller = reference if isinstance(reference, int) and reference < number.n else None
-        n, counts = (number.n, number.protocol.get("counts", "images")) if smaller is None else (smaller, "reference images")
+        n, counts = (
+            (number.n, number.protocol.get("counts", "images")) if smaller is None else (smaller, "reference images")
+        )
         words.append(f"Low n: {n:,} {counts}, {kind.enough:,} advised" if n < kind.enough else "Low n: too few pairs")
     if number.protocol.get("fewer_rows_than_values") is True:
         words.append("No more images than a feature has values, so most of it may be bias")

@@ -10,7 +10,9 @@ __all__ = ["section"]
 def section(run: RunFolder) -> Section | None:
     """The examples that the page's head does not show (all of them where there are few); None without images."""
     images = run.examples
-    images = [image for i, image in enumerate(images) if i % 3] if len(images) == EXAMPLES else images[: 2 * EXAMPLES // 3]
+    images = (
+        [image for i, image in enumerate(images) if i % 3] if len(images) == EXAMPLES else images[: 2 * EXAMPLES // 3]
+    )
     if not images:
         return None
     variables = {"images": images, "main": run.main, "generated": run.generated, "legend": list(enumerate(CLASSES))}

@@ -9,4 +9,4 @@ __all__ = ["section"]
 def section(run: RunFolder) -> Section | None:
     """A table of stores with rows, size, time and digest; None for a folder without stores."""
     variables = {"stages": list(run.stages.values())}
-    return Section("contents", "Contents of the folder", "contents.html.j2", variables) if run.stages else None
+    return Section("contents", "Stored tables", "contents.html.j2", variables) if run.stages else None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from raygen.report.svg import INK, plain, plot_settings, to_svg
 
@@ -125,19 +125,21 @@ def line_plot(
     if log_x and len(set(xs)) <= MAX_TICKS:
         across = across._replace(ticks=sorted(set(xs)))
     with plot_settings():
+        from matplotlib.lines import Line2D
+
         figure, axes = _figure(title, xlabel, across, up, HEIGHT)
-        handles, tooltips = [], {}
+        handles: list[Line2D] = []
+        tooltips: dict[str, str] = {}
         for i, line in enumerate(series):
-            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.8}
+            style = _style(i)
             marker = MARKERS[i % len(MARKERS)] if markers else ""
-            (handle,) = axes.plot([p.x for p in line.points], [p.y for p in line.points], marker=marker, **style)
-            handles.append(handle)
-            for j, point in enumerate(line.points):
+            handles.append(Line2D([], [], marker=marker, **style))
+            axes.plot([point.x for point in line.points], [point.y for point in line.points], **style)
+            for j, point in enumerate(line.points if markers else ()):
                 if point.low is not None and point.high is not None:
                     axes.vlines(point.x, point.low, point.high, color=style["color"], linewidth=1.4, alpha=0.5)
-                if point.tooltip:
-                    tooltips[f"point-{i}-{j}"] = point.tooltip
-                    axes.plot([point.x], [point.y], marker, color=style["color"], gid=f"point-{i}-{j}")
+                tooltips[f"point-{i}-{j}"] = point.tooltip or f"{line.name}: {point.y:.4g} at {point.x:g}"
+                axes.plot([point.x], [point.y], marker, color=style["color"], gid=f"point-{i}-{j}")
         if len(series) > 1:
             _legend(figure, handles, [line.name for line in series])
         label = f"{title}: " + "; ".join(f"{line.name} ends at {line.points[-1].y:.4g}" for line in series)
@@ -159,12 +161,13 @@ def roc_plot(curves: Sequence[RocCurve], min_far: float, *, name: str) -> str:
         xlabel = "false accept rate (FAR): share of impostor pairs that are accepted"
         figure, axes = _figure("ROC: true accept rate (TAR) over FAR", xlabel, across, up, HEIGHT)
         axes.grid(axis="x", color=GREY, alpha=0.3, linewidth=0.8)
-        handles, tooltips = [], {}
+        handles: list[Line2D] = []
+        tooltips: dict[str, str] = {}
         for i, curve in enumerate(curves):
             inside = [(max(far, low), tar) for far, tar in zip(curve.far, curve.tar, strict=True)]
             # Points left of the axis lie on its end: only the first of them belongs to the line.
             inside = [inside[0], *(b for a, b in pairwise(inside) if a[0] > low)] if inside else []
-            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.8}
+            style = _style(i)
             handles += axes.plot([x for x, _ in inside], [y for _, y in inside], **style)
             for j, (label, far, tar) in enumerate(curve.marks):
                 tooltips[f"mark-{i}-{j}"] = f"{curve.name}: {label}"
@@ -202,8 +205,10 @@ def histogram_plot(
     Of a single histogram each bar has a tooltip.
     """
     top = max((max(values) for values in counts.values()), default=0) or 1
-    across = AxisRange(*ends, [t for t in axis_range(ends).ticks if ends[0] <= t <= ends[1]], log=False)
-    up = AxisRange(0, 1.06 * top, [t for t in axis_range((0, top)).ticks if 0 <= t <= 1.06 * top], log=False)
+    slack = 1e-9 * (ends[1] - ends[0])
+    ticks = [tick for tick in axis_range(ends).ticks if ends[0] - slack <= tick <= ends[1] + slack]
+    across = AxisRange(*ends, ticks, log=False)
+    up = AxisRange(0, 1.1 * top, [tick for tick in axis_range((0, top)).ticks if 0 <= tick <= 1.1 * top], log=False)
     with plot_settings():
         figure, axes = _figure(title, xlabel, across, up, LOW_HEIGHT)
         axes.set_ylabel(ylabel)
@@ -220,14 +225,13 @@ def histogram_plot(
             else:
                 axes.stairs(values, edges, fill=True, color=colour, alpha=0.3)
                 outline = [0.0, *values, 0.0]
-                style = {"color": colour, "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.6}
-                handles += axes.plot([edges[0], *edges], outline, drawstyle="steps-post", **style)
+                handles += axes.plot([edges[0], *edges], outline, drawstyle="steps-post", **_style(i))
         if mean is not None:
-            axes.axvline(mean, color=COLOURS[1], linewidth=1.6, linestyle=(0, (6, 3)))
+            axes.axvline(mean, color=INK, linewidth=1.2, linestyle=(0, (6, 3)))
             near_end = mean > (ends[0] + ends[1]) / 2
             axes.annotate(
                 f"mean {mean:.3f}",
-                (mean, 1.06 * top),
+                (mean, 1.1 * top),
                 xytext=(-6 if near_end else 6, -12),
                 textcoords="offset pixels",
                 horizontalalignment="right" if near_end else "left",
@@ -261,6 +265,11 @@ def _figure(title: str, xlabel: str, across: AxisRange, up: AxisRange, height: i
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set(color=GREY, linewidth=0.8)
     return figure, axes
+
+
+def _style(number: int) -> dict[str, Any]:
+    """Colour, dashes and width of the series of that number."""
+    return {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.8}
 
 
 def _legend(figure: "Figure", handles: "Sequence[Line2D]", names: Sequence[str]) -> None:

@@ -143,7 +143,9 @@ class RunFolder:
         if not (stages or rows or trainings):
             single = storage.exists("attempt-00/plan.json")
             hint = "; it is a single run: give the folder around it" if single else ""
-            raise ConfigError(f"{url}: none of faces/, conditions/, samples/, scores/, metrics/, training/ is here{hint}")
+            raise ConfigError(
+                f"{url}: none of faces/, conditions/, samples/, scores/, metrics/, training/ is here{hint}"
+            )
         own = stages["faces"].slices("faces") if "faces" in stages else []
         pieces = own if faces is None else open_input(faces)[0].slices("faces")
         return cls(url, storage, stages, rows, pieces, trainings, command)

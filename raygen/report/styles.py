@@ -40,9 +40,9 @@ def section(run: RunFolder) -> Section | None:
     if run.images is None:
         return None
     samples = run.images.slices("samples")
-    ids = dict.fromkeys(row["group_id"] for row in evenly(samples, MAX_IMAGES * MAX_GROUPS, ["group_id"]))
-    ids = [name for name in list(ids)[:: max(1, len(ids) // MAX_GROUPS)][:MAX_GROUPS] if name is not None]
-    groups = [group_rows(samples, "group_id", name, COLUMNS) for name in ids]
+    ids = list(dict.fromkeys(row["group_id"] for row in evenly(samples, MAX_IMAGES * MAX_GROUPS, ["group_id"])))
+    ids = ids[:: max(1, len(ids) // MAX_GROUPS)][:MAX_GROUPS]
+    groups = [group_rows(samples, "group_id", name, COLUMNS) for name in ids if name is not None]
     groups = [[row for row in group if row["image"] is not None][:MAX_IMAGES] for group in groups]
     groups = [group for group in groups if any(row["style_a"] or row["style_b"] for row in group)]
     if not groups:
@@ -57,7 +57,9 @@ def section(run: RunFolder) -> Section | None:
 def _references(row: Mapping[str, Any]) -> dict[str, str]:
     """The faces that a row refers to, by what they are for."""
     named = {"the face": row["source"]}
-    named |= {label: (row[column] or {}).get("face_id") for label, column in (("style", "style_a"), ("other", "style_b"))}
+    named |= {
+        label: (row[column] or {}).get("face_id") for label, column in (("style", "style_a"), ("other", "style_b"))
+    }
     return {label: name for label, name in named.items() if name}
 
 

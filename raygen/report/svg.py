@@ -6,7 +6,7 @@ import warnings
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ __all__ = ["INK", "plain", "plot_settings", "to_svg"]
 #: Colour of text and axes in a figure. It becomes `currentColor`, so that the page's scheme decides.
 INK: Final = "#010203"
 #: Settings of matplotlib that give equal bytes for equal input, keep text as text and take `$` as a letter.
-SETTINGS: Final[Mapping[str, object]] = {
+SETTINGS: Final[Mapping[Any, Any]] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "raygen",
     "text.parse_math": False,
@@ -68,7 +68,7 @@ def to_svg(
             parent.remove(child)
     prefix = re.sub(r"[^A-Za-z0-9]+", "-", name)
     used = {match for node in root.iter() for value in node.attrib.values() for match in _REFERENCE.findall(value)}
-    for node in root.iter():
+    for node in list(root.iter()):
         _clean(node, prefix, used, tooltips or {})
     root.attrib = {
         "class": "plot",
@@ -96,8 +96,10 @@ def _clean(node: ET.Element, prefix: str, used: set[str], tooltips: Mapping[str,
         elif key == "id":
             attributes |= {"id": f"{prefix}-{value}"} if value in used else {}
         else:
+            if value.startswith("rotate(-0 "):
+                continue
             name = "href" if key.endswith("}href") else key
-            attributes[name] = _REFERENCE.sub(rf"#{prefix}-\1", value) if "#" in value and key != "style" else value
+            attributes[name] = _REFERENCE.sub(rf"#{prefix}-\1", value) if "#" in value else value
     for key in ("d", "x", "y", "transform"):
         if key in attributes:
             text = " ".join(attributes[key].split())

@@ -1,7 +1,7 @@
 """Section: a sweep over samplers and step counts, as plots and as the same rows under every cell."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from markupsafe import Markup
 

@@ -18,7 +18,7 @@ from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
 from raygen.evaluation.verification import VerificationConfig, histogram, verification_metrics
 from raygen.extractors.bundled import BundledEmbedder, BundledEmbedderConfig, save_bundled
 from raygen.report.build import build_report
-from raygen.report.pictures import identities_section
+from raygen.report.identities import identities
 from raygen.selection import centroids
 from raygen.selection.gates import ScoreGate, ScorePool
 from raygen.selection.identity_gates import IdentityGate, LeakGate
@@ -438,11 +438,11 @@ def test_verification_without_an_embedder_is_an_error(world: Path) -> None:
 
 
 def test_a_report_shows_people_with_their_pictures(world: Path) -> None:
-    shown = identities_section(RunStore(f"{world}/faces").slices("faces"), "face_id")
+    shown = identities(RunStore(f"{world}/faces").slices("faces"), "face_id")
     assert len(shown) == len({name for name, _ in shown}) == 6
     assert all(len(pairs) == 3 and all(pair.id.startswith(name) for pair in pairs) for name, pairs in shown)
     page = Path(build_report(str(world), f"{world}/page.html", faces=f"{world}/faces")).read_text()
-    assert 'id="people"' in page
+    assert 'id="identities"' in page
 
 
 # --- faces that are there already ---------------------------------------------------------------------------

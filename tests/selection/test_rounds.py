@@ -223,7 +223,7 @@ def test_kinds_of_failure_are_in_the_table_and_in_the_report(chosen: Path) -> No
     assert sum(kinds) == 6
     assert 0 <= by["mended", "refused"]["value"] <= 1
     page = Path(build_report(str(chosen), f"{chosen}/page.html")).read_text()
-    assert "18 of 24 pictures passed at once" in page
+    assert "18 of 24 images passed at the first try" in page
     assert page.count('alt="First try of ') == 6
 
 
