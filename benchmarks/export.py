@@ -74,7 +74,7 @@ def commit(rows: int, people: int, size: int, out: Path) -> None:
     shards = make_shards([Slice(RANGE, 0, rows)], SHARD)
     plan = Plan("generate", run_id({"rows": rows, "people": people, "size": size}), {"seed": 0}, SHARD, shards)
     began = time.perf_counter()
-    execute(RunStore(str(out)), plan, partial(lambda: worker), Resources(), local_runner, bad_rows=0)
+    execute(RunStore(str(out)), plan, partial(lambda: worker), Resources(), local_runner, max_error_fraction=0)
     seconds = time.perf_counter() - began
     print(f"| commit {rows:,} rows, {len(shards)} shards | {seconds:.0f} s | | {peak_mb():.0f} MB | | |")
 

@@ -83,7 +83,7 @@ def run(
     store = RunStore(str(folder))
     plan = Plan("generate", run_id(str(folder)), {}, BATCH, make_shards(slices, shard_rows))
     began = time.time()
-    outcome = execute(store, plan, build, Resources(runner="ray", workers=workers), ray_runner, bad_rows=0)
+    outcome = execute(store, plan, build, Resources(runner="ray", workers=workers), ray_runner, max_error_fraction=0)
     return store, {**steady(store, workers), "wall": time.time() - began, "first": outcome.progress.first_commit_s or 0}
 
 

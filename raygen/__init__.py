@@ -1,33 +1,60 @@
 """Very large, labelled, reproducible synthetic face data sets from diffusion models, on Ray.
 
-The public names for use from Python; everything else may change between versions. Modules that need torch are
-not imported here.
+    from raygen import FacePipeline, evaluate, load_dataset, run
+
+These names are the public interface; everything else may change between versions. Each is imported when it is first
+used, so that `import raygen` needs neither torch nor Ray.
 """
 
-from raygen.commands.registry import load, make
-from raygen.commands.verify import IntegrityReport, verify
-from raygen.core.config import Resources
-from raygen.core.errors import (
-    ConfigError,
-    InfrastructureError,
-    InputError,
-    IntegrityError,
-    RaygenError,
-    TooManyBadRows,
-)
-from raygen.store.run_store import RunStore
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from raygen.commands.api import evaluate, load_dataset, run
+    from raygen.commands.base import Result
+    from raygen.commands.verify import IntegrityReport, verify
+    from raygen.core.errors import (
+        ConfigError,
+        InfrastructureError,
+        InputError,
+        IntegrityError,
+        RaygenError,
+        TooManyBadRows,
+    )
+    from raygen.sampling.pipeline import FacePipeline
 
 __all__ = [
     "ConfigError",
+    "FacePipeline",
     "InfrastructureError",
     "InputError",
     "IntegrityError",
     "IntegrityReport",
     "RaygenError",
-    "Resources",
-    "RunStore",
+    "Result",
     "TooManyBadRows",
-    "load",
-    "make",
+    "evaluate",
+    "load_dataset",
+    "run",
     "verify",
 ]
+
+_MODULES: Final = {
+    "FacePipeline": "raygen.sampling.pipeline",
+    "IntegrityReport": "raygen.commands.verify",
+    "Result": "raygen.commands.base",
+    "evaluate": "raygen.commands.api",
+    "load_dataset": "raygen.commands.api",
+    "run": "raygen.commands.api",
+    "verify": "raygen.commands.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'raygen' has no attribute {name!r}")
+    return getattr(import_module(_MODULES.get(name, "raygen.core.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -12,7 +12,7 @@ import yaml
 
 from raygen.commands import console
 from raygen.commands.base import Job
-from raygen.commands.registry import VERBS, Verb, load
+from raygen.commands.registry import COMMANDS, Command, load
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.store.run_store import RunStore
 
@@ -26,19 +26,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-HELP = {
-    "ingest": "Raw data -> FACES: read, check and store pictures, masks, attributes, texts.",
-    "plan": "FACES -> CONDITIONS: what pictures to ask for.",
-    "encode": "FACES -> LATENTS: the first stage, once.",
-    "train": "FACES -> a checkpoint.",
-    "generate": "CONDITIONS -> SAMPLES: the pictures.",
-    "edit": "CONDITIONS and the FACES they change -> SAMPLES: real pictures, edited.",
-    "evaluate": "SAMPLES -> METRICS: how good they are.",
-    "select": "Gates: refuse what fails, try it again with other noise, keep what counts.",
-    "sweep": "Samplers x steps x guidance x checkpoints over the same rows and noise: the table and the plot.",
-    "export": "SAMPLES or FACES -> folders, RecordIO, WebDataset, Hugging Face, CSV, with a data card.",
-    "ablation": "The same jobs for several variants of a setting, and one table.",
-}
 INTERRUPTED = KeyboardInterrupt("what is committed stays; the same command goes on where this one stopped")
 JobFile = Annotated[Path, typer.Argument(help="job file (YAML)", show_default=False)]
 Overrides = Annotated[
@@ -47,25 +34,25 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="resolve, count and estimate; write nothing")]
 
 
-def _verb(verb: Verb) -> None:
-    def command(job: JobFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-        loaded = load(str(job), overrides or (), verb)
+def _register(name: str, command: Command) -> None:
+    def run_job(job: JobFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
+        loaded = load(str(job), overrides or (), name)
         if dry_run:
             _estimate(loaded)
         else:
-            _run(verb, loaded)
+            _run(name, loaded)
 
-    app.command(verb, help=HELP[verb])(command)
-
-
-for _name in VERBS:
-    _verb(_name)
+    app.command(name, help=command.summary)(run_job)
 
 
-def _run(verb: str, job: Job) -> None:
-    with console.progress(verb) as progress:
+for _name, _command in COMMANDS.items():
+    _register(_name, _command)
+
+
+def _run(name: str, job: Job) -> None:
+    with console.progress(name) as progress:
         result = job.run(progress)
-    console.heading(f"{verb}: {result.out}")
+    console.heading(f"{name}: {result.out}")
     console.facts(result.facts)
 
 
@@ -87,6 +74,25 @@ def _estimate(job: Job) -> None:
     )
     for note in estimate.notes:
         console.console.print(f"  {note}", markup=False)
+
+
+KindName = Annotated[str, typer.Argument(help=f"one of {', '.join(COMMANDS)}", metavar="KIND", show_default=False)]
+
+
+@app.command()
+def schema(kind: KindName) -> None:
+    """Print the JSON schema of the job files of a command."""
+    from raygen.commands.schema import schema_text
+
+    sys.stdout.write(schema_text(kind))
+
+
+@app.command()
+def init(kind: KindName) -> None:
+    """Print a commented job file with every default: raygen init generate > job.yaml."""
+    from raygen.commands.schema import job_template
+
+    sys.stdout.write(job_template(kind))
 
 
 @app.command()

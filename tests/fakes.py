@@ -39,7 +39,7 @@ class Fake:
         if self.at in ids and os.path.exists(self.trouble):
             self._misbehave()
         pixels = [self._picture(name) for name in ids]
-        return partial(_table, rows, ids, pixels, "bad" if self.kind == "bad_rows" else "")
+        return partial(_table, rows, ids, pixels, "bad" if self.kind == "max_error_fraction" else "")
 
     def _picture(self, name: str) -> np.ndarray:
         noise = keyed_normal(noise_key(self.seed, name, 0), 0, (16, 16, 3))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raygen.commands.registry import VERBS
+from raygen.commands.registry import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,7 +51,7 @@ def job(tmp_path):
 def test_help_names_every_verb(tmp_path):
     shown = raygen("--help", cwd=tmp_path)
     assert shown.returncode == 0
-    assert all(verb in shown.stdout for verb in (*VERBS, "quickstart", "verify", "report", "doctor"))
+    assert all(verb in shown.stdout for verb in (*COMMANDS, "quickstart", "verify", "report", "doctor"))
 
 
 def test_a_job_runs_is_repeated_and_is_verified(tmp_path, job):
@@ -72,7 +72,7 @@ def test_a_dry_run_prints_the_resolved_job_and_writes_nothing(tmp_path, job):
     assert shown.returncode == 0, shown.stderr
     resolved = yaml.safe_load(shown.stdout.split("dry run:")[0])
     assert resolved["data"]["identities"] == 5
-    assert resolved["bad_rows"] == 0.01  # a default nobody wrote
+    assert resolved["max_error_fraction"] == 0.01  # a default nobody wrote
     assert all(word in shown.stdout for word in ("rows", "shards", "bytes", "time"))
     assert sorted(os.listdir(tmp_path)) == ["job.yaml"]
 

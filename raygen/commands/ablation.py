@@ -23,12 +23,9 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result
-from raygen.commands.edit import EditJob
-from raygen.commands.encode import EncodeJob
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
-from raygen.commands.ingest import IngestJob
-from raygen.commands.plan import PlanJob
+from raygen.commands.registry import COMMANDS, job_type
 from raygen.commands.train import TrainJob
 from raygen.core.config import override, parse
 from raygen.core.errors import ConfigError, RaygenError
@@ -48,18 +45,9 @@ from raygen.store.parquet import from_parquet
 from raygen.store.run_store import open_input
 from raygen.store.schemas import METRICS
 
-__all__ = ["AblationJob"]
+__all__ = ["JOB", "AblationJob"]
 
 
-JOBS: Final[Mapping[str, type[Job]]] = {
-    "ingest": IngestJob,
-    "plan": PlanJob,
-    "encode": EncodeJob,
-    "train": TrainJob,
-    "generate": GenerateJob,
-    "edit": EditJob,
-    "evaluate": EvaluateJob,
-}
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -105,12 +93,15 @@ class AblationJob(Job):
                 yield variant, name, self._job(name, document, variant, out)
 
     def _job(self, name: str, document: Mapping[str, Any], variant: str, out: str) -> Job:
-        kind = JOBS.get(str(document.get("kind")))
-        if kind is None:
-            raise ConfigError(f"{name}: kind: must be one of {', '.join(JOBS)} (got {document.get('kind')!r})")
+        kind = str(document.get("kind"))
+        stages = [command for command, record in COMMANDS.items() if record.stage]
+        if kind not in stages:
+            raise ConfigError(f"{name}: kind: must be one of {', '.join(stages)} (got {document.get('kind')!r})")
         filled = _fill(document, {"{shared}": self.out, "{variant}": f"{self.out}/{variant}"})
         resources = {**self.resources.model_dump(exclude_unset=True), **filled.get("resources", {})}
-        job: Job = parse(kind, {**filled, "resources": resources, "out": out}, f"{variant or 'shared'}/{name}")
+        job: Job = parse(
+            job_type(kind), {**filled, "resources": resources, "out": out}, f"{variant or 'shared'}/{name}"
+        )
         return job
 
     def run(self, report: ProgressCallback) -> Result:
@@ -305,3 +296,6 @@ def _cell(found: Grid, variant: str, name: str) -> str:
         return ""
     own = "" if found.n_of(name) is not None else f" (n {found.n[variant][name]:,})"
     return f"{found.values[variant][name]:.4g}{own}"
+
+
+JOB = AblationJob

@@ -53,7 +53,9 @@ class Sharding(Config):
     shard_rows: int = Field(
         1024, ge=1, le=1_000_000, description="input rows in a shard, the unit of commit; cut to whole batches"
     )
-    bad_rows: float = Field(0.01, ge=0, le=1, description="fraction of rows that may fail before the run does")
+    max_error_fraction: float = Field(
+        0.01, ge=0, le=1, description="fraction of rows that may fail before the run does"
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class PreparedRun:
     store: RunStore
     plan: Plan
     build: Callable[[], Worker]
-    bad_rows: float
+    max_error_fraction: float
     columns: tuple[str, ...] | None = None
     first: pa.Table | None = None  # rows to probe where the inputs are not written yet
     notes: tuple[str, ...] = ()  # what a person should know of the plan
@@ -182,7 +184,7 @@ def prepare_run(
     shards = make_shards(given.slices, rows)
     name = run_id({"kind": kind, "settings": settings, "inputs": given.digest, "shard_rows": rows, "attempt": attempt})
     plan = Plan(kind, name, settings, batch, shards)
-    return PreparedRun(RunStore(job.out, attempt), plan, build(name), sharding.bad_rows, columns)
+    return PreparedRun(RunStore(job.out, attempt), plan, build(name), sharding.max_error_fraction, columns)
 
 
 def runner_of(resources: Resources) -> Runner:
@@ -202,7 +204,7 @@ def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallbac
         work.build,
         resources,
         runner_of(resources),
-        bad_rows=work.bad_rows,
+        max_error_fraction=work.max_error_fraction,
         columns=work.columns,
         report=report,
     )

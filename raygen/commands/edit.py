@@ -23,7 +23,7 @@ from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
 
-__all__ = ["EditJob", "build_editor"]
+__all__ = ["JOB", "EditJob", "build_editor"]
 
 
 class EditJob(ShardedJob):
@@ -51,7 +51,7 @@ class EditJob(ShardedJob):
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of edits. Checkpoint and faces enter by their content, not by their paths."""
-        settings = self.settings(exclude={"conditions", "shard_rows", "bad_rows"})
+        settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         settings["faces"] = open_inputs(self.faces, "faces").digest
         settings["judges"] = EditJudge.digests(self.judge)
@@ -87,3 +87,6 @@ def build_editor(
 ) -> Worker:
     """The worker of an actor."""
     return EditWorker(sample, imagic, judge, StoredRows(faces, ("image", "mask", "attributes")), threads=threads)
+
+
+JOB = EditJob

@@ -13,7 +13,7 @@ from raygen.core.assets import resolve
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.sampling.encode import EncodeConfig, EncodeWorker
 
-__all__ = ["EncodeJob"]
+__all__ = ["JOB", "EncodeJob"]
 
 
 class EncodeJob(ShardedJob):
@@ -25,14 +25,14 @@ class EncodeJob(ShardedJob):
     kind: Literal["encode"] = "encode"
     faces: str = Field(..., description="folder of an ingest run")
     checkpoint: str = Field(..., description="folder of a first stage, or of a model that has one")
-    flips: bool = Field(True, description="also encode the mirrored picture, as a row of its own")
+    horizontal_flips: bool = Field(True, description="also encode the mirrored picture, as a row of its own")
     batch: int = Field(32, ge=1, le=4096)
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of latents."""
         folder = resolve(self.checkpoint)
-        settings = {"checkpoint": checkpoint_digest(folder), "flips": self.flips}
-        config = EncodeConfig(checkpoint=folder, flips=self.flips)
+        settings = {"checkpoint": checkpoint_digest(folder), "horizontal_flips": self.horizontal_flips}
+        config = EncodeConfig(checkpoint=folder, horizontal_flips=self.horizontal_flips)
         return prepare_run(
             self,
             "encode",
@@ -43,3 +43,6 @@ class EncodeJob(ShardedJob):
             sharding=self,
             columns=("face_id", "image"),
         )
+
+
+JOB = EncodeJob

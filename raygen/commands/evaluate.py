@@ -70,7 +70,7 @@ from raygen.store.parquet import from_parquet
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.set_digest import KEYS
 
-__all__ = ["EvaluateJob"]
+__all__ = ["JOB", "EvaluateJob"]
 
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -98,18 +98,18 @@ class EvaluateJob(Job, Sharding):
     )
     round_trip: str | None = Field(None, description="checkpoint whose first stage the reference also goes through")
     score: ScoreConfig = Field(default_factory=ScoreConfig)
-    relate: PairwiseConfig | None = Field(None, description="what only two pictures together say")
+    pairwise: PairwiseConfig | None = Field(None, description="what only two pictures together say")
     compare: FeatureMetricsConfig | None = Field(
         None, description="KID, precision and recall … beside the Fréchet distance"
     )
     slices: tuple[str, ...] = Field((), description="attributes, classes or `identity`: all numbers by these, too")
-    training: MemorizationConfig | None = Field(
+    memorization: MemorizationConfig | None = Field(
         None, description="faces that the model was trained on: did it copy them?"
     )
     verification: VerificationConfig | None = Field(
         None, description="EER and TAR over pairs of pictures; needs `score.identity` and rows that say who they are"
     )
-    statistics: str | None = Field(
+    reference_stats: str | None = Field(
         None,
         description="mu and sigma of other tools, as .npz or as torch saved them: the Fréchet distance to them, too",
     )
@@ -119,15 +119,15 @@ class EvaluateJob(Job, Sharding):
     def _says_what_is_judged(self) -> "EvaluateJob":
         if self.samples is None and self.reference is None:
             raise ValueError("name `samples`, or a `reference` to prepare")
-        if self.statistics is not None and (self.samples is None or self.score.features is None):
-            raise ValueError("`statistics` needs `samples`, and `score.features` of the network that they are of")
-        if self.samples is None and self.relate is not None:
-            raise ValueError("`relate` compares `samples`, and none are named")
+        if self.reference_stats is not None and (self.samples is None or self.score.features is None):
+            raise ValueError("`reference_stats` needs `samples`, and `score.features` of the network that they are of")
+        if self.samples is None and self.pairwise is not None:
+            raise ValueError("`pairwise` compares `samples`, and none are named")
         if self.verification is not None and self.score.identity is None:
             raise ValueError("`verification` needs `score.identity`, the embedder that people are told apart with")
         check_slices(self.slices)
-        if self.training is not None and (self.reference is None or self.score.features is None):
-            raise ValueError("`training` needs `score.features`, and a `reference` of faces that were held out")
+        if self.memorization is not None and (self.reference is None or self.score.features is None):
+            raise ValueError("`memorization` needs `score.features`, and a `reference` of faces that were held out")
         return self
 
     def run(self, report: ProgressCallback) -> Result:
@@ -213,26 +213,26 @@ class EvaluateJob(Job, Sharding):
             if reference.scores is not None:
                 raise ConfigError("round_trip: needs the pictures; name their ingest run as `reference`")
             passes["roundtrip"] = self._pass("roundtrip", reference.url, "faces", resolve(self.round_trip))
-        if self.training is not None:
+        if self.memorization is not None:
             if reference is not None:
-                reference.check_size(open_input(self.training.faces)[0], "faces")
+                reference.check_size(open_input(self.memorization.faces)[0], "faces")
             only = ScoreConfig(parser=None, classifier=None, features=self.score.features)
-            passes[TRAINING] = self._pass(TRAINING, self.training.faces, "faces", None, only)
-        if self.relate is not None and self.samples is not None:
-            passes["related"] = self._related(self.relate, self.samples)
+            passes[TRAINING] = self._pass(TRAINING, self.memorization.faces, "faces", None, only)
+        if self.pairwise is not None and self.samples is not None:
+            passes["related"] = self._related(self.pairwise, self.samples)
         return passes
 
-    def _related(self, relate: PairwiseConfig, samples: str) -> PreparedRun:
+    def _related(self, pairwise: PairwiseConfig, samples: str) -> PreparedRun:
         """One more look at the samples, each beside another."""
-        before = None if relate.baseline is None else open_input(relate.baseline)[1]
-        settings = {"set": "related", "relate": relate.model_copy(update={"baseline": before})}
+        before = None if pairwise.baseline is None else open_input(pairwise.baseline)[1]
+        settings = {"set": "related", "pairwise": pairwise.model_copy(update={"baseline": before})}
         given, threads = open_inputs(samples, "samples"), self.resources.threads
         return prepare_run(
             self.model_copy(update={"out": f"{self.out}/scores/related"}),
             "evaluate",
             settings,
             given,
-            lambda run: partial(PairwiseWorker, relate, samples, run_id=run, threads=threads),
+            lambda run: partial(PairwiseWorker, pairwise, samples, run_id=run, threads=threads),
             batch=self.batch,
             sharding=self,
             columns=COLUMNS,
@@ -280,7 +280,7 @@ class EvaluateJob(Job, Sharding):
             "samples": content,
             "reference": against,
             "score": self.score.by_content(),
-            "relate": self.relate,
+            "pairwise": self.pairwise,
         }
         name = run_id({"kind": "evaluate", **parts})
         observer = Scorer(self.score, run_id=name)
@@ -291,8 +291,8 @@ class EvaluateJob(Job, Sharding):
         }
         if reference is not None:
             protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
-        if self.relate is not None:
-            protocols |= relations(self.relate)
+        if self.pairwise is not None:
+            protocols |= relations(self.pairwise)
         training, named = sets.pop(TRAINING, None), name if plan is None else plan.run_id
         features, together = observer.features, Grouping() if samples is None else grouping_of(samples)
         finish = partial(
@@ -310,14 +310,14 @@ class EvaluateJob(Job, Sharding):
         if self.slices:
             people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
             tables += by_slices(self.slices, sets, people, finish)
-        if self.statistics is not None and features is not None:
-            tables.append(compare_to_statistics(self.statistics, sets["all"], features, named, together))
-        if self.training is not None and training is not None and reference is not None and features is not None:
+        if self.reference_stats is not None and features is not None:
+            tables.append(compare_to_statistics(self.reference_stats, sets["all"], features, named, together))
+        if self.memorization is not None and training is not None and reference is not None and features is not None:
             rows = MetricRows(named, against)
-            closest, twins = compare_to_training(self.training, sets, training, reference, features, rows)
+            closest, twins = compare_to_training(self.memorization, sets, training, reference, features, rows)
             folder.put("closest.json", json.dumps(closest, indent=1).encode())
             folder.put("duplicates.json", json.dumps(twins, indent=1).encode())
-            places = {"samples": self.samples, "training": self.training.faces}
+            places = {"samples": self.samples, "training": self.memorization.faces}
             folder.put("pictures.json", json.dumps(places, indent=1).encode())
             tables.append(rows.table())
         if self.verification is not None:
@@ -390,3 +390,6 @@ def _build(score: ScoreConfig, threads: int, checkpoint: str | None, sources: st
     through: Callable[[UInt8Array], UInt8Array] | None = None if checkpoint is None else RoundTrip(checkpoint)
     faces = None if sources is None else StoredRows(sources, ("image",))
     return ScoreWorker(score, run_id=name, threads=threads, through=through, sources=faces)
+
+
+JOB = EvaluateJob

@@ -35,7 +35,7 @@ from raygen.exports.worker import ExportConfig, ExportWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
 
-__all__ = ["ExportJob"]
+__all__ = ["JOB", "ExportJob"]
 
 
 METRICS = "metrics/metrics.parquet"
@@ -159,7 +159,7 @@ class ExportJob(ShardedJob):
 
     def _prepared(self, source: Source, listing: Listing, *, write: bool) -> PreparedRun:
         """The listing as stored input; a shard of it is one part of the data set, and one batch."""
-        settings = self.settings(exclude={"samples", "faces", "scores", "shard_rows", "bad_rows"})
+        settings = self.settings(exclude={"samples", "faces", "scores", "shard_rows", "max_error_fraction"})
         settings["scores"] = digest(canonical([_plain(row) for row in self._scores()]))
         settings["table"] = source.table
         given = store_listing(listing.rows, self.out, source.digest, write=write)
@@ -232,3 +232,6 @@ def _constants(source: Source) -> tuple[tuple[str, Any], ...]:
 def _build(config: ExportConfig) -> Worker:
     """The worker of an actor."""
     return ExportWorker(config)
+
+
+JOB = ExportJob

@@ -32,13 +32,13 @@ from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.conditions import MODALITIES
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedule import SamplerConfig
-from raygen.sampling.guidance import Guidance, GuidanceForm
+from raygen.sampling.guidance import Guidance, GuidanceParametrization
 from raygen.sampling.worker import SampleConfig, SampleWorker, shares_model
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
 
-__all__ = ["GenerateJob", "build_bench", "build_sampler"]
+__all__ = ["JOB", "GenerateJob", "build_bench", "build_sampler"]
 
 
 class GenerateJob(ShardedJob):
@@ -54,11 +54,11 @@ class GenerateJob(ShardedJob):
     guidance: Guidance = Field(
         1.0, description="one weight for all conditions, or a weight a modality; 1 costs nothing"
     )
-    guidance_form: GuidanceForm = Field(
-        "scale", description="scale: e0 + w (e - e0), 1 is none; extra: e + s (e - e0), 0 is none"
+    guidance_parametrization: GuidanceParametrization = Field(
+        "cfg", description="cfg: e0 + w (e - e0), 1 is no guidance; cfg_minus_one: e + w (e - e0), 0 is no guidance"
     )
-    guidance_against: tuple[str, ...] = Field((), description="conditions that e0 keeps, such as mask")
-    only: tuple[str, ...] | None = Field(
+    negative_keeps: tuple[str, ...] = Field((), description="conditions that e0 keeps, such as mask")
+    use_conditions: tuple[str, ...] | None = Field(
         None, description="conditions that are used, where rows have more; none uses all, an empty list nothing"
     )
     references: str | None = Field(None, description="folder of the ingest run that styles are taken from")
@@ -83,10 +83,10 @@ class GenerateJob(ShardedJob):
 
     def planned(self, rows: Inputs) -> PreparedRun:
         """Plan the shards of pictures of `rows`. Checkpoint and judges enter by their content, not by their paths."""
-        settings = self.settings(exclude={"conditions", "shard_rows", "bad_rows"})
+        settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
-        if unknown := sorted(set(self.only or ()) - set(modalities(resolve(self.checkpoint)))):
-            raise ConfigError(f"only: the model does not take {', '.join(unknown)}")
+        if unknown := sorted(set(self.use_conditions or ()) - set(modalities(resolve(self.checkpoint)))):
+            raise ConfigError(f"use_conditions: the model does not take {', '.join(unknown)}")
         if self.mixing is not None:
             check_mixing(resolve(self.checkpoint), self.mixing)
         if self.score is not None:
@@ -172,3 +172,6 @@ def build_bench(
         return last
 
     return worker
+
+
+JOB = GenerateJob

@@ -15,7 +15,7 @@ from raygen.core.errors import ConfigError
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import IngestWorker
 
-__all__ = ["IngestJob"]
+__all__ = ["JOB", "IngestJob"]
 
 
 class IngestJob(ShardedJob):
@@ -45,3 +45,6 @@ class IngestJob(ShardedJob):
             sharding=self,
         )
         return replace(work, first=listing)
+
+
+JOB = IngestJob

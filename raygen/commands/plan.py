@@ -29,7 +29,7 @@ from raygen.store.lookup import InMemoryRows, StoredRows
 from raygen.store.parquet import RANGE, Slice
 from raygen.store.run_store import make_shards
 
-__all__ = ["PlanJob"]
+__all__ = ["JOB", "PlanJob"]
 
 
 #: Faces that are looked at together where the driver looks at all of them.
@@ -137,3 +137,6 @@ def _lines(path: str) -> pa.Table:
     if not texts:
         raise ConfigError(f"{path}: no edits")
     return pa.table({"line": texts})
+
+
+JOB = PlanJob

@@ -51,7 +51,7 @@ from raygen.store.filesystem import FileStore
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 
-__all__ = ["SelectJob"]
+__all__ = ["JOB", "SelectJob"]
 
 
 AnyGate = Annotated[ScoreGate | IdentityGate | LeakGate, Field(discriminator="kind")]
@@ -62,9 +62,9 @@ SETTINGS = (
     "checkpoint",
     "sampler",
     "guidance",
-    "guidance_form",
-    "guidance_against",
-    "only",
+    "guidance_parametrization",
+    "negative_keeps",
+    "use_conditions",
     "seed",
     "noise",
     "batch",
@@ -308,3 +308,6 @@ def _only(tables: Iterator[pa.Table], kinds: Sequence[str]) -> Iterator[pa.Table
     for table in tables:
         names = [n for n in table["metric"].unique().to_pylist() if n.startswith(tuple(kinds))]
         yield table.filter(pc.is_in(table["metric"], pa.array(names, pa.string())))
+
+
+JOB = SelectJob

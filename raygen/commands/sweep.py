@@ -51,11 +51,11 @@ from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import Plan, RunStore, Shard
 
-__all__ = ["SamplerSweep", "SweepJob"]
+__all__ = ["JOB", "SamplerSweep", "SweepJob"]
 
 
 #: Keys of a generate job that a sweep sets itself.
-OWN: Final = frozenset({"conditions", "checkpoint", "sampler", "guidance", "only", "score"})
+OWN: Final = frozenset({"conditions", "checkpoint", "sampler", "guidance", "use_conditions", "score"})
 #: Name of the set of conditions that rows have.
 ALL: Final = "all"
 
@@ -109,7 +109,7 @@ class SweepJob(Job):
     samplers: tuple[SamplerSweep, ...] = Field(..., min_length=1)
     steps: tuple[Steps, ...] = Field((5, 10, 20, 50), min_length=1)
     guidance: tuple[Guidance, ...] = Field((1.0,), min_length=1)
-    only: dict[str, tuple[str, ...] | None] = Field(
+    use_conditions: dict[str, tuple[str, ...] | None] = Field(
         {ALL: None},
         min_length=1,
         description="sets of conditions by name, such as {none: [], mask: [mask]}; none in place of a list is all",
@@ -140,13 +140,13 @@ class SweepJob(Job):
     def cells(self) -> Iterator[Cell]:
         """By checkpoint, so that each model is loaded once; long runs first, so that the end is not one slow cell."""
         for name, checkpoint in self.checkpoints.items():
-            plane = product(self.samplers, self.guidance, self.only.items())
+            plane = product(self.samplers, self.guidance, self.use_conditions.items())
             lines = [(steps, *rest) for rest in plane for steps in (rest[0].steps or self.steps)]
             for steps, line, guidance, (kept, only) in sorted(lines, key=lambda cell: -cell[0]):
                 sampler, weight = line.sampler(steps), _weight(guidance)
                 label = f"{line.label}-{steps:04d}"
                 label += f"-w{weight}" if len(self.guidance) > 1 else ""
-                label += f"-{kept}" if len(self.only) > 1 else ""
+                label += f"-{kept}" if len(self.use_conditions) > 1 else ""
                 label += f"-{name}" if len(self.checkpoints) > 1 else ""
                 settings = {
                     "name": label,
@@ -159,7 +159,12 @@ class SweepJob(Job):
                     "conditions": kept,
                     "checkpoint": name,
                 }
-                own = {"checkpoint": checkpoint, "sampler": sampler.model_dump(), "guidance": guidance, "only": only}
+                own = {
+                    "checkpoint": checkpoint,
+                    "sampler": sampler.model_dump(),
+                    "guidance": guidance,
+                    "use_conditions": only,
+                }
                 yield Cell(label, settings, self._job(label, own))
 
     def _job(self, name: str, own: Mapping[str, Any]) -> GenerateJob:
@@ -176,7 +181,7 @@ class SweepJob(Job):
         reference.check_networks(score)
         cells = list(self.cells())
         works = [cell.job.prepare(write=True) for cell in cells]
-        parts = [PlannedRun(work.store, work.plan, work.bad_rows, work.columns) for work in works]
+        parts = [PlannedRun(work.store, work.plan, work.max_error_fraction, work.columns) for work in works]
         configs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
         execute_all(parts, self._bench(configs, self.score), self.resources, runner_of(self.resources), report=report)
         for work in works:
@@ -370,3 +375,6 @@ def _steps_within_5pct(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
             steps, best = best_steps(curve, metric)
             facts[f"{metric}, {curve.name}"] = f"best {best:.4g}; {steps} steps are within {WITHIN:.0%} of it"
     return facts
+
+
+JOB = SweepJob

@@ -50,7 +50,7 @@ from raygen.training.recipe import (
 from raygen.training.reconstruction import reconstruction_scores
 from raygen.training.trainer import TrainConfig, Trainer, TrainStep, train
 
-__all__ = ["TrainJob", "TrainRecipe"]
+__all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
 
 #: Pictures that set the scale of a first stage's latents.
@@ -96,7 +96,7 @@ class TrainJob(TrainRecipe, Job):
             notes += [f"{name}: {number:,} parameters" for name, number in counts.items()]
         except RaygenError as error:
             notes.append(f"parameters are not counted: {error}")
-        size = sum(counts.values()) * (2 if recipe.weights == "float16" else 4)
+        size = sum(counts.values()) * (2 if recipe.save_dtype == "float16" else 4)
         if sum(counts.values()) > LARGEST_TIMED and not torch.cuda.is_available():
             notes.append("time is not estimated: too large to try a step on a CPU")
             return Estimate(0, 0, 0, size, 0.0, tuple(notes))
@@ -127,7 +127,7 @@ class TrainJob(TrainRecipe, Job):
         faces, _ = open_input(self.faces)
         for table in faces.tables("faces", ["split", "texts"]):
             kept = table if self.split is None else table.filter(pc.equal(table["split"], self.split))
-            yield from (text for text in texts_of(kept, self.recipe).to_pylist() if text is not None)
+            yield from (text for text in texts_of(kept, self.caption).to_pylist() if text is not None)
 
     def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingData:
         """The training data in memory."""
@@ -146,7 +146,7 @@ class TrainJob(TrainRecipe, Job):
                 modalities=modalities,
                 split=recipe.split,
                 tokenize=tokenizer,
-                recipe=recipe.recipe,
+                caption=recipe.caption,
                 places=places,
                 people=recipe.identity is not None,
             )
@@ -161,7 +161,7 @@ class TrainJob(TrainRecipe, Job):
             autoencoder=checkpoint.digest(recipe.first_stage),
             split=recipe.split,
             tokenize=tokenizer,
-            recipe=recipe.recipe,
+            caption=recipe.caption,
             pictures=pictures,
             places=places,
         )
@@ -334,11 +334,11 @@ def _written(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     out = Path(job.out)
     recipe = {"recipe": job.model_dump(mode="json"), "result": facts}
     if isinstance(module, BundledNetwork):
-        return save_bundled(module, out, weights=job.weights, extra=recipe)
+        return save_bundled(module, out, weights=job.save_dtype, extra=recipe)
     # The checkpoint replaces its folder as a whole, so it is made beside the training state and moved in.
     made = out.parent / f".{out.name}.checkpoint"
     shutil.rmtree(made, ignore_errors=True)
-    name = checkpoint.save(module, made, weights=job.weights, extra=recipe)
+    name = checkpoint.save(module, made, weights=job.save_dtype, extra=recipe)
     for path in sorted(made.iterdir()):
         target = out / path.name
         if target.is_dir():
@@ -346,3 +346,6 @@ def _written(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
         path.replace(target)
     made.rmdir()
     return name
+
+
+JOB = TrainJob

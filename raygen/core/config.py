@@ -54,7 +54,7 @@ class Resources(Config):
     address: str | None = Field(
         None, description="Ray address; none starts a local one on loopback, or joins $RAY_ADDRESS"
     )
-    tries: int = Field(3, ge=1, le=100, description="starts of a shard in one run before it is set aside")
+    max_attempts: int = Field(3, ge=1, le=100, description="starts of a shard in one run before it is set aside")
     shard_timeout_s: float = Field(
         1800, gt=0, description="a shard that takes longer is stopped with its stack written down"
     )

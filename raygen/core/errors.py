@@ -38,7 +38,7 @@ def _input_error(message: str, reason: str) -> InputError:
 
 
 class TooManyBadRows(RaygenError):
-    """More rows failed than `bad_rows` allows; what was made is kept, `_SUCCESS` is not written."""
+    """More rows failed than `max_error_fraction` allows; what was made is kept, `_SUCCESS` is not written."""
 
     exit_code = 3
 

@@ -259,7 +259,7 @@ def _edits(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protoc
 def _changes(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     """Against the baseline, in parts of the largest difference there can be; leakage where something lies outside."""
     found, n = changed(scored.vectors), len(scored.ids)
-    protocol = {**protocols.get("relate", {}), "level": "mean absolute difference over pixels, 0..1"}
+    protocol = {**protocols.get("pairwise", {}), "level": "mean absolute difference over pixels, 0..1"}
     for part, value in (("inside", found.inside), ("outside", found.outside)):
         if np.isfinite(value):
             table.add("change", f"{where}/{part}", value, n, protocol)

@@ -48,8 +48,10 @@ class FeatureMetricsConfig(Config):
 
     kid: bool = Field(True, description="unbiased over all pairs, with an interval: fit for few rows")
     kid_subsets: bool = Field(False, description="mean and deviation over 100 random subsets of 1,000, as others do")
-    neighbours: int | None = Field(5, ge=1, le=100, description="k of precision, recall, density and coverage; or none")
-    infinity: bool = Field(False, description="Fréchet distance extrapolated to endless rows (2.5 per value or more)")
+    knn: int | None = Field(5, ge=1, le=100, description="k of precision, recall, density and coverage; or none")
+    fid_infinity: bool = Field(
+        False, description="Fréchet distance extrapolated to endless rows (2.5 per value or more)"
+    )
 
 
 class Add(Protocol):
@@ -76,8 +78,8 @@ def too_few(config: FeatureMetricsConfig, made: int, real: int, width: int) -> d
     least = {
         "kid": (config.kid, n, 2),
         "kid_subsets": (config.kid_subsets, n, SUBSET),
-        "precision": (config.neighbours is not None, n, (config.neighbours or 0) + 1),
-        "infinity": (config.infinity, made, math.ceil(ROWS_A_VALUE * width) + POINTS - 1),
+        "precision": (config.knn is not None, n, (config.knn or 0) + 1),
+        "infinity": (config.fid_infinity, made, math.ceil(ROWS_A_VALUE * width) + POINTS - 1),
     }
     return {name: f"needs {rows:,} rows" for name, (asked, there, rows) in least.items() if asked and there < rows}
 
@@ -109,16 +111,16 @@ def compare(
         mean, deviation = kid_subsets(x, y, size=SUBSET)
         how = {"kernel": "(x.y / D + 1)^3", "estimator": f"mean of 100 subsets of {SUBSET}", "seed": 0}
         add(f"kid_subsets{network}", where, mean, n, {**said, **how, "deviation": deviation})
-    if config.neighbours is not None and "precision" not in few:
+    if config.knn is not None and "precision" not in few:
         try:
-            shares = prdc(y, x, k=config.neighbours)
+            shares = prdc(y, x, k=config.knn)
         except Degenerate as error:
             few["precision"] = str(error)
         else:
             how = {"k": shares.k, "inside": "nearer than the k-th neighbour (<)"}
             for name in ("precision", "recall", "density", "coverage"):
                 add(f"{name}{network}", where, getattr(shares, name), n, {**said, **how})
-    if config.infinity and "infinity" not in few:
+    if config.fid_infinity and "infinity" not in few:
         limit = frechet_infinity(x, factored() if factored else FactoredReference.of_features(y))
         how = {
             "sizes": [int(size) for size in limit.sizes],

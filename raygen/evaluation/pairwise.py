@@ -51,8 +51,8 @@ class PairwiseConfig(Config):
 
 
 def protocols(config: PairwiseConfig) -> dict[str, Mapping[str, Any]]:
-    """What the numbers depend on, by the name of the measurement; change and leakage are under `relate`."""
-    found: dict[str, Mapping[str, Any]] = {"relate": {"margin": config.margin}}
+    """What the numbers depend on, by the name of the measurement; change and leakage are under `pairwise`."""
+    found: dict[str, Mapping[str, Any]] = {"pairwise": {"margin": config.margin}}
     if config.diversity:
         likeness = Similarity(load_lpips(config.lpips) if config.lpips else None, torch.device("cpu"))
         found[f"{DIVERSITY}:{likeness.name}"] = likeness.protocol()

@@ -95,7 +95,7 @@ class PlannedRun:
 
     store: RunStore
     plan: Plan
-    bad_rows: float
+    max_error_fraction: float
     columns: tuple[str, ...] | None = None
 
     @property
@@ -147,9 +147,9 @@ class _RunState:
         for commit in store.commits():
             reasons.update(commit.quarantined)
         bad = self.progress.bad = sum(reasons.values())
-        if bad > self.part.bad_rows * plan.rows:
+        if bad > self.part.max_error_fraction * plan.rows:
             listed = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(5))
-            allowed = f"at most {self.part.bad_rows:.2%} are allowed"
+            allowed = f"at most {self.part.max_error_fraction:.2%} are allowed"
             raise TooManyBadRows(f"{bad} of {plan.rows} rows failed ({listed}); {allowed}")
         manifest = store.finish(plan)
         if self.divergent:
@@ -192,17 +192,17 @@ def execute(
     resources: Resources,
     runner: Runner,
     *,
-    bad_rows: float,
+    max_error_fraction: float,
     columns: tuple[str, ...] | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
     """Make every shard of `plan` count, or say why not.
 
-    Raises `InfrastructureError` where shards are left over, `TooManyBadRows` above the fraction `bad_rows`,
+    Raises `InfrastructureError` where shards are left over, `TooManyBadRows` above the fraction `max_error_fraction`,
     `IntegrityError` where two tries of one shard gave different rows. `run.json` is written in every case.
     """
     return execute_all(
-        [PlannedRun(store, plan, bad_rows, columns)], SingleWorker(build), resources, runner, report=report
+        [PlannedRun(store, plan, max_error_fraction, columns)], SingleWorker(build), resources, runner, report=report
     )[0]
 
 
@@ -222,7 +222,7 @@ def execute_all(
         part.store.storage.require()
         part.store.create(part.plan)
     task = ShardTask(
-        tuple(p.place for p in parts), uuid.uuid4().hex[:8], resources.tries, resources.shard_timeout_s, build
+        tuple(p.place for p in parts), uuid.uuid4().hex[:8], resources.max_attempts, resources.shard_timeout_s, build
     )
     runs = [_RunState(part) for part in parts]
     try:
@@ -262,7 +262,7 @@ def _run_missing(
         report(Progress.together([run.progress for run in runs]))
 
     say()
-    for _ in range(resources.tries):
+    for _ in range(resources.max_attempts):
         todo = [ShardItem(i, shard) for i, run in enumerate(runs) for shard in run.part.store.missing(run.part.plan)]
         if not todo:
             return

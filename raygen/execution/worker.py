@@ -91,7 +91,7 @@ class ShardTask:
 
     places: tuple[RunTarget, ...]
     launch: str
-    tries: int
+    max_attempts: int
     timeout_s: float
     build: Callable[[], WorkerFactory]
 
@@ -127,9 +127,11 @@ class ShardWorker:
         store, index = RunStore(place.url, place.attempt), item.shard.index
         if store.is_committed(index):
             return ShardSummary(item.place, index, "present")
-        attempt = store.begin(index, self.task.launch, self.task.tries)
+        attempt = store.begin(index, self.task.launch, self.task.max_attempts)
         if attempt == 0:
-            return ShardSummary(item.place, index, "exhausted", error=f"{self.task.tries} starts without a commit")
+            return ShardSummary(
+                item.place, index, "exhausted", error=f"{self.task.max_attempts} starts without a commit"
+            )
         try:
             with _time_limit(self.task.timeout_s, f"shard {index}"):
                 return self._work(item, store, attempt, began)

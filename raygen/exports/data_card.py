@@ -25,8 +25,8 @@ __all__ = ["BUNDLED_MODEL", "CardConfig", "Totals", "licence_of", "write_card"]
 SETTINGS: Final = (
     "sampler",
     "guidance",
-    "guidance_form",
-    "guidance_against",
+    "guidance_parametrization",
+    "negative_keeps",
     "only",
     "seed",
     "noise",

@@ -25,8 +25,8 @@ from raygen.store.schemas import reason_of
 
 __all__ = ["MODALITIES", "ConditionDropout", "Conditions", "Shapes", "Tokenize", "drop", "style_of"]
 
-STYLE_COLUMNS: Final = ("style_a", "style_b", "style_parts", "style_mix")
-#: The condition columns that can become tensors here; `style` is read from style_a, style_b, style_parts, style_mix.
+STYLE_COLUMNS: Final = ("style_reference_a", "style_reference_b", "style_parts", "style_mix")
+#: The condition columns that can become tensors here; `style` is read from the columns `style_*`.
 MODALITIES: Final = ("mask", "attributes", "text", "hint")
 #: Texts -> token ids int64 [n, length].
 Tokenize = Callable[[Sequence[str]], Tensor]
@@ -218,12 +218,12 @@ def style_of(
 ) -> tuple[UInt8Array, npt.NDArray[np.float32]] | None:
     """The references of a row uint8 [2, 4, S, S] and what is taken from them float32 [2, 19]; None without any.
 
-    Everything comes from `style_a` but the `style_parts`, which are (1 - mix) of a and mix of b: all parts where none
+    Everything comes from `style_reference_a` but the `style_parts`, (1 - mix) of a and mix of b: all parts where none
     are named, mix 1 where none is given. A class that a reference does not have is not taken from it. `InputError`:
     `style` for a reference without mask, of another content than planned, a part above 18, or named parts that neither
     `mask`, the row's own, nor a reference has; and as pictures and masks have it.
     """
-    names = [None if row.get(c) is None else row[c]["face_id"] for c in ("style_a", "style_b")]
+    names = [None if row.get(c) is None else row[c]["face_id"] for c in ("style_reference_a", "style_reference_b")]
     if names == [None, None]:
         return None
     if shapes.references is None:
@@ -232,7 +232,7 @@ def style_of(
     if wrong := [part for part in parts if part >= len(CLASSES)]:
         raise InputError(f"part {wrong[0]} is above {len(CLASSES) - 1}", reason="style")
     mix = 1.0 if row.get("style_mix") is None else float(row["style_mix"])
-    given = row.get("style_b") is not None or row.get("style_parts") or row.get("style_mix") is not None
+    given = row.get("style_reference_b") is not None or row.get("style_parts") or row.get("style_mix") is not None
     share = np.zeros(len(CLASSES), dtype=np.float32)
     share[parts] = mix if given else 0.0
     weights = np.stack([1 - share, share])
@@ -241,7 +241,7 @@ def style_of(
         if name is None:
             weights[i] = 0
             continue
-        found[i] = _reference(shapes, name, row[("style_a", "style_b")[i]].get("sha256"))
+        found[i] = _reference(shapes, name, row[("style_reference_a", "style_reference_b")[i]].get("sha256"))
         weights[i] *= np.isin(np.arange(len(CLASSES)), found[i, 3])
     shown = [np.asarray(labels) for labels in (mask, *found[[n is not None for n in names], 3]) if labels is not None]
     if row.get("style_parts") and not any(np.isin(labels, parts).any() for labels in shown):

@@ -99,7 +99,7 @@ class EditsFromFile(_Editing):
 
     kind: Literal["edits"] = "edits"
     file: str = Field(..., description="JSON lines: edit_id, source, and text, mask_of, parts, attributes as wanted")
-    recipe: str = Field("overall", description="which of a face's texts stands where an edit brings none")
+    caption: str = Field("overall", description="which of a face's texts stands where an edit brings none")
 
     def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """Lines (column `line`, checked) -> CONDITIONS; an edit whose face or mask is missing has an error."""
@@ -125,7 +125,7 @@ class EditsFromFile(_Editing):
             mask = picture(paste(mask["bytes"], other["bytes"], line.parts)) if line.parts else other
         if unknown := sorted(set(line.attributes) - set(ATTRIBUTES)):
             raise InputError(f"{line.edit_id}: no attribute {unknown[0]!r}", reason="attributes")
-        text = line.text if line.text is not None else dict(own["texts"] or ()).get(self.recipe)
+        text = line.text if line.text is not None else dict(own["texts"] or ()).get(self.caption)
         wanted = _wanted(own["attributes"], line.attributes)
         return {"edit_id": line.edit_id, "source": line.source, "mask": mask, "text": text, "attributes": wanted}
 

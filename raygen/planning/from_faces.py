@@ -26,7 +26,7 @@ class FromFaces(Planning):
     conditions: tuple[Modality, ...] = ("mask", "attributes")
     per_face: int = Field(1, ge=1, le=100_000, description="pictures asked for from each face's conditions")
     splits: tuple[str, ...] = Field((), description="only faces of these splits; empty takes all")
-    recipe: str = Field("overall", description="which of a face's texts becomes the row's text")
+    caption: str = Field("overall", description="which of a face's texts becomes the row's text")
 
     @property
     def factor(self) -> int:
@@ -54,7 +54,7 @@ class FromFaces(Planning):
             if name in self.conditions:
                 columns[name] = repeated[name]
         if "text" in self.conditions:
-            columns["text"] = [dict(texts or ()).get(self.recipe) for texts in repeated["texts"].to_pylist()]
+            columns["text"] = [dict(texts or ()).get(self.caption) for texts in repeated["texts"].to_pylist()]
         return table(columns)
 
 

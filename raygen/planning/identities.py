@@ -110,7 +110,7 @@ class Identities(Planning):
     kind: Literal["identities"] = "identities"
     identities: int = Field(..., ge=1, le=1_000_000)
     pictures: int = Field(..., ge=1, le=10_000, description="of each identity")
-    by: Literal["styles", "attributes", "both"] = Field(
+    identity_source: Literal["styles", "attributes", "both"] = Field(
         "styles", description="what tells identities apart: the looks of a face, its kept attributes, or each of them"
     )
     keep: Keep = Field(default_factory=Keep)
@@ -119,8 +119,10 @@ class Identities(Planning):
     donors: Literal["others", "person"] = Field(
         "others", description="who lends: other people, or the person's own other pictures, where the faces have some"
     )
-    bank: int = Field(10_000, ge=1, le=1_000_000, description="faces that lend; a worker holds their masks")
-    alike: tuple[Attribute, ...] = Field(("Male",), description="what donor and reference share besides `balance`")
+    num_donors: int = Field(10_000, ge=1, le=1_000_000, description="faces that lend; a worker holds their masks")
+    match_attributes: tuple[Attribute, ...] = Field(
+        ("Male",), description="what donor and reference share besides `balance`"
+    )
     balance: tuple[Attribute, ...] = Field((), max_length=6, description="attributes whose cells get equal counts")
     splits: tuple[str, ...] = Field((), description="only faces of these splits; empty takes all")
     prefix: str = Field("id-", description="of the names id-000000, id-000001 …")
@@ -140,16 +142,16 @@ class Identities(Planning):
         for what in ("styles", "attributes"):
             if both := sorted(set(getattr(self.keep, what)) & set(getattr(self.vary, what))):
                 raise ValueError(f"{both[0]} cannot be in keep.{what} and in vary.{what}")
-        for names in (self.balance, self.alike):
+        for names in (self.balance, self.match_attributes):
             if len(set(names)) < len(names):
                 raise ValueError(f"{next(n for n in names if names.count(n) > 1)} is there twice")
         if loose := sorted(set(self.balance) - set(self.keep.attributes)):
             raise ValueError(f"{loose[0]} is balanced, so it must be in keep.attributes")
-        if self.by != "styles" and not self.keep.attributes:
-            raise ValueError(f"by {self.by!r} needs keep.attributes")
-        if self.by != "attributes" and self.masks == "none":
-            raise ValueError("styles need masks: bank or own, or by: attributes")
-        shared = {*self.alike, *self.balance}
+        if self.identity_source != "styles" and not self.keep.attributes:
+            raise ValueError(f"by {self.identity_source!r} needs keep.attributes")
+        if self.identity_source != "attributes" and self.masks == "none":
+            raise ValueError("styles need masks: bank or own, or identity_source: attributes")
+        shared = {*self.match_attributes, *self.balance}
         if self.masks == "bank" and (seen := sorted(IN_MASK & set(self.keep.attributes) - shared)):
             raise ValueError(f"{seen[0]} is seen in the mask, which another face lends: vary it, or add it to `alike`")
         if self.masks == "own" and (seen := sorted(IN_MASK & set(self.vary.attributes))):
@@ -164,7 +166,7 @@ class Identities(Planning):
     @property
     def styled(self) -> bool:
         """Whether rows take looks from faces."""
-        return self.by != "attributes"
+        return self.identity_source != "attributes"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -181,8 +183,8 @@ class Identities(Planning):
             picture=self.styled,
             mask=self.styled or self.masks == "own",
             shown=bits_of(self.keep.styles if self.styled else ()),
-            known=columns_of(self.keep.attributes if self.by != "styles" else ()),
-            unlike=self.by != "styles",
+            known=columns_of(self.keep.attributes if self.identity_source != "styles" else ()),
+            unlike=self.identity_source != "styles",
             cells=cells,
             others=self._borrows and self.donors == "person",
         )
@@ -202,9 +204,9 @@ class Identities(Planning):
                     raise ConfigError(
                         f"planning.donors: no other picture of {people.ids[face]!r} can lend; take others"
                     )
-                shared = ", ".join(dict.fromkeys((*self.balance, *self.alike))) or "nothing"
+                shared = ", ".join(dict.fromkeys((*self.balance, *self.match_attributes))) or "nothing"
                 raise ConfigError(
-                    f"planning.alike: nobody else can lend to face {people.ids[face]!r} (alike in: {shared}); "
+                    f"planning.match_attributes: no other face can lend to {people.ids[face]!r} (alike in: {shared}); "
                     "share fewer attributes, raise `bank`, or ingest more faces"
                 )
             fewest = min(fewest, len(pool)) if self._borrows else fewest
@@ -235,7 +237,7 @@ class Identities(Planning):
         """Equal for faces that may lend to each other."""
         if self.donors == "person":
             return int(people.person[face]).to_bytes(8, "big")
-        return people.values[face, columns_of((*self.balance, *self.alike))].tobytes()
+        return people.values[face, columns_of((*self.balance, *self.match_attributes))].tobytes()
 
     def _bank(self, people: FacePool) -> tuple[Ints, dict[bytes, Ints]]:
         """Faces that may lend, and which of them are alike. A rare group is kept whole before a common one."""
@@ -251,7 +253,9 @@ class Identities(Planning):
         groups: dict[bytes, list[int]] = {}
         for face in np.flatnonzero(able).tolist():
             groups.setdefault(self._group(people, face), []).append(face)
-        ranked = sorted((place, face) for faces in groups.values() for place, face in enumerate(faces))[: self.bank]
+        ranked = sorted((place, face) for faces in groups.values() for place, face in enumerate(faces))[
+            : self.num_donors
+        ]
         kept = {face for _, face in ranked}
         arrays = {key: np.array([f for f in faces if f in kept], np.int64) for key, faces in groups.items()}
         return np.array(sorted(kept), np.int64), arrays
@@ -331,7 +335,7 @@ class Identities(Planning):
 
     def _styles(self, person: Row, donor: Row | None) -> dict[str, Any]:
         """The looks of a face but for what varies, as far as the mask shows any of it and the donor has it."""
-        own = {"style_a": {"face_id": person["face_id"], "sha256": person["sha256"]}}
+        own = {"style_reference_a": {"face_id": person["face_id"], "sha256": person["sha256"]}}
         if donor is None:
             return own
         seen = donor["shown"] if self.masks == "bank" else person["shown"] & donor["shown"]
@@ -339,7 +343,7 @@ class Identities(Planning):
             return own
         parts = sorted(CLASS_INDEX[part] for part in self.vary.styles)
         other = {"face_id": donor["face_id"], "sha256": donor["sha256"]}
-        return {**own, "style_b": other, "style_parts": parts, "style_mix": 1.0}
+        return {**own, "style_reference_b": other, "style_parts": parts, "style_mix": 1.0}
 
 
 _ROW: Final = (
@@ -352,8 +356,8 @@ _ROW: Final = (
     "variant",
     "mask",
     "attributes",
-    "style_a",
-    "style_b",
+    "style_reference_a",
+    "style_reference_b",
     "style_parts",
     "style_mix",
 )

@@ -85,12 +85,12 @@ class Styles(Planning):
         own, other = ({"face_id": n, "sha256": digests[n]} for n in (name, partner))
         parts = [CLASS_INDEX[part] for part in self.parts] or None
         values: dict[str, dict[str, Any]] = {
-            "reconstruction": {"style_a": own},
-            "swap": {"style_a": other},
-            "partial": {"style_a": own, "style_b": other, "style_parts": parts, "style_mix": 1.0},
-            "interpolation": {"style_a": own, "style_b": other, "style_parts": parts},
+            "reconstruction": {"style_reference_a": own},
+            "swap": {"style_reference_a": other},
+            "partial": {"style_reference_a": own, "style_reference_b": other, "style_parts": parts, "style_mix": 1.0},
+            "interpolation": {"style_reference_a": own, "style_reference_b": other, "style_parts": parts},
             "noise": {},
-            "mixed": {"style_a": own, "style_parts": parts, "style_mix": 1.0},
+            "mixed": {"style_reference_a": own, "style_parts": parts, "style_mix": 1.0},
         }
         for k in range(self.factor):
             place = k // self.per_face
@@ -124,8 +124,8 @@ _STYLE_ROW: Final = (
     "variant",
     "mask",
     "attributes",
-    "style_a",
-    "style_b",
+    "style_reference_a",
+    "style_reference_b",
     "style_parts",
     "style_mix",
 )

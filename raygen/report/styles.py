@@ -18,8 +18,8 @@ COLUMNS: Final = (
     "source",
     "image",
     "mask",
-    "style_a",
-    "style_b",
+    "style_reference_a",
+    "style_reference_b",
     "style_parts",
     "style_mix",
     "variant",
@@ -44,7 +44,7 @@ def section(run: RunFolder) -> Section | None:
     ids = ids[:: max(1, len(ids) // MAX_GROUPS)][:MAX_GROUPS]
     groups = [group_rows(samples, "group_id", name, COLUMNS) for name in ids if name is not None]
     groups = [[row for row in group if row["image"] is not None][:MAX_IMAGES] for group in groups]
-    groups = [group for group in groups if any(row["style_a"] or row["style_b"] for row in group)]
+    groups = [group for group in groups if any(row["style_reference_a"] or row["style_reference_b"] for row in group)]
     if not groups:
         return None
     names = {name for group in groups for row in group for name in _references(row).values()}
@@ -58,7 +58,8 @@ def _references(row: Mapping[str, Any]) -> dict[str, str]:
     """The faces that a row refers to, by what they are for."""
     named = {"the face": row["source"]}
     named |= {
-        label: (row[column] or {}).get("face_id") for label, column in (("style", "style_a"), ("other", "style_b"))
+        label: (row[column] or {}).get("face_id")
+        for label, column in (("style", "style_reference_a"), ("other", "style_reference_b"))
     }
     return {label: name for label, name in named.items() if name}
 
@@ -81,4 +82,4 @@ def _caption(row: Mapping[str, Any], rows: int) -> str:
     if rows == 1:
         return "result"
     mix = row["style_mix"]
-    return f"{mix:.2f}" if mix is not None and row["style_b"] else str(row["variant"])
+    return f"{mix:.2f}" if mix is not None and row["style_reference_b"] else str(row["variant"])

@@ -35,7 +35,7 @@ class EncodeConfig(Config):
     """Which first stage, and whether mirrored pictures are encoded too."""
 
     checkpoint: str
-    flips: bool = True
+    horizontal_flips: bool = True
     batch: int = Field(32, ge=1, le=4096, description="pictures at once, mirrored ones counted")
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -58,7 +58,7 @@ class EncodeWorker:
         """Encode now; the returned call tabulates. A picture that cannot be read becomes a row with `error`."""
         images, errors = images_from_rows(rows, self.stage.config.image_size)
         pixels = to_pixels(torch.from_numpy(images))
-        flips = [pixels.flip(-1)] if self.config.flips else []
+        flips = [pixels.flip(-1)] if self.config.horizontal_flips else []
         moments = [self._moments(x) for x in (pixels, *flips)]
         ids = rows["face_id"].to_pylist()
 

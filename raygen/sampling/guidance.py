@@ -11,12 +11,12 @@ from raygen.core.errors import ConfigError
 from raygen.models.base import Context, Model, Record, concatenate
 from raygen.models.conditions import Conditions
 
-__all__ = ["Guidance", "GuidanceForm", "GuidedDenoiser", "build_guidance"]
+__all__ = ["Guidance", "GuidanceParametrization", "GuidedDenoiser", "build_guidance"]
 
 #: One weight for all conditions together, or a weight a modality; 1 is no guidance.
 Guidance = float | dict[str, float]
-#: `scale`: e0 + w (e - e0), 1 is none. `extra`: e + s (e - e0), 0 is none; s = w - 1. Papers use both and call both s.
-GuidanceForm = Literal["scale", "extra"]
+#: `cfg`: e0 + w (e - e0), 1 is none. `cfg_minus_one`: e + s (e - e0), 0 is none; s = w - 1.
+GuidanceParametrization = Literal["cfg", "cfg_minus_one"]
 
 
 # --- guidance -----------------------------------------------------------------------------------------------
@@ -47,12 +47,12 @@ def build_guidance(
     conditions: Conditions,
     guidance: Guidance,
     *,
-    form: GuidanceForm = "scale",
+    parametrization: GuidanceParametrization = "cfg",
     against: Collection[str] = (),
 ) -> GuidedDenoiser:
     """The terms of classifier-free guidance, those of weight 0 left out.
 
-    A number w: e0 + w (e_all - e0), or in the form `extra`, e_all + w (e_all - e0), where 0 is no guidance. A mapping:
+    A number w: e0 + w (e_all - e0), or with `cfg_minus_one`, e_all + w (e_all - e0), where 0 is no guidance. A mapping:
     e0 + sum of w_m (e_m - e0), e_m conditioned on m and on `against`. e0 is conditioned on `against` alone. A joint
     weight that adds nothing is one evaluation. `ConfigError` names a modality the model does not take.
     """
@@ -61,12 +61,12 @@ def build_guidance(
     if isinstance(guidance, Mapping):
         if unknown := sorted(set(guidance) - model.modalities):
             raise ConfigError(f"guidance of {unknown}: the model takes {sorted(model.modalities) or 'no conditions'}")
-        if form != "scale":
-            raise ConfigError(f"guidance by modality has the form 'scale', not {form!r}")
+        if parametrization != "cfg":
+            raise ConfigError(f"guidance by modality has the form 'cfg', not {parametrization!r}")
         terms = [(conditions.keep({name, *against}), float(weight)) for name, weight in sorted(guidance.items())]
     else:
         # A model without conditions has one prediction, whatever the weight.
-        scale = float(guidance) + (1.0 if form == "extra" else 0.0)
+        scale = float(guidance) + (1.0 if parametrization == "cfg_minus_one" else 0.0)
         terms = [(conditions, scale if model.modalities else 1.0)]
     terms.append((conditions.keep(against), 1.0 - sum(weight for _, weight in terms)))
     used = [(c, w) for c, w in terms if w != 0]

@@ -1,9 +1,7 @@
-"""Our models as a pipeline of diffusers: the same pictures as `raygen generate` makes, without a job.
+"""A checkpoint folder as a diffusers pipeline: the same pictures as `raygen generate` makes, without a job.
 
-Knows how arguments become CONDITIONS rows, and a checkpoint folder a pipeline. Knows no model family.
-
-    from raygen.pipelines import FacePipeline
-    FacePipeline.from_pretrained("runs/quickstart/…")(masks=[mask], seed=3).images[0].save("face.png")
+    from raygen import FacePipeline
+    FacePipeline.from_pretrained("bundled")(masks=[mask], seed=3).images[0].save("face.png")
 
 diffusers opens the same folders by `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True,
 custom_pipeline=raygen.sampling.pipeline.__file__)`, which runs this file. Unconditional models also open as its own
@@ -20,6 +18,7 @@ from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from PIL import Image
 
+from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES
 from raygen.models import checkpoint
@@ -47,6 +46,13 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
         super().__init__()
         self.register_modules(scheduler=scheduler, unet=None, vae=None, controlnet=None)
         self._made: Model | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "FacePipeline":
+        """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them."""
+        kwargs.setdefault("low_cpu_mem_usage", False)  # else diffusers asks for `accelerate`, which is not used here
+        pipeline: FacePipeline = super().from_pretrained(resolve(str(pretrained_model_name_or_path)), **kwargs)
+        return pipeline
 
     @property
     def model(self) -> Model:

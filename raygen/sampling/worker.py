@@ -29,7 +29,7 @@ from raygen.models.base import Model, Record
 from raygen.models.conditions import Conditions
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedule import SamplerConfig, advance, build_sampler, uses_step_noise
-from raygen.sampling.guidance import Guidance, GuidanceForm, GuidedDenoiser, build_guidance
+from raygen.sampling.guidance import Guidance, GuidanceParametrization, GuidedDenoiser, build_guidance
 from raygen.sampling.influence import X0, InfluenceRecorder
 from raygen.sampling.noise import batch_noise, noise_key
 from raygen.store.images import Codec, encode_image, picture_column
@@ -92,11 +92,11 @@ class SampleConfig(Config):
     checkpoint: str
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
     guidance: Guidance = 1.0
-    guidance_form: GuidanceForm = "scale"
-    guidance_against: tuple[str, ...] = ()
+    guidance_parametrization: GuidanceParametrization = "cfg"
+    negative_keeps: tuple[str, ...] = ()
     guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the steps that is guided")
     mixing: AnyMixing | None = Field(None, description="of the experts of a collaboration; none is `paper`")
-    only: tuple[str, ...] | None = None
+    use_conditions: tuple[str, ...] | None = None
     missing: Literal["null", "quarantine"] = "null"
     influence_steps: int = Field(0, ge=0, le=1000)
     seed: int = Field(0, ge=0)
@@ -191,12 +191,16 @@ class SampleWorker:
         self, conditions: Conditions, keys: Sequence[int | None], log: InfluenceRecorder
     ) -> tuple[Tensor, Tensor]:
         config, model = self.config, self.model
-        if config.only is not None:
-            model.must_do_without("some conditions of the rows are left aside (`only`)")
-            conditions = conditions.keep(config.only)
+        if config.use_conditions is not None:
+            model.must_do_without("some conditions of the rows are left aside (`use_conditions`)")
+            conditions = conditions.keep(config.use_conditions)
         unguided = build_guidance(model, conditions, 1.0) if config.guidance_interval != (0.0, 1.0) else None
         guided = build_guidance(
-            model, conditions, config.guidance, form=config.guidance_form, against=config.guidance_against
+            model,
+            conditions,
+            config.guidance,
+            parametrization=config.guidance_parametrization,
+            against=config.negative_keeps,
         )
         return self.pictures(guided, keys, log, unguided)
 

@@ -107,7 +107,7 @@ def load_training_data(
     autoencoder: str | None = None,
     split: str | None = None,
     tokenize: Tokenize | None = None,
-    recipe: str = "overall",
+    caption: str = "overall",
     pictures: bool = False,
     places: Iterable[str] = (),
     people: bool = False,
@@ -116,7 +116,7 @@ def load_training_data(
 
     Pictures are read where there are no latents, or with `pictures`. `places`: of boxes and keypoints, what to read.
     `people`: faces are told apart by `identity_id`; one without is left out.
-    Of a face's texts the one named `recipe` counts, as ids of `tokenize`; a face without it has no text.
+    Of a face's texts the one named `caption` is used, as ids of `tokenize`; a face without it has no text.
     Bad faces are left out and listed. `InputError`: no rows, duplicate ids, or latents of another first stage
     than `autoencoder` (its sha256).
     """
@@ -131,7 +131,7 @@ def load_training_data(
     for table in faces:
         kept = table if split is None else table.filter(pc.equal(table["split"], split))
         if "text" in names:
-            kept = kept.append_column("text", texts_of(kept, recipe))
+            kept = kept.append_column("text", texts_of(kept, caption))
         found, errors = Conditions.from_rows(kept, names, shapes=shapes)
         if latents is None or pictures:
             pixels, more = images_from_rows(kept, size)
@@ -182,9 +182,9 @@ def _padded(listed: list[list[list[float]]], width: int) -> Array:
     return result
 
 
-def texts_of(faces: pa.Table, recipe: str) -> pa.Array:
+def texts_of(faces: pa.Table, caption: str) -> pa.Array:
     """The text of that name of every face, null where it has none."""
-    found = [dict(texts or ()).get(recipe) for texts in faces["texts"].to_pylist()]
+    found = [dict(texts or ()).get(caption) for texts in faces["texts"].to_pylist()]
     return pa.array(found, pa.string())
 
 

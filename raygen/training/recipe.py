@@ -145,7 +145,7 @@ class TrainRecipe(Config):
     first_stage: str | None = Field(None, description="denoiser: folder of a trained first stage, or pixels-64")
     latents: str | None = Field(None, description="denoiser: folder of an encode run; none encodes at each step")
     init: str | None = Field(None, description="denoiser: checkpoint of the same shape to begin with")
-    recipe: str = Field("overall", description="denoiser with text: which of a face's texts")
+    caption: str = Field("overall", description="denoiser with text: which of a face's texts")
     loss: DiffusionLoss = Field(default_factory=MinSNRLoss, description="denoiser")
     dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="denoiser")
     attention_loss: AttentionLoss | None = Field(None, description="scadm: attention scores should name the class")
@@ -159,7 +159,7 @@ class TrainRecipe(Config):
     validation_split: str | None = Field(None, description="autoencoder: scored at the end; none scores training faces")
     validation_pictures: int = Field(512, ge=1, description="autoencoder: how many, at most")
     training: TrainConfig
-    weights: Literal["float32", "float16"] = Field("float32", description="of the checkpoint's files")
+    save_dtype: Literal["float32", "float16"] = Field("float32", description="of the checkpoint's files")
 
     @model_validator(mode="after")
     def _complete(self) -> "TrainRecipe":

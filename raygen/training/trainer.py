@@ -70,15 +70,15 @@ class TrainConfig(Config):
     steps: int | None = Field(None, ge=1, description="optimiser steps")
     max_seconds: float | None = Field(None, gt=0, description="training time, without what a restart costs")
     batch: int = Field(64, ge=1, description="pictures a step over all ranks")
-    accumulate: int = Field(1, ge=1, description="parts a rank's slice is worked on in")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="parts a rank's slice is worked on in")
     lr: float = Field(2e-4, gt=0, description="of the whole batch; never scaled by the number of ranks")
     warmup: int = Field(200, ge=0, description="steps of linear warm-up")
     schedule: Literal["cosine", "constant"] = Field("cosine", description="cosine ends at 0")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(0.01, ge=0)
-    clip: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
+    max_grad_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 does not clip")
     ema: float = Field(0.9999, ge=0, lt=1, description="decay of the averaged weights; 0 keeps none")
-    flip: bool = Field(True, description="mirror half of the pictures, left and right classes exchanged")
+    horizontal_flip: bool = Field(True, description="mirror half of the pictures, left and right classes exchanged")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="of the network's arithmetic")
     seed: int = Field(0, ge=0, lt=2**63)
     save_every: int = Field(1000, ge=1, description="steps between training states")
@@ -117,9 +117,10 @@ class Trainer:
     def __init__(
         self, objective: Objective, config: TrainConfig, *, device: Any = "cpu", rank: int = 0, world_size: int = 1
     ) -> None:
-        if config.batch % (world_size * config.accumulate):
+        if config.batch % (world_size * config.gradient_accumulation_steps):
             raise ConfigError(
-                f"batch {config.batch} does not divide into {world_size} ranks x {config.accumulate} parts"
+                f"batch {config.batch} does not divide into {world_size} ranks x "
+                f"{config.gradient_accumulation_steps} parts"
             )
         set_deterministic_precision()
         self.config, self.rank, self.world_size = config, rank, world_size
@@ -170,7 +171,7 @@ class Trainer:
         first = step * self.config.batch + self.rank * size
         positions = range(first, first + size)
         drawn = draw(self.config.seed, positions, self.objective.latent_shape, self.objective.timesteps)
-        mirror = drawn.pop("mirror") & self.config.flip
+        mirror = drawn.pop("mirror") & self.config.horizontal_flip
         values = {**drawn, **arrays.batch(order(self.config.seed, len(arrays), positions), mirror)}
         return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
 
@@ -179,7 +180,9 @@ class Trainer:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         parts = [
             dict(zip(moved, values, strict=True))
-            for values in zip(*(tensor.chunk(self.config.accumulate) for tensor in moved.values()), strict=True)
+            for values in zip(
+                *(tensor.chunk(self.config.gradient_accumulation_steps) for tensor in moved.values()), strict=True
+            )
         ]
         means: Batch = {}
         self.objective.step = self.step
@@ -191,8 +194,8 @@ class Trainer:
                 for name, value in self._backward(part, phase, last=index == len(parts) - 1).items():
                     if phase == 0 or name != "loss":  # the loss of a step is that of what is trained for
                         means[name] = means.get(name, torch.zeros_like(value)) + value / len(parts)
-            if self.config.clip:
-                norm = torch.nn.utils.clip_grad_norm_(self.phases[phase], self.config.clip)
+            if self.config.max_grad_norm:
+                norm = torch.nn.utils.clip_grad_norm_(self.phases[phase], self.config.max_grad_norm)
                 means["gradient" if phase == 0 else f"gradient_{phase}"] = norm.detach()
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -207,7 +210,7 @@ class Trainer:
         with quiet:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 losses: Batch = self.wrapped(part, phase)
-            (losses["loss"] / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+            (losses["loss"] / self.config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
 
     def _average(self) -> None:

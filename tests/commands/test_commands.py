@@ -84,7 +84,7 @@ def test_ingest_keeps_every_face(world):
 
 
 def test_a_plan_repeats_conditions_with_names_of_their_own(world, tmp_path):
-    planning = {"kind": "from_faces", "per_face": 3, "conditions": ["mask", "text"], "recipe": "beard_and_age"}
+    planning = {"kind": "from_faces", "per_face": 3, "conditions": ["mask", "text"], "caption": "beard_and_age"}
     do("plan", tmp_path / "c", {"faces": str(world / "faces"), "planning": planning})
     rows = rows_of(tmp_path / "c", "conditions")
     assert len(rows) == 72
@@ -177,7 +177,7 @@ def test_bad_conditions_are_rows_with_reasons_and_the_good_ones_finish(world, tm
     root = tmp_path / "conditions/attempt-00"
     _copy_run(world / "conditions/attempt-00", root)
     _replace(root, to_parquet(bad))
-    result = generate(world, tmp_path / "samples", conditions=str(tmp_path / "conditions"), bad_rows=0.5)
+    result = generate(world, tmp_path / "samples", conditions=str(tmp_path / "conditions"), max_error_fraction=0.5)
     assert sum(result.facts["quarantined"].values()) == 5
     found = {r["sample_id"]: (r["error"] or "").split(":")[0] for r in rows_of(tmp_path / "samples")}
     names = [r["sample_id"] for r in rows]
@@ -342,7 +342,7 @@ def test_errors_say_what_is_wrong(world, tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text("kind: plan\nplanning: {kind: unconditional, count: 3}\nout: x\n")
     with pytest.raises(ConfigError, match="a job for `raygen plan`, not `raygen generate`"):
-        load(str(job), verb="generate")
+        load(str(job), command="generate")
     with pytest.raises(ConfigError, match="kind: must be one of"):
         load(str(job), ["kind=dance"])
 

@@ -48,7 +48,7 @@ def test_the_command_makes_the_same_rows_in_any_shards(world: Path, tmp_path: Pa
     [
         {"masks": "own", "keep": {"attributes": []}, "vary": {"styles": [], "attributes": []}},
         {"masks": "own", "vary": {"styles": ["hair"], "attributes": []}},
-        {"by": "attributes", "masks": "none"},
+        {"identity_source": "attributes", "masks": "none"},
     ],
 )
 def test_the_command_without_a_bank(world: Path, tmp_path: Path, fields: dict[str, object]) -> None:

@@ -40,7 +40,7 @@ def document(root: Path, out: str, **what: object) -> dict:
         "steps": [1, 2],
         "samplers": [{"name": "ddim"}, {"name": "unipc", "steps": [2]}],
         "score": {"classifier": None},
-        "compare": {"neighbours": None},
+        "compare": {"knn": None},
         "timing": {"pictures": 2, "rounds": 2},
         "generate": {"batch": 4, "shard_rows": 8, "seed": 5},
         **what,
@@ -251,7 +251,7 @@ def test_what_does_not_fit_a_reference_is_refused_by_name(world: Path, swept: Pa
     with pytest.raises(ConfigError, match=r"pictures of 64 x 64 px, the reference .*small of 32 x 32 px"):
         make(evaluate(world, "sizes", samples=samples, reference=f"{world}/small")).run(quiet)
     copied = evaluate(
-        world, "copied", samples=samples, reference=f"{world}/faces", training={"faces": f"{world}/small"}
+        world, "copied", samples=samples, reference=f"{world}/faces", memorization={"faces": f"{world}/small"}
     )
     with pytest.raises(ConfigError, match=r"small has pictures of 32 x 32 px, the reference .*faces of 64 x 64 px"):
         make(copied).run(quiet)
@@ -365,16 +365,16 @@ def test_a_sweep_can_grow_and_keep_what_it_has(world: Path, swept: Path) -> None
 
 def test_the_same_noise_with_more_and_fewer_conditions(world: Path) -> None:
     sets = {"none": [], "attributes": ["attributes"], "mask": ["mask"], "both": None}
-    what = {"samplers": [{"name": "ddim", "steps": [4]}], "only": sets, "timing": None}
-    make(document(world, "only", **what)).run(quiet)
-    shown = {name: pictures(world / f"only/cells/ddim-0004-{name}") for name in sets}
+    what = {"samplers": [{"name": "ddim", "steps": [4]}], "use_conditions": sets, "timing": None}
+    make(document(world, "use_conditions", **what)).run(quiet)
+    shown = {name: pictures(world / f"use_conditions/cells/ddim-0004-{name}") for name in sets}
     assert all(len({shown[name][i] for name in sets}) == 4 for i in range(12)), "each set gives another picture"
     alone = dict(document(world, "x")["generate"], conditions=f"{world}/rows", checkpoint="bundled")
     job = {"kind": "generate", **alone, "sampler": {"name": "ddim", "steps": 4}, "out": f"{world}/all"}
     make(job).run(quiet)
-    assert pictures(world / "all") == shown["both"], "all conditions are what a run without `only` uses"
-    with pytest.raises(ConfigError, match=r"what\.only: the model does not take text"):
-        make(document(world, "wrong", only={"a": ["text"]})).run(quiet)
+    assert pictures(world / "all") == shown["both"], "all conditions are what a run without `use_conditions` uses"
+    with pytest.raises(ConfigError, match=r"use_conditions: the model does not take text"):
+        make(document(world, "wrong", use_conditions={"a": ["text"]})).run(quiet)
 
 
 def pictures(folder: Path) -> list[bytes]:

@@ -153,7 +153,7 @@ def test_a_branch_trains_with_what_its_estimate_looks_like(world: Path, tmp_path
     do(
         "train",
         tmp_path / "other_base",
-        {**ldm(world, modalities=["text"], text=TEXT), "recipe": "overall", "training": {**TRAINING, "seed": 7}},
+        {**ldm(world, modalities=["text"], text=TEXT), "caption": "overall", "training": {**TRAINING, "seed": 7}},
     )
     beside = {
         **what,
@@ -171,7 +171,7 @@ def test_a_branch_trains_with_what_its_estimate_looks_like(world: Path, tmp_path
 
 def test_another_recipe_of_texts_is_another_training(world: Path, tmp_path: Path) -> None:
     what = ldm(world, modalities=["text"], text=TEXT)
-    one, other = (do("train", tmp_path / r, {**what, "recipe": r})["checkpoint"] for r in ("overall", "Smiling"))
+    one, other = (do("train", tmp_path / r, {**what, "caption": r})["checkpoint"] for r in ("overall", "Smiling"))
     assert one != other
     words = checkpoint.load(tmp_path / "Smiling").tokenizer.backend.get_vocab()  # type: ignore[union-attr]
     assert "forehead" not in words

@@ -38,6 +38,12 @@ class Job(base.Job):
     seed: int
     out: str = "out"
 
+    def run(self, report):
+        raise NotImplementedError
+
+    def estimate(self):
+        raise NotImplementedError
+
 
 def job(**changes):
     return override({"kind": "generate", "seed": 1}, [f"{k.replace('__', '.')}={v}" for k, v in changes.items()])
@@ -75,11 +81,11 @@ def test_the_nearest_key_is_one_that_is_valid_just_there():
 
 
 def test_several_faults_are_told_at_once():
-    lines = error({"model": {"kind": "pixels", "side": 4}, "resources": {"runner": "slurm"}}).splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["model.side", "seed", "resources.runner"]
+    lines = sorted(error({"model": {"kind": "pixels", "side": 4}, "resources": {"runner": "slurm"}}).splitlines())
+    assert [line.split(": ")[1] for line in lines] == ["model.side", "resources.runner", "seed"]
     assert "greater than or equal to 8 (got 4)" in lines[0]
-    assert "Field required" in lines[1]
-    assert "'slurm' is not one of local, ray" in lines[2]
+    assert "'slurm' is not one of local, ray" in lines[1]
+    assert "Field required" in lines[2]
 
 
 def test_an_unknown_kind_lists_the_known_ones():
@@ -191,7 +197,7 @@ def test_run_id_does_not_depend_on_the_order_of_keys_or_on_spelled_out_defaults(
 
 
 @pytest.mark.parametrize(
-    "change", ["resources.workers=8", "resources.runner=ray", "resources.gpus=1", "resources.tries=1"]
+    "change", ["resources.workers=8", "resources.runner=ray", "resources.gpus=1", "resources.max_attempts=1"]
 )
 def test_run_id_does_not_depend_on_resources(change):
     assert run_id(parse(Job, job()).settings()) == run_id(parse(Job, override(job(), [change])).settings())

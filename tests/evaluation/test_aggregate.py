@@ -64,7 +64,7 @@ def numbers(made: list[pa.Table], real: list[pa.Table]) -> dict[tuple[str, str],
         reference="x",
         protocols={},
         frechet_name=f"fd:{NETWORK}",
-        compare=FeatureMetricsConfig(neighbours=3, infinity=True),
+        compare=FeatureMetricsConfig(knn=3, fid_infinity=True),
     )
     return {
         (row["metric"], row["slice"]): tuple(

@@ -52,7 +52,7 @@ def table(made: ScoreMatrix, real: ScoreMatrix, **config: object) -> dict[str, d
 
 def test_numbers_are_those_of_the_metrics_and_say_their_protocol() -> None:
     made, real = features(300, 1, 0.3), features(200, 2)
-    rows = table(made, real, infinity=True)
+    rows = table(made, real, fid_infinity=True)
     assert set(rows) == {
         f"{m}:raygen-parser" for m in ("fd", "kid", "precision", "recall", "density", "coverage", "fd_infinity")
     }
@@ -116,7 +116,7 @@ def test_a_reference_is_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
         reference="x",
         protocols={},
         frechet_name="fd",
-        compare=FeatureMetricsConfig(infinity=True),
+        compare=FeatureMetricsConfig(fid_infinity=True),
         prepared=prepared,
     )
     for seed in (1, 3):
@@ -127,7 +127,7 @@ def test_a_reference_is_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_too_few_rows_leave_a_number_out_and_flag_the_others() -> None:
-    rows = table(features(4, 1), features(9, 2), infinity=True, kid_subsets=True)
+    rows = table(features(4, 1), features(9, 2), fid_infinity=True, kid_subsets=True)
     assert set(rows) == {"fd:raygen-parser", "kid:raygen-parser"}
     protocol = json.loads(rows["fd:raygen-parser"]["protocol"])
     assert protocol["fewer_rows_than_values"]
@@ -229,7 +229,7 @@ def test_an_evaluation_says_how_near_samples_are_to_training(world: Path) -> Non
         "copied",
         samples=f"{world}/samples",
         reference=f"{world}/held",
-        training=training,
+        memorization=training,
         score={"parser": None, "classifier": None},
     )
     own = {row["metric"]: row for row in rows}
@@ -251,7 +251,7 @@ def test_the_report_shows_the_closest_pairs_as_pictures(world: Path, tmp_path: P
         "shown",
         samples=f"{world}/samples",
         reference=f"{world}/held",
-        training=training,
+        memorization=training,
         score={"parser": None, "classifier": None},
     )
     folder = world / "shown/metrics"
@@ -306,7 +306,7 @@ def test_slices_give_every_number_again(world: Path) -> None:
     [
         ({"slices": ["Mael"]}, "did you mean 'Male'"),
         ({"slices": ["hatt"]}, "did you mean 'hat'"),
-        ({"training": {"faces": "x"}, "reference": None}, "a `reference` of faces that were held out"),
+        ({"memorization": {"faces": "x"}, "reference": None}, "a `reference` of faces that were held out"),
     ],
 )
 def test_what_cannot_be_compared_is_said_first(tmp_path: Path, what: dict, message: str) -> None:
@@ -321,7 +321,7 @@ def test_the_training_set_holds_out_its_other_splits(world: Path) -> None:
             "none-left",
             samples=f"{world}/samples",
             reference=f"{world}/training",
-            training={"faces": f"{world}/training", "split": None},
+            memorization={"faces": f"{world}/training", "split": None},
             score={"parser": None, "classifier": None},
         )
     with pytest.raises(ConfigError, match="no rows of split 'trane'"):
@@ -330,7 +330,7 @@ def test_the_training_set_holds_out_its_other_splits(world: Path) -> None:
             "no-split",
             samples=f"{world}/samples",
             reference=f"{world}/held",
-            training={"faces": f"{world}/training", "split": "trane"},
+            memorization={"faces": f"{world}/training", "split": "trane"},
             score={"parser": None, "classifier": None},
         )
 
@@ -341,7 +341,9 @@ def test_statistics_of_another_tool_are_a_reference(world: Path, tmp_path: Path)
     store, _ = open_input(f"{world}/direct/scores/reference")
     real = gather_scores(store.tables("scores"))[NAME].vectors.astype(np.float64)
     np.savez(tmp_path / "held.npz", mu=real.mean(axis=0), sigma=np.cov(real, rowvar=False))
-    rows = evaluation(world, "beside", samples=f"{world}/samples", score=score, statistics=str(tmp_path / "held.npz"))
+    rows = evaluation(
+        world, "beside", samples=f"{world}/samples", score=score, reference_stats=str(tmp_path / "held.npz")
+    )
     (row,) = [row for row in rows if row["slice"] == "all/statistics"]
     whole = next(row for row in direct if row["metric"] == "fd:raygen-parser")
     assert row["metric"] == "fd:raygen-parser"
@@ -352,7 +354,7 @@ def test_statistics_of_another_tool_are_a_reference(world: Path, tmp_path: Path)
     assert row["ci_high"] - row["ci_low"] == pytest.approx(whole["ci_high"] - whole["ci_low"], rel=1e-4)
     np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ConfigError, match=r"narrow\.npz"):
-        evaluation(world, "no", samples=f"{world}/samples", score=score, statistics=str(tmp_path / "narrow.npz"))
+        evaluation(world, "no", samples=f"{world}/samples", score=score, reference_stats=str(tmp_path / "narrow.npz"))
 
 
 def saved(path: Path, old: bool = False, **arrays: object) -> str:

@@ -153,11 +153,6 @@ def test_reconstruction_names_its_own_key_where_faces_are_missing(world: Path) -
         evaluate(world, "none", reference=None, score={**NONE, "reconstruction": True})
 
 
-def test_older_runs_keep_their_names() -> None:
-    assert {"reconstruction", "lpips", "condition_size"}.isdisjoint(ScoreConfig().model_dump())
-    assert ScoreConfig(condition_size=32).model_dump()["condition_size"] == 32
-
-
 def test_mask_accuracy_is_that_of_the_condition(world: Path) -> None:
     """Counted by hand: nearest neighbour of both maps at 32 px, all pixels of all pictures alike."""
     found, _ = evaluate(world, "condition", score={"features": None, "classifier": None, "condition_size": 32})
@@ -218,7 +213,7 @@ def test_pictures_that_are_all_alike_give_numbers_or_a_sentence(made: ScoreMatri
         reference="x",
         protocols={},
         frechet_name="fd:x",
-        compare=FeatureMetricsConfig(neighbours=3, infinity=True),
+        compare=FeatureMetricsConfig(knn=3, fid_infinity=True),
     )
     rows = {row["metric"]: row for row in table.to_pylist()}
     assert all(np.isfinite(row["value"]) for row in rows.values())
@@ -238,9 +233,7 @@ def test_pictures_that_are_all_alike_go_through_a_whole_evaluation(world: Path) 
     mask = encode_mask(np.zeros((64, 64), np.uint8))
     rows = pa.concat_tables(open_input(f"{world}/samples")[0].tables("samples")).to_pylist()
     write(world / "grey", [{**row, "image": picture(encode_image(grey)), "mask": picture(mask)} for row in rows])
-    found, _ = evaluate(
-        world, "all_grey", samples=f"{world}/grey", compare={"neighbours": 3}, score={"reconstruction": True}
-    )
+    found, _ = evaluate(world, "all_grey", samples=f"{world}/grey", compare={"knn": 3}, score={"reconstruction": True})
     assert {name.partition(":")[0] for name, where in found if where == "all"} >= {"fd", "kid", "miou", "ssim", "psnr"}
     assert all(np.isfinite(row["value"]) for row in found.values())
     assert "points" in found["fd:raygen-parser", "all"]["protocol"]["left_out"]["precision"]

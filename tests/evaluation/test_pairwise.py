@@ -89,7 +89,7 @@ def test_leakage_is_change_outside_over_change_inside(world: Path) -> None:
                 "score": NOTHING,
                 "batch": 2,
                 "shard_rows": 2,
-                "relate": {"baseline": base, "margin": margin},
+                "pairwise": {"baseline": base, "margin": margin},
             },
         )
         found = metrics(world, f"leak-{margin}")
@@ -109,7 +109,7 @@ def test_leakage_is_change_outside_over_change_inside(world: Path) -> None:
         assert leak["value"] == pytest.approx(outside / inside, rel=1e-5)
         assert leak["ci_low"] <= leak["value"] <= leak["ci_high"]
         assert json.loads(json.dumps(leak["protocol"]))["margin"] == margin
-    run(world, "evaluate", "same", {"samples": base, "score": NOTHING, "relate": {"baseline": base}})
+    run(world, "evaluate", "same", {"samples": base, "score": NOTHING, "pairwise": {"baseline": base}})
     same = metrics(world, "same")
     assert same["change", "all/inside"]["value"] == 0
     assert ("leakage", "all") not in same, "nothing lies outside of all parts"
@@ -117,7 +117,7 @@ def test_leakage_is_change_outside_over_change_inside(world: Path) -> None:
 
 def test_diversity_is_the_mean_over_groups_of_the_mean_over_pairs(world: Path) -> None:
     """Groups of three lie across shards of two rows here."""
-    what = {"samples": str(world / "noise/samples"), "score": NOTHING, "relate": {"diversity": True}}
+    what = {"samples": str(world / "noise/samples"), "score": NOTHING, "pairwise": {"diversity": True}}
     run(world, "evaluate", "diverse", {**what, "batch": 2, "shard_rows": 2})
     found = metrics(world, "diverse")["diversity:ssim", "all"]
     made = images(world, "noise").reshape(5, 3, 32, 32, 3)
@@ -218,7 +218,7 @@ def test_a_row_that_the_baseline_lacks_is_named(world: Path) -> None:
     with pytest.raises(InputError, match="has no sample 'other0'"):
         worker.start(rest)
     with pytest.raises(ConfigError, match="name a `baseline`"):
-        make({"kind": "evaluate", "samples": "x", "relate": {}, "out": "y"})
+        make({"kind": "evaluate", "samples": "x", "pairwise": {}, "out": "y"})
 
 
 def test_rows_without_a_picture_have_no_partner(world: Path) -> None:

@@ -27,7 +27,7 @@ GOOD = Fake()
 
 def run(folder: Path, plan, fake=GOOD, workers=2, **resources):
     settings = Resources(runner="ray", workers=workers, **resources)
-    return execute(RunStore(str(folder)), plan, partial(build, fake), settings, ray_runner, bad_rows=0)
+    return execute(RunStore(str(folder)), plan, partial(build, fake), settings, ray_runner, max_error_fraction=0)
 
 
 @pytest.fixture
@@ -38,7 +38,12 @@ def plan(tmp_path):
 @pytest.fixture
 def golden(tmp_path, plan):
     outcome = execute(
-        RunStore(str(tmp_path / "golden")), plan, partial(build, Fake()), Resources(), local_runner, bad_rows=0
+        RunStore(str(tmp_path / "golden")),
+        plan,
+        partial(build, Fake()),
+        Resources(),
+        local_runner,
+        max_error_fraction=0,
     )
     return outcome.manifest
 
@@ -92,13 +97,14 @@ from functools import partial
 from pathlib import Path
 from raygen.execution.ray.actors import ray_runner
 from raygen.execution.executor import execute
-from raygen.core.config import Where
-from raygen.store import Store
+from raygen.core.config import Resources
+from raygen.store.run_store import RunStore
 from tests.fakes import Fake, build, plan_of
 folder = Path(sys.argv[1])
 plan = plan_of(folder, rows=96, shard_rows=8, batch=4)
-where = Where(runner="ray", workers=2)
-execute(Store(str(folder / "out")), plan, partial(build, Fake(seconds=0.3)), where, ray_runner, bad_rows=0)
+resources = Resources(runner="ray", workers=2)
+store, fake = RunStore(str(folder / "out")), partial(build, Fake(seconds=0.3))
+execute(store, plan, fake, resources, ray_runner, max_error_fraction=0)
 """
 
 
@@ -141,6 +147,6 @@ def test_the_drivers_memory_hardly_grows_with_the_number_of_shards(tmp_path):
     plan = plan_of(tmp_path, rows=shards, shard_rows=1, batch=1)
     resources = Resources(runner="ray", workers=2)
     store = RunStore(str(tmp_path / "out"))
-    execute(store, plan, partial(build, Fake()), resources, ray_runner, bad_rows=0, report=watch)
+    execute(store, plan, partial(build, Fake()), resources, ray_runner, max_error_fraction=0, report=watch)
     grown = (marks[shards] - marks[settled]) / 1e6
     assert grown <= 0.1024 * (shards - settled), f"{grown:.0f} MB for {shards - settled} shards"

@@ -17,10 +17,12 @@ from tests.fakes import Fake, build, plan_of
 GOOD = Fake()
 
 
-def run(folder: Path, plan, fake=GOOD, *, bad_rows=0.0, tries=3, report=lambda _: None):
-    resources = Resources(tries=tries)
+def run(folder: Path, plan, fake=GOOD, *, max_error_fraction=0.0, tries=3, report=lambda _: None):
+    resources = Resources(max_attempts=tries)
     store = RunStore(str(folder))
-    return execute(store, plan, partial(build, fake), resources, local_runner, bad_rows=bad_rows, report=report)
+    return execute(
+        store, plan, partial(build, fake), resources, local_runner, max_error_fraction=max_error_fraction, report=report
+    )
 
 
 def record(folder: Path) -> dict:
@@ -29,7 +31,7 @@ def record(folder: Path) -> dict:
 
 def test_bad_rows_are_rows_and_are_in_quarantine(tmp_path):
     plan = plan_of(tmp_path, rows=100, shard_rows=30)
-    outcome = run(tmp_path / "out", plan, Fake(kind="bad_rows"), bad_rows=0.2)
+    outcome = run(tmp_path / "out", plan, Fake(kind="max_error_fraction"), max_error_fraction=0.2)
     assert outcome.manifest["rows"] == {"samples": 100, "quarantine": 10}
     assert outcome.manifest["quarantined"] == {"bad": 10}
     store = RunStore(str(tmp_path / "out"))
@@ -42,7 +44,7 @@ def test_bad_rows_are_rows_and_are_in_quarantine(tmp_path):
 def test_too_many_bad_rows_end_with_3_and_without_success(tmp_path):
     plan = plan_of(tmp_path, rows=100, shard_rows=30)
     with pytest.raises(TooManyBadRows, match="10 of 100 rows failed"):
-        run(tmp_path / "out", plan, Fake(kind="bad_rows"), bad_rows=0.05)
+        run(tmp_path / "out", plan, Fake(kind="max_error_fraction"), max_error_fraction=0.05)
     assert record(tmp_path / "out")["exit_code"] == 3
     assert not (tmp_path / "out/attempt-00/_SUCCESS").exists()
     assert len(list((tmp_path / "out/attempt-00/commits").iterdir())) == 4  # what was made is kept
@@ -103,7 +105,7 @@ def test_a_divergent_second_try_is_reported(tmp_path):
 
     commit.unlink()
     with pytest.raises(IntegrityError, match=r"shards \[1\] gave other rows"):
-        execute(store, plan, partial(build, Twin(seed=1)), Resources(), local_runner, bad_rows=0)
+        execute(store, plan, partial(build, Twin(seed=1)), Resources(), local_runner, max_error_fraction=0)
     assert record(tmp_path / "out")["exit_code"] == 5
     assert commit.read_bytes() == kept  # the first commit stands
 

@@ -298,7 +298,7 @@ def test_a_picture_that_cannot_be_read_is_counted_and_too_many_end_the_run(tmp_p
     with pytest.raises(TooManyBadRows, match="1 of 12 rows failed"):
         export(run, tmp_path / "out", "recordio")
     assert not (tmp_path / "out/dataset/README.md").exists()
-    result = export(run, tmp_path / "more", "recordio", bad_rows=0.1)
+    result = export(run, tmp_path / "more", "recordio", max_error_fraction=0.1)
     assert result.facts["left out"] == "1 could not be exported"
     assert "not_an_image 1" in (tmp_path / "more/dataset/README.md").read_text()
 

@@ -264,8 +264,6 @@ def test_rows_are_scored_by_their_own_text_and_the_others_left_out(folder: Path,
     assert row["ci_low"] < row["value"] < row["ci_high"]
 
 
-def test_runs_without_a_text_score_keep_their_names() -> None:
-    assert "text" not in ScoreConfig().model_dump()
-    assert "text" in ScoreConfig(text=ClipConfig(folder="x")).model_dump()
+def test_logits_need_features() -> None:
     with pytest.raises(ValueError, match="needs `features"):
         ScoreConfig(logits=True)

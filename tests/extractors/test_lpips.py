@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 from pathlib import Path
 
 import lpips
@@ -11,7 +10,6 @@ import torch
 import torchvision
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.hashing import canonical
 from raygen.extractors import lpips as our_lpips
 from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.extractors.perceptual import load_perceptual
@@ -170,17 +168,6 @@ def test_alexnet_is_looked_for_under_its_own_name(tmp_path: Path, monkeypatch: p
     (tmp_path / "checkpoints" / "alex.pth").rename(tmp_path / "checkpoints" / our_lpips.FILES["alex"])
     with pytest.raises(InputError, match="not 7be5be79"):
         load_lpips(LPIPSConfig(network="alex"))
-
-
-def test_settings_without_the_field_are_called_what_they_were() -> None:
-    """The bytes that names of runs are made of, as they were when there was one network."""
-    old = b'{"sha256":null,"weight":1.0,"weights":"hub"}'
-    assert canonical(LPIPSConfig()) == canonical(LPIPSConfig(network="vgg")) == old
-    assert canonical({"lpips": LPIPSConfig()}) == b'{"lpips":' + old + b"}"
-    alex = LPIPSConfig(network="alex")
-    assert json.loads(canonical(alex)) == {**json.loads(old), "network": "alex"}
-    for one in (alex, LPIPSConfig()):
-        assert LPIPSConfig.model_validate(json.loads(canonical(one))) == one
 
 
 # --- all pairs ----------------------------------------------------------------------------------------------

@@ -316,14 +316,14 @@ def test_rows_become_weights() -> None:
         assert found.style_weights is not None
         return found.style_weights[0]
 
-    own = weights(style_a=a)
+    own = weights(style_reference_a=a)
     assert torch.equal(own, torch.stack([there.float(), torch.zeros(19)])), "what it does not have is not taken"
-    swap = weights(style_a=a, style_b=b)
+    swap = weights(style_reference_a=a, style_reference_b=b)
     assert torch.equal(swap, torch.stack([torch.zeros(19), there.float()]))
-    part = weights(style_a=a, style_b=b, style_parts=[3, 4], style_mix=0.25)
+    part = weights(style_reference_a=a, style_reference_b=b, style_parts=[3, 4], style_mix=0.25)
     assert part[:, 3].tolist() == part[:, 4].tolist() == [0.75, 0.25]
     assert part[:, 5].tolist() == [1.0, 0.0]
-    noise = weights(style_a=a, style_parts=[3])
+    noise = weights(style_reference_a=a, style_parts=[3])
     assert noise[:, 3].tolist() == [0.0, 0.0]
     found, _ = parsed()
     assert not found.present["style"].any()
@@ -336,13 +336,15 @@ def test_bad_references_are_errors_with_reasons() -> None:
         assert not found.present["mask"].any()
         return str(errors[0])
 
-    assert error(style_a={"face_id": "bare"}) == "style: reference 'bare' has no mask"
-    assert error(style_a={"face_id": "small"}).startswith(
+    assert error(style_reference_a={"face_id": "bare"}) == "style: reference 'bare' has no mask"
+    assert error(style_reference_a={"face_id": "small"}).startswith(
         "style: the mask of reference 'small' is 16x16, its picture 32"
     )
-    assert error(style_a={"face_id": "a", "sha256": "0" * 64}).startswith("style: reference 'a' is another picture")
-    assert error(style_a={"face_id": "a"}, style_parts=[19]) == "style: part 19 is above 18"
-    both = {"style_a": {"face_id": "a"}, "style_b": {"face_id": "b"}}
+    assert error(style_reference_a={"face_id": "a", "sha256": "0" * 64}).startswith(
+        "style: reference 'a' is another picture"
+    )
+    assert error(style_reference_a={"face_id": "a"}, style_parts=[19]) == "style: part 19 is above 18"
+    both = {"style_reference_a": {"face_id": "a"}, "style_reference_b": {"face_id": "b"}}
     assert error(**both, style_parts=[14, 16]) == "style: neither the mask nor a reference has hat, neck_l"
 
 

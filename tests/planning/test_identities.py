@@ -117,17 +117,17 @@ def test_nobody_is_there_twice_and_nobody_lends_to_themselves() -> None:
     references = {row["identity_id"]: who[str(row["source"])] for row in rows}
     assert len(set(references.values())) == 30, "no two identities are one person"
     assert not {"p0", "p1"} & set(references.values()), "without eyes or mask nobody is a reference"
-    assert [row for row in rows if names_of(row["style_a"]) != row["source"]] == []
-    lenders = [(row["identity_id"], who[names_of(row["style_b"])]) for row in rows]
+    assert [row for row in rows if names_of(row["style_reference_a"]) != row["source"]] == []
+    lenders = [(row["identity_id"], who[names_of(row["style_reference_b"])]) for row in rows]
     assert [one for one in lenders if references[one[0]] == one[1]] == []
     masks: dict[bytes, set[str]] = {}
     for face in faces.to_pylist():
         if face["mask"]:
             masks.setdefault(face["mask"]["bytes"], set()).add(who[face["face_id"]])
     for row in rows:
-        assert who[names_of(row["style_b"])] in masks[row["mask"]["bytes"]]  # type: ignore[index]
+        assert who[names_of(row["style_reference_b"])] in masks[row["mask"]["bytes"]]  # type: ignore[index]
     for name in references:
-        lent = [names_of(row["style_b"]) for row in of(rows, str(name))]
+        lent = [names_of(row["style_reference_b"]) for row in of(rows, str(name))]
         assert len(set(lent)) == 6, "nobody lends twice where there are enough"
 
 
@@ -139,14 +139,14 @@ def test_what_is_kept_stays_and_what_varies_comes_from_the_donor() -> None:
     for name in {row["identity_id"] for row in rows}:
         mine = of(rows, str(name))
         own = known[mine[0]["source"]]
-        assert len({names_of(row["style_a"]) for row in mine}) == 1
+        assert len({names_of(row["style_reference_a"]) for row in mine}) == 1
         assert all(row["style_parts"] == sorted(CLASS_INDEX[p] for p in config.vary.styles) for row in mine)
         assert not set(mine[0]["style_parts"]) & {CLASS_INDEX[p] for p in config.keep.styles}  # type: ignore[call-overload]
         assert all(row["style_mix"] == 1.0 and row["group_id"] == name for row in mine)
         for attribute in config.keep.attributes:
             assert {at(row, attribute) for row in mine} == {own["attributes"][ATTRIBUTE_INDEX[attribute]]}
         for row in mine:
-            lender = known[names_of(row["style_b"])]
+            lender = known[names_of(row["style_reference_b"])]
             assert row["mask"] == lender["mask"], "one donor for all that varies, so that mask and labels agree"
             assert lender["attributes"][MALE] == own["attributes"][MALE]
             for attribute in config.vary.attributes:
@@ -164,7 +164,7 @@ def test_references_and_donors_are_named_by_content() -> None:
     rows, _ = planned(faces, identities=3, pictures=2)
     wanted = {r["face_id"]: hashlib.sha256(r["image"]["bytes"]).hexdigest() for r in faces.to_pylist()}
     for row in rows:
-        for column in ("style_a", "style_b"):
+        for column in ("style_reference_a", "style_reference_b"):
             assert row[column]["sha256"] == wanted[names_of(row[column])]  # type: ignore[index]
 
 
@@ -186,7 +186,7 @@ def test_more_pictures_and_more_identities_keep_the_rows_that_are_there() -> Non
     there = {row["sample_id"]: row for row in many}
     assert [there[row["sample_id"]] for row in few] == few
     assert "they come again" in notes[-1]
-    lent = Counter(names_of(row["style_b"]) for row in of(many, "id-000000"))
+    lent = Counter(names_of(row["style_reference_b"]) for row in of(many, "id-000000"))
     assert max(lent.values()) - min(lent.values()) <= 1, "nobody lends a third time before all did twice"
 
 
@@ -206,32 +206,34 @@ def test_own_masks_stay_and_donors_have_what_varies() -> None:
         needed = {part for part in ("hair", "hat") if shows(row["source"], part)}
         seen.add(len(needed))
         if not needed:
-            assert row["style_b"] is None, "nothing to vary"
+            assert row["style_reference_b"] is None, "nothing to vary"
             assert row["style_parts"] is None
         else:
-            assert all(shows(names_of(row["style_b"]), part) for part in needed)
+            assert all(shows(names_of(row["style_reference_b"]), part) for part in needed)
     assert len(seen) > 1
 
 
 def test_identities_of_attributes_are_unlike_each_other() -> None:
     faces = people(40)
     kept: list[AttributeName] = ["Male", "Young", "Pale_Skin"]
-    fields = {"by": "attributes", "masks": "none", "keep": {"attributes": kept}, "pictures": 5}
+    fields = {"identity_source": "attributes", "masks": "none", "keep": {"attributes": kept}, "pictures": 5}
     rows, _ = planned(faces, identities=8, **fields)
     vectors = {row["identity_id"]: tuple(at(row, name) for name in kept) for row in rows}
     assert len(set(vectors.values())) == 8, "there are no more than these"
-    assert all(row["style_a"] is None and row["mask"] is None for row in rows)
+    assert all(row["style_reference_a"] is None and row["mask"] is None for row in rows)
     with pytest.raises(ConfigError, match=r"need 9 references, .* have 8; .*with attributes that are taken"):
         planned(faces, identities=9, **fields)
-    both, _ = planned(faces, identities=6, pictures=2, by="both", keep={"attributes": kept}, balance=["Male"])
+    both, _ = planned(
+        faces, identities=6, pictures=2, identity_source="both", keep={"attributes": kept}, balance=["Male"]
+    )
     assert len({tuple(at(row, name) for name in kept) for row in both}) == 6
-    assert all(row["style_a"] and row["mask"] for row in both)
+    assert all(row["style_reference_a"] and row["mask"] for row in both)
 
 
 def test_nothing_to_borrow_is_a_plan_too() -> None:
     fields = {"masks": "own", "keep": {"attributes": []}, "vary": {"styles": [], "attributes": []}}
     rows, notes = planned(people(10), identities=2, pictures=3, **fields)
-    assert [row["style_b"] for row in rows] == [None] * 6
+    assert [row["style_reference_b"] for row in rows] == [None] * 6
     assert [row["attributes"] for row in rows] == [None] * 6
     assert all(row["mask"] for row in rows)
     assert notes == ()
@@ -253,7 +255,7 @@ def test_a_bank_keeps_rare_groups() -> None:
     """Young men are three among thirty-three, and still lend as many of eight faces as anybody."""
     faces = people(40, pictures=1)
     faces = faces.take([who for who in range(40) if who % 4 or who < 12])
-    config = Identities.model_validate({"identities": 4, "pictures": 3, "balance": ["Male", "Young"], "bank": 8})
+    config = Identities.model_validate({"identities": 4, "pictures": 3, "balance": ["Male", "Young"], "num_donors": 8})
     values = config.chosen([faces]).bank["attributes"].to_pylist()
     assert sorted(Counter((v[MALE], v[YOUNG]) for v in values).items()) == [
         ((-1, -1), 2),
@@ -274,8 +276,10 @@ def test_too_few_is_said_with_numbers() -> None:
     assert "2 without a mask" in str(caught.value)
     with pytest.raises(ConfigError, match=r"40 identities need 10 references of the cell \(Male, Young\), .* have 9"):
         planned(people(40), identities=40, pictures=1, balance=["Male", "Young"])
-    with pytest.raises(ConfigError, match=r"alike: nobody else can lend to face '.*' \(alike in: Male, Young"):
-        planned(people(6, pictures=1), identities=4, pictures=1, alike=["Male", "Young", "Chubby", "Big_Nose"])
+    with pytest.raises(ConfigError, match=r"match_attributes: no other face can lend to '.*' \(alike in: Male, Young"):
+        planned(
+            people(6, pictures=1), identities=4, pictures=1, match_attributes=["Male", "Young", "Chubby", "Big_Nose"]
+        )
     with pytest.raises(ConfigError, match="have 19;"):
         planned(people(40), identities=21, pictures=1, splits=["train"])
 
@@ -292,7 +296,7 @@ def test_too_few_is_said_with_numbers() -> None:
         ({"masks": "own", "keep": {"attributes": []}}, "seen in the mask, which masks: own keeps"),
         ({"masks": "none"}, "styles need masks"),
         ({"balance": ["Male", "male"]}, "Male is there twice"),
-        ({"by": "both", "keep": {"attributes": []}}, "needs keep.attributes"),
+        ({"identity_source": "both", "keep": {"attributes": []}}, "needs keep.attributes"),
         ({"prefix": "../"}, "bad_id"),
         ({"prefix": "CON."}, "device of Windows"),
         ({"keep": {"attributes": ["Mail"]}}, "Mail"),
@@ -319,13 +323,13 @@ def test_one_picture_under_two_names_is_one_person() -> None:
     unnamed = pa.concat_tables([faces, twin]).drop_columns("identity_id")
     renamed = twin.set_column(7, FACES.field("identity_id"), pa.array(["somebody"], pa.string()))
     for given in (cast(unnamed, FACES), pa.concat_tables([faces, renamed])):
-        assert len({names_of(row["style_a"]) for row in planned(given, identities=6, pictures=3)[0]}) == 6
+        assert len({names_of(row["style_reference_a"]) for row in planned(given, identities=6, pictures=3)[0]}) == 6
         with pytest.raises(ConfigError, match=r"7 identities need 7 references, and the faces have 6; .*1 of a person"):
             planned(given, identities=7, pictures=1)
     rows, _ = planned(cast(unnamed, FACES), identities=6, pictures=20)
     of_twins = [row for row in rows if row["source"] in ("f002.0", "twin")]
     assert len(of_twins) == 20
-    assert not {names_of(row["style_b"]) for row in of_twins} & {"f002.0", "twin"}
+    assert not {names_of(row["style_reference_b"]) for row in of_twins} & {"f002.0", "twin"}
 
 
 def test_a_person_called_like_a_face_is_somebody_else() -> None:
@@ -365,8 +369,10 @@ def test_a_persons_other_pictures_can_lend() -> None:
         lent = [by_id[f"{row['source'][:-1]}{k}"] for k in range(4) if f"{row['source'][:-1]}{k}" != row["source"]]
         assert row["mask"] in [face["mask"] for face in lent], "of another picture of the same person"
         assert row["mask"] != own["mask"]
-        assert names_of(row["style_a"]) == row["source"]
-        assert row["style_b"] is None or names_of(row["style_b"]) in [face["face_id"] for face in lent]
+        assert names_of(row["style_reference_a"]) == row["source"]
+        assert row["style_reference_b"] is None or names_of(row["style_reference_b"]) in [
+            face["face_id"] for face in lent
+        ]
     for name in {row["identity_id"] for row in rows}:
         assert len({row["mask"]["bytes"] for row in of(rows, name)}) == 3, "each lends before any lends again"
     with pytest.raises(ConfigError, match="39 without another picture of the person"):

@@ -39,7 +39,7 @@ def planned(experiment: str, without: int = 0, **fields: object) -> list[dict[st
 
 
 def ids(row: dict[str, object]) -> tuple[object, object]:
-    a, b = row["style_a"], row["style_b"]
+    a, b = row["style_reference_a"], row["style_reference_b"]
     return a and a["face_id"], b and b["face_id"]  # type: ignore[index]
 
 
@@ -80,13 +80,13 @@ def test_a_plan_of_one_split_needs_no_other_module() -> None:
 def test_references_are_named_by_their_content() -> None:
     rows, given = planned("swap"), faces(4)
     wanted = [hashlib.sha256(image["bytes"]).hexdigest() for image in given["image"].to_pylist()]
-    assert [row["style_a"]["sha256"] for row in rows] == [wanted[1], wanted[2], wanted[0]]  # type: ignore[index]
+    assert [row["style_reference_a"]["sha256"] for row in rows] == [wanted[1], wanted[2], wanted[0]]  # type: ignore[index]
 
 
 def test_an_unknown_part_is_a_sentence(tmp_path: Path) -> None:
     document = {"kind": "plan", "out": "x", "faces": "y", "planning": {"kind": "styles", "parts": ["hiar"]}}
     (tmp_path / "job.yaml").write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=r"what\.planning\.parts\.0: 'hiar' is not one of .*did you mean 'hair'"):
+    with pytest.raises(ConfigError, match=r"planning\.parts\.0: 'hiar' is not one of .*did you mean 'hair'"):
         load(str(tmp_path / "job.yaml"))
     with pytest.raises(ValueError, match="needs `parts`"):
         Styles(experiment="partial")
@@ -98,15 +98,15 @@ def test_guidance_in_both_spellings() -> None:
     zt, t = torch.randn(2, *model.latent_shape), torch.tensor([10, 900])
     with torch.no_grad():
         scale = build_guidance(model, given, 2.2, against=("mask",))(model, zt, t)
-        extra = build_guidance(model, given, 1.2, form="extra", against=("mask",))(model, zt, t)
+        extra = build_guidance(model, given, 1.2, parametrization="cfg_minus_one", against=("mask",))(model, zt, t)
         by_name = build_guidance(model, given, {"style": 2.2}, against=("mask",))(model, zt, t)
         e, e0 = (build_guidance(model, c, 1.0)(model, zt, t) for c in (given, given.keep({"mask"})))
     torch.testing.assert_close(extra, e + 1.2 * (e - e0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scale, extra)
     torch.testing.assert_close(by_name, scale)
-    assert len(build_guidance(model, given, 0.0, form="extra").weights) == 1
-    with pytest.raises(ConfigError, match="has the form 'scale'"):
-        build_guidance(model, given, {"style": 1.0}, form="extra")
+    assert len(build_guidance(model, given, 0.0, parametrization="cfg_minus_one").weights) == 1
+    with pytest.raises(ConfigError, match="has the form 'cfg'"):
+        build_guidance(model, given, {"style": 1.0}, parametrization="cfg_minus_one")
     with pytest.raises(ConfigError, match=r"against \['text'\]"):
         build_guidance(model, given, 2.0, against=("text",))
 

@@ -41,6 +41,6 @@ def test_rows(tmp_path: Path) -> None:
 
 def test_without_flips(tmp_path: Path) -> None:
     checkpoint.save(FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8))), tmp_path / "ae")
-    worker = EncodeWorker(EncodeConfig(checkpoint=str(tmp_path / "ae"), flips=False, device="cpu"))
+    worker = EncodeWorker(EncodeConfig(checkpoint=str(tmp_path / "ae"), horizontal_flips=False, device="cpu"))
     row = {"face_id": "f", "split": "train", "image": picture(encode_image(np.zeros((16, 16, 3), np.uint8)))}
     assert worker(pa.Table.from_pylist([row], FACES))["latents"]["transform"].to_pylist() == ["none"]

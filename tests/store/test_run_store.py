@@ -23,7 +23,9 @@ GOOD = Fake()
 
 
 def run(folder: Path, plan: Plan, fake: Fake = GOOD, **kwargs):
-    return execute(RunStore(str(folder)), plan, partial(build, fake), Resources(), local_runner, bad_rows=0.5, **kwargs)
+    return execute(
+        RunStore(str(folder)), plan, partial(build, fake), Resources(), local_runner, max_error_fraction=0.5, **kwargs
+    )
 
 
 def test_cut_covers_every_row_once_and_in_order():
@@ -238,7 +240,7 @@ def test_s3_behaves_like_a_disk(s3, tmp_path):
     plan = plan_of(tmp_path, rows=32)
     local = run(tmp_path / "out", plan)
     store = RunStore(f"{s3}/run")
-    remote = execute(store, plan, partial(build, Fake()), Resources(), local_runner, bad_rows=0)
+    remote = execute(store, plan, partial(build, Fake()), Resources(), local_runner, max_error_fraction=0)
     assert store.creates_once
     assert remote.manifest["set_digest"] == local.manifest["set_digest"]
     assert verify(RunStore(f"{s3}/run")).ok
@@ -254,5 +256,5 @@ def test_a_missing_bucket_is_a_sentence(s3, tmp_path):
             partial(build, Fake()),
             Resources(),
             local_runner,
-            bad_rows=0,
+            max_error_fraction=0,
         )

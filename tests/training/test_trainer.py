@@ -193,7 +193,7 @@ def test_gradients_of_two_ranks_average_to_those_of_one() -> None:
 
 
 def test_accumulation_changes_only_rounding() -> None:
-    whole, parts = list(train(trainer(), arrays())), list(train(trainer(accumulate=2), arrays()))
+    whole, parts = list(train(trainer(), arrays())), list(train(trainer(gradient_accumulation_steps=2), arrays()))
     np.testing.assert_allclose([s.loss for s in whole], [s.loss for s in parts], rtol=1e-4)
 
 
@@ -205,7 +205,7 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    made = list(train(trainer(rank, 2, accumulate=2), arrays()))
+    made = list(train(trainer(rank, 2, gradient_accumulation_steps=2), arrays()))
     Path(folder, f"{rank}.json").write_text(json.dumps([s.loss for s in made]))
     dist.destroy_process_group()
 

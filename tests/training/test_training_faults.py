@@ -25,7 +25,7 @@ def job(faces: Path, out: Path, **resources) -> dict:
         "faces": str(faces),
         "model": {"kind": "autoencoder", "image_size": 32, "patch": 2, "channels": [8, 8], "mid_attention": False},
         "training": {"steps": STEPS, "batch": 8, "warmup": 2, "save_every": 3, "log_every": 3, "seed": 4, "lr": 1e-3},
-        "weights": "float32",
+        "save_dtype": "float32",
     }
     return {"kind": "train", **what, "resources": resources, "out": str(out)}
 

@@ -78,7 +78,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
     """Run `task` on `resources.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
 
-    A worker that dies restarts the ranks, at most `resources.tries` times; `task` goes on from its own state.
+    A worker that dies restarts the ranks, at most `resources.max_attempts` times; `task` goes on from its own state.
     `InfrastructureError` where that is not enough; other errors of `raygen.core.config` come as they were raised.
     """
     storage = os.path.join(os.path.abspath(shared), ".ray-train")
@@ -98,7 +98,7 @@ def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
             run_config=RunConfig(
                 name=f"train-{uuid.uuid4().hex[:8]}",
                 storage_path=storage,
-                failure_config=FailureConfig(max_failures=resources.tries),
+                failure_config=FailureConfig(max_failures=resources.max_attempts),
             ),
         )
         try:

@@ -1,0 +1,175 @@
+"""raygen from Python: run a job, read any table, score a folder of pictures."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Final, Literal, overload
+
+import pyarrow as pa
+
+from raygen.commands.base import ProgressCallback, Result
+from raygen.commands.registry import load, make
+from raygen.core.config import Resources, override
+from raygen.core.errors import ConfigError
+from raygen.execution.executor import execute, local_runner
+from raygen.store.filesystem import FileStore
+from raygen.store.parquet import from_parquet
+from raygen.store.run_store import Plan, RunStore, make_shards, open_input
+from raygen.store.schemas import SAMPLES, SCHEMAS, cast
+
+__all__ = ["evaluate", "load_dataset", "run"]
+
+#: Which table of a run is read where none is named: the first one that is there.
+MAIN_TABLES: Final = ("samples", "faces", "conditions", "latents", "selection", "scores")
+Format = Literal["arrow", "pandas", "datasets"]
+
+
+def run(job: str | Path | Mapping[str, Any], *overrides: str, progress: ProgressCallback = lambda _: None) -> Result:
+    """Run a job: a YAML file or a dictionary with the same keys, with `a.b=c` overrides.
+
+    Finished shards are kept: a second call goes on where the first one stopped. Returns the folder and facts about the
+    run. Raises the errors of `raygen.core.errors`; `progress` is called with a `Progress` now and then.
+    """
+    loaded = make(override(job, overrides)) if isinstance(job, Mapping) else load(str(job), overrides)
+    return loaded.run(progress)
+
+
+@overload
+def load_dataset(
+    folder: str | Path,
+    table: str | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    format: Literal["arrow"] = ...,
+) -> pa.Table: ...
+
+
+@overload
+def load_dataset(
+    folder: str | Path, table: str | None = None, *, columns: Sequence[str] | None = None, format: Format
+) -> Any: ...
+
+
+def load_dataset(
+    folder: str | Path,
+    table: str | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    format: Format = "arrow",
+) -> Any:
+    """The committed rows of a finished run, local or behind a URL.
+
+    `table` is one of faces, conditions, samples, scores, selection, latents, influence, or `metrics` of an evaluation;
+    without it the run's main table is read. `format`: a `pyarrow.Table`, a pandas data frame, or a
+    `datasets.Dataset` whose picture columns decode to Pillow pictures and whose maps are lists of key and value.
+    `ConfigError` where the run is not finished or has no such table.
+    """
+    url = str(folder)
+    rows = _metrics(url) if table == "metrics" else _committed(url, table, columns)
+    if columns is not None:
+        rows = rows.select(list(columns))
+    if format == "arrow":
+        return rows
+    if format == "pandas":
+        return rows.to_pandas()
+    try:
+        from datasets import Dataset
+        from datasets.table import InMemoryTable
+    except ImportError as error:
+        raise ConfigError("format='datasets' needs the package `datasets`: pip install datasets") from error
+    return Dataset(InMemoryTable(_without_maps(rows)))
+
+
+def _without_maps(rows: pa.Table) -> pa.Table:
+    """Map columns as lists of (key, value) structs: `datasets` 5.2 refuses a table that has a map anywhere."""
+    for position, field in enumerate(rows.schema):
+        if pa.types.is_map(field.type):
+            pairs = pa.list_(pa.struct([("key", field.type.key_type), ("value", field.type.item_type)]))
+            columns = [pa.array([_pairs(value) for value in rows[field.name].to_pylist()], pairs)]
+            rows = rows.set_column(position, pa.field(field.name, pairs), columns)
+    return rows
+
+
+def _pairs(value: list[tuple[Any, Any]] | None) -> list[dict[str, Any]] | None:
+    return None if value is None else [{"key": key, "value": item} for key, item in value]
+
+
+def _metrics(url: str) -> pa.Table:
+    for name in ("metrics/metrics.parquet", "metrics.parquet"):
+        if FileStore(url).exists(name):
+            return from_parquet(FileStore(url).get(name))
+    raise ConfigError(f"{url}: no metrics.parquet here; name the folder of an evaluation")
+
+
+def _committed(url: str, table: str | None, columns: Sequence[str] | None) -> pa.Table:
+    if table is not None and table not in SCHEMAS:
+        raise ConfigError(f"table: must be one of {', '.join((*SCHEMAS, 'metrics'))} (got {table!r})")
+    store, _ = open_input(url)
+    name = table or next((name for name in MAIN_TABLES if store.has(name)), None)
+    if name is None or not store.has(name):
+        raise ConfigError(f"{url}: the run of `raygen {store.plan().kind}` has no table {name or 'with rows'}")
+    return pa.concat_tables(store.tables(name, columns))
+
+
+def evaluate(
+    samples: str | Path,
+    reference: str | Path,
+    *,
+    out: str | Path | None = None,
+    size: int = 64,
+    progress: ProgressCallback = lambda _: None,
+    **settings: Any,
+) -> dict[str, float]:
+    """Score pictures against real ones; the numbers of the whole set by metric, such as `fd:raygen-parser`.
+
+    Each of `samples` and `reference` is a folder of pictures (cropped to squares of `size` pixels) or the folder of a
+    finished run. `settings` are those of `raygen evaluate` (`score`, `compare`, `slices` …). With `out` everything is
+    kept there: METRICS with protocols and intervals, scores of each picture. `ConfigError` and `InputError` as the
+    commands raise them.
+    """
+    with tempfile.TemporaryDirectory() if out is None else nullcontext(str(out)) as folder:
+        judged = _samples(str(samples), f"{folder}/pictures", size, progress)
+        real = _faces(str(reference), f"{folder}/reference_pictures", size, progress)
+        make({"kind": "evaluate", "samples": judged, "reference": real, **settings, "out": f"{folder}"}).run(progress)
+        rows = _metrics(str(folder)).to_pylist()
+    return {row["metric"]: row["value"] for row in rows if row["slice"] == "all"}
+
+
+def _is_run(url: str) -> bool:
+    return any(FileStore(url).exists(f"{place}plan.json") for place in ("attempt-00/", ""))
+
+
+def _faces(url: str, out: str, size: int, progress: ProgressCallback) -> str:
+    """The run itself, or an ingest run of a folder of pictures."""
+    if _is_run(url) or FileStore(url).exists("reference.json"):
+        return url
+    data = {"kind": "folder", "root": url, "size": size, "crop": "center"}
+    make({"kind": "ingest", "data": data, "out": out}).run(progress)
+    return out
+
+
+def _samples(url: str, out: str, size: int, progress: ProgressCallback) -> str:
+    """A run with SAMPLES: the run itself, or the pictures of a folder or of FACES as samples."""
+    if _is_run(url) and open_input(url)[0].has("samples"):
+        return url
+    faces, content = open_input(_faces(url, f"{out}/faces", size, progress))
+    shards = make_shards(faces.slices("faces"), 1024)
+    plan = Plan("samples", content[:16], {"faces": content}, 1024, shards)
+    store = RunStore(f"{out}/samples")
+    execute(store, plan, _AsSamples, Resources(), local_runner, max_error_fraction=0.0)
+    return f"{out}/samples"
+
+
+class _AsSamples:
+    """FACES rows as SAMPLES rows, so that any set of pictures can be judged."""
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """See `Worker.start`."""
+        table = rows.rename_columns(["sample_id" if name == "face_id" else name for name in rows.column_names])
+        for field in SAMPLES:
+            if field.name not in table.column_names:
+                # Not generated here, so there is no sampler, checkpoint or seed to name.
+                blank = None if field.nullable else "" if pa.types.is_string(field.type) else 0
+                table = table.append_column(field, pa.array([blank] * rows.num_rows, field.type))
+        return lambda: {"samples": cast(table.select(SAMPLES.names), SAMPLES)}
