@@ -200,7 +200,7 @@ def test_the_selection_says_how_its_pictures_were_made_and_planned(world: Path, 
     card = (chosen / "folder/dataset/README.md").read_text()
     assert "| noise_seed | `5` |" in card
     assert "| planned as | `{" in card
-    assert 'which is `{"least":' in card
+    assert "the 0.25 quantile of the first attempt, were refused. |" in card
     assert str(world) not in card
 
 
