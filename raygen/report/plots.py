@@ -92,7 +92,8 @@ def axis_range(values: Sequence[float], *, log: bool = False) -> AxisRange:
         ticks = [tick for tick in ticks if low <= tick <= high]
         ticks = ticks[:: math.ceil(len(ticks) / MAX_TICKS)]
     else:
-        ticks = [float(tick) for tick in MaxNLocator(MAX_TICKS - 1).tick_values(low, high) if low <= tick <= high]
+        locator = MaxNLocator(MAX_TICKS - 1, steps=[1, 2, 2.5, 5, 10])
+        ticks = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
     return AxisRange(low, high, ticks, log)
 
 
@@ -122,7 +123,7 @@ def line_plot(
         margin = 0.03 * (y_range[1] - y_range[0])
         low, high = min(y_range[0] - margin, *ys), max(y_range[1] + margin, *ys)
         up = up._replace(low=low, high=high, ticks=axis_range(y_range).ticks, log=False)
-    if log_x and len(set(xs)) <= MAX_TICKS:
+    if log_x and len(set(xs)) <= MAX_TICKS and all(x == int(x) for x in xs):
         across = across._replace(ticks=sorted(set(xs)))
     with plot_settings():
         from matplotlib.lines import Line2D
