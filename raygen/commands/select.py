@@ -47,7 +47,15 @@ from raygen.report.selection import ATTEMPTS
 from raygen.selection import gate_field
 from raygen.selection.failures import FailureAnalysisConfig, analyze_failures
 from raygen.selection.gates import Gate, RealFaces, ScorePool
-from raygen.selection.rounds import Otherwise, RetryState, ScoredAttempt, SelectWorker, accepted_rows, failures, listing
+from raygen.selection.rounds import (
+    OnExhausted,
+    RetryState,
+    ScoredAttempt,
+    SelectWorker,
+    accepted_rows,
+    failures,
+    listing,
+)
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import Plan, RunStore, make_shards, open_input
@@ -95,13 +103,13 @@ class SelectJob(Job):
     faces: str | None = Field(None, description="in place of `generate`: folder of an ingest run; nothing is made")
     score: ScoreConfig | None = Field(None, description="of `faces`: what gates read")
     gates: tuple[AnyGate, ...] = Field(..., min_length=1, description="a picture counts if it passes all of them")
-    rounds: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
-    otherwise: Otherwise = Field(
+    max_retries: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
+    on_exhausted: OnExhausted = Field(
         "leave_out",
         description="after the last round: leave_out, or best: the best by the first gate counts, of those that were "
-        "refused for their quality alone (`score`, identity.least)",
+        "refused for their quality alone (`score`, identity.min)",
     )
-    mining: FailureAnalysisConfig = Field(default_factory=FailureAnalysisConfig)
+    failure_analysis: FailureAnalysisConfig = Field(default_factory=FailureAnalysisConfig)
 
     @model_validator(mode="after")
     def _attempts_are_its_own(self) -> "SelectJob":
@@ -109,7 +117,7 @@ class SelectJob(Job):
             raise ValueError("name either `generate` or `faces`")
         if self.faces is not None and (self.score is None or self.samples is not None):
             raise ValueError("`faces` are judged by what `score` measures, and are not `samples`")
-        if self.faces is not None and (again := sorted({"rounds", "otherwise"} & self.model_fields_set)):
+        if self.faces is not None and (again := sorted({"max_retries", "on_exhausted"} & self.model_fields_set)):
             raise ValueError(f"`faces` are tried once, so {' and '.join(again)} cannot be kept")
         if self.score is not None and self.faces is None:
             raise ValueError("`score` belongs to `faces`; pictures that are made have generate.score")
@@ -141,7 +149,7 @@ class SelectJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """The rounds, then the rows that count, then what is said of them."""
-        rounds = RetryState(self.gates, self.otherwise)
+        rounds = RetryState(self.gates, self.on_exhausted)
         real: dict[RealFaces, ScorePool] = {}
         for gate in self.gates:
             if gate.real_faces is not None:
@@ -149,7 +157,7 @@ class SelectJob(Job):
                 real[gate.real_faces] = real.get(gate.real_faces) or self._real(gate.name, gate.real_faces, report)
         attempts: dict[int, ScoredAttempt] = {}
         again: list[str] | None = None
-        for attempt in range(self.rounds + 1 if self.faces is None else 1):
+        for attempt in range(self.max_retries + 1 if self.faces is None else 1):
             if again is not None and not again:
                 break
             attempts[attempt] = self._made(attempt, again, report)
@@ -161,7 +169,7 @@ class SelectJob(Job):
         work.store.create(work.plan)  # first, so that no other selection in the same folder gets these gates
         work.store.storage.put(GATES_FILE, json.dumps(rounds.describe(), indent=1).encode())
         run_sharded(work, self.resources, report)
-        rows = analyze_failures(self.mining, rounds, attempts[0], work.plan.run_id)
+        rows = analyze_failures(self.failure_analysis, rounds, attempts[0], work.plan.run_id)
         write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")
         return Result(self.out, self._facts(rounds, len(attempts)))
 
@@ -170,7 +178,7 @@ class SelectJob(Job):
         if self.faces is not None:
             return self._measuring(self.faces, self.score).estimate()
         found = estimate_cost(self._job(0).prepare(write=False), self.resources)
-        note = f"the first attempt alone; at most {self.rounds} rounds of what is refused come on top"
+        note = f"the first attempt alone; at most {self.max_retries} rounds of what is refused come on top"
         return Estimate(found.rows, found.shards, found.done_shards, found.bytes, found.seconds, (*found.notes, note))
 
     def _made(self, attempt: int, again: Sequence[str] | None, report: ProgressCallback) -> ScoredAttempt:
@@ -258,7 +266,11 @@ class SelectJob(Job):
         given: Inputs = store_listing(table, f"{self.out}/rerolls", write=True)
         first = attempts[0].rows.plan()
         # Of faces also who drew them, so that an export says of them what it would have said of all.
-        tried = {"rounds": self.rounds, "otherwise": self.otherwise, "score": first.settings.get("score")}
+        tried = {
+            "max_retries": self.max_retries,
+            "on_exhausted": self.on_exhausted,
+            "score": first.settings.get("score"),
+        }
         settings = {
             "gates": [gate.model_dump(mode="json") for gate in self.gates],
             "limits": [dict(limits) for limits in rounds.limits],
@@ -290,7 +302,7 @@ class SelectJob(Job):
             "rows": len(rounds.tries),
             "passed at once": first,
             **({f"passed in {attempts - 1} more rounds": again} if self.faces is None else {}),
-            **({"the best of what failed": best} if self.otherwise == "best" else {}),
+            **({"the best of what failed": best} if self.on_exhausted == "best" else {}),
             "left out": len(rounds.tries) - len(chosen),
             **_pictures_each(rounds.each()),
             "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",
