@@ -153,7 +153,7 @@ def _notes(number: Number) -> list[str]:
     """Caveats that belong to the number wherever it is quoted."""
     notes = []
     if number.base == "fd":
-        notes.append(f"{number.metric} is not FID: its features are others, so it compares with no published FID.")
+        notes.append(f"{number.metric} is not FID: it uses other features, so it cannot be compared with published FIDs.")
     if number.base == "fid":
         notes.append("Compare only with a FID of the same protocol, reference and n.")
     if number.base in _JUDGED and number.network:
