@@ -1,19 +1,13 @@
 """Section: metrics of slices such as `Male: yes`."""
 
 from collections.abc import Sequence
-from typing import Final
 
-from raygen.metrics.registry import family
-from raygen.report.cards import position
+from raygen.metrics.registry import lookup, order
 from raygen.report.metric_rows import Number
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
 
 __all__ = ["section", "slices"]
-
-
-#: Metrics that the table has room for.
-SLICED: Final = frozenset({"miou", "attribute_balanced", "fid", "fd", "kid", "clip_score", "ssim", "recall"})
 
 
 def section(run: RunFolder) -> Section | None:
@@ -27,7 +21,7 @@ def slices(numbers: Sequence[Number]) -> tuple[list[str], dict[str, dict[str, Nu
     """The metrics of slices in the order of the cards, and each slice's numbers by metric."""
     by_slice: dict[str, dict[str, Number]] = {}
     for number in numbers:
-        if ": " in number.part and "/" not in number.part and number.base in SLICED:
+        if ": " in number.part and "/" not in number.part and lookup(number.metric).in_slices:
             by_slice.setdefault(number.part, {})[number.metric] = number
     metrics = dict.fromkeys(metric for values in by_slice.values() for metric in values)
-    return sorted(metrics, key=lambda name: position(family(name))), by_slice
+    return sorted(metrics, key=order), by_slice

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from raygen.core.errors import ConfigError
 from raygen.evaluation.comparison import Curve, best_steps, cell_of, curves
-from raygen.metrics.registry import SECONDS, better, family
+from raygen.metrics.registry import SECONDS, better, lookup
 from raygen.report.images import ImageWithMask, evenly, find_rows, image_with_mask
 from raygen.report.plots import DataPoint, Series, line_plot
 from raygen.report.run_folder import RunFolder
@@ -19,8 +19,6 @@ __all__ = ["Measure", "SeriesSummary", "section", "sweep_plot"]
 
 Over = Literal["steps", "seconds"]
 AXES: Final[Mapping[Over, str]] = {"steps": "steps", "seconds": "seconds per image"}
-#: Families of metrics that are drawn, in this order.
-DRAWN: Final = ("fid", "fd", "kid", "miou", "attribute_balanced")
 #: Images of each cell.
 MAX_IMAGES: Final = 8
 MAX_CELLS: Final = 60
@@ -50,7 +48,7 @@ def section(run: RunFolder) -> Section | None:
     if not celled:
         return None
     names = list(dict.fromkeys(str(row["metric"]) for _, row in celled if row["slice"] == "all"))
-    drawn = [name for kind in DRAWN for name in names if family(name) == kind]
+    drawn = sorted((name for name in names if lookup(name).plotted), key=lambda name: lookup(name).plotted)
     reference = {row["metric"]: float(row["value"]) for row in run.rows if row["slice"] == "reference"}
     cells = sorted({(str(c["line"]), int(c["steps"]), str(c["name"])) for c, _ in celled})
     variables = {
