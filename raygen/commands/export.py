@@ -5,7 +5,6 @@ torch.
 """
 
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,13 +17,12 @@ from raygen.commands.base import (
     Result,
     ShardedJob,
     outcome_facts,
-    prepare_run,
+    plan_run,
     run_sharded,
     store_listing,
 )
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
-from raygen.execution.worker import Worker
 from raygen.exports import AnyExport
 from raygen.exports.base import DATASET, Export
 from raygen.exports.columns import Naming
@@ -34,6 +32,7 @@ from raygen.exports.row_scan import Listing, Source, scan
 from raygen.exports.worker import ExportConfig, ExportWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
+from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "ExportJob"]
 
@@ -176,16 +175,9 @@ class ExportJob(ShardedJob):
             self.text,
             write,
         )
-        work = prepare_run(
-            self,
-            "export",
-            settings,
-            given,
-            lambda _: partial(_build, config),
-            batch=self.shard_rows,
-            sharding=self,
-        )
-        return replace(work, first=listing.rows)
+        plan = plan_run("export", settings, given, batch=self.shard_rows, shard_rows=self.shard_rows)
+        build = partial(ExportWorker, config)
+        return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, build=build, first=listing.rows)
 
     def _marks(self, source: Source) -> bool:
         form: Export = self.format
@@ -227,11 +219,6 @@ def _constants(source: Source) -> tuple[tuple[str, Any], ...]:
     """What is the same for all rows: the seed of their noise; a row's own `seed` is that of its plan."""
     seed = source.settings.get("seed")
     return (("noise_seed", seed),) if isinstance(seed, int) else ()
-
-
-def _build(config: ExportConfig) -> Worker:
-    """The worker of an actor."""
-    return ExportWorker(config)
 
 
 JOB = ExportJob

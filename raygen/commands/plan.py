@@ -4,7 +4,6 @@ Knows where a planning function's input comes from. Knows no particular experime
 """
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,7 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.commands.base import Inputs, PreparedRun, ShardedJob, open_inputs, prepare_run, store_listing
+from raygen.commands.base import Inputs, PreparedRun, ShardedJob, open_inputs, plan_run, store_listing
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.planning import (
@@ -27,7 +26,7 @@ from raygen.planning import (
 )
 from raygen.store.lookup import InMemoryRows, StoredRows
 from raygen.store.parquet import RANGE, Slice
-from raygen.store.run_store import make_shards
+from raygen.store.run_store import RunStore, make_shards
 
 __all__ = ["JOB", "PlanJob"]
 
@@ -67,18 +66,10 @@ class PlanJob(ShardedJob):
         else:
             given, columns = open_inputs(self.faces, "faces"), tuple(columns_needed(planning))
         rows = max(2, self.shard_rows // planning.factor)  # partners come from the same piece
-        sharding = self.model_copy(update={"shard_rows": rows})
-        work = prepare_run(
-            self,
-            "plan",
-            {"planning": planning},
-            given,
-            lambda _: partial(PlanWorker, planning, lookup),
-            batch=min(rows, 1024),
-            sharding=sharding,
-            columns=columns,
-        )
-        return replace(work, first=first, notes=notes)
+        plan = plan_run("plan", {"planning": planning}, given, batch=min(rows, 1024), shard_rows=rows)
+        build = partial(PlanWorker, planning, lookup)
+        store, allowed = RunStore(self.out), self.max_error_fraction
+        return PreparedRun(store, plan, allowed, columns, build=build, first=first, notes=notes)
 
     def _people(
         self, planning: Identities, faces: str, *, write: bool
