@@ -74,11 +74,11 @@ def test_people_with_few_pictures_are_counted_and_left_out(tmp_path):
 
 
 def test_too_many_pictures_for_recordio_are_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(recordio, "MOST", 14)
+    monkeypatch.setattr(recordio, "MAX_KEY", 14)
     run = store_rows(tmp_path / "run", [sample(i) for i in range(10)])
     with pytest.raises(ConfigError, match="10 pictures of 3 identities are more than float32 labels can number"):
         export(run, tmp_path / "out", "recordio")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(recordio, "MOST", 15)
+    monkeypatch.setattr(recordio, "MAX_KEY", 15)
     export(run, tmp_path / "out", "recordio")
     assert "hands all of them to its decoder" in card_of(tmp_path / "out")
