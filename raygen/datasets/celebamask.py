@@ -131,17 +131,11 @@ def _attribute_lines(source: str, text: str) -> dict[int, str]:
     }
 
 
-def _celeba_numbers(source: str, text: str) -> dict[int, int]:
-    """CelebA-HQ number -> 0-based CelebA number, from the mapping file (its first line is a header)."""
-    rows = _lines_by_number(source, list(enumerate(text.splitlines(), start=1))[1:])
-    try:
-        return {number: int(words[0]) for number, words in rows.items()}
-    except (IndexError, ValueError) as error:
-        raise ConfigError(f"{source}: a line has no CelebA number ({error})") from error
-
-
 class _Annotations(NamedTuple):
-    """The content of the annotation files by CelebA-HQ number; None for a missing file."""
+    """The content of the annotation files by CelebA-HQ number; None for a missing file.
+
+    `celeba`: 0-based CelebA numbers, from the mapping file.
+    """
 
     attributes: Mapping[int, str] | None
     identities: Mapping[int, str] | None
@@ -223,10 +217,18 @@ class CelebAFiles(PictureFiles):
         identities = files.optional_text(self.identities, IDENTITY_FILES)
         celeba = self._split_text(files, "official", MAPPING_FILES)
         validation = self._split_text(files, "taming", VALIDATION_FILES)
+        celeba_numbers: dict[int, int] | None = None
+        if celeba is not None:
+            source, text = celeba
+            lines = list(enumerate(text.splitlines(), start=1))[1:]  # without the header
+            try:
+                celeba_numbers = {number: int(words[0]) for number, words in _lines_by_number(source, lines).items()}
+            except (IndexError, ValueError) as error:
+                raise ConfigError(f"{source}: a line has no CelebA number ({error})") from error
         return _Annotations(
             None if attributes is None else _attribute_lines(*attributes),
             None if identities is None else {n: words[0] for n, words in _rows(*identities).items() if words},
-            None if celeba is None else _celeba_numbers(*celeba),
+            celeba_numbers,
             None if validation is None else frozenset(_rows(*validation)),
             self._texts(files),
         )

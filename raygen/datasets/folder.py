@@ -308,8 +308,20 @@ class Folder(PictureFiles):
         if self.identity == "folder":
             folders = sorted({str(PurePosixPath(name).parent) for name in names})
             refuse_collisions((safe_id(folder), folder) for folder in folders)
-        rows = [self._listed(files, masks, name) for name in names]
-        return pa.Table.from_pylist(rows[: self.limit], _LISTING)
+        rows = []
+        for name in names[: self.limit]:
+            folder = str(PurePosixPath(name).parent)
+            known = self.identity == "folder" and folder != "."
+            rows.append(
+                {
+                    "face_id": safe_id(_stem(name)),
+                    "split": self.split,
+                    "image": files.address(name),
+                    "mask": masks.get(_stem(name)),
+                    "identity_id": safe_id(folder) if known else None,
+                }
+            )
+        return pa.Table.from_pylist(rows, _LISTING)
 
     def _masks(self, files: Files) -> dict[str, str]:
         """Relative name without extension -> address of its mask."""
@@ -321,17 +333,6 @@ class Folder(PictureFiles):
             raise ConfigError(f"{folder.url}: holds no masks")
         refuse_collisions((_stem(name), name) for name in names)
         return {_stem(name): folder.address(name) for name in names}
-
-    def _listed(self, files: Files, masks: Mapping[str, str], name: str) -> dict[str, Any]:
-        folder = str(PurePosixPath(name).parent)
-        known = self.identity == "folder" and folder != "."
-        return {
-            "face_id": safe_id(_stem(name)),
-            "split": self.split,
-            "image": files.address(name),
-            "mask": masks.get(_stem(name)),
-            "identity_id": safe_id(folder) if known else None,
-        }
 
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The FACES row of one listing row; `InputError` where the mask or identity that was asked for is missing."""

@@ -41,35 +41,35 @@ class JSONLines(PictureFiles):
     def listing(self) -> pa.Table:
         """face_id, split, image, mask?, hint?, line (JSON of the rest); in the order of the file."""
         files = Files(self.root)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for number, text in enumerate(files.text(self.file).split("\n"), 1):
-            if text.strip():
-                rows.append(self._listed(files, f"{self.file}: line {number}", text))
+            if not text.strip():
+                continue
+            location = f"{self.file}: line {number}"
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise ConfigError(f"{location} is not JSON: {error}") from error
+            if not isinstance(line, dict) or not isinstance(line.get("target"), str):
+                raise ConfigError(f"{location}: needs `target`, the name of a picture")
+            if unknown := sorted(set(line) - set(KEYS)):
+                raise ConfigError(f"{location}: unknown keys {unknown}; there are {', '.join(KEYS)}")
+            mask_and_hint: dict[str, object] = {key: line.get(key) for key in KEYS[1:3]}
+            rows.append(
+                {
+                    "face_id": safe_id(line["target"].rpartition(".")[0] or line["target"]),
+                    "split": self.split,
+                    "image": files.address(line["target"]),
+                    **{k: None if name is None else files.address(str(name)) for k, name in mask_and_hint.items()},
+                    "line": json.dumps({key: line[key] for key in KEYS[3:] if key in line}),
+                }
+            )
         if not rows:
             raise ConfigError(f"{files.address(self.file)}: no lines")
         refuse_collisions((row["face_id"], row["image"]) for row in rows)
         if len({row["face_id"] for row in rows}) != len(rows):
             raise ConfigError(f"{self.file}: a picture is listed twice")
         return pa.Table.from_pylist(rows[: self.limit], _LISTING)
-
-    def _listed(self, files: Files, location: str, text: str) -> dict[str, Any]:
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{location} is not JSON: {error}") from error
-        if not isinstance(line, dict) or not isinstance(line.get("target"), str):
-            raise ConfigError(f"{location}: needs `target`, the name of a picture")
-        if unknown := sorted(set(line) - set(KEYS)):
-            raise ConfigError(f"{location}: unknown keys {unknown}; there are {', '.join(KEYS)}")
-        rest = {key: line[key] for key in KEYS[3:] if key in line}
-        files_by_key = {k: files.address(str(line[k])) if line.get(k) is not None else None for k in KEYS[1:3]}
-        return {
-            "face_id": safe_id(line["target"].rpartition(".")[0] or line["target"]),
-            "split": self.split,
-            "image": files.address(line["target"]),
-            **files_by_key,
-            "line": json.dumps(rest),
-        }
 
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The FACES row of one listing row; `InputError` (`line`) where a key has an invalid value."""

@@ -183,8 +183,15 @@ class RunStore:
         """
         state, files = SetDigest(), []
         for name in sorted(tables):
-            files.append(self._put_table(name, tables[name], shard, of))
-            state = state.merge(table_digest(name, tables[name]))
+            table, data = tables[name], to_parquet(tables[name])
+            if from_parquet(data, columns=[]).num_rows != table.num_rows:
+                raise IntegrityError(f"shard {shard}: the Parquet file just built does not read back")
+            sha = digest(data)
+            folder = "quarantine" if name == "quarantine" else f"data/{name}"
+            path = f"{folder}/shard-{shard:05d}-of-{of:05d}-{sha[:12]}.parquet"
+            self.storage.put(path, data)
+            files.append({"table": name, "path": path, "sha256": sha, "rows": table.num_rows, "bytes": len(data)})
+            state = state.merge(table_digest(name, table))
         commit = Commit(
             shard, files, f"{state.state:x}", dict(reasons), dict(timings), dict(environment), round(time.time(), 3)
         )
@@ -202,16 +209,6 @@ class RunStore:
         if not hasattr(self, "_creates_once"):
             self._creates_once = self.storage.creates_once()
         return self._creates_once
-
-    def _put_table(self, name: str, table: pa.Table, shard: int, of: int) -> dict[str, Any]:
-        data = to_parquet(table)
-        if from_parquet(data, columns=[]).num_rows != table.num_rows:
-            raise IntegrityError(f"shard {shard}: the Parquet file just built does not read back")
-        sha = digest(data)
-        folder = "quarantine" if name == "quarantine" else f"data/{name}"
-        path = f"{folder}/shard-{shard:05d}-of-{of:05d}-{sha[:12]}.parquet"
-        self.storage.put(path, data)
-        return {"table": name, "path": path, "sha256": sha, "rows": table.num_rows, "bytes": len(data)}
 
     # --- reading --------------------------------------------------------------------------------------------
 
