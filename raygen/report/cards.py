@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from raygen.core.face_labels import CLASS_INDEX, CLASSES
-from raygen.metrics.registry import better, family
+from raygen.metrics.registry import Metric, family, lookup, order
 
 __all__ = ["LABELS", "Card", "ClassRow", "Number", "cards", "class_rows", "numbers", "slices", "verdict"]
 
@@ -59,73 +59,7 @@ _POPULATIONS: Final = {
 }
 
 
-class _Kind(NamedTuple):
-    title: str
-    meaning: str
-    enough: int
-    digits: int
-
-
-_OVERLAP: Final = "overlap of each part of the face with the mask that was asked for, averaged over the classes"
-_FRECHET: Final = "distance between the generated and the reference pictures in feature space"
-_KINDS: Final[Mapping[str, _Kind]] = {
-    "miou": _Kind("Mean IoU", _OVERLAP, 100, 3),
-    "pixel_accuracy": _Kind("Pixel accuracy", "share of pixels whose class is the one asked for", 100, 3),
-    "mask_accuracy": _Kind("Mask accuracy", "share of pixels as asked for, at the size the condition had", 100, 3),
-    "class_accuracy": _Kind("Class accuracy", "share of a class's pixels that are found, averaged", 100, 3),
-    "frequency_iou": _Kind("Frequency-weighted IoU", "overlap, classes weighted by their pixels", 100, 3),
-    "attribute_accuracy": _Kind("Attribute accuracy", "attributes that are as asked for, averaged", 100, 3),
-    "attribute_balanced": _Kind(
-        "Balanced attribute accuracy", "the same with yes and no counting alike; 0.5 is chance", 100, 3
-    ),
-    "fid": _Kind("FID", _FRECHET, 10_000, 2),
-    "fd": _Kind("Fréchet distance", _FRECHET, 10_000, 2),
-    "kid": _Kind("KID", "kernel distance to the reference pictures", 1_000, 4),
-    "kid_subsets": _Kind("KID of subsets", "kernel distance, a mean over subsets of 1,000", 1_000, 4),
-    "fid_infinity": _Kind("FID for endless rows", "extrapolated; the reference's own bias stays", 10_000, 2),
-    "fd_infinity": _Kind("Fréchet distance for endless rows", "extrapolated over 1/n", 10_000, 2),
-    "precision": _Kind("Precision", "share of generated pictures near a reference picture", 5_000, 3),
-    "recall": _Kind("Recall", "share of reference pictures near a generated picture", 5_000, 3),
-    "density": _Kind("Density", "how densely references surround the generated pictures", 5_000, 3),
-    "coverage": _Kind("Coverage", "share of references with a generated picture nearby", 5_000, 3),
-    "memorized": _Kind("Near to training", "share nearer to a training face than 1 % of held-out faces", 1_000, 4),
-    "training_distance": _Kind("Distance to training", "over that of held-out faces; 1 is as far", 1_000, 3),
-    "duplicates": _Kind("Duplicates", "share of pictures with a near twin", 1_000, 4),
-    "eer": _Kind("Equal error rate", "impostors accepted and genuine pairs refused alike; 0.5 is chance", 1_000, 4),
-    "tar": _Kind("True accept rate", "genuine pairs accepted at the named share of impostors", 1_000, 3),
-    "verification_accuracy": _Kind(
-        "Verification accuracy", "pairs told apart by a threshold of the other folds, percent; 50 is chance", 1_000, 2
-    ),
-    "cosine_genuine": _Kind("Alike: one person", "mean cosine of two pictures of one person", 1_000, 3),
-    "cosine_impostor": _Kind("Alike: two people", "mean cosine of pictures of two people", 1_000, 3),
-    "clip_score": _Kind("CLIP score", "cosine of picture and text; depends on the model", 100, 3),
-    "inception_score": _Kind("Inception score", "for completeness; says little of faces", 5_000, 2),
-    "lpips": _Kind("LPIPS", "perceptual distance to the face that a row names", 100, 3),
-    "ssim": _Kind("SSIM", "structural similarity to the face that a row names", 100, 3),
-    "edit_fidelity": _Kind("Edit fidelity", "how much of what was to change has changed", 30, 3),
-    "edit_similarity": _Kind("Edit similarity", "how much of the input is left", 30, 3),
-    "leakage": _Kind("Leakage", "change outside of the parts that were to change, over that inside", 100, 3),
-    "change": _Kind("Change", "mean absolute difference to the baseline, 0 to 1", 100, 4),
-    "diversity": _Kind("Diversity", "mean distance between pictures of the same conditions", 100, 3),
-    "influence": _Kind("Influence", "mean share of an expert over pixels and steps", 30, 3),
-    "seconds_per_picture": _Kind("Seconds a picture", "of one worker, without its start", 100, 3),
-    "psnr": _Kind("PSNR", "peak signal to noise to the face that a row names, dB", 100, 2),
-}
-#: Metrics that are a network's opinion.
-_JUDGED: Final = frozenset(
-    {
-        "miou",
-        "pixel_accuracy",
-        "mask_accuracy",
-        "iou",
-        "attribute_accuracy",
-        "attribute_balanced",
-    }
-)
-#: Metrics that a table of slices has room for.
-_SLICED: Final = frozenset({"miou", "attribute_balanced", "fid", "fd", "kid", "clip_score", "ssim", "recall"})
 _HASH: Final = re.compile("[0-9a-f]{40,}")
-_ORDER: Final = {name: i for i, name in enumerate(_KINDS)}
 
 
 class Number(NamedTuple):
@@ -231,33 +165,32 @@ def cards(found: Sequence[Number]) -> list[Card]:
     for number in found:
         if not number.part:
             whole.setdefault(number.metric, {})[number.population] = number
-    names = sorted(whole, key=lambda name: (_ORDER.get(next(iter(whole[name].values())).base, 99), name))
-    return [_card(whole[name]) for name in names]
+    return [_card(whole[name]) for name in sorted(whole, key=lambda name: (order(name), name))]
 
 
 def _card(group: Mapping[str, Number]) -> Card:
     lead = group.get(GENERATED) or group.get(ROUNDTRIP) or next(iter(group.values()))
-    kind = _KINDS.get(lead.base, _Kind(lead.base.replace("_", " "), "", 0, 3))
+    metric = lookup(lead.metric)
     labels = {GENERATED: "generated", ROUNDTRIP: "after the round trip", REFERENCE: "on the reference"}
-    beside = [(labels[k], _text(v.value, kind.digits)) for k, v in group.items() if v is not lead]
-    title = kind.title + (f" ({labels[lead.population]})" if lead.population != GENERATED else "")
+    beside = [(labels[k], _text(v.value, metric.digits)) for k, v in group.items() if v is not lead]
+    title = metric.title + (f" ({labels[lead.population]})" if lead.population != GENERATED else "")
     interval = ""
     if lead.low is not None and lead.high is not None:
-        interval = f"{_text(lead.low, kind.digits)} to {_text(lead.high, kind.digits)}"
+        interval = f"{_text(lead.low, metric.digits)} to {_text(lead.high, metric.digits)}"
     return Card(
         title,
         lead.metric,
-        _text(lead.value, kind.digits),
-        kind.meaning,
-        better(lead.metric),
+        _text(lead.value, metric.digits),
+        metric.meaning,
+        metric.better,
         lead.n,
         str(lead.protocol.get("counts", "pictures")),
         interval,
         beside,
-        _share(group) if better(lead.metric) == "higher" else None,
+        _share(group) if metric.better == "higher" else None,
         "the reference after the round trip" if ROUNDTRIP in group else "the reference",
-        _notes(lead),
-        _low_n(lead, kind),
+        _notes(lead, metric),
+        _low_n(lead, metric),
         _listed(lead),
     )
 
@@ -275,29 +208,27 @@ def _share(group: Mapping[str, Number]) -> float | None:
     return lead.value / ceiling.value
 
 
-def _notes(number: Number) -> list[str]:
-    """What an honest reader should know before quoting the number."""
-    notes = []
-    if number.base == "fd":
-        notes.append(f"{number.metric} is not FID: other features, so no published FID compares with it.")
-    if number.base == "fid":
-        notes.append("Compare only with a FID of the same protocol, reference and n.")
-    if number.base in _JUDGED and number.network:
+def _notes(number: Number, metric: Metric) -> list[str]:
+    """What a reader should know before quoting the number."""
+    notes = [metric.note.format(metric=number.metric)] if metric.note else []
+    if metric.judged_by_network and number.network:
         notes.append(f"Judged by {number.network}, which errs too: see what it says of the reference itself.")
     told = [number.protocol.get(key) for key in ("warning", "warnings", "note", "notes", "caveat")]
     notes += [str(text) for value in told if value for text in (value if isinstance(value, list) else [value])]
     return notes
 
 
-def _low_n(number: Number, kind: _Kind) -> str:
+def _low_n(number: Number, metric: Metric) -> str:
     """What there is too little of: as the protocol says, which knows of the reference too; else by the pictures."""
     said, rows = number.protocol.get("low_n"), number.protocol.get("n_reference")
     counts = number.protocol.get("counts", "pictures")
     words = []
-    if number.n < kind.enough if said is None else said is True:
+    if number.n < metric.min_n if said is None else said is True:
         real = rows if isinstance(rows, int) and rows < number.n else None
         few, what = (number.n, counts) if real is None else (real, "reference pictures")
-        words.append(f"Low n: {few:,} {what}, {kind.enough:,} advised" if few < kind.enough else "Low n: too few pairs")
+        words.append(
+            f"Low n: {few:,} {what}, {metric.min_n:,} advised" if few < metric.min_n else "Low n: too few pairs"
+        )
     if number.protocol.get("fewer_rows_than_values") is True:
         words.append("No more pictures than a feature has values, so most of it may be bias")
     return ". ".join(words)
@@ -330,10 +261,10 @@ def slices(found: Sequence[Number]) -> tuple[list[str], dict[str, dict[str, Numb
     """Numbers of parts such as `Male: yes`: the metrics, and the numbers of each part by metric."""
     parts: dict[str, dict[str, Number]] = {}
     for number in found:
-        if ": " in number.part and "/" not in number.part and number.base in _SLICED:
+        if ": " in number.part and "/" not in number.part and lookup(number.metric).in_slices:
             parts.setdefault(number.part, {})[number.metric] = number
     metrics = dict.fromkeys(metric for values in parts.values() for metric in values)
-    return sorted(metrics, key=lambda name: _ORDER.get(family(name), 99)), parts
+    return sorted(metrics, key=order), parts
 
 
 def verdict(found: Sequence[Number]) -> str:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from raygen.core.errors import ConfigError
 from raygen.evaluation.comparison import Curve, best_steps, cell_of, curves
-from raygen.metrics.registry import SECONDS, family
+from raygen.metrics.registry import SECONDS, lookup
 from raygen.report import pictures as picture_rows
 from raygen.report.line_plot import plot
 from raygen.store.run_store import open_input
@@ -19,8 +19,6 @@ from raygen.store.run_store import open_input
 __all__ = ["Measure", "SeriesSummary", "SweepSection", "sweep_section"]
 
 
-#: Families of metrics that are drawn, in this order.
-DRAWN: Final = ("fid", "fd", "kid", "miou", "attribute_balanced")
 #: Pictures of each cell.
 SHOWN: Final = 8
 MOST_CELLS: Final = 60
@@ -61,7 +59,7 @@ def sweep_section(root: str, rows: Sequence[Mapping[str, Any]]) -> SweepSection 
     if not celled:
         return None
     names = list(dict.fromkeys(str(row["metric"]) for _, row in celled if row["slice"] == "all"))
-    drawn = [name for kind in DRAWN for name in names if family(name) == kind]
+    drawn = sorted((name for name in names if lookup(name).plotted), key=lambda name: lookup(name).plotted)
     real = {row["metric"]: float(row["value"]) for row in rows if row["slice"] == "reference"}
     found = (_measure(name, curves((row for _, row in celled), name), real.get(name)) for name in drawn)
     order = sorted({(str(c["line"]), int(c["steps"]), str(c["name"])) for c, _ in celled})

@@ -79,7 +79,7 @@ def test_an_interval_takes_rows_of_one_person_together() -> None:
             reference="x",
             protocols={},
             frechet_name="fd",
-            kin=kin,
+            grouping=kin,
         ).to_pylist()
         found[name] = row["ci_high"] - row["ci_low"]
         assert ("kin" in row["protocol"]) == (name == "people")
@@ -117,7 +117,7 @@ def test_a_reference_is_factored_once(monkeypatch: pytest.MonkeyPatch) -> None:
         protocols={},
         frechet_name="fd",
         compare=FeatureMetricsConfig(fid_infinity=True),
-        prepared=prepared,
+        cache=prepared,
     )
     for seed in (1, 3):
         finish({"all": {NAME: features(100, seed)}, "reference": {NAME: real}})
