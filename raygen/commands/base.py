@@ -16,11 +16,11 @@ from pydantic import Field
 from raygen.core.config import Config, Resources
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import digest, run_id
-from raygen.execution.executor import Outcome, Progress, Runner, execute, local_runner
+from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, execute_all, local_runner
 from raygen.execution.worker import Worker
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, read_slice, to_parquet
-from raygen.store.run_store import Plan, RunStore, make_shards, open_input
+from raygen.store.run_store import Plan, make_shards, open_input
 
 __all__ = [
     "Estimate",
@@ -36,7 +36,7 @@ __all__ = [
     "extrapolate",
     "open_inputs",
     "outcome_facts",
-    "prepare_run",
+    "plan_run",
     "run_sharded",
     "runner_of",
     "store_listing",
@@ -128,15 +128,11 @@ class Inputs:
     digest: str
 
 
-@dataclass(frozen=True)
-class PreparedRun:
-    """A job over shards, ready to run: where it goes, its plan, and how an actor builds the worker."""
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun(PlannedRun):
+    """A planned run with its worker: `build` is called in each actor, and has to be picklable."""
 
-    store: RunStore
-    plan: Plan
     build: Callable[[], Worker]
-    max_error_fraction: float
-    columns: tuple[str, ...] | None = None
     first: pa.Table | None = None  # rows to probe where the inputs are not written yet
     notes: tuple[str, ...] = ()  # what a person should know of the plan
 
@@ -163,28 +159,22 @@ def store_listing(listing: pa.Table, out: str, *also: str, write: bool) -> Input
     return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
 
 
-def prepare_run(
-    job: Job,
+def plan_run(
     kind: str,
     settings: Mapping[str, Any],
-    given: Inputs,
-    build: Callable[[str], Callable[[], Worker]],
+    inputs: Inputs,
     *,
     batch: int,
-    sharding: Sharding,
+    shard_rows: int,
     attempt: int = 0,
-    columns: tuple[str, ...] | None = None,
-) -> PreparedRun:
-    """The plan of a job. `settings` and the inputs' digest name the run; `build` gets that name.
+) -> Plan:
+    """The plan of a run, named by `settings` and the digest of the inputs.
 
-    Shards are whole multiples of the batch, so that every full batch holds the same rows however the work is
-    spread.
+    Shards are whole multiples of the batch, so that every full batch holds the same rows with any number of workers.
     """
-    rows = max(batch, sharding.shard_rows // batch * batch)
-    shards = make_shards(given.slices, rows)
-    name = run_id({"kind": kind, "settings": settings, "inputs": given.digest, "shard_rows": rows, "attempt": attempt})
-    plan = Plan(kind, name, settings, batch, shards)
-    return PreparedRun(RunStore(job.out, attempt), plan, build(name), sharding.max_error_fraction, columns)
+    rows = max(batch, shard_rows // batch * batch)
+    parts = {"kind": kind, "settings": settings, "inputs": inputs.digest, "shard_rows": rows, "attempt": attempt}
+    return Plan(kind, run_id(parts), settings, batch, make_shards(inputs.slices, rows))
 
 
 def runner_of(resources: Resources) -> Runner:
@@ -197,17 +187,8 @@ def runner_of(resources: Resources) -> Runner:
 
 
 def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallback) -> Outcome:
-    """All shards of `work`; see `shards.execute` for what it raises."""
-    return execute(
-        work.store,
-        work.plan,
-        work.build,
-        resources,
-        runner_of(resources),
-        max_error_fraction=work.max_error_fraction,
-        columns=work.columns,
-        report=report,
-    )
+    """All shards of `work`; see `raygen.execution.executor.execute` for the errors."""
+    return execute_all([work], work.build, resources, runner_of(resources), report=report)[0]
 
 
 def outcome_facts(outcome: Outcome) -> dict[str, object]:

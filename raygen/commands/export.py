@@ -5,7 +5,6 @@ torch.
 """
 
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -18,22 +17,22 @@ from raygen.commands.base import (
     Result,
     ShardedJob,
     outcome_facts,
-    prepare_run,
+    plan_run,
     run_sharded,
     store_listing,
 )
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
-from raygen.execution.worker import Worker
 from raygen.exports import AnyExport
 from raygen.exports.base import DATASET, Export
-from raygen.exports.columns import Naming
-from raygen.exports.data_card import CardConfig, Totals, write_card
+from raygen.exports.columns import NamingScheme
+from raygen.exports.data_card import CardConfig, ExportTotals, write_card
 from raygen.exports.finalize import finish
-from raygen.exports.row_scan import Listing, Source, scan
+from raygen.exports.row_scan import ExportListing, ExportSource, scan
 from raygen.exports.worker import ExportConfig, ExportWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
+from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "ExportJob"]
 
@@ -81,7 +80,7 @@ class ExportJob(ShardedJob):
         work = self._prepared(source, listing, write=True)
         outcome = run_sharded(work, self.resources, report)
 
-        def card(totals: Totals) -> str:
+        def card(totals: ExportTotals) -> str:
             return write_card(
                 self.card,
                 self.format,
@@ -94,7 +93,7 @@ class ExportJob(ShardedJob):
             )
 
         began = time.time()
-        made = finish(self.format, work.store, listing.people, outcome.manifest, card)
+        made = finish(self.format, work.store, listing.identities, outcome.manifest, card)
         left_out = {
             "failed before": listing.failed,
             "not selected": listing.unselected,
@@ -106,7 +105,8 @@ class ExportJob(ShardedJob):
         return Result(
             self.out,
             {
-                "pictures": f"{made['rows']:,}" + (f" of {len(listing.people):,} identities" if listing.people else ""),
+                "pictures": f"{made['rows']:,}"
+                + (f" of {len(listing.identities):,} identities" if listing.identities else ""),
                 "left out": ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count) or "none",
                 "data set": f"{self.out}/{DATASET}: {made['files']:,} files, {made['bytes']:,} bytes, and README.md",
                 "finish_s": round(time.time() - began, 1),
@@ -136,15 +136,15 @@ class ExportJob(ShardedJob):
             count, len(work.plan.shards), done, int(size * count), each * left / self.resources.workers, tuple(notes)
         )
 
-    def _source(self) -> Source:
+    def _source(self) -> ExportSource:
         if self.samples is not None:
-            return Source.open(self.samples, "samples")
+            return ExportSource.open(self.samples, "samples")
         assert self.faces is not None
-        return Source.open(self.faces, "faces")
+        return ExportSource.open(self.faces, "faces")
 
-    def _listing(self, source: Source) -> Listing:
+    def _listing(self, source: ExportSource) -> ExportListing:
         form = self.format
-        naming = Naming(source.key, people=form.people, dotless=form.dotless)
+        naming = NamingScheme(source.key, identity_folders=form.identity_folders, no_dots=form.no_dots)
         found = scan(
             source,
             naming,
@@ -154,10 +154,10 @@ class ExportJob(ShardedJob):
             splits=self.splits,
             min_pictures=self.min_pictures,
         )
-        form.check(found.rows.num_rows, len(found.people))
+        form.check(found.rows.num_rows, len(found.identities))
         return found
 
-    def _prepared(self, source: Source, listing: Listing, *, write: bool) -> PreparedRun:
+    def _prepared(self, source: ExportSource, listing: ExportListing, *, write: bool) -> PreparedRun:
         """The listing as stored input; a shard of it is one part of the data set, and one batch."""
         settings = self.settings(exclude={"samples", "faces", "scores", "shard_rows", "max_error_fraction"})
         settings["scores"] = digest(canonical([_plain(row) for row in self._scores()]))
@@ -176,18 +176,11 @@ class ExportJob(ShardedJob):
             self.text,
             write,
         )
-        work = prepare_run(
-            self,
-            "export",
-            settings,
-            given,
-            lambda _: partial(_build, config),
-            batch=self.shard_rows,
-            sharding=self,
-        )
-        return replace(work, first=listing.rows)
+        plan = plan_run("export", settings, given, batch=self.shard_rows, shard_rows=self.shard_rows)
+        build = partial(ExportWorker, config)
+        return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, build=build, first=listing.rows)
 
-    def _marks(self, source: Source) -> bool:
+    def _marks(self, source: ExportSource) -> bool:
         form: Export = self.format
         return self.provenance and source.made_by is not None and form.pictures
 
@@ -205,7 +198,7 @@ class ExportJob(ShardedJob):
             raise ConfigError(f"scores: {self.scores} judged run {others[0]}, and these rows are of {mine}")
         return rows
 
-    def _public(self, source: Source) -> dict[str, Any]:
+    def _public(self, source: ExportSource) -> dict[str, Any]:
         """This job as the card prints it: what was chosen, but no path of this machine."""
         settings = self.model_dump(
             mode="json",
@@ -223,15 +216,10 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name != "created"}
 
 
-def _constants(source: Source) -> tuple[tuple[str, Any], ...]:
+def _constants(source: ExportSource) -> tuple[tuple[str, Any], ...]:
     """What is the same for all rows: the seed of their noise; a row's own `seed` is that of its plan."""
     seed = source.settings.get("seed")
     return (("noise_seed", seed),) if isinstance(seed, int) else ()
-
-
-def _build(config: ExportConfig) -> Worker:
-    """The worker of an actor."""
-    return ExportWorker(config)
 
 
 JOB = ExportJob

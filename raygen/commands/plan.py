@@ -4,7 +4,6 @@ Knows where a planning function's input comes from. Knows no particular experime
 """
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,22 +11,13 @@ from typing import Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.commands.base import Inputs, PreparedRun, ShardedJob, open_inputs, prepare_run, store_listing
+from raygen.commands.base import Inputs, PreparedRun, ShardedJob, open_inputs, plan_run, store_listing
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
-from raygen.planning import (
-    AnyPlanning,
-    EditLine,
-    EditsFromFile,
-    Identities,
-    PlanWorker,
-    RowLookup,
-    Unconditional,
-    columns_needed,
-)
-from raygen.store.lookup import InMemoryRows, StoredRows
+from raygen.planning import AnyPlanning, EditLine, EditsFromFile, Identities, PlanWorker, Unconditional
+from raygen.store.lookup import InMemoryRows, RowLookup, StoredRows
 from raygen.store.parquet import RANGE, Slice
-from raygen.store.run_store import make_shards
+from raygen.store.run_store import RunStore, make_shards
 
 __all__ = ["JOB", "PlanJob"]
 
@@ -65,20 +55,12 @@ class PlanJob(ShardedJob):
             columns = None
             given, lookup, first, notes = self._people(planning, self.faces, write=write)
         else:
-            given, columns = open_inputs(self.faces, "faces"), tuple(columns_needed(planning))
+            given, columns = open_inputs(self.faces, "faces"), planning.columns
         rows = max(2, self.shard_rows // planning.factor)  # partners come from the same piece
-        sharding = self.model_copy(update={"shard_rows": rows})
-        work = prepare_run(
-            self,
-            "plan",
-            {"planning": planning},
-            given,
-            lambda _: partial(PlanWorker, planning, lookup),
-            batch=min(rows, 1024),
-            sharding=sharding,
-            columns=columns,
-        )
-        return replace(work, first=first, notes=notes)
+        plan = plan_run("plan", {"planning": planning}, given, batch=min(rows, 1024), shard_rows=rows)
+        build = partial(PlanWorker, planning, lookup)
+        store, allowed = RunStore(self.out), self.max_error_fraction
+        return PreparedRun(store, plan, allowed, columns, build=build, first=first, notes=notes)
 
     def _people(
         self, planning: Identities, faces: str, *, write: bool
@@ -88,13 +70,13 @@ class PlanJob(ShardedJob):
         Reads every face once, a few at a time, and the masks that are used once more.
         """
         source = open_inputs(faces, "faces")
-        chosen = planning.chosen(
+        chosen = planning.choose(
             (piece.read(planning.columns) for piece in make_shards(source.slices, PIECE)), _names(planning.names)
         )
         stored = StoredRows(faces, ("mask",))
         listing, bank = (
-            _masked(table, stored) if chosen.masked == name else table
-            for name, table in (("listing", chosen.listing), ("bank", chosen.bank))
+            _masked(table, stored) if chosen.without_masks == name else table
+            for name, table in (("listing", chosen.listing), ("donors", chosen.donors))
         )
         held = store_listing(bank, self.out, write=write)
         given = store_listing(listing, self.out, source.digest, held.digest, write=write)

@@ -282,7 +282,7 @@ class SelectJob(Job):
         rows = max(shard.rows for shard in first.shards)
         name = run_id({"kind": "select", "settings": settings, "inputs": given.digest})
         plan = Plan("select", name, settings, rows, make_shards(given.slices, rows))
-        return PreparedRun(RunStore(f"{self.out}/selected"), plan, SelectWorker, 1.0)
+        return PreparedRun(RunStore(f"{self.out}/selected"), plan, 1.0, build=SelectWorker)
 
     def _origin(self, first: Plan) -> dict[str, Any]:
         """How the first attempt made its pictures, and how their conditions were planned, for who gets only these."""
