@@ -43,10 +43,10 @@ from raygen.core.hashing import run_id
 from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, aggregate, gather_scores, write_metrics
 from raygen.evaluation.external_stats import compare_to_statistics
 from raygen.evaluation.feature_metrics import FeatureMetricsConfig, Grouping, few_rows
-from raygen.evaluation.memorization import MemorizationConfig, compare_to_training
+from raygen.evaluation.memorization import MemorizationConfig, ScoreSets, compare_to_training
 from raygen.evaluation.pairwise import COLUMNS, PairwiseConfig, PairwiseWorker
 from raygen.evaluation.pairwise import protocols as relations
-from raygen.evaluation.reference import ReferenceSet, unpaired
+from raygen.evaluation.reference import ReferenceSet, find_unpaired
 from raygen.evaluation.scoring import ScoreConfig, Scorer, ScoreWorker
 from raygen.evaluation.slices import by_slices, check_slices, column, grouping_of, select_ids
 from raygen.evaluation.verification import (
@@ -82,7 +82,6 @@ TRAINING: Final = "training"
 UNPAIRED: Final = "unpaired.json"
 #: Folder of the numbers over only those rows that others have too.
 COMMON: Final = "metrics/common"
-Sets = Mapping[str, Mapping[str, ScoreMatrix]]
 
 
 class EvaluateJob(Job, Sharding):
@@ -302,7 +301,7 @@ class EvaluateJob(Job, Sharding):
             protocols=protocols,
             frechet_name="" if features is None else features.metric,
             compare=self.compare,
-            kin=together,
+            grouping=together,
         )
         folder = FileStore(f"{self.out}/{where}")
         facts = self._unpaired(folder, protocols, reference, samples)
@@ -328,7 +327,12 @@ class EvaluateJob(Job, Sharding):
         return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | few_rows(whole) | facts
 
     def _verified(
-        self, config: VerificationConfig, sets: Sets, protocols: Mapping[str, Any], folder: FileStore, rows: MetricRows
+        self,
+        config: VerificationConfig,
+        sets: ScoreSets,
+        protocols: Mapping[str, Any],
+        folder: FileStore,
+        rows: MetricRows,
     ) -> pa.Table:
         """METRICS of verification in each set; histograms, rates by threshold, and pairs of the first set as files."""
         stores = {"all": (self._samples(), "samples", "sample_id")}
@@ -372,7 +376,7 @@ class EvaluateJob(Job, Sharding):
         facts: dict[str, object] = {}
         lists = {}
         for where, (store, table, key) in stores.items() if self.score.parser is not None else ():
-            found = unpaired(store, table, key)
+            found = find_unpaired(store, table, key)
             if found is not None and (counts := found.counts()):
                 lists[table] = {"without_mask": found.without_mask, "without_picture": found.without_picture}
                 protocols[f"unpaired/{where}"] = {"not_compared": counts}

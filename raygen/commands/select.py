@@ -15,7 +15,7 @@ judged.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -42,10 +42,11 @@ from raygen.core.hashing import run_id
 from raygen.evaluation.aggregate import gather_scores, write_metrics
 from raygen.evaluation.scoring import ScoreConfig
 from raygen.evaluation.slices import column, select_ids
+from raygen.exports.row_scan import GATES_FILE
 from raygen.report.selection import ATTEMPTS
+from raygen.selection import gate_field
 from raygen.selection.failures import FailureAnalysisConfig, analyze_failures
-from raygen.selection.gates import RealFaces, ScoreGate, ScorePool
-from raygen.selection.identity_gates import IdentityGate, LeakGate
+from raygen.selection.gates import Gate, RealFaces, ScorePool
 from raygen.selection.rounds import Otherwise, RetryState, ScoredAttempt, SelectWorker, accepted_rows, failures, listing
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import read_slice
@@ -54,7 +55,10 @@ from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 __all__ = ["JOB", "SelectJob"]
 
 
-AnyGate = Annotated[ScoreGate | IdentityGate | LeakGate, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    AnyGate: TypeAlias = Gate
+else:
+    AnyGate = gate_field()
 #: What a selection sets for each attempt itself.
 OWN = frozenset({"attempt"})
 #: What the attempts have in common and a reader of the selection wants to know; none of it names a path.
@@ -140,9 +144,9 @@ class SelectJob(Job):
         rounds = RetryState(self.gates, self.otherwise)
         real: dict[RealFaces, ScorePool] = {}
         for gate in self.gates:
-            if not isinstance(gate, ScoreGate) and gate.whom is not None:
-                self._may_look_like(gate)
-                real[gate.whom] = real.get(gate.whom) or self._real(gate.name, gate.whom, report)
+            if gate.real_faces is not None:
+                self._check_real_faces(gate, gate.real_faces[0])
+                real[gate.real_faces] = real.get(gate.real_faces) or self._real(gate.name, gate.real_faces, report)
         attempts: dict[int, ScoredAttempt] = {}
         again: list[str] | None = None
         for attempt in range(self.rounds + 1 if self.faces is None else 1):
@@ -154,6 +158,8 @@ class SelectJob(Job):
         places = {str(attempt): made.rows.url for attempt, made in attempts.items()}
         FileStore(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
         work = self._selected(rounds, attempts)
+        work.store.create(work.plan)  # first, so that no other selection in the same folder gets these gates
+        work.store.storage.put(GATES_FILE, json.dumps(rounds.describe(), indent=1).encode())
         run_sharded(work, self.resources, report)
         rows = analyze_failures(self.mining, rounds, attempts[0], work.plan.run_id)
         write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")
@@ -202,13 +208,14 @@ class SelectJob(Job):
             found.append(table.filter(pc.is_in(table["sample_id"], wanted)))
         return job.planned(store_listing(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
 
-    def _may_look_like(self, gate: IdentityGate | LeakGate) -> None:
-        """Real faces need an embedder, and nobody can be unlike themselves."""
+    def _check_real_faces(self, gate: Gate, faces: str) -> None:
+        """`ConfigError` where no embedder is configured, or every judged face would resemble itself."""
         if self._score is None or self._score.identity is None:
             raise ConfigError(f"gates: {gate.name} needs `score.identity`, the embedder that faces are compared with")
-        judged = self.faces
-        if isinstance(gate, LeakGate) and judged is not None and open_input(gate.faces)[1] == open_input(judged)[1]:
-            raise ConfigError(f"gates: leak.faces: {gate.faces} are the faces that are judged: all are like themselves")
+        if not gate.refuses_real_people or self.faces is None:
+            return
+        if open_input(faces)[1] == open_input(self.faces)[1]:
+            raise ConfigError(f"gates: {gate.name}.faces: {faces} are the judged faces: all are like themselves")
 
     def _real(self, name: str, whom: RealFaces, report: ProgressCallback) -> ScorePool:
         """Embeddings of the real faces that a gate names, made once."""

@@ -43,7 +43,7 @@ from raygen.evaluation.reference import ReferenceSet
 from raygen.evaluation.scoring import ScoreConfig, Scorer
 from raygen.evaluation.slices import grouping_of, select_ids
 from raygen.execution.executor import PlannedRun, execute_all
-from raygen.metrics.registry import SECONDS, family
+from raygen.metrics.registry import SECONDS, lookup
 from raygen.models.schedule import SamplerConfig, SamplerName, Spacing
 from raygen.sampling.guidance import Guidance
 from raygen.sampling.timing import TimingConfig, build_timing, seconds_of
@@ -272,8 +272,8 @@ class SweepJob(Job):
             reference=reference.content,
             protocols=protocols,
             frechet_name=name,
-            prepared=ReferenceCache(),
-            kin=grouping_of(stores[0]),
+            cache=ReferenceCache(),
+            grouping=grouping_of(stores[0]),
         )
         rows: list[dict[str, Any]] = []
         # Beside a cell the reference is only what distances are taken to: its own numbers are the same for all.
@@ -369,7 +369,7 @@ def _steps_within_5pct(rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
     """For each line and headline, the smallest step count within 5 % of its best."""
     facts: dict[str, object] = {}
     for metric in _headline_metrics(rows):
-        if family(metric) not in ("fid", "fd", "miou"):
+        if not lookup(metric).headline:
             continue
         for curve in curves(rows, metric):
             steps, best = best_steps(curve, metric)

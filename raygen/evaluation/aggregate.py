@@ -1,7 +1,4 @@
-"""SCORES -> METRICS: many rows become one number with its protocol.
-
-Knows which numbers each measurement gives and what is said beside them. Knows no network and no pictures.
-"""
+"""SCORES -> METRICS: the rows of each measurement become numbers with their protocols."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,19 +15,20 @@ import pyarrow.compute as pc
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.evaluation.feature_metrics import (
-    ALONE,
+    UNGROUPED,
     FeatureMetricsConfig,
     FeatureSet,
     Grouping,
     ReferenceCache,
+    add_feature_metrics,
     add_frechet,
 )
-from raygen.evaluation.feature_metrics import compare as more
 from raygen.evaluation.scoring import FACE
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
 from raygen.metrics.image_similarity import PSNR, SSIM, bootstrap_mean
 from raygen.metrics.inception_score import inception_score
-from raygen.metrics.leakage import bootstrap, changed, of_groups
+from raygen.metrics.leakage import bootstrap_leakage, group_distances, mean_change
+from raygen.metrics.registry import lookup
 from raygen.metrics.segmentation import Counts, bootstrap_miou
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import to_parquet
@@ -39,34 +37,38 @@ from raygen.store.schemas import METRICS
 __all__ = ["FEATURES", "MetricRows", "ScoreMatrix", "aggregate", "features_of", "gather_scores", "write_metrics"]
 
 
-#: Begin of the names of features.
+#: Prefix of the names of features.
 FEATURES: Final = "features:"
-#: Begin of the names of distances within groups.
+#: Prefix of the names of distances within groups.
 DIVERSITY: Final = "diversity:"
-#: Measurements of which every value is a number; an edit's fidelity may be none.
-FINITE: Final = frozenset({"features", "logits", "clip", "ssim", "psnr", "lpips", "influence"})
+#: The measurement that may hold NaN: an edit has no fidelity where its judge cannot tell.
+EDIT: Final = "edit"
 
-#: What numbers depend on, by the name of a network or of another measure.
+#: What numbers depend on, by the name of a network or measurement.
 Protocols = Mapping[str, Mapping[str, Any]]
-#: Slice of the attributes that captions speak of.
+#: Slice of the attributes that captions mention.
 CAPTIONS: Final = "captions"
-#: Slice of the parts that are a few pixels each, and their classes.
+#: Slice of the small parts of a face, and their classes.
 SMALL_PARTS: Final = "small parts"
 SMALL: Final = ("l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
-#: Of the inception score, as its first paper has them.
+#: Splits of the inception score, as in Salimans et al. 2016.
 SPLITS: Final = 10
 
 
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """All vectors of one measurement, by sorted id, so that order of arrival cannot change a bit."""
+    """All vectors [n, D] of one measurement, sorted by id, so that results do not depend on the order of arrival."""
 
     ids: tuple[str, ...]
     vectors: npt.NDArray[np.float32]
 
 
 def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:
-    """SCORES of one set -> measurement name -> vectors; `InputError` where a row is there twice."""
+    """SCORES of one set -> vectors by measurement.
+
+    `InputError` where a row occurs twice (`duplicate`), widths differ (`width`), or a value is not finite
+    (`nonfinite`).
+    """
     parts: dict[str, list[tuple[list[str], npt.NDArray[np.float32]]]] = {}
     for table in tables:
         for name in table["metric"].unique().to_pylist():
@@ -74,32 +76,33 @@ def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:
             vectors = rows["vector"].combine_chunks()
             values = vectors.flatten().to_numpy().reshape(rows.num_rows, -1)
             parts.setdefault(name, []).append((rows["sample_id"].to_pylist(), values))
-    return {name: _sorted(name, parts.pop(name)) for name in list(parts)}
+    return {name: _concatenate(name, parts.pop(name)) for name in list(parts)}
 
 
-def _sorted(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -> ScoreMatrix:
-    found = [one for ids, _ in parts for one in ids]
-    order = sorted(range(len(found)), key=found.__getitem__)
-    ids = tuple(found[i] for i in order)
+def _concatenate(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -> ScoreMatrix:
+    """Vectors of all parts by sorted id. Empties `parts`, so that the vectors are in memory once."""
+    unsorted = [row_id for ids, _ in parts for row_id in ids]
+    order = sorted(range(len(unsorted)), key=unsorted.__getitem__)
+    ids = tuple(unsorted[i] for i in order)
     if len(set(ids)) != len(ids):
         raise InputError(f"{name}: a row is scored twice", reason="duplicate")
     vectors = np.empty((len(ids), parts[0][1].shape[1]), np.float32)
     place, start = np.empty(len(order), np.int64), 0
     place[order] = np.arange(len(order))
-    while parts:  # each part goes as soon as it is copied
+    while parts:
         values = parts.pop(0)[1]
         if values.shape[1] != vectors.shape[1]:
             raise InputError(f"{name}: vectors of {values.shape[1]} and of {vectors.shape[1]} values", reason="width")
         vectors[place[start : start + len(values)]] = values
         start += len(values)
     bad = [ids[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
-    if name.partition(":")[0] in FINITE and bad:
+    if bad and name.partition(":")[0] != EDIT:
         raise InputError(f"{name}: not finite for {len(bad)} rows, first {bad[0]}", reason="nonfinite")
     return ScoreMatrix(ids, vectors)
 
 
 class MetricRows:
-    """METRICS rows in the making."""
+    """Collects METRICS rows of one run against one reference."""
 
     def __init__(self, run_id: str, reference: str | None) -> None:
         self.run_id, self.reference = run_id, reference
@@ -114,6 +117,7 @@ class MetricRows:
         protocol: Mapping[str, Any],
         interval: tuple[float, float] | tuple[None, None] = (None, None),
     ) -> None:
+        """Adds a number over `n` rows, with its 95 % interval where there is one."""
         self.rows.append(
             {
                 "run_id": self.run_id,
@@ -130,11 +134,11 @@ class MetricRows:
         )
 
     def table(self) -> pa.Table:
-        """All of them."""
+        """The rows as METRICS."""
         return pa.Table.from_pylist(self.rows, METRICS)
 
 
-#: Turns one measurement of one set into numbers.
+#: Turns one measurement of one set into METRICS rows.
 Finish = Callable[[MetricRows, str, str, ScoreMatrix, Protocols], None]
 
 
@@ -146,108 +150,114 @@ def aggregate(
     protocols: Protocols,
     frechet_name: str,
     compare: FeatureMetricsConfig | None = None,
-    kin: Grouping = ALONE,
-    prepared: ReferenceCache | None = None,
+    grouping: Grouping = UNGROUPED,
+    cache: ReferenceCache | None = None,
 ) -> pa.Table:
-    """METRICS of sets of scores: `all` (what is judged), `reference`, and any other such as `roundtrip`.
+    """METRICS of sets of scores by slice: `all` (the samples), `reference`, and others such as `roundtrip`.
 
-    Segmentation gets a row a set, and a row a class with the slice `all/hair`; attributes likewise. The Fréchet
-    distance compares every other set with `reference`; it is a `fid` only where `frechet_name` says so. `compare`
-    asks for more of such numbers. `kin` tells which rows are no draws of their own. `prepared` keeps what a reference
-    costs from one call to the next. `InputError` (`nonfinite`) names a row whose features are not finite.
+    Segmentation has a row a set, and a row a class with a slice such as `all/hair`; attributes likewise. Features of
+    every other set are compared with those of `reference`: by the Fréchet distance, whose name `frechet_name` gives
+    (`fid` only for the published Inception), and by the metrics of `compare`. `grouping` tells which rows are not
+    independent draws. `cache` keeps factored references between calls.
     """
-    table, ready = MetricRows(run_id, reference), prepared or ReferenceCache()
-    for where, scores in sets.items():
+    table, cache = MetricRows(run_id, reference), cache or ReferenceCache()
+    for slice_, scores in sets.items():
         for name, scored in scores.items():
-            finish = KINDS.get(name.partition(":")[0])
+            finish = FINISHERS.get(name.partition(":")[0])
             if finish is not None:
-                finish(table, where, name, scored, protocols)
+                finish(table, slice_, name, scored, protocols)
+            elif lookup(name).per_image:
+                _mean_over_images(table, slice_, name, scored, protocols)
             elif name.startswith(DIVERSITY):
-                _diversity(table, where, name, scored, protocols, kin)
+                _diversity(table, slice_, name, scored, protocols, grouping)
     real = sets.get("reference", {})
-    for where, scores in sets.items():
+    for slice_, scores in sets.items():
         for name, scored in scores.items():
-            if name.startswith(FEATURES) and where != "reference" and name in real:
+            if name.startswith(FEATURES) and slice_ != "reference" and name in real:
                 part = FACE if name.endswith(FACE) else ""
                 protocol = {**protocols.get(name.partition(":")[2].removesuffix(FACE), {})}
                 protocol |= {"region": "bounding box of the face in the mask"} if part else {}
                 protocol |= {"reference": protocols["reference"]} if "reference" in protocols else {}
-                beside = MetricRows(run_id, reference)
+                generated, others = features_of(scored), features_of(real[name])
+                more = MetricRows(run_id, reference)
                 if compare is not None:
                     network = frechet_name.removeprefix("fid").removeprefix("fd") + part
-                    made, others = features_of(scored), features_of(real[name])
-                    factored = partial(ready.of, name, others)
-                    left_out = more(beside.add, where, network, made, others, protocol, compare, factored)
+                    factored = partial(cache.of, name, others)
+                    left_out = add_feature_metrics(
+                        more.add, slice_, network, generated, others, protocol, compare, factored
+                    )
                     protocol |= {"left_out": left_out} if left_out else {}
-                if min(len(scored.ids), len(real[name].ids)) > 1:  # one picture has no spread
-                    against = ready.of(name, features_of(real[name]))
-                    add_frechet(table.add, where, frechet_name + part, features_of(scored), against, protocol, kin)
-                table.rows += beside.rows
+                if min(len(scored.ids), len(real[name].ids)) > 1:  # one picture has no covariance
+                    factored_reference = cache.of(name, others)
+                    add_frechet(
+                        table.add, slice_, frechet_name + part, generated, factored_reference, protocol, grouping
+                    )
+                table.rows += more.rows
     return table.table()
 
 
 def features_of(scored: ScoreMatrix) -> FeatureSet:
-    """Scores that are features, as what compares them takes them."""
+    """Scores that are features, as a `FeatureSet`."""
     return FeatureSet(scored.ids, scored.vectors)
 
 
-def _segmentation(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+def _segmentation(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     network, protocol = _network(name, protocols)
     counts = Counts.from_vectors(scored.vectors)
     total, n = counts.total(), len(scored.ids)
     scores = total.scores()
     protocol = {**protocol, "level": "data set", "classes": int(scores["classes"]), "compare": "picture size, nearest"}
-    protocol |= protocols.get(f"unpaired/{where}", {})
-    table.add(f"miou:{network}", where, scores["miou"], n, protocol, bootstrap_miou(counts))
+    protocol |= protocols.get(f"unpaired/{slice_}", {})
+    table.add(f"miou:{network}", slice_, scores["miou"], n, protocol, bootstrap_miou(counts))
     for name in ("pixel_accuracy", "class_accuracy", "frequency_iou"):
-        table.add(f"{name}:{network}", where, scores[name], n, protocol)
+        table.add(f"{name}:{network}", slice_, scores[name], n, protocol)
     each = dict(zip(CLASSES, total.iou(), strict=True))
     small = [value for name in SMALL if np.isfinite(value := each[name])]
     if small:
         level = {**protocol, "classes": len(small), "level": f"data set, mean over {', '.join(SMALL)}"}
-        table.add(f"miou:{network}", f"{where}/{SMALL_PARTS}", float(np.mean(small)), n, level)
+        table.add(f"miou:{network}", f"{slice_}/{SMALL_PARTS}", float(np.mean(small)), n, level)
     for name, value in each.items():
         if np.isfinite(value):
-            table.add(f"iou:{network}", f"{where}/{name}", float(value), n, protocol)
+            table.add(f"iou:{network}", f"{slice_}/{name}", float(value), n, protocol)
 
 
-def _agreement(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+def _agreement(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     network, protocol = _network(name, protocols)
     agreement, n = Agreement.of(scored.vectors), len(scored.ids)
     accuracy, balanced = agreement.accuracy(), agreement.balanced()
     protocol = {**protocol, "attributes": int(np.isfinite(balanced).sum()), "level": "mean over attributes"}
     if np.isfinite(accuracy).any():
-        table.add(f"attribute_accuracy:{network}", where, mean(accuracy), n, protocol)
+        table.add(f"attribute_accuracy:{network}", slice_, mean(accuracy), n, protocol)
     if np.isfinite(balanced).any():
         interval = bootstrap_accuracy(scored.vectors)
-        table.add(f"attribute_balanced:{network}", where, mean(balanced), n, protocol, interval)
-    said = balanced[[ATTRIBUTE_INDEX[name] for name in (*CAPTIONED, "Male")]]
-    if np.isfinite(said).any():
-        protocol_said = {**protocol, "attributes": int(np.isfinite(said).sum())}
-        table.add(f"attribute_balanced:{network}", f"{where}/{CAPTIONS}", mean(said), n, protocol_said)
+        table.add(f"attribute_balanced:{network}", slice_, mean(balanced), n, protocol, interval)
+    captioned = balanced[[ATTRIBUTE_INDEX[name] for name in (*CAPTIONED, "Male")]]
+    if np.isfinite(captioned).any():
+        of_captions = {**protocol, "attributes": int(np.isfinite(captioned).sum())}
+        table.add(f"attribute_balanced:{network}", f"{slice_}/{CAPTIONS}", mean(captioned), n, of_captions)
     for name, value in zip(ATTRIBUTES, balanced, strict=True):
         if np.isfinite(value):
-            table.add(f"attribute_balanced:{network}", f"{where}/{name}", float(value), n, protocol)
+            table.add(f"attribute_balanced:{network}", f"{slice_}/{name}", float(value), n, protocol)
 
 
-def _influence(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
-    """The mean share of an expert over pixels and steps, and over each third of the steps, noise first."""
+def _influence(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+    """The mean share of an expert over pixels and steps, and over each third of the steps, from noise to picture."""
     steps = scored.vectors.shape[1] // 2
     means, n = scored.vectors[:, :steps], len(scored.ids)
     protocol = {"level": "mean over rows, steps and pixels", "steps": steps}
-    table.add(name, where, float(means.mean()), n, protocol)
+    table.add(name, slice_, float(means.mean()), n, protocol)
     for third, part in zip(("first", "second", "last"), np.array_split(means, 3, axis=1), strict=True):
         if part.size:
-            table.add(name, f"{where}/{third} third", float(part.mean()), n, protocol)
+            table.add(name, f"{slice_}/{third} third", float(part.mean()), n, protocol)
 
 
-def _edits(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
-    """Means of the chosen pictures, and of all at each alpha: how much of the change is there, and of the input."""
+def _edits(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+    """Fidelity to the edit and similarity to the input: means over the chosen pictures, and over all at each alpha."""
     similarity, judges = name.partition(":")[2], protocols.get("edit", {})
     protocol = {**judges, "chosen": f"highest harmonic mean of fidelity and {similarity}", "level": "mean over edits"}
     rows = scored.vectors.astype(np.float64)
-    slices = {where: rows[rows[:, 3] > 0]}
-    slices |= {f"{where}/alpha {alpha:g}": rows[rows[:, 0] == alpha] for alpha in np.unique(rows[:, 0])}
+    slices = {slice_: rows[rows[:, 3] > 0]}
+    slices |= {f"{slice_}/alpha {alpha:g}": rows[rows[:, 0] == alpha] for alpha in np.unique(rows[:, 0])}
     for name, part in slices.items():
         judged = part[~np.isnan(part[:, 1]), 1]
         if len(judged):
@@ -256,102 +266,103 @@ def _edits(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protoc
             table.add(f"edit_similarity:{similarity}", name, float(part[:, 2].mean()), len(part), protocol)
 
 
-def _changes(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
-    """Against the baseline, in parts of the largest difference there can be; leakage where something lies outside."""
-    found, n = changed(scored.vectors), len(scored.ids)
+def _changes(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+    """Mean change against the baseline, 0..1, inside and outside of the edited parts; leakage where there is both."""
+    difference, n = mean_change(scored.vectors), len(scored.ids)
     protocol = {**protocols.get("pairwise", {}), "level": "mean absolute difference over pixels, 0..1"}
-    for part, value in (("inside", found.inside), ("outside", found.outside)):
+    for part, value in (("inside", difference.inside), ("outside", difference.outside)):
         if np.isfinite(value):
-            table.add("change", f"{where}/{part}", value, n, protocol)
-    if np.isfinite(found.leakage):
-        table.add("leakage", where, found.leakage, n, protocol, bootstrap(scored.vectors))
+            table.add("change", f"{slice_}/{part}", value, n, protocol)
+    if np.isfinite(difference.leakage):
+        table.add("leakage", slice_, difference.leakage, n, protocol, bootstrap_leakage(scored.vectors))
 
 
-def _condition(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
-    """Mask accuracy in the way of Collaborative Diffusion: pixels that fit the mask as the model was given it."""
+def _condition(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+    """Mask accuracy as in Collaborative Diffusion: share of correct pixels at the size the model was given the mask."""
     network, _, side = name.partition(":")[2].rpartition("@")
     total = Counts.from_vectors(scored.vectors).total()
-    said = {
+    protocol = {
         **protocols.get(network, {}),
-        **protocols.get(f"unpaired/{where}", {}),
+        **protocols.get(f"unpaired/{slice_}", {}),
         "level": "data set, all 19 classes",
         "compare": f"{side} x {side}: the mask and the parsed picture, both brought there by nearest neighbour",
     }
     pixels = total.wanted.sum()
+    # Shares of all pixels, scaled so that their mean is the value.
     each = scored.vectors[:, : len(CLASSES)].astype(np.float64).sum(axis=1) * (len(scored.ids) / pixels)
     value = float(total.both.sum() / pixels)
-    table.add(f"mask_accuracy@{side}:{network}", where, value, len(scored.ids), said, bootstrap_mean(each))
+    table.add(f"mask_accuracy@{side}:{network}", slice_, value, len(scored.ids), protocol, bootstrap_mean(each))
 
 
-def _to_real(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
-    """How like its own real picture each one is: `ssim`, `psnr`, `lpips:vgg`."""
-    kind, _, network = name.replace(":source", "").partition(":")
+def _mean_over_images(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+    """The mean of a score of single pictures such as `ssim:source` or `lpips:source:vgg`, with a bootstrap interval."""
+    metric = name.replace(":source", "")
+    protocol = {"ssim": SSIM, "psnr": PSNR}.get(metric) or protocols.get(metric) or _network(metric, protocols)[1]
+    if metric != name:
+        source = "what went into the first stage" if slice_.startswith("roundtrip") else "the face that `source` names"
+        protocol = {**protocol, "against": f"{source}, brought to the picture's size"}
     values = scored.vectors[:, 0].astype(np.float64)
-    metric = f"{kind}:{network}" if network else kind
-    against = "what went into the first stage" if where.startswith("roundtrip") else "the face that `source` names"
-    said = {"ssim": SSIM, "psnr": PSNR}.get(kind, protocols.get(metric, {}))
-    said = {**said, "against": f"{against}, brought to the picture's size", "interval": "bootstrap over pictures"}
-    table.add(metric, where, float(values.mean()), len(values), said, bootstrap_mean(values))
+    protocol = {**protocol, "interval": "bootstrap over pictures"}
+    table.add(metric, slice_, float(values.mean()), len(values), protocol, bootstrap_mean(values))
 
 
 def _diversity(
-    table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols, kin: Grouping
+    table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols, grouping: Grouping
 ) -> None:
-    """Rows hold sums over pairs, so that a group that shards divide counts each pair once; n is that of groups."""
-    found = of_groups(scored.vectors, [kin.groups.get(one, "") for one in scored.ids])
-    said = {
+    """Mean distance within groups; n is the number of groups. Rows hold sums over pairs, so each pair counts once."""
+    distances = group_distances(scored.vectors, [grouping.groups.get(row_id, "") for row_id in scored.ids])
+    means = distances.means
+    protocol = {
         **protocols.get(name, {}),
         "distance": name.partition(":")[2].replace("ssim", "1 - ssim"),
         "level": "mean over groups of the mean over pairs",
         "counts": "groups",
-        "groups": len(found.means),
-        "pairs": found.pairs,
-        "pictures_a_group": found.pictures,
+        "groups": len(means),
+        "pairs": distances.pairs,
+        "pictures_a_group": distances.pictures,
         "interval": "bootstrap over groups",
     }
-    table.add(name, where, float(found.means.mean()), len(found.means), said, bootstrap_mean(found.means))
+    table.add(name, slice_, float(means.mean()), len(means), protocol, bootstrap_mean(means))
 
 
-def _cosines(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+def _cosines(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+    """The CLIP score, with a normal interval."""
     values, n = scored.vectors[:, 0].astype(np.float64), len(scored.ids)
     mean_ = float(values.mean())
     error = 1.96 * float(values.std(ddof=1)) / n**0.5 if n > 1 else None
-    said = {**protocols.get(name, {}), "level": "mean cosine of picture and text, neither clipped nor scaled"}
+    protocol = {**protocols.get(name, {}), "level": "mean cosine of picture and text, neither clipped nor scaled"}
     interval = (None, None) if error is None else (mean_ - error, mean_ + error)
-    table.add(f"clip_score:{name.partition(':')[2]}", where, mean_, n, said, interval)
+    table.add(f"clip_score:{name.partition(':')[2]}", slice_, mean_, n, protocol, interval)
 
 
-def _logits(table: MetricRows, where: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
+def _logits(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     if len(scored.ids) >= SPLITS:
         value, deviation = inception_score(scored.vectors, splits=SPLITS)
-        said = {**_network(name, protocols)[1], "splits": SPLITS, "seed": 2020, "deviation": deviation}
-        table.add("inception_score", where, value, len(scored.ids), said)
+        protocol = {**_network(name, protocols)[1], "splits": SPLITS, "seed": 2020, "deviation": deviation}
+        table.add("inception_score", slice_, value, len(scored.ids), protocol)
 
 
 def _network(name: str, protocols: Protocols) -> tuple[str, Mapping[str, Any]]:
-    """What measured it, and the protocol of that."""
+    """The network in the name of a measurement, and its protocol."""
     network = name.partition(":")[2]
     return network, protocols.get(network, {})
 
 
-#: What becomes of each kind of measurement; features become numbers only beside a reference.
-KINDS: Final[Mapping[str, Finish]] = {
+#: By the kind of a measurement. Features are compared with a reference instead; see also `Metric.per_image`.
+FINISHERS: Final[Mapping[str, Finish]] = {
     "segmentation": _segmentation,
     "condition": _condition,
     "attributes": _agreement,
     "influence": _influence,
-    "ssim": _to_real,
-    "psnr": _to_real,
-    "lpips": _to_real,
     "clip": _cosines,
     "logits": _logits,
     "change": _changes,
-    "edit": _edits,
+    EDIT: _edits,
 }
 
 
 def write_metrics(folder: FileStore, rows: Sequence[Mapping[str, Any]], name: str = "metrics") -> None:
-    """METRICS as `NAME.parquet`, and as `NAME.json` for people."""
+    """Writes METRICS rows as `NAME.parquet`, and as a readable `NAME.json`."""
     folder.put(f"{name}.parquet", to_parquet(pa.Table.from_pylist(list(rows), METRICS)))
     readable = [{**r, "protocol": json.loads(r["protocol"]), "created": r["created"].isoformat()} for r in rows]
     folder.put(f"{name}.json", json.dumps(readable, indent=1).encode())

@@ -1,7 +1,4 @@
-"""The lines of a sweep: a number at each step count, a line a sampler, and how many steps are enough.
-
-Knows METRICS rows that name their cell. Does not know how lines are drawn. Needs no torch.
-"""
+"""Comparison of runs: curves of a sweep over step counts, the table of an ablation, and checks of comparability."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,11 +7,10 @@ from itertools import combinations
 from typing import Any, Final, NamedTuple
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.metrics.registry import SECONDS, better, family
+from raygen.metrics.registry import SECONDS, better, lookup
 
 __all__ = [
     "CELL",
-    "JUDGES",
     "WITHIN",
     "Curve",
     "Grid",
@@ -31,17 +27,17 @@ __all__ = [
 ]
 
 
-#: Key of a METRICS row's protocol under which a sweep keeps what is special about a cell.
+#: Key of the settings of a sweep's cell in the protocol of its METRICS rows.
 CELL: Final = "cell"
-#: A step count is good enough where its number is this near to the line's best.
+#: A step count is enough where its value is within this share of the best value of the curve.
 WITHIN: Final = 0.05
-#: Settings of a cell, besides its sampler and steps, that belong to its line, and how they are said.
-SAID: Final[Mapping[str, str]] = {"guidance": "guidance {}", "conditions": "conditions: {}", "checkpoint": "{}"}
+#: Settings of a cell, besides its sampler and steps, that identify its curve, and their text in its name.
+SETTINGS: Final[Mapping[str, str]] = {"guidance": "guidance {}", "conditions": "conditions: {}", "checkpoint": "{}"}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One cell of a line."""
+    """One cell of a curve: a value over `n` rows with its interval, and the seconds per picture."""
 
     steps: int
     value: float
@@ -53,39 +49,43 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One line: its name, and its points by steps."""
+    """One curve: its name, and its points by steps."""
 
     name: str
     points: tuple[Point, ...]
 
 
 def cell_of(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The cell that a METRICS row of a sweep names."""
+    """The settings of the cell of a METRICS row; None where it is not a row of a sweep."""
     try:
-        found = json.loads(row.get("protocol") or "{}").get(CELL)
+        cell = json.loads(row.get("protocol") or "{}").get(CELL)
     except (ValueError, AttributeError):
         return None
-    return found if isinstance(found, dict) else None
+    return cell if isinstance(cell, dict) else None
 
 
 def curves(rows: Iterable[Mapping[str, Any]], metric: str, slice_: str = "all") -> list[Curve]:
-    """The lines of one metric, in the order in which rows name them; a line has one guidance and one checkpoint."""
+    """The curves of one metric by name; all cells of a curve have the same settings but for their steps."""
     rows = list(rows)
     cells = [(cell, row) for row in rows if (cell := cell_of(row)) is not None]
     seconds = {cell["name"]: row["value"] for cell, row in cells if row["metric"] == SECONDS}
-    titles = _titles([cell for cell, _ in cells])
-    found: dict[str, list[Point]] = {}
+    lines = list(dict.fromkeys(_line(cell) for cell, _ in cells))
+    # The name of a curve has its sampler, and those of the other settings that differ between curves.
+    differing = [i for i in range(1, 1 + len(SETTINGS)) if len({line[i] for line in lines}) > 1]
+    texts = tuple(SETTINGS.values())
+    names = {line: ", ".join([line[0], *(texts[i - 1].format(line[i]) for i in differing)]) for line in lines}
+    points_of: dict[str, list[Point]] = {}
     for cell, row in cells:
         if row["metric"] == metric and row["slice"] == slice_:
             point = Point(
                 int(cell["steps"]), row["value"], row["ci_low"], row["ci_high"], seconds.get(cell["name"]), row["n"]
             )
-            found.setdefault(titles[_line(cell)], []).append(point)
-    return [Curve(name, tuple(sorted(points, key=lambda p: p.steps))) for name, points in sorted(found.items())]
+            points_of.setdefault(names[_line(cell)], []).append(point)
+    return [Curve(name, tuple(sorted(points, key=lambda p: p.steps))) for name, points in sorted(points_of.items())]
 
 
 def best_steps(curve: Curve, metric: str, within: float = WITHIN) -> tuple[int, float]:
-    """The smallest step count whose number is within 5 % of the line's best, and that best."""
+    """The smallest step count whose value is within a share `within` of the best of the curve, and the best value."""
     lower = better(metric) == "lower"
     best = (min if lower else max)(point.value for point in curve.points)
     limit = abs(best) * within
@@ -94,18 +94,11 @@ def best_steps(curve: Curve, metric: str, within: float = WITHIN) -> tuple[int, 
 
 
 def _line(cell: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(str(cell.get(name, "")) for name in ("line", *SAID))
+    """The sampler and the `SETTINGS` of a cell."""
+    return tuple(str(cell.get(name, "")) for name in ("line", *SETTINGS))
 
 
-def _titles(cells: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], str]:
-    """Names of lines: the sampler, and of the other settings what differs."""
-    lines = list(dict.fromkeys(_line(cell) for cell in cells))
-    many = [i for i in range(1, 1 + len(SAID)) if len({line[i] for line in lines}) > 1]
-    said = tuple(SAID.values())
-    return {line: ", ".join([line[0], *(said[i - 1].format(line[i]) for i in many)]) for line in lines}
-
-
-#: Slices with a part that an ablation's table shows nevertheless.
+#: Slices with a part that are columns of the table of an ablation.
 SHOWN: Final = ("all/captions", "all/small parts", "all/inside", "all/outside")
 
 
@@ -113,7 +106,7 @@ SHOWN: Final = ("all/captions", "all/small parts", "all/inside", "all/outside")
 
 
 def variant_of(row: Mapping[str, Any]) -> str | None:
-    """The variant that a METRICS row of an ablation names."""
+    """The variant of a METRICS row; None where it is not a row of an ablation."""
     try:
         return json.loads(row.get("protocol") or "{}").get("variant")  # type: ignore[no-any-return]
     except (ValueError, AttributeError):
@@ -121,53 +114,56 @@ def variant_of(row: Mapping[str, Any]) -> str | None:
 
 
 class Grid(NamedTuple):
-    """The numbers of whole sets of an ablation."""
+    """The table of an ablation: a row a variant, a column a metric of whole sets."""
 
     columns: list[str]
     values: dict[str, dict[str, float]]  # by variant and column
-    n: dict[str, dict[str, int | None]]  # rows that each value is of, alike
+    n: dict[str, dict[str, int | None]]  # rows of each value, alike
 
     def n_of(self, column: str) -> int | None:
-        """The number of rows that all variants have there; None where they differ, or nobody knows."""
-        found = {counts[column] for counts in self.n.values() if column in counts}
-        return found.pop() if len(found) == 1 else None
+        """The number of rows of all variants in a column; None where it differs or is unknown."""
+        counts = {by_column[column] for by_column in self.n.values() if column in by_column}
+        return counts.pop() if len(counts) == 1 else None
 
 
 def side_by_side(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
-    """METRICS rows of whole sets by column and variant: those that an ablation compares.
+    """METRICS rows of whole sets by column and variant, for the table of an ablation.
 
-    Reference and round trip are the same for all, unless it is the judge that varies: rates of verification are kept.
+    Rows of the reference and the round trip are the same for all variants and left out, except those of metrics that
+    describe their network, which may be what varies.
     """
     columns: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         variant = variant_of(row)
         part = row["slice"].removeprefix("all/")
-        if variant is None or (row["slice"] in ("reference", "roundtrip") and family(row["metric"]) not in JUDGES):
+        if variant is None or (
+            row["slice"] in ("reference", "roundtrip") and not lookup(row["metric"]).describes_network
+        ):
             continue
         if "/" in row["slice"] and row["slice"] not in SHOWN:
             continue
         name = row["metric"] if row["slice"] in ("all", "reference") else f"{row['metric']} ({part})"
         cells = columns.setdefault(name, {})
-        if row["slice"] != "reference" or cells.get(variant, row)["slice"] == "reference":  # else it is at hand itself
+        if (
+            row["slice"] != "reference" or cells.get(variant, row)["slice"] == "reference"
+        ):  # a row of the samples takes precedence
             cells[variant] = row
     return columns
 
 
 def grid(rows: Iterable[Mapping[str, Any]]) -> Grid:
-    """Columns, values and numbers of rows, for a table with a line a variant."""
+    """The table of an ablation, from its METRICS rows."""
     columns = side_by_side(rows)
-    found = Grid(list(columns), {}, {})
+    table = Grid(list(columns), {}, {})
     for name, cells in columns.items():
         for variant, row in cells.items():
-            found.values.setdefault(variant, {})[name] = row["value"]
-            found.n.setdefault(variant, {})[name] = row.get("n")
-    return found
+            table.values.setdefault(variant, {})[name] = row["value"]
+            table.n.setdefault(variant, {})[name] = row.get("n")
+    return table
 
 
 Row = Mapping[str, Any]
-#: Families that say as much of who judges as of what is judged.
-JUDGES: Final = ("eer", "tar")
-#: What a protocol says of how a number was measured; the rest (`clipped`, `low_n`) is what came out, or is the variant.
+#: Keys of a protocol that say how a number was measured; the others are results (`clipped`, `low_n`) or the variant.
 METHOD: Final = (
     "network",
     "sha256",
@@ -202,81 +198,70 @@ METHOD: Final = (
     "n_training",
     "n_held_out",
 )
-#: Families whose value moves with the number of rows alone, so that unequal numbers of them say nothing.
-SETS: Final = (
-    "fd",
-    "fd_infinity",
-    "rfd",
-    "kid",
-    "kid_subsets",
-    "precision",
-    "recall",
-    "density",
-    "coverage",
-    "inception_score",
-    "duplicates",
-)
 #: Digits of a digest that a message shows.
 SHORT: Final = 12
 
 
 def check_protocols(column: str, rows: Mapping[str, Row]) -> None:
-    """`ConfigError` where the METRICS rows of one column, by the name of what they judge, were not measured alike.
+    """`ConfigError` where the METRICS rows of one column, by variant, were not measured in the same way.
 
-    It names the two and what differs: reference, sha256 of the network, picture size, or another part of the protocol.
+    It names two variants and what differs: the reference, the sha256 of the network, the picture size, or another part
+    of the protocol.
     """
-    (one, first), *others = rows.items()  # what is equal to the first is equal
+    (variant, first), *others = rows.items()
     for other, second in others:
         a, b = _method(first), _method(second)
         differs = [
             f"{key} {_serialize(a.get(key))} and {_serialize(b.get(key))}" for key in a | b if a.get(key) != b.get(key)
         ]
         if differs:
-            raise ConfigError(f"{column}: {one} and {other} are not comparable: {'; '.join(differs)}")
+            raise ConfigError(f"{column}: {variant} and {other} are not comparable: {'; '.join(differs)}")
 
 
 def check_names(rows: Mapping[str, Sequence[Row]]) -> None:
-    """`ConfigError` where two have numbers of one kind and none by the same protocol, such as `fid@clean` and `fid@tf`.
+    """`ConfigError` where two variants have a metric by different protocols only, such as `fid@clean` and `fid@tf1`.
 
-    `rows`: whole sets' METRICS rows, by the name of what they judge.
+    `rows`: METRICS rows of whole sets, by variant.
     """
-    found: dict[str, dict[str, set[str]]] = {}
-    for name, own in rows.items():
-        for row in own:
-            kind = _kind(row["metric"])
-            if better(row["metric"]) and kind not in JUDGES:
-                found.setdefault(f"{kind} [{row['slice']}]", {}).setdefault(name, set()).add(row["metric"])
-    for kind, by in found.items():
-        for (one, first), (other, second) in combinations(by.items(), 2):
+    names: dict[str, dict[str, set[str]]] = {}
+    for variant, own_rows in rows.items():
+        for row in own_rows:
+            metric = lookup(row["metric"])
+            if metric.better and not metric.describes_network:
+                kind = metric.name.replace(
+                    "fid", "fd"
+                )  # distances over Inception and over other features are of one kind
+                names.setdefault(f"{kind} [{row['slice']}]", {}).setdefault(variant, set()).add(row["metric"])
+    for kind, by_variant in names.items():
+        for (variant, first), (other, second) in combinations(by_variant.items(), 2):
             if not first & second:
-                ours, theirs = (", ".join(sorted(names)) for names in (first, second))
-                raise ConfigError(f"{kind}: {one} and {other} are not comparable: protocol {ours} and {theirs}")
+                protocol, other_protocol = (", ".join(sorted(metrics)) for metrics in (first, second))
+                raise ConfigError(
+                    f"{kind}: {variant} and {other} are not comparable: protocol {protocol} and {other_protocol}"
+                )
 
 
 def check_counts(column: str, rows: Mapping[str, Row]) -> None:
-    """`InputError` (`n`) where a distance or another number of whole sets is over unequal numbers of rows."""
-    (one, first), *others = rows.items()
+    """`InputError` (`n`) where a metric of whole sets, such as a distance, is over unequal numbers of rows."""
+    (variant, first), *others = rows.items()
     for other, second in others:
-        if _kind(first["metric"]) in SETS and first["n"] != second["n"]:
-            counts = f"{one} has n {first['n']:,} and {other} n {second['n']:,}"
+        if lookup(first["metric"]).set_level and first["n"] != second["n"]:
+            counts = f"{variant} has n {first['n']:,} and {other} n {second['n']:,}"
             raise InputError(f"{column}: {counts}; over unequal n it is not comparable", reason="n")
 
 
 def _method(row: Row) -> dict[str, Any]:
-    said = json.loads(row.get("protocol") or "{}")
-    against = said.get("reference") or {}
-    found = {"reference": row.get("reference"), "made from": against.get("made"), "picture size": against.get("size")}
-    if row["slice"] == "reference" and _kind(row["metric"]) in JUDGES:
-        return found  # it is the judge that is judged
-    return found | {key: said.get(key) for key in METHOD}
-
-
-def _kind(metric: str) -> str:
-    """The family, distances over the published Inception (`fid`) and over other features (`fd`) being of one kind."""
-    return family(metric).replace("fid", "fd")
+    """How a METRICS row was measured: its reference and the `METHOD` of its protocol."""
+    protocol = json.loads(row.get("protocol") or "{}")
+    source = protocol.get("reference") or {}
+    reference = {"reference": row.get("reference"), "made from": source.get("made"), "picture size": source.get("size")}
+    if row["slice"] == "reference" and lookup(row["metric"]).describes_network:
+        return reference  # the network is what is compared
+    return reference | {key: protocol.get(key) for key in METHOD}
 
 
 def _serialize(value: Any) -> str:
+    """A value of a protocol in a message; a sha256 by its first digits."""
     if value is None:
         return "unknown"
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)

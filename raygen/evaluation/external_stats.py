@@ -1,4 +1,4 @@
-"""Compares samples with reference statistics that other tools wrote (torch-fidelity, clean-fid, ADM)."""
+"""Fréchet distance of samples to reference statistics of other tools: torch-fidelity, clean-fid, ADM."""
 
 import hashlib
 import zipfile
@@ -17,30 +17,29 @@ __all__ = ["compare_to_statistics", "statistics_in"]
 
 
 def compare_to_statistics(
-    path: str, scores: Mapping[str, ScoreMatrix], network: FeatureExtractor, run_id: str, kin: Grouping
+    path: str, scores: Mapping[str, ScoreMatrix], network: FeatureExtractor, run_id: str, grouping: Grouping
 ) -> Any:
-    """METRICS with the Fréchet distance to the mean and covariance in `path`, under a slice of its own.
+    """METRICS with the Fréchet distance to the mean and covariance in `path`, as the slice `all/statistics`.
 
-    Nobody can know from such a file which network and which resize it is of: whoever names it says that they are this
-    network's. How many rows it is of nobody says either, so `low_n` speaks of the generated ones alone.
-    `ConfigError` where it cannot be read or has another width.
+    Such a file names neither its network and resize, which must be those of `network`, nor its number of rows, so
+    `low_n` refers to the generated rows alone. `ConfigError` where it cannot be read or has another width.
     """
-    made = scores[f"{FEATURES}{network.name}"]
+    features = scores[f"{FEATURES}{network.name}"]
     try:
         sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        rows, said = MetricRows(run_id, sha256), {**network.protocol(), "statistics": Path(path).name}
+        rows, protocol = MetricRows(run_id, sha256), {**network.protocol(), "statistics": Path(path).name}
         reference = statistics_in(path).reference()
-        add_frechet(rows.add, "all/statistics", network.metric, features_of(made), reference, said, kin)
+        add_frechet(rows.add, "all/statistics", network.metric, features_of(features), reference, protocol, grouping)
     except (OSError, ValueError, ArithmeticError) as error:
         raise ConfigError(f"statistics: {path}: {error}") from error
     return rows.table()
 
 
 def statistics_in(path: str | Path) -> Statistics:
-    """Of an .npz, or of a file that torch saved, such as torch-fidelity's cache: a pickle, which is read as data.
+    """Statistics of an .npz, or of a file that torch saved, such as the cache of torch-fidelity.
 
-    `ValueError` for what is no such file, asks for anything to be run, or holds no covariance; `OSError` where there is
-    no file.
+    A pickle is read as data and never run. `ValueError` for another file, one that calls code, or one without a
+    covariance; `OSError` where there is no file.
     """
     with Path(path).open("rb") as file:
         pickled = file.read(1) == b"\x80"
@@ -51,14 +50,14 @@ def statistics_in(path: str | Path) -> Statistics:
     if not pickled:
         return read_statistics(path)
     try:
-        there = open_weights(path).tensors
+        tensors = open_weights(path).tensors
     except (InputError, ConfigError) as error:
         raise ValueError(str(error)) from error
     for name, sides in (("mu", 1), ("sigma", 2)):
-        if name not in there:
-            raise ValueError(f"{path}: has no {name} (it has {', '.join(sorted(there)[:8])})")
-        entry = there[name]
+        if name not in tensors:
+            raise ValueError(f"{path}: has no {name} (it has {', '.join(sorted(tensors)[:8])})")
+        entry = tensors[name]
         if len(entry.shape) != sides or max(entry.shape, default=0) > WIDEST or not entry.dtype.startswith("float"):
             raise ValueError(f"{path}: {name} of {entry.dtype} and shape {entry.shape}, not of statistics")
-    mean, covariance = (there[name].read().double().numpy() for name in ("mu", "sigma"))
+    mean, covariance = (tensors[name].read().double().numpy() for name in ("mu", "sigma"))
     return checked(mean, covariance, str(path))

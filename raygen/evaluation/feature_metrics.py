@@ -1,7 +1,4 @@
-"""The Fréchet distance as a number of a table: what it is taken to, its interval, and what is said beside it.
-
-Knows rows by their ids, and which of them belong together. Knows neither networks nor where features come from.
-"""
+"""Metrics that compare the features of two sets: Fréchet distance, KID, precision and recall, memorization."""
 
 import json
 import math
@@ -15,31 +12,32 @@ from pydantic import Field
 
 from raygen.core.config import Config
 from raygen.core.errors import InputError
-from raygen.metrics.frechet import LOW_N, FactoredReference, frechet_from
+from raygen.metrics.frechet import FactoredReference, frechet_from
 from raygen.metrics.frechet_jackknife import LEAST, blocks_of, margin, most_blocks
 from raygen.metrics.frechet_stats import POINTS, ROWS_A_VALUE, frechet_infinity
 from raygen.metrics.kid import kid, kid_subsets
 from raygen.metrics.memorization import duplicates, memorization
 from raygen.metrics.prdc import Degenerate, prdc
+from raygen.metrics.registry import lookup
 from raygen.store.filenames import name_key
 
 __all__ = [
-    "ALONE",
-    "Add",
+    "UNGROUPED",
+    "AddMetric",
     "FeatureMetricsConfig",
     "FeatureSet",
     "Grouping",
     "ReferenceCache",
+    "add_feature_metrics",
     "add_frechet",
     "add_memorization",
-    "compare",
     "few_rows",
     "too_few",
 ]
 
 
 Interval = tuple[float, float] | tuple[None, None]
-#: Rows of each subset that KID is averaged over, in the protocol of torch-fidelity and torchmetrics.
+#: Rows of each subset of `kid_subsets`, in the protocol of torch-fidelity and torchmetrics.
 SUBSET = 1000
 
 
@@ -54,8 +52,8 @@ class FeatureMetricsConfig(Config):
     )
 
 
-class Add(Protocol):
-    """Takes a number into the table."""
+class AddMetric(Protocol):
+    """Adds a number to METRICS, as `MetricRows.add` does."""
 
     def __call__(
         self, metric: str, slice_: str, value: float, n: int, protocol: Mapping[str, Any], interval: Interval = ..., /
@@ -66,51 +64,51 @@ class Add(Protocol):
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Rows of one set by id, float [n, D]."""
+    """Features [n, D] of the rows of one set, with their ids."""
 
     ids: Sequence[str]
     vectors: npt.NDArray[Any]
 
 
-def too_few(config: FeatureMetricsConfig, made: int, real: int, width: int) -> dict[str, str]:
-    """Numbers that are asked for and that so few rows, of features of `width` values, do not give; and why."""
-    n = min(made, real)
-    least = {
+def too_few(config: FeatureMetricsConfig, generated: int, real: int, width: int) -> dict[str, str]:
+    """The metrics of `config` that need more rows, by name, with the reason; features have `width` values."""
+    n = min(generated, real)
+    required = {
         "kid": (config.kid, n, 2),
         "kid_subsets": (config.kid_subsets, n, SUBSET),
         "precision": (config.knn is not None, n, (config.knn or 0) + 1),
-        "infinity": (config.fid_infinity, made, math.ceil(ROWS_A_VALUE * width) + POINTS - 1),
+        "infinity": (config.fid_infinity, generated, math.ceil(ROWS_A_VALUE * width) + POINTS - 1),
     }
-    return {name: f"needs {rows:,} rows" for name, (asked, there, rows) in least.items() if asked and there < rows}
+    return {name: f"needs {rows:,} rows" for name, (asked, n, rows) in required.items() if asked and n < rows}
 
 
-def compare(
-    add: Add,
-    where: str,
+def add_feature_metrics(
+    add: AddMetric,
+    slice_: str,
     network: str,
-    made: FeatureSet,
+    generated: FeatureSet,
     real: FeatureSet,
     protocol: Mapping[str, Any],
     config: FeatureMetricsConfig,
     factored: Callable[[], FactoredReference] | None = None,
 ) -> dict[str, str]:
-    """Add the numbers of `config` that there are rows for; `network` follows a metric's name, such as `@clean`.
+    """Adds the metrics of `config` for which there are enough rows.
 
-    `factored` gives `real` as what distances are taken to, where somebody keeps it. Returns those that are left out,
-    and why: too few rows, or rows so alike that a number would say nothing.
+    `network` is appended to the name of a metric, such as `@clean`. `factored` returns the factored `real`, if it is
+    kept. Returns the metrics that are left out, with the reason: too few rows, or degenerate features.
     """
-    x, y, n = made.vectors, real.vectors, len(made.ids)
+    x, y, n = generated.vectors, real.vectors, len(generated.ids)
     few = too_few(config, n, len(y), x.shape[1])
-    said = {**protocol, "n_reference": len(real.ids)}
+    base = {**protocol, "n_reference": len(real.ids)}
     how: dict[str, Any]
     if config.kid and "kid" not in few:
-        found = kid(x, y)
+        distance = kid(x, y)
         how = {"kernel": "(x.y / D + 1)^3", "estimator": "unbiased, all pairs", "interval": "variance of a U-statistic"}
-        add(f"kid{network}", where, found.value, n, {**said, **how}, (found.low, found.high))
+        add(f"kid{network}", slice_, distance.value, n, {**base, **how}, (distance.low, distance.high))
     if config.kid_subsets and "kid_subsets" not in few:
         mean, deviation = kid_subsets(x, y, size=SUBSET)
         how = {"kernel": "(x.y / D + 1)^3", "estimator": f"mean of 100 subsets of {SUBSET}", "seed": 0}
-        add(f"kid_subsets{network}", where, mean, n, {**said, **how, "deviation": deviation})
+        add(f"kid_subsets{network}", slice_, mean, n, {**base, **how, "deviation": deviation})
     if config.knn is not None and "precision" not in few:
         try:
             shares = prdc(y, x, k=config.knn)
@@ -119,7 +117,7 @@ def compare(
         else:
             how = {"k": shares.k, "inside": "nearer than the k-th neighbour (<)"}
             for name in ("precision", "recall", "density", "coverage"):
-                add(f"{name}{network}", where, getattr(shares, name), n, {**said, **how})
+                add(f"{name}{network}", slice_, getattr(shares, name), n, {**base, **how})
     if config.fid_infinity and "infinity" not in few:
         limit = frechet_infinity(x, factored() if factored else FactoredReference.of_features(y))
         how = {
@@ -129,137 +127,145 @@ def compare(
             "bias": "that of the reference's own rows stays",
         }
         kind = "fid" if network.startswith("@") else "fd"
-        add(f"{kind}_infinity{network}", where, limit.value, n, {**said, **how})
+        add(f"{kind}_infinity{network}", slice_, limit.value, n, {**base, **how})
     return few
 
 
 def add_memorization(
-    add: Add,
-    where: str,
+    add: AddMetric,
+    slice_: str,
     network: str,
-    made: FeatureSet,
+    generated: FeatureSet,
     training: FeatureSet,
     held_out: FeatureSet,
     protocol: Mapping[str, Any],
     q: float,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Add how many samples lie nearer to a training face than held-out faces do, and how many are near each other.
+    """Adds the shares of samples close to a training face and close to another sample, on the scale of held-out faces.
 
-    Returns the nearest pairs of both kinds, for people to look at. `InputError` (`held_out`) where too few faces are
-    held out.
+    Returns the closest pairs of a sample and a training face, and of two samples, for inspection. `InputError`
+    (`held_out`) where too few faces are held out.
     """
     try:
-        found = memorization(made.vectors, training.vectors, held_out.vectors, q=q)
-        twins = duplicates(made.vectors, held_out.vectors, q=q)
+        memorized = memorization(generated.vectors, training.vectors, held_out.vectors, q=q)
+        copies = duplicates(generated.vectors, held_out.vectors, q=q)
     except ValueError as error:
         raise InputError(f"memorisation: {error}", reason="held_out") from error
-    n = len(made.ids)
-    said = {**protocol, "n_training": len(training.ids), "n_held_out": len(held_out.ids), "q": q}
-    how: dict[str, Any] = {"threshold": found.threshold, "expected": q, "interval": "Wilson, of the samples"}
-    add(f"memorized{network}", where, found.share, n, {**said, **how}, (found.low, found.high))
+    n = len(generated.ids)
+    base = {**protocol, "n_training": len(training.ids), "n_held_out": len(held_out.ids), "q": q}
+    how: dict[str, Any] = {"threshold": memorized.threshold, "expected": q, "interval": "Wilson, of the samples"}
+    add(f"memorized{network}", slice_, memorized.share, n, {**base, **how}, (memorized.low, memorized.high))
     level = {"level": "median distance to training over that of held-out faces; below 1 is nearer"}
-    if math.isfinite(found.median_ratio):  # more than half of the held-out faces may be training faces to the bit
-        add(f"training_distance{network}", where, found.median_ratio, n, {**said, **level})
-    how = {"threshold": twins.threshold, "pairs": twins.pair_share, "pairs_of_held_out": twins.held_out_pair_share}
-    add(f"duplicates{network}", where, twins.share, n, {**said, **how}, (twins.low, twins.high))
+    if math.isfinite(memorized.median_ratio):  # it is NaN where half of the held-out faces are training faces
+        add(f"training_distance{network}", slice_, memorized.median_ratio, n, {**base, **level})
+    how = {"threshold": copies.threshold, "pairs": copies.pair_share, "pairs_of_held_out": copies.held_out_pair_share}
+    add(f"duplicates{network}", slice_, copies.share, n, {**base, **how}, (copies.low, copies.high))
     closest = [
         {
-            "sample_id": made.ids[pair.sample],
+            "sample_id": generated.ids[pair.sample],
             "face_id": training.ids[pair.training],
             "distance": pair.distance,
             "ratio": pair.ratio,
         }
-        for pair in found.closest
+        for pair in memorized.closest
     ]
-    near = [{"sample_id": made.ids[i], "other_id": made.ids[j], "distance": far} for i, j, far in twins.closest]
-    return closest, near
+    between_samples = [
+        {"sample_id": generated.ids[i], "other_id": generated.ids[j], "distance": distance}
+        for i, j, distance in copies.closest
+    ]
+    return closest, between_samples
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Which rows belong together, by id: those of one `group_id`, such as a mask, and those of one person."""
+    """Rows that are not independent, by id: their `group_id`, such as one mask, and their `identity_id`."""
 
     groups: Mapping[str, str] = field(default_factory=dict)
     people: Mapping[str, str] = field(default_factory=dict)
 
 
-#: Every row by itself.
-ALONE: Final = Grouping()
+#: All rows are independent.
+UNGROUPED: Final = Grouping()
 
 
 class ReferenceCache:
-    """References of Fréchet distances by the name of their features, each factored once.
+    """Factored references of Fréchet distances by the name of their features.
 
-    Holds the vectors that they are of: others under the same name are prepared anew.
+    An entry is computed again where other vectors come under the same name.
     """
 
     def __init__(self) -> None:
-        self._made: dict[str, tuple[object, FactoredReference]] = {}
+        self._entries: dict[str, tuple[object, FactoredReference]] = {}
 
     def of(self, name: str, real: FeatureSet) -> FactoredReference:
-        """Ready to be compared with; errors as `Reference.of_features`."""
-        there = self._made.get(name)
-        if there is None or there[0] is not real.vectors:
-            there = self._made[name] = real.vectors, FactoredReference.of_features(real.vectors)
-        return there[1]
+        """The factored reference of `real`; errors as `FactoredReference.of_features`."""
+        entry = self._entries.get(name)
+        if entry is None or entry[0] is not real.vectors:
+            entry = self._entries[name] = real.vectors, FactoredReference.of_features(real.vectors)
+        return entry[1]
 
 
 def add_frechet(
-    add: Add,
-    where: str,
+    add: AddMetric,
+    slice_: str,
     name: str,
-    made: FeatureSet,
+    generated: FeatureSet,
     reference: FactoredReference,
     protocol: Mapping[str, Any],
-    kin: Grouping = ALONE,
+    grouping: Grouping = UNGROUPED,
 ) -> None:
-    """Add the Fréchet distance of features to `reference`, its interval, and what a reader should know of both.
+    """Adds the Fréchet distance of features to `reference`, with its interval and warnings in its protocol.
 
     `ValueError` for fewer than two rows or another width.
     """
-    n, m, width = len(made.ids), reference.n, made.vectors.shape[1]
-    distance = frechet_from(reference, made.vectors)
+    n, m, width = len(generated.ids), reference.n, generated.vectors.shape[1]
+    distance = frechet_from(reference, generated.vectors)
     few = n if m is None else min(n, m)
-    interval, how = _interval(distance.value, made, reference, kin.people or kin.groups)
+    interval, how = _interval(distance.value, generated, reference, grouping.people or grouping.groups)
     protocol = {
         **protocol,
         "n_reference": "unknown" if m is None else m,
-        "low_n": few < LOW_N,
+        "low_n": few < lookup(name).min_n,
         "fewer_rows_than_values": few <= width,
         "clipped": distance.clipped,
         "interval": how,
     }
-    add(name, where, distance.value, n, protocol, interval)
+    add(name, slice_, distance.value, n, protocol, interval)
 
 
 def _interval(
-    value: float, made: FeatureSet, reference: FactoredReference, kin: Mapping[str, str]
+    value: float, generated: FeatureSet, reference: FactoredReference, groups: Mapping[str, str]
 ) -> tuple[tuple[float, float] | tuple[None, None], str]:
-    """95 % interval of a distance by leaving out blocks of rows, and how it was made or why there is none.
+    """95 % jackknife interval of a distance, and its description for the protocol, or the reason why there is none.
 
-    Blocks are drawn by a hash, since ids follow content where they come from folders, plans or people.
+    Whole groups are left out together, unless there are too few of them. Blocks are drawn by a hash of the ids, because
+    the order of ids may follow the content.
     """
-    ways = {"whole groups of kin": [kin.get(one, one) for one in made.ids], "rows": made.ids}
-    for words, names in ways.items() if any(one in kin for one in made.ids) else [("rows", made.ids)]:
-        keys = np.array([name_key(one) for one in names], np.uint64)
-        blocks = blocks_of(keys, most_blocks(len(np.unique(keys)), made.vectors.shape[1]))
-        if len(blocks) >= LEAST:  # if not, by a few people: then the interval is one of their pictures
-            half = margin(made.vectors, reference, blocks)
-            said = (
+    ways = {"whole groups of kin": [groups.get(row_id, row_id) for row_id in generated.ids], "rows": generated.ids}
+    for words, names in (
+        ways.items() if any(row_id in groups for row_id in generated.ids) else [("rows", generated.ids)]
+    ):
+        keys = np.array([name_key(name) for name in names], np.uint64)
+        blocks = blocks_of(keys, most_blocks(len(np.unique(keys)), generated.vectors.shape[1]))
+        if len(blocks) >= LEAST:
+            half = margin(generated.vectors, reference, blocks)
+            description = (
                 f"delete-1/{len(blocks)} jackknife of the generated rows ({words} by a hash of their ids), Student's "
                 "t; the reference is held fixed, and the bias of few rows stays"
             )
-            return (value - half, value + half), said
+            return (value - half, value + half), description
     return (None, None), f"none: fewer than {2 * LEAST} rows"
 
 
 def few_rows(rows: Iterable[Mapping[str, Any]]) -> dict[str, object]:
-    """Of METRICS rows, the numbers that their protocols call those of few rows, as facts for people."""
+    """Warnings for the METRICS rows whose protocols say that they are over few rows, by metric and slice."""
     facts: dict[str, object] = {}
     for row in rows:
-        said, name = json.loads(row["protocol"] or "{}"), f"{row['metric']} [{row['slice']}]"
-        if said.get("fewer_rows_than_values"):
+        protocol, name = json.loads(row["protocol"] or "{}"), f"{row['metric']} [{row['slice']}]"
+        if protocol.get("fewer_rows_than_values"):
             facts[f"{name}, few rows"] = "no more rows than a feature has values: most of it may be bias"
-        elif said.get("low_n") and "n_reference" in said:
-            facts[f"{name}, few rows"] = f"fewer than {LOW_N:,}: biased upwards, compare at the same n only"
+        elif protocol.get("low_n") and "n_reference" in protocol:
+            facts[f"{name}, few rows"] = (
+                f"fewer than {lookup(row['metric']).min_n:,}: biased upwards, compare at the same n only"
+            )
     return facts

@@ -1,7 +1,4 @@
-"""What samples are compared with besides their reference: statistics of other tools, and faces that were trained on.
-
-Knows which rows count as trained on and which as held out. Does not know how a distance is computed.
-"""
+"""Memorization: which faces were trained on, which were held out, and the comparison of samples with both."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,10 +14,11 @@ from raygen.evaluation.slices import column, select_ids
 from raygen.extractors.base import FeatureExtractor
 from raygen.store.run_store import open_input
 
-__all__ = ["MemorizationConfig", "compare_to_training"]
+__all__ = ["MemorizationConfig", "ScoreSets", "compare_to_training"]
 
 
-Sets = Mapping[str, Mapping[str, ScoreMatrix]]
+#: Scores by slice (`all`, `reference` …) and measurement.
+ScoreSets = Mapping[str, Mapping[str, ScoreMatrix]]
 
 
 class MemorizationConfig(Config):
@@ -33,27 +31,32 @@ class MemorizationConfig(Config):
 
 def compare_to_training(
     config: MemorizationConfig,
-    sets: Sets,
+    sets: ScoreSets,
     training: Mapping[str, ScoreMatrix],
     reference: ReferenceSet,
     network: FeatureExtractor,
     rows: MetricRows,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Add to `rows` whether samples are copies of training faces; the nearest pairs of both, and those of two samples.
+    """Adds the metrics of memorization to `rows`.
 
-    `ConfigError` where nothing was trained on or nothing was held out.
+    Returns the closest pairs of a sample and a training face, and of two samples. `ConfigError` where no face was
+    trained on or none is held out.
     """
     name = f"{FEATURES}{network.name}"
     store, content = open_input(config.faces)
     splits = column(store, "faces", "face_id", "split")
-    used = frozenset(one for one in training[name].ids if config.split is None or splits.get(one) == config.split)
-    if not used:
+    trained_on = frozenset(
+        face for face in training[name].ids if config.split is None or splits.get(face) == config.split
+    )
+    if not trained_on:
         raise ConfigError(f"training: {config.faces} has no rows of split {config.split!r}")
     same = content == reference.content
-    held = frozenset(one for one in sets["reference"][name].ids if not (same and one in used))
-    if not held:
+    held_out = frozenset(face for face in sets["reference"][name].ids if not (same and face in trained_on))
+    if not held_out:
         raise ConfigError(f"reference: all of {reference.url} was trained on; nothing is held out")
     suffix = network.metric.removeprefix("fid").removeprefix("fd")
-    made, trained = features_of(sets["all"][name]), features_of(select_ids(training, used)[name])
-    rest = features_of(select_ids(sets["reference"], held)[name])
-    return add_memorization(rows.add, "all", suffix, made, trained, rest, network.protocol(), config.q)
+    generated, training_set = features_of(sets["all"][name]), features_of(select_ids(training, trained_on)[name])
+    held_out_set = features_of(select_ids(sets["reference"], held_out)[name])
+    return add_memorization(
+        rows.add, "all", suffix, generated, training_set, held_out_set, network.protocol(), config.q
+    )

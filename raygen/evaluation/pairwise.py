@@ -1,7 +1,4 @@
-"""What only two pictures together say: how far a picture is from a baseline's, and how much those of a group differ.
-
-Knows which pictures are compared. Knows neither the maths of the comparison nor how rows become one number.
-"""
+"""Scores of pairs of pictures: change against a baseline, and distances within a group."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -15,21 +12,21 @@ from pydantic import Field, model_validator
 from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.precision import set_deterministic_precision
+from raygen.evaluation.scoring import score_table
 from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.metrics.image_similarity import Similarity
 from raygen.metrics.leakage import change, region
 from raygen.store.images import decode_image, decode_mask, fit_mask
 from raygen.store.lookup import StoredRows
-from raygen.store.schemas import SCORES
 
 __all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "PairwiseConfig", "PairwiseWorker", "protocols"]
 
 
 UInt8Array = npt.NDArray[np.uint8]
-#: Names of the measurements; diversity is followed by what measured it.
+#: Names of the measurements; that of diversity is followed by its distance.
 CHANGE: Final = "change"
 DIVERSITY: Final = "diversity"
-#: Of SAMPLES that are read.
+#: Columns of SAMPLES that are read.
 COLUMNS: Final = ("sample_id", "image", "mask", "style_parts", "group_id")
 
 
@@ -44,30 +41,30 @@ class PairwiseConfig(Config):
     lpips: LPIPSConfig | None = Field(None, description="distance is LPIPS instead of 1 - SSIM")
 
     @model_validator(mode="after")
-    def _says_something(self) -> "PairwiseConfig":
+    def _measures_something(self) -> "PairwiseConfig":
         if self.baseline is None and not self.diversity:
             raise ValueError("name a `baseline`, or ask for `diversity`")
         return self
 
 
 def protocols(config: PairwiseConfig) -> dict[str, Mapping[str, Any]]:
-    """What the numbers depend on, by the name of the measurement; change and leakage are under `pairwise`."""
-    found: dict[str, Mapping[str, Any]] = {"pairwise": {"margin": config.margin}}
+    """Protocols by the name of the measurement; that of change and leakage is under `pairwise`."""
+    by_name: dict[str, Mapping[str, Any]] = {"pairwise": {"margin": config.margin}}
     if config.diversity:
-        likeness = Similarity(load_lpips(config.lpips) if config.lpips else None, torch.device("cpu"))
-        found[f"{DIVERSITY}:{likeness.name}"] = likeness.protocol()
-    return found
+        similarity = Similarity(load_lpips(config.lpips) if config.lpips else None, torch.device("cpu"))
+        by_name[f"{DIVERSITY}:{similarity.name}"] = similarity.protocol()
+    return by_name
 
 
 class PairwiseWorker:
-    """SAMPLES rows -> SCORES; partners are read from where they are stored."""
+    """SAMPLES rows -> SCORES; the other pictures of a pair are read from their run."""
 
     def __init__(self, config: PairwiseConfig, samples: str, *, run_id: str, threads: int) -> None:
-        """`samples`: the folder that the rows come from, for the others of a group."""
+        """`samples`: folder of the run of the rows, for the other pictures of a group."""
         set_deterministic_precision(threads)
         self.config, self.run_id = config, run_id
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.likeness = (
+        self.similarity = (
             Similarity(load_lpips(config.lpips) if config.lpips else None, device) if config.diversity else None
         )
         self.others = StoredRows(samples, ("image",), table="samples")
@@ -75,18 +72,10 @@ class PairwiseWorker:
         self._groups: dict[str, list[str]] | None = None
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """Measure now; rows without a picture are left out, as is a partner without one."""
+        """Scores the rows now; pairs in which a picture is missing are left out."""
         good = [row for row in rows.select(COLUMNS).to_pylist() if row["image"] is not None]
         images = {row["sample_id"]: decode_image(row["image"]["bytes"]) for row in good}
-        found = [*self._changes(good, images), *self._diversity(good, images)]
-        columns = {
-            "sample_id": [name for name, _, _ in found],
-            "attempt": [0] * len(found),
-            "metric": [metric for _, metric, _ in found],
-            "run_id": [self.run_id] * len(found),
-            "vector": [vector for _, _, vector in found],
-        }
-        scores = pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
+        scores = score_table([*self._changes(good, images), *self._diversity(good, images)], self.run_id)
         return lambda: {"scores": scores}
 
     def _changes(
@@ -94,25 +83,25 @@ class PairwiseWorker:
     ) -> Iterable[tuple[str, str, list[float]]]:
         if self.baseline is None:
             return
+        by_id = {row["sample_id"]: row for row in rows}
         for name, before in _pictures(self.baseline, images).items():
-            row = next(r for r in rows if r["sample_id"] == name)
-            made = images[name]
-            if made.shape != before.shape:
-                raise InputError(f"{name}: {made.shape[1]} px, in the baseline {before.shape[1]} px", reason="size")
-            everywhere = np.ones(made.shape[:2], dtype=bool)
+            row, image = by_id[name], images[name]
+            if image.shape != before.shape:
+                raise InputError(f"{name}: {image.shape[1]} px, in the baseline {before.shape[1]} px", reason="size")
+            everywhere = np.ones(image.shape[:2], dtype=bool)
             inside, outside = everywhere, ~everywhere
             if row["style_parts"]:
                 if row["mask"] is None:
-                    continue  # without a mask nobody knows where a part is
-                mask = fit_mask(decode_mask(row["mask"]["bytes"]), made.shape[0])
+                    continue  # the parts are known by the mask alone
+                mask = fit_mask(decode_mask(row["mask"]["bytes"]), image.shape[0])
                 inside, outside = region(mask, tuple(row["style_parts"]), self.config.margin)
-            yield name, CHANGE, change(made, before, inside, outside)
+            yield name, CHANGE, change(image, before, inside, outside)
 
     def _diversity(
         self, rows: Sequence[Mapping[str, Any]], images: Mapping[str, UInt8Array]
     ) -> Iterable[tuple[str, str, list[float]]]:
-        """Each row with those before it in its group, so that every pair is measured once, wherever rows are."""
-        if self.likeness is None:
+        """Each row with the earlier rows of its group, so that every pair is measured once."""
+        if self.similarity is None:
             return
         earlier = {row["sample_id"]: self._before(row["group_id"], row["sample_id"]) for row in rows}
         missing = {name for names in earlier.values() for name in names} - set(images)
@@ -122,30 +111,31 @@ class PairwiseWorker:
             others = [other for other in earlier[row["sample_id"]] if other in known]
             if others:
                 groups.setdefault(row["group_id"], {})[row["sample_id"]] = others
-        sums = {name: found for group in groups.values() for name, found in _sums(self.likeness, group, known)}
+        sums = {name: vector for group in groups.values() for name, vector in _sums(self.similarity, group, known)}
         for name in earlier:
             if name in sums:
-                yield name, f"{DIVERSITY}:{self.likeness.name}", sums[name]
+                yield name, f"{DIVERSITY}:{self.similarity.name}", sums[name]
 
     def _before(self, group: str | None, name: str) -> list[str]:
+        """Ids of the rows before `name` in its group, in the whole run."""
         if self._groups is None:
             self._groups = {}
             table = self.others.all(["group_id", "sample_id"])
-            for one, other in zip(table["group_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True):
-                if one is not None:
-                    self._groups.setdefault(one, []).append(other)
+            for group_id, row_id in zip(table["group_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True):
+                if group_id is not None:
+                    self._groups.setdefault(group_id, []).append(row_id)
         names = self._groups.get(group, []) if group is not None else []
         return names[: names.index(name)] if name in names else []
 
 
 def _sums(
-    likeness: Similarity, partners: Mapping[str, Sequence[str]], known: Mapping[str, UInt8Array]
+    similarity: Similarity, partners: Mapping[str, Sequence[str]], known: Mapping[str, UInt8Array]
 ) -> Iterable[tuple[str, list[float]]]:
-    """Rows of one group, each with those to compare it to -> the sum of its distances and their number."""
+    """Rows of one group, each with its partners -> the sum of their distances and their number."""
     names = list(dict.fromkeys([*partners, *(other for others in partners.values() for other in others)]))
     place = {name: i for i, name in enumerate(names)}
     wanted = [(place[name], place[other]) for name, others in partners.items() for other in others]
-    distances = 1 - likeness.pairs(np.stack([known[name] for name in names]), wanted)
+    distances = 1 - similarity.pairs(np.stack([known[name] for name in names]), wanted)
     start = 0
     for name, others in partners.items():
         yield name, [float(distances[start : start + len(others)].sum()), float(len(others))]
@@ -153,6 +143,5 @@ def _sums(
 
 
 def _pictures(rows: StoredRows, names: Iterable[str]) -> dict[str, UInt8Array]:
-    """Pictures by id; rows that failed have none."""
-    found = rows(names)
-    return {name: decode_image(row["image"]["bytes"]) for name, row in found.items() if row["image"] is not None}
+    """Pictures by id; failed rows are left out."""
+    return {name: decode_image(row["image"]["bytes"]) for name, row in rows(names).items() if row["image"] is not None}

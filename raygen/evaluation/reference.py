@@ -1,8 +1,4 @@
-"""The reference of an evaluation: real pictures, scored once, and what must fit before anything is compared with them.
-
-Knows what a prepared reference says of itself (`reference.json` beside its scores). Does not know how anything is
-measured.
-"""
+"""The reference of an evaluation: real pictures that are scored once, and the checks before samples are compared."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,37 +13,37 @@ from raygen.store.images import decode_image
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import RunStore, open_input
 
-__all__ = ["NETWORKS", "ReferenceSet", "Unpaired", "picture_size", "unpaired"]
+__all__ = ["NETWORKS", "ReferenceSet", "UnpairedRows", "find_unpaired", "picture_size"]
 
 
 FILE: Final = "reference.json"
 SCORES: Final = "scores/reference"
-#: Settings of a score that say with which networks pictures are looked at.
+#: Settings of a `ScoreConfig` that name networks.
 NETWORKS: Final = ("parser", "features", "classifier", "face_features", "identity")
 
 
 @dataclass(frozen=True)
 class ReferenceSet:
-    """FACES that samples are compared with: their digest, how they were made, the size of their pictures."""
+    """FACES that samples are compared with: their digest, their ingest settings, the size of their pictures."""
 
     url: str
     content: str
     made: Mapping[str, Any]
     size: tuple[int, int]  # height, width
-    scores: RunStore | None = None  # where they are scored already
-    score: Mapping[str, Any] | None = None  # and with what
+    scores: RunStore | None = None  # None: not scored yet
+    score: Mapping[str, Any] | None = None  # the `ScoreConfig` of the scores, by content
 
     @staticmethod
     def open(url: str) -> "ReferenceSet":
-        """Of an ingest run, or of an earlier evaluation, whose scores are used again.
+        """The reference in `url`: an ingest run, or an earlier evaluation, whose scores are used again.
 
-        `ConfigError` where neither is at `url`, or where it holds no pictures.
+        `ConfigError` where it is neither, or has no pictures.
         """
         storage = FileStore(url)
         if storage.exists(FILE):
-            said = json.loads(storage.get(FILE))
+            record = json.loads(storage.get(FILE))
             store, _ = open_input(f"{url.rstrip('/')}/{SCORES}")
-            return ReferenceSet(url, said["faces"], said["made"], tuple(said["size"]), store, said["score"])
+            return ReferenceSet(url, record["faces"], record["made"], tuple(record["size"]), store, record["score"])
         store, content = open_input(url)
         size = picture_size(store, "faces")
         if size is None:
@@ -55,20 +51,19 @@ class ReferenceSet:
         return ReferenceSet(url, content, store.plan().settings.get("data") or {}, size)
 
     def record(self, score: Mapping[str, Any], out: str) -> None:
-        """Write what `open` reads of the evaluation in `out`, which scored these pictures with `score`."""
-        said = {"faces": self.content, "made": self.made, "size": self.size, "score": score}
-        FileStore(out).put(FILE, json.dumps(said, indent=1, sort_keys=True).encode())
+        """Writes the file that `open` reads, for the evaluation in `out`, which scored these pictures with `score`."""
+        record = {"faces": self.content, "made": self.made, "size": self.size, "score": score}
+        FileStore(out).put(FILE, json.dumps(record, indent=1, sort_keys=True).encode())
 
     def tables(self) -> Iterator[pa.Table]:
-        """SCORES of a prepared reference."""
+        """SCORES of the reference; none where it is not scored yet."""
         return iter(()) if self.scores is None else self.scores.tables("scores")
 
     def check(self, score: Mapping[str, Any], samples: RunStore) -> None:
-        """`ConfigError` where samples cannot be compared: scored with other networks, or of another size.
+        """`ConfigError` where samples are not comparable: scored with other networks, or of another size.
 
-        `score`: networks by their content. A distance over pictures that were resized differently measures the
-        resizing (evaluation protocols of FID differ by more than models do), so sizes are brought together on purpose,
-        by an ingest run, or not at all.
+        `score`: networks by content. Distances between pictures that were resized differently measure the resizing
+        (protocols of FID differ by more than models do), so pictures are never resized here, only by an ingest run.
         """
         self.check_networks(score)
         if score.get("features") is None:
@@ -76,21 +71,22 @@ class ReferenceSet:
         self.check_size(samples, "samples")
 
     def check_size(self, store: RunStore, table: str) -> None:
-        """`ConfigError` where the pictures of a run have another size."""
+        """`ConfigError` where the pictures in `table` of a run have another size than the reference."""
         size = picture_size(store, table)
         if size is not None and size != self.size:
+            sides, own_sides = (f"{width} x {height} px" for height, width in (size, self.size))
             raise ConfigError(
-                f"{store.url} has pictures of {_words(size)}, the reference {self.url} of {_words(self.size)}; "
+                f"{store.url} has pictures of {sides}, the reference {self.url} of {own_sides}; "
                 "ingest one at the other's size, so that the resize is on record"
             )
 
     def check_networks(self, score: Mapping[str, Any]) -> None:
-        """`ConfigError` where this was scored with others, both named by their content."""
+        """`ConfigError` where the reference was scored with other networks than `score` names by content."""
         for name in NETWORKS if self.score is not None else ():
             assert self.score is not None
             if self.score.get(name) != score.get(name):
-                theirs, ours = (json.dumps(s.get(name), sort_keys=True) for s in (self.score, score))
-                raise ConfigError(f"{self.url} was scored with {name} {theirs}, this evaluation asks for {ours}")
+                scored, asked = (json.dumps(s.get(name), sort_keys=True) for s in (self.score, score))
+                raise ConfigError(f"{self.url} was scored with {name} {scored}, this evaluation asks for {asked}")
 
 
 def picture_size(store: RunStore, table: str) -> tuple[int, int] | None:
@@ -104,12 +100,8 @@ def picture_size(store: RunStore, table: str) -> tuple[int, int] | None:
     return None
 
 
-def _words(size: tuple[int, int]) -> str:
-    return f"{size[1]} x {size[0]} px"
-
-
-class Unpaired(NamedTuple):
-    """Ids by what is missing, of a table with `rows` rows, `masks` of them with a mask."""
+class UnpairedRows(NamedTuple):
+    """Ids of rows without a mask and without a picture, of a table of `rows` rows with `masks` masks."""
 
     rows: int
     masks: int
@@ -117,28 +109,28 @@ class Unpaired(NamedTuple):
     without_picture: Sequence[str]
 
     def counts(self) -> Mapping[str, int]:
-        """How many there are of each kind, in words; empty where every picture has its mask."""
-        found = {
+        """Numbers of unpaired rows by kind; empty where every picture has a mask."""
+        counts = {
             "pictures without a mask": len(self.without_mask),
             "masks without a picture": len(self.without_picture),
         }
-        return {name: n for name, n in found.items() if n}
+        return {name: n for name, n in counts.items() if n}
 
 
-def unpaired(store: RunStore, table: str, key: str) -> Unpaired | None:
-    """Of the FACES or SAMPLES in `store`; None where no row has a mask, because then none was wanted.
+def find_unpaired(store: RunStore, table: str, key: str) -> UnpairedRows | None:
+    """Rows of FACES or SAMPLES with a picture and no mask, or the reverse; None where no row has a mask.
 
-    A row with neither, such as a failed one of a model without masks, is in no list.
+    A row with neither, such as a failed row of a model without masks, is in no list.
     """
     rows, masks = 0, 0
     lists: tuple[list[str], list[str]] = ([], [])
     for piece in store.slices(table):
-        # The small field of the two says as well whether the pair of them is null.
+        # `path` is null where the whole struct is, and much smaller than `bytes`.
         part = read_slice(piece, [key, "image.path", "mask.path"])
         ids, image = part[key].to_pylist(), part["image"].is_valid().to_pylist()
         mask = part["mask"].is_valid().to_pylist() if "mask" in part.column_names else [False] * len(ids)
         rows, masks = rows + len(ids), masks + sum(mask)
-        for one, picture, wanted in zip(ids, image, mask, strict=True):
-            if picture != wanted:
-                lists[wanted].append(one)
-    return Unpaired(rows, masks, *lists) if masks else None
+        for row_id, has_picture, has_mask in zip(ids, image, mask, strict=True):
+            if has_picture != has_mask:
+                lists[has_mask].append(row_id)
+    return UnpairedRows(rows, masks, *lists) if masks else None

@@ -1,9 +1,4 @@
-"""Pictures -> SCORES.
-
-Knows which measurements a row gets, and under which names. Knows no network in particular, not where rows come from
-and not how they become one number. Rows hold features and exact counts, never a mean, so any subset can be computed
-again.
-"""
+"""Pictures -> SCORES: features and exact counts of each row, so that any subset of rows can be aggregated later."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -38,19 +33,19 @@ from raygen.store.images import decode_image, decode_mask, fit_image
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SCORES
 
-__all__ = ["FACE", "ScoreConfig", "ScoreWorker", "Scorer"]
+__all__ = ["FACE", "ScoreConfig", "ScoreWorker", "Scorer", "score_table"]
 
 
 UInt8Array = npt.NDArray[np.uint8]
-#: What follows the name of features that were taken of the face alone, and the classes whose bounding box it is.
+#: Suffix of features of the face alone, and the classes whose bounding box is the face.
 FACE: Final = "@face"
 FACE_CLASSES: Final = range(1, 13)
-#: Networks by what is meant by the bundled one of them.
-KINDS: Final = {"parser": "parser", "features": "parser", "classifier": "classifier", "text": "", "lpips": ""}
+#: Kind of the bundled network of each setting; empty where there is none.
+BUNDLED_KINDS: Final = {"parser": "parser", "features": "parser", "classifier": "classifier", "text": "", "lpips": ""}
 
 
 class ScoreConfig(Config):
-    """What to measure with. None leaves a measurement out."""
+    """Which networks measure, and which measurements are made. None leaves a measurement out."""
 
     parser: ParserConfig | None = Field(default_factory=BundledNetworkConfig)
     features: FeatureConfig | None = Field(default_factory=BundledNetworkConfig)
@@ -85,26 +80,26 @@ class ScoreConfig(Config):
         return self
 
     def by_content(self) -> dict[str, Any]:
-        """What plans and references keep of it: networks by the sha256 of their weights, not by where they lie."""
-        said = self.model_dump(mode="json")
-        for name, kind in KINDS.items():
+        """The settings that plans and references record: networks by the sha256 of their weights, not by their path."""
+        settings = self.model_dump(mode="json")
+        for name, kind in BUNDLED_KINDS.items():
             if (network := getattr(self, name)) is not None:
-                said[name] = by_content(network, kind)
+                settings[name] = by_content(network, kind)
         if self.identity is not None:
-            said["identity"]["network"] = by_content(self.identity.network, "embedder")
-        return said
+            settings["identity"]["network"] = by_content(self.identity.network, "embedder")
+        return settings
 
     @property
     def to_source(self) -> str | None:
-        """The key that asks for comparisons with the faces that rows name; None where none does."""
+        """The setting that asks for comparisons with the `source` of rows; None where none does."""
         return "reconstruction" if self.reconstruction else "similarity" if self.similarity else None
 
 
 class Scorer:
-    """Measures pictures that are still pixels: one row a picture and measurement."""
+    """Measures uint8 pictures in memory: one row a picture and measurement."""
 
     def __init__(self, config: ScoreConfig, *, run_id: str, attempt: int = 0, sources: RowLookup | None = None) -> None:
-        """`sources`: faces by id, for how like them pictures are."""
+        """`sources`: real faces by id, for the similarity of pictures to their `source`."""
         set_deterministic_precision()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.config = config
@@ -117,69 +112,54 @@ class Scorer:
         self.lpips = None if config.lpips is None else Similarity(load_lpips(config.lpips), device)
 
     def named(self, run_id: str, attempt: int) -> "Scorer":
-        """The same networks, for the rows of another run."""
-        made = copy.copy(self)
-        made.run_id, made.attempt = run_id, attempt
-        return made
+        """A scorer with the same networks, for the rows of another run."""
+        scorer = copy.copy(self)
+        scorer.run_id, scorer.attempt = run_id, attempt
+        return scorer
 
     def __call__(self, images: UInt8Array, rows: pa.Table, real: UInt8Array | None = None) -> pa.Table:
-        """SCORES of pictures uint8 [n, H, W, 3]; `rows` brings ids and the masks that were wanted.
+        """SCORES of pictures uint8 [n, H, W, 3]; `rows` [n] has their ids and the conditions that were wanted.
 
-        `real`: what the pictures are reconstructions of, of their shape, where it is not the faces that rows name.
+        `real`: the originals of reconstructions, uint8 [n, H, W, 3]; without it, pictures are compared with `source`.
         """
         ids = rows[rows.column_names[0]].to_pylist()
-        found: list[tuple[str, str, list[float]]] = []
+        scores: list[tuple[str, str, list[float]]] = []
         tensor = torch.from_numpy(np.ascontiguousarray(images))
+        masks = rows["mask"].to_pylist() if "mask" in rows.column_names else []
         if self.features is not None and len(ids):
             vectors = self.features.features(tensor)
-            found += _each(ids, f"features:{self.features.name}", vectors)
+            scores += _each(ids, f"features:{self.features.name}", vectors)
             if self.config.logits and isinstance(self.features, InceptionFeatures):
-                found += _each(ids, f"logits:{self.features.name}", self.features.logits_of(vectors))
-            if self.config.face_features and "mask" in rows.column_names:
-                found += self._faces(ids, tensor, rows["mask"].to_pylist())
+                scores += _each(ids, f"logits:{self.features.name}", self.features.logits_of(vectors))
+            if self.config.face_features:
+                scores += _each_face(ids, f"features:{self.features.name}{FACE}", tensor, masks, self.features.features)
         if self.identity is not None and len(ids):
-            found += self._identities(ids, tensor, rows["mask"].to_pylist() if "mask" in rows.column_names else [])
+            name = f"identity:{self.identity.name}"
+            if self.identity.config.region == "picture":
+                scores += _each(ids, name, self.identity.embed(tensor))
+            else:
+                scores += _each_face(ids, name, tensor, masks, self.identity.embed)
         if self.parser is not None and "mask" in rows.column_names and len(ids):
-            found += self._segmentation(ids, tensor, rows["mask"].to_pylist())
+            scores += self._segmentation(ids, tensor, masks)
         if self.classifier is not None and "attributes" in rows.column_names and len(ids):
-            found += self._attributes(ids, tensor, rows["attributes"].to_pylist())
+            scores += self._attributes(ids, tensor, rows["attributes"].to_pylist())
         if self.clip is not None and "text" in rows.column_names:
-            found += self._texts(ids, tensor, rows["text"].to_pylist())
+            scores += self._texts(ids, tensor, rows["text"].to_pylist())
         if real is not None and self.config.reconstruction:
-            found += self._pairs(ids, images, real)
+            scores += self._pairs(ids, images, real)
         elif self.sources is not None and "source" in rows.column_names:
-            found += self._to_source(ids, images, rows["source"].to_pylist())
-        return self._table(found)
-
-    def _faces(
-        self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
-    ) -> list[tuple[str, str, list[float]]]:
-        """Features of the part of each picture where its mask has the face."""
-        assert self.features is not None
-        kept, cut = _cut(images, masks)
-        if not kept:
-            return []
-        return _each([ids[i] for i in kept], f"features:{self.features.name}{FACE}", self.features.features(cut))
-
-    def _identities(
-        self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
-    ) -> list[tuple[str, str, list[float]]]:
-        """Who each picture shows, by the whole of it or by its face."""
-        assert self.identity is not None
-        if self.identity.config.region == "picture":
-            return _each(ids, f"identity:{self.identity.name}", self.identity.embed(images))
-        kept, cut = _cut(images, masks)
-        return _each([ids[i] for i in kept], f"identity:{self.identity.name}", self.identity.embed(cut)) if kept else []
+            scores += self._to_source(ids, images, rows["source"].to_pylist())
+        return score_table(scores, self.run_id, self.attempt)
 
     def _texts(
         self, ids: Sequence[str], images: torch.Tensor, texts: Sequence[str | None]
     ) -> list[tuple[str, str, list[float]]]:
         assert self.clip is not None
-        said = [i for i, text in enumerate(texts) if text]
-        if not said:
+        with_text = [i for i, text in enumerate(texts) if text]
+        if not with_text:
             return []
-        cosines = self.clip.scores(images[said], [str(texts[i]) for i in said])
-        return _each([ids[i] for i in said], self.clip.name, cosines[:, None])
+        cosines = self.clip.scores(images[with_text], [str(texts[i]) for i in with_text])
+        return _each([ids[i] for i in with_text], self.clip.name, cosines[:, None])
 
     def _to_source(
         self, ids: Sequence[str], images: UInt8Array, names: Sequence[str | None]
@@ -192,17 +172,17 @@ class Scorer:
         real = [fit_image(decode_image(faces[name]["image"]["bytes"]), images.shape[1]) for _, name in named]
         return self._pairs([ids[i] for i, _ in named], images[[i for i, _ in named]], np.stack(real))
 
-    def _pairs(self, ids: Sequence[str], made: UInt8Array, real: UInt8Array) -> list[tuple[str, str, list[float]]]:
-        """How like its own real picture each one is, by what the config asks for."""
-        found = {"ssim:source": ssim(made, real)}
+    def _pairs(self, ids: Sequence[str], generated: UInt8Array, real: UInt8Array) -> list[tuple[str, str, list[float]]]:
+        """Similarity of each picture to its real one, by the measures of the config."""
+        values_of = {"ssim:source": ssim(generated, real)}
         if self.config.reconstruction:
-            found["psnr:source"] = psnr(made, real)
+            values_of["psnr:source"] = psnr(generated, real)
         if self.lpips is not None:
-            found[f"lpips:source:{self.lpips.network}"] = 1 - self.lpips(made, real)
+            values_of[f"lpips:source:{self.lpips.network}"] = 1 - self.lpips(generated, real)
         return [
-            (one, name, [float(value)])
-            for name, values in found.items()
-            for one, value in zip(ids, values, strict=True)
+            (row_id, name, [float(value)])
+            for name, values in values_of.items()
+            for row_id, value in zip(ids, values, strict=True)
         ]
 
     def _segmentation(
@@ -230,23 +210,13 @@ class Scorer:
         asked = [i for i, values in enumerate(wanted) if values is not None]
         if not asked:
             return []
-        found = self.classifier.attributes(images[asked]).numpy()
-        vectors = codes(np.array([wanted[i] for i in asked], dtype=np.int8), found).astype(float)
+        predicted = self.classifier.attributes(images[asked]).numpy()
+        vectors = codes(np.array([wanted[i] for i in asked], dtype=np.int8), predicted).astype(float)
         name = f"attributes:{self.classifier.name}"
         return [(ids[i], name, vector.tolist()) for i, vector in zip(asked, vectors, strict=True)]
 
-    def _table(self, found: Sequence[tuple[str, str, list[float]]]) -> pa.Table:
-        columns = {
-            "sample_id": [row[0] for row in found],
-            "attempt": [self.attempt] * len(found),
-            "metric": [row[1] for row in found],
-            "run_id": [self.run_id] * len(found),
-            "vector": [row[2] for row in found],
-        }
-        return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
-
     def protocols(self) -> dict[str, Mapping[str, Any]]:
-        """What the numbers depend on, by the network's name."""
+        """The protocol of each network, by its name."""
         networks = [n for n in (self.parser, self.features, self.classifier, self.clip, self.identity) if n is not None]
         lpips = {} if self.lpips is None else {f"lpips:{self.lpips.network}": self.lpips.protocol()}
         return {network.name: network.protocol() for network in networks} | lpips
@@ -256,10 +226,28 @@ def _each(ids: Sequence[str], name: str, vectors: torch.Tensor) -> list[tuple[st
     return [(i, name, vector.tolist()) for i, vector in zip(ids, vectors.cpu().numpy(), strict=True)]
 
 
-def _cut(images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]) -> tuple[list[int], torch.Tensor]:
-    """The face of each picture by its mask, brought to the picture's size, and which pictures those are of."""
+def score_table(scores: Sequence[tuple[str, str, list[float]]], run_id: str, attempt: int = 0) -> pa.Table:
+    """SCORES of (id, measurement, vector)."""
+    columns = {
+        "sample_id": [row_id for row_id, _, _ in scores],
+        "attempt": [attempt] * len(scores),
+        "metric": [name for _, name, _ in scores],
+        "run_id": [run_id] * len(scores),
+        "vector": [vector for _, _, vector in scores],
+    }
+    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
+
+
+def _each_face(
+    ids: Sequence[str],
+    name: str,
+    images: torch.Tensor,
+    masks: Sequence[Mapping[str, Any] | None],
+    embed: Callable[[torch.Tensor], torch.Tensor],
+) -> list[tuple[str, str, list[float]]]:
+    """Vectors of the face of each picture by its mask, resized to the picture's size; without a face, no vector."""
     size = tuple(images.shape[1:3])
-    cut, kept = [images[:0]], []
+    faces, face_ids = [], []
     for i, mask in enumerate(masks):
         if mask is None or mask["bytes"] is None:
             continue
@@ -268,14 +256,14 @@ def _cut(images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]) -> tup
             continue
         y, x = (np.flatnonzero(face.any(axis=axis)) for axis in (1, 0))
         part = images[i, y[0] : y[-1] + 1, x[0] : x[-1] + 1].movedim(-1, 0)[None].float()
-        whole = torch.nn.functional.interpolate(part, size, mode="bilinear", antialias=True)
-        cut.append(whole.round().clamp(0, 255).to(torch.uint8).movedim(1, -1))
-        kept.append(i)
-    return kept, torch.cat(cut)
+        resized = torch.nn.functional.interpolate(part, size, mode="bilinear", antialias=True)
+        faces.append(resized.round().clamp(0, 255).to(torch.uint8).movedim(1, -1))
+        face_ids.append(ids[i])
+    return _each(face_ids, name, embed(torch.cat(faces))) if faces else []
 
 
 def _resized(mask: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:
-    """Nearest neighbour; labels are never mixed."""
+    """A mask at another size by nearest neighbour, so that labels are not mixed."""
     if mask.shape == shape:
         return mask
     y = (np.arange(shape[0]) + 0.5) * mask.shape[0] / shape[0]
@@ -285,7 +273,7 @@ def _resized(mask: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:
 
 
 class ScoreWorker:
-    """SAMPLES or FACES rows -> SCORES: what `Scorer` does, on pictures that are stored."""
+    """SAMPLES or FACES rows -> SCORES: a `Scorer` for stored pictures."""
 
     def __init__(
         self,
@@ -296,23 +284,25 @@ class ScoreWorker:
         through: Callable[[UInt8Array], UInt8Array] | None = None,
         sources: RowLookup | None = None,
     ) -> None:
+        """`through`: turns pictures uint8 [n, H, W, 3] into those that are measured, such as reconstructions."""
         set_deterministic_precision(threads)
-        self.observe = Scorer(config, run_id=run_id, sources=sources)
+        self.score = Scorer(config, run_id=run_id, sources=sources)
         self.through = through
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """Measure now. Rows without a picture are left out; one that cannot be read is an `InputError`.
+        """Scores the rows now. Rows without a picture are left out.
 
-        Pictures were checked when they were committed, so a bad one here is damage, not data.
+        `InputError` for a picture that cannot be read: pictures were checked when they were committed, so the file is
+        damaged.
         """
         good = rows.filter(rows["image"].is_valid())
         images = [decode_image(value["bytes"]) for value in good["image"].to_pylist()]
-        parts = [self._same_size(images, good, shape) for shape in dict.fromkeys(i.shape for i in images)]
+        parts = []
+        for shape in dict.fromkeys(image.shape for image in images):
+            index = [i for i, image in enumerate(images) if image.shape == shape]
+            batch = np.stack([images[i] for i in index])
+            measured = batch if self.through is None else self.through(batch)
+            real = None if self.through is None else batch
+            parts.append(self.score(measured, good.take(index), real=real))
         table = pa.concat_tables(parts) if parts else SCORES.empty_table()
         return lambda: {"scores": table}
-
-    def _same_size(self, images: Sequence[UInt8Array], rows: pa.Table, shape: tuple[int, ...]) -> pa.Table:
-        index = [i for i, image in enumerate(images) if image.shape == shape]
-        batch = np.stack([images[i] for i in index])
-        made = batch if self.through is None else self.through(batch)
-        return self.observe(made, rows.take(index), real=None if self.through is None else batch)

@@ -1,7 +1,4 @@
-"""Parts of a set of scored rows: by attribute, by class in the mask, by identity; and every number of each part.
-
-Knows how rows are told apart. Does not know what is measured of them.
-"""
+"""Slices of a scored set by attribute, by class in the mask and by identity, and the metrics of each slice."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -24,7 +21,7 @@ IDENTITY: Final = "identity"
 
 
 def check_slices(names: Iterable[str]) -> None:
-    """`ValueError` names the nearest known word for one that is neither an attribute nor a class nor `identity`."""
+    """`ValueError` for a name that is not an attribute, a class or `identity`; it suggests the nearest one."""
     known = (*ATTRIBUTES, *CLASSES, IDENTITY)
     for name in names:
         if name not in known:
@@ -34,52 +31,44 @@ def check_slices(names: Iterable[str]) -> None:
 def slice_rows(
     names: Sequence[str], scores: Mapping[str, ScoreMatrix], identities: Mapping[str, str]
 ) -> Iterator[tuple[str, frozenset[str]]]:
-    """Name of each part and the ids of its rows: `Male: yes`, `Male: no`, `hat: there`, `identity: p0003`.
+    """Name of each slice and the ids of its rows: `Male: yes`, `Male: no`, `hat: there`, `identity: p0003`.
 
-    Attributes are those that were asked for, classes those of the wanted mask, so a part depends on conditions and
-    never on what came out. Rows that do not say are in no part; a part without rows is left out.
+    Slices depend on the conditions alone: attributes are those that were asked for, classes those of the wanted mask.
+    Rows without that information are in no slice; empty slices are left out.
     """
     for name in names:
-        for label, ids in _parts(name, scores, identities):
-            if ids:
-                yield f"{name}: {label}", frozenset(ids)
+        slices: dict[str, list[str]] = {}
+        if name == IDENTITY:
+            for identity in sorted(set(identities.values())):
+                slices[identity] = [row_id for row_id, owner in identities.items() if owner == identity]
+        elif name in CLASSES:
+            if (counts := _first(scores, "segmentation:")) is not None:
+                present = Counts.from_vectors(counts.vectors).wanted[:, CLASSES.index(name)] > 0
+                slices = {"there": _ids_where(counts, present), "not there": _ids_where(counts, ~present)}
+        elif (attributes := _first(scores, "attributes:")) is not None:
+            codes = attributes.vectors[:, ATTRIBUTES.index(name)]
+            slices = {
+                "yes": _ids_where(attributes, np.isin(codes, WANTED)),
+                "no": _ids_where(attributes, np.isin(codes, UNWANTED)),
+            }
+        yield from ((f"{name}: {label}", frozenset(ids)) for label, ids in slices.items() if ids)
 
 
-def _parts(
-    name: str, scores: Mapping[str, ScoreMatrix], identities: Mapping[str, str]
-) -> Iterator[tuple[str, Iterable[str]]]:
-    if name == IDENTITY:
-        for identity in sorted(set(identities.values())):
-            yield identity, [one for one, whose in identities.items() if whose == identity]
-    elif name in CLASSES:
-        found = _first(scores, "segmentation:")
-        if found is not None:
-            there = Counts.from_vectors(found.vectors).wanted[:, CLASSES.index(name)] > 0
-            yield "there", _chosen(found, there)
-            yield "not there", _chosen(found, ~there)
-    else:
-        found = _first(scores, "attributes:")
-        if found is not None:
-            codes = found.vectors[:, ATTRIBUTES.index(name)]
-            yield "yes", _chosen(found, np.isin(codes, WANTED))
-            yield "no", _chosen(found, np.isin(codes, UNWANTED))
+def _first(scores: Mapping[str, ScoreMatrix], prefix: str) -> ScoreMatrix | None:
+    return next((matrix for name, matrix in scores.items() if name.startswith(prefix)), None)
 
 
-def _first(scores: Mapping[str, ScoreMatrix], kind: str) -> ScoreMatrix | None:
-    return next((found for name, found in scores.items() if name.startswith(kind)), None)
-
-
-def _chosen(found: ScoreMatrix, which: Iterable[bool]) -> list[str]:
-    return [one for one, chosen in zip(found.ids, which, strict=True) if chosen]
+def _ids_where(matrix: ScoreMatrix, condition: Iterable[bool]) -> list[str]:
+    return [row_id for row_id, chosen in zip(matrix.ids, condition, strict=True) if chosen]
 
 
 def select_ids(scores: Mapping[str, ScoreMatrix], ids: frozenset[str]) -> dict[str, ScoreMatrix]:
-    """The rows of `ids`, of each measurement that has any."""
+    """The rows with `ids` of each measurement; measurements without such rows are left out."""
     result = {}
-    for name, found in scores.items():
-        keep = [i for i, one in enumerate(found.ids) if one in ids]
+    for name, matrix in scores.items():
+        keep = [i for i, row_id in enumerate(matrix.ids) if row_id in ids]
         if keep:
-            result[name] = ScoreMatrix(tuple(found.ids[i] for i in keep), found.vectors[keep])
+            result[name] = ScoreMatrix(tuple(matrix.ids[i] for i in keep), matrix.vectors[keep])
     return result
 
 
@@ -89,26 +78,26 @@ def by_slices(
     identities: Mapping[str, str],
     finish: Callable[[Mapping[str, Mapping[str, ScoreMatrix]]], pa.Table],
 ) -> Iterator[pa.Table]:
-    """METRICS of each part of what is judged, against the same part of the reference where that says so too."""
+    """METRICS of each slice of the samples, compared with the same slice of the reference where there is one."""
     real, made = sets.get("reference", {}), sets.get("all", {})
-    theirs = dict(slice_rows(names, real, {}))
+    reference_slices = dict(slice_rows(names, real, {}))
     for label, ids in slice_rows(names, made, identities):
         parts = {label: select_ids(made, ids)}
-        if label in theirs:
-            parts["reference"] = select_ids(real, theirs[label])
+        if label in reference_slices:
+            parts["reference"] = select_ids(real, reference_slices[label])
         table = finish(parts)
         yield table.filter(pa.array([name.partition("/")[0] == label for name in table["slice"].to_pylist()]))
 
 
 def column(store: RunStore, table: str, key: str, name: str) -> dict[str, str]:
-    """A small column of a run by its key; rows without a value are left out."""
-    found: dict[str, str] = {}
+    """The values of a column of a table of a run, by its key; rows without a value are left out."""
+    values: dict[str, str] = {}
     for part in store.tables(table, [key, name]):
         rows = zip(part[key].to_pylist(), part[name].to_pylist(), strict=True)
-        found |= {one: value for one, value in rows if value is not None}
-    return found
+        values |= {row_id: value for row_id, value in rows if value is not None}
+    return values
 
 
 def grouping_of(samples: RunStore) -> Grouping:
-    """Which rows of a generate run are of one group, and which of one person."""
+    """The groups and identities of the rows of a generate run."""
     return Grouping(*(column(samples, "samples", "sample_id", name) for name in ("group_id", "identity_id")))

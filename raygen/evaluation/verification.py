@@ -1,13 +1,9 @@
-"""Verification of a set of faces: SCORES `identity:…` and who each row shows -> METRICS, a histogram, ROC, pairs.
-
-Knows rows and people. Does not know how faces are embedded, nor how a rate is computed or a pair is drawn.
-"""
+"""Face verification of a set: SCORES `identity:…` and the identity of each row -> METRICS, histogram, ROC, pairs."""
 
 import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -43,9 +39,10 @@ COLUMNS: Final = ("sample_id_1", "sample_id_2", "same", "fold", "identity_id_1",
 
 @dataclass(frozen=True)
 class VerificationPairs:
-    """`ids`, `who` and `number` of rows, sorted by person and id; places of two rows of each pair, int64 [pairs].
+    """Rows sorted by person and id (`ids`, `who`, `number`), and the row indices `first`, `second` of pairs [pairs].
 
-    By fold, and in each fold `each` genuine pairs and then as many impostor pairs. `number`: see `draw_pairs`.
+    Pairs are sorted by fold; each fold has `each` genuine pairs and then as many impostor pairs. `number`: see
+    `draw_pairs`.
     """
 
     ids: tuple[str, ...]
@@ -70,13 +67,13 @@ class VerificationPairs:
 def draw_pairs(
     people: Mapping[str, str], variants: Mapping[str, int] | None, *, pairs: int, folds: int, seed: int
 ) -> VerificationPairs:
-    """`pairs` different pairs of the rows `people` names, half of them of one person; no two folds share a person.
+    """Draws different pairs of the rows in `people` (identity by id), half of them genuine; folds share no person.
 
-    A row's number is its variant, after which an export calls its file (`name/003.png`). Where a row has none, or two
-    rows of a person have one, it is the row's place, from 1, among the person's by id. `InputError` (`pairs`) where a
-    fold has not so many pairs.
+    The number of a row is its variant, which an export uses in file names (`name/003.png`). Where a variant is missing
+    or a person has one twice, it is the position of the row among the person's ids, from 1. `InputError` (`pairs`)
+    where a fold does not have enough pairs.
     """
-    rows = sorted((who, one) for one, who in people.items())
+    rows = sorted((who, row_id) for row_id, who in people.items())
     names, start, count = np.unique(np.array([who for who, _ in rows], np.str_), return_index=True, return_counts=True)
     each = pairs // (2 * folds)
     genuine = int((count * (count - 1) // 2).sum())
@@ -87,56 +84,42 @@ def draw_pairs(
             reason="pairs",
         )
     random = np.random.Generator(np.random.Philox(key=seed))
-    parts = [
-        pair
-        for fold in _dealt(random, count, folds)
-        for pair in (
-            _genuine(random, start[fold], count[fold], each),
-            _impostors(random, start[fold], count[fold], each),
-        )
-    ]
+    # People in random order within the same number of pictures, dealt in turn, so that folds are alike.
+    shuffled = random.permutation(len(count))
+    order = shuffled[np.argsort(-count[shuffled], kind="stable")]
+    parts = []
+    for k in range(folds):
+        fold = np.sort(order[k::folds])
+        parts.append(_genuine(random, start[fold], count[fold], each))
+        parts.append(_impostors(random, start[fold], count[fold], each))
     first, second = (np.concatenate(side) for side in zip(*parts, strict=True))
-    who = tuple(name for name, _ in rows)
-    return VerificationPairs(
-        tuple(one for _, one in rows), who, _numbers(rows, variants, start, count), first, second, folds, each
-    )
-
-
-def _numbers(
-    rows: list[tuple[str, str]], variants: Mapping[str, int] | None, start: Ints, count: Ints
-) -> tuple[int, ...]:
-    known = [None if variants is None else variants.get(one) for _, one in rows]
-    if None not in known and len({(who, v) for (who, _), v in zip(rows, known, strict=True)}) == len(rows):
-        return tuple(v for v in known if v is not None)
-    return tuple((np.arange(len(rows)) - np.repeat(start, count) + 1).tolist())
-
-
-def _dealt(random: np.random.Generator, count: Ints, folds: int) -> list[Ints]:
-    """People of each fold by number: who has as many pictures is anywhere, and each fold gets as many of them."""
-    mixed = random.permutation(len(count))
-    order = mixed[np.argsort(-count[mixed], kind="stable")]
-    return [np.sort(order[fold::folds]) for fold in range(folds)]
+    who, ids = tuple(name for name, _ in rows), tuple(row_id for _, row_id in rows)
+    number = tuple((np.arange(len(rows)) - np.repeat(start, count) + 1).tolist())
+    known = [v for row_id in ids if variants is not None and (v := variants.get(row_id)) is not None]
+    if len(known) == len(rows) and len(set(zip(who, known, strict=True))) == len(rows):
+        number = tuple(known)
+    return VerificationPairs(ids, who, number, first, second, folds, each)
 
 
 def _chosen(random: np.random.Generator, ends: Ints, each: int, kind: str) -> tuple[Ints, Ints]:
-    """Different pairs out of `ends[-1]`: the person that each belongs to, and its number among that person's."""
-    there = int(ends[-1])
-    if there < each:
-        raise InputError(f"a fold has {there} {kind} pairs, {each} are asked for", reason="pairs")
-    found = random.choice(there, each, replace=False)
-    person = np.searchsorted(ends, found, side="right")
-    return person, found - np.append(0, ends)[person]
+    """Draws `each` of `ends[-1]` pairs without replacement: person of each pair, and its number among the person's."""
+    total = int(ends[-1])
+    if total < each:
+        raise InputError(f"a fold has {total} {kind} pairs, {each} are asked for", reason="pairs")
+    drawn = random.choice(total, each, replace=False)
+    person = np.searchsorted(ends, drawn, side="right")
+    return person, drawn - np.append(0, ends)[person]
 
 
 def _genuine(random: np.random.Generator, start: Ints, count: Ints, each: int) -> tuple[Ints, Ints]:
-    """Rows of pairs of one person: pair k of a person is (k - j (j - 1) / 2, j)."""
+    """Row indices of genuine pairs: pair k of a person is (k - j (j - 1) / 2, j)."""
     person, k = _chosen(random, np.cumsum(count * (count - 1) // 2), each, "genuine")
     j = ((1 + np.sqrt(1 + 8 * k)) // 2).astype(np.int64)
     return start[person] + k - j * (j - 1) // 2, start[person] + j
 
 
 def _impostors(random: np.random.Generator, start: Ints, count: Ints, each: int) -> tuple[Ints, Ints]:
-    """Rows of pairs of two people: each row of a person with each row of those before, who have `before` rows."""
+    """Row indices of impostor pairs: each row of a person with each of the `before` rows of earlier people."""
     before = np.cumsum(count) - count
     person, k = _chosen(random, np.cumsum(count * before), each, "impostor")
     place = k % before[person]
@@ -145,8 +128,10 @@ def _impostors(random: np.random.Generator, start: Ints, count: Ints, each: int)
 
 
 def as_lfw(pairs: VerificationPairs) -> str:
-    """Folds and pairs of a fold; then each fold's genuine pairs (name, n1, n2) and impostor pairs (name, n1, name,
-    n2), tabs between. n: the number of a row, see `draw_pairs`.
+    """The pairs in the format of LFW's pairs.txt, separated by tabs.
+
+    The first line has the folds and the pairs of each kind in a fold; then come the genuine pairs (name, n1, n2) and
+    impostor pairs (name, n1, name, n2) of each fold. n: the number of a row, see `draw_pairs`.
     """
     lines = [f"{pairs.folds}\t{pairs.each}"]
     for i, j, same in zip(pairs.first.tolist(), pairs.second.tolist(), pairs.same.tolist(), strict=True):
@@ -156,7 +141,7 @@ def as_lfw(pairs: VerificationPairs) -> str:
 
 
 def as_csv(pairs: VerificationPairs) -> str:
-    """`COLUMNS` of every pair in the same order; ids are those of an export's labels. `same` is 1 or 0."""
+    """The pairs as CSV with `COLUMNS`, in the same order; ids as in the labels of an export, `same` is 1 or 0."""
     buffer = io.StringIO()
     write = csv.writer(buffer, lineterminator="\n").writerow
     write(COLUMNS)
@@ -166,19 +151,19 @@ def as_csv(pairs: VerificationPairs) -> str:
     return buffer.getvalue()
 
 
-#: Begin of the name of embeddings.
+#: Prefix of the names of embeddings.
 IDENTITY: Final = "identity:"
 
 #: Bars of a drawn histogram.
 BARS: Final = 100
-#: Pairs that are compared at once.
+#: Pairs whose cosines are computed at once.
 CHUNK: Final = 4096
-#: First line of roc.csv.
+#: Header of roc.csv.
 ROC_HEAD: Final = "set,threshold,far,tar"
 
 
 class VerificationConfig(Config):
-    """How people are told apart, and how much of it is written down."""
+    """Settings of face verification."""
 
     far: tuple[float, ...] = Field((1e-3, 1e-4), description="shares of impostors that may be accepted")
     most: int = Field(20_000, ge=2, description="pictures that are compared, of whole people; time grows as its square")
@@ -194,34 +179,34 @@ class VerificationConfig(Config):
 
 def verification_metrics(
     config: VerificationConfig,
-    where: str,
+    slice_: str,
     name: str,
     scored: ScoreMatrix,
     people: Mapping[str, str],
     protocol: Mapping[str, Any],
     rows: MetricRows,
 ) -> VerificationHistogram:
-    """Add EER, TAR at each FAR and the mean cosines of one set to `rows`; all its counts.
+    """Adds EER, TAR at each FAR and the mean cosines of one set to `rows`, and returns its histogram.
 
-    `people`: identity by row; rows without one do not take part. `InputError` where there are no two people, or
-    nobody with two pictures.
+    `people`: identity by id; rows without one are left out. `InputError` (`people`) where there are fewer than two
+    people, or none of them has two pictures.
     """
-    ids = [one for one in scored.ids if one in people]
-    everyone = sorted({people[one] for one in ids})
+    ids = [row_id for row_id in scored.ids if row_id in people]
+    everyone = sorted({people[row_id] for row_id in ids})
     names = everyone[:: max(1, -(-len(ids) // config.most))]
     chosen = set(names)
-    used = [one for one in ids if people[one] in chosen]
-    place = {one: i for i, one in enumerate(scored.ids)}
+    used = [row_id for row_id in ids if people[row_id] in chosen]
+    place = {row_id: i for i, row_id in enumerate(scored.ids)}
     number = {who: i for i, who in enumerate(names)}
-    who = np.array([number[people[one]] for one in used], np.int64)
+    who = np.array([number[people[row_id]] for row_id in used], np.int64)
     try:
-        found = verification(scored.vectors[[place[one] for one in used]], who)
+        cosines = verification(scored.vectors[[place[row_id] for row_id in used]], who)
     except ValueError as error:
-        there = f"it has {len(names)} people in {len(used)} pictures"
-        raise InputError(f"{where}: {error}; {there}", reason="people") from error
-    genuine, impostor = found.pairs
+        size = f"it has {len(names)} people in {len(used)} pictures"
+        raise InputError(f"{slice_}: {error}; {size}", reason="people") from error
+    genuine, impostor = cosines.pairs
     network = name.removeprefix(IDENTITY)
-    said = {
+    protocol = {
         **protocol,
         "people": len(names),
         "pictures": len(used),
@@ -230,45 +215,42 @@ def verification_metrics(
         "interval": "bootstrap over people",
         "threshold_step": 2 / BINS,
     }
-    rows.add(f"eer:{network}", where, found.eer(), len(used), said, found.interval(found.eer))
+    rows.add(f"eer:{network}", slice_, cosines.eer(), len(used), protocol, cosines.interval(cosines.eer))
     for far in config.far:
-        tar, threshold = found.tar(far)
-        # With fewer than ten impostor pairs above the threshold its place is chance.
-        how = {**said, "far": far, "threshold": threshold, "low_n": far * impostor < 10}
-        interval = found.interval(partial(_tar, found, far))
-        rows.add(f"tar@{far:g}:{network}", where, tar, len(used), how, interval)
-    for kind, value in zip(("genuine", "impostor"), found.means(), strict=True):
-        rows.add(f"cosine_{kind}:{network}", where, value, len(used), {**said, "level": f"mean over {kind} pairs"})
-    return found
+        tar, threshold = cosines.tar(far)
+        # Fewer than ten impostor pairs above the threshold do not determine it.
+        of_tar = {**protocol, "far": far, "threshold": threshold, "low_n": far * impostor < 10}
+        interval = cosines.interval(lambda weight, far=far: cosines.tar(far, weight)[0])  # type: ignore[misc]
+        rows.add(f"tar@{far:g}:{network}", slice_, tar, len(used), of_tar, interval)
+    for kind, value in zip(("genuine", "impostor"), cosines.means(), strict=True):
+        of_kind = {**protocol, "level": f"mean over {kind} pairs"}
+        rows.add(f"cosine_{kind}:{network}", slice_, value, len(used), of_kind)
+    return cosines
 
 
-def _tar(found: VerificationHistogram, far: float, weight: npt.NDArray[np.int64]) -> float:
-    return found.tar(far, weight)[0]
-
-
-def histogram(found: VerificationHistogram) -> dict[str, Any]:
-    """Shares of genuine and of impostor pairs by cosine in `BARS` equal parts of -1..1, for a drawing."""
-    parts = {"genuine": found.genuine.sum(axis=0), "impostor": found.impostor.sum(axis=0)}
+def histogram(cosines: VerificationHistogram) -> dict[str, Any]:
+    """Shares of genuine and of impostor pairs by cosine in `BARS` equal parts of -1..1, for a plot."""
+    parts = {"genuine": cosines.genuine.sum(axis=0), "impostor": cosines.impostor.sum(axis=0)}
     shares = {k: v.reshape(BARS, -1).sum(axis=1) / max(int(v.sum()), 1) for k, v in parts.items()}
     return {"bars": BARS, **{k: [round(float(x), 6) for x in v] for k, v in shares.items()}}
 
 
 def identities_of(store: RunStore, table: str, key: str) -> tuple[dict[str, str], dict[str, int] | None]:
-    """Who each row with a picture shows, by id; and variants, None where the table knows none.
+    """Identity by id of the rows with a picture, and their variants; None where the table has no variants.
 
-    A row that failed, or that a selection refused, keeps its identity and has no picture.
+    Failed rows, and rows that a selection refused, keep their identity but have no picture.
     """
     people = column(store, table, key, "identity_id")
     if table != "samples":
         return people, None
-    gone = column(store, table, key, "error").keys()
+    failed = column(store, table, key, "error").keys()
     variants: Mapping[str, Any] = column(store, table, key, "variant")
-    return {one: who for one, who in people.items() if one not in gone}, dict(variants)
+    return {row_id: who for row_id, who in people.items() if row_id not in failed}, dict(variants)
 
 
 def pairs_of(
     config: VerificationConfig,
-    where: str,
+    slice_: str,
     name: str,
     scored: ScoreMatrix,
     people: Mapping[str, str],
@@ -276,18 +258,24 @@ def pairs_of(
     protocol: Mapping[str, Any],
     rows: MetricRows,
 ) -> VerificationPairs:
-    """Pairs among the rows with an embedding, and their accuracy over folds in percent, added to `rows`.
+    """Draws pairs of the rows with an embedding, and adds their accuracy over folds, in percent, to `rows`.
 
-    `InputError` (`pairs`) where there are not so many. One fold has no others to choose a threshold on: no accuracy.
+    A single fold has no accuracy, as its threshold would be chosen on itself. `InputError` (`pairs`) where there are
+    not enough pairs.
     """
-    place = {one: i for i, one in enumerate(scored.ids)}
-    known = {one: who for one, who in people.items() if one in place}
+    place = {row_id: i for i, row_id in enumerate(scored.ids)}
+    known = {row_id: who for row_id, who in people.items() if row_id in place}
     pairs = draw_pairs(known, variants, pairs=config.pairs, folds=config.folds, seed=config.seed)
     if config.folds == 1:
         return pairs
-    at = np.array([place[one] for one in pairs.ids], np.int64)
-    mean, error = fold_accuracy(_cosines(scored, at[pairs.first], at[pairs.second]), pairs.same, pairs.fold)
-    said = {
+    at = np.array([place[row_id] for row_id in pairs.ids], np.int64)
+    cosines = []
+    for start in range(0, len(pairs.first), CHUNK):
+        first, second = (at[side[start : start + CHUNK]] for side in (pairs.first, pairs.second))
+        a, b = unit(scored.vectors[first]), unit(scored.vectors[second])
+        cosines.append(np.einsum("nd,nd->n", a, b, dtype=np.float64))
+    mean, error = fold_accuracy(np.concatenate(cosines), pairs.same, pairs.fold)
+    protocol = {
         **protocol,
         "people": len(set(pairs.who)),
         "pictures": len(pairs.ids),
@@ -301,21 +289,13 @@ def pairs_of(
         "interval": "mean +- 1.96 standard errors over folds",
     }
     interval = max(mean - 1.96 * error, 0.0), min(mean + 1.96 * error, 100.0)
-    rows.add(f"verification_accuracy:{name.removeprefix(IDENTITY)}", where, mean, len(pairs.first), said, interval)
+    metric = f"verification_accuracy:{name.removeprefix(IDENTITY)}"
+    rows.add(metric, slice_, mean, len(pairs.first), protocol, interval)
     return pairs
 
 
-def _cosines(
-    scored: ScoreMatrix, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
-    """Of pairs of rows, a few thousand at a time."""
-    parts = [slice(i, i + CHUNK) for i in range(0, len(first), CHUNK)]
-    sides = ((unit(scored.vectors[first[part]]), unit(scored.vectors[second[part]])) for part in parts)
-    return np.concatenate([np.einsum("nd,nd->n", a, b, dtype=np.float64) for a, b in sides])
-
-
-def roc_lines(where: str, found: VerificationHistogram) -> list[str]:
-    """Lines of roc.csv: set, threshold, share of impostor and of genuine pairs at or above it, by rising threshold."""
+def roc_lines(slice_: str, cosines: VerificationHistogram) -> list[str]:
+    """Lines of roc.csv: set, threshold, FAR and TAR, by ascending threshold."""
     thresholds = np.arange(BINS + 1) * 2 / BINS - 1
-    rates = zip(thresholds.tolist(), *(side.tolist() for side in found.rates()), strict=True)
-    return [f"{where},{threshold:.3f},{far:.9g},{tar:.9g}" for threshold, far, tar in rates]
+    rates = zip(thresholds.tolist(), *(side.tolist() for side in cosines.rates()), strict=True)
+    return [f"{slice_},{threshold:.3f},{far:.9g},{tar:.9g}" for threshold, far, tar in rates]

@@ -1,7 +1,4 @@
-"""Whether pictures have the attributes that were asked for.
-
-Knows what is counted: for each picture and attribute, what was wanted and what was found. Knows no classifier.
-"""
+"""Agreement of the attributes of pictures with those that were asked for, from one code a picture and attribute."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -14,58 +11,61 @@ __all__ = ["RIGHT", "UNKNOWN", "UNWANTED", "WANTED", "Agreement", "bootstrap_acc
 
 Array = npt.NDArray[np.float64]
 BOOTSTRAPS: Final = 200
-#: What a vector of SCORES holds at the place of an attribute: nothing was wanted, else 1 + 2 x wanted + found.
+#: Code of an attribute that was not asked for; the others are 1 + 2 x wanted + predicted.
 UNKNOWN: Final = 0
-#: Codes of what was wanted, of what was not, and of what came out as it was asked for.
+#: Codes of attributes that were to be present, that were to be absent, and that are as asked for.
 WANTED, UNWANTED, RIGHT = (3, 4), (1, 2), (1, 4)
 
 
-def codes(wanted: npt.NDArray[np.int8], found: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """[n, 40] of -1, 0 (not asked for), 1 and what was found -> 0 unknown, 1 no, 2 false yes, 3 false no, 4 yes."""
-    result: npt.NDArray[np.uint8] = np.where(wanted == 0, UNKNOWN, 1 + 2 * (wanted > 0) + found).astype(np.uint8)
+def codes(wanted: npt.NDArray[np.int8], predicted: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Encodes wanted attributes [n, 40] (-1, 0 for not asked for, 1) and predicted ones [n, 40] as SCORES keep them.
+
+    0: unknown, 1: true negative, 2: false positive, 3: false negative, 4: true positive.
+    """
+    result: npt.NDArray[np.uint8] = np.where(wanted == 0, UNKNOWN, 1 + 2 * (wanted > 0) + predicted).astype(np.uint8)
     return result
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Counts by attribute [40] of each code but unknown: true no, false yes, false no, true yes. They add up."""
+    """Additive counts by attribute: true negatives, false positives, false negatives, true positives."""
 
     counts: Array  # [4, 40]
 
     @classmethod
     def of(cls, vectors: npt.NDArray[np.float32]) -> "Agreement":
-        """From the codes of n pictures [n, 40]."""
+        """Counts the codes of n pictures [n, 40]."""
         return cls(np.stack([(vectors == code).sum(axis=0) for code in range(1, 5)]).astype(np.float64))
 
     def accuracy(self) -> Array:
-        """Share that is as wanted, by attribute; NaN where none was asked for."""
+        """Share of pictures that are as wanted, by attribute [40]; NaN where none was asked for."""
         total = self.counts.sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((self.counts[0] + self.counts[3]) / total)
 
     def balanced(self) -> Array:
-        """Mean of the shares found among the wanted and left out among the unwanted; NaN unless there are both.
+        """Mean of true positive rate and true negative rate, by attribute [40]; NaN unless both classes were wanted.
 
-        Hats are rare: a model that never draws one is right 93 times in 100, and 0.5 here.
+        Hats are rare: a model that never draws one has an accuracy of 0.93, and a balanced accuracy of 0.5.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
-            yes = self.counts[3] / (self.counts[2] + self.counts[3])
-            no = self.counts[0] / (self.counts[0] + self.counts[1])
-        return np.asarray((yes + no) / 2)
+            true_positive_rate = self.counts[3] / (self.counts[2] + self.counts[3])
+            true_negative_rate = self.counts[0] / (self.counts[0] + self.counts[1])
+        return np.asarray((true_positive_rate + true_negative_rate) / 2)
 
 
 def mean(values: Array) -> float:
-    """Over the attributes that have a value; NaN if none has."""
+    """Mean over the attributes that have a value; NaN if none has."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
 def bootstrap_accuracy(vectors: npt.NDArray[np.float32], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean balanced accuracy, by drawing pictures again."""
+    """95 % bootstrap interval, over pictures, of the mean balanced accuracy of codes [n, 40]."""
     random = np.random.default_rng(seed)
-    found = [
+    means = [
         mean(Agreement.of(vectors[random.integers(0, len(vectors), len(vectors))]).balanced())
         for _ in range(BOOTSTRAPS)
     ]
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+    low, high = np.nanpercentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -1,8 +1,5 @@
 """Fréchet distance between two sets of features, from mergeable float64 statistics.
 
-Knows moments, how they merge, and the distance of two Gaussians. Knows neither networks nor pictures: whoever
-made the features names them.
-
 Source: Dowson and Landau 1982; Heusel et al. 2017, equation 6. Merging: Chan, Golub and LeVeque 1983.
 """
 
@@ -15,7 +12,6 @@ import numpy.typing as npt
 from scipy import linalg
 
 __all__ = [
-    "LOW_N",
     "Distance",
     "FactoredReference",
     "Moments",
@@ -28,8 +24,6 @@ __all__ = [
 
 
 Array = npt.NDArray[np.float64]
-#: Below this many pictures the distance is dominated by its bias, and says so.
-LOW_N = 10_000
 #: Negative eigenvalues up to this share of the trace are rounding and are clipped; more is an error.
 CLIP = 1e-6
 #: Rows that are turned to float64 at a time.
@@ -46,26 +40,25 @@ class Moments:
 
     @staticmethod
     def of(features: npt.NDArray[Any]) -> "Moments":
-        """Of features [n, D]; `ValueError` for anything else, or where a value is not finite.
+        """Moments of features [n, D]; `ValueError` for another shape, or where a value is not finite.
 
-        Turned to float64 by `ROWS` at a time, so that what it takes beside the features does not grow with n.
+        Converts `ROWS` rows at a time to float64, so that the additional memory does not grow with n.
         """
         x = np.asarray(features)
         if x.ndim != 2 or not len(x):
             raise ValueError(f"features of shape {x.shape}, not [n, D]")
-        return Moments.merge_all([Moments._of_block(x[i : i + ROWS]) for i in range(0, len(x), ROWS)])
-
-    @staticmethod
-    def _of_block(features: npt.NDArray[Any]) -> "Moments":
-        x = np.asarray(features, dtype=np.float64)
-        if not np.isfinite(x).all():
-            raise ValueError("features are not finite")
-        mean = x.mean(axis=0)
-        x = x - mean
-        return Moments(len(x), mean, x.T @ x)
+        parts = []
+        for start in range(0, len(x), ROWS):
+            block = np.asarray(x[start : start + ROWS], dtype=np.float64)
+            if not np.isfinite(block).all():
+                raise ValueError("features are not finite")
+            mean = block.mean(axis=0)
+            block = block - mean
+            parts.append(Moments(len(block), mean, block.T @ block))
+        return Moments.merge_all(parts)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Of the union of two disjoint sets."""
+        """Moments of the union of two disjoint sets."""
         n = self.n + other.n
         delta = other.mean - self.mean
         m2 = self.m2 + other.m2 + np.outer(delta, delta) * (self.n * other.n / n)
@@ -73,7 +66,7 @@ class Moments:
 
     @staticmethod
     def merge_all(parts: Sequence["Moments"]) -> "Moments":
-        """A balanced tree over `parts` in their order: give them in a fixed one and the bits are fixed too."""
+        """Merges `parts` as a balanced tree in their order; the same order gives the same bits."""
         if not parts:
             raise ValueError("nothing to merge")
         level = list(parts)
@@ -92,7 +85,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Distance:
-    """A Fréchet distance and how much negative spectrum was clipped to get it."""
+    """A Fréchet distance, and the sum of the negative eigenvalues that were clipped as rounding."""
 
     value: float
     clipped: float
@@ -100,10 +93,10 @@ class Distance:
 
 @dataclass(frozen=True)
 class FactoredReference:
-    """A set that many are compared with: rows `n` (None where unknown), mean [D], trace of its covariance, R [D, r].
+    """A reference set: rows `n` (None if unknown), mean [D], trace of its covariance, and a factor `root` R [D, r].
 
-    The covariance is R R', with r = D, or r = n where there are no more rows than values. R is what takes longest of a
-    distance and depends on this set alone.
+    The covariance is R R', with r = D, or r = n where n <= D. Computing R takes most of the time of a distance, and
+    R depends on the reference alone.
     """
 
     n: int | None
@@ -113,12 +106,15 @@ class FactoredReference:
 
     @staticmethod
     def of(moments: Moments) -> "FactoredReference":
-        """Of moments of two rows or more; errors as `of_covariance`."""
+        """The reference with these moments, of two rows or more; errors as `of_covariance`."""
         return FactoredReference.of_covariance(moments.mean, moments.covariance, moments.n)
 
     @staticmethod
     def of_covariance(mean: Array, covariance: Array, n: int | None = None) -> "FactoredReference":
-        """Of a mean [D] and an unbiased covariance [D, D]; `ArithmeticError` where that has negative spectrum."""
+        """The reference with this mean [D] and unbiased covariance [D, D].
+
+        `ArithmeticError` where the covariance has negative eigenvalues beyond rounding.
+        """
         values, vectors = linalg.eigh(covariance)
         trace = float(np.trace(covariance))
         _check(values, trace)
@@ -126,9 +122,9 @@ class FactoredReference:
 
     @staticmethod
     def of_features(features: npt.NDArray[Any]) -> "FactoredReference":
-        """Of features [n, D]. No more rows than values are a factor themselves, and an exact one.
+        """The reference of features [n, D]. With n <= D the centred features are the factor, which is exact.
 
-        `ValueError` for fewer than two rows, or what is no features.
+        `ValueError` for fewer than two rows, another shape or values that are not finite.
         """
         x = np.asarray(features)
         if x.ndim == 2 and len(x) > x.shape[1]:
@@ -139,7 +135,10 @@ class FactoredReference:
 
 
 def centred(features: npt.NDArray[Any]) -> tuple[Array, Array]:
-    """Features [n, D] -> their mean [D], and float64 features [n, D] without it; errors as `Reference.of_features`."""
+    """Features [n, D] -> their mean [D], and float64 features [n, D] without it.
+
+    Errors as `FactoredReference.of_features`.
+    """
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         raise ValueError(f"features of shape {x.shape}, not [n, D]" if x.ndim != 2 else "features are not finite")
@@ -159,11 +158,15 @@ def frechet(a: Moments, b: Moments) -> Distance:
 
 
 def frechet_to(reference: FactoredReference, b: Moments) -> Distance:
-    """`frechet` to a set whose R is there already; the same bits."""
+    """`frechet` to a reference that is factored already; the same bits."""
     _comparable(reference.mean.size, b.mean.size)
-    cov_b, root = b.covariance, reference.root
-    _check_covariance(cov_b)
+    cov_b, root, d = b.covariance, reference.root, b.mean.size
     trace = float(np.trace(cov_b))
+    # A Cholesky factor exists where no eigenvalue is too negative, and costs a tenth of the spectrum.
+    try:
+        linalg.cholesky(cov_b + np.eye(d) * (CLIP * trace / d), overwrite_a=True)
+    except linalg.LinAlgError:
+        _check(linalg.eigvalsh(cov_b), trace)
     spectrum = linalg.eigvalsh(root.T @ cov_b @ root)
     clipped = _check(spectrum, reference.trace * trace)
     gap = reference.mean - b.mean
@@ -172,10 +175,10 @@ def frechet_to(reference: FactoredReference, b: Moments) -> Distance:
 
 
 def frechet_from(reference: FactoredReference, features: npt.NDArray[Any]) -> Distance:
-    """Features [n, D] to a set whose R is there already.
+    """`frechet` of features [n, D] to a reference that is factored already.
 
-    With fewer rows than values, in either set, a covariance is singular and the product's small eigenvalues are noise;
-    then tr (AB)^½ is the nuclear norm of X_c R / √(n-1), which has none.
+    With fewer rows than values, in either set, a covariance is singular and the small eigenvalues of the product are
+    noise. Then tr (AB)^½ is computed as the nuclear norm of X_c R / √(n-1), which has no such noise.
     """
     x = np.asarray(features)
     _comparable(reference.mean.size, *x.shape[1:2])
@@ -189,26 +192,18 @@ def frechet_from(reference: FactoredReference, features: npt.NDArray[Any]) -> Di
 
 
 def frechet_of_features(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Distance:
-    """From features [n, D] to features [m, D]; `frechet_from` where many are compared with the second."""
+    """Distance of features [n, D] to features [m, D]; `frechet_from` is faster for many distances to the second."""
     return frechet_from(FactoredReference.of_features(y), x)
 
 
-def _comparable(one: int, other: int = 0) -> None:
-    if one != other:
-        raise ValueError(f"features of {one} and {other} values are not comparable")
+def _comparable(width: int, other: int = 0) -> None:
+    if width != other:
+        raise ValueError(f"features of {width} and {other} values are not comparable")
 
 
 def _check(values: Array, scale: float) -> float:
+    """Sum of the negative eigenvalues among `values`; `ArithmeticError` beyond the share `CLIP` of `scale`."""
     negative = float(-values[values < 0].sum())
     if negative > CLIP * max(scale, np.finfo(np.float64).tiny):
         raise ArithmeticError(f"negative spectrum {negative:.3g} of {scale:.3g}: the statistics are damaged")
     return negative
-
-
-def _check_covariance(covariance: Array) -> None:
-    """`_check` of its spectrum, without the spectrum where none of it can be too negative: Cholesky costs a tenth."""
-    trace, d = float(np.trace(covariance)), len(covariance)
-    try:
-        linalg.cholesky(covariance + np.eye(d) * (CLIP * trace / d), overwrite_a=True)
-    except linalg.LinAlgError:
-        _check(linalg.eigvalsh(covariance), trace)

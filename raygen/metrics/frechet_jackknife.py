@@ -1,10 +1,8 @@
-"""How far a Fréchet distance would move with other generated rows: the jackknife that leaves a block of them out.
-
-Knows rows, blocks of rows and the spectrum without them. Knows neither names nor networks.
+"""Confidence interval of a Fréchet distance by the delete-a-block jackknife over the generated rows.
 
 Leaving blocks out keeps the number of rows, and with it the bias, nearly the same; a bootstrap repeats rows, lowers the
-rank and is biased here. The reference stays as it is, so what another reference would change is not in the interval,
-and neither is the bias of few rows.
+rank and is biased here. The reference is held fixed: the interval contains neither the variance of the reference nor
+the bias of few rows.
 
 Source: Efron and Stein 1981; Shao and Wu 1989 (blocks).
 """
@@ -22,22 +20,22 @@ __all__ = ["LEAST", "blocks_of", "margin", "margin_of_difference", "most_blocks"
 
 
 Rows = npt.NDArray[np.int64]
-#: Blocks, for features of up to `NARROW` values and for wider ones: each costs a spectrum of that width.
+#: Number of blocks for features of up to `NARROW` values, and for wider ones: each block costs a spectrum.
 MANY, SOME, NARROW = 50, 20, 512
-#: With fewer blocks there is no interval: it would say more of the blocks than of the rows.
+#: Fewer blocks than this give no interval: it would depend on the blocks more than on the rows.
 LEAST: Final = 10
 
 
 def most_blocks(rows: int, width: int) -> int:
-    """How many blocks to take of rows (or groups of rows) with `width` values: two or more of them in each."""
+    """Number of blocks for `rows` rows (or groups of rows) of `width` values: two or more rows in each."""
     return min(MANY if width <= NARROW else SOME, rows // 2)
 
 
 def blocks_of(keys: npt.NDArray[np.uint64], most: int) -> list[Rows]:
-    """Keys [n] -> places of the rows of each block, of about the same size; rows with one key are in one block.
+    """Keys [n] -> row indices of each block, of about equal size; rows with the same key are in the same block.
 
-    Rows go by their keys, so a hash as key mixes them. Fewer than `most` where many rows share a key, none where `most`
-    is 0.
+    Rows are sorted by key, so a hash as key shuffles them. Fewer than `most` blocks where many rows share a key, none
+    where `most` is 0.
     """
     if not most:
         return []
@@ -45,16 +43,16 @@ def blocks_of(keys: npt.NDArray[np.uint64], most: int) -> list[Rows]:
     counts = np.unique(keys, return_counts=True)[1]
     middle = np.cumsum(counts) - counts / 2
     block = np.repeat((middle * most / len(keys)).astype(np.int64), counts)
-    return [np.sort(order[block == one]) for one in np.unique(block)]
+    return [np.sort(order[block == number]) for number in np.unique(block)]
 
 
 def margin(
     features: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows], level: float = 0.95
 ) -> float:
-    """Half of the `level` interval of the distance of features [n, D], whose rows are in one of the blocks each.
+    """Half the width of the `level` interval of the distance of features [n, D]; each row is in one of the blocks.
 
-    Student's t with a degree less than blocks. Needs two blocks, and two rows without the largest. Holds [r, r] a block
-    where there are more rows than r, else [n, n].
+    Student's t with one degree of freedom less than blocks. Needs two blocks, and two rows outside of the largest.
+    Memory: [r, r] a block where there are more rows than r, else [n, n].
     """
     return _half(_left_out(features, reference, blocks), level)
 
@@ -66,31 +64,31 @@ def margin_of_difference(
     blocks: Sequence[Rows],
     level: float = 0.95,
 ) -> float:
-    """The same of one distance less the other, for two sets whose rows belong together: one condition, one noise.
+    """`margin` of the difference of two distances, for sets whose rows are paired: the same condition and noise.
 
-    What both have in common moves both alike and is not in it, so it is narrower than either's own.
+    Variation that both sets share cancels, so it is narrower than the margin of either.
     """
     return _half(_left_out(first, reference, blocks) - _left_out(second, reference, blocks), level)
 
 
 def _left_out(features: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows]) -> Array:
-    """The distance without each of the blocks."""
+    """The distance without each block, [blocks]."""
     x = np.asarray(features)
     few = len(x) - max(len(rows) for rows in blocks) <= reference.root.shape[1]
     return np.array(list(_few_rows(x, reference, blocks) if few else _many_rows(x, reference, blocks)))
 
 
 def _half(values: Array, level: float) -> float:
-    """Half of an interval from values with one block left out each."""
+    """Half the width of the jackknife interval, from the value without each block."""
     k = len(values)
     spread = np.sqrt((k - 1) / k * ((values - values.mean()) ** 2).sum())
     return float(stats.t.ppf((1 + level) / 2, k - 1) * spread)
 
 
 def _few_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows]) -> Iterator[float]:
-    """The distance without each block, from G = X_c R R' X_c' [n, n]: leaving rows out of it is leaving them out.
+    """The distance without each block, from submatrices of G = X_c R R' X_c' [n, n].
 
-    Roots of its smallest eigenvalues are noise of a hundred-millionth of the largest one's, and the same in all blocks.
+    Square roots of its smallest eigenvalues are noise, about 1e-8 of the largest root, and the same in all blocks.
     """
     mean, rest = centred(x)
     turned = rest @ reference.root
@@ -105,7 +103,7 @@ def _few_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequenc
 
 
 def _many_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows]) -> Iterator[float]:
-    """The same from R' X_c' X_c R [r, r]: what a block adds to it is taken off again."""
+    """The distance without each block, from R' X_c' X_c R [r, r] less the part of the block."""
     means, squares, turned = [], [], []
     for rows in blocks:
         part = np.asarray(x[rows], np.float64) - reference.mean  # near its mean already, so that little cancels
@@ -113,19 +111,19 @@ def _many_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequen
         means.append(part.mean(axis=0))
         part -= means[-1]
         squares.append(float(np.einsum("ij,ij", part, part)))
-    whole, sizes = Moments.merge_all(turned), [one.n for one in turned]
+    whole, sizes = Moments.merge_all(turned), [block.n for block in turned]
     mean = np.average(means, axis=0, weights=sizes)
     total = sum(squares) + sum(n * float((own - mean) @ (own - mean)) for n, own in zip(sizes, means, strict=True))
-    for one, own, square in zip(turned, means, squares, strict=True):
-        left = whole.n - one.n
-        gap, moved, weight = own - mean, one.mean - whole.mean, one.n * whole.n / left
-        product = whole.m2 - one.m2 - weight * np.outer(moved, moved)
-        rest = reference.mean + mean - gap * (one.n / left)
+    for block, own, square in zip(turned, means, squares, strict=True):
+        left = whole.n - block.n
+        gap, moved, weight = own - mean, block.mean - whole.mean, block.n * whole.n / left
+        product = whole.m2 - block.m2 - weight * np.outer(moved, moved)
+        rest = reference.mean + mean - gap * (block.n / left)
         yield _distance(reference, rest, total - square - weight * float(gap @ gap), product, left)
 
 
 def _distance(reference: FactoredReference, mean: Array, squares: float, product: Array, n: int) -> float:
-    """Of n rows: their mean, sum of squared deviations, and a matrix whose spectrum is (n - 1) that of A B."""
+    """Distance of n rows: their mean, sum of squared deviations, and a matrix with (n - 1) times the spectrum of AB."""
     spectrum = linalg.eigvalsh(product, overwrite_a=True, check_finite=False) / (n - 1)
     gap = mean - reference.mean
     return float(gap @ gap + squares / (n - 1) + reference.trace - 2 * np.sqrt(spectrum.clip(min=0)).sum())

@@ -1,19 +1,17 @@
-"""Around the Fréchet distance: statistics in files of other tools, and the distance at infinitely many rows.
+"""Fréchet statistics in .npz files of other tools, and the Fréchet distance extrapolated to infinitely many rows.
 
-Knows the .npz layouts and the fit over 1/n. Knows no network: a file does not say whose features it holds, and a
-distance between features of two networks is a number without a meaning.
+Such a file does not name the network of its features; the caller has to know it. Pickles are never unpickled.
 
-Files that hold pickles are never opened as such. Source of the fit: Chong and Forsyth 2020, section 3.
+Source of the extrapolation: Chong and Forsyth 2020, section 3.
 """
 
 import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +21,15 @@ from raygen.metrics.frechet import Array, FactoredReference, Moments, frechet_to
 __all__ = ["POINTS", "WIDEST", "Extrapolation", "Statistics", "checked", "frechet_infinity", "read_statistics"]
 
 
-#: Sizes that the line is fitted to, as in the paper.
+#: Number of subset sizes that the line is fitted to, as in the paper.
 POINTS: Final = 15
-#: The smallest of them in rows a value: below, 1/n is no longer all of the bias.
+#: Smallest size in rows per value: below it the bias is not proportional to 1/n.
 ROWS_A_VALUE: Final = 2.5
-#: Rows that are turned to float64 at a time.
+#: Rows that are converted to float64 at a time.
 ROWS: Final = 4096
-#: Values of a feature that a file may claim, and bytes that an array may take beside its numbers.
+#: Largest feature width that a file may have, and bytes of an array besides its numbers.
 WIDEST, HEADER = 16_384, 4096
-#: What the reader of zip files says of damaged ones.
+#: Errors that `zipfile` raises for damaged files.
 _NOT_ZIP: Final = (
     zipfile.BadZipFile,
     NotImplementedError,
@@ -52,45 +50,53 @@ class Statistics:
     covariance: Array
 
     def reference(self) -> FactoredReference:
-        """With its factor, ready to be compared with."""
+        """The factored reference of these statistics."""
         return FactoredReference.of_covariance(self.mean, self.covariance, self.n)
 
 
 def read_statistics(path: str | Path) -> Statistics:
-    """From an .npz of pytorch-fid, clean-fid and their kin: keys `mu` [D] and `sigma` [D, D], others are ignored.
+    """Reads an .npz of pytorch-fid, clean-fid and similar tools: `mu` [D] and `sigma` [D, D]; other keys are ignored.
 
-    A file that torch saved is refused here. `ValueError` for what is not such a file, names its fault; `OSError` where
-    there is no file.
+    Nothing is unpickled, and no array larger than `WIDEST` allows is read. `ValueError` names what is wrong with the
+    file; a file that torch saved is refused. `OSError` where there is no file.
     """
     with Path(path).open("rb") as file:
-        arrays = _arrays(file, ("mu", "sigma"), str(path))
-    mean, covariance = arrays["mu"], arrays["sigma"]
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.namelist()
+                missing = [name for name in ("mu", "sigma") if f"{name}.npy" not in members]
+                if any(name.endswith("data.pkl") for name in members):
+                    raise ValueError(f"{path}: is a pickle of torch, which is not opened; save mu and sigma as .npz")
+                if missing:
+                    present = ", ".join(sorted(name.removesuffix(".npy") for name in members)[:8])
+                    raise ValueError(f"{path}: has no {' and no '.join(missing)} (it has {present})")
+                mean, covariance = (_array(archive, name, str(path)) for name in ("mu", "sigma"))
+        except _NOT_ZIP as error:
+            raise ValueError(f"{path}: is not an .npz file, or a damaged one") from error
     return checked(mean, covariance, str(path))
 
 
-def checked(mean: Array, covariance: Array, where: str) -> Statistics:
-    """Statistics of a mean and a covariance that somebody read; `ValueError` names `where` and what is wrong."""
-    _fit(mean, covariance, where)
+def checked(mean: Array, covariance: Array, source: str) -> Statistics:
+    """Statistics of a mean [D] and a covariance [D, D] that were read from `source`, which errors name.
+
+    `ValueError` unless the shapes fit, all values are finite, and the matrix can be a covariance.
+    """
+    if mean.ndim != 1 or not mean.size:
+        raise ValueError(f"{source}: mu of shape {mean.shape}, not [D]")
+    if covariance.shape != (mean.size, mean.size):
+        raise ValueError(f"{source}: sigma of shape {covariance.shape} beside mu of {mean.size} values")
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(f"{source}: not all of it is finite")
+    tolerance = 1e-6 * float(np.abs(covariance).max())
+    if np.abs(covariance - covariance.T).max() > tolerance:
+        raise ValueError(f"{source}: sigma is not symmetric")
+    if (np.diag(covariance) < -tolerance).any():
+        raise ValueError(f"{source}: sigma has negative variances")
     return Statistics(None, mean, covariance)
 
 
-def _arrays(file: IO[bytes], names: Sequence[str], where: str) -> Mapping[str, Array]:
-    """float64 arrays of an .npz; nothing is unpickled and nothing larger than `WIDEST` allows is read."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            there = archive.namelist()
-            missing = [name for name in names if f"{name}.npy" not in there]
-            if any(name.endswith("data.pkl") for name in there):
-                raise ValueError(f"{where}: is a pickle of torch, which is not opened; save mu and sigma as .npz")
-            if missing:
-                found = ", ".join(sorted(name.removesuffix(".npy") for name in there)[:8])
-                raise ValueError(f"{where}: has no {' and no '.join(missing)} (it has {found})")
-            return {name: _array(archive, name, where) for name in names}
-    except _NOT_ZIP as error:
-        raise ValueError(f"{where}: is not an .npz file, or a damaged one") from error
-
-
 def _array(archive: zipfile.ZipFile, name: str, where: str) -> Array:
+    """float64 array `name` of an .npz."""
     limit = 8 * WIDEST * (WIDEST if name == "sigma" else 1) + HEADER
     if archive.getinfo(f"{name}.npy").file_size > limit:
         raise ValueError(f"{where}: {name} is larger than features of {WIDEST} values have it")
@@ -104,24 +110,9 @@ def _array(archive: zipfile.ZipFile, name: str, where: str) -> Array:
     return np.ascontiguousarray(array, np.float64).reshape(array.shape)
 
 
-def _fit(mean: Array, sigma: Array, where: str) -> None:
-    """`ValueError` unless [D] and [D, D] go together, are finite, and sigma could be a covariance."""
-    if mean.ndim != 1 or not mean.size:
-        raise ValueError(f"{where}: mu of shape {mean.shape}, not [D]")
-    if sigma.shape != (mean.size, mean.size):
-        raise ValueError(f"{where}: sigma of shape {sigma.shape} beside mu of {mean.size} values")
-    if not (np.isfinite(mean).all() and np.isfinite(sigma).all()):
-        raise ValueError(f"{where}: not all of it is finite")
-    scale = float(np.abs(sigma).max())
-    if np.abs(sigma - sigma.T).max() > 1e-6 * scale:
-        raise ValueError(f"{where}: sigma is not symmetric")
-    if (np.diag(sigma) < -1e-6 * scale).any():
-        raise ValueError(f"{where}: sigma has negative variances")
-
-
 @dataclass(frozen=True)
 class Extrapolation:
-    """`value` at infinitely many rows, its standard error, and the `distances` [p] at `sizes` [p] behind it."""
+    """`value` at infinitely many rows, its standard error, and the fitted `distances` [p] at `sizes` [p]."""
 
     value: float
     standard_error: float
@@ -139,11 +130,11 @@ def frechet_infinity(
 ) -> Extrapolation:
     """Features [n, D] -> the distance for n towards infinity: the constant of a line over 1/n through `points` sizes.
 
-    Sizes go evenly from `smallest` (2.5 D if not given) to n, each a random subset without repeats; the same for the
-    same rows and seed. Only the bias of these features goes: the reference's own rows are as many as they are, and
-    its bias stays. The standard error is that of the fit. Subsets share rows, so it is too small for an interval:
-    about half of how much values over new features differ. `ValueError` below 2.5 D, where a line does not fit, or
-    for fewer rows than the sizes need.
+    Sizes go evenly from `smallest` (2.5 D if not given) to n, each a random subset without replacement; the same for
+    the same rows and seed. The bias of `features` is removed; the bias of the reference's own rows remains. The
+    standard error is that of the fit. Subsets share rows, so it is too small for an interval: about half of the
+    deviation over new features. `ValueError` below 2.5 D, where a line does not fit, or for fewer rows than the sizes
+    need.
     """
     x = np.asarray(features)
     if x.ndim != 2 or x.shape[1:] != reference.mean.shape:
@@ -156,22 +147,18 @@ def frechet_infinity(
         raise ValueError(f"{points} sizes from {start} to {len(x)} rows: a fit takes 3 different ones or more")
     random = np.random.Generator(np.random.Philox(key=seed))
     sizes = np.rint(np.linspace(start, len(x), points)).astype(np.int64)
-    chosen = (np.sort(random.choice(len(x), int(size), replace=False)) for size in sizes)
-    distances = np.array([frechet_to(reference, _moments(x, rows)).value for rows in chosen])
-    value, error = _constant(1 / sizes, distances)
-    return Extrapolation(value, error, sizes, distances)
-
-
-def _moments(x: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> Moments:
-    return Moments.merge_all([Moments.of(x[rows[i : i + ROWS]]) for i in range(0, len(rows), ROWS)])
-
-
-def _constant(x: Array, y: Array) -> tuple[float, float]:
-    """Least squares y = a + b x: a and its standard error."""
-    gap = x - x.mean()
+    distances = np.empty(points)
+    for i, size in enumerate(sizes):
+        rows = np.sort(random.choice(len(x), int(size), replace=False))
+        parts = [Moments.of(x[rows[start : start + ROWS]]) for start in range(0, len(rows), ROWS)]
+        distances[i] = frechet_to(reference, Moments.merge_all(parts)).value
+    # Least squares of distance = value + slope / n.
+    inverse = 1 / sizes
+    gap = inverse - inverse.mean()
     spread = float(gap @ gap)
-    slope = float(gap @ y) / spread
-    constant = float(y.mean() - slope * x.mean())
-    rest = y - constant - slope * x
-    variance = float(rest @ rest) / (len(x) - 2)
-    return constant, math.sqrt(variance * (1 / len(x) + float(x.mean()) ** 2 / spread))
+    slope = float(gap @ distances) / spread
+    value = float(distances.mean() - slope * inverse.mean())
+    residual = distances - value - slope * inverse
+    variance = float(residual @ residual) / (points - 2)
+    error = math.sqrt(variance * (1 / points + float(inverse.mean()) ** 2 / spread))
+    return Extrapolation(value, error, sizes, distances)

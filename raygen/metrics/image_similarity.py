@@ -1,8 +1,6 @@
-"""How alike two pictures are: PSNR and SSIM.
+"""Similarity of two pictures: PSNR, SSIM, and one interface to SSIM and to a learned distance such as LPIPS.
 
-Knows pairs of pixel arrays. Knows no network; LPIPS is an extractor's.
-
-Sources: Wang et al. 2004 (SSIM: Gaussian window 11, sigma 1.5, K1 0.01, K2 0.03, population covariance).
+Source: Wang et al. 2004 (SSIM: Gaussian window 11, sigma 1.5, K1 0.01, K2 0.03, population covariance).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +23,10 @@ Array = npt.NDArray[np.float64]
 #: Largest difference of two 8-bit values.
 RANGE: Final = 255.0
 K1, K2, SIGMA, WINDOW = 0.01, 0.03, 1.5, 11
-#: What PSNR is said to be where nothing differs, so that a mean stays finite.
+#: PSNR of equal pictures, so that a mean stays finite.
 BEST: Final = 100.0
 ROUNDS: Final = 200
-#: What the numbers depend on. SSIM is not shift-invariant: over -1..1 it is another number.
+#: Protocols in METRICS. SSIM is not shift-invariant: over -1..1 it is another number.
 SSIM: Final[Mapping[str, Any]] = {
     "window": f"gaussian {WINDOW} x {WINDOW}, sigma {SIGMA}",
     "k": [K1, K2],
@@ -39,21 +37,23 @@ SSIM: Final[Mapping[str, Any]] = {
 PSNR: Final[Mapping[str, Any]] = {"range": "0..255", "level": "mean of the pictures' decibels", "at_most": BEST}
 
 
-def psnr(made: UInt8Array, real: UInt8Array) -> Array:
-    """uint8 [n, H, W, C] twice -> decibels of each picture [n], at most 100."""
-    error = np.square(made.astype(np.float64) - real).mean(axis=(1, 2, 3))
+def psnr(generated: UInt8Array, real: UInt8Array) -> Array:
+    """PSNR in dB of pictures uint8 [n, H, W, C] against real ones of the same shape: float64 [n], at most 100."""
+    error = np.square(generated.astype(np.float64) - real).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return np.asarray(np.minimum(BEST, 10 * np.log10(RANGE**2 / error)))
 
 
-def ssim(made: UInt8Array, real: UInt8Array) -> Array:
-    """uint8 [n, H, W, C] twice -> structural similarity of each picture [n], mean over channels and places.
+def ssim(generated: UInt8Array, real: UInt8Array) -> Array:
+    """SSIM of pictures uint8 [n, H, W, C] against real ones of the same shape: float64 [n], over channels and pixels.
 
-    Windows that hang over the border are left out, so sides must be at least 11; `ValueError` if not.
+    Windows that cross the border are left out, so sides must be at least 11 pixels; `ValueError` if not.
     """
-    if min(made.shape[1:3]) < WINDOW:
-        raise ValueError(f"SSIM needs at least {WINDOW} x {WINDOW} pixels, not {made.shape[1]} x {made.shape[2]}")
-    x, y = made.astype(np.float64), real.astype(np.float64)
+    if min(generated.shape[1:3]) < WINDOW:
+        raise ValueError(
+            f"SSIM needs at least {WINDOW} x {WINDOW} pixels, not {generated.shape[1]} x {generated.shape[2]}"
+        )
+    x, y = generated.astype(np.float64), real.astype(np.float64)
     mx, my = _blur(x), _blur(y)
     vx, vy, cov = _blur(x * x) - mx * mx, _blur(y * y) - my * my, _blur(x * y) - mx * my
     c1, c2 = (K1 * RANGE) ** 2, (K2 * RANGE) ** 2
@@ -63,7 +63,7 @@ def ssim(made: UInt8Array, real: UInt8Array) -> Array:
 
 
 def bootstrap_mean(values: Array, seed: int = 0) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval of a mean over resampled pictures; the same for the same values and seed. None for one picture."""
+    """95 % bootstrap interval of the mean of values [n]; the same for the same values and seed. None for one value."""
     n = len(values)
     if n < 2:
         return None, None
@@ -97,17 +97,17 @@ class PairDistance(Protocol):
         """The same on `device`."""
         ...
 
-    def __call__(self, made: Tensor, real: Tensor) -> Tensor:
-        """Pixels [B, 3, H, W] twice -> distances [B]."""
+    def __call__(self, generated: Tensor, real: Tensor) -> Tensor:
+        """Distances [B] of pixels [B, 3, H, W] to others of the same shape."""
         ...
 
     def pairs(self, images: Tensor) -> Tensor:
-        """Pixels [n, 3, H, W] -> distances of all pairs [n, n]."""
+        """Distances of all pairs [n, n] of pixels [n, 3, H, W]."""
         ...
 
 
 class Similarity:
-    """Pictures uint8 [n, H, W, 3] twice -> similarity [n]; 1 where nothing differs."""
+    """Similarity of pictures uint8 [n, H, W, 3] to others of the same shape: SSIM or 1 - LPIPS, float64 [n]."""
 
     def __init__(self, lpips: PairDistance | None, device: torch.device) -> None:
         """SSIM without `lpips`. LPIPS over VGG-16 is named `lpips`; over another network the name has a suffix."""
@@ -122,19 +122,19 @@ class Similarity:
         """Name of the network below LPIPS; None for SSIM."""
         return None if self._lpips is None else self._lpips.trunk
 
-    def __call__(self, made: UInt8Array, real: UInt8Array) -> Array:
-        """See the class. `ValueError` where SSIM's window does not fit."""
-        if len(made) > CHUNK:
-            parts = [slice(start, start + CHUNK) for start in range(0, len(made), CHUNK)]
-            return np.concatenate([self(made[part], real[part]) for part in parts])
+    def __call__(self, generated: UInt8Array, real: UInt8Array) -> Array:
+        """Similarities [n]; `ValueError` where pictures are smaller than the window of SSIM."""
+        if len(generated) > CHUNK:
+            parts = [slice(start, start + CHUNK) for start in range(0, len(generated), CHUNK)]
+            return np.concatenate([self(generated[part], real[part]) for part in parts])
         if self._lpips is None:
-            return ssim(made, real)
+            return ssim(generated, real)
         with torch.inference_mode(), full_precision():
-            distance = self._lpips(self._pixels(made), self._pixels(real))
+            distance = self._lpips(self._pixels(generated), self._pixels(real))
         return np.asarray(1 - distance.double().cpu().numpy())
 
     def protocol(self) -> dict[str, Any]:
-        """What a number made with it depends on."""
+        """The protocol: settings that a number depends on."""
         if self._lpips is None:
             return {**SSIM}
         return {
@@ -145,23 +145,23 @@ class Similarity:
         }
 
     def pairs(self, images: UInt8Array, wanted: Sequence[tuple[int, int]]) -> Array:
-        """Pictures uint8 [n, H, W, 3] and pairs of their places [k] -> similarity [k]; each is as a call has it.
+        """Pictures uint8 [n, H, W, 3] and pairs of their indices [k] -> similarity float64 [k], as a call gives it.
 
-        What LPIPS sees in a picture is computed once, however many pairs it is in; those that stand first in a pair are
-        to be the fewer ones, since they are looked at again for every `CHUNK` of the rest.
+        LPIPS computes the feature maps of a picture once for all its pairs. The first pictures of the pairs should be
+        the fewer ones, since their maps are computed again for every `CHUNK` of the others.
         """
         if self._lpips is None or not wanted:
             parts = [np.asarray(wanted[at : at + CHUNK]) for at in range(0, len(wanted), CHUNK)]
             return np.concatenate([np.zeros(0), *(self(images[part[:, 0]], images[part[:, 1]]) for part in parts)])
-        first = sorted({one for one, _ in wanted})
-        rest = sorted({other for _, other in wanted} - set(first))
+        first = sorted({a for a, _ in wanted})
+        rest = sorted({b for _, b in wanted} - set(first))
         matrix = np.full((len(first), len(images)), np.nan)
         for start in range(0, max(1, len(rest)), CHUNK):
-            places = [*first, *rest[start : start + CHUNK]]
-            found = self._lpips.pairs(self._pixels(images[places]))
-            matrix[:, places] = found[: len(first)].cpu().numpy()
-        one, other = np.asarray(wanted).T
-        return np.asarray(1 - matrix[np.searchsorted(first, one), other])
+            columns = [*first, *rest[start : start + CHUNK]]
+            distances = self._lpips.pairs(self._pixels(images[columns]))
+            matrix[:, columns] = distances[: len(first)].cpu().numpy()
+        a, b = np.asarray(wanted).T
+        return np.asarray(1 - matrix[np.searchsorted(first, a), b])
 
     def _pixels(self, images: UInt8Array) -> Tensor:
         return to_pixels(torch.from_numpy(np.ascontiguousarray(images)).to(self.device))

@@ -1,7 +1,6 @@
-"""Kernel distance (KID): the squared maximum mean discrepancy of two feature sets under (x.y / D + 1)³.
+"""Kernel distance (KID): the squared maximum mean discrepancy of two feature sets under the kernel (x.y / D + 1)³.
 
-Knows the kernel, its unbiased estimates and their variance. Knows neither networks nor pictures. The kernel depends
-on where the origin is and on the scale, so numbers over other features are not comparable.
+The kernel depends on the origin and the scale of the features, so numbers over other features are not comparable.
 
 Sources: Bińkowski et al. 2018, section 4 (KID); Gretton et al. 2012, lemma 6 (unbiased estimate); Hoeffding 1948
 (variance of a U-statistic).
@@ -43,9 +42,9 @@ def kid_subsets(
 ) -> tuple[float, float]:
     """Mean and standard deviation (divisor `subsets`) of the distance over random subsets of [n, D] and [m, D].
 
-    The way of torch-fidelity and most tables. The deviation tells how much subsets of `size` differ. It is not an
-    interval of the mean: subsets overlap, and more of them do not bring in more pictures. The same for the same rows
-    and seed. `ValueError` where a set has fewer than `size` rows.
+    The protocol of torch-fidelity and most tables. The deviation is that between subsets of `size`, not an interval of
+    the mean: subsets overlap, and more of them do not add pictures. The same for the same rows and seed. `ValueError`
+    where a set has fewer than `size` rows.
     """
     x, y = checked(x), checked(y)
     if min(len(x), len(y)) < size:
@@ -65,11 +64,9 @@ def kid_of_subsets(x: npt.NDArray[Any], y: npt.NDArray[Any], index_x: Index, ind
         raise ValueError(f"index of shapes {index_x.shape} and {index_y.shape}, not [s, a] and [s, b]")
     if min(index_x.shape[1], index_y.shape[1]) < 2:
         raise ValueError("the distance needs two rows of each")
-    return np.array([_of_one(x[i], y[j]) for i, j in zip(index_x, index_y, strict=True)])
-
-
-def _of_one(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> float:
-    return _Sums.of(x, y, BLOCK, torch.device("cpu"), torch.float64).value()
+    cpu = torch.device("cpu")
+    pairs = zip(index_x, index_y, strict=True)
+    return np.array([_KernelSums.of(x[i], y[j], BLOCK, cpu, torch.float64).value() for i, j in pairs])
 
 
 def kid(
@@ -80,16 +77,15 @@ def kid(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> KernelDistance:
-    """The unbiased distance of all rows [n, D] and [m, D], in blocks, with sums in float64; nothing random.
+    """The unbiased distance of all rows [n, D] and [m, D], in blocks of rows, with sums in float64; deterministic.
 
     `dtype` is that of the products. The interval is value ± 1.96 standard errors. The variance is that of the
-    U-statistic: the part that goes with 1/n, from how the rows' own terms vary, and the part with 1/n² that is left
-    where both sets have the same distribution. There the estimate is skewed and the interval errs to the wide side;
-    it holds 0 more often than 95 times in 100. `ValueError` where a set has fewer than two rows, or features do not
-    fit.
+    U-statistic: a 1/n term from the variance of the rows' means, and a 1/n² term, which remains where both sets have
+    the same distribution. There the estimate is skewed and the interval is conservative: it contains 0 more often than
+    95 times in 100. `ValueError` where a set has fewer than two rows, or the widths differ.
     """
     x, y = _pair(x, y)
-    sums = _Sums.of(x, y, block, torch.device(device or "cpu"), dtype)
+    sums = _KernelSums.of(x, y, block, torch.device(device or "cpu"), dtype)
     value, error = sums.value(), float(np.sqrt(sums.variance()))
     return KernelDistance(value, error, value - Z * error, value + Z * error)
 
@@ -104,8 +100,8 @@ def _pair(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], n
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """Of kernel matrices without their diagonals: sums over rows, and of all squares."""
+class _KernelSums:
+    """Sums over the rows of the kernel matrices without their diagonals, and sums of all squares."""
 
     xx: Array
     yy: Array
@@ -114,12 +110,14 @@ class _Sums:
     squares: tuple[float, float, float]
 
     @staticmethod
-    def of(x: npt.NDArray[Any], y: npt.NDArray[Any], block: int, device: torch.device, dtype: torch.dtype) -> "_Sums":
+    def of(
+        x: npt.NDArray[Any], y: npt.NDArray[Any], block: int, device: torch.device, dtype: torch.dtype
+    ) -> "_KernelSums":
         left, right = (torch.as_tensor(np.ascontiguousarray(z), dtype=dtype, device=device) for z in (x, y))
         xx, _, square_xx = _row_sums(left, left, block, own=True)
         yy, _, square_yy = _row_sums(right, right, block, own=True)
         xy, yx, square_xy = _row_sums(left, right, block, own=False)
-        return _Sums(xx, yy, xy, yx, (square_xx, square_yy, square_xy))
+        return _KernelSums(xx, yy, xy, yx, (square_xx, square_yy, square_xy))
 
     def value(self) -> float:
         n, m = len(self.xx), len(self.yy)
@@ -129,8 +127,8 @@ class _Sums:
     def variance(self) -> float:
         """Var = 4 var(g_x)/n + 4 var(g_y)/m + rest, g the mean kernel to the own set less that to the other.
 
-        Plugging in rows' means for g counts `rest`, the noise of those means, twice too often; so it is taken away
-        once. Where g does not vary, `rest` is all there is, which is why the variance is never less than it.
+        Estimating g by the rows' means counts `rest`, the noise of those means, once too often, so it is subtracted.
+        Where g does not vary, `rest` is the whole variance, so the variance is never below it.
         """
         n, m = len(self.xx), len(self.yy)
         g_x, g_y = self.xx / (n - 1) - self.xy / m, self.yy / (m - 1) - self.yx / n
@@ -142,7 +140,7 @@ class _Sums:
 
 
 def _centred_square(rows: Array, columns: Array, square: float, count: int) -> float:
-    """Mean square of a matrix less its rows' and columns' means, from its sums; not below 0."""
+    """Mean square of a matrix less the means of its rows and columns, from its sums; at least 0."""
     mean = rows.sum() / count
     a, b = rows * (len(rows) / count), columns * (len(columns) / count)
     return max(0.0, float(square / count - np.square(a - mean).mean() - np.square(b - mean).mean() - mean**2))

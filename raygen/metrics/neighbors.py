@@ -1,11 +1,8 @@
-"""Distances between all pairs of two feature sets in bounded memory: nearest neighbours, and who is within a radius.
+"""Euclidean distances of all pairs of two feature sets in bounded memory: nearest neighbours, rows within a radius.
 
-Knows rows of numbers and Euclid. Knows neither networks nor pictures, nor what a neighbour means: that is for the
-metrics over it. This is the one module that other metrics share.
-
-How: |x - y|² = |x|² + |y|² - 2 x.y, block of rows by block, after the mean is taken away (the distances stay, the
-cancellation shrinks). What rounding could decide is computed anew from the features themselves, as a sum of squared
-differences in float64; so equal distances are equal, and neither block size nor device changes an answer.
+The one module that other metrics share. It computes |x - y|² = |x|² + |y|² - 2 x.y by blocks of rows, after subtracting
+the mean, which reduces cancellation. Comparisons that rounding could decide are computed again from the features, as a
+sum of squared differences in float64; so equal distances are equal, and neither block size nor device changes a result.
 """
 
 from collections.abc import Iterator
@@ -24,11 +21,11 @@ __all__ = ["BLOCK", "Block", "blocks", "checked", "distances", "nearest"]
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.int64]
-#: Rows of a block. Against 50,000 rows it is 102 MB of float32, and work on it takes under four times as much.
+#: Rows of a block. Against 50,000 rows it has 102 MB in float32, and work on it takes less than four times as much.
 BLOCK: Final = 512
-#: Neighbours beyond the k-th that are measured exactly before the k nearest are chosen.
+#: Neighbours beyond the k-th whose distance is computed exactly before the k nearest are chosen.
 SPARE: Final = 16
-#: Numbers that an exact measurement gathers at a time (64 MB of float64).
+#: Numbers that an exact computation gathers at a time (64 MB of float64).
 CHUNK: Final = 1 << 23
 
 
@@ -45,22 +42,22 @@ def checked(features: npt.NDArray[Any], name: str = "features") -> npt.NDArray[A
 
 
 def distances(x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Index, columns: Index) -> Array:
-    """|x[rows] - y[columns]| of pairs, float64 [p], from the differences themselves."""
-    found = np.empty(len(rows), np.float64)
+    """|x[rows] - y[columns]| of pairs, float64 [p], from the differences in float64."""
+    result = np.empty(len(rows), np.float64)
     step = max(1, CHUNK // x.shape[1])
     for i in range(0, len(rows), step):
         part = slice(i, i + step)
-        gap = x[rows[part]].astype(np.float64) - y[columns[part]]
-        found[part] = np.sqrt((gap * gap).sum(axis=1))
-    return found
+        difference = x[rows[part]].astype(np.float64) - y[columns[part]]
+        result[part] = np.sqrt((difference * difference).sum(axis=1))
+    return result
 
 
 @dataclass(frozen=True)
 class Block:
     """Rows `start` .. `start` + b of x against all m rows of y.
 
-    `squared` [b, m]: squared distances as the product gave them, in units of `scale`², with rounding; an excluded
-    pair is infinitely far. Let go of a block before the next is taken, or two are in memory.
+    `squared` [b, m]: squared distances from the product, with rounding, in units of `scale`²; infinite for an excluded
+    pair. Delete a block before taking the next, or two are in memory.
     """
 
     x: npt.NDArray[Any]
@@ -77,18 +74,18 @@ class Block:
         return slice(self.start, self.start + len(self.squared))
 
     def nearest(self, k: int) -> tuple[Array, Index]:
-        """Distances [b, k], ascending, and rows of y [b, k]; of equally near rows the lower number comes first."""
+        """Distances [b, k], ascending, and rows of y [b, k]; of equal distances the lower row comes first."""
         count = min(k + SPARE, self.squared.shape[1])
-        found = self.squared.topk(count, largest=False)
-        index = found.indices.cpu().numpy().astype(np.int64)
+        candidates = self.squared.topk(count, largest=False)
+        index = candidates.indices.cpu().numpy().astype(np.int64)
         rows = np.repeat(np.arange(len(index)) + self.start, count)
         exact = distances(self.x, self.y, rows, index.ravel()).reshape(index.shape)
-        exact[np.isinf(found.values.cpu().numpy())] = np.inf
+        exact[np.isinf(candidates.values.cpu().numpy())] = np.inf
         order = np.lexsort((index, exact), axis=1)[:, :k]
         return np.take_along_axis(exact, order, axis=1), np.take_along_axis(index, order, axis=1)
 
     def within(self, radius: npt.NDArray[Any], *, strict: bool) -> Tensor:
-        """bool [b, m]: is the pair nearer than `radius`, which is [b, 1], [1, m] or [1, 1]; `strict`: < and not <=."""
+        """Whether pairs are closer than `radius` ([b, 1], [1, m] or [1, 1]): bool [b, m]. `strict`: < instead of <=."""
         limit = torch.from_numpy(np.asarray((radius / self.scale) ** 2, np.float64))
         limit = limit.to(self.squared.device, self.squared.dtype)
         gap = self.squared - limit
@@ -97,9 +94,9 @@ class Block:
         pairs = unsure.nonzero().cpu().numpy()
         if len(pairs):
             exact = distances(self.x, self.y, pairs[:, 0] + self.start, pairs[:, 1])
-            wide = np.broadcast_to(radius, inside.shape)[pairs[:, 0], pairs[:, 1]]
-            answer = exact < wide if strict else exact <= wide
-            inside[unsure] = torch.from_numpy(answer).to(inside.device)
+            limits = np.broadcast_to(radius, inside.shape)[pairs[:, 0], pairs[:, 1]]
+            answers = exact < limits if strict else exact <= limits
+            inside[unsure] = torch.from_numpy(answers).to(inside.device)
         return inside
 
 
@@ -112,10 +109,11 @@ def blocks(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Block]:
-    """Features [n, D] and [m, D] -> blocks of rows of x in their order; `dtype` is that of the product.
+    """Features [n, D] and [m, D] -> blocks of rows of x in order; `dtype` is that of the product.
 
-    `exclude_self`: x and y are the same rows and no row is its own neighbour. `ValueError` for features of different
-    widths, of another shape or not finite, and for `exclude_self` over sets of different sizes.
+    `exclude_self`: x and y are the same rows and no row is its own neighbour. `ValueError`, raised by the call and not
+    by the first block, for different widths, another shape, values that are not finite, or `exclude_self` over sets of
+    different sizes.
     """
     x, y = checked(x), checked(y)
     if x.shape[1] != y.shape[1]:
@@ -131,7 +129,10 @@ def _blocks(
     x: npt.NDArray[Any], y: npt.NDArray[Any], exclude_self: bool, block: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Block]:
     centre = y.mean(axis=0, dtype=np.float64)
-    scale = _scale(x, y, centre)
+    # A power of two near the largest value as unit: squares then neither overflow nor vanish.
+    parts = (z[i : i + BLOCK] for z in (x, y) for i in range(0, len(z), BLOCK))
+    largest = max(float(np.abs(part - centre).max()) for part in parts)
+    scale = float(2.0 ** np.floor(np.log2(largest))) if largest > 0 else 1.0
     right = _tensor(y, centre, scale, device, dtype)
     # The bound of an inner product's error (Higham 2002, 3.5) with (|x| + |y|)² <= 2|x|² + 2|y|².
     bound = 2 * (x.shape[1] + 16) * torch.finfo(dtype).eps
@@ -149,18 +150,12 @@ def _blocks(
 
 
 def _tensor(x: npt.NDArray[Any], centre: Array, scale: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """(x - centre) / scale on `device`, without a float64 copy of all rows."""
     kind = np.float64 if dtype == torch.float64 else np.float32
     out = np.empty(x.shape, kind)
     for i in range(0, len(x), BLOCK):
         out[i : i + BLOCK] = (x[i : i + BLOCK] - centre) / scale
     return torch.from_numpy(out).to(device)
-
-
-def _scale(x: npt.NDArray[Any], y: npt.NDArray[Any], centre: Array) -> float:
-    """A power of two near the largest value: squares then neither overflow nor vanish."""
-    parts = (z[i : i + BLOCK] for z in (x, y) for i in range(0, len(z), BLOCK))
-    largest = max(float(np.abs(part - centre).max()) for part in parts)
-    return float(2.0 ** np.floor(np.log2(largest))) if largest > 0 else 1.0
 
 
 def nearest(
@@ -175,17 +170,17 @@ def nearest(
 ) -> tuple[Array, Index]:
     """The k rows of y [m, D] nearest to each row of x [n, D]: distances float64 [n, k], ascending, and rows [n, k].
 
-    Distances are exact to float64. The choice of neighbours is too, unless more than `SPARE` others lie within the
-    rounding of the product (about 1e-6 of the squared norms in float32) of the k-th. `exclude_self`: by row number,
+    Distances are exact in float64. The choice of neighbours is exact too, unless more than `SPARE` others are within
+    the rounding of the product (about 1e-6 of the squared norms in float32) of the k-th. `exclude_self`: by row number,
     so a copy of a row is its neighbour at 0. `ValueError` as `blocks`, and where y has fewer than k other rows.
     """
     parts = blocks(x, y, exclude_self=exclude_self, block=block, device=device, dtype=dtype)
     others = len(y) - exclude_self
     if not 1 <= k <= others:
         raise ValueError(f"{k} neighbours of {others} rows")
-    far = np.empty((len(x), k), np.float64)
+    distance = np.empty((len(x), k), np.float64)
     index = np.empty((len(x), k), np.int64)
     for part in parts:
-        far[part.rows], index[part.rows] = part.nearest(k)
+        distance[part.rows], index[part.rows] = part.nearest(k)
         del part
-    return far, index
+    return distance, index

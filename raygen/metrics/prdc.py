@@ -1,11 +1,9 @@
-"""Precision, recall, density and coverage: how two feature sets overlap, by balls around their rows.
+"""Precision, recall, density and coverage: the overlap of two feature sets, by balls around their rows.
 
-A row's ball reaches to its k-th nearest neighbour in its own set. Precision: share of made rows in a real ball;
-recall: share of real rows in a made ball; density: real balls around a made row over k (may exceed 1); coverage:
-share of real balls with a made row in it.
-
-Knows sets of features. Knows neither networks nor pictures, and no reference value: all four move with k, with the
-numbers of rows and with the features, so numbers at other settings are not comparable.
+The radius of a row's ball is the distance to its k-th nearest neighbour in its own set. Precision: share of generated
+rows in a real ball; recall: share of real rows in a generated ball; density: number of real balls around a generated
+row over k (may exceed 1); coverage: share of real balls that contain a generated row. All four depend on k, on the
+numbers of rows and on the features, so numbers at other settings are not comparable.
 
 Sources: Kynkäänniemi et al. 2019, equation 1 (k = 3, <=); Naeem et al. 2020, equations 5 and 6, and its package prdc
 (k = 5 in its examples, <). In both a row is not its own neighbour, but a copy of it is.
@@ -24,12 +22,12 @@ __all__ = ["PRDC", "Degenerate", "prdc", "precision_recall"]
 
 
 class Degenerate(ValueError):
-    """All balls of a set are points, as all-equal features have them."""
+    """All balls of a set have radius 0, for example because all features are equal."""
 
 
 @dataclass(frozen=True)
 class PRDC:
-    """The four shares and what they depend on: neighbours, `strict` (< and not <=), rows of both sets."""
+    """The four numbers with their settings: k, `strict` (< instead of <=), and the rows of both sets."""
 
     precision: float
     recall: float
@@ -38,12 +36,12 @@ class PRDC:
     k: int
     strict: bool
     n_real: int
-    n_made: int
+    n_generated: int
 
 
 def prdc(
     real: npt.NDArray[Any],
-    made: npt.NDArray[Any],
+    generated: npt.NDArray[Any],
     *,
     k: int = 5,
     strict: bool = True,
@@ -51,29 +49,29 @@ def prdc(
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> PRDC:
-    """Features [n, D] and [m, D] -> all four, with the defaults of prdc; `dtype` is that of the products.
+    """All four numbers of features [n, D] and [m, D], with the defaults of prdc; `dtype` is that of the products.
 
-    Exact: a pair that rounding could put in or out is measured anew. `ValueError` where a set has no more than k rows;
-    `Degenerate` where all balls of a set are points: the numbers would say nothing.
+    Exact: pairs that rounding could decide are computed again in float64. `ValueError` where a set has k rows or
+    fewer; `Degenerate` where all balls of a set have radius 0.
     """
     how: dict[str, Any] = {"block": block, "device": device, "dtype": dtype}
-    radius_real, radius_made = _radii(real, "real", k, how), _radii(made, "made", k, how)
+    radius_real, radius_generated = _radii(real, "real", k, how), _radii(generated, "generated", k, how)
     covered = 0
-    around = np.zeros(len(made), np.int64)
+    around = np.zeros(len(generated), np.int64)
     recalled = 0
-    for part in blocks(real, made, **how):
+    for part in blocks(real, generated, **how):
         inside = part.within(radius_real[part.rows, None], strict=strict)
         covered += int(inside.any(dim=1).sum())
         around += inside.sum(dim=0).cpu().numpy()
-        recalled += int(part.within(radius_made[None], strict=strict).any(dim=1).sum())
+        recalled += int(part.within(radius_generated[None], strict=strict).any(dim=1).sum())
         del part, inside
-    n, m = len(real), len(made)
+    n, m = len(real), len(generated)
     return PRDC(float((around > 0).mean()), recalled / n, float(around.sum() / (k * m)), covered / n, k, strict, n, m)
 
 
 def precision_recall(
     real: npt.NDArray[Any],
-    made: npt.NDArray[Any],
+    generated: npt.NDArray[Any],
     *,
     k: int = 3,
     strict: bool = False,
@@ -82,8 +80,8 @@ def precision_recall(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[float, float]:
     """Improved precision and recall with the defaults of Kynkäänniemi et al.; otherwise as `prdc`."""
-    found = prdc(real, made, k=k, strict=strict, block=block, device=device, dtype=dtype)
-    return found.precision, found.recall
+    result = prdc(real, generated, k=k, strict=strict, block=block, device=device, dtype=dtype)
+    return result.precision, result.recall
 
 
 def _radii(x: npt.NDArray[Any], name: str, k: int, how: dict[str, Any]) -> npt.NDArray[np.float64]:

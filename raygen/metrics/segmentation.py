@@ -1,7 +1,7 @@
 """Agreement of two label maps: mIoU, per-class IoU, pixel accuracy, from exact integer counts.
 
-Knows counts and their sums. Knows no parser and no pictures. Protocol of `miou`: one data-set level count for
-all pictures, all 19 classes with background, classes that neither map has anywhere left out and counted.
+`miou` is over the counts of the whole data set and all 19 classes with background; classes that occur in neither map
+are left out, and the number of the others is reported.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,10 @@ N = len(CLASSES)
 
 
 def confusion(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> Int64Array:
-    """int64 [19, 19]: pixels of class i (row, wanted) that were called j (column). `ValueError` for other shapes."""
+    """Confusion matrix int64 [19, 19] of label maps: pixels of wanted class i (row) and predicted class j (column).
+
+    `ValueError` for different shapes, or a label outside of 0..18.
+    """
     if target.shape != prediction.shape:
         raise ValueError(f"label maps of shapes {target.shape} and {prediction.shape}")
     if target.size and (min(target.min(), prediction.min()) < 0 or max(target.max(), prediction.max()) >= N):
@@ -32,7 +35,7 @@ def confusion(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> Int64Ar
 
 @dataclass(frozen=True)
 class Counts:
-    """Per class: pixels both maps have (`both`), that were wanted, that were predicted; int64 [..., 19]."""
+    """Pixels of each class: in both maps (`both`), in the wanted map, in the predicted one; int64 [..., 19]."""
 
     both: Int64Array
     wanted: Int64Array
@@ -40,16 +43,16 @@ class Counts:
 
     @staticmethod
     def of(matrix: Int64Array) -> "Counts":
-        """Of a confusion matrix."""
+        """Counts of a confusion matrix."""
         return Counts(np.diag(matrix).copy(), matrix.sum(axis=1), matrix.sum(axis=0))
 
     def vector(self) -> list[float]:
-        """57 numbers: both, wanted, predicted. Exact in float32 for pictures up to 4096 x 4096."""
+        """57 numbers for SCORES: both, wanted, predicted. Exact in float32 for pictures up to 4096 x 4096."""
         return [float(v) for part in (self.both, self.wanted, self.predicted) for v in part]
 
     @staticmethod
     def from_vectors(vectors: npt.NDArray[Any]) -> "Counts":
-        """Rows of 57 numbers [n, 57] -> counts a picture, [n, 19] each."""
+        """Counts of each picture, [n, 19], from rows of 57 numbers [n, 57]."""
         whole = np.rint(np.asarray(vectors, np.float64)).astype(np.int64).reshape(-1, 3, N)
         return Counts(whole[:, 0], whole[:, 1], whole[:, 2])
 
@@ -66,27 +69,27 @@ class Counts:
     def scores(self) -> Mapping[str, float]:
         """Data-set scores of summed counts: `miou`, `pixel_accuracy`, `class_accuracy`, `frequency_iou`, `classes`."""
         iou = self.iou()
-        there = self.wanted > 0
+        present = self.wanted > 0
         share = self.wanted / max(int(self.wanted.sum()), 1)
-        recall = self.both[there] / self.wanted[there]
+        recall = self.both[present] / self.wanted[present]
         return {
             "miou": float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan"),
             "pixel_accuracy": float(self.both.sum() / max(int(self.wanted.sum()), 1)),
-            "class_accuracy": float(recall.mean()) if there.any() else float("nan"),
+            "class_accuracy": float(recall.mean()) if present.any() else float("nan"),
             "frequency_iou": float(np.nansum(share * iou)),
             "classes": float(np.isfinite(iou).sum()),
         }
 
 
 def per_picture_miou(counts: Counts) -> npt.NDArray[np.float64]:
-    """mIoU of each picture over the classes that it or its mask has, float64 [n]."""
+    """mIoU of each picture over the classes of the picture and its mask, float64 [n]."""
     iou = counts.iou()
     with np.errstate(invalid="ignore"):
         return np.asarray(np.nansum(iou, axis=-1) / np.isfinite(iou).sum(axis=-1), np.float64)
 
 
 def bootstrap_miou(counts: Counts, *, rounds: int = 200, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the data-set mIoU over resampled pictures; the same for the same rows and seed."""
+    """95 % bootstrap interval, over pictures, of the data-set mIoU; the same for the same rows and seed."""
     random = np.random.Generator(np.random.Philox(key=seed))
     n = len(counts.both)
     values = []

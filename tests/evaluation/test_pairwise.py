@@ -17,7 +17,7 @@ from raygen.core.face_labels import CLASS_INDEX
 from raygen.evaluation.pairwise import PairwiseConfig, PairwiseWorker, protocols
 from raygen.extractors.lpips import LPIPSConfig
 from raygen.metrics.image_similarity import Similarity, ssim
-from raygen.metrics.leakage import bootstrap, change, changed, of_groups, region
+from raygen.metrics.leakage import bootstrap_leakage, change, group_distances, mean_change, region
 from raygen.models import checkpoint
 from raygen.store.images import decode_image, decode_mask
 from raygen.store.lookup import StoredRows
@@ -134,7 +134,7 @@ def test_diversity_is_the_mean_over_groups_of_the_mean_over_pairs(world: Path) -
 
 def test_a_large_group_counts_as_much_as_a_small_one() -> None:
     """Two pairs of which one row tells, and one pair; groups lie in any order."""
-    found = of_groups(np.array([[0.2, 1], [9.0, 1], [0.4, 2]]), ["a", "b", "a"])
+    found = group_distances(np.array([[0.2, 1], [9.0, 1], [0.4, 2]]), ["a", "b", "a"])
     assert found.means.tolist() == pytest.approx([0.2, 9.0])
     assert (found.pairs, found.pictures) == (4, "2 to 3")
 
@@ -177,8 +177,8 @@ def test_each_pair_is_measured_once_however_rows_are_cut(
     order = [*range(0, 15, 2), *range(1, 15, 2)]
     config = PairwiseConfig(diversity=True, lpips=alex if network == "lpips-alex" else None)
     worker = PairwiseWorker(config, str(world / "noise/samples"), run_id="r", threads=1)
-    assert worker.likeness is not None
-    truth = pairs_by_themselves(worker.likeness, images(world, "noise"), 3)
+    assert worker.similarity is not None
+    truth = pairs_by_themselves(worker.similarity, images(world, "noise"), 3)
     monkeypatch.setattr("raygen.metrics.image_similarity.CHUNK", 2)  # pictures outside of the batch come in parts
     found, start = [], 0
     for size in cut:
@@ -200,9 +200,9 @@ def test_a_picture_passes_the_network_once_a_batch(world: Path, alex: LPIPSConfi
     table = pa.concat_tables(open_input(str(world / "noise/samples"))[0].tables("samples"))
     config = PairwiseConfig(diversity=True, lpips=alex)
     worker = PairwiseWorker(config, str(world / "noise/samples"), run_id="r", threads=1)
-    assert worker.likeness is not None
+    assert worker.similarity is not None
     passed = []
-    network = worker.likeness._lpips.network.net.slice1
+    network = worker.similarity._lpips.network.net.slice1
     network.register_forward_pre_hook(lambda _, given: passed.append(len(given[0])))
     worker.start(table)
     assert sum(passed) == 15
@@ -234,11 +234,11 @@ def test_nothing_outside_and_nothing_changed() -> None:
     black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
     everywhere = np.ones((8, 8), bool)
     whole = np.array([change(black, white, everywhere, ~everywhere)])
-    assert changed(whole).inside == 1
-    assert np.isnan(changed(whole).outside)
-    assert bootstrap(whole) == (None, None)
+    assert mean_change(whole).inside == 1
+    assert np.isnan(mean_change(whole).outside)
+    assert bootstrap_leakage(whole) == (None, None)
     still = np.array([change(black, black, everywhere, everywhere)])
-    assert np.isnan(changed(still).leakage)
+    assert np.isnan(mean_change(still).leakage)
 
 
 def test_rows_are_found_by_their_id_in_any_order(world: Path) -> None:

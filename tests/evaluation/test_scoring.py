@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from raygen.extractors.bundled import (
     save_bundled,
 )
 from raygen.metrics.frechet import frechet_of_features
-from raygen.metrics.registry import OVERVIEW
+from raygen.metrics.registry import REGISTRY, family
 from raygen.metrics.segmentation import Counts, confusion
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import FACES, METRICS, SAMPLES, SCORES
@@ -274,7 +275,7 @@ def test_every_set_is_measured_and_says_how(
         "class_accuracy",
         "frequency_iou",
     }
-    assert {metric.partition(":")[0] for metric, _ in found} < OVERVIEW.keys()
+    assert {family(metric) for metric, _ in found} < REGISTRY.keys()
     for (metric, slice_), row in found.items():
         protocol = json.loads(row["protocol"])
         assert protocol["network"] == "raygen-parser", (metric, slice_)
@@ -320,7 +321,7 @@ def test_a_large_set_has_an_interval_and_loses_its_warning(monkeypatch: pytest.M
         vectors = random.normal(size=(n, 4)).astype(np.float32)
         return {FEATURES: ScoreMatrix(tuple(f"{i:04}" for i in range(n)), vectors)}
 
-    monkeypatch.setattr("raygen.evaluation.feature_metrics.LOW_N", 100)
+    monkeypatch.setitem(REGISTRY, "fd", replace(REGISTRY["fd"], min_n=100))
     row = metrics({"all": scored(200), "reference": scored(150)}, {})[FD, "all"]
     assert row["ci_low"] < row["value"] < row["ci_high"]
     assert json.loads(row["protocol"])["low_n"] is False

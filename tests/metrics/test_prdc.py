@@ -52,7 +52,7 @@ def test_equals_the_definitions(make: Callable[..., Array], k: int, strict: bool
     found = prdc(real, made, k=k, strict=strict, block=block)
     expected = by_hand(real, made, k, strict)
     assert (found.precision, found.recall, found.density, found.coverage) == pytest.approx(expected, abs=1e-14)
-    assert (found.k, found.strict, found.n_real, found.n_made) == (k, strict, 130, 90)
+    assert (found.k, found.strict, found.n_real, found.n_generated) == (k, strict, 130, 90)
 
 
 def test_ties_tell_strict_from_not() -> None:

@@ -18,7 +18,7 @@ from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
 from raygen.evaluation.verification import VerificationConfig, histogram, verification_metrics
 from raygen.extractors.bundled import BundledEmbedder, BundledEmbedderConfig, save_bundled
 from raygen.report.build import build_report
-from raygen.report.pictures import identities_section
+from raygen.report.identities import identities
 from raygen.selection import centroids
 from raygen.selection.gates import ScoreGate, ScorePool
 from raygen.selection.identity_gates import IdentityGate, LeakGate
@@ -172,7 +172,7 @@ def test_how_many_are_like_a_stranger_by_chance_does_not_grow_with_the_people() 
     fixed = gate(others=most[0]).judge(made, ScorePool(), {})
     assert len(fixed) / 600 > 0.25, "one limit for all numbers of people refuses more of more"
     nobody = pool({"a-1": [1.0] * 8}, real={("faces", None): pool({"r-1": [1.0] * 8})})
-    with pytest.raises(ConfigError, match="two people"):
+    with pytest.raises(ConfigError, match="two labelled identities"):
         rule.limits(nobody)
 
 
@@ -227,7 +227,7 @@ def test_the_limit_can_be_how_alike_real_people_are() -> None:
     cosines = (x @ x.T)[np.triu_indices(60, 1)]
     assert np.mean(cosines >= most) <= 0.01 < np.mean(cosines >= most - 0.05)
     nobody = pool({"a-1": [1.0] * 8}, real={("faces", None): pool({"r-1": [1.0] * 8})})
-    with pytest.raises(ConfigError, match="two people"):
+    with pytest.raises(ConfigError, match="two labelled identities"):
         rule.limits(nobody)
 
 
@@ -437,11 +437,11 @@ def test_verification_without_an_embedder_is_an_error(world: Path) -> None:
 
 
 def test_a_report_shows_people_with_their_pictures(world: Path) -> None:
-    shown = identities_section(RunStore(f"{world}/faces").slices("faces"), "face_id")
+    shown = identities(RunStore(f"{world}/faces").slices("faces"), "face_id")
     assert len(shown) == len({name for name, _ in shown}) == 6
     assert all(len(pairs) == 3 and all(pair.id.startswith(name) for pair in pairs) for name, pairs in shown)
     page = Path(build_report(str(world), f"{world}/page.html", faces=f"{world}/faces")).read_text()
-    assert 'id="people"' in page
+    assert 'id="identities"' in page
 
 
 # --- faces that are there already ---------------------------------------------------------------------------
@@ -503,7 +503,10 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
     card = (world / "listed/dataset/README.md").read_text()
     assert "a program drew every one of them" in card, "a selection of drawn faces is drawn"
     assert "| raygen-identity | judged what goes in |" in card
-    assert f'| gate | identity: `{{"twins":{twins}}}` |' in card
+    sentence = (
+        f"Images with a face similarity (cosine) above {twins:g} to another image of their identity were refused."
+    )
+    assert f"| gate | {sentence} |" in card
 
 
 def test_how_alike_strangers_are_is_measured_on_the_faces_that_a_gate_names(world: Path, embedder: str) -> None:

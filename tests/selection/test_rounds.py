@@ -200,7 +200,7 @@ def test_the_selection_says_how_its_pictures_were_made_and_planned(world: Path, 
     card = (chosen / "folder/dataset/README.md").read_text()
     assert "| noise_seed | `5` |" in card
     assert "| planned as | `{" in card
-    assert 'which is `{"least":' in card
+    assert "the 0.25 quantile of the first attempt, were refused. |" in card
     assert str(world) not in card
 
 
@@ -223,7 +223,7 @@ def test_kinds_of_failure_are_in_the_table_and_in_the_report(chosen: Path) -> No
     assert sum(kinds) == 6
     assert 0 <= by["mended", "refused"]["value"] <= 1
     page = Path(build_report(str(chosen), f"{chosen}/page.html")).read_text()
-    assert "18 of 24 pictures passed at once" in page
+    assert "18 of 24 images passed at the first try" in page
     assert page.count('alt="First try of ') == 6
 
 
