@@ -69,7 +69,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "SELECTION",
         "Generate pictures, reject those that fail a gate, try these again.",
         stage=False,
-        example="rounds=3",
+        example="max_retries=3",
     ),
     "sweep": Command(
         "CONDITIONS",

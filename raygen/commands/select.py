@@ -44,7 +44,15 @@ from raygen.report.selection import ATTEMPTS
 from raygen.selection import gate_field
 from raygen.selection.failures import FailureAnalysisConfig, analyze_failures
 from raygen.selection.gates import Gate, RealFaces, ScorePool
-from raygen.selection.rounds import Otherwise, RetryState, ScoredAttempt, SelectWorker, accepted_rows, failures, listing
+from raygen.selection.rounds import (
+    OnExhausted,
+    RetryState,
+    ScoredAttempt,
+    SelectWorker,
+    accepted_rows,
+    failures,
+    listing,
+)
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import Plan, RunStore, make_shards, open_input
@@ -95,15 +103,15 @@ class SelectJob(Job):
     gates: tuple[AnyGate, ...] = Field(
         ..., min_length=1, description="tests of a picture, chosen by their `kind`; it is accepted if it passes all"
     )
-    rounds: int = Field(
+    max_retries: int = Field(
         2, ge=0, le=20, description="how many more attempts rejected pictures get, each with different noise"
     )
-    otherwise: Otherwise = Field(
+    on_exhausted: OnExhausted = Field(
         "leave_out",
         description="what to do with a row that never passed. leave_out: no picture. best: the best picture by the "
-        "first gate, among those rejected only for their quality (by a `score` gate or the `least` of `identity`)",
+        "first gate, among those rejected only for their quality (by a `score` gate or the `min` of `identity`)",
     )
-    mining: FailureAnalysisConfig = Field(
+    failure_analysis: FailureAnalysisConfig = Field(
         default_factory=FailureAnalysisConfig, description="analysis of the rejected pictures"
     )
 
@@ -113,7 +121,7 @@ class SelectJob(Job):
             raise ValueError("name either `generate` or `faces`")
         if self.faces is not None and (self.score is None or self.samples is not None):
             raise ValueError("`faces` needs `score`, and cannot be used with `samples`")
-        if self.faces is not None and (unused := sorted({"rounds", "otherwise"} & self.model_fields_set)):
+        if self.faces is not None and (unused := sorted({"max_retries", "on_exhausted"} & self.model_fields_set)):
             raise ValueError(f"`faces` are tried once; remove {' and '.join(unused)}")
         if self.score is not None and self.faces is None:
             raise ValueError("`score` can only be used with `faces`; for generated pictures set generate.score")
@@ -154,7 +162,7 @@ class SelectJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Run the attempts, write the accepted rows, then the metrics of the selection."""
-        rounds = RetryState(self.gates, self.otherwise)
+        rounds = RetryState(self.gates, self.on_exhausted)
         real: dict[RealFaces, ScorePool] = {}
         for gate in self.gates:
             if gate.real_faces is not None:
@@ -162,7 +170,7 @@ class SelectJob(Job):
                 real[gate.real_faces] = real.get(gate.real_faces) or self._score_faces(gate, gate.real_faces, report)
         attempts: dict[int, ScoredAttempt] = {}
         rejected: list[str] | None = None
-        for attempt in range(self.rounds + 1 if self.faces is None else 1):
+        for attempt in range(self.max_retries + 1 if self.faces is None else 1):
             if rejected is not None and not rejected:
                 break
             attempts[attempt] = self._run_attempt(attempt, rejected, report)
@@ -174,7 +182,7 @@ class SelectJob(Job):
         work.store.create(work.plan)  # first, so that no other selection in the same folder gets these gates
         work.store.storage.put(GATES_FILE, json.dumps(rounds.describe(), indent=1).encode())
         run_sharded(work, self.resources, report)
-        rows = analyze_failures(self.mining, rounds, attempts[0], work.plan.run_id)
+        rows = analyze_failures(self.failure_analysis, rounds, attempts[0], work.plan.run_id)
         write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")
         facts = selection_facts(rounds, retries=None if self.faces is not None else len(attempts) - 1)
         return Result(self.out, {**facts, "set_digest": open_input(f"{self.out}/selected")[1]})
@@ -184,7 +192,7 @@ class SelectJob(Job):
         if self.faces is not None:
             return self._scoring_job(self.faces, self.score).estimate()
         first = estimate_cost(self._generate_job(0).prepare(write=False), self.resources)
-        note = f"first attempt only; at most {self.rounds} more attempts of the rejected pictures come on top"
+        note = f"first attempt only; at most {self.max_retries} more attempts of the rejected pictures come on top"
         return replace(first, notes=(*first.notes, note))
 
     def _run_attempt(self, attempt: int, rejected: Sequence[str] | None, report: ProgressCallback) -> ScoredAttempt:
@@ -260,7 +268,11 @@ class SelectJob(Job):
         if self.faces is not None:
             settings["data"] = first.settings.get("data")
         else:
-            settings |= {"rounds": self.rounds, "otherwise": self.otherwise, "score": first.settings.get("score")}
+            settings |= {
+                "max_retries": self.max_retries,
+                "on_exhausted": self.on_exhausted,
+                "score": first.settings.get("score"),
+            }
             settings["generate"] = {name: first.settings[name] for name in SETTINGS if name in first.settings}
             planning = open_input(self._generate_job(0).conditions)[0].plan().settings.get("planning")
             if isinstance(planning, Mapping):
@@ -286,7 +298,7 @@ def selection_facts(rounds: RetryState, retries: int | None) -> dict[str, object
     facts: dict[str, object] = {"rows": len(rounds.tries), "passed at once": first}
     if retries is not None:
         facts[f"passed in {retries} more rounds"] = later
-    if rounds.otherwise == "best":
+    if rounds.on_exhausted == "best":
         facts["the best of what failed"] = len(accepted) - first - later
     facts["left out"] = len(rounds.tries) - len(accepted)
     if people := rounds.each():

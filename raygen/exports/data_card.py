@@ -27,7 +27,7 @@ SETTINGS: Final = (
     "guidance",
     "guidance_parametrization",
     "negative_keeps",
-    "only",
+    "use_conditions",
     "seed",
     "noise",
     "attempt",
@@ -299,7 +299,7 @@ def _leaks(source: Source, scores: Sequence[Mapping[str, Any]]) -> str:
     said = ["A generated face can resemble a person whom the model was trained on."]
     refused = [gate["description"] for gate in source.gates if gate["refuses_real_people"]]
     said += refused or ["No gate refused such faces."]
-    if refused and source.plan_settings.get("otherwise") == "best":
+    if refused and source.plan_settings.get("on_exhausted") == "best":
         said.append("Where no try passed all gates the best one may be here all the same.")
     measured = any(str(row["metric"]).partition(":")[0].partition("@")[0] in COPIED for row in scores)
     more = (

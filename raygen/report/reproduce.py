@@ -13,7 +13,7 @@ MAX_FILES: Final = 60
 
 
 def section(run: RunFolder) -> Section | None:
-    """What somebody needs to make the run again and to check it; None for a folder without stores."""
+    """What is needed to make the run again and to check it; None for a folder without stores."""
     stages = run.stages.values()
     main = run.images or next(iter(stages), None)
     if main is None:

@@ -147,24 +147,26 @@ class Gate(Config):
 
 
 class ScoreGate(Gate):
-    """A score of each image: at least `least`, or not among the share `worst` of the first attempt."""
+    """A score of each image: at least `min`, or not among the share `reject_fraction` of the first attempt."""
 
     kind: Literal["score"] = "score"
     metric: Literal["miou", "pixel_accuracy", "attributes", "ssim", "clip"] = Field(
         "miou", description="of one picture; attributes: share of what was asked for that is there"
     )
-    of: tuple[str, ...] = Field((), description="only these classes (miou) or attributes; empty: all")
-    least: float | None = Field(None, description="lower values are refused")
-    worst: float | None = Field(None, gt=0, lt=1, description="or this share of the first attempt, and what is as bad")
+    classes: tuple[str, ...] = Field((), description="only these classes (miou) or attributes; empty: all")
+    min: float | None = Field(None, description="lower values are refused")
+    reject_fraction: float | None = Field(
+        None, gt=0, lt=1, description="or: the share of the first attempt that is refused"
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ScoreGate":
-        if (self.least is None) == (self.worst is None):
-            raise ValueError("a gate has either `least` or `worst`")
+        if (self.min is None) == (self.reject_fraction is None):
+            raise ValueError("a gate has either `min` or `reject_fraction`")
         known = {"miou": CLASSES, "attributes": ATTRIBUTES}.get(self.metric, ())
-        for name in self.of:
+        for name in self.classes:
             if name not in known:
-                raise ValueError(f"of: {name!r} is not one that {self.metric} has{nearest(name, known)}")
+                raise ValueError(f"classes: {name!r} is not one that {self.metric} has{nearest(name, known)}")
         return self
 
     @property
@@ -173,36 +175,41 @@ class ScoreGate(Gate):
         return (MEASUREMENTS[self.metric],)
 
     def limits(self, first: ScorePool) -> Mapping[str, float]:
-        """`least`: as given, or the quantile of the first attempt."""
-        if self.least is not None:
-            return {"least": self.least}
+        """`min`: as given, or the quantile of the first attempt."""
+        if self.min is not None:
+            return {"min": self.min}
         values = np.array(sorted(self.values(first).values()))
         # Only values below the limit are refused, so a share that rounds to no image refuses none.
-        return {"least": float(values[int(len(values) * (self.worst or 0))]) if len(values) else 0.0}
+        return {"min": float(values[int(len(values) * (self.reject_fraction or 0))]) if len(values) else 0.0}
 
     def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
         """See `Gate.judge`."""
-        least = limits["least"]
-        return {one: f"{self.name} {v:.3f} < {least:.3f}" for one, v in self.values(fresh).items() if v < least}
+        return {
+            one: f"{self.name} {v:.3f} < {limits['min']:.3f}"
+            for one, v in self.values(fresh).items()
+            if v < limits["min"]
+        }
 
     @property
     def name(self) -> str:
         """The metric, and the classes or attributes that it is restricted to."""
-        return f"{self.metric} of {', '.join(self.of)}" if self.of else self.metric
+        return f"{self.metric} of {', '.join(self.classes)}" if self.classes else self.metric
 
     def values(self, fresh: ScorePool) -> dict[str, float]:
         """See `Gate.values`. A row has no value where its mask lacks the class or it asks for no attribute."""
         scores = fresh.of(MEASUREMENTS[self.metric])
         if scores is None:
             return {}
-        values = per_sample_values(self.metric, self.of, scores.vectors)
+        values = per_sample_values(self.metric, self.classes, scores.vectors)
         return {name: float(value) for name, value in zip(scores.ids, values, strict=True) if np.isfinite(value)}
 
     def describe(self, limits: Mapping[str, float]) -> str:
         """See `Gate.describe`."""
-        title = TITLES[self.metric] + (f" of {', '.join(self.of)}" if self.of else "")
-        chosen = "" if self.worst is None else f", the {self.worst:g} quantile of the first attempt,"
-        return f"Images with a {title} below {limits['least']:.4g}{chosen} were refused."
+        title = TITLES[self.metric] + (f" of {', '.join(self.classes)}" if self.classes else "")
+        chosen = (
+            "" if self.reject_fraction is None else f", the {self.reject_fraction:g} quantile of the first attempt,"
+        )
+        return f"Images with a {title} below {limits['min']:.4g}{chosen} were refused."
 
 
 def per_sample_values(metric: str, of: Sequence[str], vectors: npt.NDArray[Any]) -> Array:

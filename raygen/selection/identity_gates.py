@@ -17,7 +17,7 @@ __all__ = ["IdentityGate", "LeakGate"]
 
 
 #: Fields of an identity gate that are rules, in the order in which they judge.
-RULES: Final = ("least", "others", "far", "twins")
+RULES: Final = ("min", "max_other_similarity", "max_false_rate", "max_duplicate_similarity")
 
 
 class IdentityGate(Gate):
@@ -31,27 +31,33 @@ class IdentityGate(Gate):
     together: ClassVar[bool] = True
 
     kind: Literal["identity"] = "identity"
-    least: float | None = Field(None, ge=-1, le=1, description="cosine with the person's own centre, at least")
-    others: float | None = Field(None, ge=-1, le=1, description="cosine with the centre of anybody else, at most")
-    far: float | None = Field(
+    min: float | None = Field(None, ge=-1, le=1, description="smallest cosine with the centre of the identity")
+    max_other_similarity: float | None = Field(
+        None, ge=-1, le=1, description="largest cosine with the centre of another identity"
+    )
+    max_false_rate: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="in place of `others`: the cosine that this share of pictures of real people would be above with "
-        "one of as many strangers as there are people here",
+        description="in place of `max_other_similarity`: the cosine that this share of pictures of real people "
+        "exceeds with one of as many other people as there are identities here",
     )
-    faces: str | None = Field(None, description="of `far`: folder of an ingest run of real people")
+    faces: str | None = Field(None, description="of `max_false_rate`: folder of an ingest run of real people")
     split: str | None = Field(None, description="of `faces`: only those of this split; none: all")
-    twins: float | None = Field(None, ge=-1, le=1, description="cosine with another picture of the person, at most")
+    max_duplicate_similarity: float | None = Field(
+        None, ge=-1, le=1, description="largest cosine with another picture of the identity"
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> "IdentityGate":
         if not any(getattr(self, name) is not None for name in RULES):
-            raise ValueError("an identity gate needs at least one of `least`, `others`, `far` and `twins`")
-        if self.far is not None and self.others is not None:
-            raise ValueError("an identity gate has either `others` or `far`")
-        if (self.far is None) != (self.faces is None) or (self.split is not None and self.faces is None):
-            raise ValueError("`far` is taken from `faces`, and `faces` and `split` are for `far` alone")
+            raise ValueError(f"an identity gate needs at least one of {', '.join(RULES)}")
+        if self.max_false_rate is not None and self.max_other_similarity is not None:
+            raise ValueError("an identity gate has either `max_other_similarity` or `max_false_rate`")
+        if (self.max_false_rate is None) != (self.faces is None) or (self.split is not None and self.faces is None):
+            raise ValueError(
+                "`max_false_rate` is taken from `faces`, and `faces` and `split` are for `max_false_rate` alone"
+            )
         return self
 
     @property
@@ -62,29 +68,36 @@ class IdentityGate(Gate):
     @property
     def quality(self) -> bool:
         """See `Gate.quality`: an image of another identity, or a duplicate, is not a matter of quality."""
-        return self.others is None and self.far is None and self.twins is None
+        return (
+            self.max_other_similarity is None and self.max_false_rate is None and self.max_duplicate_similarity is None
+        )
 
     @property
     def real_faces(self) -> RealFaces | None:
-        """The real people whose similarity sets the limit of `far`."""
+        """The real people whose similarity sets the limit of `max_false_rate`."""
         return None if self.faces is None else (self.faces, self.split)
 
     def rules(self) -> "Sequence[IdentityGate]":
-        """See `Gate.rules`: `least`, `others` or `far`, `twins`. What one refuses is not compared with by the next."""
+        """See `Gate.rules`: one rule a limit. An image that one refuses is not compared with by the next."""
         rules = [{name: getattr(self, name)} for name in RULES if getattr(self, name) is not None]
         faces = {"faces": self.faces, "split": self.split}
-        return [IdentityGate(**rule, **(faces if "far" in rule else {})) for rule in rules]
+        return [IdentityGate(**rule, **(faces if "max_false_rate" in rule else {})) for rule in rules]
 
     def limits(self, first: ScorePool) -> Mapping[str, float]:
-        """Of `far`: the similarity of different real people, for as many identities as the first attempt has."""
-        if self.far is None or self.real_faces is None:
+        """The limit of `max_false_rate`: from different real people, for as many identities as there are."""
+        if self.max_false_rate is None or self.real_faces is None:
             return {}
         vectors, identities = _labelled(first.real[self.real_faces])
         if len(set(identities)) < 2:
             raise ConfigError(
-                f"gates: identity.far needs at least two labelled identities in {self.faces}; give `others` instead"
+                f"gates: identity.max_false_rate needs at least two labelled identities in {self.faces}; "
+                "give `max_other_similarity` instead"
             )
-        return {"others": chance_limit(vectors, identities, self.far, len(set(first.people.values())))}
+        return {
+            "max_other_similarity": chance_limit(
+                vectors, identities, self.max_false_rate, len(set(first.people.values()))
+            )
+        }
 
     def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
         """See `Gate.judge`. Of duplicates the later row is refused, of two identities that are one the later identity.
@@ -98,18 +111,17 @@ class IdentityGate(Gate):
 
     def _judge_one(self, people: IdentityCentroids, limits: Mapping[str, float]) -> Verdicts:
         """The refused images of a gate with a single rule."""
-        if self.least is not None:
+        if self.min is not None:
             own = people.own()
-            low = np.flatnonzero(people.fresh & (own < self.least))
+            low = np.flatnonzero(people.fresh & (own < self.min))
+            return {people.ids[i]: f"identity: {own[i]:.3f} < {self.min:g} to the person's other pictures" for i in low}
+        if self.max_duplicate_similarity is not None:
+            twins = people.twins(self.max_duplicate_similarity).items()
             return {
-                people.ids[i]: f"identity: {own[i]:.3f} < {self.least:g} to the person's other pictures" for i in low
+                name: f"identity: {v:.3f} > {self.max_duplicate_similarity:g}, the same picture as {near}"
+                for name, (near, v) in twins
             }
-        if self.twins is not None:
-            twins = people.twins(self.twins).items()
-            return {
-                name: f"identity: {v:.3f} > {self.twins:g}, the same picture as {near}" for name, (near, v) in twins
-            }
-        most = limits["others"] if self.others is None else self.others
+        most = limits["max_other_similarity"] if self.max_other_similarity is None else self.max_other_similarity
         return {name: f"identity: {v:.3f} > {most:g} to {near}" for name, (near, v) in people.strangers(most).items()}
 
     def values(self, fresh: ScorePool) -> dict[str, float]:
@@ -120,15 +132,19 @@ class IdentityGate(Gate):
     def describe(self, limits: Mapping[str, float]) -> str:
         """See `Gate.describe`."""
         rules = []
-        if self.least is not None:
-            rules.append(f"below {self.least:g} to the other images of their identity")
-        most = limits.get("others", self.others)
+        if self.min is not None:
+            rules.append(f"below {self.min:g} to the other images of their identity")
+        most = limits.get("max_other_similarity", self.max_other_similarity)
         if most is not None:
             split = f" of split `{self.split}`" if self.split else ""
-            chosen = f" (a share of {self.far:g} of images of real people{split} is above it)" if self.far else ""
+            chosen = (
+                f" (a share of {self.max_false_rate:g} of images of real people{split} is above it)"
+                if self.max_false_rate
+                else ""
+            )
             rules.append(f"above {most:.4g} to another identity{chosen}")
-        if self.twins is not None:
-            rules.append(f"above {self.twins:g} to another image of their identity")
+        if self.max_duplicate_similarity is not None:
+            rules.append(f"above {self.max_duplicate_similarity:g} to another image of their identity")
         return f"Images with a face similarity (cosine) {', or '.join(rules)} were refused."
 
 
@@ -143,15 +159,15 @@ class LeakGate(Gate):
     kind: Literal["leak"] = "leak"
     faces: str = Field(..., description="folder of an ingest run: real people that must not be shown")
     split: str | None = Field(None, description="only faces of this split, such as train; none: all")
-    most: float | None = Field(None, ge=-1, le=1, description="cosine with a real face, at most")
-    far: float | None = Field(
+    max: float | None = Field(None, ge=-1, le=1, description="largest cosine with a real face")
+    max_false_rate: float | None = Field(
         None, gt=0, lt=1, description="or: the cosine that this share of pairs of different real people reaches"
     )
 
     @model_validator(mode="after")
     def _one_limit(self) -> "LeakGate":
-        if (self.most is None) == (self.far is None):
-            raise ValueError("a leak gate has either `most` or `far`")
+        if (self.max is None) == (self.max_false_rate is None):
+            raise ValueError("a leak gate has either `max` or `max_false_rate`")
         return self
 
     @property
@@ -170,24 +186,24 @@ class LeakGate(Gate):
         return self.faces, self.split
 
     def limits(self, first: ScorePool) -> Mapping[str, float]:
-        """`most`, as given or by `far` from pairs of different real people."""
-        if self.most is not None:
-            return {"most": self.most}
+        """`max`, as given or by `max_false_rate` from pairs of different real people."""
+        if self.max is not None:
+            return {"max": self.max}
         vectors, identities = _labelled(first.real[self.real_faces])
         numbers = {name: i for i, name in enumerate(sorted(set(identities)))}
         if len(numbers) < 2:
             raise ConfigError(
-                f"gates: leak.far needs at least two labelled identities in {self.faces}; give `most` instead"
+                f"gates: leak.max_false_rate needs at least two labelled identities in {self.faces}; give `max` instead"
             )
         labels = np.array([numbers[name] for name in identities], np.int64)
-        return {"most": verification(vectors, labels, genuine=False).tar(float(self.far or 0))[1]}
+        return {"max": verification(vectors, labels, genuine=False).tar(float(self.max_false_rate or 0))[1]}
 
     def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
         """See `Gate.judge`."""
         return {
-            name: f"leak: {value:.3f} > {limits['most']:.3f} to the real {face}"
+            name: f"leak: {value:.3f} > {limits['max']:.3f} to the real {face}"
             for name, (face, value) in self._nearest(fresh).items()
-            if value > limits["most"]
+            if value > limits["max"]
         }
 
     def values(self, fresh: ScorePool) -> dict[str, float]:
@@ -197,10 +213,14 @@ class LeakGate(Gate):
     def describe(self, limits: Mapping[str, float]) -> str:
         """See `Gate.describe`."""
         split = f" of split `{self.split}`" if self.split else ""
-        chosen = f", which a share of {self.far:g} of pairs of different people reach" if self.far else ""
+        chosen = (
+            f", which a share of {self.max_false_rate:g} of pairs of different people reach"
+            if self.max_false_rate
+            else ""
+        )
         return (
             f"A leak gate compared every image with real faces{split} and refused those with a cosine above "
-            f"{limits['most']:.3f}{chosen}."
+            f"{limits['max']:.3f}{chosen}."
         )
 
     def _nearest(self, fresh: ScorePool) -> dict[str, tuple[str, float]]:

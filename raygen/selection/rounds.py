@@ -22,7 +22,7 @@ from raygen.store.set_digest import KEYS
 __all__ = ["LISTING", "Attempt", "RetryState", "ScoredAttempt", "SelectWorker", "accepted_rows", "failures", "listing"]
 
 
-Otherwise = Literal["leave_out", "best"]
+OnExhausted = Literal["leave_out", "best"]
 _TRIES: Final = pa.list_(pa.struct([("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())]))
 #: One row for each sample or face: its tries, and where the accepted one (or the first one) lies.
 LISTING: Final = pa.schema(
@@ -82,7 +82,7 @@ class RetryState:
     """The tries of every sample, in the order of the plan."""
 
     gates: Sequence[Gate]
-    otherwise: Otherwise = "leave_out"
+    on_exhausted: OnExhausted = "leave_out"
     tries: dict[str, list[Attempt]] = field(default_factory=dict)
     accepted: ScorePool = field(default_factory=ScorePool)
     limits: list[Mapping[str, float]] = field(default_factory=list)
@@ -115,7 +115,7 @@ class RetryState:
             judged = Attempt(attempt, refused is None, refused, values.get(name, -np.inf), name in final)
             self.tries.setdefault(name, []).append(judged)
         self.accepted = self.accepted.with_more(fresh, frozenset(name for name in ids if name not in reasons))
-        if self.otherwise == "best":
+        if self.on_exhausted == "best":
             self.spare[attempt] = fresh.only(reasons.keys() - final)
         return [name for name in ids if name in reasons]
 
@@ -157,7 +157,7 @@ class RetryState:
         An image that a gate refused for another reason than quality stays refused. Images that were not compared with
         others yet, because their quality was refused first, are compared now.
         """
-        if self.otherwise == "leave_out":
+        if self.on_exhausted == "leave_out":
             return
         waiting: dict[str, list[Attempt]] = {}
         for name, tries in self.tries.items():

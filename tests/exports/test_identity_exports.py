@@ -10,17 +10,17 @@ from raygen.exports.row_scan import GATES_FILE
 from raygen.store.run_store import RunStore
 from tests.exports.export_runs import FORMATS, export, opened, sample, store_rows, tree
 
-LEAK = {"kind": "leak", "faces": "/home/somebody/faces", "split": "train", "most": None, "far": 1e-6}
+LEAK = {"kind": "leak", "faces": "/home/somebody/faces", "split": "train", "max": None, "max_false_rate": 1e-6}
 SENTENCE = "A leak gate compared every image with real faces of split `train` and refused a few."
 GATES = [
     {"description": "Images with a mean IoU below 0.5 were refused.", "refuses_real_people": False},
     {"description": SENTENCE, "refuses_real_people": True},
 ]
 CHOSEN = {
-    "gates": [{"kind": "identity", "least": 0.3, "others": 0.9, "twins": None}, LEAK],
-    "limits": [{}, {"most": 0.53125}],
-    "rounds": 2,
-    "otherwise": "leave_out",
+    "gates": [{"kind": "identity", "min": 0.3, "max_other_similarity": 0.9, "max_duplicate_similarity": None}, LEAK],
+    "limits": [{}, {"max": 0.53125}],
+    "max_retries": 2,
+    "on_exhausted": "leave_out",
     "judged_by": ["raygen-identity"],
     "attempts": {"0": "abc"},
     "generate": {"seed": 9, "guidance": 2.5, "batch": 64, "dtype": "float32"},
@@ -60,7 +60,7 @@ def test_without_a_gate_the_card_claims_none(tmp_path):
     run = store_rows(tmp_path / "run", [sample(i) for i in range(6)])
     export(run, tmp_path / "out", "csv")
     assert "No gate refused such faces. An evaluation with `training` would measure it" in card_of(tmp_path / "out")
-    best = {**CHOSEN, "otherwise": "best"}
+    best = {**CHOSEN, "on_exhausted": "best"}
     export(gated(store_rows(tmp_path / "best", [sample(i) for i in range(6)], what=best)), tmp_path / "two", "csv")
     assert "the best one may be here all the same" in card_of(tmp_path / "two")
 

@@ -55,7 +55,7 @@ def test_a_gate_is_a_module_and_a_name(world: Path, tmp_path: Path, monkeypatch:
     (tmp_path / "every_other.py").write_text(MODULE)
     monkeypatch.setitem(GATES, "every_other", loaded("every_other", tmp_path / "every_other.py").EveryOtherGate)
     command = loaded("select_with_another_gate", Path(raygen.commands.select.__file__))
-    job = document(world, "every-other", gates=[{"kind": "every_other", "start": 1}], rounds=0)
+    job = document(world, "every-other", gates=[{"kind": "every_other", "start": 1}], max_retries=0)
     parse(command.SelectJob, job, "job").run(quiet)
     rows = tables(world / "every-other/selected", "selection").to_pylist()
     refused = {row["sample_id"] for row in rows if not row["accepted"]}
@@ -72,7 +72,7 @@ def test_a_gate_is_a_module_and_a_name(world: Path, tmp_path: Path, monkeypatch:
 
 
 def test_a_selection_keeps_what_its_gates_say(world: Path) -> None:
-    job = document(world, "said", gates=[{"kind": "score", "metric": "miou", "least": 0.01}], rounds=0)
+    job = document(world, "said", gates=[{"kind": "score", "metric": "miou", "min": 0.01}], max_retries=0)
     parse(raygen.commands.select.SelectJob, job, "job").run(quiet)
     store, _ = open_input(str(world / "said/selected"))
     sentence = "Images with a mean IoU below 0.01 were refused."
@@ -85,15 +85,15 @@ def test_a_selection_keeps_what_its_gates_say(world: Path) -> None:
     ("settings", "limits", "sentence"),
     [
         (
-            {"kind": "score", "metric": "attributes", "of": ["Male"], "worst": 0.2},
-            {"least": 0.5},
+            {"kind": "score", "metric": "attributes", "classes": ["Male"], "reject_fraction": 0.2},
+            {"min": 0.5},
             (
                 "Images with a share of correct attributes of Male below 0.5, the 0.2 quantile of the first attempt, "
                 "were refused."
             ),
         ),
         (
-            {"kind": "identity", "least": 0.3, "others": 0.9, "twins": 0.95},
+            {"kind": "identity", "min": 0.3, "max_other_similarity": 0.9, "max_duplicate_similarity": 0.95},
             {},
             (
                 "Images with a face similarity (cosine) below 0.3 to the other images of their identity, or above 0.9 "
@@ -101,24 +101,24 @@ def test_a_selection_keeps_what_its_gates_say(world: Path) -> None:
             ),
         ),
         (
-            {"kind": "identity", "far": 0.01, "faces": "/home/somebody/faces", "split": "train"},
-            {"others": 0.61234},
+            {"kind": "identity", "max_false_rate": 0.01, "faces": "/home/somebody/faces", "split": "train"},
+            {"max_other_similarity": 0.61234},
             (
                 "Images with a face similarity (cosine) above 0.6123 to another identity (a share of 0.01 of images of "
                 "real people of split `train` is above it) were refused."
             ),
         ),
         (
-            {"kind": "leak", "faces": "/home/somebody/faces", "split": "train", "far": 1e-6},
-            {"most": 0.53125},
+            {"kind": "leak", "faces": "/home/somebody/faces", "split": "train", "max_false_rate": 1e-6},
+            {"max": 0.53125},
             (
                 "A leak gate compared every image with real faces of split `train` and refused those with a cosine "
                 "above 0.531, which a share of 1e-06 of pairs of different people reach."
             ),
         ),
         (
-            {"kind": "leak", "faces": "/home/somebody/faces", "most": 0.5},
-            {"most": 0.5},
+            {"kind": "leak", "faces": "/home/somebody/faces", "max": 0.5},
+            {"max": 0.5},
             "A leak gate compared every image with real faces and refused those with a cosine above 0.500.",
         ),
     ],
