@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYGEN_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test quick lint types imports check lock bench clean
+.PHONY: help quickstart test quick lint types imports docs check lock bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,7 +35,10 @@ types: $(READY) ## mypy, strict
 imports: $(READY) ## import-linter: the layers of the house
 	$(BIN)/lint-imports
 
-check: lint types imports test ## everything that CI runs
+docs: $(READY) ## build the documentation into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: lint types imports docs test ## everything that CI runs
 
 bench: $(READY) ## the benchmarks of benchmarks/README.md that need no GPU
 	$(BIN)/python benchmarks/throughput.py

@@ -16,4 +16,4 @@ exec ray job submit \
   --address "${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}" \
   --working-dir . \
   --runtime-env-json '{"excludes": [".git", ".venv", "runs", "benchmarks/results"]}' \
-  -- python -m raygen "$verb" "$job" where.runner=ray "$@"
+  -- python -m raygen "$verb" "$job" resources.runner=ray "$@"

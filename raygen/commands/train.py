@@ -1,7 +1,6 @@
 """`raygen train`: FACES (and LATENTS) -> a checkpoint folder.
 
-Knows which objective belongs to which family, what a rank does from data to checkpoint, and where training
-state lies. Does not know the loop itself, nor how ranks are started.
+A rank loads the data, trains, and on rank 0 writes history, sheets and the checkpoint.
 
     out/model_index.json …     the checkpoint, once training has ended
     out/training/step-…/       training state, to go on from
@@ -18,43 +17,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow.compute as pc
 import torch
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result
 from raygen.core.errors import ConfigError, InfrastructureError, RaygenError
 from raygen.core.hashing import run_id
-from raygen.core.pixels import to_pixels
 from raygen.core.precision import set_deterministic_precision
-from raygen.extractors.base import BundledNetworkConfig, load_features
-from raygen.extractors.bundled import BundledNetwork, save_bundled
 from raygen.models import checkpoint
-from raygen.models.autoencoder import FirstStage
-from raygen.models.ldm import LDMConfig
-from raygen.models.text import Tokenizer, TransformerTextConfig, tokenizer_of
+from raygen.models.text import Tokenizer, tokenizer_of
 from raygen.store.run_store import open_input
 from raygen.training.data import TrainingData, load_training_data, texts_of
 from raygen.training.logger import TrainingLogger, followed
-from raygen.training.losses import AutoencoderObjective, Objective
+from raygen.training.losses import Objective
 from raygen.training.preview import sheet
 from raygen.training.recipe import (
-    DENOISERS,
+    NETWORKS,
     TrainRecipe,
     build_objective,
     count_parameters,
     folders_of,
     frozen_digests,
+    is_denoiser,
     required_fields,
+    text_config_of,
 )
-from raygen.training.reconstruction import reconstruction_scores
 from raygen.training.trainer import TrainConfig, Trainer, TrainStep, train
 
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
 
-#: Pictures that set the scale of a first stage's latents.
-CALIBRATION = 4096
 #: Parameters above which a dry run does not try a step on a CPU.
 LARGEST_TIMED = 50_000_000
 #: Faces left out that a result names.
@@ -119,9 +111,8 @@ class TrainJob(TrainRecipe, Job):
             return next((tokenizer for tokenizer in found if tokenizer is not None), None)
         if self.init is not None:
             return checkpoint.load_tokenizer(self.init)
-        if not isinstance(model, LDMConfig) or "text" not in model.modalities:
-            return None
-        return tokenizer_of(model.text or TransformerTextConfig(), self._texts)
+        text = text_config_of(model)
+        return None if text is None else tokenizer_of(text, self._texts)
 
     def _texts(self) -> Iterator[str]:
         faces, _ = open_input(self.faces)
@@ -139,7 +130,7 @@ class TrainJob(TrainRecipe, Job):
         modalities = tuple(sorted({*modalities, *(["mask"] if recipe.mask_aware is not None else [])}))
         places = [] if recipe.mask_aware is None else recipe.mask_aware.places
         columns += [*places, *(["hint"] if "hint" in modalities else []), *(["identity_id"] if recipe.identity else [])]
-        if recipe.latents is None or not isinstance(recipe.model, DENOISERS):
+        if recipe.latents is None or not is_denoiser(recipe.model):
             arrays = load_training_data(
                 faces.tables("faces", columns),
                 size=size,
@@ -276,9 +267,8 @@ def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: TrainSt
         "left_out": _left_out(arrays),
     }
     with trainer.averaged():
-        if isinstance(trainer.objective, AutoencoderObjective):
-            _calibrate(trainer.objective.stage, arrays, trainer.device)
-            facts |= _scores(job, trainer.objective, arrays, trainer.device)
+        if (network := NETWORKS.get(job.model.kind)) is not None:
+            facts |= network.finish(trainer.objective, job, arrays, trainer.device)
         facts["checkpoint"] = _save(job, module, facts)
     (Path(job.out) / "training" / "result.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -291,61 +281,28 @@ def _left_out(arrays: TrainingData) -> str:
     return f"{len(arrays.left_out)}: {'; '.join(arrays.left_out[:MENTIONED])}{more}"
 
 
-def _calibrate(stage: FirstStage, arrays: TrainingData, device: torch.device) -> None:
-    """Set the scale of the latents from the training pictures."""
-    assert arrays.images is not None
-    images = torch.from_numpy(arrays.images[:CALIBRATION])
-    with torch.no_grad():
-        parts = [stage.encode(to_pixels(part.to(device))).cpu() for part in torch.split(images, 64)]
-    stage.calibrate(torch.cat(parts))
-
-
-def _scores(
-    job: TrainJob, objective: AutoencoderObjective, arrays: TrainingData, device: torch.device
-) -> dict[str, Any]:
-    """How well pictures come back, and which pictures those were."""
-    recipe, given = job, arrays
-    if recipe.validation_split is not None:
-        faces, _ = open_input(recipe.faces)
-        tables = faces.tables("faces", ["face_id", "split", "image"])
-        given = load_training_data(tables, size=objective.stage.config.image_size, split=recipe.validation_split)
-    assert given.images is not None
-    images = np.ascontiguousarray(given.images[: recipe.validation_pictures])
-    features = load_features(BundledNetworkConfig(), device)
-    scores = reconstruction_scores(objective.stage, images, features, device, objective.perceptual)
-    return {
-        "reconstruction": scores,
-        "scored": {"pictures": len(images), "split": recipe.validation_split or "training"},
-    }
-
-
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     """The checkpoint in `out`, with the recipe that made it."""
+    out = Path(job.out)
+    extra = {"recipe": job.model_dump(mode="json"), "result": facts}
+    save = checkpoint.save if is_denoiser(job.model) else NETWORKS[job.model.kind].save
+    # A checkpoint replaces its folder as a whole, so it is written beside the training state and moved in.
+    temporary = out.parent / f".{out.name}.checkpoint"
     try:
-        return _written(job, module, facts)
+        shutil.rmtree(temporary, ignore_errors=True)
+        digest = save(module, temporary, weights=job.save_dtype, extra=extra)
+        for path in sorted(temporary.iterdir()):
+            target = out / path.name
+            if target.is_dir():
+                shutil.rmtree(target)
+            path.replace(target)
+        temporary.rmdir()
     except OSError as error:
         raise InfrastructureError(
             f"{job.out}: the checkpoint cannot be written ({error.strerror or error}); the training state is whole, "
             "and the same command ends the job"
         ) from error
-
-
-def _written(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
-    out = Path(job.out)
-    recipe = {"recipe": job.model_dump(mode="json"), "result": facts}
-    if isinstance(module, BundledNetwork):
-        return save_bundled(module, out, weights=job.save_dtype, extra=recipe)
-    # The checkpoint replaces its folder as a whole, so it is made beside the training state and moved in.
-    made = out.parent / f".{out.name}.checkpoint"
-    shutil.rmtree(made, ignore_errors=True)
-    name = checkpoint.save(module, made, weights=job.save_dtype, extra=recipe)
-    for path in sorted(made.iterdir()):
-        target = out / path.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        path.replace(target)
-    made.rmdir()
-    return name
+    return digest
 
 
 JOB = TrainJob

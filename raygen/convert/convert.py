@@ -1,9 +1,6 @@
-"""Published files -> a folder of ours: every tensor is used, left behind for a reason, or an error.
+"""Published files -> a checkpoint folder: every tensor is used, left out for a stated reason, or an error.
 
-Knows how drafts are filled and written, and what is said about a file that is only looked at. Knows no family.
-
-Tensors are views of the mapped file until they are written, so the memory that a conversion takes of its own is little,
-however large the file.
+Tensors are views of the mapped file until they are written, so a conversion needs little memory however large the file.
 """
 
 import re
@@ -30,9 +27,9 @@ from raygen.store.weight_file import Entry, WeightFile, open_weights
 __all__ = ["MAPPING", "ConversionReport", "convert", "inspect"]
 
 
-#: Of the rules by which names become ours; it grows when the same file would become another folder.
+#: Version of the name mapping; it grows when the same file would become another folder.
 MAPPING: Final = 1
-#: Nothing known but what the files say.
+#: No settings except those of the files.
 PUBLISHED: Final = Options()
 #: The sampler of the released models, step for step.
 RELEASED: Final = SamplerConfig(name="ddim", steps=50, spacing="leading")
@@ -42,131 +39,132 @@ SHOWN: Final = 3
 
 @dataclass
 class ConversionReport:
-    """What became of every tensor of the files."""
+    """What happened to every tensor of the files."""
 
     family: str
     files: list[WeightFile]
     #: Part of the model -> (tensors, parameters).
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
-    #: Why -> how many tensors are left behind.
+    #: Reason -> how many tensors are left out.
     left: dict[str, int] = field(default_factory=dict)
-    #: What keeps the files from being imported.
+    #: Why the files cannot be imported.
     problems: list[str] = field(default_factory=list)
     digest: str = ""
 
     @property
     def parameters(self) -> int:
-        """Of the whole model."""
+        """Parameters of the whole model."""
         return sum(count for _, count in self.parts.values())
 
     def facts(self) -> dict[str, str]:
-        """For a person, line by line."""
-        said = {"family": f"{self.family}: {FAMILIES[self.family].text}"}
+        """Lines of the report, by title."""
+        lines = {"family": f"{self.family}: {FAMILIES[self.family].text}"}
         for file in self.files:
             size = file.path.stat().st_size
-            said[f"file {file.path.name}"] = f"{file.kind}, {size / 1e6:,.1f} MB, {len(file.tensors):,} tensors"
+            lines[f"file {file.path.name}"] = f"{file.kind}, {size / 1e6:,.1f} MB, {len(file.tensors):,} tensors"
             for name, phrase in file.beside.items():
-                said[f"  {name}"] = f"{phrase}; not read"
+                lines[f"  {name}"] = f"{phrase}; not read"
         for name, (tensors, parameters) in self.parts.items():
-            said[name] = f"{parameters:,} parameters from {tensors:,} tensors"
-        for place, (why, tensors) in enumerate(self.left.items()):
-            said["left behind" + " " * place] = f"{tensors:,} tensors: {why}"
+            lines[name] = f"{parameters:,} parameters from {tensors:,} tensors"
+        for index, (reason, tensors) in enumerate(self.left.items()):
+            lines["left behind" + " " * index] = f"{tensors:,} tensors: {reason}"
         if not self.problems:
-            said["parameters"] = f"{self.parameters:,}; every tensor accounted for"
-        return said | ({"digest": self.digest} if self.digest else {})
+            lines["parameters"] = f"{self.parameters:,}; every tensor accounted for"
+        return lines | ({"digest": self.digest} if self.digest else {})
 
 
 class _Filled(NamedTuple):
-    """A parameter of ours and where it comes from."""
+    """The source of one parameter."""
 
     entry: Entry
     pick: Pick
 
 
 def inspect(files: Sequence[str | Path], family: str | None = None, options: Options = PUBLISHED) -> ConversionReport:
-    """What files are and what an import of them would do; no tensor is read but the schedule's.
+    """The report of an import without doing it; only the tensors of the noise schedule are read.
 
-    `ConfigError` where they cannot be read, are none of our families', or the family is unknown; `InputError` where one
-    is damaged or is no file of weights.
+    `ConfigError` where files cannot be read or are of no known family; `InputError` where one is damaged or is no file
+    of weights.
     """
     quick = Options(options.image_size, options.weights, options.scaling_factor, options.vocabulary, False)
-    account, draft, entries = _drafted(files, family, quick)
+    report, draft, entries = _draft(files, family, quick)
     if draft is not None:
-        _matched(draft, entries, account)
-    return account
+        _match(draft, entries, report)
+    return report
 
 
 def convert(
     family: str | None, files: Sequence[str | Path], out: str | Path, options: Options = PUBLISHED
 ) -> ConversionReport:
-    """Write the model of `files` as the folder `out`; errors as for `inspect`, and as `checkpoint.save` has them.
+    """Write the model of `files` as the folder `out`; errors as for `inspect` and `checkpoint.save`.
 
     Several files are read as one: a model and, after it, the first stage or base that it lacks. `family` None is
-    guessed. Before anything is written every name is accounted for and every shape checked: `InputError` (`weights`).
+    guessed. All names and shapes are checked before anything is written: `InputError` (`weights`).
     """
     if inside := [path for path in files if Path(path).resolve().is_relative_to(Path(out).resolve())]:
         raise ConfigError(f"{inside[0]}: lies inside of {out}, which would be replaced")
-    account, draft, entries = _drafted(files, family, options)
-    filled = {} if draft is None else _matched(draft, entries, account)
-    if account.problems or draft is None:
-        raise InputError(f"{files[0]}: {'; '.join(account.problems)}", reason="weights")
+    report, draft, entries = _draft(files, family, options)
+    filled = {} if draft is None else _match(draft, entries, report)
+    if report.problems or draft is None:
+        raise InputError(f"{files[0]}: {'; '.join(report.problems)}", reason="weights")
     if (target := Path(out)).exists() and not (target / "raygen.json").is_file():
         raise ConfigError(f"{target}: exists and is not a checkpoint; it is left alone")
     for part in draft.parts:
         _fill(part.module, filled[part.name], str(files[0]))
-    sources = {file.path.name: file.sha256 for file in account.files}
-    metadata = {"source_sha256": " ".join(sources.values()), "mapping": f"{account.family} {MAPPING}"}
-    extra = {"imported": {"family": account.family, "mapping": MAPPING, "files": sources}}
+    sources = {file.path.name: file.sha256 for file in report.files}
+    metadata = {"source_sha256": " ".join(sources.values()), "mapping": f"{report.family} {MAPPING}"}
+    extra = {"imported": {"family": report.family, "mapping": MAPPING, "files": sources}}
     if isinstance(draft.model, Model | FirstStage):
-        account.digest = checkpoint.save(draft.model, out, extra=extra, metadata=metadata, sampler=RELEASED)
+        report.digest = checkpoint.save(draft.model, out, extra=extra, metadata=metadata, sampler=RELEASED)
     else:
         write_weights(draft.model, Path(out) / OWN_WEIGHTS, Writing(metadata=metadata))
-        write_json(Path(out) / "raygen.json", {"format": 1, "parser": account.family, "extra": extra})
-    return account
+        write_json(Path(out) / "raygen.json", {"format": 1, "parser": report.family, "extra": extra})
+    return report
 
 
 # --- names --------------------------------------------------------------------------------------------------
 
 
-def _drafted(
+def _draft(
     files: Sequence[str | Path], family: str | None, options: Options
 ) -> tuple[ConversionReport, Draft | None, dict[str, Entry]]:
-    """The files as one, and the model that they are of; problems of the draft go into the account."""
+    """The report, the draft of the model, and the entries of all files; problems go into the report."""
     opened = [open_weights(path) for path in files]
     entries: dict[str, Entry] = {}
     for file in opened:
-        if both := sorted(entries.keys() & file.tensors.keys()):
-            raise ConfigError(f"{file.path} and a file before it both hold {both[0]}")
+        if shared := sorted(entries.keys() & file.tensors.keys()):
+            raise ConfigError(f"{file.path} and a file before it both hold {shared[0]}")
         entries |= file.tensors
     shapes = {name: entry.shape for name, entry in entries.items()}
-    found = family or guess(shapes)
-    if found is None:
+    name = family or guess(shapes)
+    if name is None:
         raise ConfigError(f"{files[0]}: of no family that we know; it begins with {sorted(shapes)[0]!r}")
-    if found not in FAMILIES:
-        raise ConfigError(f"{found!r} is no family; there are {', '.join(FAMILIES)}")
-    account = ConversionReport(found, opened)
+    if name not in FAMILIES:
+        raise ConfigError(f"{name!r} is no family; there are {', '.join(FAMILIES)}")
+    report = ConversionReport(name, opened)
     try:
         with torch.device("meta"):
-            draft = FAMILIES[found].draft(shapes, lambda name: entries[name].read(), options)
+            draft = FAMILIES[name].draft(shapes, lambda key: entries[key].read(), options)
     except (InputError, KeyError, IndexError, ValueError) as error:
-        other_family = f"not of the family {found!r} ({type(error).__name__}: {error})"
-        said = str(error).partition(": ")[2] if isinstance(error, InputError) else other_family
-        other = guess(shapes) or found
-        unlike = FAMILIES[other].draft != FAMILIES[found].draft
-        account.problems.append(f"{said}; by its names it is {other!r}" if unlike else said)
-        return account, None, entries
-    return account, draft, entries
+        problem = f"not of the family {name!r} ({type(error).__name__}: {error})"
+        if isinstance(error, InputError):
+            problem = str(error).partition(": ")[2]
+        other = guess(shapes) or name
+        unlike = FAMILIES[other].draft != FAMILIES[name].draft
+        report.problems.append(f"{problem}; by its names it is {other!r}" if unlike else problem)
+        return report, None, entries
+    return report, draft, entries
 
 
-def _matched(draft: Draft, entries: Mapping[str, Entry], account: ConversionReport) -> dict[str, dict[str, _Filled]]:
-    """Every parameter of ours with its source, by part; what does not fit goes into the account."""
+def _match(draft: Draft, entries: Mapping[str, Entry], report: ConversionReport) -> dict[str, dict[str, _Filled]]:
+    """The source of every parameter, by part; problems go into the report."""
     used: Counter[str] = Counter()
-    wanted_times: dict[str, int] = {}
-    made: dict[str, dict[str, _Filled]] = {}
+    expected_uses: dict[str, int] = {}
+    sources: dict[str, dict[str, _Filled]] = {}
     missing, unlike = [], []
     for part in draft.parts:
         inside: dict[str, _Filled] = {}
-        for name, wanted in part.module.state_dict().items():
+        for name, tensor in part.module.state_dict().items():
             pick = part.rename(name)
             key = "" if pick is None else part.prefix + pick.key
             if pick is None or key not in entries:
@@ -174,62 +172,55 @@ def _matched(draft: Draft, entries: Mapping[str, Entry], account: ConversionRepo
                     missing.append(f"{part.name}: {name} ({key})")
                 continue
             used[key] += 1
-            wanted_times[key] = pick.shared
-            if (problem := _unlike(pick, entries[key], wanted)) is not None:
+            expected_uses[key] = pick.shared
+            if (problem := _difference(pick, entries[key], tensor)) is not None:
                 unlike.append(f"{key} {problem}")
             inside[name] = _Filled(entries[key], pick)
-        made[part.name] = inside
+        sources[part.name] = inside
         numel = sum(parameter.numel() for parameter in part.module.parameters())
-        account.parts[part.name] = (len({part.prefix + f.pick.key for f in inside.values()}), numel)
-    twice = [key for key, times in used.items() if times != wanted_times[key]]
-    rest = _left(draft, entries, used, account)
-    for what, names in (
+        report.parts[part.name] = (len({part.prefix + f.pick.key for f in inside.values()}), numel)
+    twice = [key for key, times in used.items() if times != expected_uses[key]]
+    unused = []
+    for key in entries:
+        if key not in used:
+            reason = next((reason for pattern, reason in draft.left if re.fullmatch(pattern, key)), None)
+            if reason is None:
+                unused.append(key)
+            else:
+                report.left[reason] = report.left.get(reason, 0) + 1
+    for problem, names in (
         ("missing", missing),
         ("of another shape", unlike),
         ("used for more than one parameter", twice),
-        ("of no use that we know", rest),
+        ("of no use that we know", unused),
     ):
         if names:
             more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-            account.problems.append(f"{what}: {', '.join(names[:SHOWN])}{more}")
-    return made
+            report.problems.append(f"{problem}: {', '.join(names[:SHOWN])}{more}")
+    return sources
 
 
-def _left(draft: Draft, entries: Mapping[str, Entry], used: Counter[str], account: ConversionReport) -> list[str]:
-    """Names that nothing uses and that are not left behind on purpose."""
-    rest = []
-    for key in entries:
-        if key in used:
-            continue
-        why = next((why for pattern, why in draft.left if re.fullmatch(pattern, key)), None)
-        if why is None:
-            rest.append(key)
-            continue
-        account.left[why] = account.left.get(why, 0) + 1
-    return rest
-
-
-def _unlike(pick: Pick, entry: Entry, wanted: Tensor) -> str | None:
-    """How a tensor of the file is other than ours must be."""
+def _difference(pick: Pick, entry: Entry, parameter: Tensor) -> str | None:
+    """How a tensor of the file differs from the parameter that it fills; None where it fits."""
     try:
         shape = tuple(pick.of(torch.empty(entry.shape, device="meta")).shape)
     except (ValueError, RuntimeError) as error:
         return f"{list(entry.shape)}: {error}"
-    if shape != tuple(wanted.shape):
-        return f"{list(entry.shape)}, not {list(wanted.shape)}"
+    if shape != tuple(parameter.shape):
+        return f"{list(entry.shape)}, not {list(parameter.shape)}"
     floating = entry.dtype.startswith(("float", "bfloat"))
-    return None if floating == wanted.is_floating_point() else f"is {entry.dtype}"
+    return None if floating == parameter.is_floating_point() else f"is {entry.dtype}"
 
 
 def _fill(module: nn.Module, filled: Mapping[str, _Filled], source: str) -> None:
-    """Views of the file in the place of the parameters; `InputError` (`weights`) where one is not finite."""
+    """Replace the parameters by views of the file; `InputError` (`weights`) where one is not finite."""
     tensors: dict[str, Any] = {}
     for name, (entry, pick) in filled.items():
         tensor = pick.of(entry.read())
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"{source}: {pick.key} is not finite", reason="weights")
         tensors[name] = tensor
-    for name, wanted in module.state_dict().items():
+    for name, tensor in module.state_dict().items():
         if name not in tensors:
-            tensors[name] = torch.zeros(wanted.shape, dtype=wanted.dtype)
+            tensors[name] = torch.zeros(tensor.shape, dtype=tensor.dtype)
     module.load_state_dict(tensors, strict=True, assign=True)

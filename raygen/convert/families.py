@@ -1,7 +1,4 @@
-"""What each family of published checkpoints becomes: our model without weights, and where every tensor comes from.
-
-Knows the parts of each family, under which prefixes they lie, what is left behind and why. Knows neither files nor how
-a folder is written.
+"""Families of published checkpoints: the model that each becomes, and the source of every tensor.
 
 A new family is a function that drafts it and its line in `FAMILIES`.
 """
@@ -53,10 +50,10 @@ __all__ = ["FAMILIES", "PublishedFamily", "guess"]
 
 
 class PublishedFamily(NamedTuple):
-    """How one is recognised and drafted."""
+    """How a family is recognised and drafted."""
 
     text: str
-    #: Whether a file with these names is one, asked in the order of the table.
+    #: Whether a file with these names is of the family; called in the order of the table.
     known_by: Callable[[Shapes], bool]
     #: (names and shapes, how a tensor is read, options) -> the draft.
     draft: Callable[[Shapes, Read, Options], Draft]
@@ -78,7 +75,7 @@ def _ldm(shapes: Shapes, read: Read, options: Options) -> Draft:
 
 
 def _expert_config(shapes: Shapes, noise: NoiseSchedule, stage: FirstStage, **more: Any) -> LDMConfig:
-    """Of one of Collaborative Diffusion's UNets: 32 heads everywhere."""
+    """The config of one of Collaborative Diffusion's UNets: 32 heads on every level."""
     fields = unet_fields(shapes)
     return LDMConfig(latent=stage.latent_shape, heads=32, head_dim=4, noise=noise, **fields, **more)
 
@@ -95,12 +92,13 @@ def _mask_fields(width: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _scale(shapes: Shapes) -> float:
-    """Collaborative Diffusion's, by the depth of its first stage: 0.058 for KL-f4, 0.141 for KL-f8."""
+    """The scale of Collaborative Diffusion's latents: 0.058 for KL-f4, 0.141 for KL-f8, which has one more level."""
     deep = any(re.search(r"(^|\.)encoder\.down\.3\.", name) for name in shapes)
     return 0.141 if deep else 0.058
 
 
 def _size(shapes: Shapes) -> int:
+    """Side of Collaborative Diffusion's pictures."""
     return 512 if _scale(shapes) == 0.141 else 256
 
 
@@ -200,7 +198,7 @@ def _scadm(shapes: Shapes, read: Read, options: Options) -> Draft:
 
 
 def _stable(shapes: Shapes, read: Read, options: Options) -> Draft:
-    """Stable Diffusion 1: 8 heads everywhere, CLIP's text model."""
+    """Stable Diffusion 1: 8 heads on every level, CLIP's text model."""
     stage, first = stage_part(shapes, options, 512, 0.18215, STAGE)
     prefix = f"{READER}transformer."
     clip = _clip(below(shapes, f"{prefix}text_model."))
@@ -224,7 +222,7 @@ def _stable(shapes: Shapes, read: Read, options: Options) -> Draft:
 
 
 def _clip(shapes: Shapes) -> FrozenText:
-    """CLIP's text model by its shapes; heads of 64 channels."""
+    """CLIP's text model with the sizes of `shapes`; heads of 64 channels."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     words, width = shapes["embeddings.token_embedding.weight"]
@@ -331,5 +329,5 @@ FAMILIES: Final[Mapping[str, PublishedFamily]] = {
 
 
 def guess(shapes: Shapes) -> str | None:
-    """The family of a file by its names; None where it is none of ours."""
+    """The family of a file by its names; None where it is of none."""
     return next((name for name, family in FAMILIES.items() if family.known_by(shapes)), None)

@@ -1,7 +1,6 @@
-"""What a network is, from the names and shapes of its parameters.
+"""Configs of published networks, inferred from the names and shapes of their parameters.
 
-Knows how the sizes of UNets, first stages, text transformers and style encoders show in their parameters. What does not
-show (the heads of an attention, the side of a picture) is handed in.
+Sizes that do not show in shapes (the heads of an attention, the side of a picture) are arguments.
 """
 
 import re
@@ -23,24 +22,24 @@ __all__ = ["Shapes", "below", "noise_schedule", "stage_config", "style_config", 
 
 #: Name -> shape.
 Shapes = Mapping[str, tuple[int, ...]]
-#: How far a stored schedule may be from the one it is taken for: float32 has 7 digits.
+#: Largest difference between stored betas and those of a schedule: float32 has 7 digits.
 CLOSE = 1e-6
 
 
 def below(shapes: Shapes, prefix: str) -> dict[str, tuple[int, ...]]:
-    """The part under a prefix, without it."""
+    """The entries under a prefix, by name without it."""
     return {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
 def _need(shapes: Shapes, name: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise InputError(f"{name} is missing, which says how large the network is", reason="weights")
+        raise InputError(f"{name} is missing, whose shape gives the size of the network", reason="weights")
     return shapes[name]
 
 
 def _count(shapes: Iterable[str], pattern: str) -> int:
-    """How many numbers stand at the place of the group in names that begin so."""
-    return len({found[1] for name in shapes if (found := re.match(pattern, name))})
+    """How many different values the group of `pattern` has at the beginning of names."""
+    return len({match[1] for name in shapes if (match := re.match(pattern, name))})
 
 
 def unet_fields(shapes: Shapes) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def unet_fields(shapes: Shapes) -> dict[str, Any]:
 
 
 def stage_config(shapes: Shapes, image_size: int) -> AutoencoderConfig:
-    """Of latent diffusion's `AutoencoderKL` or `VQModel`."""
+    """The config of latent diffusion's `AutoencoderKL` or `VQModel`."""
     levels = _count(shapes, r"encoder\.down\.(\d+)\.")
     quantised = "quantize.embedding.weight" in shapes
     return AutoencoderConfig(
@@ -85,7 +84,7 @@ def stage_config(shapes: Shapes, image_size: int) -> AutoencoderConfig:
 
 
 def text_config(shapes: Shapes, heads: int, vocabulary: str) -> TransformerTextConfig:
-    """Of the text transformer."""
+    """The config of the text transformer."""
     words, _ = _need(shapes, "token_emb.weight")
     inner, _ = _need(shapes, "attn_layers.layers.0.1.to_q.weight")
     return TransformerTextConfig(
@@ -100,7 +99,7 @@ def text_config(shapes: Shapes, heads: int, vocabulary: str) -> TransformerTextC
 
 
 def style_config(shapes: Shapes) -> StyleConfig:
-    """Of SCA-DM's style encoder, as released: groups that are not aligned."""
+    """The config of SCA-DM's style encoder, as released: groups that are not aligned."""
     return StyleConfig(
         base=_need(shapes, "Encoder.first_layer.0.weight")[0] // len(CLASSES),
         downs=_count(shapes, r"Encoder\.enc_layer_(\d+)\."),
@@ -111,20 +110,20 @@ def style_config(shapes: Shapes) -> StyleConfig:
 
 
 def noise_schedule(betas: torch.Tensor | None) -> NoiseSchedule:
-    """The schedule whose betas a file has kept; latent diffusion's own where it has none.
+    """The schedule with these betas float32 [T]; latent diffusion's where a file has none.
 
-    `InputError` (`weights`) where they follow neither of the schedules we know.
+    `InputError` (`weights`) where they are of no known schedule.
     """
     if betas is None:
         return NoiseSchedule()
     stored = betas.double().numpy()
     start, end = (float(f"{value:.6g}") for value in (stored[0], stored[-1]))
     for kind in ("scaled_linear", "linear"):
-        made = NoiseSchedule.model_validate(
+        schedule = NoiseSchedule.model_validate(
             {"timesteps": len(stored), "beta_start": start, "beta_end": end, "beta_schedule": kind}
         )
-        abar = made.alphas_cumprod()
-        own = 1 - abar / np.concatenate([[1.0], abar[:-1]])
-        if np.abs(own - stored).max() < CLOSE:
-            return made
+        abar = schedule.alphas_cumprod()
+        expected = 1 - abar / np.concatenate([[1.0], abar[:-1]])
+        if np.abs(expected - stored).max() < CLOSE:
+            return schedule
     raise InputError(f"betas from {start} to {end} follow no schedule that we know", reason="weights")

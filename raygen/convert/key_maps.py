@@ -1,7 +1,6 @@
-"""Where each parameter of ours stands in a published file, and what has to be done to it.
+"""Functions from our parameter names to those of published files, with the change of layout where one is needed.
 
-Knows the names of latent diffusion's UNets, first stages, text transformer and mask layer, and of SCA-DM's parts, as
-functions from our name to theirs. Knows neither files nor which parts a family has.
+They cover latent diffusion's UNets, first stages, text transformer and mask layer, and SCA-DM's parts.
 
 Sources: the key lists of the published networks; the correspondence with diffusers is tested against references that
 are written from the papers.
@@ -33,37 +32,37 @@ __all__ = [
 
 
 class Pick(NamedTuple):
-    """A tensor of the file by its name, how it becomes ours, and how many of ours are made of it."""
+    """The name of a tensor in the file, how it is changed, and how many of our parameters are made of it."""
 
     key: str
     change: Callable[[Tensor], Tensor] | None = None
     shared: int = 1
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Ours."""
+        """The tensor in our layout."""
         return tensor if self.change is None else self.change(tensor)
 
 
-#: Our name -> where it stands; None where there is nothing like it.
+#: Our name -> its source; None where there is none.
 Rename = Callable[[str], Pick | None]
 Rule = tuple[str, Callable[..., str]]
 
 
 def same_names(name: str) -> Pick:
-    """Published networks that we have under their own names."""
+    """For published networks that keep their names."""
     return Pick(name)
 
 
-def _ruled(name: str, rules: tuple[Rule, ...]) -> str | None:
-    for pattern, made in rules:
-        if found := re.fullmatch(pattern, name):
-            return made(*found.groups())
+def _apply_rules(name: str, rules: tuple[Rule, ...]) -> str | None:
+    for pattern, rename in rules:
+        if match := re.fullmatch(pattern, name):
+            return rename(*match.groups())
     return None
 
 
 # --- UNets --------------------------------------------------------------------------------------------------
 
-#: Of a residual block; with SPADE the norms are elsewhere and the rest moves up by one.
+#: Layers of a residual block; with SPADE the norms have other names and the other layers move up by one.
 PLAIN: Final = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -78,24 +77,23 @@ SPADE: Final = {
     "conv2": "out_layers.2",
     "conv_shortcut": "skip_connection",
     **{
-        f"{norm}.{ours}": f"{norm}.mlp_{theirs}"
+        f"{norm}.{ours}": f"{norm}.mlp_{published}"
         for norm in ("in_norm", "out_norm")
-        for ours, theirs in (("shared", "shared.0"), ("gamma", "gamma"), ("beta", "beta"))
+        for ours, published in (("shared", "shared.0"), ("gamma", "gamma"), ("beta", "beta"))
     },
 }
 
 
 def unet_names(config: LDMConfig | SCADMConfig) -> Rename:
-    """Of a UNet of latent diffusion's openaimodel, whose blocks are counted through from the first to the last."""
+    """For a UNet of latent diffusion's openaimodel, whose blocks have consecutive numbers."""
     period = config.layers_per_block + 1
-    spade = isinstance(config, SCADMConfig)
     attends = config.attention[::-1]
 
     def residual(place: str, rest: str, own: Mapping[str, str]) -> str:
         part, _, leaf = rest.rpartition(".")
         return f"{place}.{own[part]}.{leaf}"
 
-    late = SPADE if spade else PLAIN
+    late = SPADE if config.kind == "scadm" else PLAIN  # layers of middle and decoder
     rules: tuple[Rule, ...] = (
         (r"time_embedding\.linear_([12])\.(.+)", lambda n, leaf: f"time_embed.{2 * (int(n) - 1)}.{leaf}"),
         (r"conv_in\.(.+)", lambda leaf: f"input_blocks.0.0.{leaf}"),
@@ -128,21 +126,22 @@ def unet_names(config: LDMConfig | SCADMConfig) -> Rename:
             lambda b, leaf: f"output_blocks.{(int(b) + 1) * period - 1}.{2 if attends[int(b)] else 1}.conv.{leaf}",
         ),
     )
-    tokens = config.uses_tokens if isinstance(config, LDMConfig) else config.style is not None
 
     def rename(name: str) -> Pick | None:
-        found = _ruled(name, rules)
-        return found if found is None else Pick(found) if tokens else _self_attention(found, config.head_dim)
+        key = _apply_rules(name, rules)
+        if key is None:
+            return None
+        return Pick(key) if config.uses_tokens else _self_attention(key, config.head_dim)
 
     return rename
 
 
 def _self_attention(name: str, head_dim: int) -> Pick:
     """The unconditional attention block: queries, keys and values are one layer, interleaved head by head."""
-    found = re.fullmatch(r"(.+)\.(group_norm|to_q|to_k|to_v|to_out\.0)\.(weight|bias)", name)
-    if found is None:
+    match = re.fullmatch(r"(.+)\.(group_norm|to_q|to_k|to_v|to_out\.0)\.(weight|bias)", name)
+    if match is None:
         return Pick(name)
-    place, part, leaf = found.groups()
+    place, part, leaf = match.groups()
     if part == "group_norm":
         return Pick(f"{place}.norm.{leaf}")
     if part == "to_out.0":
@@ -169,15 +168,15 @@ def _flat(tensor: Tensor) -> Tensor:
 def averaged(rename: Rename, prefix: str) -> Rename:
     """The exponential moving average beside the weights that `rename` finds: the same names without their dots."""
 
-    def made(name: str) -> Pick | None:
+    def averaged_name(name: str) -> Pick | None:
         pick = rename(name)
         return None if pick is None else pick._replace(key=f"model_ema.{(prefix + pick.key).replace('.', '')}")
 
-    return made
+    return averaged_name
 
 
 def branch_names(config: LDMConfig) -> Rename:
-    """Of a ControlNet: the encoder half of its UNet, the hint's encoder, and the convolutions that begin at zero."""
+    """For a ControlNet: the encoder half of its UNet, the hint's encoder, and the convolutions that begin at zero."""
     encoder = unet_names(config)
     rules: tuple[Rule, ...] = (
         (r"controlnet_cond_embedding\.conv_in\.(.+)", lambda leaf: f"input_hint_block.0.{leaf}"),
@@ -191,8 +190,8 @@ def branch_names(config: LDMConfig) -> Rename:
     )
 
     def rename(name: str) -> Pick | None:
-        found = _ruled(name, rules)
-        return encoder(name) if found is None else Pick(found)
+        key = _apply_rules(name, rules)
+        return encoder(name) if key is None else Pick(key)
 
     return rename
 
@@ -204,7 +203,7 @@ ATTENTION: Final = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v",
 
 
 def first_stage_names(levels: int) -> Rename:
-    """Of latent diffusion's first stages; the decoder's levels are counted from the finest, ours from the coarsest."""
+    """For latent diffusion's first stages; the decoder's levels are counted from the finest, ours from the coarsest."""
 
     def residual(place: str, rest: str) -> str:
         return f"{place}.{rest.replace('conv_shortcut', 'nin_shortcut')}"
@@ -241,11 +240,11 @@ def first_stage_names(levels: int) -> Rename:
     )
 
     def rename(name: str) -> Pick | None:
-        found = _ruled(name, rules)
-        if found is None:
+        key = _apply_rules(name, rules)
+        if key is None:
             return None
-        linear = re.search(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$", found)
-        return Pick(found, _flat if linear else None)
+        linear = re.search(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$", key)
+        return Pick(key, _flat if linear else None)
 
     return rename
 
@@ -254,7 +253,7 @@ def first_stage_names(levels: int) -> Rename:
 
 
 def text_names(name: str) -> Pick | None:
-    """Of the text transformer, whose attention and feed-forward layers are counted through as one list."""
+    """For the text transformer, whose attention and feed-forward layers are numbered as one list."""
     inside = {"to_q": "to_q", "to_k": "to_k", "to_v": "to_v", "to_out": "to_out"}
     rules: tuple[Rule, ...] = (
         (r"token_embedding\.weight", lambda: "token_emb.weight"),
@@ -269,28 +268,28 @@ def text_names(name: str) -> Pick | None:
         (r"layers\.(\d+)\.up\.(.+)", lambda i, leaf: f"attn_layers.layers.{2 * int(i) + 1}.1.net.0.0.{leaf}"),
         (r"layers\.(\d+)\.down\.(.+)", lambda i, leaf: f"attn_layers.layers.{2 * int(i) + 1}.1.net.2.{leaf}"),
     )
-    found = _ruled(name, rules)
-    return None if found is None else Pick(found)
+    key = _apply_rules(name, rules)
+    return None if key is None else Pick(key)
 
 
 def clip_names(name: str) -> Pick:
-    """Of CLIP's text model, which `transformers` once kept one level deeper."""
+    """For CLIP's text model, which `transformers` once kept one level deeper."""
     return Pick(f"text_model.{name.removeprefix('network.').removeprefix('text_model.')}")
 
 
 def mask_names(name: str) -> Pick | None:
-    """Of the one linear layer that reads masks."""
-    found = _ruled(name, ((r"shape\.(.+)", lambda leaf: f"linear.{leaf}"),))
-    return None if found is None else Pick(found)
+    """For the linear layer that reads masks."""
+    key = _apply_rules(name, ((r"shape\.(.+)", lambda leaf: f"linear.{leaf}"),))
+    return None if key is None else Pick(key)
 
 
 def style_names(name: str) -> Pick | None:
-    """Of SCA-DM's style encoder."""
+    """For SCA-DM's style encoder."""
     rules: tuple[Rule, ...] = (
         (r"first\.([01])\.(.+)", lambda n, leaf: f"Encoder.first_layer.{n}.{leaf}"),
         (r"down\.(\d+)\.([01])\.(.+)", lambda i, n, leaf: f"Encoder.enc_layer_{i}.{n}.{leaf}"),
         (r"up\.(\d+)\.([01])\.(.+)", lambda i, n, leaf: f"Decoder.dec_layer_{i}.{int(n) + 1}.{leaf}"),
         (r"out\.(\d+)\.(.+)", lambda i, leaf: f"out.out_{i}.0.{leaf}"),
     )
-    found = _ruled(name, rules)
-    return None if found is None else Pick(found)
+    key = _apply_rules(name, rules)
+    return None if key is None else Pick(key)

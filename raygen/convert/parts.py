@@ -1,7 +1,4 @@
-"""Parts of published checkpoints that several families have: a first stage, a UNet with its average, a schedule, words.
-
-Knows under which prefixes latent diffusion keeps them, and what it keeps beside them. Knows no family.
-"""
+"""Parts that several families of published checkpoints share: first stage, UNet, average, schedule, vocabulary."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,13 +46,13 @@ BUFFERS: Final = (
 
 @dataclass(frozen=True)
 class Options:
-    """What a file does not say. None takes what is published for the family."""
+    """Settings that a file does not have. None takes the published value of the family."""
 
     image_size: int | None = None
     weights: str | None = None
     scaling_factor: float | None = None
     vocabulary: str | None = None
-    open_vocabulary: bool = True  # False where only names and shapes are asked for
+    open_vocabulary: bool = True  # False where only names and shapes are read
 
     def __post_init__(self) -> None:
         if self.weights not in (None, "ema", "raw"):
@@ -63,7 +60,7 @@ class Options:
 
 
 class Part(NamedTuple):
-    """One network: what is filled, and where its tensors are."""
+    """One network: the module to fill, and the names of its tensors in the file."""
 
     name: str
     module: nn.Module
@@ -73,7 +70,7 @@ class Part(NamedTuple):
 
 @dataclass
 class Draft:
-    """A model on torch's `meta` device, the parts to fill, and what is left behind: a pattern and why."""
+    """A model on torch's `meta` device, the parts to fill, and what is left out: pairs of a pattern and a reason."""
 
     model: Model | FirstStage | nn.Module
     parts: list[Part]
@@ -90,8 +87,8 @@ def stage_part(shapes: Shapes, options: Options, image_size: int, scale: float, 
     if "encoder.conv_in.weight" not in inner:
         prefix, inner = "", dict(shapes)
     if "encoder.conv_in.weight" not in inner:
-        wanted = "VQ-f4" if scale == 1.0 else "KL"
-        raise InputError(f"no first stage in it: give its {wanted} file as well, after it", reason="weights")
+        missing = "VQ-f4" if scale == 1.0 else "KL"
+        raise InputError(f"no first stage in it: give its {missing} file as well, after it", reason="weights")
     config = stage_config(inner, options.image_size or image_size)
     stage = FirstStage(config)
     factor = options.scaling_factor if options.scaling_factor is not None else scale
@@ -101,17 +98,17 @@ def stage_part(shapes: Shapes, options: Options, image_size: int, scale: float, 
     return stage, Part("vae", stage.net, prefix, first_stage_names(len(config.channels)))
 
 
-def which_weights(shapes: Shapes, options: Options, wanted: Which) -> Which:
-    """Which of both a family takes; `InputError` where the average is asked for and there is none."""
-    there = any(name.startswith("model_ema.diffusion_model") for name in shapes)
-    if options.weights == "ema" and not there:
+def which_weights(shapes: Shapes, options: Options, default: Which) -> Which:
+    """The weights to take, `default` by default; `InputError` where the average is asked for and there is none."""
+    has_average = any(name.startswith("model_ema.diffusion_model") for name in shapes)
+    if options.weights == "ema" and not has_average:
         raise InputError("no moving average (model_ema.*) in it", reason="weights")
-    taken: Which = "raw" if options.weights == "raw" else "ema" if options.weights == "ema" else wanted
-    return taken if there else "raw"
+    chosen: Which = "raw" if options.weights == "raw" else "ema" if options.weights == "ema" else default
+    return chosen if has_average else "raw"
 
 
 def unet_part(shapes: Shapes, config: Any, module: nn.Module, which: Which) -> tuple[Part, list[tuple[str, str]]]:
-    """The UNet under its usual prefix, and what is left behind of both kinds of weights."""
+    """The UNet under its usual prefix, and what is left out of the other kind of weights."""
     rename = unet_names(config)
     if which == "raw":
         return Part("unet", module, UNET, rename), [(r"model_ema\..+", "the moving average; --weights ema takes it")]
@@ -123,7 +120,7 @@ def unet_part(shapes: Shapes, config: Any, module: nn.Module, which: Which) -> t
 
 
 def schedule_of(shapes: Shapes, read: Read) -> NoiseSchedule:
-    """That of the file's own betas; latent diffusion's where it has none."""
+    """The schedule of the file's betas; latent diffusion's where it has none."""
     if "betas" not in shapes:
         return noise_schedule(None)
     if len(shapes["betas"]) != 1 or not 2 <= shapes["betas"][0] <= MOST_STEPS:
@@ -132,18 +129,18 @@ def schedule_of(shapes: Shapes, read: Read) -> NoiseSchedule:
 
 
 def vocabulary_of(config: TextConfig, words: int | None, options: Options) -> Tokenizer | None:
-    """By name or path; `ConfigError` where it is not at hand or has another number of words."""
+    """The tokenizer by name or path; `ConfigError` where it cannot be loaded or has another number of words."""
     if not options.open_vocabulary:
         return None
     try:
         with torch.device("cpu"):
-            found = tokenizer_of(config, list)
+            tokenizer = tokenizer_of(config, list)
     except ConfigError as error:
         hint = "the file has no vocabulary: name one with --vocabulary, a vocab.txt or a tokenizer's folder"
         raise ConfigError(f"{error}; {hint}") from error
-    if len(found) != words:
-        raise ConfigError(f"the vocabulary has {len(found):,} words, the text encoder {words:,}")
-    return found
+    if len(tokenizer) != words:
+        raise ConfigError(f"the vocabulary has {len(tokenizer):,} words, the text encoder {words:,}")
+    return tokenizer
 
 
 MOST_STEPS: Final = 100_000

@@ -1,7 +1,6 @@
 """Cross-attention whose keys and values are computed once a picture, and which a mask may gate.
 
-Knows diffusers' attention layers, where their keys and values come from, and which pixel may look at which token. Knows
-no model and no condition.
+The layers are those of diffusers, with a processor of their own.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,15 +11,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GATE", "KEYS_VALUES", "Gating", "gates", "given", "keys_values", "own_cross_attention", "watching"]
+__all__ = [
+    "GATE",
+    "KEYS_VALUES",
+    "Gating",
+    "gates",
+    "keys_values",
+    "own_cross_attention",
+    "use_context",
+    "watch_scores",
+]
 
 
 #: Names of keys and values in a context: `kv.<place of the layer in the network>`.
 KEYS_VALUES: Final = "kv."
 #: Names of gates in a context: `gate.<number of pixels>`.
 GATE: Final = "gate."
-#: `hard`: a pixel looks at the tokens of its own class alone. `paper`: scores are multiplied by 0 or 1 before the
-#: softmax (SCA-DM, equation 8), so the others still count. `none`: every pixel looks at every token.
+#: `hard`: a pixel attends to the tokens of its own class alone. `paper`: scores are multiplied by 0 or 1 before the
+#: softmax (SCA-DM, equation 8), so the others still contribute. `none`: no gates.
 Gating = Literal["hard", "paper", "none"]
 
 
@@ -47,45 +55,36 @@ class CrossAttention:
     ) -> Tensor:
         """hidden_states [B, N, D], encoder_hidden_states [B, K, E] -> [B, N, D]."""
         keys, values = _projected(attn, encoder_hidden_states) if self.ready is None else self.ready.chunk(2, dim=-1)
-        q, k, v = (_heads(x, attn.heads) for x in (attn.to_q(hidden_states), keys, values))
+        parts = (x.view(*x.shape[:2], attn.heads, -1) for x in (attn.to_q(hidden_states), keys, values))
+        q, k, v = (x.transpose(1, 2) for x in parts)  # [B, heads, n, d]
         if self.watched is not None:
             self.watched.append((q @ k.transpose(-1, -2)).mean(dim=1) * q.shape[-1] ** -0.5)  # [B, N, K]
-        mixed = self._mixed(q, k, v, attention_mask)  # [B, heads, N, d]
-        merged = mixed.transpose(1, 2).flatten(2)
+        gate = self.gates[q.shape[2]].unsqueeze(1).to(q.dtype) if self.gates else None  # [B, 1, N, K]
+        if gate is not None and self.multiplied:
+            scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+            attended = (scores * gate).softmax(dim=-1) @ v
+        else:
+            attended = F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask if gate is None else gate)
+        merged = attended.transpose(1, 2).flatten(2)  # [B, N, heads * d]
         result: Tensor = attn.to_out[1](attn.to_out[0](merged))
-        return result
-
-    def _mixed(self, q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None) -> Tensor:
-        if not self.gates:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=attention_mask)
-        gate = self.gates[q.shape[2]].unsqueeze(1).to(q.dtype)  # [B, 1, N, K]
-        if not self.multiplied:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=gate)
-        scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        result: Tensor = (scores * gate).softmax(dim=-1) @ v
         return result
 
 
 def gates(maps: Mapping[int, Tensor], gating: Gating) -> dict[str, Tensor]:
-    """Class maps [B, K, side, side] by side -> what `given` reads: token k is that of class k.
+    """Class maps [B, K, side, side] by side -> what `use_context` reads: token k is that of class k.
 
-    A pixel of no class (an absent mask) looks at all tokens alike, whatever their scores, as released.
+    A pixel of no class (an absent mask) attends to all tokens equally, whatever their scores, as released.
     """
-    made = {}
+    values = {}
     for side, one_hot in maps.items():
         gate = one_hot.flatten(2).transpose(1, 2)  # [B, N, K]
         # The smallest number swallows any score, so that scores of a pixel without class are all the same.
-        value = gate if gating == "paper" else (1 - gate) * torch.finfo(gate.dtype).min
-        made[f"{GATE}{side * side}"] = value
-    return made
+        values[f"{GATE}{side * side}"] = gate if gating == "paper" else (1 - gate) * torch.finfo(gate.dtype).min
+    return values
 
 
 def _projected(attn: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return attn.to_k(tokens), attn.to_v(tokens)
-
-
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)  # [B, heads, n, d]
 
 
 def own_cross_attention(unet: Any, gating: Gating = "none") -> Any:
@@ -98,24 +97,24 @@ def own_cross_attention(unet: Any, gating: Gating = "none") -> Any:
 
 
 def keys_values(unet: Any, tokens: Tensor) -> dict[str, Tensor]:
-    """Keys and values of every cross-attention layer for tokens [B, K, E], by the names that `given` reads."""
-    made = (torch.cat(_projected(layer, tokens.to(unet.dtype)), dim=-1) for layer in _layers(unet))
-    return {f"{KEYS_VALUES}{place}": value for place, value in enumerate(made)}
+    """Keys and values of every cross-attention layer for tokens [B, K, E], by the names that `use_context` reads."""
+    pairs = (torch.cat(_projected(layer, tokens.to(unet.dtype)), dim=-1) for layer in _layers(unet))
+    return {f"{KEYS_VALUES}{index}": pair for index, pair in enumerate(pairs)}
 
 
 @contextmanager
-def given(unet: Any, ctx: Mapping[str, Tensor]) -> Iterator[None]:
+def use_context(unet: Any, ctx: Mapping[str, Tensor]) -> Iterator[None]:
     """Inside, the layers of `unet` read the keys, values and gates of `ctx` where it has them.
 
     With gradients gates stay afterwards: a backward pass may compute activations again.
     """
-    found = {int(name[len(GATE) :]): gate for name, gate in ctx.items() if name.startswith(GATE)}
+    gates_by_size = {int(name[len(GATE) :]): gate for name, gate in ctx.items() if name.startswith(GATE)}
     ready = f"{KEYS_VALUES}0" in ctx
-    processors = [layer.processor for layer in _layers(unet)] if ready or found else []
+    processors = [layer.processor for layer in _layers(unet)] if ready or gates_by_size else []
     try:
         for place, processor in enumerate(processors):
             processor.ready = ctx[f"{KEYS_VALUES}{place}"] if ready else None
-            processor.gates = found
+            processor.gates = gates_by_size
         yield
     finally:
         for processor in processors:
@@ -124,17 +123,17 @@ def given(unet: Any, ctx: Mapping[str, Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def watching(unet: Any) -> Iterator[list[Tensor]]:
-    """Inside, the list gets the scores of every cross-attention layer before gates and softmax, mean over heads.
+def watch_scores(unet: Any) -> Iterator[list[Tensor]]:
+    """Inside, the list collects the scores of every cross-attention layer before gates and softmax, mean over heads.
 
     Each [B, N, K], in the order of the forward.
     """
-    found: list[Tensor] = []
+    scores: list[Tensor] = []
     processors = [layer.processor for layer in _layers(unet)]
     for processor in processors:
-        processor.watched = found
+        processor.watched = scores
     try:
-        yield found
+        yield scores
     finally:
         for processor in processors:
             processor.watched = None

@@ -1,11 +1,10 @@
 """First stages: pixels <-> the latents a diffusion model works on.
 
-Knows four kinds: `kl` (AutoencoderKL), `vq` (VQModel), `dc` (AutoencoderDC: the deep compression autoencoder of
-arXiv:2410.10733, deterministic, with shortcuts around the bottleneck that let a small one learn in minutes),
-`pixel` (identity); each behind an optional space-to-depth step, with the scale that brings its latents to unit
-size. Knows no noise schedule, no conditions and not how a first stage is trained.
+There are four kinds: `kl` (AutoencoderKL), `vq` (VQModel), `dc` (AutoencoderDC: the deep compression autoencoder of
+arXiv:2410.10733, deterministic, with shortcuts around the bottleneck that let a small one learn in minutes), `pixel`
+(identity). Each has an optional space-to-depth step in front and scales its latents to unit standard deviation.
 
-`moments` are what is worth caching: mean and log-variance (kl), latents before quantisation (vq), latents (dc),
+`moments` are what can be cached: mean and log-variance (kl), latents before quantisation (vq), latents (dc),
 pixels. Scaling follows diffusers: z = (latent - mean) * scaling_factor / std, in the model's own config where that
 has a place for all three, in the config for `dc`.
 """
@@ -24,11 +23,19 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raygen.core.config import Config
+from raygen.core.errors import ConfigError
 
-__all__ = ["AutoencoderConfig", "FirstStage", "pixel_stage", "silence_residuals"]
+__all__ = [
+    "AutoencoderConfig",
+    "FirstStage",
+    "pixel_stage",
+    "require_same_stage",
+    "same_stage",
+    "silence_residuals",
+]
 
 
-#: How the identity is named where a folder of a first stage could stand.
+#: The identity, named in place of the folder of a first stage.
 PIXELS = re.compile(r"pixels-(\d+)(?:-p(\d+))?")
 #: Log-variances outside this range are clipped before they are used, as AutoencoderKL's own posterior does.
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -75,10 +82,10 @@ class AutoencoderConfig(Config):
 
 def pixel_stage(name: str) -> AutoencoderConfig | None:
     """The identity that `pixels-64` names, or `pixels-64-p2` with 2 x 2 pixels in a place; None for other names."""
-    found = PIXELS.fullmatch(name)
-    if found is None:
+    match = PIXELS.fullmatch(name)
+    if match is None:
         return None
-    return AutoencoderConfig(stage="pixel", image_size=int(found[1]), patch=int(found[2] or 1))
+    return AutoencoderConfig(stage="pixel", image_size=int(match[1]), patch=int(match[2] or 1))
 
 
 class FirstStage(nn.Module):
@@ -90,7 +97,7 @@ class FirstStage(nn.Module):
     def __init__(self, config: AutoencoderConfig, net: Any = None) -> None:
         super().__init__()
         self.config = config
-        self.net = _build(config) if net is None and config.stage != "pixel" else net  # a given net keeps its weights
+        self.net = _new_network(config) if net is None and config.stage != "pixel" else net
         self.register_buffer("mean", torch.zeros(1, config.latent_shape[0], 1, 1), persistent=False)
         self.register_buffer("scale", torch.ones(1, config.latent_shape[0], 1, 1), persistent=False)
         self._read_scale()
@@ -117,8 +124,8 @@ class FirstStage(nn.Module):
         if self.net is None:
             return x
         x = x.to(self.net.dtype)
-        found = self.net.encode(x, return_dict=False)[0]
-        return (found.parameters if self.config.stage == "kl" else found).float()  # type: ignore[no-any-return]
+        encoded = self.net.encode(x, return_dict=False)[0]
+        return (encoded.parameters if self.config.stage == "kl" else encoded).float()  # type: ignore[no-any-return]
 
     def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
         """A latent z of the posterior; `noise` [B, C, h, w] is used by `kl` only."""
@@ -133,8 +140,8 @@ class FirstStage(nn.Module):
 
     def quantise(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """vq only: latents z of the nearest codes (gradients pass straight through), codebook loss, code indices."""
-        found, loss, (_, _, codes) = self.net.quantize(moments)
-        return self._scaled(found), loss, codes
+        quantised, loss, (_, _, codes) = self.net.quantize(moments)
+        return self._scaled(quantised), loss, codes
 
     def decode(self, z: Tensor, *, quantised: bool = False) -> Tensor:
         """Latent z [B, C, h, w] -> pixels float32 [B, 3, H, W], not clipped. `quantised`: z is of `quantise`."""
@@ -156,8 +163,8 @@ class FirstStage(nn.Module):
             return
         if self.config.stage == "dc":
             mean, std = moments.double().mean(dim=(0, 2, 3)), moments.double().std(dim=(0, 2, 3))
-            found = {"latents_mean": tuple(mean.tolist()), "latents_std": tuple(std.tolist())}
-            self.config = self.config.model_copy(update=found)
+            statistics = {"latents_mean": tuple(mean.tolist()), "latents_std": tuple(std.tolist())}
+            self.config = self.config.model_copy(update=statistics)
         elif self.config.stage == "vq":
             self.net.register_to_config(scaling_factor=1 / float(moments.float().std()))
         else:
@@ -175,7 +182,7 @@ class FirstStage(nn.Module):
         return (raw.float() - self.mean) * self.scale
 
     def _read_scale(self) -> None:
-        """Fill the buffers from the config of the diffusers model, or from the spec."""
+        """Fill the buffers from the config of the diffusers model; for `dc`, from our own."""
         if self.net is None:
             return
         config: Mapping[str, Any] = self.config.model_dump() if self.config.stage == "dc" else self.net.config
@@ -193,7 +200,23 @@ class FirstStage(nn.Module):
         return self
 
 
-def _build(config: AutoencoderConfig) -> Any:
+def same_stage(a: FirstStage, b: FirstStage) -> bool:
+    """Whether two first stages make the same latents: config, scale and weights, compared as float16."""
+    if a is b:
+        return True
+    if a.config != b.config or not (torch.equal(a.mean, b.mean) and torch.equal(a.scale, b.scale)):
+        return False
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(x[k].shape == y[k].shape and torch.equal(x[k].half(), y[k].half()) for k in x)
+
+
+def require_same_stage(first_stage: FirstStage, model_stage: FirstStage, model: str) -> None:
+    """`ConfigError` where `model` was trained on another first stage than the one given."""
+    if not same_stage(model_stage, first_stage):
+        raise ConfigError(f"{model} has another first stage than the one of this training")
+
+
+def _new_network(config: AutoencoderConfig) -> Any:
     levels = len(config.channels)
     if config.stage == "dc":
         layers, scales = (config.layers_per_block,) * levels, ((),) * levels
@@ -224,7 +247,7 @@ def _build(config: AutoencoderConfig) -> Any:
         return silence_residuals(VQModel(**shared, num_vq_embeddings=config.codes, vq_embed_dim=config.latent_channels))
     net = silence_residuals(AutoencoderKL(**shared))
     with torch.no_grad():
-        # A posterior as wide as the prior drowns what an untrained encoder says.
+        # A posterior as wide as the prior would hide the signal of an untrained encoder.
         net.quant_conv.weight[config.latent_channels :] *= 0.1
         net.quant_conv.bias[config.latent_channels :] = START_LOGVAR
     return net

@@ -1,10 +1,8 @@
-"""The contract of everything that denoises.
-
-Knows what training, sampling and editing may ask of a model. Knows no family and no condition in particular.
-"""
+"""The interface of a denoiser: what training, sampling and editing ask of every model family."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +21,7 @@ __all__ = ["Context", "Model", "Record", "Tokens", "concatenate"]
 Tokens = Mapping[str, Tensor]
 #: All that depends on conditions alone, by name, each [B, ...].
 Context = Mapping[str, Tensor]
-#: Where a model puts influence or attention maps when somebody asks.
+#: Where a model puts influence or attention maps, where a caller passes one.
 Record = MutableMapping[str, Tensor]
 
 
@@ -39,13 +37,15 @@ class Model(nn.Module, ABC):
     taken but not required may be absent, which is what dropout trained. The first stage is frozen.
     """
 
+    #: Its `kind` is that of the model's `Family`.
+    config: Any
     modalities: frozenset[str]
     required_conditions: frozenset[str]
     schedule: NoiseSchedule
     first_stage: FirstStage
-    #: Of a model that reads texts.
+    #: None for a model that reads no texts.
     tokenizer: Tokenizer | None = None
-    #: Whether it is several denoisers, whose shares are worth a record.
+    #: Whether it combines several denoisers, whose influence can be recorded.
     mixes: bool = False
 
     @abstractmethod
@@ -54,18 +54,18 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def prepare(self, tokens: Tokens) -> Context:
-        """Tokens -> everything a step needs of them; once a batch at inference."""
+        """Tokens -> everything that does not depend on zt and t; computed once a batch at inference."""
 
     @abstractmethod
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
-        """What the network says of zt [B, C, h, w] at t int64 [B], in `schedule.prediction_type`; float32.
+        """The network's output for zt [B, C, h, w] at t int64 [B], as `schedule.prediction_type` says; float32.
 
-        Samplers take this form: guidance is linear, so it works on eps and v alike.
+        Guidance and samplers work on this output: guidance is linear, so it is the same for eps and v.
         """
 
     @property
     def networks(self) -> Sequence[nn.Module]:
-        """The parts that run once a step."""
+        """The modules that run in every step."""
         return [self]
 
     @property
@@ -74,23 +74,23 @@ class Model(nn.Module, ABC):
         return {"": self}
 
     def must_do_without(self, why: str) -> None:
-        """`ConfigError` where it is known that the model was not trained to do without its conditions."""
+        """`ConfigError` where the model is known to be trained without condition dropout. `why` opens the message."""
 
     def mix(self, mixing: Config) -> None:
-        """Put several denoisers together in another way; `ConfigError` where there is only one."""
+        """Combine several denoisers in another way; `ConfigError` for a single denoiser."""
         raise ConfigError(f"mixing: {type(self).__name__} is one denoiser, there is nothing to mix")
 
     def eps(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
-        """The noise in zt [B, C, h, w], whatever the network predicts."""
+        """The predicted noise in zt [B, C, h, w], for every prediction type."""
         return self.schedule.eps_from(self.predict(zt, t, ctx, record), zt, t)
 
     def null(self, n: int) -> Conditions:
-        """`n` slots that condition on nothing, on the model's device."""
+        """`n` slots without conditions, on the model's device."""
         return Conditions.null(n, self.modalities, self.shapes, self.device)
 
     @property
     def shapes(self) -> Shapes:
-        """What its conditions look like."""
+        """Sizes of its conditions, and its tokenizer."""
         size = self.first_stage.config.image_size
         return Shapes(size) if self.tokenizer is None else Shapes(size, self.tokenizer.length, self.tokenizer)
 
@@ -106,5 +106,5 @@ class Model(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of its parameters."""
         return next(self.parameters()).device

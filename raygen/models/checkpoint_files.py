@@ -1,6 +1,6 @@
-"""Parts of a checkpoint folder: diffusers models, own weights and JSON, to files and back.
+"""Files of a checkpoint folder: diffusers models, own weights and JSON, written and read.
 
-Knows safetensors, config.json and which diffusers classes are ours; nothing in a file is executed. Knows no family.
+Reads safetensors and JSON only; nothing in a file is executed.
 """
 
 import json
@@ -14,14 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raygen.core.config import parse
 from raygen.core.errors import InputError
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 
 __all__ = [
     "DIFFUSERS_WEIGHTS",
+    "FORMAT",
     "OWN_WEIGHTS",
+    "PLAIN_STAGE",
+    "STAGE",
+    "OpenedCheckpoint",
     "Writing",
     "fill",
     "read_diffusers",
+    "read_first_stage",
     "read_json",
     "write_diffusers",
     "write_json",
@@ -29,6 +36,11 @@ __all__ = [
 ]
 
 
+#: Version of raygen.json.
+FORMAT: Final = 1
+#: Folder of the first stage, and its name in diffusers' `LDMPipeline`.
+STAGE: Final = "vae"
+PLAIN_STAGE: Final = "vqvae"
 DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 OWN_WEIGHTS: Final = "model.safetensors"
 CLASSES: Final[Mapping[str, Any]] = {
@@ -41,30 +53,48 @@ CLASSES: Final[Mapping[str, Any]] = {
 }
 
 
+class OpenedCheckpoint(NamedTuple):
+    """A checkpoint folder and its document: raygen.json, or what it would be for a folder of another layout."""
+
+    root: Path
+    document: Mapping[str, Any]
+
+    @property
+    def source(self) -> str:
+        """Where the document comes from, for error messages."""
+        return str(self.root if "layout" in self.document else self.root / "raygen.json")
+
+    @property
+    def first_stage(self) -> AutoencoderConfig:
+        """The shape of its first stage; `ConfigError` where the document has none."""
+        config: AutoencoderConfig = parse(AutoencoderConfig, self.document.get("first_stage"), self.source)
+        return config
+
+
 class Writing(NamedTuple):
-    """How weights are written: floating ones as `dtype`, and what else the files say of themselves."""
+    """How weights are written: the type of floating-point tensors, and metadata of every file."""
 
     dtype: torch.dtype = torch.float32
     metadata: Mapping[str, str] = {}
 
 
-def write_diffusers(module: Any, folder: Path, how: Writing, index: dict[str, Any]) -> None:
+def write_diffusers(module: Any, folder: Path, writing: Writing, index: dict[str, Any]) -> None:
     """A diffusers model as `folder`, and its line in `index`, the document of model_index.json."""
     module.save_config(folder)
-    write_weights(module, folder / DIFFUSERS_WEIGHTS, how)
+    write_weights(module, folder / DIFFUSERS_WEIGHTS, writing)
     index[folder.name] = ["diffusers", type(module).__name__]
 
 
-def write_weights(module: nn.Module, path: Path, how: Writing) -> None:
+def write_weights(module: nn.Module, path: Path, writing: Writing) -> None:
     """All tensors of `module` as safetensors, without a second copy of them in memory; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: tensor.detach().cpu().to(how.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
+        name: tensor.detach().cpu().to(writing.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
         for name, tensor in module.state_dict().items()
     }
     path.touch()
-    mode = path.stat().st_mode  # the library would let nobody else read it
-    save_file(tensors, path, metadata={"format": "pt", **how.metadata})
+    mode = path.stat().st_mode  # safetensors would make the file readable for its owner only
+    save_file(tensors, path, metadata={"format": "pt", **writing.metadata})
     path.chmod(mode)
 
 
@@ -75,7 +105,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_diffusers(folder: Path) -> Any:
-    """A diffusers model from its own config and weights; `InputError` (`checkpoint`) where they are no such thing."""
+    """A diffusers model from its own config and weights; `InputError` (`checkpoint`) where a file is damaged."""
     config = read_json(folder / "config.json")
     kind = CLASSES.get(str(config.get("_class_name")))
     if kind is None:
@@ -88,27 +118,29 @@ def read_diffusers(folder: Path) -> Any:
     return module
 
 
+def read_first_stage(opened: OpenedCheckpoint) -> FirstStage:
+    """The first stage of a folder; `InputError` (`checkpoint`) where a file is missing or damaged."""
+    config = opened.first_stage
+    folder = opened.root / PLAIN_STAGE if (opened.root / PLAIN_STAGE).is_dir() else opened.root / STAGE
+    return FirstStage(config, None if config.stage == "pixel" else read_diffusers(folder))
+
+
 def fill(module: nn.Module, path: Path) -> None:
     """Load weights into `module`: exactly its names and shapes, as float32; `InputError` (`checkpoint`) otherwise."""
-    tensors = _read_tensors(path)
-    wanted = module.state_dict()
-    if unlike := sorted(set(wanted) ^ set(tensors)):
-        raise InputError(f"{path}: names differ from the config's, first {unlike[0]!r}", reason="checkpoint")
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            shapes = f"{list(tensor.shape)}, not {list(wanted[name].shape)}"
-            raise InputError(f"{path}: {name} has shape {shapes}", reason="checkpoint")
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise InputError(f"{path}: {name} is not finite", reason="checkpoint")
-    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: {error}", reason="checkpoint") from error
-    return tensors
+    expected = module.state_dict()
+    if unlike := sorted(set(expected) ^ set(tensors)):
+        raise InputError(f"{path}: names differ from the config's, first {unlike[0]!r}", reason="checkpoint")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)}, not {list(expected[name].shape)}"
+            raise InputError(f"{path}: {name} has shape {shapes}", reason="checkpoint")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {name} is not finite", reason="checkpoint")
+    module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
 
 def read_json(path: Path) -> dict[str, Any]:

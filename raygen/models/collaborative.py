@@ -1,7 +1,4 @@
-"""Collaborative Diffusion: frozen experts, each with a dynamic diffuser that says where and when it counts.
-
-Knows how experts are put together, what they must share, and how their predictions become one. Knows neither losses
-nor samplers, and not where checkpoints lie.
+"""Collaborative Diffusion: frozen experts, each with a dynamic diffuser that weights it by pixel and timestep.
 
     raw_m = diffuser_m(zt, t, c_m)            [B, 1, h, w]
     I     = softmax over experts of raw       at every pixel, equation 3
@@ -11,7 +8,8 @@ Source: Huang et al., CVPR 2023. Predictions of v mix like those of eps: both ar
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -20,8 +18,20 @@ from torch import Tensor, nn
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.models.attention import own_cross_attention
-from raygen.models.autoencoder import FirstStage
+from raygen.models.autoencoder import FirstStage, require_same_stage, same_stage
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_files import (
+    FORMAT,
+    OWN_WEIGHTS,
+    OpenedCheckpoint,
+    Writing,
+    fill,
+    read_diffusers,
+    read_json,
+    write_diffusers,
+    write_json,
+    write_weights,
+)
 from raygen.models.conditions import Conditions
 from raygen.models.expert_mixing import (
     ConstantMixing,
@@ -31,10 +41,12 @@ from raygen.models.expert_mixing import (
     ReleasedMixing,
     need_nulls,
 )
+from raygen.models.family import BuildInputs, CountInputs, Family
+from raygen.models.ldm import FAMILY as LDM_FAMILY
 from raygen.models.ldm import LDM, LDMConfig, build_unet, prepared_context, run_unet
 from raygen.models.text import Tokenizer
 
-__all__ = ["INFLUENCE", "Collaborative", "CollaborativeConfig", "DynamicDiffuser", "diffuser_config", "same_stage"]
+__all__ = ["FAMILY", "INFLUENCE", "Collaborative", "CollaborativeConfig", "DynamicDiffuser", "diffuser_config"]
 
 
 #: Names of influence maps in a record: `influence/<expert>`.
@@ -42,7 +54,7 @@ INFLUENCE: Final = "influence/"
 
 
 class CollaborativeConfig(Config):
-    """Which experts work together, and the shape of their dynamic diffusers.
+    """The experts, and the shape of their dynamic diffusers.
 
     A diffuser has the form of its expert's UNet, with other channels and one output. The published ones have 32, 64,
     96 and 160 channels; time is added in them, although the paper's equation 2 (supplement) has AdaLN.
@@ -62,7 +74,7 @@ class CollaborativeConfig(Config):
     def _names(cls, experts: dict[str, str]) -> dict[str, str]:
         if bad := [name for name in experts if not name.isidentifier()]:
             raise ValueError(f"{bad}: an expert's name has letters, digits and _ only")
-        return dict(sorted(experts.items()))  # sums round alike however a file orders them
+        return dict(sorted(experts.items()))  # so that sums are rounded in the same order for every file
 
 
 def diffuser_config(config: CollaborativeConfig, expert: LDMConfig) -> LDMConfig:
@@ -78,22 +90,22 @@ def diffuser_config(config: CollaborativeConfig, expert: LDMConfig) -> LDMConfig
 
 
 class DynamicDiffuser(nn.Module):
-    """Reads what its expert reads and says how much that expert should count, one number a pixel."""
+    """Predicts the influence of its expert from the expert's inputs, one number a pixel."""
 
     def __init__(
         self, config: LDMConfig, latent_shape: tuple[int, int, int], vector_width: int, unet: Any = None
     ) -> None:
-        """`vector_width`: of the vector that the expert adds to its time embedding, which is wider; 0 if none."""
+        """`vector_width`: width of the vector that the expert adds to its time embedding; 0 if there is none."""
         super().__init__()
         self.unet = own_cross_attention(build_unet(config, latent_shape, 1) if unet is None else unet)
         self.vector = nn.Linear(vector_width, config.vector_width) if vector_width else None
 
     def prepare(self, tokens: Tokens) -> Context:
-        """The expert's tokens -> what a step needs of them."""
-        made = dict(tokens)
+        """The expert's tokens -> the context of `forward`."""
+        own = dict(tokens)
         if self.vector is not None:
-            made["vector"] = self.vector(made["vector"])
-        return prepared_context(self.unet, made)
+            own["vector"] = self.vector(own["vector"])
+        return prepared_context(self.unet, own)
 
     def forward(self, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
         """zt [B, C, h, w], t [B] -> [B, 1, h, w]."""
@@ -101,11 +113,12 @@ class DynamicDiffuser(nn.Module):
 
 
 class Collaborative(Model):
-    """Several frozen denoisers of one latent space as one denoiser; only the dynamic diffusers train.
+    """Several frozen denoisers of one latent space, combined into one; only the dynamic diffusers train.
 
-    `mixing` is how they are put together; `mix` changes it, for inference.
+    `mixing` is the rule by which they are combined; `mix` changes it, for inference.
     """
 
+    config: CollaborativeConfig
     mixes = True
 
     def __init__(
@@ -124,7 +137,7 @@ class Collaborative(Model):
         experts = {name: experts[name] for name in config.experts}
         first = next(iter(experts.values()))
         for name, expert in experts.items():
-            _same_ground(next(iter(experts)), first, name, expert)
+            _check_compatible(next(iter(experts)), first, name, expert)
             expert.first_stage = first.first_stage
         self.config = config
         self.schedule, self.first_stage = first.schedule, first.first_stage
@@ -136,21 +149,20 @@ class Collaborative(Model):
         self.required_conditions = frozenset().union(*needed)
         self.tokenizer = _one_tokenizer(experts)
         self.experts = nn.ModuleDict(experts).requires_grad_(False)
-        self.diffusers = nn.ModuleDict(diffusers or self._new_diffusers(experts))
+        if diffusers is None:
+            diffusers = {
+                name: DynamicDiffuser(
+                    diffuser_config(config, expert.config), self.latent_shape, expert.config.vector_width
+                )
+                for name, expert in experts.items()
+            }
+        self.diffusers = nn.ModuleDict(diffusers)
         self.mixing: Mixing = PaperMixing()
-
-    def _new_diffusers(self, experts: Mapping[str, LDM]) -> dict[str, DynamicDiffuser]:
-        return {
-            name: DynamicDiffuser(
-                diffuser_config(self.config, expert.config), self.latent_shape, expert.config.vector_width
-            )
-            for name, expert in experts.items()
-        }
 
     def mix(self, mixing: Config) -> None:
         """See `Model.mix`; `ConfigError` where it does not fit these experts."""
         if not isinstance(mixing, Mixing):
-            raise ConfigError(f"{type(mixing).__name__} is no way to mix experts")
+            raise ConfigError(f"{type(mixing).__name__} does not mix experts")
         mixing.check(self.experts.keys(), self.nulls)
         self.mixing = mixing
 
@@ -173,7 +185,7 @@ class Collaborative(Model):
         return self.diffusers.parameters()
 
     def train(self, mode: bool = True) -> "Collaborative":
-        """Experts stay as they are used."""
+        """The experts stay in evaluation mode."""
         super().train(mode)
         self.experts.eval()
         return self
@@ -187,33 +199,33 @@ class Collaborative(Model):
         return _flat({n: {k: self.expert(n).embed(c) for k, c in kinds.items()} for n in self.experts})
 
     def prepare(self, tokens: Tokens) -> Context:
-        """What experts and diffusers make of the tokens once a batch."""
-        made: dict[str, Any] = {}
+        """The contexts of experts and diffusers, as `<expert>/given/…`, `<expert>/null/…`, `<expert>/diffuser/…`."""
+        contexts: dict[str, Any] = {}
         for name in self.experts:
             own = {kind: _part(tokens, f"{name}/{kind}/") for kind in ("given", "null")}
             with torch.no_grad():
-                made[name] = {kind: self.expert(name).prepare(part) for kind, part in own.items() if part}
+                contexts[name] = {kind: self.expert(name).prepare(part) for kind, part in own.items() if part}
             if self.mixing.learned:
-                made[name]["diffuser"] = self.diffuser(name).prepare(own["given"])
-        return _flat(made)
+                contexts[name]["diffuser"] = self.diffuser(name).prepare(own["given"])
+        return _flat(contexts)
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
-        """See `Model.predict`. Records the share of every expert, [B, 1, h, w], as `influence/<expert>`."""
+        """See `Model.predict`. Records the weight of every expert, [B, 1, h, w], as `influence/<expert>`."""
         if isinstance(self.mixing, DifferenceMixing):
             return self._difference(self.mixing, zt, t, ctx)
         shares = self.influence(zt, t, ctx)
         if record is not None:
-            here = (len(zt), 1, *zt.shape[2:])
-            record.update({f"{INFLUENCE}{n}": torch.as_tensor(s).expand(here) for n, s in shares.items()})
+            shape = (len(zt), 1, *zt.shape[2:])
+            record.update({f"{INFLUENCE}{n}": torch.as_tensor(s).expand(shape) for n, s in shares.items()})
         total: Tensor | None = None
         for name, share in shares.items():
-            part = share * self._says(name, zt, t, _part(ctx, f"{name}/given/"))
+            part = share * self._predict_expert(name, zt, t, _part(ctx, f"{name}/given/"))
             total = part if total is None else total + part
         assert total is not None
         return total
 
     def influence(self, zt: Tensor, t: Tensor, ctx: Context) -> dict[str, Tensor]:
-        """The share of every expert that counts: [B, 1, h, w], or a scalar where it is the same everywhere."""
+        """The weight of every expert that is evaluated: [B, 1, h, w], or a scalar where it is constant."""
         if isinstance(self.mixing, ConstantMixing):
             return {n: torch.tensor(s, device=zt.device) for n, s in self.mixing.of(self.experts.keys()).items()}
         raw = [self.diffuser(name)(zt, t, _part(ctx, f"{name}/diffuser/")) for name in self.experts]
@@ -225,54 +237,40 @@ class Collaborative(Model):
         """Both predictions of an expert in one pass: their shapes are the same."""
         total = torch.zeros_like(zt, dtype=torch.float32)
         for name in self.experts:
-            given, null = (_part(ctx, f"{name}/{kind}/") for kind in ("given", "null"))
-            both = {key: torch.cat([given[key], null[key]]) for key in given}
-            e, e0 = self._says(name, zt.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            full, null = (_part(ctx, f"{name}/{kind}/") for kind in ("given", "null"))
+            both = {key: torch.cat([full[key], null[key]]) for key in full}
+            e, e0 = self._predict_expert(name, zt.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
             total = total + e0 / len(self.experts) + mixing.weights.get(name, 1.0) * (e - e0)
         return total
 
-    def _says(self, name: str, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
-        """What an expert predicts. It is frozen, so nothing is kept for a backward pass."""
+    def _predict_expert(self, name: str, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
+        """The prediction of an expert. It is frozen, so nothing is kept for a backward pass."""
         with torch.no_grad():
             return self.expert(name).predict(zt, t, ctx)
 
     def expert(self, name: str) -> LDM:
         """The expert of that name."""
-        found = self.experts[name]
-        assert isinstance(found, LDM)
-        return found
+        return cast(LDM, self.experts[name])
 
     def diffuser(self, name: str) -> DynamicDiffuser:
         """The dynamic diffuser of that expert."""
-        found = self.diffusers[name]
-        assert isinstance(found, DynamicDiffuser)
-        return found
+        return cast(DynamicDiffuser, self.diffusers[name])
 
 
-# --- what experts must share --------------------------------------------------------------------------------
+# --- compatibility ------------------------------------------------------------------------------------------
 
 
-def _same_ground(one_name: str, one: LDM, name: str, other: LDM) -> None:
+def _check_compatible(first_name: str, first: LDM, name: str, other: LDM) -> None:
     """`ConfigError` where two experts cannot denoise the same latents."""
-    pair = f"experts {one_name!r} and {name!r}"
-    if one.latent_shape != other.latent_shape:
-        raise ConfigError(f"{pair}: latents {one.latent_shape} and {other.latent_shape}")
-    if one.schedule != other.schedule:
-        a, b = one.schedule.model_dump(), other.schedule.model_dump()
+    pair = f"experts {first_name!r} and {name!r}"
+    if first.latent_shape != other.latent_shape:
+        raise ConfigError(f"{pair}: latents {first.latent_shape} and {other.latent_shape}")
+    if first.schedule != other.schedule:
+        a, b = first.schedule.model_dump(), other.schedule.model_dump()
         unlike = ", ".join(f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key])
         raise ConfigError(f"{pair}: different noise schedules ({unlike})")
-    if not same_stage(one.first_stage, other.first_stage):
+    if not same_stage(first.first_stage, other.first_stage):
         raise ConfigError(f"{pair}: different first stages, so their latents mean different pictures")
-
-
-def same_stage(one: FirstStage, other: FirstStage) -> bool:
-    """Whether two first stages make the same latents: shape, scale and weights, as float16 may have stored them."""
-    if one is other:
-        return True
-    if one.config != other.config or not (torch.equal(one.mean, other.mean) and torch.equal(one.scale, other.scale)):
-        return False
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(a[k].shape == b[k].shape and torch.equal(a[k].half(), b[k].half()) for k in a)
 
 
 def _one_tokenizer(experts: Mapping[str, LDM]) -> Tokenizer | None:
@@ -292,12 +290,85 @@ def _one_tokenizer(experts: Mapping[str, LDM]) -> Tokenizer | None:
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
     """Nested names joined by `/`."""
-    made: dict[str, Tensor] = {}
+    flat: dict[str, Tensor] = {}
     for name, value in tree.items():
-        made |= {f"{prefix}{name}": value} if isinstance(value, Tensor) else _flat(value, f"{prefix}{name}/")
-    return made
+        flat |= {f"{prefix}{name}": value} if isinstance(value, Tensor) else _flat(value, f"{prefix}{name}/")
+    return flat
 
 
 def _part(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """What stands under a prefix, by the rest of its name."""
+    """The values under a prefix, by name without it."""
     return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
+
+
+# --- family -------------------------------------------------------------------------------------------------
+
+
+def _build(config: CollaborativeConfig, inputs: BuildInputs) -> Collaborative:
+    for name, expert in inputs.parts.items():
+        require_same_stage(inputs.first_stage, expert.first_stage, f"expert {name!r}")
+    nulls = config.nulls
+    if nulls is None:  # as the experts' recipes say
+        extra = {name: opened.document.get("extra", {}) for name, opened in inputs.opened.items()}
+        dropout = {name: facts.get("recipe", {}).get("dropout", {}) for name, facts in extra.items()}
+        nulls = tuple(name for name, rates in dropout.items() if float(rates.get("null", 0.0)) > 0)
+    return Collaborative(config, inputs.parts, nulls=nulls)
+
+
+def _save(model: Collaborative, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
+    """Experts and diffusers; paths of the config become those inside the folder."""
+    first_stage = model.first_stage.config.model_dump(mode="json")
+    for name in model.experts:
+        inside = folder / "experts" / name
+        document = LDM_FAMILY.save(model.expert(name), inside, writing, {})
+        write_json(inside / "raygen.json", {"format": FORMAT, "first_stage": first_stage, **document})
+    for name in model.experts:
+        diffuser, inside = model.diffuser(name), folder / "diffusers" / name
+        write_diffusers(diffuser.unet, inside, writing, {})
+        if diffuser.vector is not None:
+            write_weights(diffuser.vector, inside / OWN_WEIGHTS, writing)
+    experts = {name: f"experts/{name}" for name in model.experts}
+    config = model.config.model_copy(update={"experts": experts, "nulls": model.nulls})
+    return {"model": config.model_dump(mode="json")}
+
+
+def _inside(opened: OpenedCheckpoint) -> dict[str, OpenedCheckpoint]:
+    folders = {name: opened.root / "experts" / name for name in opened.document["model"]["experts"]}
+    return {name: OpenedCheckpoint(folder, read_json(folder / "raygen.json")) for name, folder in folders.items()}
+
+
+def _load(
+    opened: OpenedCheckpoint, config: CollaborativeConfig, first_stage: FirstStage, parts: Mapping[str, Any]
+) -> Collaborative:
+    diffusers = {}
+    for name, expert in parts.items():
+        folder, width = opened.root / "diffusers" / name, expert.config.vector_width
+        shape = diffuser_config(config, expert.config)
+        diffuser = DynamicDiffuser(shape, expert.latent_shape, width, read_diffusers(folder))
+        if diffuser.vector is not None:
+            fill(diffuser.vector, folder / OWN_WEIGHTS)
+        diffusers[name] = diffuser
+    return Collaborative(config, parts, nulls=config.nulls or (), diffusers=diffusers)
+
+
+def _count(config: CollaborativeConfig, inputs: CountInputs) -> dict[str, nn.Module]:
+    return {
+        f"diffuser of {name}": DynamicDiffuser(
+            diffuser_config(config, expert), inputs.latent_shape, expert.vector_width
+        )
+        for name, expert in inputs.parts.items()
+    }
+
+
+FAMILY: Final = Family(
+    kind="collaborative",
+    config=CollaborativeConfig,
+    build=_build,
+    save=_save,
+    load=_load,
+    count=_count,
+    needs=lambda config, parts: frozenset().union(*parts.values()),
+    folders=lambda config: config.experts,
+    inside=_inside,
+    check_mixing=lambda config, mixing: mixing.check(config.experts, config.nulls or ()),
+)

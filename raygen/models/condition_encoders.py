@@ -1,7 +1,6 @@
 """Small condition encoders: attributes -> tokens and a vector, mask -> feature maps or tokens.
 
-Knows how a decoded condition becomes what a denoiser reads, and what stands for an absent one. Knows neither
-the denoiser nor where conditions come from. All run once a batch, never once a step.
+Each also defines its output for an absent condition. They run once a batch, never once a step.
 """
 
 import torch
@@ -15,7 +14,7 @@ __all__ = ["AttributeEncoder", "MaskEncoder", "MaskTokenEncoder"]
 class AttributeEncoder(nn.Module):
     """40 attributes in -1, 0 (unknown), 1 -> `tokens` cross-attention tokens and one vector.
 
-    Yes and no have their own weights, unknown has none, so an unknown attribute says nothing. A row without
+    Yes and no have their own weights, unknown has none, so an unknown attribute adds nothing. A row without
     attributes gets a learned null, which is not the same as 40 unknowns.
     """
 
@@ -35,18 +34,18 @@ class AttributeEncoder(nn.Module):
         hidden = self.trunk(torch.cat([values.clamp(min=0), (-values).clamp(min=0)], dim=1))  # [B, hidden]
         tokens = vector = None
         if self.to_tokens is not None and self.null_tokens is not None:
-            made = self.to_tokens(hidden).view(-1, self.tokens, self.width)  # [B, K, D]
-            tokens = torch.where(present[:, None, None], made, self.null_tokens)
+            seen = self.to_tokens(hidden).view(-1, self.tokens, self.width)  # [B, K, D]
+            tokens = torch.where(present[:, None, None], seen, self.null_tokens)
         if self.to_vector is not None and self.null_vector is not None:
             vector = torch.where(present[:, None], self.to_vector(hidden), self.null_vector)  # [B, E]
         return tokens, vector
 
 
 class MaskEncoder(nn.Module):
-    """A class mask at picture size -> `channels` maps at latent size, and one more that says a mask is there.
+    """A class mask at picture size -> `channels` maps at latent size, and one more that is 1 where there is a mask.
 
     A one-hot patch of `factor` x `factor` pixels goes through a small network of its own before it is reduced,
-    so an eye of three pixels still moves the features of its latent position. Absent masks are all zeros.
+    so an eye of three pixels still changes the features of its latent position. Absent masks are all zeros.
     """
 
     def __init__(self, factor: int, channels: int, hidden: int = 64, classes: int = len(CLASSES)) -> None:
@@ -67,8 +66,8 @@ class MaskEncoder(nn.Module):
 class MaskTokenEncoder(nn.Module):
     """A class mask -> one token a class: its `side` x `side` shape through one linear layer shared by all classes.
 
-    As Collaborative Diffusion has it, the tokens of two classes of the same shape are the same; `class_embedding`
-    adds what tells them apart. An absent mask gives the tokens of nineteen empty shapes.
+    As in Collaborative Diffusion, two classes of the same shape have the same token; `class_embedding` adds a learned
+    vector for each class. An absent mask gives the tokens of nineteen empty shapes.
     """
 
     def __init__(self, side: int, width: int, class_embedding: bool, classes: int = len(CLASSES)) -> None:

@@ -1,7 +1,6 @@
-"""Rows -> tensors: decoded conditions with a presence flag a modality, condition dropout, null.
+"""Rows -> tensors: decoded conditions with a presence flag a modality, condition dropout, and null conditions.
 
-Knows how masks, attributes, texts and pictures of a table become tensors, and that a bad row is an error string and a
-null slot. Knows no model and no vocabulary: encoders decide what a condition means.
+A bad row becomes an error string and a null slot.
 """
 
 import hashlib
@@ -34,7 +33,7 @@ Tokenize = Callable[[Sequence[str]], Tensor]
 
 @dataclass(frozen=True)
 class Shapes:
-    """What conditions look like to one model: side of its masks, how its texts become ids, where references lie."""
+    """Sizes of a model's conditions (side of masks, length of texts), its tokenizer, and the faces of references."""
 
     mask_size: int = 0
     text_length: int = 0
@@ -63,7 +62,7 @@ class Conditions:
 
     @classmethod
     def null(cls, n: int, modalities: Iterable[str], shapes: Shapes = Shapes(), device: Any = "cpu") -> "Conditions":
-        """`n` slots that condition on nothing."""
+        """`n` slots without conditions."""
         names, side = tuple(modalities), shapes.mask_size
         return cls(
             n=n,
@@ -94,7 +93,7 @@ class Conditions:
         n = rows.num_rows
         errors: list[str | None] = [None] * n
         columns = set(modalities) - {"style"}
-        values = {name: _parsed(rows, name, name in required, shapes, errors) for name in columns}
+        values = {name: _read_column(rows, name, name in required, shapes, errors) for name in columns}
         result = cls.null(n, modalities, shapes)
         for name, items in values.items():
             column = result.values()[name]
@@ -106,18 +105,19 @@ class Conditions:
             for i, row in enumerate(rows.select([c for c in STYLE_COLUMNS if c in rows.column_names]).to_pylist()):
                 try:
                     mask = values["mask"][i] if "mask" in values else None
-                    found = style_of(row, shapes, mask) if errors[i] is None else None
+                    references = style_of(row, shapes, mask) if errors[i] is None else None
                 except InputError as error:
                     errors[i] = reason_of(error)
-                    _silence(result, i)
+                    for tensor in (*result.present.values(), *result.values().values()):
+                        tensor[i] = 0
                     continue
-                if found is not None:
-                    result.style[i], result.style_weights[i] = map(torch.as_tensor, found)
+                if references is not None:
+                    result.style[i], result.style_weights[i] = map(torch.as_tensor, references)
                     result.present["style"][i] = True
         return result, errors
 
     def values(self) -> dict[str, Tensor]:
-        """The tensors of the modalities there is room for, by name."""
+        """The tensors of all modalities that the model takes, by name."""
         pairs = {
             "mask": self.mask,
             "attributes": self.attributes,
@@ -130,13 +130,13 @@ class Conditions:
 
     @property
     def modalities(self) -> frozenset[str]:
-        """The modalities these conditions have room for."""
+        """The modalities that the model takes."""
         return frozenset(self.present)
 
     def keep(self, names: Collection[str]) -> "Conditions":
         """The same slots conditioned on `names` alone."""
-        kept = {m: flag if m in names else torch.zeros_like(flag) for m, flag in self.present.items()}
-        return replace(self, present=kept)
+        present = {m: flag if m in names else torch.zeros_like(flag) for m, flag in self.present.items()}
+        return replace(self, present=present)
 
     def to(self, device: Any) -> "Conditions":
         """The same conditions on `device`."""
@@ -164,7 +164,7 @@ class Conditions:
 # --- reading rows -------------------------------------------------------------------------------------------
 
 
-def _parsed(
+def _read_column(
     rows: pa.Table, name: str, required: bool, shapes: Shapes, errors: list[str | None]
 ) -> list[npt.NDArray[Any] | Tensor | None]:
     """One array (or None) a row; the first error of a row is written into `errors`."""
@@ -173,7 +173,7 @@ def _parsed(
     for i, value in enumerate(column):
         try:
             if value is not None and not (isinstance(value, dict) and value.get("bytes") is None):
-                result[i] = _tensor(name, value, shapes)
+                result[i] = _read_value(name, value, shapes)
             elif required:
                 raise InputError(f"the model needs {name!r}", reason="missing")
         except InputError as error:
@@ -181,14 +181,19 @@ def _parsed(
     return result
 
 
-def _tensor(name: str, value: Any, shapes: Shapes) -> npt.NDArray[Any] | Tensor:
-    """One condition of one row, as the model takes it."""
+def _read_value(name: str, value: Any, shapes: Shapes) -> npt.NDArray[Any] | Tensor:
+    """One condition of one row as an array of the model's size."""
     if name == "mask":
         return fit_mask(decode_mask(value["bytes"]), shapes.mask_size)
     if name == "hint":
         return fit_image(decode_image(value["bytes"]), shapes.mask_size).copy()
     if name == "attributes":
-        return _attributes(value)
+        if len(value) != len(ATTRIBUTES):
+            raise InputError(f"{len(value)} attributes, not {len(ATTRIBUTES)}", reason="attributes")
+        for attribute, item in zip(ATTRIBUTES, value, strict=True):
+            if item not in (-1, 0, 1):
+                raise InputError(f"{attribute} is {item}, not -1, 0 or 1", reason="attributes")
+        return np.asarray(value, dtype=np.float32)
     if not isinstance(value, str):
         raise InputError(f"the text is a {type(value).__name__}", reason="text")
     if shapes.tokenize is None:
@@ -196,58 +201,43 @@ def _tensor(name: str, value: Any, shapes: Shapes) -> npt.NDArray[Any] | Tensor:
     return shapes.tokenize([value])[0]
 
 
-def _attributes(value: Sequence[int | None]) -> npt.NDArray[np.float32]:
-    if len(value) != len(ATTRIBUTES):
-        raise InputError(f"{len(value)} attributes, not {len(ATTRIBUTES)}", reason="attributes")
-    for name, item in zip(ATTRIBUTES, value, strict=True):
-        if item not in (-1, 0, 1):
-            raise InputError(f"{name} is {item}, not -1, 0 or 1", reason="attributes")
-    return np.asarray(value, dtype=np.float32)
-
-
-def _silence(conditions: Conditions, i: int) -> None:
-    """A bad row conditions on nothing."""
-    for flag in conditions.present.values():
-        flag[i] = False
-    for value in conditions.values().values():
-        value[i] = 0
-
-
 def style_of(
     row: Mapping[str, Any], shapes: Shapes, mask: npt.NDArray[Any] | Tensor | None = None
 ) -> tuple[UInt8Array, npt.NDArray[np.float32]] | None:
-    """The references of a row uint8 [2, 4, S, S] and what is taken from them float32 [2, 19]; None without any.
+    """The references of a row uint8 [2, 4, S, S] and the weight of each class float32 [2, 19]; None without references.
 
-    Everything comes from `style_reference_a` but the `style_parts`, (1 - mix) of a and mix of b: all parts where none
-    are named, mix 1 where none is given. A class that a reference does not have is not taken from it. `InputError`:
-    `style` for a reference without mask, of another content than planned, a part above 18, or named parts that neither
-    `mask`, the row's own, nor a reference has; and as pictures and masks have it.
+    All classes are those of `style_reference_a` except the `style_parts`, which are (1 - mix) of a and mix of b.
+    Without `style_parts` all classes are mixed; without `style_mix` it is 1. A class that a reference lacks has weight
+    0. `InputError`: `style` for a reference without mask, of another content than planned, a part above 18, or named
+    parts that neither `mask`, the row's own, nor a reference has; and those of decoding pictures and masks.
     """
     names = [None if row.get(c) is None else row[c]["face_id"] for c in ("style_reference_a", "style_reference_b")]
     if names == [None, None]:
         return None
     if shapes.references is None:
-        raise InputError("the row takes its style from a face, and no folder of faces was given", reason="style")
+        raise InputError("the row takes its style from a face, and there is no folder of faces", reason="style")
     parts = list(row.get("style_parts") or range(len(CLASSES)))
     if wrong := [part for part in parts if part >= len(CLASSES)]:
         raise InputError(f"part {wrong[0]} is above {len(CLASSES) - 1}", reason="style")
     mix = 1.0 if row.get("style_mix") is None else float(row["style_mix"])
-    given = row.get("style_reference_b") is not None or row.get("style_parts") or row.get("style_mix") is not None
+    mixes = row.get("style_reference_b") is not None or row.get("style_parts") or row.get("style_mix") is not None
     share = np.zeros(len(CLASSES), dtype=np.float32)
-    share[parts] = mix if given else 0.0
+    share[parts] = mix if mixes else 0.0
     weights = np.stack([1 - share, share])
-    found = np.zeros((2, 4, shapes.mask_size, shapes.mask_size), dtype=np.uint8)
+    references = np.zeros((2, 4, shapes.mask_size, shapes.mask_size), dtype=np.uint8)
     for i, name in enumerate(names):
         if name is None:
             weights[i] = 0
             continue
-        found[i] = _reference(shapes, name, row[("style_reference_a", "style_reference_b")[i]].get("sha256"))
-        weights[i] *= np.isin(np.arange(len(CLASSES)), found[i, 3])
-    shown = [np.asarray(labels) for labels in (mask, *found[[n is not None for n in names], 3]) if labels is not None]
-    if row.get("style_parts") and not any(np.isin(labels, parts).any() for labels in shown):
+        references[i] = _reference(shapes, name, row[("style_reference_a", "style_reference_b")[i]].get("sha256"))
+        weights[i] *= np.isin(np.arange(len(CLASSES)), references[i, 3])
+    masks = [
+        np.asarray(labels) for labels in (mask, *references[[n is not None for n in names], 3]) if labels is not None
+    ]
+    if row.get("style_parts") and not any(np.isin(labels, parts).any() for labels in masks):
         listed = ", ".join(CLASSES[part] for part in parts)
         raise InputError(f"neither the mask nor a reference has {listed}", reason="style")
-    return found, weights
+    return references, weights
 
 
 def _reference(shapes: Shapes, name: str, sha256: str | None) -> UInt8Array:
@@ -293,9 +283,9 @@ def drop(conditions: Conditions, probabilities: ConditionDropout, uniform: Tenso
     """
     present = {name: flag & (uniform >= probabilities.null) for name, flag in conditions.present.items()}
     low = probabilities.null
-    for kept in sorted(probabilities.only):
-        high = low + probabilities.only[kept]
+    for name in sorted(probabilities.only):
+        high = low + probabilities.only[name]
         alone = (uniform >= low) & (uniform < high)
-        present = {name: flag if name == kept else flag & ~alone for name, flag in present.items()}
+        present = {m: flag if m == name else flag & ~alone for m, flag in present.items()}
         low = high
     return replace(conditions, present=present)

@@ -1,7 +1,6 @@
 """A ControlNet branch beside a frozen denoiser, with a mask or a picture as its hint, or without one.
 
-Knows how a copy of the encoder half adds to the decoder half through convolutions that begin at zero. Knows neither
-losses nor samplers, and not where checkpoints lie.
+The branch is a copy of the encoder half. It adds to the decoder half through convolutions that begin at zero.
 
     down, mid = branch(zt, t, tokens, hint)          a copy of the base's encoder; zero convolutions behind each block
     output    = base(zt, t, tokens, + down, + mid)   nothing of the base changes
@@ -12,6 +11,7 @@ Latent Diffusion with Perceptual Mask-Aware Loss".
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import log2
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -23,13 +23,17 @@ from torch import Tensor, cat, nn
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASSES
-from raygen.models.attention import given, own_cross_attention
+from raygen.models.attention import own_cross_attention, use_context
+from raygen.models.autoencoder import FirstStage, require_same_stage
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_files import DIFFUSERS_WEIGHTS, OpenedCheckpoint, Writing, fill, write_diffusers
 from raygen.models.conditions import Conditions
-from raygen.models.ldm import LDM, prepared_context, run_unet
+from raygen.models.family import BuildInputs, CountInputs, Family
+from raygen.models.ldm import FAMILY as LDM_FAMILY
+from raygen.models.ldm import LDM, build_unet, prepared_context, run_unet
 from raygen.models.spade import one_hot
 
-__all__ = ["ControlNetConfig", "ControlNetLDM", "control_modalities", "new_branch"]
+__all__ = ["FAMILY", "ControlNetConfig", "ControlNetLDM", "control_modalities", "new_branch"]
 
 
 #: Channels of the published hint encoder, for hints of eight times the side of a latent.
@@ -39,7 +43,7 @@ BASE, BRANCH = "base/", "branch/"
 
 
 class ControlNetConfig(Config):
-    """What a branch stands beside, and what it is shown."""
+    """The base of a branch, and the hint that the branch reads."""
 
     kind: Literal["control"] = "control"
     base: str = Field(..., description="checkpoint folder of a trained ldm that reads tokens; it stays as it is")
@@ -61,24 +65,26 @@ class HintEncoder(ControlNetConditioningEmbedding):  # type: ignore[misc]
 
     def encode(self, hint: Tensor) -> Tensor:
         """Hint [B, channels, S, S] -> [B, C, h, w]."""
-        made: Tensor = super().forward(hint)
-        return made
+        features: Tensor = super().forward(hint)
+        return features
 
     def forward(self, conditioning: Tensor) -> Tensor:
-        """What `encode` gave, as it is."""
+        """The result of `encode`, unchanged: diffusers calls this in every step."""
         return conditioning
 
 
 class EmptyHint(nn.Module):
-    """In the place of the encoder where there is no hint."""
+    """Takes the place of the encoder where there is no hint."""
 
     def forward(self, conditioning: Tensor) -> Tensor:
-        """As it is."""
+        """Unchanged."""
         return conditioning
 
 
 class ControlNetLDM(Model):
-    """A frozen ldm and a branch that trains; without training it is the ldm, to the last bit."""
+    """A frozen ldm and a branch that trains; before training its predictions are those of the ldm, bit for bit."""
+
+    config: ControlNetConfig
 
     def __init__(self, config: ControlNetConfig, base: LDM, branch: Any = None) -> None:
         """`ConfigError` where the base reads no tokens, or the hint's encoder does not come out at its latents."""
@@ -87,8 +93,9 @@ class ControlNetLDM(Model):
         self.schedule, self.first_stage = base.schedule, base.first_stage
         self.modalities = control_modalities(config, base.modalities)
         self.required_conditions, self.tokenizer = base.required_conditions, base.tokenizer
-        made = new_branch(config, base.unet, base.first_stage.factor) if branch is None else branch
-        self.branch = own_cross_attention(made)
+        if branch is None:
+            branch = new_branch(config, base.unet, base.first_stage.factor)
+        self.branch = own_cross_attention(branch)
 
     @property
     def networks(self) -> Sequence[nn.Module]:
@@ -101,7 +108,7 @@ class ControlNetLDM(Model):
         return branch.parameters()
 
     def train(self, mode: bool = True) -> "ControlNetLDM":
-        """The base stays as it is used."""
+        """The base stays in evaluation mode."""
         super().train(mode)
         self.base.eval()
         return self
@@ -114,22 +121,22 @@ class ControlNetLDM(Model):
             tokens = dict(self.base.embed(conditions.keep(self.base.modalities)))
         if self.config.hint == "mask":
             assert conditions.mask is not None
-            size, here = conditions.mask.shape[-1], conditions.present["mask"]
-            tokens[HINT] = one_hot(conditions.mask, here, size, len(CLASSES), self.branch.dtype)
+            size, present = conditions.mask.shape[-1], conditions.present["mask"]
+            tokens[HINT] = one_hot(conditions.mask, present, size, len(CLASSES), self.branch.dtype)
         if self.config.hint == "picture":
             assert conditions.hint is not None
-            shown = conditions.present["hint"].view(-1, 1, 1, 1)
-            tokens[HINT] = (conditions.hint.movedim(-1, 1) / 255.0 * shown).to(self.branch.dtype)
+            flag = conditions.present["hint"].view(-1, 1, 1, 1)
+            tokens[HINT] = (conditions.hint.movedim(-1, 1) / 255.0 * flag).to(self.branch.dtype)
         return tokens
 
     def prepare(self, tokens: Tokens) -> Context:
-        """What base and branch make of tokens and hint once a picture."""
-        rest = {name: value for name, value in tokens.items() if name != HINT}
-        made = {f"{BASE}{name}": value for name, value in self.base.prepare(rest).items()}
-        made |= {f"{BRANCH}{name}": value for name, value in prepared_context(self.branch, rest).items()}
+        """The contexts of base and branch as `base/…` and `branch/…`, and the encoded `hint`."""
+        shared = {name: value for name, value in tokens.items() if name != HINT}
+        ctx = {f"{BASE}{name}": value for name, value in self.base.prepare(shared).items()}
+        ctx |= {f"{BRANCH}{name}": value for name, value in prepared_context(self.branch, shared).items()}
         if HINT in tokens:
-            made[HINT] = self.branch.controlnet_cond_embedding.encode(tokens[HINT])
-        return made
+            ctx[HINT] = self.branch.controlnet_cond_embedding.encode(tokens[HINT])
+        return ctx
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
         """See `Model.predict`. Keeps no record."""
@@ -137,7 +144,7 @@ class ControlNetLDM(Model):
         x = cat([zt.to(self.branch.dtype), own["mask"]], dim=1) if "mask" in own else zt.to(self.branch.dtype)
         extra: dict[str, Any] = {"class_labels": own["vector"]} if "vector" in own else {}
         hint = ctx.get(HINT, torch.zeros((), device=zt.device))
-        with given(self.branch, own):
+        with use_context(self.branch, own):
             down, mid = self.branch(x, t, own["tokens"], hint, return_dict=False, **extra)
         return run_unet(
             self.base.unet, zt, t, base, down_block_additional_residuals=down, mid_block_additional_residual=mid
@@ -157,13 +164,60 @@ def new_branch(config: ControlNetConfig, unet: Any, factor: int) -> Any:
         raise ConfigError(
             f"hint_channels {list(channels)}: a first stage of {factor} pixels a position needs {halvings + 1}"
         )
-    shown = 3 if config.hint == "picture" else len(CLASSES)
-    branch = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, conditioning_channels=shown)
+    read = 3 if config.hint == "picture" else len(CLASSES)  # channels of the hint
+    branch = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=channels, conditioning_channels=read)
     first = unet.config["block_out_channels"][0]
-    own = EmptyHint() if config.hint == "none" else HintEncoder(first, shown, channels)
-    branch.controlnet_cond_embedding = own
+    branch.controlnet_cond_embedding = EmptyHint() if config.hint == "none" else HintEncoder(first, read, channels)
     return branch
 
 
 def _part(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
+
+
+# --- family -------------------------------------------------------------------------------------------------
+
+
+def _build(config: ControlNetConfig, inputs: BuildInputs) -> ControlNetLDM:
+    base: LDM = inputs.parts["base"]
+    require_same_stage(inputs.first_stage, base.first_stage, f"base {config.base}")
+    return ControlNetLDM(config, base)
+
+
+def _save(model: ControlNetLDM, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
+    """The base as an ldm is stored, and the branch beside it, as diffusers' pipelines with a ControlNet expect them."""
+    base = LDM_FAMILY.save(model.base, folder, writing, index)["model"]
+    write_diffusers(model.branch, folder / "controlnet", writing, index)
+    config = model.config.model_copy(update={"base": "."})
+    return {"model": config.model_dump(mode="json"), "base": base}
+
+
+def _inside(opened: OpenedCheckpoint) -> dict[str, OpenedCheckpoint]:
+    return {"base": OpenedCheckpoint(opened.root, {"model": opened.document["base"]})}
+
+
+def _load(
+    opened: OpenedCheckpoint, config: ControlNetConfig, first_stage: FirstStage, parts: Mapping[str, Any]
+) -> ControlNetLDM:
+    base: LDM = parts["base"]
+    branch = new_branch(config, base.unet, first_stage.factor)
+    fill(branch, opened.root / "controlnet" / DIFFUSERS_WEIGHTS)
+    return ControlNetLDM(config, base, branch)
+
+
+def _count(config: ControlNetConfig, inputs: CountInputs) -> dict[str, nn.Module]:
+    unet = build_unet(inputs.parts["base"], inputs.latent_shape)
+    return {"branch": new_branch(config, unet, inputs.factor)}
+
+
+FAMILY: Final = Family(
+    kind="control",
+    config=ControlNetConfig,
+    build=_build,
+    save=_save,
+    load=_load,
+    count=_count,
+    needs=lambda config, parts: control_modalities(config, parts["base"]),
+    folders=lambda config: {"base": config.base},
+    inside=_inside,
+)

@@ -1,7 +1,4 @@
-"""How much each expert of a collaboration says: learned, learned and re-weighted by time, or fixed.
-
-Knows shares of experts at every pixel, and the two ways of composing without any learning. Knows neither experts nor
-how their raw influence is made.
+"""The weight of each expert of a collaboration: learned, learned and re-weighted by time, or fixed.
 
 Sources: Huang et al. 2023 (Collaborative Diffusion), equations 3 and 4; Liu et al. 2022 (composable diffusion).
 """
@@ -25,25 +22,25 @@ Shares = Mapping[str, Tensor]
 
 
 class Mixing(Config):
-    """One way to make a prediction of those of several experts. Subclasses add `kind: Literal[...]`."""
+    """How the predictions of several experts become one. Subclasses add `kind: Literal[...]`."""
 
     @property
     @abstractmethod
     def learned(self) -> bool:
-        """Whether dynamic diffusers are asked."""
+        """Whether it uses the dynamic diffusers."""
 
     def check(self, experts: Collection[str], nulls: Collection[str]) -> None:
-        """`ConfigError` where it speaks of experts that are not there. `nulls`: those that can do without."""
+        """`ConfigError` where it names unknown experts. `nulls`: experts that were trained with condition dropout."""
         if unknown := sorted(set(self.named()) - set(experts)):
             raise ConfigError(f"mixing {self.kind!r}: no expert {unknown}; there are {sorted(experts)}")  # type: ignore[attr-defined]
 
     def named(self) -> Collection[str]:
-        """The experts it speaks of."""
+        """The experts that it names."""
         return ()
 
 
 class PaperMixing(Mixing):
-    """The influence as the dynamic diffusers have it: their softmax at every pixel, as in training."""
+    """The influence that the dynamic diffusers predict: their softmax at every pixel, as in training."""
 
     kind: Literal["paper"] = "paper"
 
@@ -81,35 +78,33 @@ class ReleasedMixing(Mixing):
         return (*self.fading, *self.boosted)
 
     def check(self, experts: Collection[str], nulls: Collection[str]) -> None:
-        """See `Mixing.check`; somebody has to take what fades."""
+        """See `Mixing.check`; at least one expert must not fade."""
         super().check(experts, nulls)
         if not set(experts) - set(self.fading):
             raise ConfigError(f"mixing 'released': all experts fade ({sorted(experts)}); none takes their place")
 
     def shares(self, raw: Shares, t: Tensor, timesteps: int) -> Shares:
         """`raw` [B, 1, h, w] an expert, whose sum is 1 -> the re-weighted, whose sum is 1."""
-        rate = self._rate(t, timesteps).view(-1, 1, 1, 1)
+        left = t.double() / timesteps
+        if self.schedule == "cosine_decay":
+            left = (torch.cos(pi * (1 - left)) + 1) / 2
+        elif self.schedule == "none":
+            left = torch.ones_like(left)
+        rate = left.float().view(-1, 1, 1, 1)
         faded = {name: raw[name] * rate for name in raw if name in self.fading}
         gone = sum((value for value in faded.values()), torch.zeros_like(next(iter(raw.values()))))
         others = {name: value for name, value in raw.items() if name not in self.fading}
         total = torch.stack(list(others.values())).sum(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
-        rest = {name: (1 - gone) * value / total for name, value in others.items()}
-        now = {**faded, **rest}
-        boosted = {name: self.boost * now[name] if name in self.boosted else now[name] for name in raw}
+        mixed = {**faded, **{name: (1 - gone) * value / total for name, value in others.items()}}
+        boosted = {name: self.boost * mixed[name] if name in self.boosted else mixed[name] for name in raw}
         whole = torch.stack(list(boosted.values())).sum(dim=0)
         return {name: value / whole for name, value in boosted.items()}
-
-    def _rate(self, t: Tensor, timesteps: int) -> Tensor:
-        left = t.double() / timesteps
-        if self.schedule == "cosine_decay":
-            return ((torch.cos(pi * (1 - left)) + 1) / 2).float()
-        return left.float() if self.schedule == "linear_decay" else torch.ones_like(left).float()
 
 
 class ConstantMixing(Mixing):
     """Composable diffusion as a fixed weighted mean: the same share at every pixel and step.
 
-    Without weights all count the same; with some, the others count nothing and are not evaluated.
+    Without weights all are equal; with weights, experts that are not named have none and are not evaluated.
     """
 
     kind: Literal["constant"] = "constant"
@@ -131,7 +126,7 @@ class ConstantMixing(Mixing):
             raise ConfigError(f"mixing 'constant': weights {self.weights} are no shares; use 'difference' for others")
 
     def of(self, experts: Collection[str]) -> dict[str, float]:
-        """The share of every expert that counts."""
+        """The share of every expert with a weight."""
         weights = self.weights or dict.fromkeys(experts, 1.0)
         total = sum(weights[name] for name in sorted(weights))  # sums round alike however a file orders them
         return {name: weights[name] / total for name in sorted(weights) if weights[name]}
@@ -155,7 +150,7 @@ class DifferenceMixing(Mixing):
     def check(self, experts: Collection[str], nulls: Collection[str]) -> None:
         """See `Mixing.check`; every expert needs a prediction without conditions."""
         super().check(experts, nulls)
-        need_nulls(experts, nulls, "mixing 'difference' subtracts what experts say without conditions")
+        need_nulls(experts, nulls, "mixing 'difference' subtracts predictions without conditions")
 
     def named(self) -> Collection[str]:
         """Those with a weight."""

@@ -1,12 +1,12 @@
 """Latent diffusion with any mix of mask, attributes and text, or none.
 
-Knows how conditions enter a diffusers UNet: the mask as channels beside the latent or as tokens, attributes as
-cross-attention tokens, as a vector added to the time embedding, or both, text as tokens. Knows neither losses nor
-samplers.
+The mask enters a diffusers UNet as channels beside the latent or as tokens; attributes as cross-attention tokens, as a
+vector added to the time embedding, or both; text as tokens.
 """
 
 from collections.abc import Mapping, Sequence
 from math import gcd
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -15,12 +15,24 @@ from pydantic import Field, model_validator
 from torch import Tensor, cat, nn
 
 from raygen.core.config import Config
-from raygen.core.errors import ConfigError
-from raygen.models.attention import given, keys_values, own_cross_attention
+from raygen.core.errors import ConfigError, InputError
+from raygen.models.attention import keys_values, own_cross_attention, use_context
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_files import (
+    OWN_WEIGHTS,
+    OpenedCheckpoint,
+    Writing,
+    fill,
+    read_diffusers,
+    read_json,
+    write_diffusers,
+    write_json,
+    write_weights,
+)
 from raygen.models.condition_encoders import AttributeEncoder, MaskEncoder, MaskTokenEncoder
 from raygen.models.conditions import Conditions
+from raygen.models.family import BuildInputs, CountInputs, Family
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.text import (
     FrozenText,
@@ -29,9 +41,11 @@ from raygen.models.text import (
     TextEncoder,
     Tokenizer,
     TransformerTextConfig,
+    empty_encoder,
+    pretrained_encoder,
 )
 
-__all__ = ["LDM", "LDMConfig", "build_unet", "condition_encoders", "prepared_context", "run_unet"]
+__all__ = ["FAMILY", "LDM", "LDMConfig", "build_unet", "condition_encoders", "prepared_context", "run_unet"]
 
 
 Modality = Literal["mask", "attributes", "text"]
@@ -110,6 +124,7 @@ class LDMConfig(Config):
 class LDM(Model):
     """A UNet over the latents of a frozen first stage."""
 
+    config: LDMConfig
     empty_text: Tensor
 
     def __init__(
@@ -127,8 +142,8 @@ class LDM(Model):
         """
         super().__init__()
         if config.latent is not None and config.latent != first_stage.latent_shape:
-            found = first_stage.latent_shape
-            raise ConfigError(f"the model is for latents {config.latent}, the first stage makes {found}")
+            actual = first_stage.latent_shape
+            raise ConfigError(f"the model is for latents {config.latent}, the first stage makes {actual}")
         self.config = config
         self.schedule = config.noise
         self.modalities = frozenset(config.modalities)
@@ -156,14 +171,17 @@ class LDM(Model):
         return [self.unet]
 
     def embed(self, conditions: Conditions) -> Tokens:
-        """What the config asks for of `constant_token`, `text_tokens`, `mask_tokens`, `attribute_tokens` [B, K, D],
+        """Those that the config has of `constant_token`, `text_tokens`, `mask_tokens`, `attribute_tokens` [B, K, D],
         `vector` [B, E], `mask` [B, channels + 1, h, w].
         """
         result: dict[str, Tensor] = {}
         if self.config.constant_token:
             result["constant_token"] = torch.ones(conditions.n, 1, self.config.token_width, device=self.device)
         if self.text_encoder is not None and conditions.text is not None:
-            result["text_tokens"] = self._text(conditions.text, conditions.present["text"])
+            # An absent text is the empty one, as in latent diffusion.
+            ids = torch.where(conditions.present["text"][:, None], conditions.text, self.empty_text)
+            encoded: Tensor = self.text_encoder(ids)
+            result["text_tokens"] = encoded if self.text_projection is None else self.text_projection(encoded)
         if self.attribute_encoder is not None and conditions.attributes is not None:
             tokens, vector = self.attribute_encoder(conditions.attributes, conditions.present["attributes"])
             result |= {} if tokens is None else {"attribute_tokens": tokens}
@@ -172,13 +190,6 @@ class LDM(Model):
             name = "mask_tokens" if self.config.mask_path == "tokens" else "mask"
             result[name] = self.mask_encoder(conditions.mask, conditions.present["mask"])
         return result
-
-    def _text(self, ids: Tensor, present: Tensor) -> Tensor:
-        """An absent text is the empty one, as in latent diffusion."""
-        assert self.text_encoder is not None
-        read = torch.where(present[:, None], ids, self.empty_text)
-        tokens: Tensor = self.text_encoder(read)
-        return tokens if self.text_projection is None else self.text_projection(tokens)
 
     def prepare(self, tokens: Tokens) -> Context:
         """See `prepared_context`."""
@@ -190,25 +201,25 @@ class LDM(Model):
 
 
 def prepared_context(unet: Any, tokens: Tokens) -> Context:
-    """What `run_unet` needs of tokens: all of them in one row, and without gradients also their keys and values.
+    """Tokens -> the context of `run_unet`: all tokens in one row, and without gradients also their keys and values.
 
-    With gradients keys and values belong to the step: they change with it, and activations may be computed again.
+    With gradients, keys and values are computed in the step: their weights train, and checkpointing may recompute them.
     """
     rows = [tokens[name] for name in TOKENS if name in tokens]
-    rest = {name: value for name, value in tokens.items() if name not in TOKENS}
+    others = {name: value for name, value in tokens.items() if name not in TOKENS}
     if not rows:
-        return rest
+        return others
     row = cat(rows, dim=1)  # [B, K, D]
-    return {**rest, "tokens": row, **({} if torch.is_grad_enabled() else keys_values(unet, row))}
+    return {**others, "tokens": row, **({} if torch.is_grad_enabled() else keys_values(unet, row))}
 
 
-def run_unet(unet: Any, zt: Tensor, t: Tensor, ctx: Context, **more: Any) -> Tensor:
-    """Output of a UNet of `build_unet` for zt [B, C, h, w] at t [B], float32. `more`: residuals of a branch."""
+def run_unet(unet: Any, zt: Tensor, t: Tensor, ctx: Context, **residuals: Any) -> Tensor:
+    """Output of a UNet of `build_unet` for zt [B, C, h, w] at t [B], float32. `residuals`: of a ControlNet."""
     x = cat([zt.to(unet.dtype), ctx["mask"]], dim=1) if "mask" in ctx else zt.to(unet.dtype)
-    extra: dict[str, Any] = {"class_labels": ctx["vector"], **more} if "vector" in ctx else more
+    extra: dict[str, Any] = {"class_labels": ctx["vector"], **residuals} if "vector" in ctx else residuals
     if "tokens" in ctx:
         extra["encoder_hidden_states"] = ctx["tokens"]
-    with given(unet, ctx):
+    with use_context(unet, ctx):
         output: Tensor = unet(x, t, return_dict=False, **extra)[0]
     return output.float()
 
@@ -220,33 +231,33 @@ def condition_encoders(
 
     `ConfigError` where the config has text and there is no tokenizer, nor a `vocabulary_size` to count with.
     """
-    made: dict[str, nn.Module] = {}
+    encoders: dict[str, nn.Module] = {}
     if "attributes" in config.modalities:
         tokens = config.attribute_tokens if config.attribute_path != "vector" else 0
-        made["attribute_encoder"] = AttributeEncoder(tokens, config.token_width, config.vector_width)
+        encoders["attribute_encoder"] = AttributeEncoder(tokens, config.token_width, config.vector_width)
     if "mask" in config.modalities and config.mask_path == "tokens":
-        made["mask_encoder"] = MaskTokenEncoder(config.mask_side, config.token_width, config.mask_class_embedding)
+        encoders["mask_encoder"] = MaskTokenEncoder(config.mask_side, config.token_width, config.mask_class_embedding)
     elif "mask" in config.modalities:
-        made["mask_encoder"] = MaskEncoder(factor, config.mask_channels)
+        encoders["mask_encoder"] = MaskEncoder(factor, config.mask_channels)
     if "text" not in config.modalities:
-        return made
+        return encoders
     text = config.text or TransformerTextConfig()
     if isinstance(text, PretrainedTextConfig):
         if frozen_text is None:
             raise ConfigError(f"{text.name}: a pretrained text encoder has to be loaded first")
-        made["text_encoder"] = frozen_text
+        encoders["text_encoder"] = frozen_text
         if frozen_text.width != config.token_width:
-            made["text_projection"] = Projection(frozen_text.width, config.token_width)
-        return made
+            encoders["text_projection"] = Projection(frozen_text.width, config.token_width)
+        return encoders
     words = text.vocabulary_size if tokenizer is None else len(tokenizer)
     if words is None:
         raise ConfigError("text needs a tokenizer, or a vocabulary_size to count with")
-    made["text_encoder"] = TextEncoder(text, config.token_width, words)
-    return made
+    encoders["text_encoder"] = TextEncoder(text, config.token_width, words)
+    return encoders
 
 
 class Projection(nn.Linear):
-    """From the width of a pretrained encoder to that of the tokens."""
+    """A linear layer from the width of a pretrained encoder to that of the tokens."""
 
     def __init__(self, inside: int, out: int) -> None:
         super().__init__(inside, out)
@@ -256,7 +267,7 @@ class Projection(nn.Linear):
 def build_unet(config: LDMConfig, latent_shape: tuple[int, int, int], out_channels: int | None = None) -> Any:
     """The UNet of a config for such latents, with random weights and silent residual branches.
 
-    `out_channels` other than the latent's make a network that reads what the denoiser reads and says something else.
+    `out_channels`: those of the latent by default; a dynamic diffuser has one.
     """
     latent, side, _ = latent_shape
     shared: dict[str, Any] = {
@@ -273,8 +284,8 @@ def build_unet(config: LDMConfig, latent_shape: tuple[int, int, int], out_channe
     }
     form = "CrossAttn" if config.uses_tokens else "Attn"
     blocks = {
-        "down_block_types": tuple(f"{form if here else ''}DownBlock2D" for here in config.attention),
-        "up_block_types": tuple(f"{form if here else ''}UpBlock2D" for here in reversed(config.attention)),
+        "down_block_types": tuple(f"{form if attends else ''}DownBlock2D" for attends in config.attention),
+        "up_block_types": tuple(f"{form if attends else ''}UpBlock2D" for attends in reversed(config.attention)),
     }
     if config.uses_tokens:
         # diffusers calls the number of heads attention_head_dim here.
@@ -289,3 +300,70 @@ def build_unet(config: LDMConfig, latent_shape: tuple[int, int, int], out_channe
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     return silence_residuals(unet)
+
+
+# --- family -------------------------------------------------------------------------------------------------
+
+
+def _build(config: LDMConfig, inputs: BuildInputs) -> LDM:
+    frozen = None
+    if "text" in config.modalities and isinstance(config.text, PretrainedTextConfig):
+        with torch.random.fork_rng(devices=[]):  # loading it may draw; the model's own weights must not depend on that
+            frozen = pretrained_encoder(config.text.name)
+    return LDM(config, inputs.first_stage, tokenizer=inputs.tokenizer, frozen_text=frozen)
+
+
+def _save(model: LDM, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
+    write_diffusers(model.unet, folder / "unet", writing, index)
+    for name, module in model.encoders().items():
+        write_json(folder / name / "config.json", module.config)
+        write_weights(module, folder / name / OWN_WEIGHTS, writing)
+    if model.tokenizer is not None:
+        model.tokenizer.save(folder / "tokenizer")
+    return {"model": model.config.model_dump(mode="json")}
+
+
+def _load(opened: OpenedCheckpoint, config: LDMConfig, first_stage: FirstStage, parts: Mapping[str, Any]) -> LDM:
+    root = opened.root
+    tokenizer, frozen = None, None
+    if "text" in config.modalities:
+        if isinstance(config.text, PretrainedTextConfig):
+            frozen = empty_encoder(read_json(root / "text_encoder" / "config.json"))  # its weights are filled in below
+        tokenizer = Tokenizer.load(root / "tokenizer")
+    model = LDM(config, first_stage, read_diffusers(root / "unet"), tokenizer=tokenizer, frozen_text=frozen)
+    for name, module in model.encoders().items():
+        if read_json(root / name / "config.json") != module.config:
+            raise InputError(f"{root / name}: config.json does not fit raygen.json", reason="checkpoint")
+        fill(module, root / name / OWN_WEIGHTS)
+    return model
+
+
+def _count(config: LDMConfig, inputs: CountInputs) -> dict[str, nn.Module]:
+    """Without a pretrained text encoder, which does not train."""
+    unet = build_unet(config, inputs.latent_shape)
+    if isinstance(config.text, PretrainedTextConfig):
+        config = config.model_copy(update={"modalities": tuple(m for m in config.modalities if m != "text")})
+    return {"unet": unet, **condition_encoders(config, inputs.factor)}
+
+
+def _text(config: LDMConfig) -> TextConfig | None:
+    return (config.text or TransformerTextConfig()) if "text" in config.modalities else None
+
+
+def _is_plain(model: LDM) -> bool:
+    stage = model.first_stage
+    known = stage.config.stage in ("kl", "vq") and stage.config.patch == 1 and not stage.net.config.get("latents_mean")
+    return known and not model.config.uses_tokens and not model.modalities
+
+
+FAMILY: Final = Family(
+    kind="ldm",
+    config=LDMConfig,
+    build=_build,
+    save=_save,
+    load=_load,
+    count=_count,
+    needs=lambda config, parts: frozenset(config.modalities),
+    text=_text,
+    is_plain=_is_plain,
+)

@@ -1,7 +1,7 @@
 """SCA-DM: a mask decides where, a style a class decides how. Without styles and in pixel space it is SDM.
 
-Knows how masks enter (SPADE in middle and decoder, gates on cross-attention) and how styles of one or two references
-become one style a class. Knows neither losses nor samplers.
+Masks enter through SPADE in middle and decoder, and as gates on cross-attention. Styles of one or two references become
+one style a class.
 
     style_k = a_k A_k + b_k B_k + (1 - a_k - b_k) N_k        a class k at a time
 
@@ -13,6 +13,7 @@ Source: Ergasti et al. 2024 (SCA-DM); Wang et al. 2022 (SDM). Presets are in `SC
 
 from collections.abc import Mapping, Sequence
 from math import gcd
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
@@ -24,16 +25,18 @@ from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASSES
 from raygen.core.pixels import to_pixels
-from raygen.models.attention import Gating, gates, own_cross_attention, watching
+from raygen.models.attention import Gating, gates, own_cross_attention, watch_scores
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_files import OWN_WEIGHTS, OpenedCheckpoint, Writing, fill, write_weights
 from raygen.models.conditions import Conditions
+from raygen.models.family import CountInputs, Family
 from raygen.models.ldm import prepared_context, run_unet
 from raygen.models.schedule import NoiseSchedule
 from raygen.models.spade import modulated, modulations, one_hot, spade_blocks
 from raygen.models.style_encoder import StyleEncoder
 
-__all__ = ["ATTENTION", "SCADM", "SCADMConfig", "StyleConfig", "build_scadm_unet", "new_style_encoder"]
+__all__ = ["ATTENTION", "FAMILY", "SCADM", "SCADMConfig", "StyleConfig", "build_scadm_unet", "new_style_encoder"]
 
 
 K = len(CLASSES)
@@ -60,7 +63,7 @@ class SCADMConfig(Config):
     """Shape of the denoiser; its first stage is handed in beside it.
 
     Released: hard gates, and a style encoder whose groups are not aligned (`gating: hard`, `style.aligned: false`). The
-    paper's equation 8 is `gating: paper`. The default is what is right: hard gates, aligned groups.
+    paper's equation 8 is `gating: paper`. The default is the corrected form: hard gates, aligned groups.
     """
 
     kind: Literal["scadm"] = "scadm"
@@ -85,6 +88,11 @@ class SCADMConfig(Config):
         return self
 
     @property
+    def uses_tokens(self) -> bool:
+        """Whether the UNet has cross-attention."""
+        return self.style is not None
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """The conditions it takes."""
         return ("mask",) if self.style is None else ("mask", "style")
@@ -93,19 +101,20 @@ class SCADMConfig(Config):
 class SCADM(Model):
     """A UNet that reads a mask in every normalisation of its decoder, and styles through gated attention."""
 
+    config: SCADMConfig
+
     def __init__(
         self, config: SCADMConfig, first_stage: FirstStage, unet: Any = None, style_encoder: StyleEncoder | None = None
     ) -> None:
         """`ConfigError` where the first stage makes other latents than the config says, or too small pictures."""
         super().__init__()
-        found = first_stage.latent_shape
-        if config.latent is not None and config.latent != found:
-            raise ConfigError(f"the model is for latents {config.latent}, the first stage makes {found}")
+        actual = first_stage.latent_shape
+        if config.latent is not None and config.latent != actual:
+            raise ConfigError(f"the model is for latents {config.latent}, the first stage makes {actual}")
         self.config, self.schedule = config, config.noise
         self.modalities, self.required_conditions = frozenset(config.modalities), frozenset()
         self.first_stage = first_stage.requires_grad_(False)
-        made = build_scadm_unet(config, found) if unet is None else unet
-        self.unet = own_cross_attention(made, config.gating)
+        self.unet = own_cross_attention(build_scadm_unet(config, actual) if unet is None else unet, config.gating)
         self.style_encoder = style_encoder if style_encoder is not None else new_style_encoder(config)
         size = first_stage.config.image_size
         if config.style is not None and size % 2**config.style.downs:
@@ -125,26 +134,26 @@ class SCADM(Model):
         assert conditions.mask is not None
         tokens: dict[str, Tensor] = {"labels": conditions.mask, "present": conditions.present["mask"]}
         if self.style_encoder is not None:
-            here = conditions.present["mask"].view(-1, 1, 1)
-            tokens["style_tokens"] = self.styles(conditions) * here  # zeros without a mask, as released
+            flag = conditions.present["mask"].view(-1, 1, 1)
+            tokens["style_tokens"] = self.styles(conditions) * flag  # zeros without a mask, as released
         return tokens
 
     def styles(self, conditions: Conditions) -> Tensor:
-        """One style a class [B, 19, D]: the formula of the module, with null styles where nothing was lent."""
+        """One style a class [B, 19, D]: the formula of the module, with null styles where no reference is used."""
         assert conditions.mask is not None
         assert conditions.style is not None
         assert conditions.style_weights is not None
-        here = conditions.present["mask"]
-        own = self._maps(conditions.mask, here)
-        lent = conditions.style_weights * conditions.present["style"].view(-1, 1, 1)  # [B, 2, 19]
-        mixed = (1 - lent.sum(dim=1)).unsqueeze(-1) * self._style(torch.zeros_like(own[:1, :3]), own)
+        own = self._maps(conditions.mask, conditions.present["mask"])
+        weights = conditions.style_weights * conditions.present["style"].view(-1, 1, 1)  # [B, 2, 19]
+        mixed = (1 - weights.sum(dim=1)).unsqueeze(-1) * self._style(torch.zeros_like(own[:1, :3]), own)
         for i in range(2):
-            rows = lent[:, i].any(dim=1)
+            rows = weights[:, i].any(dim=1)
             if rows.any():
                 reference = conditions.style[rows, i]  # [b, 4, S, S]: red, green, blue, label
                 maps = self._maps(reference[:, 3], torch.ones(len(reference), dtype=torch.bool, device=own.device))
-                said = self._style(to_pixels(reference[:, :3].movedim(1, -1)).to(own.dtype), maps)
-                mixed = mixed.index_add(0, rows.nonzero()[:, 0], lent[rows, i].unsqueeze(-1).to(said.dtype) * said)
+                style = self._style(to_pixels(reference[:, :3].movedim(1, -1)).to(own.dtype), maps)
+                share = weights[rows, i].unsqueeze(-1).to(style.dtype)
+                mixed = mixed.index_add(0, rows.nonzero()[:, 0], share * style)
         return mixed
 
     def _style(self, pixels: Tensor, maps: Tensor) -> Tensor:
@@ -162,7 +171,7 @@ class SCADM(Model):
         if self.style_encoder is not None:
             ctx |= prepared_context(self.unet, {"text_tokens": tokens["style_tokens"]})
             if self.config.gating != "none":
-                sides = {self.latent_shape[1] // 2**i for i, here in enumerate(self.config.attention) if here}
+                sides = {self.latent_shape[1] // 2**i for i, attends in enumerate(self.config.attention) if attends}
                 sides.add(self.latent_shape[1] // 2 ** (len(self.config.channels) - 1))
                 ctx |= gates({s: one_hot(labels, present, s, K, self.unet.dtype) for s in sides}, self.config.gating)
         return ctx
@@ -172,7 +181,7 @@ class SCADM(Model):
         with modulated(self.unet, ctx):
             if record is None:
                 return run_unet(self.unet, zt, t, ctx)
-            with watching(self.unet) as scores:
+            with watch_scores(self.unet) as scores:
                 output = run_unet(self.unet, zt, t, ctx)
         record.update({f"{ATTENTION}{place}": score for place, score in enumerate(scores)})
         return output
@@ -204,8 +213,8 @@ def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) ->
         "freq_shift": 0,
     }
     form = "Attn" if config.style is None else "CrossAttn"
-    shared["down_block_types"] = tuple(f"{form if here else ''}DownBlock2D" for here in config.attention)
-    shared["up_block_types"] = tuple(f"{form if here else ''}UpBlock2D" for here in reversed(config.attention))
+    shared["down_block_types"] = tuple(f"{form if attends else ''}DownBlock2D" for attends in config.attention)
+    shared["up_block_types"] = tuple(f"{form if attends else ''}UpBlock2D" for attends in reversed(config.attention))
     if config.style is None:
         unet = UNet2DModel(**shared, norm_eps=1e-5, downsample_padding=1, attention_head_dim=config.head_dim)
     else:
@@ -216,3 +225,40 @@ def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) ->
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
     return spade_blocks(unet, classes=K, hidden=config.spade_hidden)
+
+
+# --- family -------------------------------------------------------------------------------------------------
+
+
+def _save(model: SCADM, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
+    """As own weights: no class of diffusers has SPADE blocks."""
+    write_weights(model.unet, folder / "unet" / OWN_WEIGHTS, writing)
+    for name, module in model.encoders().items():
+        write_weights(module, folder / name / OWN_WEIGHTS, writing)
+    return {"model": model.config.model_dump(mode="json")}
+
+
+def _load(opened: OpenedCheckpoint, config: SCADMConfig, first_stage: FirstStage, parts: Mapping[str, Any]) -> SCADM:
+    model = SCADM(config, first_stage)
+    fill(model.unet, opened.root / "unet" / OWN_WEIGHTS)
+    for name, module in model.encoders().items():
+        fill(module, opened.root / name / OWN_WEIGHTS)
+    return model
+
+
+def _count(config: SCADMConfig, inputs: CountInputs) -> dict[str, nn.Module]:
+    style_encoder = new_style_encoder(config)
+    unet = build_scadm_unet(config, inputs.latent_shape)
+    return {"unet": unet} if style_encoder is None else {"unet": unet, "style_encoder": style_encoder}
+
+
+FAMILY: Final = Family(
+    kind="scadm",
+    config=SCADMConfig,
+    build=lambda config, inputs: SCADM(config, inputs.first_stage),
+    save=_save,
+    load=_load,
+    count=_count,
+    needs=lambda config, parts: frozenset(config.modalities),
+    records_attention=lambda config: config.style is not None,
+)

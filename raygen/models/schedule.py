@@ -1,8 +1,7 @@
 """Noise schedule, its conversions, and the samplers built from it.
 
-Knows the forward process zt = sqrt(abar) z + sqrt(1 - abar) eps, its signal-to-noise ratio, what a network may
-predict, and which diffusers scheduler a sampler's name stands for. Knows no network, no conditions and no rows.
-All step noise is handed in: a torch generator on a CPU uses 32 bits of its seed, too few for millions of rows.
+The forward process is zt = sqrt(abar) z + sqrt(1 - abar) eps. Samplers are diffusers schedulers. Step noise is always
+an argument: a torch generator on a CPU uses 32 bits of its seed, too few for millions of rows.
 """
 
 from collections.abc import Callable, Mapping
@@ -78,7 +77,7 @@ class NoiseSchedule(Config):
         return signal * z + noise * eps
 
     def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network is trained to say: eps, or v = sqrt(abar) eps - sqrt(1 - abar) z."""
+        """What the network is trained to predict: eps, or v = sqrt(abar) eps - sqrt(1 - abar) z."""
         if self.prediction_type == "epsilon":
             return eps
         signal, noise = self._rates(t, z)
@@ -146,8 +145,8 @@ def _rate_tables(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor,
 # --- samplers -----------------------------------------------------------------------------------------------
 
 
-#: Samplers by a word. `fast` is what a job has that names none; `published` is what the released latent
-#: diffusion models are shown with.
+#: Samplers by name. `fast` is the default of a job; `published` is the sampler of the released latent diffusion
+#: models.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "fast": {"name": "unipc", "steps": 12},
     "published": {"name": "ddim", "steps": 50, "spacing": "leading"},
@@ -159,7 +158,7 @@ class SamplerConfig(Config):
 
     `spacing` none takes the sampler's own: `trailing`, except under Karras sigmas where it does not count.
     `ddim` with `leading` is the sampler of the released latent diffusion models, step for step: t = 1, 21, ..,
-    981 for 50 steps, and it stops at abar[0] instead of 1. A word of `PRESETS` stands for all of it: `sampler: fast`.
+    981 for 50 steps, and it stops at abar[0] instead of 1. A name of `PRESETS` replaces all fields: `sampler: fast`.
     """
 
     name: SamplerName = "unipc"
@@ -169,12 +168,12 @@ class SamplerConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        if given not in PRESETS:
-            raise ValueError(f"{given!r} is no preset: {', '.join(PRESETS)}{nearest(given, PRESETS)}")
-        return dict(PRESETS[given])
+    def _preset(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value not in PRESETS:
+            raise ValueError(f"{value!r} is no preset: {', '.join(PRESETS)}{nearest(value, PRESETS)}")
+        return dict(PRESETS[value])
 
     @model_validator(mode="after")
     def _eta_is_for_ddim(self) -> "SamplerConfig":
@@ -226,8 +225,8 @@ class NeighbourDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
         else:
             z, eps = signal * sample - noise * model_output, signal * model_output + noise * sample
         deviation = eta * self._get_variance(timestep, before) ** 0.5
-        found = abar_before**0.5 * z + (1 - abar_before - deviation**2) ** 0.5 * eps
-        return (found if variance_noise is None or eta == 0 else found + deviation * variance_noise,)
+        mean = abar_before**0.5 * z + (1 - abar_before - deviation**2) ** 0.5 * eps
+        return (mean if variance_noise is None or eta == 0 else mean + deviation * variance_noise,)
 
 
 def _ddpm(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
@@ -294,7 +293,7 @@ def build_sampler(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
 
 
 def diffusers_scheduler(scheduler: Any) -> Any:
-    """The scheduler of diffusers that one of ours is built on, for files that others read."""
+    """The diffusers class that one of our schedulers extends, with the same config; for files that others read."""
     base: Any = next(kind for kind in type(scheduler).__mro__ if kind.__module__.startswith("diffusers."))
     return base.from_config(scheduler.config)
 

@@ -1,9 +1,7 @@
-"""SPADE: group normalisation whose scale and shift come from a semantic mask, and the residual block that has it.
+"""SPADE: group normalisation whose scale and shift come from a semantic mask, and residual blocks that use it.
 
-Knows one-hot maps and how a block of a diffusers UNet is replaced by one that reads them. Knows no model.
-
-Scale and shift depend on the mask alone, so they are computed once a picture (`modulations`) and handed to the blocks
-of a forward (`modulated`).
+`spade_blocks` replaces blocks of a diffusers UNet. Scale and shift depend on the mask alone: `modulations` computes
+them once a picture, and `modulated` hands them to the blocks of a forward.
 
 Source: Park et al. 2019 (SPADE), in the form of the semantic diffusion models: no synchronised batch norm, group norm
 instead; x_out = norm(x) (1 + gamma) + beta.
@@ -95,12 +93,12 @@ def modulations(unet: Any, labels: Tensor, present: Tensor, classes: int) -> dic
     `labels` uint8 [B, S, S] at any size, `present` bool [B]: an absent mask is one of zeros.
     """
     maps: dict[int, Tensor] = {}
-    made = {}
+    values = {}
     for place, (norm, side) in enumerate(_norms(unet)):
         if side not in maps:
             maps[side] = one_hot(labels, present, side, classes, unet.dtype)
-        made[f"{MODULATION}{place}"] = norm.modulation(maps[side])
-    return made
+        values[f"{MODULATION}{place}"] = norm.modulation(maps[side])
+    return values
 
 
 def one_hot(labels: Tensor, present: Tensor, side: int, classes: int, dtype: torch.dtype) -> Tensor:
@@ -135,8 +133,8 @@ def _norms(unet: Any) -> Iterator[tuple[SPADENorm, int]]:
     blocks = [(unet.mid_block, side)]
     for i, block in enumerate(unet.up_blocks):
         blocks.append((block, side * 2**i))
-    for block, here in blocks:
+    for block, size in blocks:
         for module in block.resnets:
             if isinstance(module, SPADEResnetBlock):
-                yield module.in_norm, here
-                yield module.out_norm, here
+                yield module.in_norm, size
+                yield module.out_norm, size

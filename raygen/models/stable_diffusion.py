@@ -1,23 +1,23 @@
-"""A Stable Diffusion folder as the ldm that it is: its shape from its own configurations, its weights by their loaders.
+"""Stable Diffusion folders, opened as an ldm: its shape from their configurations, its weights by diffusers' loaders.
 
-Knows which settings of a pipeline of diffusers are fields of ours, and which have no counterpart. Opens safetensors
-only; nothing in a folder is run. Fetches nothing.
+Opens safetensors only; nothing in a folder is executed, and nothing is downloaded.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
-from raygen.core.config import parse
 from raygen.core.errors import InputError
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.checkpoint_files import read_json
+from raygen.models.autoencoder import FirstStage
+from raygen.models.checkpoint_files import FORMAT, OpenedCheckpoint, read_json
+from raygen.models.ldm import FAMILY as LDM_FAMILY
 from raygen.models.ldm import LDM, LDMConfig
 from raygen.models.text import PretrainedTextConfig, Tokenizer, pretrained_encoder, tokenizer_of
 
-__all__ = ["KIND", "is_stable", "load_stable", "load_stable_stage", "stable_document", "stable_tokenizer"]
+__all__ = ["FAMILY", "is_stable", "stable_document"]
 
 
 #: How a folder is named in `stable_document`, where ours name a family.
@@ -45,7 +45,7 @@ def is_stable(root: Path) -> bool:
 
 
 def stable_document(root: Path) -> dict[str, Any]:
-    """What raygen.json would say of it; `InputError` (`checkpoint`) names a setting that has no counterpart."""
+    """The document that raygen.json would hold; `InputError` (`checkpoint`) names a setting that has no counterpart."""
     unet, vae = read_json(root / "unet" / "config.json"), read_json(root / "vae" / "config.json")
     for name, value in UNET.items():
         if unet.get(name, value) != value:
@@ -89,40 +89,35 @@ def stable_document(root: Path) -> dict[str, Any]:
         "layers_per_block": vae.get("layers_per_block", 2),
         "latent_channels": vae.get("latent_channels", 4),
     }
-    return {"format": 1, "layout": KIND, "first_stage": stage, "model": model}
+    return {"format": FORMAT, "layout": KIND, "first_stage": stage, "model": model}
 
 
 def _noise(root: Path) -> dict[str, Any]:
-    """The training schedule; a scheduler of another kind says the same of it."""
+    """Fields of the training schedule, which every diffusers scheduler stores."""
     config = read_json(root / "scheduler" / "scheduler_config.json")
-    names = {"num_train_timesteps": "timesteps", "rescale_betas_zero_snr": "rescale_betas_zero_snr"}
-    names |= {name: name for name in ("beta_start", "beta_end", "beta_schedule", "prediction_type")}
-    return {ours: config[theirs] for theirs, ours in names.items() if theirs in config}
+    same = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "rescale_betas_zero_snr")
+    names = {"num_train_timesteps": "timesteps", **{name: name for name in same}}
+    return {field: config[name] for name, field in names.items() if name in config}
 
 
-def load_stable_stage(root: Path, document: Mapping[str, Any]) -> FirstStage:
-    """Its first stage; `InputError` (`checkpoint`) where files are missing or damaged."""
-    config: AutoencoderConfig = parse(AutoencoderConfig, document["first_stage"], str(root / "vae"))
-    return FirstStage(config, _pretrained(AutoencoderKL, root / "vae"))
+def _load_first_stage(opened: OpenedCheckpoint) -> FirstStage:
+    return FirstStage(opened.first_stage, _pretrained(AutoencoderKL, opened.root / "vae"))
 
 
-def load_stable(root: Path, document: Mapping[str, Any], stage: FirstStage) -> LDM:
-    """Its UNet, text encoder and tokenizer over its first stage; errors as for `load_stable_stage`."""
-    config: LDMConfig = parse(LDMConfig, document["model"], str(root))
+def _load_tokenizer(opened: OpenedCheckpoint) -> Tokenizer:
+    length = int(opened.document["model"]["text"]["length"])
+    return tokenizer_of(PretrainedTextConfig(name=str(opened.root / "tokenizer"), length=length), list)
+
+
+def _load(opened: OpenedCheckpoint, config: LDMConfig, first_stage: FirstStage, parts: Mapping[str, Any]) -> LDM:
     assert isinstance(config.text, PretrainedTextConfig)
     return LDM(
         config,
-        stage,
-        _pretrained(UNet2DConditionModel, root / "unet"),
-        tokenizer=stable_tokenizer(root, document),
+        first_stage,
+        _pretrained(UNet2DConditionModel, opened.root / "unet"),
+        tokenizer=_load_tokenizer(opened),
         frozen_text=pretrained_encoder(config.text.name),
     )
-
-
-def stable_tokenizer(root: Path, document: Mapping[str, Any]) -> Tokenizer:
-    """Its tokenizer; `ConfigError` where it cannot be opened."""
-    length = int(document["model"]["text"]["length"])
-    return tokenizer_of(PretrainedTextConfig(name=str(root / "tokenizer"), length=length), list)
 
 
 def _pretrained(kind: Any, folder: Path) -> Any:
@@ -132,3 +127,9 @@ def _pretrained(kind: Any, folder: Path) -> Any:
     except Exception as error:  # its errors come from several libraries
         reason = str(error).strip().partition("\n")[0][:200]
         raise InputError(f"{folder}: cannot be loaded ({reason})", reason="checkpoint") from error
+
+
+#: A folder of this layout is read as an ldm; saved again it is one of ours.
+FAMILY: Final = replace(
+    LDM_FAMILY, kind=KIND, load=_load, load_first_stage=_load_first_stage, load_tokenizer=_load_tokenizer
+)

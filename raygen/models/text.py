@@ -1,8 +1,7 @@
 """Text -> token ids -> tokens: WordPiece vocabularies and the encoders that read them.
 
-Knows three places a vocabulary can come from (learned from the training texts, a file, a name), the transformer that
-latent diffusion trains from nothing beside its UNet, and frozen encoders of the `transformers` library. Knows neither
-the denoiser nor tables.
+A vocabulary is learned from the training texts, read from a file, or loaded by name. Encoders are the transformer that
+latent diffusion trains with its UNet, or frozen ones of the `transformers` library.
 
 Sources: Rombach et al. 2022 (text-to-image transformer); Devlin et al. 2019 (WordPiece).
 """
@@ -89,14 +88,14 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """ids int64 [n, length]."""
-        found = self.backend.encode_batch(list(texts))
-        return torch.tensor([item.ids for item in found], dtype=torch.int64).reshape(len(found), self.length)
+        encodings = self.backend.encode_batch(list(texts))
+        return torch.tensor([e.ids for e in encodings], dtype=torch.int64).reshape(len(encodings), self.length)
 
     def __len__(self) -> int:
         return int(self.backend.get_vocab_size())
 
     def same_as(self, other: "Tokenizer") -> bool:
-        """Whether both make the same ids of every text."""
+        """Whether both give the same ids for every text."""
         return self.backend.to_str() == other.backend.to_str()
 
     @classmethod
@@ -120,7 +119,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """What `save` wrote; `InputError` (`checkpoint`) where it is damaged."""
+        """The tokenizer that `save` wrote; `InputError` (`checkpoint`) where it is damaged."""
         try:
             backend = Backend.from_str((folder / FILE).read_text(encoding="utf-8"))
             padding: dict[str, Any] = backend.padding or {}
@@ -130,7 +129,7 @@ class Tokenizer:
 
 
 def learn_vocabulary(texts: Iterable[str], largest: int = LARGEST) -> list[str]:
-    """The words of `texts` by how often they come, then by alphabet, and every letter, so that nothing is unknown.
+    """The words of `texts` by frequency, then alphabetically, and every letter, so that nothing is unknown.
 
     The same texts give the same list in any order.
     """
@@ -146,7 +145,7 @@ def learn_vocabulary(texts: Iterable[str], largest: int = LARGEST) -> list[str]:
 
 
 def tokenizer_of(config: TransformerTextConfig | PretrainedTextConfig, texts: Callable[[], Iterable[str]]) -> Tokenizer:
-    """The tokenizer of a config; `texts` is asked only where the vocabulary is learned."""
+    """The tokenizer of a config; `texts` is called only where the vocabulary is learned."""
     if isinstance(config, PretrainedTextConfig):
         return _from_transformers(config.name, config.length)
     if config.vocabulary == "learned":
@@ -163,15 +162,15 @@ def _from_transformers(name: str, length: int) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        found = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
         raise _absent("tokenizer", name, error) from error
-    return Tokenizer(found.backend_tokenizer, length, str(found.pad_token))
+    return Tokenizer(tokenizer.backend_tokenizer, length, str(tokenizer.pad_token))
 
 
-def _absent(what: str, name: str, error: Exception) -> ConfigError:
+def _absent(part: str, name: str, error: Exception) -> ConfigError:
     reason = str(error).strip().partition("\n")[0][:200]
-    return ConfigError(f"{name}: no {what} there, neither as a folder nor in the hub's local cache ({reason})")
+    return ConfigError(f"{name}: no {part} there, neither as a folder nor in the hub's local cache ({reason})")
 
 
 # --- ids -> tokens ------------------------------------------------------------------------------------------
@@ -202,7 +201,7 @@ class TextEncoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Self-attention and a feed-forward network, each added to what it read."""
+    """Self-attention and a feed-forward network, each with a residual connection."""
 
     def __init__(self, width: int, heads: int, head_dim: int, inner: int) -> None:
         super().__init__()
@@ -214,8 +213,8 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, width] -> [B, L, width]."""
-        read = self.norm1(x)
-        parts = (layer(read).unflatten(-1, (self.heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
+        normed = self.norm1(x)
+        parts = (layer(normed).unflatten(-1, (self.heads, -1)) for layer in (self.to_q, self.to_k, self.to_v))
         q, k, v = (part.transpose(1, 2) for part in parts)  # [B, heads, L, head_dim]
         x = x + self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         result: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
@@ -239,12 +238,12 @@ class FrozenText(nn.Module):
         return tokens
 
     def train(self, mode: bool = True) -> "FrozenText":
-        """Stays in evaluation: it has dropout, and is not trained."""
+        """Stays in evaluation mode: it has dropout, and is not trained."""
         return super().train(False)
 
 
 def pretrained_encoder(name: str) -> FrozenText:
-    """The encoder half of a model by folder or name; `ConfigError` where it is not at hand. Runs no foreign code."""
+    """The encoder half of a model by folder or name; `ConfigError` where it cannot be loaded. No code of it is run."""
     from transformers import AutoConfig, AutoModel, CLIPTextModel, T5EncoderModel
 
     try:

@@ -1,8 +1,4 @@
-"""FACES rows -> LATENTS rows: the pictures of a data set through a first stage, once.
-
-Knows how pictures become cached moments, mirrored ones as rows of their own. Knows neither how first stages work
-nor where tables come from.
-"""
+"""FACES rows -> LATENTS rows: pictures encoded once by a first stage; mirrored pictures are rows of their own."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -25,7 +21,7 @@ from raygen.store.schemas import LATENTS
 __all__ = ["LATENTS_OR_ERROR", "EncodeConfig", "EncodeWorker", "RoundTrip"]
 
 
-#: LATENTS with one more column: why a row could not be made. Such rows go to quarantine.
+#: LATENTS with one more column: the reason why a row could not be encoded. Such rows go to quarantine.
 LATENTS_OR_ERROR = LATENTS.append(pa.field("error", pa.string()))
 #: Moments are stored as float16, whose largest number is 65,504.
 LIMIT = 65504.0
@@ -55,7 +51,7 @@ class EncodeWorker:
         return self.start(rows)()
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """Encode now; the returned call tabulates. A picture that cannot be read becomes a row with `error`."""
+        """Encode now; the returned call makes the table. A picture that cannot be read becomes a row with `error`."""
         images, errors = images_from_rows(rows, self.stage.config.image_size)
         pixels = to_pixels(torch.from_numpy(images))
         flips = [pixels.flip(-1)] if self.config.horizontal_flips else []
@@ -96,7 +92,7 @@ class EncodeWorker:
 
 
 class RoundTrip:
-    """Pictures through a first stage and back: the best that any model over its latents can do."""
+    """Pictures encoded and decoded by a first stage: an upper bound for every model over its latents."""
 
     def __init__(self, checkpoint_folder: str, device: str = "auto") -> None:
         set_deterministic_precision()
@@ -105,7 +101,7 @@ class RoundTrip:
 
     @torch.inference_mode()
     def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """uint8 [n, H, W, 3] at the first stage's size -> the same through `mode` and `decode`."""
+        """uint8 [n, H, W, 3] at the first stage's size -> the reconstructions of `mode`, uint8 [n, H, W, 3]."""
         pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(images)).to(self.device))
         result: npt.NDArray[np.uint8] = (
             to_uint8(self.stage.decode(self.stage.mode(self.stage.encode(pixels)))).cpu().numpy()

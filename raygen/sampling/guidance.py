@@ -19,23 +19,19 @@ Guidance = float | dict[str, float]
 GuidanceParametrization = Literal["cfg", "cfg_minus_one"]
 
 
-# --- guidance -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class GuidedDenoiser:
     """A weighted sum of predictions under several conditions, evaluated in one forward pass."""
 
     ctx: Context
     weights: tuple[float, ...]
-    #: Whether the first term has all conditions, so that its record says what the model makes of them.
+    #: Whether the first term has all conditions; only then is its record kept.
     whole: bool = True
 
     def __call__(self, model: Model, zt: Tensor, t: Tensor, record: Record | None = None) -> Tensor:
         """The combined prediction for zt [B, C, h, w] at t [B]."""
         terms = len(self.weights)
-        kept = record if self.whole else None
-        output = model.predict(zt.repeat(terms, 1, 1, 1), t.repeat(terms), self.ctx, kept)
+        output = model.predict(zt.repeat(terms, 1, 1, 1), t.repeat(terms), self.ctx, record if self.whole else None)
         if terms == 1:
             return output * self.weights[0] if self.weights[0] != 1 else output
         weights = torch.tensor(self.weights, device=output.device).view(-1, 1, 1, 1, 1)
@@ -71,6 +67,6 @@ def build_guidance(
     terms.append((conditions.keep(against), 1.0 - sum(weight for _, weight in terms)))
     used = [(c, w) for c, w in terms if w != 0]
     if len(used) > 1 or isinstance(guidance, Mapping):
-        model.must_do_without("guidance subtracts what experts say without conditions")
+        model.must_do_without("guidance subtracts predictions without conditions")
     ctx = concatenate([model.prepare(model.embed(c)) for c, _ in used]) if model.modalities else {}
     return GuidedDenoiser(ctx, tuple(w for _, w in used), whole=not isinstance(guidance, Mapping))

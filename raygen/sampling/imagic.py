@@ -1,14 +1,13 @@
 """Edits of real pictures: Imagic for any condition, and collaborative editing of several at once.
 
-Knows how an embedding is optimised for a picture, how a denoiser is tuned to it and put back, how both targets are
-interpolated, and which alpha is best. Knows neither where rows come from nor how pictures are stored.
+    1. e_opt: the embedding, optimised from e_tgt to reconstruct the picture          (frozen denoiser)
+    2. the denoiser is tuned to reconstruct the picture with e_opt                    (frozen embedding)
+    3. a picture of alpha e_tgt + (1 - alpha) e_opt for every alpha, from the same noise
 
-    1. e_opt = the embedding, from e_tgt on, with which the denoiser explains the picture best     (frozen denoiser)
-    2. the denoiser is tuned to explain it with e_opt                                              (frozen embedding)
-    3. a picture of alpha e_tgt + (1 - alpha) e_opt, for every alpha, from the same noise
+Afterwards the denoiser has its old weights again.
 
 Sources: Kawar et al. 2023 (Imagic), section 3; Huang et al. 2023 (Collaborative Diffusion), section 4.3 and its
-published scripts. There every expert is tuned to its own target; the dynamic diffusers stay as they are.
+published scripts. There every expert is tuned to its own target; the dynamic diffusers do not change.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,12 +27,12 @@ from raygen.core.pixels import to_pixels
 from raygen.models.base import Model, Tokens
 from raygen.models.conditions import Conditions
 from raygen.planning import RowLookup
-from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, UInt8Array, _mask, best_alpha
+from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, UInt8Array, best_alpha
 from raygen.sampling.guidance import GuidedDenoiser
 from raygen.sampling.influence import InfluenceRecorder
 from raygen.sampling.noise import keyed_normal, noise_key
 from raygen.sampling.worker import SampleConfig, SampleWorker, to_host
-from raygen.store.images import images_from_rows
+from raygen.store.images import decode_mask, images_from_rows
 from raygen.store.schemas import SCORES, SELECTION, reason_of
 
 __all__ = ["EditWorker", "ImagicConfig", "fit", "restored"]
@@ -43,7 +42,7 @@ POSTERIOR, EMBEDDING, TUNING = 1 << 40, 1 << 41, 1 << 42
 
 
 class ImagicConfig(Config):
-    """How long and how fast. The defaults are those of the released scripts, for models of 400 million parameters."""
+    """Steps and learning rates. The defaults are those of the released scripts, for models of 400 M parameters."""
 
     embedding_steps: int = Field(500, ge=0, description="of the embedding")
     embedding_lr: float = Field(1e-3, gt=0)
@@ -61,26 +60,26 @@ def fit(model: Model, z: Tensor, target: Tokens, config: ImagicConfig, key: int)
     Noise and timesteps follow from `key`. Only the parts that run once a step are tuned.
     """
     tokens = {n: v.detach().clone().requires_grad_() for n, v in target.items() if v.is_floating_point()}
-    rest = {n: v for n, v in target.items() if n not in tokens}
+    fixed = {n: v for n, v in target.items() if n not in tokens}
     if tokens and config.embedding_steps:
         optimizer = torch.optim.Adam(tokens.values(), lr=config.embedding_lr)
-        _descend(model, z, {**tokens, **rest}, optimizer, config.embedding_steps, config.batch, key, EMBEDDING)
-    best_alpha = {n: v.detach() for n, v in tokens.items()} | rest
+        _descend(model, z, {**tokens, **fixed}, optimizer, config.embedding_steps, config.batch, key, EMBEDDING)
+    optimum = {n: v.detach() for n, v in tokens.items()} | fixed
     if config.tuning_steps:
         parameters = [p for network in model.networks for p in network.parameters()]
         for parameter in parameters:
             parameter.requires_grad_(True)
         optimizer = torch.optim.Adam(parameters, lr=config.tuning_lr)
-        _descend(model, z, best_alpha, optimizer, config.tuning_steps, config.batch, key, TUNING)
+        _descend(model, z, optimum, optimizer, config.tuning_steps, config.batch, key, TUNING)
         for parameter in parameters:
             parameter.requires_grad_(False)
-    return best_alpha
+    return optimum
 
 
 def _descend(
     model: Model, z: Tensor, tokens: Tokens, optimizer: torch.optim.Optimizer, steps: int, batch: int, key: int, at: int
 ) -> None:
-    """Steps of plain mean square error on one latent."""
+    """`steps` of mean square error on one latent, with noise of stream `at`."""
     random = np.random.Generator(np.random.Philox(key=key, counter=at << 192))
     zs = z.expand(batch, -1, -1, -1)
     for _ in range(steps):
@@ -97,14 +96,14 @@ def _descend(
 
 @contextmanager
 def restored(networks: Sequence[nn.Module]) -> Iterator[None]:
-    """Afterwards the weights of `networks` are what they were before, to the bit, however the block ends."""
+    """Restore the weights of `networks` after the block, bit for bit, also where it raises."""
     tensors = [p for network in networks for p in network.parameters()]
-    kept = [p.detach().clone() for p in tensors]
+    saved = [p.detach().clone() for p in tensors]
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter, value in zip(tensors, kept, strict=True):
+            for parameter, value in zip(tensors, saved, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
                 parameter.requires_grad_(False)
@@ -116,7 +115,7 @@ def restored(networks: Sequence[nn.Module]) -> Iterator[None]:
 class EditWorker:
     """CONDITIONS rows of one edit, an alpha each -> SAMPLES, SCORES `edit:…` and SELECTION.
 
-    A batch is one edit. SCORES vectors are [alpha, fidelity (nan: nobody can say), similarity, 1 if chosen].
+    A batch is one edit. SCORES vectors are [alpha, fidelity (nan: not measured), similarity, 1 if chosen].
     """
 
     def __init__(
@@ -132,24 +131,24 @@ class EditWorker:
         return self.sampler.environment()
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """Fit, make the pictures of all alphas, judge them. `ConfigError` where rows are not those of one edit."""
+        """Fit and sample all alphas now; the returned call scores them. `ConfigError` for rows of several edits."""
         edits = set(zip(rows["edit_id"].to_pylist(), rows["source"].to_pylist(), strict=True))
         if len(edits) != 1 or None in next(iter(edits)):
             names = sorted(str(name) for name, _ in edits)[:3]
             raise ConfigError(f"a batch holds the alphas of one edit, not {len(edits)} ({', '.join(names)} …)")
         try:
-            source, own, known = self._source(str(next(iter(edits))[1]))
+            source, own_mask, own_attributes = self._source(str(next(iter(edits))[1]))
         except InputError as error:
-            return self._refused(rows, reason_of(error))
+            return self._failed(rows, reason_of(error))
         required = self.model.modalities if self.config.missing == "quarantine" else self.model.required_conditions
         conditions, errors = Conditions.from_rows(
             rows.slice(0, 1), self.model.modalities, required=required, shapes=self.model.shapes
         )
         if errors[0] is not None:
-            return self._refused(rows, errors[0])
+            return self._failed(rows, errors[0])
         log = InfluenceRecorder(rows.num_rows, self.config.influence_steps)
         images, finite = self._edited(rows, conditions.to(self.device), source, log)
-        return lambda: self._finish(rows, log, source, own, known, images, finite)
+        return lambda: self._finish(rows, log, source, own_mask, own_attributes, images, finite)
 
     def _source(self, name: str) -> tuple[UInt8Array, UInt8Array | None, Sequence[int] | None]:
         """The picture to edit at the model's size, uint8 [S, S, 3], and its own mask and attributes if it has some."""
@@ -160,11 +159,11 @@ class EditWorker:
             raise InputError(errors[0], reason="source")
         return images[0], _mask(row.get("mask"), size), row.get("attributes")
 
-    def _refused(self, rows: pa.Table, reason: str) -> Callable[[], dict[str, pa.Table]]:
+    def _failed(self, rows: pa.Table, reason: str) -> Callable[[], dict[str, pa.Table]]:
         n, size = rows.num_rows, self.model.first_stage.config.image_size
-        nothing = np.zeros((n, size, size, 3), np.uint8)
+        blank = np.zeros((n, size, size, 3), np.uint8)
         log = InfluenceRecorder(n, 0)
-        return lambda: self.sampler.finish(rows, [reason] * n, log, nothing, np.ones(n, dtype=np.bool_))
+        return lambda: self.sampler.finish(rows, [reason] * n, log, blank, np.ones(n, dtype=np.bool_))
 
     def _edited(
         self, rows: pa.Table, conditions: Conditions, source: UInt8Array, log: InfluenceRecorder
@@ -174,30 +173,27 @@ class EditWorker:
         with restored([network for part in parts.values() for network in part.networks]):
             with torch.no_grad():
                 target = self.model.embed(conditions)
-                z = self._latent(source, key)
-            found = dict(target)
+                stage = self.model.first_stage
+                moments = stage.encode(to_pixels(torch.from_numpy(source[None].copy()).to(self.device)))
+                noise = keyed_normal(key, POSTERIOR, (1, *self.model.latent_shape))
+                z = stage.sample(moments, torch.from_numpy(noise).to(self.device))
+            optimum = dict(target)
             for prefix, part in parts.items():
                 own = {n[len(prefix) :]: v for n, v in target.items() if n.startswith(prefix)}
-                found |= {f"{prefix}{n}": v for n, v in fit(part, z, own, self.imagic, key).items()}
+                optimum |= {f"{prefix}{n}": v for n, v in fit(part, z, own, self.imagic, key).items()}
             alphas = torch.tensor(rows["alpha"].to_pylist(), dtype=torch.float32, device=self.device)
             with torch.no_grad():
-                ctx = self.model.prepare({n: _between(found[n], target[n], alphas) for n in target})
+                ctx = self.model.prepare({n: _interpolate(optimum[n], target[n], alphas) for n in target})
             images, finite = self.sampler.pictures(GuidedDenoiser(ctx, (1.0,)), [key] * len(alphas), log)
             return to_host(images, finite)()
-
-    def _latent(self, source: UInt8Array, key: int) -> Tensor:
-        stage = self.model.first_stage
-        moments = stage.encode(to_pixels(torch.from_numpy(source[None].copy()).to(self.device)))
-        noise = keyed_normal(key, POSTERIOR, (1, *self.model.latent_shape))
-        return stage.sample(moments, torch.from_numpy(noise).to(self.device))
 
     def _finish(
         self,
         rows: pa.Table,
         log: InfluenceRecorder,
         source: UInt8Array,
-        own: UInt8Array | None,
-        known: Sequence[int] | None,
+        own_mask: UInt8Array | None,
+        own_attributes: Sequence[int] | None,
         images: UInt8Array,
         finite: npt.NDArray[np.bool_],
     ) -> dict[str, pa.Table]:
@@ -210,9 +206,9 @@ class EditWorker:
             images[good],
             source,
             mask=_mask(rows["mask"][0].as_py(), size),
-            own_mask=own,
+            own_mask=own_mask,
             attributes=rows["attributes"][0].as_py(),
-            own_attributes=known,
+            own_attributes=own_attributes,
         )
         similarity = self.judge.similarity(images[good], source)
         alphas = [rows["alpha"][int(i)].as_py() for i in good]
@@ -222,26 +218,20 @@ class EditWorker:
         vectors = [
             [a, f, s, float(i == chosen)] for i, (a, f, s) in enumerate(zip(alphas, judged, similarity, strict=True))
         ]
-        mine = self._scores(ids, vectors)
-        tables["scores"] = pa.concat_tables([tables["scores"], mine]) if "scores" in tables else mine
+        shared = {"attempt": self.config.attempt, "metric": f"edit:{self.judge.name}", "run_id": self.config.run_id}
+        score_rows = [
+            {"sample_id": name, "vector": vector, **shared} for name, vector in zip(ids, vectors, strict=True)
+        ]
+        scores = pa.Table.from_pylist(score_rows, SCORES)
+        tables["scores"] = pa.concat_tables([tables["scores"], scores]) if "scores" in tables else scores
         tables["selection"] = self._selection(ids, vectors, chosen)
         return tables
 
-    def _scores(self, ids: Sequence[str], vectors: Sequence[Sequence[float]]) -> pa.Table:
-        columns: Mapping[str, Any] = {
-            "sample_id": list(ids),
-            "attempt": [self.config.attempt] * len(ids),
-            "metric": [f"edit:{self.judge.name}"] * len(ids),
-            "run_id": [self.config.run_id] * len(ids),
-            "vector": list(vectors),
-        }
-        return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
-
     def _selection(self, ids: Sequence[str], vectors: Sequence[Sequence[float]], chosen: int) -> pa.Table:
-        """One row of the edit is accepted; the others say which."""
+        """SELECTION rows: the chosen alpha is accepted, the others are not."""
         alpha, fidelity, similarity, _ = vectors[chosen]
-        why = "nobody can judge the change" if np.isnan(fidelity) else f"fidelity {fidelity:.3f}"
-        reason = f"alpha {alpha:g}: {why}, {self.judge.name} {similarity:.3f}"
+        measured = "fidelity not measured" if np.isnan(fidelity) else f"fidelity {fidelity:.3f}"
+        reason = f"alpha {alpha:g}: {measured}, {self.judge.name} {similarity:.3f}"
         rows = [
             {
                 "sample_id": name,
@@ -254,9 +244,19 @@ class EditWorker:
         return pa.Table.from_pylist(rows, SELECTION)
 
 
-def _between(optimum: Tensor, target: Tensor, alphas: Tensor) -> Tensor:
+def _interpolate(optimum: Tensor, target: Tensor, alphas: Tensor) -> Tensor:
     """alpha e_tgt + (1 - alpha) e_opt for each alpha: [1, ...] twice -> [K, ...]."""
     if not target.is_floating_point():
         return target.expand(len(alphas), *target.shape[1:])
     weight = alphas.view(-1, *(1,) * (target.ndim - 1)).to(target.dtype)
     return weight * target + (1 - weight) * optimum
+
+
+def _mask(value: Mapping[str, Any] | None, size: int) -> UInt8Array | None:
+    """A stored mask at the size of the pictures, nearest neighbour."""
+    if value is None or value.get("bytes") is None:
+        return None
+    mask = decode_mask(value["bytes"])
+    y, x = (((np.arange(size) + 0.5) * side / size).astype(int) for side in mask.shape)
+    fitted: UInt8Array = mask[np.ix_(y, x)]
+    return fitted

@@ -1,13 +1,8 @@
-"""What the experts of a collaboration counted for, step by step: statistics for SCORES, maps for INFLUENCE.
-
-Knows how the record of a denoising loop becomes rows. Knows neither models nor the loop.
-"""
+"""Influence of the experts of a collaboration in every step: statistics for SCORES, maps for INFLUENCE."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -27,50 +22,50 @@ X0: Final = "x0"
 class InfluenceRecorder:
     """Reads `record` after every step of one batch; nothing is copied to the host before the rows are asked for.
 
-    Costs nothing for models that record no influence, and where no maps are kept.
+    It does no work for models that record no influence, or where no maps are kept.
     """
 
     def __init__(self, rows: int, keep: int) -> None:
-        """Of a batch the first `rows` slots count; `keep` steps at equal distances keep their maps."""
+        """`rows`: the first slots of a batch, which are recorded; `keep`: how many evenly spaced steps keep maps."""
         self.rows, self.keep = rows, keep
         self.record: dict[str, Tensor] = {}
         self.timesteps: list[int] = []
         self._means: dict[str, list[Tensor]] = {}
         self._spreads: dict[str, list[Tensor]] = {}
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        self._maps: dict[int, dict[str, Tensor]] = {}
         self._taken = 0
 
     def begin(self, timesteps: Sequence[int], decode: Callable[[Tensor], Tensor]) -> None:
-        """The t of each step to come, and how an estimate of z becomes pixels."""
+        """`timesteps`: t of each step to come; `decode`: an estimate of z -> pixels."""
         self.timesteps, self._decode = list(timesteps), decode
         last = len(timesteps) - 1
         self._chosen = {round(i * last / max(self.keep - 1, 1)) for i in range(self.keep)}
 
     def step(self) -> None:
-        """Take in the step that has just been recorded."""
+        """Read and clear the record of the step that has just ended."""
         shares = {k[len(PREFIX) :]: v[: self.rows].float() for k, v in self.record.items() if k.startswith(PREFIX)}
         for name, share in shares.items():
             self._means.setdefault(name, []).append(share.flatten(1).mean(dim=1))
             self._spreads.setdefault(name, []).append(share.flatten(1).std(dim=1, correction=0))
         if self._taken in self._chosen:
-            kept = {name: (share[:, 0] * 255).round().to(torch.uint8) for name, share in shares.items()}
-            kept[X0] = to_uint8(self._decode(self.record[X0][: self.rows]))
-            self._kept[self.timesteps[self._taken]] = kept
+            maps = {name: (share[:, 0] * 255).round().to(torch.uint8) for name, share in shares.items()}
+            maps[X0] = to_uint8(self._decode(self.record[X0][: self.rows]))
+            self._maps[self.timesteps[self._taken]] = maps
         self._taken += 1
         self.record.clear()
 
     def scores(self, ids: Sequence[str], good: Sequence[int], *, run_id: str, attempt: int) -> pa.Table:
         """SCORES rows `influence:<expert>` of the good rows: the mean over pixels at each step, then the spreads."""
-        found = []
+        rows = []
         for name in self._means:
-            both = torch.stack([*self._means[name], *self._spreads[name]], dim=1).cpu()  # [rows, 2 x steps]
-            found += [(ids[i], f"influence:{name}", both[i].tolist()) for i in good]
+            statistics = torch.stack([*self._means[name], *self._spreads[name]], dim=1).cpu()  # [rows, 2 x steps]
+            rows += [(ids[i], f"influence:{name}", statistics[i].tolist()) for i in good]
         columns = {
-            "sample_id": [row[0] for row in found],
-            "attempt": [attempt] * len(found),
-            "metric": [row[1] for row in found],
-            "run_id": [run_id] * len(found),
-            "vector": [row[2] for row in found],
+            "sample_id": [row[0] for row in rows],
+            "attempt": [attempt] * len(rows),
+            "metric": [row[1] for row in rows],
+            "run_id": [run_id] * len(rows),
+            "vector": [row[2] for row in rows],
         }
         return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
 
@@ -80,13 +75,10 @@ class InfluenceRecorder:
         `step` is t.
         """
         rows = []
-        for t, kept in self._kept.items():
-            hosts = {name: values.cpu().numpy() for name, values in kept.items()}
+        for t, maps in self._maps.items():
+            arrays = {name: values.cpu().numpy() for name, values in maps.items()}
             for i in good:
-                maps = [(n, picture(_encoded(n, values[i], codec))) for n, values in hosts.items()]
-                rows.append({"sample_id": ids[i], "step": t, "maps": maps})
+                files = {n: encode_image(v[i], codec) if n == X0 else encode_mask(v[i]) for n, v in arrays.items()}
+                pictures = [(name, picture(file)) for name, file in files.items()]
+                rows.append({"sample_id": ids[i], "step": t, "maps": pictures})
         return pa.Table.from_pylist(rows, INFLUENCE)
-
-
-def _encoded(name: str, values: npt.NDArray[np.uint8], codec: Codec) -> bytes:
-    return encode_image(values, codec) if name == X0 else encode_mask(values)

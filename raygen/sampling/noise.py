@@ -14,11 +14,8 @@ __all__ = ["batch_noise", "keyed_normal", "noise_key"]
 Float32Array = npt.NDArray[np.float32]
 
 
-# --- keyed noise --------------------------------------------------------------------------------------------
-
-
 def noise_key(seed: int, sample_id: str, attempt: int) -> int:
-    """128 bits from (seed, sample_id, attempt): BLAKE2b, so near inputs have unrelated keys."""
+    """128 bits from (seed, sample_id, attempt): BLAKE2b, so similar inputs have unrelated keys."""
     text = f"{seed}\0{attempt}\0{sample_id}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=16, person=b"raygen-noise-1").digest(), "little")
 

@@ -33,19 +33,19 @@ __all__ = ["FacePipeline"]
 
 
 class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
-    """A checkpoint folder of any of our families, conditioned on masks, attributes, texts and hints.
+    """A checkpoint folder of any family, conditioned on masks, attributes, texts and hints.
 
-    diffusers loads the scheduler; the model is built over the folder as a whole when it is first needed, and its UNet,
-    first stage and branch are then the pipeline's `unet`, `vae` and `controlnet`.
+    diffusers loads the scheduler. The model is loaded from the folder when it is first used; its UNet, first stage and
+    branch are then the pipeline's `unet`, `vae` and `controlnet`.
     """
 
     def __init__(
         self, scheduler: Any, unet: Any = None, vae: Any = None, vqvae: Any = None, controlnet: Any = None
     ) -> None:
-        """The other parts are named in the folder, and not loaded one by one."""
+        """Parts other than the scheduler are ignored: diffusers passes those that model_index.json names."""
         super().__init__()
         self.register_modules(scheduler=scheduler, unet=None, vae=None, controlnet=None)
-        self._made: Model | None = None
+        self._model: Model | None = None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "FacePipeline":
@@ -56,12 +56,12 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def model(self) -> Model:
-        """The model of the folder; errors as `checkpoint.load` has them."""
-        if self._made is None:
-            self._made = checkpoint.load(self.config["_name_or_path"])
-            parts = {"unet": getattr(self._made, "unet", None), "controlnet": getattr(self._made, "branch", None)}
-            self.register_modules(vae=self._made.first_stage.net, **parts)
-        return self._made
+        """The model of the folder; errors as for `checkpoint.load`."""
+        if self._model is None:
+            self._model = checkpoint.load(self.config["_name_or_path"])
+            parts = {"unet": getattr(self._model, "unet", None), "controlnet": getattr(self._model, "branch", None)}
+            self.register_modules(vae=self._model.first_stage.net, **parts)
+        return self._model
 
     def to(self, *args: Any, **kwargs: Any) -> "FacePipeline":
         """As `DiffusionPipeline.to`, for the whole model."""
@@ -87,12 +87,12 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
         """Pictures of `n` rows, or of as many as the conditions have.
 
         `masks`: class indices uint8 [H, W]; `attributes`: name -> -1, 1; `hints`: pictures; arrays or Pillow's. The
-        noise of a row depends on `seed` and its place alone. `ImagePipelineOutput`, Pillow pictures or (`np`)
+        noise of a row depends on `seed` and its index alone. Returns `ImagePipelineOutput`, Pillow pictures or (`np`)
         floats [n, H, W, 3] in 0..1. `ConfigError` for conditions of different numbers or that the model does not take,
         `InputError` for a row that cannot be made.
         """
-        given = {"mask": masks, "attributes": attributes, "text": texts, "hint": hints}
-        columns = {name: list(values) for name, values in given.items() if values is not None}
+        conditions = {"mask": masks, "attributes": attributes, "text": texts, "hint": hints}
+        columns = {name: list(values) for name, values in conditions.items() if values is not None}
         count = {len(values) for values in columns.values()} | ({n} if n is not None else set())
         if len(count) > 1:
             raise ConfigError(f"conditions of different numbers: {sorted(count)}")
@@ -100,45 +100,42 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
             takes = sorted(self.model.modalities) or "no conditions"
             raise ConfigError(f"the model does not take {unknown}; it takes {takes}")
         rows = _rows(count.pop() if count else 1, columns)
-        named = SamplerConfig(name=sampler, steps=num_inference_steps) if isinstance(sampler, str) else sampler
+        if isinstance(sampler, str):
+            sampler = SamplerConfig(name=sampler, steps=num_inference_steps)
         config = SampleConfig(
             checkpoint=str(self.config["_name_or_path"]),
-            sampler=named,
+            sampler=sampler,
             guidance=guidance_scale,
             seed=seed,
             batch=rows.num_rows,
             codec="png",
             device=self.device.type if self.device.type == "cuda" else "cpu",
         )
-        made = SampleWorker(config, model=self.model)(rows)["samples"].to_pylist()
-        if bad := [row["error"] for row in made if row["error"]]:
+        samples = SampleWorker(config, model=self.model)(rows)["samples"].to_pylist()
+        if bad := [row["error"] for row in samples if row["error"]]:
             raise InputError(bad[0].partition(": ")[2], reason=bad[0].partition(": ")[0])
-        images: Any = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in made]
+        images: Any = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB") for row in samples]
         if output_type != "pil":
             images = np.stack([np.asarray(image) for image in images]) / np.float32(255)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
 
 def _rows(n: int, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
-    """CONDITIONS of arguments."""
-    made: dict[str, Any] = {
+    """CONDITIONS rows of the arguments of a call."""
+    rows: dict[str, Any] = {
         "sample_id": [f"{i:06d}" for i in range(n)],
         "plan": ["pipeline"] * n,
         "seed": [0] * n,
     }
     if "mask" in columns:
-        made["mask"] = picture_column([encode_mask(np.asarray(mask, dtype=np.uint8)) for mask in columns["mask"]])
+        rows["mask"] = picture_column([encode_mask(np.asarray(mask, dtype=np.uint8)) for mask in columns["mask"]])
     if "hint" in columns:
         pictures = [np.asarray(Image.fromarray(np.asarray(hint)).convert("RGB")) for hint in columns["hint"]]
-        made["hint"] = picture_column([encode_image(picture, "png") for picture in pictures])
+        rows["hint"] = picture_column([encode_image(picture, "png") for picture in pictures])
     if "text" in columns:
-        made["text"] = list(columns["text"])
+        rows["text"] = list(columns["text"])
     if "attributes" in columns:
-        made["attributes"] = [_attributes(values) for values in columns["attributes"]]
-    return cast(pa.table(made), CONDITIONS)
-
-
-def _attributes(values: Mapping[str, int]) -> list[int]:
-    if unknown := sorted(set(values) - set(ATTRIBUTES)):
-        raise ConfigError(f"no attribute {unknown[0]!r}; there are {', '.join(ATTRIBUTES)}")
-    return [int(values.get(name, 0)) for name in ATTRIBUTES]
+        if unknown := sorted({name for values in columns["attributes"] for name in values} - set(ATTRIBUTES)):
+            raise ConfigError(f"no attribute {unknown[0]!r}; there are {', '.join(ATTRIBUTES)}")
+        rows["attributes"] = [[int(values.get(name, 0)) for name in ATTRIBUTES] for values in columns["attributes"]]
+    return cast(pa.table(rows), CONDITIONS)

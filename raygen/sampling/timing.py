@@ -1,7 +1,4 @@
-"""Seconds a picture: each run of a sweep alone, on a warm model, without scoring and encoding.
-
-Knows what is timed and how often. Does not know how a picture is made.
-"""
+"""Seconds a picture: each run of a sweep alone, on a warm model, without scoring and encoding."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +17,7 @@ __all__ = ["TimingConfig", "TimingWorker", "build_timing", "seconds_of"]
 
 
 class TimingConfig(Config):
-    """How long is measured."""
+    """How many pictures and rounds are timed."""
 
     pictures: int = Field(32, ge=1, le=4096, description="at once; at most the batch of the sweep")
     rounds: int = Field(3, ge=1, le=100, description="that count; one before them does not")
@@ -38,15 +35,15 @@ class TimingWorker:
         return self.worker.environment()
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """Time now: conditions to tensors, sampling, first stage, until the pictures are there."""
+        """Time conditions to tensors, sampling and decoding now."""
         rounds = [self.round(rows) for _ in range(1 + self.config.rounds)][1:]
         run_id = self.worker.config.run_id
-        found = {"sample_id": self.name, "attempt": 0, "metric": SECONDS, "run_id": run_id, "vector": rounds}
-        return lambda: {"scores": pa.Table.from_pylist([found], SCORES)}
+        row = {"sample_id": self.name, "attempt": 0, "metric": SECONDS, "run_id": run_id, "vector": rounds}
+        return lambda: {"scores": pa.Table.from_pylist([row], SCORES)}
 
     def round(self, rows: pa.Table) -> float:
         """Seconds a picture, once."""
-        # The device always works on a whole batch; a batch of just these rows is what their time is the time of.
+        # The device always works on a whole batch, so the batch is set to the number of rows.
         worker = self.worker.another(self.worker.config.model_copy(update={"batch": rows.num_rows}))
         began = time.perf_counter()
         worker.start(rows)
@@ -58,7 +55,7 @@ class TimingWorker:
 def build_timing(
     bench: Callable[[], Callable[[int], SampleWorker]], config: TimingConfig, names: Sequence[str]
 ) -> Callable[[int], TimingWorker]:
-    """The workers of an actor, for runs by number."""
+    """The workers of an actor, by index of the run."""
     workers = bench()
     return lambda place: TimingWorker(workers(place), config, names[place])
 

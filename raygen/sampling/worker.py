@@ -1,10 +1,7 @@
-"""The one denoising loop, a generator of zt; guidance; and the worker that makes pictures of rows.
+"""The denoising loop, a generator of zt, and the worker that turns CONDITIONS rows into SAMPLES rows.
 
-Knows how the noise of a sample follows from its key, how predictions under several conditions become one, and
-how a batch of CONDITIONS rows becomes SAMPLES rows. Knows neither model families nor where tables come from.
-
-A picture's noise depends on (seed, sample_id, attempt) alone. Its bytes depend besides on the batch shape, the
-device class, the number of threads and the versions of the libraries.
+A picture's noise depends on (seed, sample_id, attempt) alone. Its bytes depend also on the batch shape, the device
+class, the number of threads and the versions of the libraries.
 """
 
 import copy
@@ -65,9 +62,9 @@ def denoise(
 ) -> Iterator[Tensor]:
     """zt after each step, the last one being z. `zt` [B, C, h, w] starts as standard normal noise.
 
-    `guided` counts in the steps whose place i / n lies in `interval` [low, high); elsewhere `unguided` does. The
-    scheduler is one of `build_sampler`, and is used up: its solvers keep history. A `record` holds, when zt is
-    yielded, what the model said of that step and its estimate of z as `x0`.
+    `guided` is used in the steps i of n whose i / n is in `interval` [low, high), `unguided` in the others. The
+    scheduler is one of `build_sampler` and cannot be used again: its solvers keep history. When zt is yielded, a
+    `record` holds the model's record of that step and its estimate of z as `x0`.
     """
     steps = scheduler.timesteps
     zt = zt * scheduler.init_noise_sigma
@@ -87,7 +84,7 @@ def denoise(
 
 
 class SampleConfig(Config):
-    """Everything a picture depends on, besides its row."""
+    """Everything that a picture depends on except its row."""
 
     checkpoint: str
     sampler: SamplerConfig = Field(default_factory=SamplerConfig)
@@ -114,16 +111,15 @@ def pick_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def shares_model(one: SampleConfig, other: SampleConfig) -> bool:
-    """Whether pictures of both come from the same weights in memory."""
-    names = ("checkpoint", "dtype", "device", "mixing")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
+    """Whether both can use one loaded model."""
+    return all(getattr(a, name) == getattr(b, name) for name in ("checkpoint", "dtype", "device", "mixing"))
 
 
 class SampleWorker:
     """CONDITIONS rows -> SAMPLES rows (and `scores` of an observer). Keeps nothing between batches.
 
-    An out-of-memory is raised as it comes: it fails the try of a shard, never a row.
+    An out-of-memory error is raised: it fails the attempt of a shard and never becomes a row.
     """
 
     def __init__(
@@ -135,7 +131,7 @@ class SampleWorker:
         threads: int | None = None,
         references: RowLookup | None = None,
     ) -> None:
-        """`references`: of the faces that styles are taken from."""
+        """`references`: look-up of the faces that styles are taken from."""
         set_deterministic_precision(threads)
         self.config, self.observe, self.references = config, observe, references
         self.device = pick_device(config.device)
@@ -151,12 +147,12 @@ class SampleWorker:
         """A worker for other settings of the same checkpoint, which is loaded once for both."""
         if not shares_model(config, self.config):
             raise ValueError("another checkpoint, precision, device or mixing needs a model of its own")
-        made = copy.copy(self)
-        made.config = config
-        return made
+        worker = copy.copy(self)
+        worker.config = config
+        return worker
 
     def environment(self) -> dict[str, str]:
-        """What bytes depend on besides the config and the versions."""
+        """What the bytes of pictures depend on except the config and library versions."""
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
         return {"device": name, "threads": str(torch.get_num_threads()), "dtype": self.config.dtype, "tf32": tf32()}
 
@@ -165,7 +161,7 @@ class SampleWorker:
         return self.start(rows)()
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """Make the pictures of at most `batch` rows now; the returned call scores, encodes and tabulates.
+        """Make the pictures of at most `batch` rows now; the returned call scores, encodes and makes the tables.
 
         The device always works on `batch` slots. A row that is bad, or whose picture is not finite, becomes a
         row with `error`.
@@ -182,17 +178,17 @@ class SampleWorker:
         ]
         keys += [None] * (self.config.batch - len(keys))
         log = InfluenceRecorder(len(ids), self.config.influence_steps)
-        images, finite = self._conditioned(conditions.pad(self.config.batch).to(self.device), keys, log)
+        images, finite = self._sample(conditions.pad(self.config.batch).to(self.device), keys, log)
         fetch = to_host(images[: len(ids)], finite[: len(ids)])
         return lambda: self.finish(rows, errors, log, *fetch())
 
     @torch.inference_mode()
-    def _conditioned(
+    def _sample(
         self, conditions: Conditions, keys: Sequence[int | None], log: InfluenceRecorder
     ) -> tuple[Tensor, Tensor]:
         config, model = self.config, self.model
         if config.use_conditions is not None:
-            model.must_do_without("some conditions of the rows are left aside (`use_conditions`)")
+            model.must_do_without("some conditions of the rows are not used (`use_conditions`)")
             conditions = conditions.keep(config.use_conditions)
         unguided = build_guidance(model, conditions, 1.0) if config.guidance_interval != (0.0, 1.0) else None
         guided = build_guidance(
@@ -214,9 +210,9 @@ class SampleWorker:
     ) -> tuple[Tensor, Tensor]:
         """uint8 [B, H, W, 3] and whether each picture is finite, bool [B]; both on the device.
 
-        `keys`: of the noise of each slot, None for one that does not count.
+        `keys`: of the noise of each slot, None for an unused one.
         """
-        set_deterministic_precision()  # also where whoever uses this as a library has changed it since
+        set_deterministic_precision()  # again, because a caller of the library may have changed it
         config, model, shape = self.config, self.model, self.model.latent_shape
         z = batch_noise(keys, 0, shape).to(self.device)
         noisy = uses_step_noise(config.sampler)
@@ -247,7 +243,7 @@ class SampleWorker:
         images: UInt8Array,
         finite: npt.NDArray[np.bool_],
     ) -> dict[str, pa.Table]:
-        """SAMPLES of pictures uint8 [n, H, W, 3] and their rows, with SCORES and INFLUENCE where they are wanted."""
+        """SAMPLES of pictures uint8 [n, H, W, 3] and their rows; SCORES and INFLUENCE where the config has them."""
         reasons = [
             error or (None if ok else "nonfinite: the picture has values that are not finite")
             for error, ok in zip(errors, finite, strict=True)
@@ -271,7 +267,7 @@ class SampleWorker:
     def _samples(self, rows: pa.Table, reasons: Sequence[str | None], encoded: Sequence[bytes | None]) -> pa.Table:
         n, config = rows.num_rows, self.config
         weights = config.guidance if isinstance(config.guidance, dict) else {JOINT: config.guidance}
-        own: dict[str, Iterable[Any]] = {
+        columns: dict[str, Iterable[Any]] = {
             "attempt": [config.attempt] * n,
             "error": reasons,
             "run_id": [config.run_id] * n,
@@ -281,24 +277,24 @@ class SampleWorker:
             "guidance": [list(weights.items())] * n,
             "image_sha256": [None if data is None else hashlib.sha256(data).hexdigest() for data in encoded],
         }
-        return pa.Table.from_arrays([_column(f, rows, own, encoded) for f in SAMPLES], schema=SAMPLES)
+        return pa.Table.from_arrays([_column(f, rows, columns, encoded) for f in SAMPLES], schema=SAMPLES)
 
 
 def _column(
-    field: pa.Field, rows: pa.Table, own: Mapping[str, Iterable[Any]], encoded: Sequence[bytes | None]
+    field: pa.Field, rows: pa.Table, columns: Mapping[str, Iterable[Any]], encoded: Sequence[bytes | None]
 ) -> pa.Array | pa.ChunkedArray:
-    """One column of SAMPLES: the picture, our own values, or what the row brought."""
+    """One column of SAMPLES: the picture, one of `columns`, or the column of CONDITIONS."""
     if field.name == "image":
         return picture_column(encoded)
-    if field.name in own:
-        return pa.array(own[field.name], field.type)
+    if field.name in columns:
+        return pa.array(columns[field.name], field.type)
     if field.name in rows.column_names:
         return rows[field.name].cast(field.type)
     return pa.nulls(rows.num_rows, field.type)
 
 
 def to_host(images: Tensor, finite: Tensor) -> Callable[[], tuple[UInt8Array, npt.NDArray[np.bool_]]]:
-    """Start the copy to the host; the returned call waits for it, and for nothing that was queued later."""
+    """Start the copy to the host; the returned call waits for it, not for work that was queued later."""
     if images.device.type != "cuda":
         return lambda: (images.numpy(), finite.numpy())
     hosts = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in (images, finite)]

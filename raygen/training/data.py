@@ -1,7 +1,6 @@
 """Training data in memory, its seeded order and its keyed noise.
 
-Knows how FACES and LATENTS tables become arrays, which row stands at which position of the endless stream of
-epochs, and the random numbers of each position. Knows no model and no loop.
+FACES and LATENTS tables become arrays. Every position in the stream of epochs has its own row and random numbers.
 """
 
 import hashlib
@@ -26,7 +25,7 @@ __all__ = ["TrainingData", "draw", "load_training_data", "order", "texts_of"]
 
 
 Array = npt.NDArray[Any]
-#: Numbers of a place.
+#: Numbers of one box, and of one keypoint.
 WIDTHS: Final = {"boxes": 4, "keypoints": 3}
 POINT: Final = WIDTHS["keypoints"]
 
@@ -36,8 +35,8 @@ class TrainingData:
     """A data set in memory. Row i trains on face `face[i]`, mirrored beforehand if `flipped[i]`.
 
     `images` uint8 [F, H, W, 3], or `moments` float16 [N, ...], or both; conditions a face, as in `Conditions`.
-    `places`: boxes float32 [F, K, 4] and keypoints [F, K, 3] by name, zeros where there are fewer.
-    `identity` int64 [F]: people by number, in the order of their names.
+    `places`: boxes float32 [F, K, 4] and keypoints [F, K, 3] by name, zeros where a face has fewer.
+    `identity` int64 [F]: index of the person, in the order of their names.
     """
 
     ids: tuple[str, ...]
@@ -59,7 +58,7 @@ class TrainingData:
 
     @property
     def digest(self) -> str:
-        """Names the rows and their order."""
+        """sha256 of the rows and their order."""
         lines = (f"{self.ids[f]} {int(m)}\n" for f, m in zip(self.face, self.flipped, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -89,12 +88,12 @@ class TrainingData:
 
 def _mirrored(places: Array) -> Array:
     """Boxes [B, K, 4] or keypoints [B, K, 3] of mirrored pictures; rows of zeros stay zeros."""
-    there = places.any(axis=2, keepdims=True)
+    used = places.any(axis=2, keepdims=True)
     if places.shape[2] == POINT:
         flipped = np.stack([1 - places[..., 0], places[..., 1], places[..., 2]], axis=2)
     else:
         flipped = np.stack([1 - places[..., 2], places[..., 1], 1 - places[..., 0], places[..., 3]], axis=2)
-    result: Array = np.where(there, flipped, 0).astype(np.float32)
+    result: Array = np.where(used, flipped, 0).astype(np.float32)
     return result
 
 
@@ -114,11 +113,10 @@ def load_training_data(
 ) -> TrainingData:
     """FACES tables (and LATENTS, joined by `face_id`) -> arrays; pictures and masks at `size`.
 
-    Pictures are read where there are no latents, or with `pictures`. `places`: of boxes and keypoints, what to read.
-    `people`: faces are told apart by `identity_id`; one without is left out.
-    Of a face's texts the one named `caption` is used, as ids of `tokenize`; a face without it has no text.
-    Bad faces are left out and listed. `InputError`: no rows, duplicate ids, or latents of another first stage
-    than `autoencoder` (its sha256).
+    Pictures are read where there are no latents, or with `pictures`. `places`: the columns of boxes and keypoints to
+    read. `people`: `identity_id` is read; a face without it is left out. Of a face's texts the one named `caption` is
+    used, as ids of `tokenize`; a face without it has no text. Bad faces are left out and listed. `InputError`: no rows,
+    duplicate ids, or latents of another first stage than `autoencoder` (its sha256).
     """
     names = tuple(sorted(set(modalities) - {"style"}))  # a face's own style is its picture
     shapes = Shapes(size, 0 if tokenize is None else int(tokenize([""]).shape[1]), tokenize)
@@ -126,29 +124,29 @@ def load_training_data(
     left_out: list[str] = []
     images: list[Array] = []
     conditions: list[Conditions] = []
-    who: list[str] = []
-    found_places: dict[str, list[list[list[float]]]] = {name: [] for name in places}
+    identities: list[str] = []
+    places_by_name: dict[str, list[list[list[float]]]] = {name: [] for name in places}
     for table in faces:
-        kept = table if split is None else table.filter(pc.equal(table["split"], split))
+        rows = table if split is None else table.filter(pc.equal(table["split"], split))
         if "text" in names:
-            kept = kept.append_column("text", texts_of(kept, caption))
-        found, errors = Conditions.from_rows(kept, names, shapes=shapes)
+            rows = rows.append_column("text", texts_of(rows, caption))
+        decoded, errors = Conditions.from_rows(rows, names, shapes=shapes)
         if latents is None or pictures:
-            pixels, more = images_from_rows(kept, size)
-            errors = [a or b for a, b in zip(errors, more, strict=True)]
+            pixels, image_errors = images_from_rows(rows, size)
+            errors = [a or b for a, b in zip(errors, image_errors, strict=True)]
         if people:
-            said = kept["identity_id"].to_pylist()
+            persons = rows["identity_id"].to_pylist()
             errors = [
-                e or (None if one else "identity: says not who it is") for e, one in zip(errors, said, strict=True)
+                e or (None if p else "identity: identity_id is missing") for e, p in zip(errors, persons, strict=True)
             ]
         good = [i for i, error in enumerate(errors) if error is None]
-        who += [said[i] for i in good] if people else []
-        named = kept["face_id"].to_pylist()
-        left_out += [f"{named[i]}: {error}" for i, error in enumerate(errors) if error is not None]
-        ids += [named[i] for i in good]
-        conditions.append(found.take(torch.tensor(good, dtype=torch.int64)))
-        for name, listed in found_places.items():
-            values = kept[name].to_pylist() if name in kept.column_names else [None] * kept.num_rows
+        identities += [persons[i] for i in good] if people else []
+        face_ids = rows["face_id"].to_pylist()
+        left_out += [f"{face_ids[i]}: {error}" for i, error in enumerate(errors) if error is not None]
+        ids += [face_ids[i] for i in good]
+        conditions.append(decoded.take(torch.tensor(good, dtype=torch.int64)))
+        for name, listed in places_by_name.items():
+            values = rows[name].to_pylist() if name in rows.column_names else [None] * rows.num_rows
             listed += [values[i] or [] for i in good]
         if latents is None or pictures:
             images.append(pixels[good])
@@ -156,20 +154,20 @@ def load_training_data(
         raise InputError(f"no face to train on ({len(left_out)} left out)", reason="empty")
     if len(set(ids)) != len(ids):
         raise InputError("face ids are not unique", reason="duplicate")
-    rows = _latent_rows(latents, ids, autoencoder) if latents is not None else None
+    latent_rows = _latent_rows(latents, ids, autoencoder) if latents is not None else None
     return TrainingData(
         ids=tuple(ids),
-        face=np.arange(len(ids)) if rows is None else rows[0],
-        flipped=np.zeros(len(ids), dtype=bool) if rows is None else rows[1],
+        face=np.arange(len(ids)) if latent_rows is None else latent_rows[0],
+        flipped=np.zeros(len(ids), dtype=bool) if latent_rows is None else latent_rows[1],
         images=np.concatenate(images) if images else None,
-        moments=None if rows is None else rows[2],
+        moments=None if latent_rows is None else latent_rows[2],
         mask=_joined([c.mask for c in conditions]),
         attributes=_joined([c.attributes for c in conditions], np.int8),
         text=_joined([c.text for c in conditions], np.int32),
         hint=_joined([c.hint for c in conditions]),
         present={name: np.concatenate([c.present[name].numpy() for c in conditions]) for name in names},
-        identity=np.unique(who, return_inverse=True)[1].astype(np.int64) if people else None,
-        places={name: _padded(listed, WIDTHS[name]) for name, listed in found_places.items()},
+        identity=np.unique(identities, return_inverse=True)[1].astype(np.int64) if people else None,
+        places={name: _padded(listed, WIDTHS[name]) for name, listed in places_by_name.items()},
         left_out=tuple(left_out),
     )
 
@@ -184,8 +182,7 @@ def _padded(listed: list[list[list[float]]], width: int) -> Array:
 
 def texts_of(faces: pa.Table, caption: str) -> pa.Array:
     """The text of that name of every face, null where it has none."""
-    found = [dict(texts or ()).get(caption) for texts in faces["texts"].to_pylist()]
-    return pa.array(found, pa.string())
+    return pa.array([dict(texts or ()).get(caption) for texts in faces["texts"].to_pylist()], pa.string())
 
 
 def _joined(parts: list[Tensor | None], dtype: Any = np.uint8) -> Array | None:
@@ -211,8 +208,8 @@ def _latent_rows(tables: Iterable[pa.Table], ids: list[str], autoencoder: str | 
                 moments.append(values.reshape(table["shape"][row].as_py()))
     if not face:
         raise InputError("no latents of these faces", reason="empty")
-    order_ = np.lexsort((np.array(flipped), np.array(face)))
-    return np.array(face)[order_], np.array(flipped)[order_], np.stack(moments)[order_]
+    by_face = np.lexsort((np.array(flipped), np.array(face)))
+    return np.array(face)[by_face], np.array(flipped)[by_face], np.stack(moments)[by_face]
 
 
 # --- order and noise ----------------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""What is written down while something trains, and how another process follows it.
-
-Knows history.jsonl, TensorBoard's event files and sheets. Knows no loop and no objective.
-"""
+"""Records of a training: history.jsonl, TensorBoard's event files and sheets; and how another process follows them."""
 
 import json
 import threading
@@ -24,7 +21,7 @@ TAIL: Final = 1 << 16
 
 
 class TrainingLogger:
-    """The records of rank 0 in `folder`. What a run that is gone on with had written later is forgotten."""
+    """The records of rank 0 in `folder`. A resumed run drops records of steps that it does again."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,11 +30,18 @@ class TrainingLogger:
     def write(self, step: TrainStep) -> None:
         """One line of history, and one point a curve."""
         if self.events is None:
-            self._open(step.step)
+            from tensorboardX import SummaryWriter
+
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path = self.folder / HISTORY
+            earlier = read_history(path.read_text(encoding="utf-8")) if path.exists() else []
+            lines = [json.dumps(record) + "\n" for record in earlier if record["step"] < step.step]
+            path.write_text("".join(lines), encoding="utf-8")
+            self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step.step)
         with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(step)) + "\n")
-        own = {"lr": step.lr, "images_per_s": step.images_per_s, "data_wait_s": step.data_wait}
-        for name, value in {**{f"loss/{n}": v for n, v in step.losses.items()}, **own}.items():
+        rates = {"lr": step.lr, "images_per_s": step.images_per_s, "data_wait_s": step.data_wait}
+        for name, value in {**{f"loss/{n}": v for n, v in step.losses.items()}, **rates}.items():
             self.events.add_scalar(name, value, step.step)
         self.events.flush()
 
@@ -49,24 +53,14 @@ class TrainingLogger:
             path.write_bytes(data)
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Close the event file."""
         if self.events is not None:
             self.events.close()
-
-    def _open(self, first: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / HISTORY
-        before = read_history(path.read_text(encoding="utf-8")) if path.exists() else []
-        kept = [json.dumps(line) + "\n" for line in before if line["step"] < first]
-        path.write_text("".join(kept), encoding="utf-8")
-        self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=first)
 
 
 @contextmanager
 def followed(folder: Path, report: Callable[[Progress], None], config: TrainConfig) -> Iterator[None]:
-    """Turn the records of rank 0, wherever it runs, into progress here."""
+    """Inside, a thread reads the history that rank 0 writes and reports progress in this process."""
     stop = threading.Event()
     thread = threading.Thread(target=_follow, args=(folder / HISTORY, report, config, stop), daemon=True)
     thread.start()

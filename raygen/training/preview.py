@@ -1,8 +1,4 @@
-"""Sheets of pictures while something trains: always the same faces, conditions and noise, so that sheets compare.
-
-Knows how a denoiser is sampled and a first stage tried on the rows of a training set, and how pictures become one
-PNG. Knows neither the loop nor where sheets are kept.
-"""
+"""Sheets of pictures during training: always of the same faces, conditions and noise, to compare them."""
 
 import io
 from collections.abc import Sequence
@@ -12,11 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 
 from raygen.core.face_labels import PALETTE
 from raygen.core.pixels import to_pixels, to_uint8
-from raygen.models.conditions import Conditions
 from raygen.models.schedule import SamplerConfig, build_sampler
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.noise import keyed_normal, noise_key
@@ -30,17 +24,17 @@ __all__ = ["grid", "sheet"]
 UInt8Array = npt.NDArray[np.uint8]
 ACROSS: Final = 8
 PICTURES: Final = 16
-#: Good enough to see what a model has learnt, and quick.
+#: Quick, and good enough to see what a model has learned.
 SAMPLER: Final = SamplerConfig(name="unipc", steps=16)
 GAP: Final = 2
 
 
 @torch.no_grad()
 def sheet(objective: Objective, arrays: TrainingData, device: torch.device, seed: int = 0) -> bytes | None:
-    """A PNG of 16 pictures, or None where there is nothing to see (a parser).
+    """A PNG of 16 pictures, or None for a network that makes no pictures (a parser).
 
     A denoiser: conditions of the first rows, their masks above the pictures where it has masks. A first stage: the
-    first pictures above what comes back. Draws no random number but its own keyed noise.
+    first pictures above their reconstructions. Uses no random numbers but its own keyed noise.
     """
     n = min(PICTURES, len(arrays))
     training = objective.training
@@ -50,16 +44,16 @@ def sheet(objective: Objective, arrays: TrainingData, device: torch.device, seed
             images = arrays.images[arrays.face[:n]]
             pixels = to_pixels(torch.from_numpy(images).to(device))
             stage = objective.stage
-            back = to_uint8(stage.decode(stage.mode(stage.encode(pixels)))).cpu().numpy()
-            return grid([images, back])
+            reconstructed = to_uint8(stage.decode(stage.mode(stage.encode(pixels)))).cpu().numpy()
+            return grid([images, reconstructed])
         if isinstance(objective, DiffusionObjective):
-            return grid(_sampled(objective, arrays, n, device, seed))
+            return grid(_samples(objective, arrays, n, device, seed))
     finally:
         objective.train(training)
     return None
 
 
-def _sampled(
+def _samples(
     objective: DiffusionObjective, arrays: TrainingData, n: int, device: torch.device, seed: int
 ) -> list[UInt8Array]:
     model = objective.model
@@ -71,13 +65,8 @@ def _sampled(
     steps = denoise(model, build_guidance(model, conditions, 1.0), z, build_sampler(model.schedule, SAMPLER))
     *_, z = steps
     pictures = to_uint8(model.first_stage.decode(z)).cpu().numpy()
-    return [*_masks(conditions), pictures]
-
-
-def _masks(conditions: Conditions) -> list[UInt8Array]:
-    """Masks in the official colours, if there are any."""
-    mask: Tensor | None = conditions.mask
-    return [] if mask is None else [PALETTE[mask.cpu().numpy()]]
+    masks = [] if conditions.mask is None else [PALETTE[conditions.mask.cpu().numpy()]]
+    return [*masks, pictures]
 
 
 def grid(rows: Sequence[UInt8Array]) -> bytes:

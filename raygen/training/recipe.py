@@ -1,15 +1,14 @@
-"""What a training is made of: model, data, loss and schedule; and the objective that follows from it.
+"""The settings of a training (model, data, loss, schedule), and the objective with new weights that they describe."""
 
-Knows which settings go together and how a recipe becomes an objective with fresh weights. Knows neither where data
-comes from as arrays nor who runs the loop.
-"""
-
-from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import nn
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
@@ -19,21 +18,18 @@ from raygen.extractors.bundled import (
     BundledClassifierConfig,
     BundledEmbedder,
     BundledEmbedderConfig,
-    BundledNetwork,
     BundledParser,
     BundledParserConfig,
+    save_bundled,
 )
 from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.extractors.perceptual import DeepFeatures, load_embedder, load_perceptual
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import AutoencoderConfig, FirstStage, same_stage
 from raygen.models.base import Model
-from raygen.models.collaborative import Collaborative, CollaborativeConfig, same_stage
 from raygen.models.conditions import ConditionDropout
-from raygen.models.controlnet import ControlNetConfig, control_modalities
-from raygen.models.ldm import LDMConfig
-from raygen.models.scadm import SCADMConfig
-from raygen.models.text import Tokenizer
+from raygen.models.text import TextConfig, Tokenizer
+from raygen.training.data import TrainingData
 from raygen.training.losses import (
     AttentionLoss,
     AutoencoderObjective,
@@ -49,42 +45,110 @@ from raygen.training.losses import (
     Objective,
     ParserObjective,
 )
+from raygen.training.reconstruction import finish_autoencoder
 from raygen.training.trainer import TrainConfig
 
 __all__ = [
-    "DENOISERS",
+    "NETWORKS",
     "TrainRecipe",
     "TrainableConfig",
+    "TrainableNetwork",
     "build_objective",
-    "bundled_network",
     "count_parameters",
     "folders_of",
     "frozen_digests",
+    "is_denoiser",
     "required_fields",
+    "text_config_of",
 ]
 
 
-#: Everything that `raygen train` trains.
-TrainableConfig = Annotated[
-    AutoencoderConfig
-    | LDMConfig
-    | ControlNetConfig
-    | CollaborativeConfig
-    | SCADMConfig
-    | BundledParserConfig
-    | BundledClassifierConfig
-    | BundledEmbedderConfig,
-    Field(discriminator="kind"),
-]
-#: Those that denoise latents of a first stage.
-DENOISERS: Final = (LDMConfig, ControlNetConfig, CollaborativeConfig, SCADMConfig)
+# --- what can be trained ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainableNetwork:
+    """A kind of network that is trained on pictures; denoisers are in `checkpoint.FAMILIES`."""
+
+    #: Has the fields `kind` and `image_size`.
+    config: type[Config]
+    #: config -> the network with random weights.
+    build: Callable[[Any], nn.Module]
+    #: (network, recipe) -> what is minimised.
+    objective: Callable[[Any, "TrainRecipe"], Objective]
+    #: (network, folder, weights=…, extra=…) -> the digest of the written checkpoint.
+    save: Callable[..., str]
+    #: Columns of FACES that training reads beside the picture.
+    conditions: tuple[str, ...] = ()
+    #: Whether faces are told apart by person, with `TrainRecipe.identity`.
+    needs_identity: bool = False
+    #: (objective, recipe, training data, device) -> entries of result.json, after the last step and before saving.
+    finish: Callable[[Any, "TrainRecipe", TrainingData, torch.device], dict[str, Any]] = lambda *_: {}
+
+
+def _autoencoder(stage: FirstStage, recipe: "TrainRecipe") -> AutoencoderObjective:
+    lpips = recipe.reconstruction.perceptual
+    perceptual = load_lpips(lpips) if isinstance(lpips, LPIPSConfig) else None
+    return AutoencoderObjective(stage, recipe.reconstruction, perceptual)
+
+
+def _embedder(network: BundledEmbedder, recipe: "TrainRecipe") -> EmbedderObjective:
+    assert recipe.identity is not None
+    return EmbedderObjective(network, recipe.identity)
+
+
+def _finish_autoencoder(
+    objective: AutoencoderObjective, recipe: "TrainRecipe", data: TrainingData, device: torch.device
+) -> dict[str, Any]:
+    return finish_autoencoder(
+        objective, data, device, recipe.faces, split=recipe.validation_split, pictures=recipe.validation_pictures
+    )
+
+
+NETWORKS: Final[Mapping[str, TrainableNetwork]] = {
+    "autoencoder": TrainableNetwork(
+        AutoencoderConfig, FirstStage, _autoencoder, checkpoint.save, finish=_finish_autoencoder
+    ),
+    "parser": TrainableNetwork(
+        BundledParserConfig, BundledParser, lambda net, recipe: ParserObjective(net), save_bundled, ("mask",)
+    ),
+    "classifier": TrainableNetwork(
+        BundledClassifierConfig,
+        BundledClassifier,
+        lambda net, recipe: ClassifierObjective(net),
+        save_bundled,
+        ("attributes",),
+    ),
+    "embedder": TrainableNetwork(BundledEmbedderConfig, BundledEmbedder, _embedder, save_bundled, needs_identity=True),
+}
+
+if TYPE_CHECKING:
+
+    class TrainableConfig(Config):
+        """The config of a family or of a network; the latter has a size of pictures."""
+
+        kind: str
+        image_size: int
+
+else:
+    _CONFIGS = dict.fromkeys(entry.config for entry in (*NETWORKS.values(), *checkpoint.FAMILIES.values()))
+    #: Everything that `raygen train` trains: the union of all configs, told apart by `kind`.
+    TrainableConfig = Annotated[reduce(or_, _CONFIGS), Field(discriminator="kind")]
+
+
+def is_denoiser(model: TrainableConfig) -> bool:
+    """Whether it denoises latents of a first stage."""
+    return model.kind in checkpoint.FAMILIES
 
 
 def folders_of(model: TrainableConfig) -> Mapping[str, str]:
-    """The checkpoints that a model is put together from, by name."""
-    if isinstance(model, ControlNetConfig):
-        return {"base": model.base}
-    return model.experts if isinstance(model, CollaborativeConfig) else {}
+    """The checkpoints of trained models that a model contains, by name."""
+    return checkpoint.family_of(model).folders(model) if is_denoiser(model) else {}
+
+
+def text_config_of(model: TrainableConfig) -> TextConfig | None:
+    """The text encoder of a model that reads texts and whose vocabulary no checkpoint has; None for other models."""
+    return checkpoint.family_of(model).text(model) if is_denoiser(model) else None
 
 
 def required_fields(model: TrainableConfig, first_stage: str | None) -> tuple[int, tuple[str, ...]]:
@@ -92,25 +156,11 @@ def required_fields(model: TrainableConfig, first_stage: str | None) -> tuple[in
 
     `first_stage`: folder of the one a denoiser works on. Errors as for `checkpoint.load`.
     """
-    if isinstance(model, AutoencoderConfig):
-        return model.image_size, ()
-    if isinstance(model, BundledParserConfig | BundledClassifierConfig | BundledEmbedderConfig):
-        return model.image_size, {"parser": ("mask",), "classifier": ("attributes",)}.get(model.kind, ())
+    if not is_denoiser(model):
+        return model.image_size, NETWORKS[model.kind].conditions
     assert first_stage is not None
     size = checkpoint.first_stage_config(first_stage).image_size
-    if isinstance(model, ControlNetConfig):
-        return size, tuple(sorted(control_modalities(model, checkpoint.modalities(model.base))))
-    if not isinstance(model, CollaborativeConfig):
-        return size, model.modalities
-    read = frozenset[str]().union(*(checkpoint.modalities(folder) for folder in model.experts.values()))
-    return size, tuple(sorted(read))
-
-
-def bundled_network(config: BundledParserConfig | BundledClassifierConfig | BundledEmbedderConfig) -> BundledNetwork:
-    """A network that looks at pictures, with fresh weights."""
-    if isinstance(config, BundledEmbedderConfig):
-        return BundledEmbedder(config)
-    return BundledParser(config) if isinstance(config, BundledParserConfig) else BundledClassifier(config)
+    return size, tuple(sorted(checkpoint.modalities_of(model)))
 
 
 def count_parameters(model: TrainableConfig, first_stage: str | None) -> dict[str, int]:
@@ -118,22 +168,22 @@ def count_parameters(model: TrainableConfig, first_stage: str | None) -> dict[st
 
     `ConfigError` where a denoiser's first stage is not there and its config does not say what latents to expect.
     """
-    if isinstance(model, CollaborativeConfig):
-        return checkpoint.count_diffusers(model)
-    if isinstance(model, ControlNetConfig):
-        return checkpoint.count_branch(model)
-    if isinstance(model, LDMConfig | SCADMConfig):
-        assert first_stage is not None
-        try:
-            stage = checkpoint.first_stage_config(first_stage)
-        except ConfigError:
-            if model.latent is None:
-                raise
-            return checkpoint.count(model, model.latent)
-        return checkpoint.count(model, stage.latent_shape, stage.factor)
-    with torch.device("meta"):
-        made = FirstStage(model).net if isinstance(model, AutoencoderConfig) else bundled_network(model)
-    return {model.kind: sum(p.numel() for p in made.parameters())}
+    if not is_denoiser(model):
+        with torch.device("meta"):
+            return {model.kind: sum(p.numel() for p in NETWORKS[model.kind].build(model).parameters())}
+    if folders_of(model):
+        return checkpoint.count(model)
+    assert first_stage is not None
+    try:
+        stage = checkpoint.first_stage_config(first_stage)
+    except ConfigError:
+        if (latent_shape := getattr(model, "latent", None)) is None:
+            raise
+        return checkpoint.count(model, latent_shape)
+    return checkpoint.count(model, stage.latent_shape, stage.factor)
+
+
+# --- recipe -------------------------------------------------------------------------------------------------
 
 
 class TrainRecipe(Config):
@@ -163,14 +213,16 @@ class TrainRecipe(Config):
 
     @model_validator(mode="after")
     def _complete(self) -> "TrainRecipe":
-        if isinstance(self.model, DENOISERS) and self.first_stage is None:
-            raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
-        if not isinstance(self.model, DENOISERS) and (self.mask_aware is not None or self.init is not None):
+        if is_denoiser(self.model):
+            if self.first_stage is None:
+                raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
+        elif self.mask_aware is not None or self.init is not None:
             raise ValueError("mask_aware and init are for a denoiser")
-        if isinstance(self.model, BundledEmbedderConfig) != (self.identity is not None):
+        network = NETWORKS.get(self.model.kind)
+        if (network is not None and network.needs_identity) != (self.identity is not None):
             raise ValueError("an embedder needs `identity`, and nothing else takes it")
         if self.attention_loss is not None:
-            if not isinstance(self.model, SCADMConfig) or self.model.style is None:
+            if not (is_denoiser(self.model) and checkpoint.family_of(self.model).records_attention(self.model)):
                 raise ValueError("attention_loss is for a scadm with styles")
             if self.training.gradient_checkpointing:
                 raise ValueError(
@@ -185,72 +237,63 @@ def frozen_digests(recipe: TrainRecipe) -> dict[str, str]:
     return {name: checkpoint.digest(folder) for name, folder in folders.items()}
 
 
+# --- objective ----------------------------------------------------------------------------------------------
+
+
 def build_objective(recipe: TrainRecipe, tokenizer: Tokenizer | None = None) -> Objective:
-    """A fresh objective of a recipe, its weights drawn from the training seed."""
-    seed = recipe.training.seed
-    if isinstance(recipe.model, DENOISERS):
-        assert recipe.first_stage is not None
-        stage = checkpoint.load_first_stage(recipe.first_stage)
-        model = checkpoint.build(recipe.model, stage, seed=seed, tokenizer=tokenizer)
-        if isinstance(model, Collaborative) and (recipe.dropout.null or recipe.dropout.only):
-            model.must_do_without("dropout.null and dropout.only hide conditions (set them to 0)")
-        if recipe.init is not None:
-            _begin_with(model, recipe.init)
-        objective = _denoising(recipe, model)
-        judges = [m.sha256 for m in objective.modules() if isinstance(m, DeepFeatures)]
-        # What changes a step is part of it: a state of other terms or judges is no state of this training.
-        terms = [] if recipe.mask_aware is None else [digest(canonical(recipe.mask_aware))]
-        objective.frozen = "".join((*frozen_digests(recipe).values(), *judges, *terms))
-        return objective
+    """A new objective of a recipe, its weights drawn from the training seed."""
+    if is_denoiser(recipe.model):
+        return _denoising_objective(recipe, tokenizer)
+    network = NETWORKS[recipe.model.kind]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if isinstance(recipe.model, AutoencoderConfig):
-            wanted = recipe.reconstruction.perceptual
-            perceptual = load_lpips(wanted) if isinstance(wanted, LPIPSConfig) else None
-            return AutoencoderObjective(FirstStage(recipe.model), recipe.reconstruction, perceptual)
-        network = bundled_network(recipe.model)
-        if isinstance(network, BundledEmbedder):
-            assert recipe.identity is not None
-            return EmbedderObjective(network, recipe.identity)
-        return ClassifierObjective(network) if isinstance(network, BundledClassifier) else _parsing(network)
+        torch.manual_seed(recipe.training.seed)
+        return network.objective(network.build(recipe.model), recipe)
 
 
-def _parsing(network: BundledNetwork) -> ParserObjective:
-    assert isinstance(network, BundledParser)
-    return ParserObjective(network)
+def _denoising_objective(recipe: TrainRecipe, tokenizer: Tokenizer | None) -> DiffusionObjective:
+    assert recipe.first_stage is not None
+    stage = checkpoint.load_first_stage(recipe.first_stage)
+    model = checkpoint.build(recipe.model, stage, seed=recipe.training.seed, tokenizer=tokenizer)
+    if recipe.dropout.null or recipe.dropout.only:
+        model.must_do_without("dropout.null and dropout.only hide conditions (set them to 0)")
+    if recipe.init is not None:
+        _start_from(model, recipe.init)
+    terms = recipe.mask_aware
+    if terms is None:
+        objective = DiffusionObjective(model, recipe.loss, recipe.dropout, recipe.attention_loss)
+    else:
+        objective = MaskAwareObjective(
+            model,
+            recipe.loss,
+            recipe.dropout,
+            recipe.attention_loss,
+            config=terms,
+            perceptual=load_perceptual(terms.network) if terms.perceptual else None,
+            embedder=load_embedder(terms.embedder) if terms.face and terms.embedder is not None else None,
+        )
+    # All that changes a step names the state: one of other terms or networks does not continue this training.
+    networks = [m.sha256 for m in objective.modules() if isinstance(m, DeepFeatures)]
+    settings = [] if terms is None else [digest(canonical(terms))]
+    objective.frozen = "".join((*frozen_digests(recipe).values(), *networks, *settings))
+    return objective
 
 
-def _begin_with(model: Model, folder: str) -> None:
-    """The weights of a checkpoint in the place of the drawn ones; its first stage must be the same one."""
+def _start_from(model: Model, folder: str) -> None:
+    """Replace the drawn weights by those of a checkpoint with the same first stage and the same frozen networks."""
     other = checkpoint.load(folder)
     if type(other) is not type(model) or not same_stage(other.first_stage, model.first_stage):
         raise ConfigError(f"init {folder}: another kind of model, or another first stage than this training's")
+    own, loaded = model.state_dict(), other.state_dict()
+
+    def equal(name: str) -> bool:
+        """As float16 may have stored them."""
+        tensor = loaded.get(name)
+        return tensor is not None and tensor.shape == own[name].shape and torch.equal(tensor.half(), own[name].half())
+
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    mine, theirs = model.state_dict(), other.state_dict()
-    unlike = [n for n in frozen if n not in theirs or theirs[n].shape != mine[n].shape or not _same(mine[n], theirs[n])]
-    if unlike:
+    if unlike := [name for name in frozen if not equal(name)]:
         raise ConfigError(f"init {folder}: stands beside other frozen networks than this training, first {min(unlike)}")
     try:
-        model.load_state_dict(theirs)
+        model.load_state_dict(loaded)
     except RuntimeError as error:
         raise ConfigError(f"init {folder}: {str(error).splitlines()[-1].strip()}") from error
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal, as float16 may have stored them."""
-    return torch.equal(one.half(), other.half())
-
-
-def _denoising(recipe: TrainRecipe, model: Model) -> DiffusionObjective:
-    aware = recipe.mask_aware
-    if aware is None:
-        return DiffusionObjective(model, recipe.loss, recipe.dropout, recipe.attention_loss)
-    return MaskAwareObjective(
-        model,
-        recipe.loss,
-        recipe.dropout,
-        recipe.attention_loss,
-        config=aware,
-        perceptual=load_perceptual(aware.network) if aware.perceptual else None,
-        embedder=load_embedder(aware.embedder) if aware.face and aware.embedder is not None else None,
-    )

@@ -1,11 +1,8 @@
 """The one training loop, a generator of steps.
 
-Knows seeded order, keyed noise, EMA, clipping, accumulation, ranks, and training state that survives a kill.
-Knows no particular objective, not where tables are stored, and not who starts the ranks.
-
-The global batch of a step is the same for any number of ranks; each takes its slice. Noise, timesteps, dropout
-and flips of a picture are keyed by (seed, its position in the stream of all batches), so neither the number of
-ranks nor a restart changes anything but rounding.
+The global batch of a step is the same for any number of ranks; each takes its slice. Noise, timesteps, dropout and
+flips of a picture are keyed by (seed, its position in the stream of all batches), so neither the number of ranks nor a
+restart changes anything but rounding. Training state is written as a whole and survives a kill.
 """
 
 import hashlib
@@ -61,7 +58,7 @@ NAMED = 16
 
 
 class DivergedError(ConfigError):
-    """The loss is no longer finite: with these settings or this data, training cannot go on."""
+    """The loss is no longer finite; training cannot continue with these settings or this data."""
 
 
 class TrainConfig(Config):
@@ -97,7 +94,7 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True)
 class TrainStep:
-    """What came of the last `log_every` steps; losses are means over them on this rank."""
+    """Record of the last `log_every` steps; losses are means over them on this rank."""
 
     step: int
     loss: float
@@ -151,7 +148,7 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """How much of the run is done, 0..1; the same on every rank."""
+        """The part of the run that is done, 0..1; the same on every rank."""
         steps = self.step / self.config.steps if self.config.steps else 0.0
         seconds = self.elapsed / self.config.max_seconds if self.config.max_seconds else 0.0
         if self.config.max_seconds and self.wrapped is not self.objective:
@@ -192,7 +189,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             for index, part in enumerate(parts):
                 for name, value in self._backward(part, phase, last=index == len(parts) - 1).items():
-                    if phase == 0 or name != "loss":  # the loss of a step is that of what is trained for
+                    if phase == 0 or name != "loss":  # the loss of a step is that of the first phase
                         means[name] = means.get(name, torch.zeros_like(value)) + value / len(parts)
             if self.config.max_grad_norm:
                 norm = torch.nn.utils.clip_grad_norm_(self.phases[phase], self.config.max_grad_norm)
@@ -201,29 +198,23 @@ class Trainer:
                 group["lr"] = lr
             optimizer.step()
         self.step += 1
-        self._average()
+        if self.shadow:  # EMA with warm-up: decay = min(ema, (1 + n) / (10 + n)) after n earlier updates
+            n = self.step - 1
+            decay = min(self.config.ema, (1 + n) / (10 + n))
+            torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters.values()], 1 - decay)
         return means
 
     def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
-        quiet = nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync()
         half = self.config.precision == "bfloat16"
-        with quiet:
+        with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 losses: Batch = self.wrapped(part, phase)
             (losses["loss"] / self.config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
         return {name: value.detach() for name, value in losses.items()}
 
-    def _average(self) -> None:
-        """EMA with warm-up: decay = min(ema, (1 + n) / (10 + n)) after n earlier updates."""
-        if self.shadow:
-            n = self.step - 1
-            decay = min(self.config.ema, (1 + n) / (10 + n))
-            current = [p.detach() for p in self.parameters.values()]
-            torch._foreach_lerp_(self.shadow, current, 1 - decay)
-
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the objective's module has the averaged weights: to sample, to evaluate, to save."""
+        """Inside, the objective's module has the averaged weights, for sampling, evaluation and saving."""
         if not self.shadow:
             yield
             return
@@ -259,16 +250,17 @@ class Trainer:
             os.rename(temporary, target)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            kept = latest_state(root)
+            earlier = latest_state(root)
+            resume = f"{earlier.name} is whole, and the same command goes on from it" if earlier else ""
             raise InfrastructureError(
                 f"{target}: the training state cannot be written ({error.strerror or error}); "
-                + (f"{kept.name} is whole, and the same command goes on from it" if kept else "there is no earlier one")
+                + (resume or "there is no earlier one")
             ) from error
         for old in sorted(root.glob("step-*"))[: -self.config.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, folder: Path, data: str) -> None:
-        """Go on from a saved state; `ConfigError` where it was made with other settings or data."""
+        """Resume from a saved state; `ConfigError` where it was made with other settings or data."""
         document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if document["spec"] != self._fixed() or document["data"] != data:
             raise ConfigError(f"{folder}: training began with other settings or data; use another folder")
@@ -294,7 +286,7 @@ class Trainer:
 
 
 def _checkpoint_gradients(objective: Objective) -> None:
-    """In every diffusers model that is trained; `ConfigError` where one cannot, or there is none."""
+    """Enable gradient checkpointing in every diffusers model that trains; `ConfigError` where it is not supported."""
     able: list[Any] = [m for m in objective.module.modules() if hasattr(m, "enable_gradient_checkpointing")]
     trained = [m for m in able if any(p.requires_grad for p in m.parameters())]
     try:
@@ -307,7 +299,7 @@ def _checkpoint_gradients(objective: Objective) -> None:
 
 
 def latest_state(root: Path) -> Path | None:
-    """The newest training state under `root` that is whole; damaged ones are passed over."""
+    """The newest undamaged training state under `root`."""
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
             document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -325,7 +317,7 @@ def latest_state(root: Path) -> Path | None:
 def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = None) -> Iterator[TrainStep]:
     """Train to the end of the config, a `TrainStep` every `log_every` steps and at the end.
 
-    With a `folder`, goes on from its newest whole state and writes a state every `save_every` steps and at the
+    With a `folder`, resumes from its newest undamaged state and writes a state every `save_every` steps and at the
     end (rank 0), before it yields the record of that step. Raises `DivergedError` where the loss is no longer finite
     (nothing is saved then) and `InfrastructureError` where a state cannot be written (the one before is kept).
     """
@@ -356,7 +348,7 @@ def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = No
 
 
 class _Window:
-    """Sums over the steps since the last record; the device is waited for only when one is closed."""
+    """Sums over the steps since the last record; waits for the device only in `close` and `check`."""
 
     def __init__(self, trainer: Trainer, arrays: TrainingData, root: Path | None) -> None:
         self.trainer, self.arrays, self.root = trainer, arrays, root

@@ -12,7 +12,7 @@ DC = AutoencoderConfig(stage="dc", image_size=16, patch=2, channels=(8, 8), late
 PIXEL = AutoencoderConfig(stage="pixel", image_size=16, patch=2)
 
 
-@pytest.mark.parametrize("spec", [KL, VQ, DC, PIXEL], ids=["kl", "vq", "dc", "pixel"])
+@pytest.mark.parametrize("config", [KL, VQ, DC, PIXEL], ids=["kl", "vq", "dc", "pixel"])
 def test_shapes(config: AutoencoderConfig) -> None:
     torch.manual_seed(0)
     stage = FirstStage(config)
@@ -41,7 +41,7 @@ def test_kl_samples_as_the_diffusers_posterior_does() -> None:
     torch.testing.assert_close(stage.decode(expected), stage.net.decode(expected).sample)
 
 
-@pytest.mark.parametrize("spec", [KL, VQ, DC], ids=["kl", "vq", "dc"])
+@pytest.mark.parametrize("config", [KL, VQ, DC], ids=["kl", "vq", "dc"])
 def test_calibration_gives_unit_latents_and_changes_no_picture(config: AutoencoderConfig) -> None:
     torch.manual_seed(2)
     stage = FirstStage(config)

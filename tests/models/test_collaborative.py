@@ -160,7 +160,9 @@ def test_the_prediction_is_the_sum_of_influence_times_expert(
 
 @pytest.mark.parametrize("name", ["mask", "text", "attributes"])
 def test_one_expert_alone_is_that_expert(name: str) -> None:
-    alone = says(expert(name).requires_grad_(False))  # as a checkpoint is loaded; other kernels round otherwise
+    # In the mode in which a checkpoint is loaded: dropout in training mode, even at p = 0, changes the memory layout of
+    # an activation, and with it the convolution kernel that oneDNN takes and the rounding.
+    alone = says(expert(name).eval().requires_grad_(False))
     assert torch.equal(says(together(name)), alone)
     model = together("mask", "text", "attributes")
     model.mix(ConstantMixing(weights={name: 1}))
@@ -317,5 +319,5 @@ def test_a_checkpoint_holds_everything(tmp_path: Path, names: tuple[str, ...]) -
 def test_a_first_stage_is_no_expert(tmp_path: Path) -> None:
     checkpoint.save(together("mask", "text"), tmp_path / "all")
     config = CollaborativeConfig(experts={"mask": str(tmp_path / "all")}, channels=(16, 16), head_dim=8)
-    with pytest.raises(ConfigError, match="an expert or a base is an ldm, this is a Collaborative"):
+    with pytest.raises(ConfigError, match="an expert or a base is an ldm, this is a collaborative"):
         checkpoint.build(config, first_stage(), seed=0)

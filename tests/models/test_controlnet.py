@@ -187,7 +187,7 @@ def test_a_base_without_tokens_is_refused(tmp_path: Path) -> None:
 def test_counts_without_making_it(folder: Path) -> None:
     config = ControlNetConfig(base=str(folder), hint="mask")
     model = build(folder)
-    assert checkpoint.count_branch(config) == {"branch": sum(p.numel() for p in model.branch.parameters())}
+    assert checkpoint.count(config) == {"branch": sum(p.numel() for p in model.branch.parameters())}
 
 
 def test_the_hints_encoder_must_end_at_the_latents(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Objectives: modules that hold what they train and turn a batch of tensors into losses.
 
-Knows the diffusion losses (simple, p2, min_snr), the first stage's with its discriminator, the parser's, the
-classifier's and the embedder's. Draws no random number: noise, timesteps and dropout come in the batch, so a batch
-gives one value. Knows no optimiser, no data and no ranks.
+There are the diffusion losses (simple, p2, min_snr, mask-aware), the first stage's with its discriminator, and those of
+the parser, the classifier and the embedder. They use no random numbers of their own: noise, timesteps and dropout are
+in the batch, so a batch has one loss.
 
 A batch is a mapping of tensors with the picture first:
     images         uint8 [B, H, W, 3]     pixels, for first stages and where latents are not cached

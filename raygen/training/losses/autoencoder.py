@@ -1,7 +1,4 @@
-"""The loss of a first stage: L1, edges, LPIPS, its regulariser, and a discriminator that enters late.
-
-Knows how the terms are weighed and in which units. Knows neither where perceptual weights come from nor the loop.
-"""
+"""The loss of a first stage: L1, edges, LPIPS, its regulariser, and a discriminator that starts late."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -54,7 +51,7 @@ class AutoencoderObjectiveConfig(Config):
 class AutoencoderObjective(Objective):
     """Reconstruction of a first stage, phase 0; its discriminator, if there is one, phase 1.
 
-    `perceptual` is the distance that `spec.perceptual` asks for; it is not trained and not saved.
+    `perceptual` is the distance that `config.perceptual` names; it is not trained and not saved.
     """
 
     def __init__(
@@ -62,7 +59,7 @@ class AutoencoderObjective(Objective):
     ) -> None:
         super().__init__()
         if (config.perceptual == "none") != (perceptual is None):
-            raise ValueError("the perceptual distance has to be the one that the spec asks for")
+            raise ValueError("the perceptual distance has to be the one that the config names")
         self.module = self.stage = stage
         self.latent_shape = stage.latent_shape
         self.config = config
@@ -81,45 +78,41 @@ class AutoencoderObjective(Objective):
         return [self.stage.net.encoder, self.stage.net.decoder]
 
     def active(self, phase: int) -> bool:
-        """The discriminator's turns begin at its `start`."""
-        return phase == 0 or self._judged
+        """The discriminator is updated from its `start` on."""
+        return phase == 0 or self._adversarial_started
 
     @property
-    def _judged(self) -> bool:
+    def _adversarial_started(self) -> bool:
         return self.config.discriminator is not None and self.step >= self.config.discriminator.start
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
         """See `Objective.forward`; the terms are logged without their weights."""
         pixels = to_pixels(batch["images"])  # [B, 3, H, W]
         if phase == 1:
-            return self._judge(pixels, batch["posterior"])
+            return self._discriminator_loss(pixels, batch["posterior"])
         moments = self.stage.encode(pixels)
-        own: Losses = {}
+        vq_terms: Losses = {}
         if self.stage.config.stage == "vq":
-            z, own["codebook"], codes = self.stage.quantise(moments)
+            z, vq_terms["codebook"], codes = self.stage.quantise(moments)
             used = torch.zeros(self.stage.config.codes, device=z.device).index_fill_(0, codes.flatten(), 1.0)
-            own["codes_used"] = used.sum()
+            vq_terms["codes_used"] = used.sum()
             reconstruction = self.stage.decode(z, quantised=True)
         else:
             reconstruction = self.stage.decode(self.stage.sample(moments, batch["posterior"]))
-        terms = self._terms(pixels, reconstruction, moments) | own
-        weights = self._weights()
-        loss = torch.stack([weights[name] * value for name, value in terms.items() if weights.get(name)]).sum()
-        if self._judged:
-            likeness = [weights[n] * v for n, v in terms.items() if n in ("l1", "edges", "perceptual")]
-            loss = loss + self._adversarial(torch.stack(likeness).sum(), reconstruction, terms)
-        return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
-
-    def _weights(self) -> dict[str, float]:
+        terms = self._terms(pixels, reconstruction, moments) | vq_terms
         config = self.config
-        perceptual = 0.0 if isinstance(config.perceptual, str) else config.perceptual.weight
-        return {
+        weights = {
             "l1": config.l1,
             "edges": config.edges,
-            "perceptual": perceptual,
+            "perceptual": 0.0 if config.perceptual == "none" else config.perceptual.weight,
             "kl": config.kl,
             "codebook": config.codebook,
         }
+        loss = torch.stack([weights[name] * value for name, value in terms.items() if weights.get(name)]).sum()
+        if self._adversarial_started:
+            parts = [weights[n] * v for n, v in terms.items() if n in ("l1", "edges", "perceptual")]
+            loss = loss + self._adversarial(torch.stack(parts).sum(), reconstruction, terms)
+        return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
     def _terms(self, pixels: Tensor, reconstruction: Tensor, moments: Tensor) -> Losses:
         terms: Losses = {
@@ -135,8 +128,8 @@ class AutoencoderObjective(Objective):
             terms["kl"] = divergence.mean() / pixels[0].numel()
         return terms
 
-    def _adversarial(self, likeness: Tensor, reconstruction: Tensor, terms: Losses) -> Tensor:
-        """How little the discriminator likes the reconstruction, weighed against the reconstruction loss."""
+    def _adversarial(self, reconstruction_loss: Tensor, reconstruction: Tensor, terms: Losses) -> Tensor:
+        """The adversarial term with its weights; it and the adaptive weight are added to `terms`."""
         assert self.discriminator is not None
         assert self.config.discriminator is not None
         terms["adversarial"] = -self.discriminator(reconstruction).mean()
@@ -145,15 +138,15 @@ class AutoencoderObjective(Objective):
             # The published bound is on sums over the values of a picture for kl, on means for vq.
             values = 1 if self.stage.config.stage == "vq" else reconstruction[0].numel()
             layer = self.stage.last_layer
-            weight = adaptive_weight(likeness, terms["adversarial"], layer, LARGEST / values)
+            weight = adaptive_weight(reconstruction_loss, terms["adversarial"], layer, LARGEST / values)
         terms["adaptive_weight"] = weight
         return self.config.discriminator.weight * weight * terms["adversarial"]
 
-    def _judge(self, pixels: Tensor, noise: Tensor) -> Losses:
+    def _discriminator_loss(self, pixels: Tensor, noise: Tensor) -> Losses:
         assert self.discriminator is not None
         with torch.no_grad():
-            made = self.stage.decode(self.stage.sample(self.stage.encode(pixels), noise))
-        real, fake = self.discriminator(pixels), self.discriminator(made)
+            reconstruction = self.stage.decode(self.stage.sample(self.stage.encode(pixels), noise))
+        real, fake = self.discriminator(pixels), self.discriminator(reconstruction)
         loss = hinge(real, fake)
         facts = {"discriminator": loss, "logits_real": real.mean(), "logits_made": fake.mean()}
         return {"loss": loss, **{name: value.detach() for name, value in facts.items()}}

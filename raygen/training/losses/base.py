@@ -1,7 +1,4 @@
-"""What the training loop asks of an objective.
-
-Knows the contract and what a batch may hold. Knows no loss.
-"""
+"""The interface between the training loop and an objective."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,10 +12,10 @@ Losses = dict[str, Tensor]
 
 
 class Objective(nn.Module):
-    """What the training loop wraps: DDP synchronises only what runs inside one `forward`.
+    """The module that the training loop wraps: DDP synchronises gradients only of one wrapped `forward`.
 
     `phases` lists the parameters of each optimiser; the loop calls `forward` once a phase and step, which is
-    where an adversarial objective takes its turns. `module` is what is saved and averaged.
+    where an adversarial objective alternates. `module` is saved and averaged.
     """
 
     module: nn.Module
@@ -26,9 +23,9 @@ class Objective(nn.Module):
     latent_shape: tuple[int, int, int]
     #: `t` is drawn below this; 0 where there is no schedule.
     timesteps: int = 0
-    #: Names the frozen networks it trains beside: a state made beside others is no state of this training.
+    #: Digests of frozen networks and settings that change a step; a state of other ones cannot be resumed.
     frozen: str = ""
-    #: Steps done so far; the loop keeps it, so that a term can enter late.
+    #: Steps done so far, set by the loop: a term can start late.
     step: int = 0
 
     def phases(self) -> Sequence[Sequence[nn.Parameter]]:
@@ -36,11 +33,11 @@ class Objective(nn.Module):
         return [[p for p in self.module.parameters() if p.requires_grad]]
 
     def networks(self) -> Sequence[nn.Module]:
-        """Where the time and the memory go: what `compile` and gradient checkpointing are for."""
+        """The large modules, to which `compile` and gradient checkpointing apply."""
         return [self.module]
 
     def active(self, phase: int) -> bool:
-        """Whether this phase takes its turn at this step."""
+        """Whether this phase is updated at this step."""
         return True
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:

@@ -1,7 +1,4 @@
-"""Losses of a denoiser: simple, p2, min-SNR, and the objective that weighs its error by timestep.
-
-Knows weights over timesteps and condition dropout. Knows no model family.
-"""
+"""Losses of a denoiser: simple, p2, min-SNR, and the objective that weights its error by timestep."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -24,7 +21,7 @@ __all__ = ["AttentionLoss", "DiffusionLoss", "DiffusionObjective", "MinSNRLoss",
 
 
 class SimpleLoss(Config):
-    """Every timestep counts the same: L_simple of Ho et al. 2020, equation 14."""
+    """Every timestep has weight 1: L_simple of Ho et al. 2020, equation 14."""
 
     kind: Literal["simple"] = "simple"
 
@@ -34,9 +31,9 @@ class SimpleLoss(Config):
 
 
 class P2Loss(Config):
-    """Choi et al. 2022: 1 / (k + SNR)^gamma on the error; steps that only clean up count less. Not normalised.
+    """Choi et al. 2022: 1 / (k + SNR)^gamma on the error; steps of little noise weigh less. Not normalised.
 
-    The paper predicts eps. With v the factor stands on the v error, so that gamma 0 is the simple loss there too.
+    The paper predicts eps. With v the factor applies to the v error, so that gamma 0 is the simple loss there too.
     """
 
     kind: Literal["p2"] = "p2"
@@ -49,7 +46,7 @@ class P2Loss(Config):
 
 
 class MinSNRLoss(Config):
-    """Hang et al. 2023: the error in z counts min(SNR, gamma); written as a weight on the eps or v error."""
+    """Hang et al. 2023: the error in z has weight min(SNR, gamma); written as a weight on the eps or v error."""
 
     kind: Literal["min_snr"] = "min_snr"
     gamma: float = Field(5.0, gt=0)
@@ -120,10 +117,10 @@ class DiffusionObjective(Objective):
         output = self.model.predict(self.model.schedule.add_noise(z, eps, t), t, ctx, record)
         error = (output - self.model.schedule.target(z, eps, t)).square().flatten(1).mean(dim=1)  # [B]
         losses = {"loss": (self.weights[t] * error).mean(), "mse": error.detach().mean()}
-        return self._attended(losses, record, conditions)
+        return self._with_attention(losses, record, conditions)
 
-    def _attended(self, losses: Losses, record: dict[str, Tensor] | None, conditions: Conditions) -> Losses:
-        """Losses with the attention term, where one is asked for."""
+    def _with_attention(self, losses: Losses, record: dict[str, Tensor] | None, conditions: Conditions) -> Losses:
+        """The losses, with the attention term where the objective has one."""
         if self.attention is None or record is None:
             return losses
         assert conditions.mask is not None
@@ -139,7 +136,7 @@ class DiffusionObjective(Objective):
         return stage.sample(moments, batch["posterior"])
 
     def conditions(self, batch: Batch, n: int) -> Conditions:
-        """Those of a batch, as the model takes them."""
+        """The conditions of a batch that the model takes."""
         names = sorted(self.model.modalities)
         present = {name: batch[f"present_{name}"] for name in names if name != "style"}
         style = weights = None
@@ -161,6 +158,6 @@ class DiffusionObjective(Objective):
 def own_style(images: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Each picture as its own reference, for `Conditions`: images uint8 [B, S, S, 3] and their masks [B, S, S]."""
     own = torch.cat([images.movedim(-1, 1), mask.unsqueeze(1)], dim=1)  # [B, 4, S, S]
-    has = torch.zeros(len(mask), len(CLASSES), device=mask.device).scatter_(1, mask.flatten(1).long(), 1.0)
-    nothing = torch.zeros_like(own)
-    return torch.stack([own, nothing], dim=1), torch.stack([has, torch.zeros_like(has)], dim=1)
+    weights = torch.zeros(len(mask), len(CLASSES), device=mask.device).scatter_(1, mask.flatten(1).long(), 1.0)
+    references = torch.stack([own, torch.zeros_like(own)], dim=1)  # [B, 2, 4, S, S]
+    return references, torch.stack([weights, torch.zeros_like(weights)], dim=1)

@@ -1,7 +1,4 @@
-"""A discriminator of patches, its hinge losses, and the weight that keeps it from shouting a first stage down.
-
-Knows pictures and the gradients at one layer. Knows no first stage.
-"""
+"""A patch discriminator, its hinge losses, and the adaptive weight that balances it against the reconstruction loss."""
 
 from typing import Literal
 
@@ -55,9 +52,9 @@ class PatchDiscriminator(nn.Sequential):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
 
-def hinge(real: Tensor, made: Tensor) -> Tensor:
-    """The discriminator's loss, of logits of real and of made pictures (Lim and Ye 2017)."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + made).mean())
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss for logits of real and of reconstructed pictures (Lim and Ye 2017)."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, layer: Tensor, largest: float = LARGEST) -> Tensor:

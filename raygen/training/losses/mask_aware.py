@@ -1,16 +1,13 @@
-"""The mask-aware loss: near the end of denoising, what the estimate looks like counts as well, where it matters.
-
-Knows the one-step estimate of a picture, weights by class of the mask, crops of faces, and how the terms are mixed.
-Knows no network that looks at pictures, and no model family.
+"""The mask-aware loss: at low timesteps the decoded one-step estimate is compared with the picture, weighted by class.
 
     t >= T    L = L_diffusion
     t <  T    L = (1 - l1 - l2 - l3 - l4) L_diffusion + l1 L_perceptual + l2 L_face + l3 L_keypoints + l4 L_latent
 
-A term that a row has nothing for (no mask, no face, no keypoints) is zero there, and the weights stay as they are.
+A term is zero for a row without its input (no mask, no face, no keypoints); the other weights stay the same.
 
 Source: "Improving Latent Diffusion with Perceptual Mask-Aware Loss". There all rows of a batch share one timestep; here
-each has its own, and only the rows below T are decoded. The perceptual term compares pictures that are alike outside
-of the weighted classes, so nothing outside has a gradient; in the released code features look past the border.
+each has its own, and only the rows below T are decoded. The perceptual term compares pictures that are equal outside
+of the weighted classes, so nothing outside has a gradient; in the released code features reach across the border.
 """
 
 from typing import Final, Literal
@@ -35,7 +32,8 @@ from raygen.training.losses.diffusion import AttentionLoss, DiffusionObjective, 
 __all__ = ["MaskAwareConfig", "MaskAwareObjective", "class_weights", "crops", "masked_distance"]
 
 
-#: Classes whose bounding box is the face, where nobody drew boxes: skin, nose, glasses, eyes, brows, ears, mouth, lips.
+#: Classes whose bounding box is the face, where there are no boxes: skin, nose, glasses, eyes, brows, ears, mouth,
+#: lips.
 FACE: Final = range(1, 13)
 #: Side of a face crop in the paper.
 CROP: Final = 254
@@ -92,7 +90,7 @@ def class_weights(config: MaskAwareConfig) -> Tensor:
 
 
 class MaskAwareObjective(DiffusionObjective):
-    """The diffusion loss, and below T what the decoded estimate looks like. Only the model trains."""
+    """The diffusion loss, and below T the terms on the decoded estimate. Only the model trains."""
 
     by_class: Tensor
 
@@ -136,75 +134,70 @@ class MaskAwareObjective(DiffusionObjective):
         mixed = left * own[low] + torch.stack([getattr(self.config, n) * v for n, (v, _) in terms.items()]).sum(dim=0)
         total = own.index_copy(0, low, mixed)
         losses = {"loss": total.mean(), "mse": error.detach().mean()}
-        for name, (value, there) in terms.items():
-            losses[name] = (value.detach() * there).sum() / there.sum().clamp(min=1)
-        return self._attended(losses, record, conditions)
+        for name, (value, present) in terms.items():
+            losses[name] = (value.detach() * present).sum() / present.sum().clamp(min=1)
+        return self._with_attention(losses, record, conditions)
 
     def _terms(self, batch: Batch, low: Tensor, squared: Tensor, z0: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Each term of the rows below T [b], and whether they have it [b]."""
-        labels, here = batch["mask"][low].long(), batch["present_mask"][low]
-        weights = self.by_class[labels] * here.view(-1, 1, 1)  # [b, S, S]
-        found: dict[str, tuple[Tensor, Tensor]] = {}
+        labels, present = batch["mask"][low].long(), batch["present_mask"][low]
+        weights = self.by_class[labels] * present.view(-1, 1, 1)  # [b, S, S]
+        terms: dict[str, tuple[Tensor, Tensor]] = {}
         if self.config.latent:
             small = F.interpolate(weights.unsqueeze(1), size=squared.shape[-2:], mode="area")
-            found["latent"] = _weighted(squared[low].mean(dim=1, keepdim=True), small)
+            terms["latent"] = _weighted(squared[low].mean(dim=1, keepdim=True), small)
         if not self.config.decodes:
-            return found
-        real, made = to_pixels(batch["images"][low]), self._decoded(z0)
+            return terms
+        decode = self.model.first_stage.decode  # gradients reach the latents and no network
+        decoded: Tensor = checkpoint(decode, z0, use_reentrant=False) if self.config.checkpoint_decoder else decode(z0)
+        real, estimate = to_pixels(batch["images"][low]), decoded.clamp(-1, 1)
         if self.perceptual is not None and self.config.perceptual:
-            found["perceptual"] = masked_distance(
-                self.perceptual, made, real, weights.unsqueeze(1), self.config.reading
+            terms["perceptual"] = masked_distance(
+                self.perceptual, estimate, real, weights.unsqueeze(1), self.config.reading
             )
         if self.embedder is not None and self.config.face:
             boxes = batch["boxes"][low] if "boxes" in batch else None
-            found["face"] = self._faces(self.embedder, made, real, _boxes(boxes, labels, here))
+            terms["face"] = self._faces(self.embedder, estimate, real, _boxes(boxes, labels, present))
         if self.config.keypoints:
             points = batch["keypoints"][low] if "keypoints" in batch else real.new_zeros(len(low), 0, 3)
-            found["keypoints"] = _weighted(
-                (made - real).abs().mean(dim=1, keepdim=True), _bumps(points, real.shape[-1])
+            terms["keypoints"] = _weighted(
+                (estimate - real).abs().mean(dim=1, keepdim=True), _bumps(points, real.shape[-1])
             )
-        return found
+        return terms
 
-    def _decoded(self, z0: Tensor) -> Tensor:
-        """Estimates of latents -> pixels in -1..1; gradients reach the latents and no network."""
-        stage = self.model.first_stage
-        made = checkpoint(stage.decode, z0, use_reentrant=False) if self.config.checkpoint_decoder else stage.decode(z0)
-        clipped: Tensor = made.clamp(-1, 1)
-        return clipped
-
-    def _faces(self, embedder: DeepFeatures, made: Tensor, real: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def _faces(self, embedder: DeepFeatures, estimate: Tensor, real: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
         """L1 between the features of each face of both pictures, mean over the faces of a row."""
-        cut, row = crops(torch.cat([made, real]), torch.cat([boxes, boxes]), self.config.crop)
+        cut, row = crops(torch.cat([estimate, real]), torch.cat([boxes, boxes]), self.config.crop)
         n = len(cut) // 2
-        total = made.new_zeros(n)
+        total = estimate.new_zeros(n)
         if n:
             with torch.no_grad():
-                wanted = embedder.maps(cut[n:])
-            for weight, one, other in zip(embedder.weights, embedder.maps(cut[:n]), wanted, strict=True):
-                total = total + weight * (one - other).abs().flatten(1).mean(dim=1)
-        count = made.new_zeros(len(made)).index_add(0, row[:n], made.new_ones(n))
-        summed = made.new_zeros(len(made)).index_add(0, row[:n], total)
+                targets = embedder.maps(cut[n:])
+            for weight, features, target in zip(embedder.weights, embedder.maps(cut[:n]), targets, strict=True):
+                total = total + weight * (features - target).abs().flatten(1).mean(dim=1)
+        count = estimate.new_zeros(len(estimate)).index_add(0, row[:n], estimate.new_ones(n))
+        summed = estimate.new_zeros(len(estimate)).index_add(0, row[:n], total)
         return summed / count.clamp(min=1), count > 0
 
 
 def masked_distance(
-    network: DeepFeatures, made: Tensor, real: Tensor, weights: Tensor, reading: Literal["map", "features"]
+    network: DeepFeatures, estimate: Tensor, real: Tensor, weights: Tensor, reading: Literal["map", "features"]
 ) -> tuple[Tensor, Tensor]:
     """Pixels [B, 3, S, S] twice and weights [B, 1, S, S] -> distance [B], 0 where nothing has a weight; and where.
 
     `map`: differences of features, brought to the picture's size, weighted. `features`: features brought to that size,
     masked, then compared; channels are as long as they are, so that the mask can silence them.
     """
-    alike = torch.where(weights > 0, made, real)
+    masked = torch.where(weights > 0, estimate, real)
     with torch.no_grad():
-        wanted = network.maps(real)
+        targets = network.maps(real)
     size, total = real.shape[-2:], torch.zeros_like(weights)
-    for layer, (one, other) in enumerate(zip(network.maps(alike), wanted, strict=True)):
+    for layer, (features, target) in enumerate(zip(network.maps(masked), targets, strict=True)):
         if reading == "map":
-            total = total + F.interpolate(network.difference(one, other, layer), size, mode="bilinear")
+            total = total + F.interpolate(network.difference(features, target, layer), size, mode="bilinear")
         else:
-            seen = (weights > 0).to(one.dtype)
-            large = [F.interpolate(x, size, mode="bilinear") * seen for x in (one, other)]
+            seen = (weights > 0).to(features.dtype)
+            large = [F.interpolate(x, size, mode="bilinear") * seen for x in (features, target)]
             total = total + network.difference(large[0], large[1], layer)
     return _weighted(total, weights)
 
@@ -215,16 +208,16 @@ def crops(pixels: Tensor, boxes: Tensor, side: int) -> tuple[Tensor, Tensor]:
     """
     from torchvision.ops import roi_align
 
-    there = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
-    row, place = there.nonzero(as_tuple=True)
+    valid = (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
+    row, place = valid.nonzero(as_tuple=True)
     regions = torch.cat([row.unsqueeze(1).to(pixels.dtype), boxes[row, place] * pixels.shape[-1]], dim=1)
     cut: Tensor = roi_align(pixels, regions, output_size=side, sampling_ratio=2, aligned=True)
     return cut, row
 
 
-def _boxes(given: Tensor | None, labels: Tensor, here: Tensor) -> Tensor:
-    """Boxes [b, K, 4] of each row: those given, or where there are none that of the face in its mask [b, S, S]."""
-    face = torch.isin(labels, torch.tensor(list(FACE), device=labels.device)) & here.view(-1, 1, 1)
+def _boxes(boxes: Tensor | None, labels: Tensor, present: Tensor) -> Tensor:
+    """Boxes [b, K, 4] of each row: `boxes`, or where a row has none that of the face in its mask [b, S, S]."""
+    face = torch.isin(labels, torch.tensor(list(FACE), device=labels.device)) & present.view(-1, 1, 1)
     side = labels.shape[-1]
     own = []
     for axis in (1, 2):  # 1: which columns, 2: which rows
@@ -234,10 +227,10 @@ def _boxes(given: Tensor | None, labels: Tensor, here: Tensor) -> Tensor:
         own += [first, last]
     box = torch.stack([own[0], own[2], own[1], own[3]], dim=1).to(torch.float32) / side  # left, top, right, bottom
     box = (box * face.any(dim=(1, 2)).view(-1, 1)).unsqueeze(1)  # [b, 1, 4]
-    if given is None:
+    if boxes is None:
         return box
-    empty = ~((given[..., 2] > given[..., 0]) & (given[..., 3] > given[..., 1])).any(dim=1)
-    return torch.cat([given, box * empty.view(-1, 1, 1)], dim=1)
+    empty = ~((boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])).any(dim=1)
+    return torch.cat([boxes, box * empty.view(-1, 1, 1)], dim=1)
 
 
 def _bumps(points: Tensor, side: int) -> Tensor:
@@ -249,8 +242,8 @@ def _bumps(points: Tensor, side: int) -> Tensor:
 
 
 def _weighted(values: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of values [b, 1, h, w] under weights, 0 where none is above 0; and where one is [b]."""
+    """Mean of values [b, 1, h, w] under weights, 0 where none is above 0; and where any is [b]."""
     total = weights.flatten(1).sum(dim=1)
-    there = total > 0
+    present = total > 0
     summed = (values * weights).flatten(1).sum(dim=1)
-    return torch.where(there, summed / total.clamp(min=1e-12), torch.zeros_like(summed)), there
+    return torch.where(present, summed / total.clamp(min=1e-12), torch.zeros_like(summed)), present

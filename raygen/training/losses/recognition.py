@@ -1,7 +1,4 @@
-"""Losses of the networks that look at pictures: the face parser, the attribute classifier and the face embedder.
-
-Knows how drawn faces are augmented for them. Knows no generator.
-"""
+"""Losses of the bundled networks: the face parser, the attribute classifier and the face embedder."""
 
 from collections.abc import Sequence
 
@@ -19,7 +16,7 @@ __all__ = ["ClassifierObjective", "EmbedderObjective", "IdentityLoss", "ParserOb
 
 
 class ParserObjective(Objective):
-    """Cross-entropy with rare classes counted more, and soft Dice over the classes a batch has.
+    """Cross-entropy in which rare classes weigh more, and soft Dice over the classes of a batch.
 
     Pictures are augmented from the batch's `noise`, so a step's loss depends on the batch alone.
     """
@@ -38,12 +35,12 @@ class ParserObjective(Objective):
         count = torch.bincount(target.flatten(), minlength=logits.shape[1]).float()
         weight = ((count + 1) / count.sum()).rsqrt() * (count > 0)
         cross = torch.nn.functional.cross_entropy(logits, target, weight=weight)
-        chance = logits.softmax(dim=1)
-        wanted = torch.nn.functional.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
-        overlap = (chance * wanted).sum(dim=(0, 2, 3))
-        dice = 1 - 2 * overlap / ((chance + wanted).sum(dim=(0, 2, 3)) + 1e-6)
-        there = (count > 0).float()
-        dice_loss = (dice * there).sum() / there.sum()
+        probability = logits.softmax(dim=1)
+        expected = torch.nn.functional.one_hot(target, logits.shape[1]).movedim(-1, 1).float()
+        overlap = (probability * expected).sum(dim=(0, 2, 3))
+        dice = 1 - 2 * overlap / ((probability + expected).sum(dim=(0, 2, 3)) + 1e-6)
+        present = (count > 0).float()
+        dice_loss = (dice * present).sum() / present.sum()
         accuracy = (logits.argmax(dim=1) == target).float().mean()
         return {"loss": cross + dice_loss, "dice": dice_loss.detach(), "accuracy": accuracy}
 
@@ -59,18 +56,18 @@ class ClassifierObjective(Objective):
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
         """See `Objective.forward`; `accuracy` is that of known attributes."""
-        wanted = batch["attributes"].float()  # [B, 40] of -1, 0, 1
-        known = (wanted != 0) & batch["present_attributes"][:, None]
+        target = batch["attributes"].float()  # [B, 40] of -1, 0, 1
+        known = (target != 0) & batch["present_attributes"][:, None]
         uniform = 0.5 * (1 + torch.erf(batch["noise"].flatten(1) / 2**0.5))
         logits = self.classifier(augment(to_pixels(batch["images"]), uniform))  # [B, 40]
-        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, (wanted > 0).float(), reduction="none")
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logits, (target > 0).float(), reduction="none")
         count = known.sum().clamp(min=1)
-        accuracy = (((logits > 0) == (wanted > 0)) & known).sum() / count
+        accuracy = (((logits > 0) == (target > 0)) & known).sum() / count
         return {"loss": (each * known).sum() / count, "accuracy": accuracy}
 
 
 class IdentityLoss(Config):
-    """Softmax over people by cosine, with a margin for the right one (CosFace: Wang et al. 2018, equation 4)."""
+    """Softmax over cosines to people, with a margin for the right one (CosFace: Wang et al. 2018, equation 4)."""
 
     identities: int = Field(..., ge=2, description="people in the training pictures, at most; each gets a centre")
     scale: float = Field(24.0, gt=0, description="s, that cosines are multiplied with")
@@ -94,10 +91,10 @@ class EmbedderObjective(Objective):
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
         """See `Objective.forward`; `accuracy`: nearest centre is the right one, without margin."""
-        who = batch["identity"]  # int64 [B]
+        identity = batch["identity"]  # int64 [B]
         uniform = 0.5 * (1 + torch.erf(batch["noise"].flatten(1) / 2**0.5))
         vectors = self.embedder(augment(to_pixels(batch["images"]), uniform))  # [B, D]
         cosines = vectors @ F.normalize(self.centres, dim=1).T  # [B, identities]
-        right = F.one_hot(who, self.config.identities)
-        loss = F.cross_entropy(self.config.scale * (cosines - self.config.margin * right), who)
-        return {"loss": loss, "accuracy": (cosines.argmax(dim=1) == who).float().mean()}
+        right = F.one_hot(identity, self.config.identities)
+        loss = F.cross_entropy(self.config.scale * (cosines - self.config.margin * right), identity)
+        return {"loss": loss, "accuracy": (cosines.argmax(dim=1) == identity).float().mean()}
