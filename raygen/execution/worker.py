@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, Protocol
 
@@ -190,14 +191,21 @@ def _environment(worker: Worker) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what bytes depend on."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("raygen", "torch", "diffusers", "numpy", "pillow", "pyarrow"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+    """The Python, the machine and the packages that output bytes depend on, by name."""
+    packages = ("raygen", "torch", "diffusers", "numpy", "pillow", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: _installed_version(name) for name in packages},
+    }
+
+
+@cache  # each look-up parses a package's whole METADATA file, and every commit asks for six
+def _installed_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def _cast_tables(tables: Tables) -> tuple[Tables, dict[str, int]]:

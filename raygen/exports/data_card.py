@@ -27,7 +27,7 @@ SETTINGS: Final = (
     "guidance",
     "guidance_parametrization",
     "negative_keeps",
-    "only",
+    "use_conditions",
     "seed",
     "noise",
     "attempt",
@@ -201,7 +201,7 @@ def _making(source: Source, listing: Listing) -> str:
             lines.append(f"| {NAMES.get(name, name.replace('_', ' '))} | `{canonical(value).decode()}` |")
     if isinstance(source.plan_settings.get("planning"), Mapping):
         lines.append(f"| planned as | `{canonical(source.plan_settings['planning']).decode()}` |")
-    lines += [f"| gate | {_gate(gate, limits)} |" for gate, limits in _gates(source)]
+    lines += [f"| gate | {gate['description']} |" for gate in source.gates]
     if source.table == "faces" and isinstance(source.plan_settings.get("data"), Mapping):
         lines.append(f"| data set | `{source.plan_settings['data'].get('kind')}` |")
     made = "\n".join(["| | |", "|---|---|", *lines])
@@ -210,21 +210,6 @@ def _making(source: Source, listing: Listing) -> str:
     return (
         f"{made}\n\nThe noise of a picture depends on `noise_seed`, its `sample_id` and the attempt alone; the `seed` "
         "of a row is that of its plan."
-    )
-
-
-def _gates(source: Source) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Gates of a selection, and the limits that each came to, where it says so."""
-    gates = source.plan_settings.get("gates") or []
-    return list(zip(gates, source.plan_settings.get("limits") or [{}] * len(gates), strict=True))
-
-
-def _gate(gate: Mapping[str, Any], limits: Mapping[str, Any]) -> str:
-    """What a gate asked for, without the paths of whom it compared with, and what that came to."""
-    said = {name: value for name, value in gate.items() if name not in ("kind", "faces") and value not in (None, [])}
-    came = {name: round(value, 4) for name, value in limits.items() if said.get(name) != value}
-    return f"{gate['kind']}: `{canonical(said).decode()}`" + (
-        f", which is `{canonical(came).decode()}`" if came else ""
     )
 
 
@@ -310,22 +295,12 @@ def _use(source: Source) -> str:
 
 
 def _leaks(source: Source, scores: Sequence[Mapping[str, Any]]) -> str:
-    """What was done about faces that are somebody's."""
-    said = ["A generated face can resemble somebody whom the model was trained on."]
-    for gate, limits in _gates(source):
-        if gate["kind"] == "leak":
-            most = limits.get("most", gate.get("most"))
-            limit = "its limit" if most is None else f"a cosine of {most:.3f}"
-            how = f", which a share of {gate['far']:g} of pairs of different people reach" if gate.get("far") else ""
-            which = f" of split `{gate['split']}`" if gate.get("split") else ""
-            said.append(
-                f"A leak gate compared every picture with real faces{which} and refused what was more like one of them "
-                f"than {limit}{how}."
-            )
-            if source.plan_settings.get("otherwise") == "best":
-                said.append("Where no try passed all gates the best one may be here all the same.")
-    if not any(gate["kind"] == "leak" for gate, _ in _gates(source)):
-        said.append("No gate refused such faces.")
+    """What was done about images that resemble real people."""
+    said = ["A generated face can resemble a person whom the model was trained on."]
+    refused = [gate["description"] for gate in source.gates if gate["refuses_real_people"]]
+    said += refused or ["No gate refused such faces."]
+    if refused and source.plan_settings.get("on_exhausted") == "best":
+        said.append("Where no try passed all gates the best one may be here all the same.")
     measured = any(str(row["metric"]).partition(":")[0].partition("@")[0] in COPIED for row in scores)
     more = (
         "The scores above say how near the pictures are to training faces."

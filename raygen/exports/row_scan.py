@@ -1,10 +1,10 @@
 """The rows of an export: which of a run's rows go in, and what they are called.
 
-Knows SAMPLES, FACES and SELECTION of committed shards, and reads only their small columns: about 30 bytes a row stay in
-memory, pictures never come near. Knows no format.
+Only the small columns of SAMPLES, FACES and SELECTION are read; about 30 bytes a row stay in memory.
 """
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -21,13 +21,15 @@ from raygen.store.run_store import RunStore, open_input
 from raygen.store.schemas import REFUSED
 from raygen.store.set_digest import KEYS
 
-__all__ = ["Listing", "Source", "scan"]
+__all__ = ["GATES_FILE", "Listing", "Source", "scan"]
 
 
 #: Columns whose different values the data card names.
 MAKING: Final = ("plan", "checkpoint", "sampler", "steps")
 #: Code of a row without an identity.
 UNNAMED: Final = -1
+#: File in a selection's attempt folder that describes its gates.
+GATES_FILE: Final = "gates.json"
 Identities = Literal["all", "even", "any"]
 
 
@@ -68,6 +70,12 @@ class Source:
         """Settings of the run that made the pictures: of a selection those of its attempts."""
         said = self.plan_settings.get("generate")
         return {**self.plan_settings, **said} if isinstance(said, Mapping) else self.plan_settings
+
+    @cached_property
+    def gates(self) -> Sequence[Mapping[str, Any]]:
+        """Gates of a selection: `description`, and `refuses_real_people`; empty for any other run."""
+        storage = self.store.storage
+        return json.loads(storage.get(GATES_FILE)) if storage.exists(GATES_FILE) else []
 
     @property
     def planned_pictures(self) -> int | None:

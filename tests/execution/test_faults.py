@@ -69,7 +69,7 @@ def test_a_poisoned_shard_is_set_aside_and_the_rest_is_done(tmp_path, plan):
     flag = tmp_path / "flag"
     flag.touch()
     with pytest.raises(InfrastructureError, match="1 of 12 shards are not committed: shard 3: 2 starts"):
-        run(tmp_path / "out", plan, Fake(kind="kill", at="r000030", trouble=str(flag)), tries=2)
+        run(tmp_path / "out", plan, Fake(kind="kill", at="r000030", trouble=str(flag)), max_attempts=2)
     assert len(RunStore(str(tmp_path / "out")).committed()) == 11
 
 
@@ -79,7 +79,7 @@ def test_a_hanging_shard_is_ended_with_its_stack_and_set_aside(tmp_path, plan):
     began = time.time()
     fake = Fake(kind="hang", at="r000030", trouble=str(flag))
     with pytest.raises(InfrastructureError, match="shard 3"):
-        run(tmp_path / "out", plan, fake, tries=1, shard_timeout_s=3)
+        run(tmp_path / "out", plan, fake, max_attempts=1, shard_timeout_s=3)
     assert time.time() - began < 120
     assert len(RunStore(str(tmp_path / "out")).committed()) == 11
 

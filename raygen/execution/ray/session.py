@@ -7,7 +7,7 @@ CPUs than actors, token authentication as Ray sets it. Knows nothing of jobs.
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,19 +61,38 @@ def _start(resources: Resources) -> None:
                 address=address, runtime_env={"env_vars": environment}, log_to_driver=True, logging_level="warning"
             )
             return
-        ray.init(
-            address="local",
-            num_cpus=logical_cpus(resources),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            runtime_env={"env_vars": environment},
-            log_to_driver=True,
-            logging_level="warning",
-            configure_logging=True,
-        )
+        with _environment(environment):
+            ray.init(
+                address="local",
+                num_cpus=logical_cpus(resources),
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                log_to_driver=True,
+                logging_level="warning",
+                configure_logging=True,
+            )
         _guard_token()
     except Exception as error:  # Ray raises bare ones where a process of its own is too slow to start
         raise InfrastructureError(f"Ray could not be started or joined: {error}") from error
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """`os.environ` with `variables` for the length of the block.
+
+    The processes of a local Ray inherit them. With a `runtime_env` instead, Ray could not use the workers that it has
+    started ahead, and every actor would wait for a new process.
+    """
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
 
 
 def _guard_token() -> None:
