@@ -120,9 +120,7 @@ def test_commands_exist_and_their_jobs_take_the_overrides(name, monkeypatch):
             load(words[2], [word for word in words[3:] if not word.startswith("-")], name)
 
 
-@pytest.mark.parametrize(
-    "name", marked(map(name_of, PAGES), {"extend/report-section.md": NO_SECTION})
-)
+@pytest.mark.parametrize("name", marked(map(name_of, PAGES), {"extend/report-section.md": NO_SECTION}))
 def test_python_compiles_and_what_it_imports_exists(name):
     for text in blocks(page_of(name), "python"):
         for node in ast.walk(ast.parse(text, name)):
