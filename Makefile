@@ -17,13 +17,14 @@ help: ## list the targets
 quickstart: $(READY) ## draw faces, generate 1,000 more on a local Ray, score them, write runs/quickstart/report.html
 	$(BIN)/raygen quickstart $(RAYGEN_ARGS)
 
-# Tests that start a Ray have the machine to themselves; the others share it, a file to a process. Status 5 says that
-# no test of that half was found: in order where arguments name a few, never otherwise.
-test: quick ## run the tests
-	$(BIN)/pytest -m ray $(RAYGEN_ARGS) || [ $$? -eq 5 -a -n "$$RAYGEN_ARGS" ]
+# One process runs all tests that start Ray, on one Ray, and begins with them; the others take a file at a time.
+TOGETHER := --numprocesses=logical --dist=loadgroup
+
+test: $(READY) ## run the tests
+	$(BIN)/pytest $(TOGETHER) $(RAYGEN_ARGS)
 
 quick: $(READY) ## run the tests that start no Ray
-	$(BIN)/pytest -m "not ray" --numprocesses=logical --dist=loadfile $(RAYGEN_ARGS) || [ $$? -eq 5 -a -n "$$RAYGEN_ARGS" ]
+	$(BIN)/pytest -m "not ray" $(TOGETHER) $(RAYGEN_ARGS)
 
 lint: $(READY) ## ruff: lint and format
 	$(BIN)/ruff check .

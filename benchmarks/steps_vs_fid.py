@@ -14,7 +14,7 @@ from typing import Any
 from raygen.core.errors import InputError, RaygenError
 from raygen.evaluation.comparison import WITHIN, best_steps, cell_of, check_protocols, curves
 from raygen.metrics.registry import SECONDS, family
-from raygen.report.line_plot import plot
+from raygen.report.sweep import sweep_plot
 from raygen.store.parquet import from_parquet
 
 
@@ -73,7 +73,7 @@ def main() -> None:
         found = curves(rows, metric)
         for over in ("steps", "seconds"):
             name = f"{family(metric)}_over_{over}.svg"
-            (Path(given.out) / name).write_text(plot(found, metric, over=over, alone=True), encoding="utf-8")
+            (Path(given.out) / name).write_text(sweep_plot(found, metric, over=over, standalone=True), encoding="utf-8")
         print("\n".join(tables(rows, metric)), end="\n\n")
     print(json.dumps({"n": counts}))
 

@@ -1,15 +1,47 @@
 """Shared fixtures: one thread, a private Ray, and a worker that is cheap, deterministic and can misbehave."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+# Workers of Ray give way to every other process unless told not to: beside other tests they would hardly move.
+os.environ.setdefault("RAY_worker_niceness", "0")
+# Read when huggingface_hub is imported. Without it a name that is not at hand is looked up again and again.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("RAY_ADDRESS", None)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--dist=loadgroup`: the tests that start Ray first and in one group, then the files with the most tests."""
+    if not getattr(config.option, "loadgroup", False):
+        return
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, -tests[item.path], item.path))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist=loadgroup`: a group to a process, and the other tests a file to a process."""
+    if config.getoption("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadGroupScheduling
+
+    class FilesAndGroups(LoadGroupScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return super()._split_scope(nodeid).split("::", 1)[0]
+
+    config.option.loadscopereorder = False
+    return FilesAndGroups(config, log)
 
 
 @pytest.fixture(scope="session")

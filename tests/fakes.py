@@ -1,6 +1,7 @@
 """Workers and plans for tests: pictures that depend on the row alone, and ways of going wrong.
 
-A module of its own, so that Ray's actors can import what they are sent.
+A module of its own, so that Ray's actors can import what they are sent. It imports no torch: every actor would spend
+seconds on it.
 """
 
 import os
@@ -16,7 +17,6 @@ import pyarrow as pa
 
 from raygen.core.hashing import digest, run_id
 from raygen.execution.worker import Tables
-from raygen.sampling.noise import keyed_normal, noise_key
 from raygen.store.images import encode_image, picture_column
 from raygen.store.parquet import Slice, to_parquet
 from raygen.store.run_store import Plan, make_shards
@@ -42,7 +42,8 @@ class Fake:
         return partial(_table, rows, ids, pixels, "bad" if self.kind == "max_error_fraction" else "")
 
     def _picture(self, name: str) -> np.ndarray:
-        noise = keyed_normal(noise_key(self.seed, name, 0), 0, (16, 16, 3))
+        key = int(digest(f"{self.seed}:{name}".encode())[:32], 16)
+        noise = np.random.Generator(np.random.Philox(key=key)).standard_normal((16, 16, 3))
         return (np.clip(noise * 40 + 128, 0, 255)).astype(np.uint8)
 
     def _misbehave(self) -> None:

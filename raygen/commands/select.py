@@ -15,7 +15,7 @@ judged.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -42,11 +42,20 @@ from raygen.core.hashing import run_id
 from raygen.evaluation.aggregate import gather_scores, write_metrics
 from raygen.evaluation.scoring import ScoreConfig
 from raygen.evaluation.slices import column, select_ids
+from raygen.exports.row_scan import GATES_FILE
 from raygen.report.selection import ATTEMPTS
+from raygen.selection import gate_field
 from raygen.selection.failures import FailureAnalysisConfig, analyze_failures
-from raygen.selection.gates import RealFaces, ScoreGate, ScorePool
-from raygen.selection.identity_gates import IdentityGate, LeakGate
-from raygen.selection.rounds import Otherwise, RetryState, ScoredAttempt, SelectWorker, accepted_rows, failures, listing
+from raygen.selection.gates import Gate, RealFaces, ScorePool
+from raygen.selection.rounds import (
+    OnExhausted,
+    RetryState,
+    ScoredAttempt,
+    SelectWorker,
+    accepted_rows,
+    failures,
+    listing,
+)
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import Plan, RunStore, make_shards, open_input
@@ -54,7 +63,10 @@ from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 __all__ = ["JOB", "SelectJob"]
 
 
-AnyGate = Annotated[ScoreGate | IdentityGate | LeakGate, Field(discriminator="kind")]
+if TYPE_CHECKING:
+    AnyGate: TypeAlias = Gate
+else:
+    AnyGate = gate_field()
 #: What a selection sets for each attempt itself.
 OWN = frozenset({"attempt"})
 #: What the attempts have in common and a reader of the selection wants to know; none of it names a path.
@@ -91,13 +103,13 @@ class SelectJob(Job):
     faces: str | None = Field(None, description="in place of `generate`: folder of an ingest run; nothing is made")
     score: ScoreConfig | None = Field(None, description="of `faces`: what gates read")
     gates: tuple[AnyGate, ...] = Field(..., min_length=1, description="a picture counts if it passes all of them")
-    rounds: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
-    otherwise: Otherwise = Field(
+    max_retries: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
+    on_exhausted: OnExhausted = Field(
         "leave_out",
         description="after the last round: leave_out, or best: the best by the first gate counts, of those that were "
-        "refused for their quality alone (`score`, identity.least)",
+        "refused for their quality alone (`score`, identity.min)",
     )
-    mining: FailureAnalysisConfig = Field(default_factory=FailureAnalysisConfig)
+    failure_analysis: FailureAnalysisConfig = Field(default_factory=FailureAnalysisConfig)
 
     @model_validator(mode="after")
     def _attempts_are_its_own(self) -> "SelectJob":
@@ -105,7 +117,7 @@ class SelectJob(Job):
             raise ValueError("name either `generate` or `faces`")
         if self.faces is not None and (self.score is None or self.samples is not None):
             raise ValueError("`faces` are judged by what `score` measures, and are not `samples`")
-        if self.faces is not None and (again := sorted({"rounds", "otherwise"} & self.model_fields_set)):
+        if self.faces is not None and (again := sorted({"max_retries", "on_exhausted"} & self.model_fields_set)):
             raise ValueError(f"`faces` are tried once, so {' and '.join(again)} cannot be kept")
         if self.score is not None and self.faces is None:
             raise ValueError("`score` belongs to `faces`; pictures that are made have generate.score")
@@ -137,15 +149,15 @@ class SelectJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """The rounds, then the rows that count, then what is said of them."""
-        rounds = RetryState(self.gates, self.otherwise)
+        rounds = RetryState(self.gates, self.on_exhausted)
         real: dict[RealFaces, ScorePool] = {}
         for gate in self.gates:
-            if not isinstance(gate, ScoreGate) and gate.whom is not None:
-                self._may_look_like(gate)
-                real[gate.whom] = real.get(gate.whom) or self._real(gate.name, gate.whom, report)
+            if gate.real_faces is not None:
+                self._check_real_faces(gate, gate.real_faces[0])
+                real[gate.real_faces] = real.get(gate.real_faces) or self._real(gate.name, gate.real_faces, report)
         attempts: dict[int, ScoredAttempt] = {}
         again: list[str] | None = None
-        for attempt in range(self.rounds + 1 if self.faces is None else 1):
+        for attempt in range(self.max_retries + 1 if self.faces is None else 1):
             if again is not None and not again:
                 break
             attempts[attempt] = self._made(attempt, again, report)
@@ -154,8 +166,10 @@ class SelectJob(Job):
         places = {str(attempt): made.rows.url for attempt, made in attempts.items()}
         FileStore(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
         work = self._selected(rounds, attempts)
+        work.store.create(work.plan)  # first, so that no other selection in the same folder gets these gates
+        work.store.storage.put(GATES_FILE, json.dumps(rounds.describe(), indent=1).encode())
         run_sharded(work, self.resources, report)
-        rows = analyze_failures(self.mining, rounds, attempts[0], work.plan.run_id)
+        rows = analyze_failures(self.failure_analysis, rounds, attempts[0], work.plan.run_id)
         write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")
         return Result(self.out, self._facts(rounds, len(attempts)))
 
@@ -164,7 +178,7 @@ class SelectJob(Job):
         if self.faces is not None:
             return self._measuring(self.faces, self.score).estimate()
         found = estimate_cost(self._job(0).prepare(write=False), self.resources)
-        note = f"the first attempt alone; at most {self.rounds} rounds of what is refused come on top"
+        note = f"the first attempt alone; at most {self.max_retries} rounds of what is refused come on top"
         return Estimate(found.rows, found.shards, found.done_shards, found.bytes, found.seconds, (*found.notes, note))
 
     def _made(self, attempt: int, again: Sequence[str] | None, report: ProgressCallback) -> ScoredAttempt:
@@ -202,13 +216,14 @@ class SelectJob(Job):
             found.append(table.filter(pc.is_in(table["sample_id"], wanted)))
         return job.planned(store_listing(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
 
-    def _may_look_like(self, gate: IdentityGate | LeakGate) -> None:
-        """Real faces need an embedder, and nobody can be unlike themselves."""
+    def _check_real_faces(self, gate: Gate, faces: str) -> None:
+        """`ConfigError` where no embedder is configured, or every judged face would resemble itself."""
         if self._score is None or self._score.identity is None:
             raise ConfigError(f"gates: {gate.name} needs `score.identity`, the embedder that faces are compared with")
-        judged = self.faces
-        if isinstance(gate, LeakGate) and judged is not None and open_input(gate.faces)[1] == open_input(judged)[1]:
-            raise ConfigError(f"gates: leak.faces: {gate.faces} are the faces that are judged: all are like themselves")
+        if not gate.refuses_real_people or self.faces is None:
+            return
+        if open_input(faces)[1] == open_input(self.faces)[1]:
+            raise ConfigError(f"gates: {gate.name}.faces: {faces} are the judged faces: all are like themselves")
 
     def _real(self, name: str, whom: RealFaces, report: ProgressCallback) -> ScorePool:
         """Embeddings of the real faces that a gate names, made once."""
@@ -251,7 +266,11 @@ class SelectJob(Job):
         given: Inputs = store_listing(table, f"{self.out}/rerolls", write=True)
         first = attempts[0].rows.plan()
         # Of faces also who drew them, so that an export says of them what it would have said of all.
-        tried = {"rounds": self.rounds, "otherwise": self.otherwise, "score": first.settings.get("score")}
+        tried = {
+            "max_retries": self.max_retries,
+            "on_exhausted": self.on_exhausted,
+            "score": first.settings.get("score"),
+        }
         settings = {
             "gates": [gate.model_dump(mode="json") for gate in self.gates],
             "limits": [dict(limits) for limits in rounds.limits],
@@ -283,7 +302,7 @@ class SelectJob(Job):
             "rows": len(rounds.tries),
             "passed at once": first,
             **({f"passed in {attempts - 1} more rounds": again} if self.faces is None else {}),
-            **({"the best of what failed": best} if self.otherwise == "best" else {}),
+            **({"the best of what failed": best} if self.on_exhausted == "best" else {}),
             "left out": len(rounds.tries) - len(chosen),
             **_pictures_each(rounds.each()),
             "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",

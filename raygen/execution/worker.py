@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -189,14 +190,21 @@ class ShardWorker:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that output bytes depend on; `absent` where one is not installed."""
-    known = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("raygen", "torch", "diffusers", "numpy", "pillow", "pyarrow"):
-        try:
-            known[name] = version(name)
-        except PackageNotFoundError:
-            known[name] = "absent"
-    return known
+    """The Python, the machine and the packages that output bytes depend on, by name."""
+    packages = ("raygen", "torch", "diffusers", "numpy", "pillow", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        **{name: _installed_version(name) for name in packages},
+    }
+
+
+@cache  # each look-up parses a package's whole METADATA file, and every commit asks for six
+def _installed_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def _cast_tables(tables: Tables) -> tuple[Tables, dict[str, int]]:

@@ -27,7 +27,7 @@ SETTINGS: Final = (
     "guidance",
     "guidance_parametrization",
     "negative_keeps",
-    "only",
+    "use_conditions",
     "seed",
     "noise",
     "attempt",
@@ -219,12 +219,7 @@ def _provenance(source: ExportSource, listing: ExportListing) -> str:
             lines.append(f"| {SETTING_NAMES.get(name, name.replace('_', ' '))} | `{canonical(value).decode()}` |")
     if isinstance(source.plan_settings.get("planning"), Mapping):
         lines.append(f"| planned as | `{canonical(source.plan_settings['planning']).decode()}` |")
-    for gate, limits in _gates(source):
-        # `faces` is a path. Limits that a gate derived from data are listed in addition to its settings.
-        settings = {k: v for k, v in gate.items() if k not in ("kind", "faces") and v not in (None, [])}
-        derived = {name: round(value, 4) for name, value in limits.items() if settings.get(name) != value}
-        more = f", which is `{canonical(derived).decode()}`" if derived else ""
-        lines.append(f"| gate | {gate['kind']}: `{canonical(settings).decode()}`{more} |")
+    lines += [f"| gate | {gate['description']} |" for gate in source.gates]
     if source.table == "faces" and isinstance(source.plan_settings.get("data"), Mapping):
         lines.append(f"| data set | `{source.plan_settings['data'].get('kind')}` |")
     table = "\n".join([*TABLE, *lines])
@@ -234,12 +229,6 @@ def _provenance(source: ExportSource, listing: ExportListing) -> str:
         f"{table}\n\nThe noise of a picture depends only on `noise_seed`, its `sample_id` and the attempt. The `seed` "
         "of a row is that of its plan."
     )
-
-
-def _gates(source: ExportSource) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """The gates of a selection, each with the limits that it used."""
-    gates = source.plan_settings.get("gates") or []
-    return list(zip(gates, source.plan_settings.get("limits") or [{}] * len(gates), strict=True))
 
 
 def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
@@ -335,25 +324,15 @@ def _limits(source: ExportSource, format: Export, scores: Sequence[Mapping[str, 
 def _resemblance(source: ExportSource, scores: Sequence[Mapping[str, Any]]) -> str:
     """The measures against pictures that resemble real people."""
     sentences = ["A generated face can resemble a person in the training data."]
-    leak_gates = [(gate, limits) for gate, limits in _gates(source) if gate["kind"] == "leak"]
-    for gate, limits in leak_gates:
-        most = limits.get("most", gate.get("most"))
-        limit = "its limit" if most is None else f"a cosine of {most:.3f}"
-        share = f", which a share of {gate['far']:g} of pairs of different people reach" if gate.get("far") else ""
-        split = f" of split `{gate['split']}`" if gate.get("split") else ""
-        sentences.append(
-            f"A leak gate compared every picture with real faces{split} and rejected those more similar to one of them "
-            f"than {limit}{share}."
-        )
-        if source.plan_settings.get("otherwise") == "best":
-            sentences.append("Where no attempt passed all gates, the best one may be here all the same.")
-    if not leak_gates:
-        sentences.append("No gate refused such faces.")
+    refused = [gate["description"] for gate in source.gates if gate["refuses_real_people"]]
+    sentences += refused or ["No gate refused such faces."]
+    if refused and source.plan_settings.get("on_exhausted") == "best":
+        sentences.append("Where no attempt passed all gates, the best image that no such gate refused may be included.")
     families = {str(row["metric"]).partition(":")[0].partition("@")[0] for row in scores}
     if families & MEMORIZATION:
         sentences.append("The scores above say how similar the pictures are to training faces.")
     else:
-        sentences.append("An evaluation with `training` would measure it over the whole set; this card has none.")
+        sentences.append("An evaluation with `memorization` would measure it over the whole set; this card has none.")
     return " ".join(sentences)
 
 

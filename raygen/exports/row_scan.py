@@ -3,7 +3,8 @@
 Only small columns of SAMPLES, FACES and SELECTION are read: about 30 bytes a row stay in memory, and no pictures.
 """
 
-from collections.abc import Callable, Mapping, Set
+import json
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -21,13 +22,15 @@ from raygen.store.run_store import RunStore, open_input
 from raygen.store.schemas import REFUSED
 from raygen.store.set_digest import KEYS
 
-__all__ = ["ExportListing", "ExportSource", "scan"]
+__all__ = ["GATES_FILE", "ExportListing", "ExportSource", "scan"]
 
 
 #: Columns whose distinct values the data card lists.
 DISTINCT: Final = ("plan", "checkpoint", "sampler", "steps")
 #: Number of the identity, and label, of a row without one.
 NO_IDENTITY: Final = -1
+#: File in a selection's attempt folder that describes its gates.
+GATES_FILE: Final = "gates.json"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,12 @@ class ExportSource:
         """Settings of the run that made the pictures; for a selection, those of its attempts."""
         generate = self.plan_settings.get("generate")
         return {**self.plan_settings, **generate} if isinstance(generate, Mapping) else self.plan_settings
+
+    @cached_property
+    def gates(self) -> Sequence[Mapping[str, Any]]:
+        """Gates of a selection: `description`, and `refuses_real_people`; empty for any other run."""
+        storage = self.store.storage
+        return json.loads(storage.get(GATES_FILE)) if storage.exists(GATES_FILE) else []
 
     @property
     def planned_pictures(self) -> int | None:

@@ -1,25 +1,28 @@
-"""The report's section on edits: alpha curves and one strip of pictures an edit."""
+"""Section: edits, as curves over alpha and as one row of images an edit."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
+from markupsafe import Markup
 
-from raygen.core.errors import InputError
-from raygen.report import pictures as picture_rows
-from raygen.report.influence import Series, _line, _vectors
+from raygen.report.images import evenly, find_rows, group_rows, image_thumb, mask_thumb
+from raygen.report.plots import DataPoint, Series, line_plot
+from raygen.report.run_folder import RunFolder
+from raygen.report.section import Section
+from raygen.report.vectors import vectors_by_metric
 from raygen.store.parquet import Slice, read_slice
 
-__all__ = ["AlphaCurve", "EditStrip", "EditsSection", "edits_section"]
+__all__ = ["AlphaMeans", "EditRow", "EditScores", "edit_scores", "section"]
 
-EDITS: Final = 8
+
+MAX_EDITS: Final = 8
 COLUMNS: Final = ("sample_id", "alpha", "image", "mask", "text", "source")
 
 
-class AlphaCurve(NamedTuple):
+class AlphaMeans(NamedTuple):
     """Means over all edits at one alpha; `chosen` is the share of edits that took it."""
 
     alpha: float
@@ -28,109 +31,82 @@ class AlphaCurve(NamedTuple):
     chosen: float
 
 
-class EditStrip(NamedTuple):
-    """One edit: the input, its pictures over alpha, which of them was chosen, and what was asked for."""
+@dataclass(frozen=True)
+class EditScores:
+    """Scores of all edits of a run: how many edits, the network of the similarity, and means by alpha."""
+
+    n: int
+    similarity: str
+    by_alpha: Sequence[AlphaMeans]
+
+
+class EditRow(NamedTuple):
+    """One edit: the input, its images over alpha, which of them was chosen, and what was asked for."""
 
     name: str
     source: str | None
-    pictures: Sequence[tuple[str, float, bool]]
+    images: Sequence[tuple[str, float, bool]]
     mask: str | None
     text: str
     verdict: str
 
 
-@dataclass(frozen=True)
-class EditsSection:
-    """All edits of a run as curves over alpha, and a few as strips."""
-
-    n: int
-    similarity: str
-    curve: Sequence[AlphaCurve]
-    lines: Sequence[Series]
-    strips: Sequence[EditStrip]
-
-
-# --- edits --------------------------------------------------------------------------------------------------
-
-
-def edits_section(samples: Sequence[Slice], scores: Sequence[Slice], faces: Sequence[Slice]) -> EditsSection | None:
-    """What SAMPLES and SCORES slices of an edit run say; None where it is none. `faces`: of the pictures edited."""
-    found = list(_vectors(scores, "edit:"))
-    if not found:
+def section(run: RunFolder) -> Section | None:
+    """Curves over alpha and a few edits; None where the samples are no edits."""
+    edits = edit_scores(run.images.slices("scores")) if run.images else None
+    if run.images is None or edits is None:
         return None
-    vectors = np.concatenate([values for _, values in found])
-    curve = [_at(vectors[vectors[:, 0] == alpha], float(alpha)) for alpha in np.unique(vectors[:, 0])]
-    return EditsSection(
-        int(vectors[:, 3].sum()),
-        found[0][0].partition(":")[2],
-        curve,
-        _curves(curve),
-        list(_shown(samples, scores, faces)),
-    )
+    series = [Series("similarity", [DataPoint(at.alpha, max(at.similarity, 0.0)) for at in edits.by_alpha])]
+    fidelity = [DataPoint(at.alpha, at.fidelity) for at in edits.by_alpha if at.fidelity is not None]
+    if len(fidelity) == len(edits.by_alpha):
+        series.insert(0, Series("fidelity", fidelity))
+    title = "Fidelity and similarity over alpha; higher is better"
+    plot = line_plot(series, name="edits", title=title, xlabel="alpha", y_range=(0.0, 1.0))
+    rows = list(_rows(run.images.slices("samples"), run.images.slices("scores"), run.faces))
+    return Section("edits", "Edits", "edits.html.j2", {"edits": edits, "plot": Markup(plot), "rows": rows})
 
 
-def _at(rows: npt.NDArray[np.float64], alpha: float) -> AlphaCurve:
-    judged = rows[~np.isnan(rows[:, 1])]
-    fidelity = float(judged[:, 1].mean()) if len(judged) else None
-    return AlphaCurve(alpha, fidelity, float(rows[:, 2].mean()), float(rows[:, 3].mean()))
+def edit_scores(scores: Sequence[Slice]) -> EditScores | None:
+    """Means by alpha of SCORES slices; None where they have no edits."""
+    named = list(vectors_by_metric(scores, "edit:"))
+    if not named:
+        return None
+    vectors = np.concatenate([values for _, values in named])
+    by_alpha = []
+    for alpha in np.unique(vectors[:, 0]):
+        rows = vectors[vectors[:, 0] == alpha]
+        judged = rows[~np.isnan(rows[:, 1])]
+        fidelity = float(judged[:, 1].mean()) if len(judged) else None
+        by_alpha.append(AlphaMeans(float(alpha), fidelity, float(rows[:, 2].mean()), float(rows[:, 3].mean())))
+    return EditScores(int(vectors[:, 3].sum()), named[0][0].partition(":")[2], by_alpha)
 
 
-def _curves(curve: Sequence[AlphaCurve]) -> list[Series]:
-    low, high = curve[0].alpha, curve[-1].alpha
-    places = [(point.alpha - low) / ((high - low) or 1) for point in curve]
-    lines = [_line("similarity", [max(point.similarity, 0.0) for point in curve], places)]
-    if all(point.fidelity is not None for point in curve):
-        lines.insert(0, _line("fidelity", [point.fidelity or 0.0 for point in curve], places))
-    return lines
-
-
-def _shown(samples: Sequence[Slice], scores: Sequence[Slice], faces: Sequence[Slice]) -> Iterator[EditStrip]:
-    """A few edits at equal distances through all, each with its pictures in the order of alpha."""
-    verdicts = dict(_judged(scores))
-    ids = dict.fromkeys(row["edit_id"] for row in picture_rows.evenly(samples, 8 * EDITS, ["edit_id"]))
-    chosen = list(ids)[:: max(1, len(ids) // EDITS)][:EDITS]
-    for edit in chosen:
-        rows = sorted(picture_rows.together(samples, "edit_id", edit, COLUMNS), key=lambda r: float(r["alpha"]))
-        rows = [r for r in rows if r["image"] is not None]
-        if rows:
-            yield _strip(rows, verdicts, picture_rows.find(faces, "face_id", [rows[0]["source"]], ["image"]))
-
-
-def _judged(scores: Sequence[Slice]) -> Iterator[tuple[str, Sequence[float]]]:
-    """[alpha, fidelity, similarity, chosen] by sample."""
+def _rows(samples: Sequence[Slice], scores: Sequence[Slice], faces: Sequence[Slice]) -> Iterator[EditRow]:
+    """A few evenly spaced edits, each with its images in the order of alpha."""
+    judged: dict[str, Sequence[float]] = {}
     for piece in scores:
         table = read_slice(piece, ["sample_id", "metric", "vector"])
         table = table.filter(pc.starts_with(table["metric"], "edit:"))
-        yield from zip(table["sample_id"].to_pylist(), table["vector"].to_pylist(), strict=True)
+        judged |= dict(zip(table["sample_id"].to_pylist(), table["vector"].to_pylist(), strict=True))
+    ids = list(dict.fromkeys(row["edit_id"] for row in evenly(samples, 8 * MAX_EDITS, ["edit_id"])))
+    for edit in ids[:: max(1, len(ids) // MAX_EDITS)][:MAX_EDITS]:
+        rows = sorted(group_rows(samples, "edit_id", edit, COLUMNS), key=lambda row: float(row["alpha"]))
+        rows = [row for row in rows if row["image"] is not None]
+        if rows:
+            source = find_rows(faces, "face_id", [rows[0]["source"]], ["image"]).get(rows[0]["source"], {})
+            yield _row(rows, judged, image_thumb(source.get("image")))
 
 
-def _strip(
-    rows: Sequence[Mapping[str, Any]], verdicts: Mapping[str, Sequence[float]], sources: Mapping[str, Mapping[str, Any]]
-) -> EditStrip:
-    pictures, verdict = [], ""
+def _row(rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Sequence[float]], source: str | None) -> EditRow:
+    images, verdict = [], ""
     for row in rows:
-        judged = verdicts.get(row["sample_id"])
-        chosen = bool(judged and judged[3])
-        shown = picture_rows.image_thumb(row["image"]["bytes"])
-        if shown is not None:
-            pictures.append((shown, float(row["alpha"]), chosen))
-        if judged and chosen:
-            change = "" if np.isnan(judged[1]) else f"fidelity {judged[1]:.2f}, "
-            verdict = f"alpha {judged[0]:g}: {change}similarity {judged[2]:.2f}"
-    source = next(iter(sources.values()), None)
-    mask = rows[0]["mask"]
-    return EditStrip(
-        str(rows[0]["edit_id"]),
-        _thumb(source),
-        pictures,
-        None if mask is None else picture_rows.mask_thumb(mask["bytes"]),
-        str(rows[0]["text"] or ""),
-        verdict,
-    )
-
-
-def _thumb(row: Mapping[str, Any] | None) -> str | None:
-    try:
-        return None if row is None or row["image"] is None else picture_rows.image_thumb(row["image"]["bytes"])
-    except InputError:
-        return None
+        scores = judged.get(row["sample_id"])
+        chosen = bool(scores and scores[3])
+        thumb = image_thumb(row["image"])
+        if thumb is not None:
+            images.append((thumb, float(row["alpha"]), chosen))
+        if scores and chosen:
+            change = "" if np.isnan(scores[1]) else f"fidelity {scores[1]:.2f}, "
+            verdict = f"alpha {scores[0]:g}: {change}similarity {scores[2]:.2f}"
+    mask = mask_thumb(rows[0]["mask"])
+    return EditRow(str(rows[0]["edit_id"]), source, images, mask, str(rows[0]["text"] or ""), verdict)

@@ -1,126 +1,114 @@
-"""The nearest pairs of an evaluation as pictures: samples beside training faces, and samples beside each other.
+"""Section: samples and their nearest training faces, and samples and their nearest other samples."""
 
-Knows which files name the pairs, where their pictures lie and which distance counts as near. Computes no distance and
-knows no HTML.
-"""
-
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from raygen.core.errors import ConfigError
-from raygen.report import pictures as picture_rows
-from raygen.report.cards import GENERATED, Number
-from raygen.report.run_folder import Stage
-from raygen.store.filesystem import FileStore
+from raygen.report.images import find_rows, image_thumb
+from raygen.report.metric_rows import GENERATED
+from raygen.report.run_folder import RunFolder
+from raygen.report.section import Section
 from raygen.store.parquet import Slice
 from raygen.store.run_store import RunStore, open_input
 
-__all__ = ["ImagePair", "NearestPairs", "NearestPairsSection", "nearest_pairs_section"]
+__all__ = ["ImagePair", "NearestPairs", "section"]
 
 
 #: Pairs of each kind that are shown.
-SHOWN: Final = 12
+MAX_PAIRS: Final = 12
 
 
 class ImagePair(NamedTuple):
-    """Two pictures (None where one cannot be had), their ids, how far apart they are, and whether that is near."""
+    """Two thumbnails (None where the image is missing), their ids, their distance, and whether it counts as near."""
 
     left: str | None
     right: str | None
-    name: str
-    other: str
+    left_id: str
+    right_id: str
     distance: float
     near: bool
 
 
 @dataclass(frozen=True)
 class NearestPairs:
-    """Couples by distance; what counts as near, and the share `q` of held-out faces that do."""
+    """Pairs by distance; below `threshold` a pair is near, as the share `q` of held-out faces is."""
 
-    couples: Sequence[ImagePair]
+    pairs: Sequence[ImagePair]
     threshold: float
     q: float
 
-
-@dataclass(frozen=True)
-class NearestPairsSection:
-    """Both kinds of pairs; None for one that was not measured."""
-
-    training: NearestPairs | None
-    twins: NearestPairs | None
+    @property
+    def near(self) -> int:
+        """Number of the shown pairs that are near."""
+        return sum(pair.near for pair in self.pairs)
 
 
-def nearest_pairs_section(
-    root: str, samples: Stage | None, faces: Sequence[Slice], found: Sequence[Number]
-) -> NearestPairsSection | None:
-    """Of the evaluation in `root`; None where it did not ask for them.
+def section(run: RunFolder) -> Section | None:
+    """Pairs that an evaluation wrote, nearest first; None where it searched for none.
 
-    Pictures of samples are those of the run folder or of the run that was scored, those of training faces are where the
-    evaluation read them, or among `faces`.
+    Images of samples are those of the run folder or of the run that was scored; those of training faces lie where the
+    evaluation read them, or among the faces of the run.
     """
-    storage = FileStore(root)
-    made = samples.slices("samples") if samples is not None else _scored(root, "samples")
-    trained = [*_scored(root, "training"), *faces]
-    closest = _pairs(storage, "closest.json", "face_id", (made, "sample_id"), (trained, "face_id"), "memorized", found)
-    twins = _pairs(
-        storage, "duplicates.json", "other_id", (made, "sample_id"), (made, "sample_id"), "duplicates", found
-    )
-    return NearestPairsSection(closest, twins) if closest or twins else None
+    samples = run.images.slices("samples") if run.images is not None else _scored(run, "samples")
+    training = [*_scored(run, "training"), *run.faces]
+    variables = {
+        "training": _pairs(run, "closest.json", "memorized", samples, training, "face_id"),
+        "duplicates": _pairs(run, "duplicates.json", "duplicates", samples, samples, "other_id"),
+    }
+    if not any(variables.values()):
+        return None
+    return Section("nearest-pairs", "Nearest pairs", "nearest_pairs.html.j2", variables)
 
 
-def _scored(root: str, name: str) -> list[Slice]:
-    """The rows that the evaluation compared: of the folder that it names, else those that its pass over them read."""
-    storage = FileStore(root)
-    if storage.exists("metrics/pictures.json"):
+def _scored(run: RunFolder, name: str) -> list[Slice]:
+    """The rows that the evaluation compared: of the folder that it names, else those that it scored."""
+    folders = run.json("metrics/pictures.json")
+    if folders is not None:
         try:
-            url = json.loads(storage.get("metrics/pictures.json"))[name]
-            return open_input(url)[0].slices({"training": "faces"}.get(name, name))
+            return open_input(folders[name])[0].slices({"training": "faces"}.get(name, name))
         except ConfigError:  # it was moved, or was named from another folder than this one
             pass
-    store = RunStore(f"{root.rstrip('/')}/scores/{name}")
+    store = RunStore(f"{run.url}/scores/{name}")
     if not store.storage.exists("plan.json"):
         return []
     return [piece for shard in store.plan().shards for piece in shard.inputs]
 
 
 def _pairs(
-    storage: FileStore,
-    file: str,
-    other: str,
-    left: tuple[Sequence[Slice], str],
-    right: tuple[Sequence[Slice], str],
-    metric: str,
-    found: Sequence[Number],
+    run: RunFolder, file: str, metric: str, left: Sequence[Slice], right: Sequence[Slice], right_key: str
 ) -> NearestPairs | None:
-    """The pairs in `file`, judged by the threshold that the METRICS row of `metric` says it was measured with."""
-    said = next((n.protocol for n in found if n.base == metric and n.population == GENERATED and not n.part), None)
-    if said is None or "threshold" not in said or not storage.exists(f"metrics/{file}"):
+    """The pairs in `file`; the protocol of `metric` has the threshold. `right_key` is the key of the other id."""
+    protocols = (n.protocol for n in run.numbers if n.base == metric and n.population == GENERATED and not n.part)
+    protocol = next(protocols, {})
+    rows = run.json(f"metrics/{file}") if "threshold" in protocol else None
+    if not rows:
         return None
-    rows = json.loads(storage.get(f"metrics/{file}"))[:SHOWN]
-    threshold = float(said["threshold"])
-    ones, others = _pictures(*left, [r["sample_id"] for r in rows]), _pictures(*right, [r[other] for r in rows])
-    couples = [
+    rows = rows[:MAX_PAIRS]
+    threshold = float(protocol["threshold"])
+    left_images = _thumbs(left, "sample_id", [row["sample_id"] for row in rows])
+    column = "face_id" if right_key == "face_id" else "sample_id"
+    right_images = _thumbs(right, column, [row[right_key] for row in rows])
+    pairs = [
         ImagePair(
-            ones.get(r["sample_id"]),
-            others.get(r[other]),
-            r["sample_id"],
-            r[other],
-            r["distance"],
-            r["distance"] < threshold,
+            left_images.get(row["sample_id"]),
+            right_images.get(row[right_key]),
+            row["sample_id"],
+            row[right_key],
+            row["distance"],
+            row["distance"] < threshold,
         )
-        for r in rows
+        for row in rows
     ]
-    return NearestPairs(couples, threshold, float(said["q"])) if couples else None
+    return NearestPairs(pairs, threshold, float(protocol["q"]))
 
 
-def _pictures(pieces: Sequence[Slice], key: str, ids: Sequence[str]) -> Mapping[str, str | None]:
+def _thumbs(pieces: Sequence[Slice], key: str, ids: Sequence[str]) -> Mapping[str, str | None]:
     rows: dict[str, dict[str, Any]] = {}
     for piece in pieces:
         if missing := set(ids) - set(rows):
             try:
-                rows |= picture_rows.find([piece], key, missing, ["image"])
+                rows |= find_rows([piece], key, missing, ["image"])
             except ConfigError:  # the files were moved or are not here
                 continue
-    return {one: picture_rows.image_thumb((row["image"] or {}).get("bytes")) for one, row in rows.items()}
+    return {name: image_thumb(row["image"]) for name, row in rows.items()}

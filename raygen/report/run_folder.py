@@ -1,32 +1,39 @@
-"""The stores of a run folder as far as they got: what a report reads of them.
-
-Knows which folders a run may hold and what commits and run records say. Reads no pictures.
-"""
+"""A run folder, opened once for all sections of a report: its stores, its METRICS and the files beside them."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
+from raygen.core.errors import ConfigError
+from raygen.evaluation.comparison import cell_of, variant_of
+from raygen.report.images import ImageWithMask, evenly, image_with_mask
+from raygen.report.metric_rows import Number, numbers
 from raygen.report.timeline import Span, without_pauses
 from raygen.store.filesystem import FileStore
-from raygen.store.parquet import Slice
-from raygen.store.run_store import Commit, Plan, RunStore
+from raygen.store.parquet import Slice, from_parquet, read_slice
+from raygen.store.run_store import Commit, Plan, RunStore, open_input
+from raygen.store.set_digest import KEYS
 
-__all__ = ["STAGES", "Stage", "stages_of"]
+__all__ = ["EXAMPLES", "RunFolder", "Stage"]
 
 
 #: Folders of a run, in the order in which they are made; the table each holds, and what its rows are called.
 STAGES: Final = (
     ("faces", "faces", "Faces"),
     ("conditions", "conditions", "Conditions"),
-    ("samples", "samples", "Generated pictures"),
-    ("selected", "samples", "Selected pictures"),
-    ("scores/samples", "scores", "Scores of the generated"),
+    ("samples", "samples", "Generated images"),
+    ("selected", "samples", "Selected images"),
+    ("scores/samples", "scores", "Scores of generated images"),
     ("scores/reference", "scores", "Scores of the reference"),
-    ("scores/roundtrip", "scores", "Scores of the round trip"),
+    ("scores/roundtrip", "scores", "Scores of the reconstructed reference"),
 )
+#: Levels below the root at which a training may lie: the root itself, a stage, a stage of a variant.
+TRAINING_DEPTH: Final = 2
+#: Images that stand for the whole set, on the page's head and contact sheet.
+EXAMPLES: Final = 72
 
 
 @dataclass(frozen=True)
@@ -83,13 +90,19 @@ class Stage:
     @property
     def spans(self) -> list[Span]:
         """When each shard was worked on, in order of start."""
-        return sorted(_span(commit, self.table) for commit in self.commits)
+        spans = []
+        for commit in self.commits:
+            worked = float(commit.timings.get("work_s", 0.0))
+            start = float(commit.timings.get("started", commit.created - worked))
+            worker = str(commit.environment.get("worker", ""))
+            spans.append(Span(start, max(commit.created, start), commit.rows(self.table), commit.shard, worker))
+        return sorted(spans)
 
     @property
     def seconds(self) -> float:
         """Wall time: of the command where it did all of it, else of the hours in which something ran.
 
-        0 for a selection: bringing rows together is not making them.
+        0 for a selection, which only copies rows.
         """
         if self.plan.kind == "select":
             return 0.0
@@ -99,38 +112,131 @@ class Stage:
         return max((span.end for span in moved), default=0.0) - min((span.start for span in moved), default=0.0)
 
 
-def _span(commit: Commit, table: str) -> Span:
-    worked = float(commit.timings.get("work_s", 0.0))
-    start = float(commit.timings.get("started", commit.created - worked))
-    end = max(commit.created, start)
-    return Span(start, end, commit.rows(table), commit.shard, str(commit.environment.get("worker", "")))
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder as the sections of a report read it.
+
+    `stages` are its stores by folder, `rows` its METRICS rows, `faces` the FACES that its rows refer to, `trainings`
+    the folders in it that hold a training, and `command` the command line that makes the run, where it is known.
+    """
+
+    url: str
+    storage: FileStore
+    stages: Mapping[str, Stage]
+    rows: Sequence[Mapping[str, Any]]
+    faces: Sequence[Slice]
+    trainings: Sequence[str]
+    command: str | None
+
+    @classmethod
+    def open(cls, url: str, *, faces: str | None = None, command: str | None = None) -> "RunFolder":
+        """The run folder at `url` (path or URL). `faces` is an ingest run, where its faces lie elsewhere.
+
+        Raises `ConfigError` where `url` holds no run, or `faces` no faces.
+        """
+        url = url.rstrip("/")
+        storage = FileStore(url)
+        stages = {stage.folder: stage for stage in _stages(url)}
+        files = [name for name in storage.names("metrics") if name.endswith(".parquet")]
+        rows = [row for name in files for row in from_parquet(storage.get(f"metrics/{name}")).to_pylist()]
+        trainings = list(_trainings(storage, "", TRAINING_DEPTH))
+        if not (stages or rows or trainings):
+            single = storage.exists("attempt-00/plan.json")
+            hint = "; it is a single run: give the folder around it" if single else ""
+            raise ConfigError(
+                f"{url}: none of faces/, conditions/, samples/, scores/, metrics/, training/ is here{hint}"
+            )
+        own = stages["faces"].slices("faces") if "faces" in stages else []
+        pieces = own if faces is None else open_input(faces)[0].slices("faces")
+        return cls(url, storage, stages, rows, pieces, trainings, command)
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.url.rsplit("/", 1)[-1] or "run"
+
+    @property
+    def images(self) -> Stage | None:
+        """The images that the run is about: of a selection those that were accepted."""
+        return self.stages.get("selected") or self.stages.get("samples")
+
+    @property
+    def main(self) -> Stage | None:
+        """The stage that the page's head describes."""
+        return self.images or self.stages.get("faces") or next(iter(self.stages.values()), None)
+
+    @property
+    def generated(self) -> bool:
+        """Whether the main stage holds generated images."""
+        return self.main is not None and self.main.table == "samples"
+
+    @cached_property
+    def numbers(self) -> list[Number]:
+        """METRICS of the run as a whole; empty for a sweep, whose rows are of its cells."""
+        if any(cell_of(row) is not None for row in self.rows):
+            return []
+        return numbers(row for row in self.rows if variant_of(row) is None)
+
+    @property
+    def data_set(self) -> Mapping[str, Any]:
+        """Settings of the data set that the faces come from; empty where they are not known."""
+        stage = self.stages.get("faces") or self.stages.get("selected")  # a selection of faces keeps them
+        settings = None if stage is None else stage.plan.settings.get("data")
+        return settings if isinstance(settings, dict) else {}
+
+    @cached_property
+    def first_sample(self) -> Mapping[str, Any]:
+        """What the first generated row says of its checkpoint, sampler and conditions; empty without samples."""
+        pieces = self.images.slices("samples") if self.images else []
+        if not pieces:
+            return {}
+        columns = ["checkpoint", "sampler", "steps", "guidance", "mask", "attributes", "text"]
+        row: dict[str, Any] = read_slice(pieces[0]._replace(rows=1), columns).to_pylist()[0]
+        return row
+
+    @cached_property
+    def examples(self) -> Sequence[ImageWithMask]:
+        """Images and masks of at most `EXAMPLES` rows, evenly spaced through the main stage."""
+        if self.main is None or self.main.table not in ("samples", "faces"):
+            return []
+        key = KEYS[self.main.table][0]
+        rows = evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source"])
+        return [example for row in rows if (example := image_with_mask(row, key))]
+
+    def json(self, name: str) -> Any:
+        """The JSON file `name`, seen from the folder; None where it is missing."""
+        return json.loads(self.storage.get(name)) if self.storage.exists(name) else None
 
 
-def stages_of(root: str) -> Iterator[Stage]:
-    """The stores of a run folder (path or URL), each in its newest attempt."""
+def _stages(url: str) -> Iterator[Stage]:
+    """The stores of a run folder, each in its newest attempt."""
     for folder, table, title in STAGES:
-        url = f"{root.rstrip('/')}/{folder}"
-        attempts = [n for n in FileStore(url).names("") if n.startswith("attempt-") and n[8:].isdigit()]
-        for name in sorted(attempts, key=lambda n: int(n[8:]), reverse=True)[:1]:
-            store = RunStore(url, int(name[8:]))
-            if store.storage.exists("plan.json"):
-                manifest = _json(store.storage, "MANIFEST.json")
-                made = "faces" if folder == "selected" and store.has("faces") else table
-                yield Stage(
-                    folder,
-                    made,
-                    title,
-                    store,
-                    store.plan(),
-                    list(store.commits()),
-                    _json(store.storage, "run.json"),
-                    manifest.get("set_digest"),
-                )
+        place = f"{url}/{folder}"
+        attempts = [int(n[8:]) for n in FileStore(place).names("") if n.startswith("attempt-") and n[8:].isdigit()]
+        if not attempts:
+            continue
+        store = RunStore(place, max(attempts))
+        if store.storage.exists("plan.json"):
+            table = "faces" if folder == "selected" and store.has("faces") else table
+            digest = _record(store.storage, "MANIFEST.json").get("set_digest")
+            record = _record(store.storage, "run.json")
+            yield Stage(folder, table, title, store, store.plan(), list(store.commits()), record, digest)
 
 
-def _json(storage: FileStore, name: str) -> dict[str, Any]:
+def _record(storage: FileStore, name: str) -> dict[str, Any]:
     try:
         value = json.loads(storage.get(name))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _trainings(storage: FileStore, folder: str, depth: int) -> Iterator[str]:
+    """Folders that have a `training/history.jsonl`, in order of name."""
+    names = storage.names(folder)
+    if "training" in names and storage.exists(f"{folder}/training/history.jsonl".lstrip("/")):
+        yield folder
+    elif depth:
+        for name in sorted(names):
+            if "." not in name and not name.startswith(("attempt-", "_")):
+                yield from _trainings(storage, f"{folder}/{name}".lstrip("/"), depth - 1)

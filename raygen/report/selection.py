@@ -1,34 +1,31 @@
-"""What a report shows of a selection: how often pictures were tried, why some were refused, and a few before and after.
-
-Knows the tries of a run folder and its METRICS. Reads the few pictures that it shows. Knows no HTML.
-"""
+"""Section: how many images passed the gates at each attempt, and a few before and after."""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from raygen.core.errors import ConfigError
 from raygen.metrics.mask_rarity import KINDS, SHARE, WHENS
-from raygen.report import pictures as picture_rows
-from raygen.store.filesystem import FileStore
+from raygen.report.images import ImageWithMask, find_rows, image_with_mask
+from raygen.report.run_folder import RunFolder
+from raygen.report.section import Section
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.set_digest import KEYS
 
-__all__ = ["ATTEMPTS", "FailureKind", "SelectionRound", "SelectionSection", "selection_section"]
+__all__ = ["ATTEMPTS", "AttemptCounts", "FailureKind", "Retry", "section"]
 
 
-#: Where the pictures of each attempt lie, in the folder of a selection.
+#: File in the folder of a selection that says where the images of each attempt lie.
 ATTEMPTS: Final = "attempts.json"
-#: Begin of the reason where the best of several refused pictures counts.
+#: Begin of the reason where the best of several refused images was accepted.
 BEST: Final = "best of "
-#: Pictures that are shown before and after.
-SHOWN: Final = 12
+#: Images that are shown before and after.
+MAX_RETRIES: Final = 12
 
 
-class SelectionRound(NamedTuple):
-    """One attempt: pictures that were made, and those that passed."""
+class AttemptCounts(NamedTuple):
+    """One attempt: how many images it made, and how many of them passed."""
 
     attempt: int
     tried: int
@@ -41,94 +38,79 @@ class FailureKind(NamedTuple):
     name: str
     samples: int
     means: Sequence[tuple[float, float | None, float | None] | None]
-    mended: float | None
+    passed_later: float | None
 
 
 class Retry(NamedTuple):
-    """A sample that was refused: what was made first, what counts, and what was said of both."""
+    """A sample that was refused: its first and its accepted image, why it was refused, and what became of it."""
 
-    pair: picture_rows.ImageWithMask
+    before: ImageWithMask
     after: str | None
-    why: str
-    then: str
+    reason: str
+    outcome: str
 
 
-@dataclass(frozen=True)
-class SelectionSection:
-    """All of it."""
-
-    metric: str
-    rounds: Sequence[SelectionRound]
-    left_out: int
-    kinds: Sequence[FailureKind]
-    changes: Sequence[Retry]
-    #: Whether pictures were made, and could be tried again; not those of an ingest run.
-    made: bool
-
-
-def selection_section(root: str, rows: Sequence[Mapping[str, Any]]) -> SelectionSection | None:
-    """Of the selection in `root`; None where there is none."""
+def section(run: RunFolder) -> Section | None:
+    """Attempts, means by kind of failure, and refused samples; None where the folder has no selection."""
     try:
-        store, _ = open_input(f"{root.rstrip('/')}/selected")
+        store, _ = open_input(f"{run.url}/selected")
     except ConfigError:
         return None
-    tried, passed, counted = Counter[int](), Counter[int](), 0
-    again: dict[str, list[Mapping[str, Any]]] = {}
+    tried, passed, accepted = Counter[int](), Counter[int](), 0
+    refused: dict[str, list[Mapping[str, Any]]] = {}
     for table in store.tables("selection"):
         for row in table.to_pylist():
             tried[row["attempt"]] += 1
             passed[row["attempt"]] += row["accepted"] and row["reason"] is None
-            counted += row["accepted"]
+            accepted += row["accepted"]
             if row["attempt"] or not row["accepted"] or row["reason"]:
-                again.setdefault(row["sample_id"], []).append(row)
-    rounds = [SelectionRound(n, tried[n], passed[n]) for n in sorted(tried)]
-    metric = next((str(row["metric"]) for row in rows if str(row["metric"]).startswith("picture:")), "")
-    return SelectionSection(
-        metric.removeprefix("picture:"),
-        rounds,
-        tried[0] - counted,
-        list(_kinds(rows)),
-        _changes(root, store, again),
-        store.has("samples"),
-    )
+                refused.setdefault(row["sample_id"], []).append(row)
+    metric = next((str(row["metric"]) for row in run.rows if str(row["metric"]).startswith("picture:")), "")
+    variables = {
+        "attempts": [AttemptCounts(n, tried[n], passed[n]) for n in sorted(tried)],
+        "left_out": tried[0] - accepted,
+        "metric": metric.removeprefix("picture:"),
+        "kinds": list(_kinds(run.rows)),
+        "retries": _retries(run, store, refused),
+        # Faces of an ingest run are not generated, so they are judged once.
+        "generated": store.has("samples"),
+    }
+    return Section("selection", "Selection", "selection.html.j2", variables)
 
 
 def _kinds(rows: Sequence[Mapping[str, Any]]) -> Iterator[FailureKind]:
-    by = {(str(row["metric"]).partition(":")[0], row["slice"]): row for row in rows}
+    by_slice = {(str(row["metric"]).partition(":")[0], row["slice"]): row for row in rows}
     for name in KINDS:
-        found = [by.get(("picture", f"{name}/{when}")) for when in WHENS]
-        first, mended = found[0], by.get((SHARE, name))
+        tries = [by_slice.get(("picture", f"{name}/{when}")) for when in WHENS]
+        first, later = tries[0], by_slice.get((SHARE, name))
         if first is not None:
-            means = [None if row is None else (row["value"], row["ci_low"], row["ci_high"]) for row in found]
-            yield FailureKind(
-                name, int(json.loads(first["protocol"])["samples"]), means, None if mended is None else mended["value"]
-            )
+            means = [None if row is None else (row["value"], row["ci_low"], row["ci_high"]) for row in tries]
+            samples = int(json.loads(first["protocol"])["samples"])
+            yield FailureKind(name, samples, means, None if later is None else later["value"])
 
 
-def _changes(root: str, store: RunStore, again: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Retry]:
-    """At even distances through those that were refused at first: nobody chose them."""
-    names = list(again)[:: max(1, len(again) // SHOWN)][:SHOWN]
-    storage = FileStore(root)
-    if not names or not storage.exists(ATTEMPTS):
+def _retries(run: RunFolder, store: RunStore, refused: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Retry]:
+    """Evenly spaced samples of those that were refused at first."""
+    names = list(refused)[:: max(1, len(refused) // MAX_RETRIES)][:MAX_RETRIES]
+    places = run.json(ATTEMPTS)
+    if not names or places is None:
         return []
     try:
-        before, _ = open_input(json.loads(storage.get(ATTEMPTS))["0"], 0)
+        first, _ = open_input(places["0"], 0)
     except ConfigError:
         return []  # the first attempt was moved away
     table = "samples" if store.has("samples") else "faces"
     key = KEYS[table][0]
-    old, new = (
-        picture_rows.find(run.slices(table), key, names, ("image", "mask", "source")) for run in (before, store)
-    )
-    found = []
+    before, after = (find_rows(s.slices(table), key, names, ("image", "mask", "source")) for s in (first, store))
+    retries = []
     for name in names:
-        pair = picture_rows.pair(old[name], key) if name in old else None
-        after = picture_rows.pair(new[name], key) if name in new else None
-        if pair is not None:
-            tries = sorted(again[name], key=lambda row: row["attempt"])
+        image = image_with_mask(before[name], key) if name in before else None
+        new = image_with_mask(after[name], key) if name in after else None
+        if image is not None:
+            tries = sorted(refused[name], key=lambda row: row["attempt"])
             chosen = next((row for row in tries if row["accepted"]), None)
-            then = "left out" if chosen is None else chosen["reason"] or f"passed at try {chosen['attempt'] + 1}"
-            why = str(tries[0]["reason"])
-            why = why.partition(": ")[2] if why.startswith(BEST) else why
-            found.append(Retry(pair, after and after.image, why, then))
-    return found
+            passed = "left out" if chosen is None else chosen["reason"] or f"passed at try {chosen['attempt'] + 1}"
+            reason = str(tries[0]["reason"])
+            reason = reason.partition(": ")[2] if reason.startswith(BEST) else reason
+            retries.append(Retry(image, new and new.image, reason, passed))
+    return retries

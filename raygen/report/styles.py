@@ -1,22 +1,18 @@
-"""What a report shows of styles: references, mask and results of a few rows, side by side.
-
-Knows SAMPLES rows that take styles from faces. Reads the few rows it shows. Knows no HTML and no model.
-"""
+"""Section: style references, mask and results of a few rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from raygen.core.face_labels import CLASSES
-from raygen.report import pictures as picture_rows
-from raygen.store.parquet import Slice
+from raygen.report.images import evenly, find_rows, group_rows, image_thumb, mask_thumb
+from raygen.report.run_folder import RunFolder
+from raygen.report.section import Section
 
-__all__ = ["StyledRow", "StylesSection", "styles_section"]
+__all__ = ["StyleGroup", "section"]
 
 
-ROWS: Final = 8
-#: Pictures of one group that are shown.
-MOST: Final = 8
+MAX_GROUPS: Final = 8
+MAX_IMAGES: Final = 8
 COLUMNS: Final = (
     "sample_id",
     "source",
@@ -30,8 +26,8 @@ COLUMNS: Final = (
 )
 
 
-class StyledRow(NamedTuple):
-    """One group: named references with their pictures, its mask, and what was made, each with its caption."""
+class StyleGroup(NamedTuple):
+    """One group: named references with their images, its mask, and the results, each with its caption."""
 
     name: str
     references: Sequence[tuple[str, str]]
@@ -39,65 +35,51 @@ class StyledRow(NamedTuple):
     results: Sequence[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class StylesSection:
-    """A few groups of a run with styles, and the parts that it changes."""
-
-    parts: Sequence[str]
-    rows: Sequence[StyledRow]
-
-
-def styles_section(samples: Sequence[Slice], faces: Sequence[Slice]) -> StylesSection | None:
-    """What SAMPLES slices say of styles; None where no row takes one. `faces`: of the references."""
-    groups = dict.fromkeys(row["group_id"] for row in picture_rows.evenly(samples, MOST * ROWS, ["group_id"]))
-    chosen = list(groups)[:: max(1, len(groups) // ROWS)][:ROWS]
-    found = [group for name in chosen if (group := _of(samples, name))]
-    found = [group for group in found if any(row["style_reference_a"] or row["style_reference_b"] for row in group)]
-    if not found:
+def section(run: RunFolder) -> Section | None:
+    """A few groups of samples with style references; None where no row has one."""
+    if run.images is None:
         return None
-    names = {name for group in found for row in group for name in _names(row).values()}
-    pictures = picture_rows.find(faces, "face_id", names, ["image"])
-    parts = [CLASSES[part] for part in found[0][0]["style_parts"] or ()]
-    return StylesSection(parts, [_row(group, pictures) for group in found])
+    samples = run.images.slices("samples")
+    ids = list(dict.fromkeys(row["group_id"] for row in evenly(samples, MAX_IMAGES * MAX_GROUPS, ["group_id"])))
+    ids = ids[:: max(1, len(ids) // MAX_GROUPS)][:MAX_GROUPS]
+    groups = [group_rows(samples, "group_id", name, COLUMNS) for name in ids if name is not None]
+    groups = [[row for row in group if row["image"] is not None][:MAX_IMAGES] for group in groups]
+    groups = [group for group in groups if any(row["style_reference_a"] or row["style_reference_b"] for row in group)]
+    if not groups:
+        return None
+    names = {name for group in groups for row in group for name in _references(row).values()}
+    faces = find_rows(run.faces, "face_id", names, ["image"])
+    parts = [CLASSES[part] for part in groups[0][0]["style_parts"] or ()]
+    variables = {"parts": parts, "groups": [_group(group, faces) for group in groups]}
+    return Section("styles", "Styles", "styles.html.j2", variables)
 
 
-def _of(samples: Sequence[Slice], group: str | None) -> list[dict[str, Any]]:
-    """The first rows of one group that have a picture."""
-    rows = [] if group is None else picture_rows.together(samples, "group_id", group, COLUMNS)
-    return [row for row in rows if row["image"] is not None][:MOST]
-
-
-def _names(row: Mapping[str, Any]) -> dict[str, str]:
+def _references(row: Mapping[str, Any]) -> dict[str, str]:
     """The faces that a row refers to, by what they are for."""
     named = {"the face": row["source"]}
     named |= {
-        label: (row[c] or {}).get("face_id")
-        for label, c in (("style", "style_reference_a"), ("other", "style_reference_b"))
+        label: (row[column] or {}).get("face_id")
+        for label, column in (("style", "style_reference_a"), ("other", "style_reference_b"))
     }
     return {label: name for label, name in named.items() if name}
 
 
-def _row(group: Sequence[Mapping[str, Any]], pictures: Mapping[str, Mapping[str, Any]]) -> StyledRow:
-    names = _names(group[0])
+def _group(rows: Sequence[Mapping[str, Any]], faces: Mapping[str, Mapping[str, Any]]) -> StyleGroup:
+    names = _references(rows[0])
     if names.get("style") == names.get("the face"):
         names.pop("style", None)
-    references = list(_shown((label, pictures[name]["image"]) for label, name in names.items() if name in pictures))
-    results = list(_shown((_caption(row, len(group)), row["image"]) for row in group))
-    mask = group[0]["mask"]
-    return StyledRow(
-        str(group[0]["group_id"]), references, None if mask is None else picture_rows.mask_thumb(mask["bytes"]), results
-    )
+    references = list(_thumbs((label, faces[name]["image"]) for label, name in names.items() if name in faces))
+    results = list(_thumbs((_caption(row, len(rows)), row["image"]) for row in rows))
+    return StyleGroup(str(rows[0]["group_id"]), references, mask_thumb(rows[0]["mask"]), results)
 
 
-def _shown(pairs: Any) -> Iterator[tuple[str, str]]:
-    for label, value in pairs:
-        thumb = None if value is None else picture_rows.image_thumb(value["bytes"])
-        if thumb is not None:
-            yield label, thumb
+def _thumbs(images: Iterator[tuple[str, Mapping[str, Any] | None]]) -> Iterator[tuple[str, str]]:
+    """Captions and thumbnails of the images that open."""
+    return ((caption, thumb) for caption, image in images if (thumb := image_thumb(image)) is not None)
 
 
-def _caption(row: Mapping[str, Any], of: int) -> str:
-    if of == 1:
+def _caption(row: Mapping[str, Any], rows: int) -> str:
+    if rows == 1:
         return "result"
     mix = row["style_mix"]
     return f"{mix:.2f}" if mix is not None and row["style_reference_b"] else str(row["variant"])

@@ -1,21 +1,15 @@
-"""Numbers to geometry: lanes, ticks, steps and bins for the small charts of a report.
-
-Knows times, counts and percentages. Knows nothing of stores, tables, HTML or colours: everything it returns is
-in percent of a drawing area, so a template can place it without a script.
-"""
+"""Geometry of the timeline: lanes, ticks and steps, in percent of the drawing area."""
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-__all__ = ["Bar", "Span", "Tick", "axis", "bins", "clock", "lanes", "steps", "without_pauses"]
+__all__ = ["Span", "Tick", "axis", "clock", "lanes", "steps", "without_pauses"]
 
 
-#: Distances between ticks that people read easily, seconds.
+#: Round distances between ticks, seconds.
 _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 
 
@@ -30,24 +24,14 @@ class Span(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A mark on an axis: where (percent) and what it says."""
+    """A mark on an axis: its place in percent and its label."""
 
     at: float
     label: str
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A bar of a histogram: left edge, width and height in percent, and how many it stands for."""
-
-    at: float
-    width: float
-    height: float
-    count: int
-
-
 def clock(seconds: float) -> str:
-    """Seconds as people say them: `0.8 s`, `58 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    """Seconds in two units: `0.8 s`, `58 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     units = (("s", 1), ("min", 60), ("h", 3600), ("d", 86400))
@@ -82,7 +66,7 @@ def lanes(spans: Sequence[Span]) -> list[int]:
 
 
 def without_pauses(spans: Sequence[Span], longest: float) -> tuple[list[Span], float]:
-    """Spans (in order of start) with every time longer than `longest` when nothing ran taken out, and its sum."""
+    """Spans (in order of start) without pauses longer than `longest` seconds, and the sum of these pauses."""
     moved: list[Span] = []
     removed, reached = 0.0, spans[0].start if spans else 0.0
     for span in spans:
@@ -101,10 +85,3 @@ def steps(times: Sequence[float], amounts: Sequence[int], end: float, most: int 
     level = 100 - 100 * total / max(float(total[-1]) if len(total) else 1.0, 1.0)
     keep = np.unique(np.linspace(0, len(at) - 1, min(most, len(at))).astype(int))
     return "M0 100" + "".join(f"H{at[i]:.1f}V{level[i]:.1f}" for i in keep) + "H1000"
-
-
-def bins(counts: npt.NDArray[np.int64]) -> list[Bar]:
-    """Bars of a histogram that fill the area: equal widths, the tallest 100 percent high."""
-    width = 100 / max(len(counts), 1)
-    top = max(int(counts.max(initial=0)), 1)
-    return [Bar(i * width, width, 100 * int(count) / top, int(count)) for i, count in enumerate(counts)]

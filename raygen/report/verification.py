@@ -1,33 +1,33 @@
-"""What a report shows of verification: how alike pictures of one person and of two people are, the rates, the ROC.
-
-Knows what an evaluation wrote of it. Knows no HTML and no embeddings.
-"""
+"""Section: face verification, as histograms of similarity, error rates and the ROC."""
 
 import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+from markupsafe import Markup
 
 from raygen.metrics.registry import family
-from raygen.report.line_plot import Roc, roc
-from raygen.store.filesystem import FileStore
+from raygen.report.plots import RocCurve, histogram_plot, roc_plot
+from raygen.report.run_folder import RunFolder
+from raygen.report.section import Section
 
-__all__ = ["FILE", "ROC", "RateRow", "VerificationSection", "roc_svg", "verification_section"]
+__all__ = ["FILE", "ROC", "RateRow", "VerifiedSet", "section"]
 
 
 #: Histograms of an evaluation.
 FILE: Final = "metrics/verification.json"
 #: Rates by threshold, of every set one after the other.
 ROC: Final = "metrics/roc.csv"
-SAID: Final[Mapping[str, str]] = {"all": "these pictures", "reference": "the reference"}
+SETS: Final[Mapping[str, str]] = {"all": "these images", "reference": "the reference"}
 RATES: Final = ("eer", "tar")
 ACCURACY: Final = "verification_accuracy"
+#: The smallest false accept rate that is drawn.
+MIN_FAR: Final = 1e-6
 
 
-@dataclass(frozen=True)
-class RateRow:
+class RateRow(NamedTuple):
     """One number with its interval; `few`: too few impostor pairs for this share of them."""
 
     name: str
@@ -38,97 +38,91 @@ class RateRow:
     digits: int = 4
 
 
-@dataclass(frozen=True)
-class VerificationSection:
-    """One set: areas of genuine and impostor pairs over cosines from `left` to 1 in percent of a drawing, and rates."""
+class VerifiedSet(NamedTuple):
+    """One set: histogram of cosines, numbers of genuine and impostor pairs and of identities, network and rates."""
 
     name: str
-    genuine: str
-    impostor: str
-    left: float
+    histogram: Markup
     pairs: tuple[int, int]
-    people: int
+    identities: int
     network: str
-    rates: tuple[RateRow, ...]
+    rates: Sequence[RateRow]
 
 
-def verification_section(root: str, rows: Sequence[Mapping[str, Any]]) -> list[VerificationSection]:
-    """Of the evaluation in `root`; empty where it verified nothing."""
-    storage = FileStore(root)
-    drawn = json.loads(storage.get(FILE)) if storage.exists(FILE) else {}
-    found = []
-    for where, shares in drawn.items():
-        mine = [row for row in rows if row["slice"] == where and family(str(row["metric"])) in RATES]
-        if not mine:
+def section(run: RunFolder) -> Section | None:
+    """What an evaluation wrote of verification; None where it wrote nothing."""
+    sets = []
+    for name, shares in (run.json(FILE) or {}).items():
+        rates = _rows(run, name, RATES)
+        if not rates:
             continue
-        said = json.loads(mine[0]["protocol"])
-        bars = int(shares["bars"])
-        # What nearly no pair reaches is not drawn: embeddings of faces seldom lie opposite each other.
-        first = min((i for i in range(bars) if shares["genuine"][i] > 1e-4 or shares["impostor"][i] > 1e-4), default=0)
-        first = min(first, bars // 2)
-        most = max(*shares["genuine"][first:], *shares["impostor"][first:])
-        found.append(
-            VerificationSection(
-                SAID.get(where, where),
-                _area(shares["genuine"][first:], most),
-                _area(shares["impostor"][first:], most),
-                2 * first / bars - 1,
-                (int(said["genuine_pairs"]), int(said["impostor_pairs"])),
-                int(said["people"]),
-                str(said.get("network", "")),
-                tuple(_rate(row) for row in (*mine, *_accuracy(rows, where))),
+        protocol = json.loads(rates[0]["protocol"])
+        sets.append(
+            VerifiedSet(
+                SETS.get(name, name),
+                Markup(_histogram(name, shares)),
+                (int(protocol["genuine_pairs"]), int(protocol["impostor_pairs"])),
+                int(protocol["people"]),
+                str(protocol.get("network", "")),
+                tuple(_rate(row) for row in (*rates, *_rows(run, name, (ACCURACY,)))),
             )
         )
-    return found
+    variables = {"sets": sets, "roc": Markup(_roc(run))}
+    return Section("verification", "Face verification", "verification.html.j2", variables) if sets else None
 
 
-def roc_svg(root: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """SVG of the ROC of the evaluation in `root`, EER and each TAR marked; empty where it wrote none.
+def _rows(run: RunFolder, name: str, families: Sequence[str]) -> list[Mapping[str, Any]]:
+    return [row for row in run.rows if row["slice"] == name and family(str(row["metric"])) in families]
 
-    It ends where a single pair of two people would be more than the share that is drawn.
+
+def _histogram(name: str, shares: Mapping[str, Any]) -> str:
+    """Histogram of cosines, from the lowest that a share of 1e-4 of the pairs reaches (0 at most) to 1."""
+    bins = int(shares["bars"])
+    first = min((i for i in range(bins) if shares["genuine"][i] > 1e-4 or shares["impostor"][i] > 1e-4), default=0)
+    first = min(first, bins // 2)
+    return histogram_plot(
+        {"same identity": shares["genuine"][first:], "different identities": shares["impostor"][first:]},
+        (2 * first / bins - 1, 1.0),
+        name=f"verification-{name}",
+        title=f"Cosine similarity of pairs, {SETS.get(name, name)}",
+        xlabel="cosine similarity",
+        ylabel="share of pairs",
+    )
+
+
+def _roc(run: RunFolder) -> str:
+    """SVG of the ROC, EER and each TAR marked; empty where the evaluation wrote none.
+
+    It ends where a single impostor pair would be more than the share that is drawn.
     """
-    storage = FileStore(root)
-    if not storage.exists(ROC):
+    if not run.storage.exists(ROC):
         return ""
     rates: dict[str, list[tuple[float, float]]] = {}
-    for line in csv.DictReader(io.StringIO(storage.get(ROC).decode())):
+    for line in csv.DictReader(io.StringIO(run.storage.get(ROC).decode())):
         rates.setdefault(line["set"], []).append((float(line["far"]), float(line["tar"])))
     lines, lowest = [], [1e-1]
-    for where, found in rates.items():
-        mine = [row for row in rows if row["slice"] == where and family(str(row["metric"])) in RATES]
-        far, tar = (list(side) for side in zip(*found, strict=True))
-        lines.append(Roc(SAID.get(where, where), far, tar, [_mark(row) for row in mine]))
-        lowest += [1 / json.loads(row["protocol"])["impostor_pairs"] for row in mine]
-        lowest += [json.loads(row["protocol"]).get("far", 1) for row in mine]
-    return roc(lines, max(min(lowest), 1e-6))
+    for name, points in rates.items():
+        rows = _rows(run, name, RATES)
+        far, tar = (list(side) for side in zip(*points, strict=True))
+        lines.append(RocCurve(SETS.get(name, name), far, tar, [_mark(row) for row in rows]))
+        lowest += [1 / json.loads(row["protocol"])["impostor_pairs"] for row in rows]
+        lowest += [json.loads(row["protocol"]).get("far", 1) for row in rows]
+    return roc_plot(lines, max(min(lowest), MIN_FAR), name="roc")
 
 
 def _mark(row: Mapping[str, Any]) -> tuple[str, float, float]:
-    """A number as a point of its line: what it says, FAR and TAR."""
+    """A rate as a point of its ROC: label, FAR and TAR."""
     rate = _rate(row)
-    words = f"{rate.name} {rate.value:.3g}"
+    label = f"{rate.name} {rate.value:.3g}"
     if family(row["metric"]) == "eer":
-        return words, rate.value, 1 - rate.value
-    return words, float(json.loads(row["protocol"])["far"]), rate.value
-
-
-def _accuracy(rows: Sequence[Mapping[str, Any]], where: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["slice"] == where and family(str(row["metric"])) == ACCURACY]
+        return label, rate.value, 1 - rate.value
+    return label, float(json.loads(row["protocol"])["far"]), rate.value
 
 
 def _rate(row: Mapping[str, Any]) -> RateRow:
-    said = json.loads(row["protocol"])
+    protocol = json.loads(row["protocol"])
     if family(row["metric"]) == ACCURACY:
-        name = f"accuracy over {said['folds']} folds, %"
+        name = f"accuracy over {protocol['folds']} folds, %"
         return RateRow(name, float(row["value"]), row["ci_low"], row["ci_high"], few=False, digits=2)
-    name = "EER" if family(row["metric"]) == "eer" else f"TAR at FAR {said['far']:g}"
-    return RateRow(name, float(row["value"]), row["ci_low"], row["ci_high"], bool(said.get("low_n")))
-
-
-def _area(shares: Sequence[float], most: float) -> str:
-    """A path with a step for each share, the highest of both areas 94 % of the drawing."""
-    width = 100 / len(shares)
-    words = ["M0 100"]
-    for i, share in enumerate(shares):
-        words.append(f"V{100 - 94 * share / most:.2f}H{(i + 1) * width:.2f}")
-    return "".join([*words, "V100Z"])
+    name = "EER" if family(row["metric"]) == "eer" else f"TAR at FAR {protocol['far']:g}"
+    return RateRow(name, float(row["value"]), row["ci_low"], row["ci_high"], bool(protocol.get("low_n")))

@@ -1,7 +1,4 @@
-"""Centres of people: who a picture is like, beside who it is meant to be, and how like each other strangers are.
-
-Knows embeddings, who each is of, and who was there before. Does not know what is done with the answers.
-"""
+"""Centroids of identities: similarity of images to their own identity, to other identities and among strangers."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -15,26 +12,26 @@ __all__ = ["IdentityCentroids", "chance_limit"]
 
 
 Floats = npt.NDArray[np.float32]
-#: Id of a picture -> somebody else, and the cosine with their centre.
+#: Id of an image -> a similar identity or image, and the cosine with it.
 Near = dict[str, tuple[str, float]]
-#: Cosines that are held at a time: 16 MB.
+#: Number of cosines in memory at a time: 16 MB.
 CELLS: Final = 1 << 22
-#: Bins of the cosine over -1..1 for a limit.
+#: Bins over cosines from -1 to 1.
 BINS: Final = 20_000
 
 
 class IdentityCentroids:
-    """Embeddings of everybody, person by person: first those who have accepted pictures, then by name.
+    """Embeddings grouped by identity: identities with accepted images first, then by name.
 
-    Whose pictures were accepted stays, and else the earlier name. Rows of a person: accepted ones as they came, then
-    the others by id, so that the order in which those are given changes nothing.
+    Where two identities conflict, one with accepted images stays, otherwise the earlier name. The rows of an identity
+    are the accepted ones in their order, then the others by id, so that the order of the input changes nothing.
     """
 
     def __init__(self, ids: Sequence[str], vectors: npt.NDArray[Any], who: Sequence[str], accepted: int) -> None:
-        """Of `ids`, whose embeddings are `vectors` [n, D], the first `accepted` count already."""
+        """`ids` have the embeddings `vectors` [n, D] and identities `who`; the first `accepted` are accepted images."""
         before = set(who[:accepted])
         self.names = sorted(set(who), key=lambda name: (name not in before, name))
-        #: People with accepted pictures: they come first.
+        #: Number of identities with accepted images; they come first.
         self.settled = len(before)
         number = {name: i for i, name in enumerate(self.names)}
         numbers = [number[name] for name in who]
@@ -48,43 +45,46 @@ class IdentityCentroids:
         self.starts = np.searchsorted(self.who, np.arange(len(self.names) + 1))
 
     def own(self) -> npt.NDArray[np.float64]:
-        """Cosine of each picture with the mean of the person's others: float64 [n], NaN where there is no other."""
-        found = np.full(len(self.ids), np.nan)
+        """Cosine of each image with the mean of its identity's others: float64 [n], NaN where there is no other."""
+        cosines = np.full(len(self.ids), np.nan)
         for first, last in zip(self.starts[:-1], self.starts[1:], strict=True):
             total = self.x[first:last].sum(axis=0, dtype=np.float64)
             for rows in _blocks(first, last, self.x.shape[1]) if last - first > 1 else ():
                 rest = total - self.x[rows]
                 lengths = np.maximum(np.linalg.norm(rest, axis=1), 1e-12)
-                found[rows] = np.einsum("nd,nd->n", self.x[rows], rest) / lengths
-        return found
+                cosines[rows] = np.einsum("nd,nd->n", self.x[rows], rest) / lengths
+        return cosines
 
     def strangers(self, limit: float) -> Near:
-        """Pictures that are more than `limit` like the centre of somebody else.
+        """Images whose cosine with the centroid of another identity is above `limit`.
 
-        First each is compared with whoever comes before, whose centres are made of what was left of them. Then with
-        whoever comes after, too, except people who as a whole are one with this one: of these the first stays.
-        Comparisons are pictures x people; memory is a few MB beside the centres.
+        Each image is first compared with all earlier identities, whose centroids have only their remaining images. Then
+        it is compared with the later ones too, except those whose centroid is itself within the limit: of two such
+        identities the first stays. The cost is images x identities, the memory a few MB beside the centroids.
         """
         centres = np.zeros((len(self.names), self.x.shape[1]), np.float32)
-        there = np.zeros(len(self.names), bool)
+        filled = np.zeros(len(self.names), bool)
         stay = np.ones(len(self.ids), bool)
-        found: Near = {}
+        refused: Near = {}
         for who in range(self.settled):
-            self._centre(who, stay & ~self.fresh, centres, there)
+            self._centre(who, stay & ~self.fresh, centres, filled)
         for who in range(len(self.names)):
-            known = there[: max(who, self.settled)].copy()
+            known = filled[: max(who, self.settled)].copy()
             known[who : who + 1] = False
-            self._refuse(who, centres[: len(known)], known, 0, limit, stay, found)
-            self._centre(who, stay, centres, there)
+            self._refuse(who, centres[: len(known)], known, 0, limit, stay, refused)
+            self._centre(who, stay, centres, filled)
         for who in range(len(self.names)):
-            known = there[who + 1 :].copy()
-            one = centres[who + 1 :] @ centres[who] > limit
-            self._refuse(who, centres[who + 1 :], known & ~one, who + 1, limit, stay, found)
-        return found
+            known = filled[who + 1 :].copy()
+            same = centres[who + 1 :] @ centres[who] > limit
+            self._refuse(who, centres[who + 1 :], known & ~same, who + 1, limit, stay, refused)
+        return refused
 
     def twins(self, limit: float) -> Near:
-        """Pictures that are more than `limit` like an earlier one of the person that has no twin, and that one."""
-        found: Near = {}
+        """Images with a cosine above `limit` to an earlier image of their identity, and that image.
+
+        Only images that are no duplicates themselves are compared with.
+        """
+        duplicates: Near = {}
         for first, last in zip(self.starts[:-1], self.starts[1:], strict=True):
             stay: list[int] = []
             for i in range(first, last):
@@ -92,16 +92,17 @@ class IdentityCentroids:
                     cosines = self.x[stay] @ self.x[i]
                     at = int(cosines.argmax())
                     if cosines[at] > limit:
-                        found[self.ids[i]] = self.ids[stay[at]], float(cosines[at])
+                        duplicates[self.ids[i]] = self.ids[stay[at]], float(cosines[at])
                         continue
                 stay.append(i)
-        return found
+        return duplicates
 
-    def _centre(self, who: int, stay: npt.NDArray[np.bool_], centres: Floats, there: npt.NDArray[np.bool_]) -> None:
+    def _centre(self, who: int, stay: npt.NDArray[np.bool_], centres: Floats, filled: npt.NDArray[np.bool_]) -> None:
+        """Write the centroid of an identity's remaining images, and whether it has any."""
         rows = slice(self.starts[who], self.starts[who + 1])
-        mine = self.x[rows][stay[rows]]
-        centres[who] = unit(mine.sum(axis=0, dtype=np.float64)[None])[0]
-        there[who] = len(mine) > 0
+        remaining = self.x[rows][stay[rows]]
+        centres[who] = unit(remaining.sum(axis=0, dtype=np.float64)[None])[0]
+        filled[who] = len(remaining) > 0
 
     def _refuse(
         self,
@@ -111,9 +112,9 @@ class IdentityCentroids:
         first: int,
         limit: float,
         stay: npt.NDArray[np.bool_],
-        found: Near,
+        refused: Near,
     ) -> None:
-        """Those of a person's pictures that are like one of `centres`, which begin at person `first`."""
+        """Refuse images of an identity that are similar to one of `centres`, which start at identity `first`."""
         rows = np.arange(self.starts[who], self.starts[who + 1])
         rows = rows[self.fresh[rows] & stay[rows]]
         if not len(rows) or not known.any():
@@ -128,35 +129,36 @@ class IdentityCentroids:
             for i in np.flatnonzero(most > limit):
                 row = rows[block][i]
                 stay[row] = False
-                found[self.ids[row]] = self.names[first + int(at[i])], float(most[i])
+                refused[self.ids[row]] = self.names[first + int(at[i])], float(most[i])
 
 
 def chance_limit(vectors: npt.NDArray[Any], who: Sequence[str], share: float, people: int) -> float:
-    """The cosine above which at most `share` of pictures would be like one of `people` - 1 strangers.
+    """The cosine that at most `share` of images exceeds with any of `people` - 1 strangers by chance.
 
-    Of pictures [n, D] of different people: each with the centres of the others; a limit that so small a share of these
-    pairs is above that it may happen with so many strangers at once (Bonferroni). `ValueError` for fewer than two.
+    It is taken from images `vectors` [n, D] of different people `who`, each compared with the centroids of the others:
+    the share of single pairs above the limit is `share` / (`people` - 1) (Bonferroni). Raises `ValueError` for fewer
+    than two people.
     """
     names = sorted(set(who))
     if len(names) < 2:
         raise ValueError("strangers are at least two people")
     number = {name: i for i, name in enumerate(names)}
-    mine = np.array([number[name] for name in who], np.int64)
+    own = np.array([number[name] for name in who], np.int64)
     x = unit(vectors)
     sums = np.zeros((len(names), x.shape[1]), np.float64)
-    np.add.at(sums, mine, x)
+    np.add.at(sums, own, x)
     centres = unit(sums)
     counts = np.zeros(BINS, np.int64)
     for rows in _blocks(0, len(x), len(names)):
         place = ((x[rows] @ centres.T + 1) * (BINS / 2)).astype(np.int32).clip(0, BINS - 1)
         counts += np.bincount(place.ravel(), minlength=BINS)
-        counts -= np.bincount(place[np.arange(len(place)), mine[rows]], minlength=BINS)
+        counts -= np.bincount(place[np.arange(len(place)), own[rows]], minlength=BINS)
     above = np.append(np.cumsum(counts[::-1])[::-1], 0)
     return 2 * int(np.flatnonzero(above <= share / max(people - 1, 1) * counts.sum())[0]) / BINS - 1
 
 
 def _blocks(first: int, last: int, width: int) -> Iterator[slice]:
-    """So many rows at a time that `width` numbers for each take little memory."""
+    """Slices from `first` to `last` of at most `CELLS` / `width` rows."""
     step = max(1, min(BLOCK, CELLS // max(width, 1)))
     for start in range(first, last, step):
         yield slice(start, min(start + step, last))

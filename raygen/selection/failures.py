@@ -1,10 +1,8 @@
-"""What fails, and why: refused pictures by how rare their mask is, before and after they were tried again.
+"""Failure analysis: scores of refused images by the rarity of their mask, at the first and at later tries.
 
-Two causes of failure are known: a mask that is unlike the others, which other noise should not mend; and an unlucky
-pair of mask and noise, which it should. Nobody chose the second attempt, so it shows this without flattery; what is
-accepted in the end was chosen, and is better for that reason alone.
-
-Knows tries and masks. Knows no network.
+There are two causes of failure: a rare mask, which other noise should not help, and an unlucky combination of mask and
+noise, which it should. The second try is not selected by its score, so its mean is unbiased; the mean of accepted
+images is biased upwards by the selection.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,23 +23,23 @@ __all__ = ["FailureAnalysisConfig", "analyze_failures", "rarities"]
 
 
 class FailureAnalysisConfig(Config):
-    """How failures are told apart."""
+    """Which masks are rare."""
 
     rare: float = Field(0.1, gt=0, lt=1, description="share of masks that count as rare")
 
 
 def rarities(made: ScoredAttempt) -> dict[str, float]:
-    """How rare the mask of each row is among them all, in nats a pixel; without rows that have none.
+    """Rarity of each row's mask among all of them, in nats per pixel; rows without a mask are left out.
 
     Reads the masks twice, a file at a time: first to count, then to compare.
     """
     counts = Frequencies()
-    found: dict[str, float] = {}
+    rarity: dict[str, float] = {}
     for _, masks in _masks(made):
         counts.add(masks)
     for ids, masks in _masks(made):
-        found |= dict(zip(ids, counts.rarity(masks).tolist(), strict=True))
-    return found
+        rarity |= dict(zip(ids, counts.rarity(masks).tolist(), strict=True))
+    return rarity
 
 
 def _masks(made: ScoredAttempt) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
@@ -54,42 +52,41 @@ def _masks(made: ScoredAttempt) -> Iterator[tuple[list[str], npt.NDArray[np.uint
 def analyze_failures(
     config: FailureAnalysisConfig, rounds: RetryState, first: ScoredAttempt, run: str
 ) -> list[dict[str, Any]]:
-    """METRICS rows `picture:…` of the first gate: the mean of pictures' own numbers, by kind of sample and by try.
+    """METRICS rows `picture:…`: the mean of images' values by the first gate, by kind of sample and by try.
 
-    `first`: the first attempt, whose masks are compared.
+    `first` is the first attempt, whose masks are compared.
     """
     rare = rarities(first)
     limit = float(np.quantile(list(rare.values()), 1 - config.rare)) if rare else float("inf")
     table = MetricRows(run, None)
-    said = {"rare_share": config.rare, "rare_limit": limit if np.isfinite(limit) else None, "unit": "nats a pixel"}
+    shared = {"rare_share": config.rare, "rare_limit": limit if np.isfinite(limit) else None, "unit": "nats a pixel"}
     for kind, ids in _kinds(rounds, rare, limit).items():
         if not ids:
             continue
-        for when, values in _values([rounds.tries[one] for one in ids]).items():
+        for when, values in _values([rounds.tries[name] for name in ids]).items():
             if len(values):
-                protocol = {**said, "kind": kind, "when": when, "samples": len(ids), "level": "mean over pictures"}
-                name = f"picture:{rounds.gates[0].name}"
-                table.add(name, f"{kind}/{when}", float(values.mean()), len(values), protocol, bootstrap_mean(values))
+                protocol = {**shared, "kind": kind, "when": when, "samples": len(ids), "level": "mean over pictures"}
+                metric = f"picture:{rounds.gates[0].name}"
+                table.add(metric, f"{kind}/{when}", float(values.mean()), len(values), protocol, bootstrap_mean(values))
         if kind.startswith("refused"):
-            mended = np.array([any(t.accepted and t.reason is None for t in rounds.tries[one]) for one in ids], float)
-            share = {**said, "kind": kind, "level": "share that passed in a later round"}
-            table.add(SHARE, kind, float(mended.mean()), len(ids), share, bootstrap_mean(mended))
+            passed = np.array([any(t.accepted and t.reason is None for t in rounds.tries[name]) for name in ids], float)
+            protocol = {**shared, "kind": kind, "level": "share that passed in a later round"}
+            table.add(SHARE, kind, float(passed.mean()), len(ids), protocol, bootstrap_mean(passed))
     return table.rows
 
 
 def _kinds(rounds: RetryState, rare: Mapping[str, float], limit: float) -> dict[str, list[str]]:
-    refused = [one for one, tries in rounds.tries.items() if tries[0].reason is not None]
-    there = set(refused)
-    rarely = [one for one in refused if one in rare and rare[one] >= limit]
-    usual = [one for one in refused if one in rare and rare[one] < limit]
-    at_once = [one for one in rounds.tries if one not in there]
-    return dict(zip(KINDS, (list(rounds.tries), refused, rarely, usual, at_once), strict=True))
+    """Ids of samples by `KINDS`."""
+    refused = [name for name, tries in rounds.tries.items() if tries[0].reason is not None]
+    with_rare_mask = [name for name in refused if name in rare and rare[name] >= limit]
+    with_usual_mask = [name for name in refused if name in rare and rare[name] < limit]
+    at_once = [name for name, tries in rounds.tries.items() if tries[0].reason is None]
+    return dict(zip(KINDS, (list(rounds.tries), refused, with_rare_mask, with_usual_mask, at_once), strict=True))
 
 
-def _values(tries: Sequence[Sequence[Attempt]]) -> dict[str, npt.NDArray[np.float64]]:
-    """Values of the first try, of the second where there is one, and of the one that counts."""
-    first, second = [some[0].value for some in tries], [some[1].value for some in tries if len(some) > 1]
-    found = zip(
-        WHENS, (first, second, [t.value for some in tries if (t := accepted_rows(some)) is not None]), strict=True
-    )
-    return {name: np.array([v for v in values if np.isfinite(v)]) for name, values in found}
+def _values(samples: Sequence[Sequence[Attempt]]) -> dict[str, npt.NDArray[np.float64]]:
+    """Finite values by `WHENS`: of the first try, of the second where there is one, and of the accepted one."""
+    first, second = [tries[0].value for tries in samples], [tries[1].value for tries in samples if len(tries) > 1]
+    accepted = [attempt.value for tries in samples if (attempt := accepted_rows(tries)) is not None]
+    by_try = zip(WHENS, (first, second, accepted), strict=True)
+    return {name: np.array([value for value in values if np.isfinite(value)]) for name, values in by_try}

@@ -1,12 +1,12 @@
-"""Which pictures are good enough: gates over the measurements of a picture, and over pictures beside each other.
+"""Gates: rules that accept or refuse images by their scores.
 
-Knows measurements by name and the rules about them. Does not know who made the pictures, how often one is tried, nor
-what becomes of those that are refused.
+`Gate` is what every gate has; `raygen.selection.GATES` names all of them.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, Protocol
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,188 +23,216 @@ __all__ = ["Gate", "RealFaces", "ScoreGate", "ScorePool", "Verdicts", "per_sampl
 
 
 Array = npt.NDArray[np.float64]
-#: Reasons by id; whoever is not in it passed.
+#: Reasons by id of refused images; an id that is not in it passed.
 Verdicts = dict[str, str]
-#: Real faces: their folder, and the split that counts (none: all).
+#: Real faces: their folder, and the split that is used (None: all).
 RealFaces = tuple[str, str | None]
-#: What each score is made of: begin of the measurement's name.
-MADE_OF: Final[Mapping[str, str]] = {
+#: Prefix of the measurement that each score is computed from.
+MEASUREMENTS: Final[Mapping[str, str]] = {
     "miou": "segmentation:",
     "pixel_accuracy": "segmentation:",
     "attributes": "attributes:",
     "ssim": "ssim:",
     "clip": "clip:",
 }
+#: Scores as a data card calls them.
+TITLES: Final[Mapping[str, str]] = {
+    "miou": "mean IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "attributes": "share of correct attributes",
+    "ssim": "SSIM",
+    "clip": "CLIP score",
+}
 
 
 @dataclass
 class ScorePool:
-    """Pictures that are judged together: their measurements, and whom they show where rows say so."""
+    """Images that are judged together: scores by measurement, and the identity of each image that has one."""
 
     scores: dict[str, ScoreMatrix] = field(default_factory=dict)
     people: dict[str, str] = field(default_factory=dict)
-    #: Real faces that gates name.
+    #: The real faces that gates compare with.
     real: Mapping[RealFaces, "ScorePool"] = field(default_factory=dict)
 
-    def of(self, kind: str) -> ScoreMatrix | None:
-        """The measurement whose name begins so."""
-        return next((found for name, found in self.scores.items() if name.startswith(kind)), None)
+    def of(self, prefix: str) -> ScoreMatrix | None:
+        """The measurement whose name starts with `prefix`."""
+        return next((scores for name, scores in self.scores.items() if name.startswith(prefix)), None)
 
     def with_more(self, other: "ScorePool", ids: Set[str]) -> "ScorePool":
-        """This and the rows `ids` of another."""
+        """This pool and the rows `ids` of another one."""
         scores = dict(self.scores)
         new = other.only(ids)
-        for name, found in new.scores.items():
-            old = scores.get(name)
-            more = (
-                None if old is None else ScoreMatrix(old.ids + found.ids, np.concatenate([old.vectors, found.vectors]))
-            )
-            scores[name] = found if more is None else more
+        for name, added in new.scores.items():
+            own = scores.get(name)
+            if own is not None:
+                added = ScoreMatrix(own.ids + added.ids, np.concatenate([own.vectors, added.vectors]))
+            scores[name] = added
         return ScorePool(scores, {**self.people, **new.people}, other.real)
 
     def only(self, ids: Set[str]) -> "ScorePool":
-        """Of the rows `ids`."""
-        people = {one: who for one, who in self.people.items() if one in ids}
-        return ScorePool({name: _some(found, ids) for name, found in self.scores.items()}, people, self.real)
+        """The rows `ids`."""
+        people = {name: identity for name, identity in self.people.items() if name in ids}
+        return ScorePool({name: _rows(scores, ids) for name, scores in self.scores.items()}, people, self.real)
 
     def without(self, ids: Set[str]) -> "ScorePool":
-        """Of all rows but `ids`: this pool itself where that is nobody."""
-        return self.only({one for found in self.scores.values() for one in found.ids} - ids) if ids else self
+        """All rows but `ids`; this pool itself where `ids` is empty."""
+        return self.only({name for scores in self.scores.values() for name in scores.ids} - ids) if ids else self
 
     def unmeasured(self, needs: Sequence[str], ids: Sequence[str]) -> list[str]:
-        """Those of `ids` that lack one of these measurements."""
-        there = [set(found.ids) if (found := self.of(kind)) is not None else set() for kind in needs]
-        return [one for one in ids if any(one not in some for some in there)]
+        """Those of `ids` that lack one of the measurements whose prefixes are `needs`."""
+        measured = [set(scores.ids) if (scores := self.of(prefix)) is not None else set() for prefix in needs]
+        return [name for name in ids if any(name not in names for names in measured)]
 
 
-def _some(found: ScoreMatrix, ids: Set[str]) -> ScoreMatrix:
-    keep = [i for i, one in enumerate(found.ids) if one in ids]
-    return found if len(keep) == len(found.ids) else ScoreMatrix(tuple(found.ids[i] for i in keep), found.vectors[keep])
+def _rows(scores: ScoreMatrix, ids: Set[str]) -> ScoreMatrix:
+    keep = [i for i, name in enumerate(scores.ids) if name in ids]
+    if len(keep) == len(scores.ids):
+        return scores
+    return ScoreMatrix(tuple(scores.ids[i] for i in keep), scores.vectors[keep])
 
 
-class Gate(Protocol):
-    """One rule."""
+class Gate(Config):
+    """A rule that refuses images, as part of a job.
+
+    A gate has its own `kind`, `needs`, `judge` and `describe`; the rest has defaults for a rule about one image at a
+    time.
+    """
+
+    #: Whether it compares images with each other; it then judges only those that passed every other rule.
+    together: ClassVar[bool] = False
+    #: Whether it refuses images that resemble real people. Its description then goes into the limits of a data card.
+    refuses_real_people: ClassVar[bool] = False
+
+    kind: str
 
     @property
     def name(self) -> str:
-        """The rule in words."""
-        ...
+        """The rule in reasons and messages."""
+        return self.kind
 
     @property
+    @abstractmethod
     def needs(self) -> tuple[str, ...]:
-        """Begins of the names of the measurements that it reads."""
-        ...
-
-    @property
-    def together(self) -> bool:
-        """Whether it compares pictures with each other, and so should see those alone that passed everything else."""
-        ...
+        """Prefixes of the measurements that it reads."""
 
     @property
     def quality(self) -> bool:
-        """Whether it says how good a picture is and no more, so that the best of several may count all the same."""
-        ...
+        """Whether it only judges how good an image is, so that the best of several refused ones may be accepted."""
+        return True
+
+    @property
+    def real_faces(self) -> RealFaces | None:
+        """Real faces that it compares with; their embeddings are in `ScorePool.real`."""
+        return None
 
     def rules(self) -> "Sequence[Gate]":
         """Its rules one by one, in the order in which they judge."""
-        ...
+        return (self,)
 
     def limits(self, first: ScorePool) -> Mapping[str, float]:
-        """What the first attempt fixes for all later ones."""
-        ...
+        """Limits that the first attempt fixes for all later ones, by name."""
+        return {}
 
+    @abstractmethod
     def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
-        """Who of `fresh` is refused, and why; who was accepted earlier stays."""
-        ...
+        """Which images of `fresh` are refused, and why. `accepted` has the images of earlier attempts; they stay."""
 
     def values(self, fresh: ScorePool) -> dict[str, float]:
-        """How good each picture is by this rule, higher is better; without those that it cannot say."""
-        ...
+        """How good each image is by this rule, higher is better; without those that cannot be judged."""
+        return {}
+
+    @abstractmethod
+    def describe(self, limits: Mapping[str, float]) -> str:
+        """One or two sentences for a data card, with the limits of a finished selection and without any path."""
 
 
-class ScoreGate(Config):
-    """A picture's own number: at least so much, or not among the worst of the first attempt."""
-
-    together: ClassVar[bool] = False
-    quality: ClassVar[bool] = True
+class ScoreGate(Gate):
+    """A score of each image: at least `min`, or not among the share `reject_fraction` of the first attempt."""
 
     kind: Literal["score"] = "score"
     metric: Literal["miou", "pixel_accuracy", "attributes", "ssim", "clip"] = Field(
         "miou", description="of one picture; attributes: share of what was asked for that is there"
     )
-    of: tuple[str, ...] = Field((), description="only these classes (miou) or attributes; empty: all")
-    least: float | None = Field(None, description="lower values are refused")
-    worst: float | None = Field(None, gt=0, lt=1, description="or this share of the first attempt, and what is as bad")
+    classes: tuple[str, ...] = Field((), description="only these classes (miou) or attributes; empty: all")
+    min: float | None = Field(None, description="lower values are refused")
+    reject_fraction: float | None = Field(
+        None, gt=0, lt=1, description="or: the share of the first attempt that is refused"
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> "ScoreGate":
-        if (self.least is None) == (self.worst is None):
-            raise ValueError("a gate has either `least` or `worst`")
+        if (self.min is None) == (self.reject_fraction is None):
+            raise ValueError("a gate has either `min` or `reject_fraction`")
         known = {"miou": CLASSES, "attributes": ATTRIBUTES}.get(self.metric, ())
-        for name in self.of:
+        for name in self.classes:
             if name not in known:
-                raise ValueError(f"of: {name!r} is not one that {self.metric} has{nearest(name, known)}")
+                raise ValueError(f"classes: {name!r} is not one that {self.metric} has{nearest(name, known)}")
         return self
 
     @property
     def needs(self) -> tuple[str, ...]:
         """See `Gate.needs`."""
-        return (MADE_OF[self.metric],)
-
-    def rules(self) -> Sequence[Gate]:
-        """See `Gate.rules`."""
-        return (self,)
+        return (MEASUREMENTS[self.metric],)
 
     def limits(self, first: ScorePool) -> Mapping[str, float]:
-        """`least`: as given, or the quantile of the first attempt."""
-        if self.least is not None:
-            return {"least": self.least}
-        found = np.array(sorted(self.values(first).values()))
-        # The value that so many are below: everything under it is refused, so a share that rounds to none refuses none.
-        return {"least": float(found[int(len(found) * (self.worst or 0))]) if len(found) else 0.0}
+        """`min`: as given, or the quantile of the first attempt."""
+        if self.min is not None:
+            return {"min": self.min}
+        values = np.array(sorted(self.values(first).values()))
+        # Only values below the limit are refused, so a share that rounds to no image refuses none.
+        return {"min": float(values[int(len(values) * (self.reject_fraction or 0))]) if len(values) else 0.0}
 
     def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
         """See `Gate.judge`."""
-        least = limits["least"]
-        return {one: f"{self.name} {v:.3f} < {least:.3f}" for one, v in self.values(fresh).items() if v < least}
+        return {
+            one: f"{self.name} {v:.3f} < {limits['min']:.3f}"
+            for one, v in self.values(fresh).items()
+            if v < limits["min"]
+        }
 
     @property
     def name(self) -> str:
-        """In words: the metric and what it is taken over."""
-        return f"{self.metric} of {', '.join(self.of)}" if self.of else self.metric
+        """The metric, and the classes or attributes that it is restricted to."""
+        return f"{self.metric} of {', '.join(self.classes)}" if self.classes else self.metric
 
     def values(self, fresh: ScorePool) -> dict[str, float]:
-        """See `Gate.values`. A mask without the class has no mIoU of it, rows that ask for no attribute no share."""
-        found = fresh.of(MADE_OF[self.metric])
-        if found is None:
+        """See `Gate.values`. A row has no value where its mask lacks the class or it asks for no attribute."""
+        scores = fresh.of(MEASUREMENTS[self.metric])
+        if scores is None:
             return {}
-        values = per_sample_values(self.metric, self.of, found.vectors)
-        return {one: float(value) for one, value in zip(found.ids, values, strict=True) if np.isfinite(value)}
+        values = per_sample_values(self.metric, self.classes, scores.vectors)
+        return {name: float(value) for name, value in zip(scores.ids, values, strict=True) if np.isfinite(value)}
+
+    def describe(self, limits: Mapping[str, float]) -> str:
+        """See `Gate.describe`."""
+        title = TITLES[self.metric] + (f" of {', '.join(self.classes)}" if self.classes else "")
+        chosen = (
+            "" if self.reject_fraction is None else f", the {self.reject_fraction:g} quantile of the first attempt,"
+        )
+        return f"Images with a {title} below {limits['min']:.4g}{chosen} were refused."
 
 
 def per_sample_values(metric: str, of: Sequence[str], vectors: npt.NDArray[Any]) -> Array:
-    """A picture's own number from its measurement [n, D]: float64 [n], NaN where there is none."""
+    """The score of each image from its measurement [n, D]: float64 [n], NaN where it has none."""
     match metric:
         case "miou":
             counts = Counts.from_vectors(vectors)
             if not of:
                 return per_picture_miou(counts)
             part = counts.iou()[:, [CLASS_INDEX[name] for name in of]]
-            there = np.isfinite(part).sum(axis=1)
-            return _shares(np.nansum(part, axis=1), there)
+            return _shares(np.nansum(part, axis=1), np.isfinite(part).sum(axis=1))
         case "pixel_accuracy":
             counts = Counts.from_vectors(vectors)
             return np.asarray(counts.both.sum(axis=1) / np.maximum(counts.wanted.sum(axis=1), 1))
         case "attributes":
             codes = np.rint(vectors[:, [ATTRIBUTE_INDEX[name] for name in of or ATTRIBUTES]])
-            asked = (codes != UNKNOWN).sum(axis=1)
-            return _shares(np.isin(codes, RIGHT).sum(axis=1), asked)
+            return _shares(np.isin(codes, RIGHT).sum(axis=1), (codes != UNKNOWN).sum(axis=1))
         case "ssim" | "clip":
             return np.asarray(vectors[:, 0], np.float64)
-    raise ConfigError(f"gates: {metric} is no number of a single picture")
+    raise ConfigError(f"gates: {metric} is not a score of a single image")
 
 
-def _shares(some: npt.NDArray[Any], of: npt.NDArray[Any]) -> Array:
-    """`some` / `of`, NaN where that is of nothing."""
-    found: Array = np.divide(some, of, out=np.full(len(of), np.nan), where=of > 0)
-    return found
+def _shares(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Array:
+    """`part` / `whole` [n], NaN where `whole` is 0."""
+    shares: Array = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    return shares

@@ -1,7 +1,4 @@
-"""Gates over who a picture shows: like the person's other pictures, not a copy of one, like nobody else, nobody real.
-
-Knows embeddings, people and cosines. Does not know how a face is embedded.
-"""
+"""Gates over face identity: similarity within an identity, duplicates, and similarity to other and to real people."""
 
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, Literal
@@ -10,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.evaluation.verification import IDENTITY
 from raygen.metrics.verification import BLOCK, unit, verification
@@ -21,188 +17,243 @@ __all__ = ["IdentityGate", "LeakGate"]
 
 
 #: Fields of an identity gate that are rules, in the order in which they judge.
-RULES: Final = ("least", "others", "far", "twins")
+RULES: Final = ("min", "max_other_similarity", "max_false_rate", "max_duplicate_similarity")
 
 
-class IdentityGate(Config):
-    """Pictures of a person are alike, not the same picture, and like nobody else. Compared by cosine.
+class IdentityGate(Gate):
+    """Images of an identity are similar, not the same image, and not similar to another identity. Compared by cosine.
 
-    A person's centre is the mean of the pictures that were accepted and of those that are judged and not refused by a
-    rule before. To say whether a picture is like its own person's, it is taken out of it.
+    An identity's centroid is the mean of the images that were accepted and of those that are judged and not refused by
+    an earlier rule. An image is compared with its own identity's centroid without the image itself.
     """
 
     #: Keys that came after runs had been named.
-    name: ClassVar[str] = "identity"
-    needs: ClassVar[tuple[str, ...]] = (IDENTITY,)
     together: ClassVar[bool] = True
 
     kind: Literal["identity"] = "identity"
-    least: float | None = Field(None, ge=-1, le=1, description="cosine with the person's own centre, at least")
-    others: float | None = Field(None, ge=-1, le=1, description="cosine with the centre of anybody else, at most")
-    far: float | None = Field(
+    min: float | None = Field(None, ge=-1, le=1, description="smallest cosine with the centre of the identity")
+    max_other_similarity: float | None = Field(
+        None, ge=-1, le=1, description="largest cosine with the centre of another identity"
+    )
+    max_false_rate: float | None = Field(
         None,
         gt=0,
         lt=1,
-        description="in place of `others`: the cosine that this share of pictures of real people would be above with "
-        "one of as many strangers as there are people here",
+        description="in place of `max_other_similarity`: the cosine that this share of pictures of real people "
+        "exceeds with one of as many other people as there are identities here",
     )
-    faces: str | None = Field(None, description="of `far`: folder of an ingest run of real people")
+    faces: str | None = Field(None, description="of `max_false_rate`: folder of an ingest run of real people")
     split: str | None = Field(None, description="of `faces`: only those of this split; none: all")
-    twins: float | None = Field(None, ge=-1, le=1, description="cosine with another picture of the person, at most")
+    max_duplicate_similarity: float | None = Field(
+        None, ge=-1, le=1, description="largest cosine with another picture of the identity"
+    )
 
     @model_validator(mode="after")
     def _says_something(self) -> "IdentityGate":
         if not any(getattr(self, name) is not None for name in RULES):
-            raise ValueError("an identity gate needs at least one of `least`, `others`, `far` and `twins`")
-        if self.far is not None and self.others is not None:
-            raise ValueError("an identity gate has either `others` or `far`")
-        if (self.far is None) != (self.faces is None) or (self.split is not None and self.faces is None):
-            raise ValueError("`far` is taken from `faces`, and `faces` and `split` are for `far` alone")
+            raise ValueError(f"an identity gate needs at least one of {', '.join(RULES)}")
+        if self.max_false_rate is not None and self.max_other_similarity is not None:
+            raise ValueError("an identity gate has either `max_other_similarity` or `max_false_rate`")
+        if (self.max_false_rate is None) != (self.faces is None) or (self.split is not None and self.faces is None):
+            raise ValueError(
+                "`max_false_rate` is taken from `faces`, and `faces` and `split` are for `max_false_rate` alone"
+            )
         return self
 
     @property
-    def quality(self) -> bool:
-        """See `Gate.quality`: a picture of somebody else, or the same one again, is not a matter of how good it is."""
-        return self.others is None and self.far is None and self.twins is None
+    def needs(self) -> tuple[str, ...]:
+        """See `Gate.needs`."""
+        return (IDENTITY,)
 
     @property
-    def whom(self) -> RealFaces | None:
-        """The real people that say how alike strangers are."""
+    def quality(self) -> bool:
+        """See `Gate.quality`: an image of another identity, or a duplicate, is not a matter of quality."""
+        return (
+            self.max_other_similarity is None and self.max_false_rate is None and self.max_duplicate_similarity is None
+        )
+
+    @property
+    def real_faces(self) -> RealFaces | None:
+        """The real people whose similarity sets the limit of `max_false_rate`."""
         return None if self.faces is None else (self.faces, self.split)
 
     def rules(self) -> "Sequence[IdentityGate]":
-        """See `Gate.rules`: `least`, `others` or `far`, `twins`; who is refused by one spoils nothing for the next."""
-        each = [{name: getattr(self, name)} for name in RULES if getattr(self, name) is not None]
-        more = {"faces": self.faces, "split": self.split}
-        return [IdentityGate(**one, **(more if "far" in one else {})) for one in each]
+        """See `Gate.rules`: one rule a limit. An image that one refuses is not compared with by the next."""
+        rules = [{name: getattr(self, name)} for name in RULES if getattr(self, name) is not None]
+        faces = {"faces": self.faces, "split": self.split}
+        return [IdentityGate(**rule, **(faces if "max_false_rate" in rule else {})) for rule in rules]
 
     def limits(self, first: ScorePool) -> Mapping[str, float]:
-        """Of `far`: how alike real strangers are, for as many people as the first attempt has."""
-        if self.far is None or self.whom is None:
+        """The limit of `max_false_rate`: from different real people, for as many identities as there are."""
+        if self.max_false_rate is None or self.real_faces is None:
             return {}
-        vectors, who = _named(first.real[self.whom])
-        if len(set(who)) < 2:
+        vectors, identities = _labelled(first.real[self.real_faces])
+        if len(set(identities)) < 2:
             raise ConfigError(
-                f"gates: identity.far needs two people in {self.faces} who are told apart; give `others` instead"
+                f"gates: identity.max_false_rate needs at least two labelled identities in {self.faces}; "
+                "give `max_other_similarity` instead"
             )
-        return {"others": chance_limit(vectors, who, self.far, len(set(first.people.values())))}
+        return {
+            "max_other_similarity": chance_limit(
+                vectors, identities, self.max_false_rate, len(set(first.people.values()))
+            )
+        }
 
     def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
-        """See `Gate.judge`. Of twins the later row is refused, of two people who are one the one who came later.
+        """See `Gate.judge`. Of duplicates the later row is refused, of two identities that are one the later identity.
 
-        Who has accepted pictures was there before; else the earlier name was.
+        An identity with accepted images counts as earlier; otherwise the order is that of the names.
         """
-        found: Verdicts = {}
+        refused: Verdicts = {}
         for rule in self.rules():
-            found |= rule._one(_people(fresh.without(found.keys()), accepted), limits)
-        return found
+            refused |= rule._judge_one(_centroids(fresh.without(refused.keys()), accepted), limits)
+        return refused
 
-    def _one(self, people: IdentityCentroids, limits: Mapping[str, float]) -> Verdicts:
-        """Of a gate with one rule."""
-        if self.least is not None:
+    def _judge_one(self, people: IdentityCentroids, limits: Mapping[str, float]) -> Verdicts:
+        """The refused images of a gate with a single rule."""
+        if self.min is not None:
             own = people.own()
-            low = np.flatnonzero(people.fresh & (own < self.least))
+            low = np.flatnonzero(people.fresh & (own < self.min))
+            return {people.ids[i]: f"identity: {own[i]:.3f} < {self.min:g} to the person's other pictures" for i in low}
+        if self.max_duplicate_similarity is not None:
+            twins = people.twins(self.max_duplicate_similarity).items()
             return {
-                people.ids[i]: f"identity: {own[i]:.3f} < {self.least:g} to the person's other pictures" for i in low
+                name: f"identity: {v:.3f} > {self.max_duplicate_similarity:g}, the same picture as {near}"
+                for name, (near, v) in twins
             }
-        if self.twins is not None:
-            twins = people.twins(self.twins).items()
-            return {one: f"identity: {v:.3f} > {self.twins:g}, the same picture as {near}" for one, (near, v) in twins}
-        most = limits["others"] if self.others is None else self.others
-        return {one: f"identity: {v:.3f} > {most:g} to {near}" for one, (near, v) in people.strangers(most).items()}
+        most = limits["max_other_similarity"] if self.max_other_similarity is None else self.max_other_similarity
+        return {name: f"identity: {v:.3f} > {most:g} to {near}" for name, (near, v) in people.strangers(most).items()}
 
     def values(self, fresh: ScorePool) -> dict[str, float]:
-        """The cosine with the person's other pictures of this attempt."""
-        people = _people(fresh, ScorePool())
-        return {one: float(own) for one, own in zip(people.ids, people.own(), strict=True) if np.isfinite(own)}
+        """The cosine with the identity's other images of this attempt."""
+        people = _centroids(fresh, ScorePool())
+        return {name: float(own) for name, own in zip(people.ids, people.own(), strict=True) if np.isfinite(own)}
+
+    def describe(self, limits: Mapping[str, float]) -> str:
+        """See `Gate.describe`."""
+        rules = []
+        if self.min is not None:
+            rules.append(f"below {self.min:g} to the other images of their identity")
+        most = limits.get("max_other_similarity", self.max_other_similarity)
+        if most is not None:
+            split = f" of split `{self.split}`" if self.split else ""
+            chosen = (
+                f" (a share of {self.max_false_rate:g} of images of real people{split} is above it)"
+                if self.max_false_rate
+                else ""
+            )
+            rules.append(f"above {most:.4g} to another identity{chosen}")
+        if self.max_duplicate_similarity is not None:
+            rules.append(f"above {self.max_duplicate_similarity:g} to another image of their identity")
+        return f"Images with a face similarity (cosine) {', or '.join(rules)} were refused."
 
 
-class LeakGate(Config):
-    """No picture shows a real person: at most so like the nearest of them, or as real people are like each other."""
+class LeakGate(Gate):
+    """No image resembles a real person: its cosine with the nearest real face has a limit.
 
-    name: ClassVar[str] = "leak"
-    needs: ClassVar[tuple[str, ...]] = (IDENTITY,)
-    together: ClassVar[bool] = False
-    quality: ClassVar[bool] = False
+    The limit is given, or it is the cosine that a share of pairs of different real people reaches.
+    """
+
+    refuses_real_people: ClassVar[bool] = True
 
     kind: Literal["leak"] = "leak"
     faces: str = Field(..., description="folder of an ingest run: real people that must not be shown")
     split: str | None = Field(None, description="only faces of this split, such as train; none: all")
-    most: float | None = Field(None, ge=-1, le=1, description="cosine with a real face, at most")
-    far: float | None = Field(
+    max: float | None = Field(None, ge=-1, le=1, description="largest cosine with a real face")
+    max_false_rate: float | None = Field(
         None, gt=0, lt=1, description="or: the cosine that this share of pairs of different real people reaches"
     )
 
     @model_validator(mode="after")
     def _one_limit(self) -> "LeakGate":
-        if (self.most is None) == (self.far is None):
-            raise ValueError("a leak gate has either `most` or `far`")
+        if (self.max is None) == (self.max_false_rate is None):
+            raise ValueError("a leak gate has either `max` or `max_false_rate`")
         return self
 
     @property
-    def whom(self) -> RealFaces:
-        """The faces that nobody may look like."""
+    def needs(self) -> tuple[str, ...]:
+        """See `Gate.needs`."""
+        return (IDENTITY,)
+
+    @property
+    def quality(self) -> bool:
+        """See `Gate.quality`: an image of a real person is never accepted as the best of several."""
+        return False
+
+    @property
+    def real_faces(self) -> RealFaces:
+        """The faces that no image may resemble."""
         return self.faces, self.split
 
-    def rules(self) -> Sequence[Gate]:
-        """See `Gate.rules`."""
-        return (self,)
-
     def limits(self, first: ScorePool) -> Mapping[str, float]:
-        """`most`, as given or as real people are alike."""
-        if self.most is not None:
-            return {"most": self.most}
-        real = first.real[self.whom]
-        who = {name: i for i, name in enumerate(sorted(set(real.people.values())))}
-        found = real.of(IDENTITY)
-        if found is None or len(who) < 2:
+        """`max`, as given or by `max_false_rate` from pairs of different real people."""
+        if self.max is not None:
+            return {"max": self.max}
+        vectors, identities = _labelled(first.real[self.real_faces])
+        numbers = {name: i for i, name in enumerate(sorted(set(identities)))}
+        if len(numbers) < 2:
             raise ConfigError(
-                f"gates: leak.far needs two people in {self.faces} who are told apart; give `most` instead"
+                f"gates: leak.max_false_rate needs at least two labelled identities in {self.faces}; give `max` instead"
             )
-        rows = [i for i, one in enumerate(found.ids) if one in real.people]
-        numbers = np.array([who[real.people[found.ids[i]]] for i in rows], np.int64)
-        return {"most": verification(found.vectors[rows], numbers, genuine=False).tar(float(self.far or 0))[1]}
+        labels = np.array([numbers[name] for name in identities], np.int64)
+        return {"max": verification(vectors, labels, genuine=False).tar(float(self.max_false_rate or 0))[1]}
 
     def judge(self, fresh: ScorePool, accepted: ScorePool, limits: Mapping[str, float]) -> Verdicts:
         """See `Gate.judge`."""
         return {
-            one: f"leak: {value:.3f} > {limits['most']:.3f} to the real {name}"
-            for one, (name, value) in self._nearest(fresh).items()
-            if value > limits["most"]
+            name: f"leak: {value:.3f} > {limits['max']:.3f} to the real {face}"
+            for name, (face, value) in self._nearest(fresh).items()
+            if value > limits["max"]
         }
 
     def values(self, fresh: ScorePool) -> dict[str, float]:
-        """How far from the nearest real face: minus the cosine."""
-        return {one: -value for one, (_, value) in self._nearest(fresh).items()}
+        """Minus the cosine with the nearest real face."""
+        return {name: -value for name, (_, value) in self._nearest(fresh).items()}
+
+    def describe(self, limits: Mapping[str, float]) -> str:
+        """See `Gate.describe`."""
+        split = f" of split `{self.split}`" if self.split else ""
+        chosen = (
+            f", which a share of {self.max_false_rate:g} of pairs of different people reach"
+            if self.max_false_rate
+            else ""
+        )
+        return (
+            f"A leak gate compared every image with real faces{split} and refused those with a cosine above "
+            f"{limits['max']:.3f}{chosen}."
+        )
 
     def _nearest(self, fresh: ScorePool) -> dict[str, tuple[str, float]]:
-        made, real = fresh.of(IDENTITY), fresh.real[self.whom].of(IDENTITY)
-        if made is None or real is None:
+        """The nearest real face of each image, and the cosine with it."""
+        images, real = fresh.of(IDENTITY), fresh.real[self.real_faces].of(IDENTITY)
+        if images is None or real is None:
             return {}
-        x, y = unit(made.vectors), unit(real.vectors)
-        found = {}
+        x, y = unit(images.vectors), unit(real.vectors)
+        nearest = {}
         for start in range(0, len(x), BLOCK):
             cosines = x[start : start + BLOCK] @ y.T
             for row, at in enumerate(cosines.argmax(axis=1)):
-                found[made.ids[start + row]] = (real.ids[at], float(cosines[row, at]))
-        return found
+                nearest[images.ids[start + row]] = (real.ids[at], float(cosines[row, at]))
+        return nearest
 
 
-def _named(pool: ScorePool) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Embeddings of rows that say who they show, and whom."""
-    found = pool.of(IDENTITY)
-    if found is None:
+def _labelled(pool: ScorePool) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """Embeddings [n, D] of rows that have an identity, and their identities."""
+    scores = pool.of(IDENTITY)
+    if scores is None:
         return np.zeros((0, 1), np.float32), []
-    rows = [i for i, one in enumerate(found.ids) if one in pool.people]
-    vectors = found.vectors if len(rows) == len(found.ids) else found.vectors[rows]
-    return vectors, [pool.people[found.ids[i]] for i in rows]
+    rows = [i for i, name in enumerate(scores.ids) if name in pool.people]
+    vectors = scores.vectors if len(rows) == len(scores.ids) else scores.vectors[rows]
+    return vectors, [pool.people[scores.ids[i]] for i in rows]
 
 
-def _people(fresh: ScorePool, accepted: ScorePool) -> IdentityCentroids:
-    """Everybody who is judged together."""
-    pools = accepted, fresh
-    ids = [[one for one in found.ids if one in pool.people] if (found := pool.of(IDENTITY)) else [] for pool in pools]
-    vectors, who = zip(*(_named(pool) for pool in pools), strict=True)
-    there = [some for some in vectors if len(some)]
-    whole = np.concatenate(there) if len(there) > 1 else (there or vectors)[0]
-    return IdentityCentroids(ids[0] + ids[1], whole, who[0] + who[1], len(ids[0]))
+def _centroids(fresh: ScorePool, accepted: ScorePool) -> IdentityCentroids:
+    """All identities that are judged together, accepted images first."""
+    ids: list[list[str]] = []
+    for pool in (accepted, fresh):
+        scores = pool.of(IDENTITY)
+        ids.append([name for name in scores.ids if name in pool.people] if scores else [])
+    vectors, identities = zip(*(_labelled(pool) for pool in (accepted, fresh)), strict=True)
+    filled = [part for part in vectors if len(part)]
+    joined = np.concatenate(filled) if len(filled) > 1 else (filled or vectors)[0]
+    return IdentityCentroids(ids[0] + ids[1], joined, identities[0] + identities[1], len(ids[0]))

@@ -1,7 +1,6 @@
-"""Rounds of tries: what passes its gates counts, what does not is tried again with other noise, and not for ever.
+"""Attempts of a selection: images that pass their gates are accepted, the others are tried again with other noise.
 
-Knows which tries there were, which one counts, and how the rows that count are brought together. Does not know how a
-picture is made or measured, nor whether it was made at all: FACES are tried once.
+FACES of an ingest run are judged the same way, but tried once.
 """
 
 from collections import Counter
@@ -23,9 +22,9 @@ from raygen.store.set_digest import KEYS
 __all__ = ["LISTING", "Attempt", "RetryState", "ScoredAttempt", "SelectWorker", "accepted_rows", "failures", "listing"]
 
 
-Otherwise = Literal["leave_out", "best"]
+OnExhausted = Literal["leave_out", "best"]
 _TRIES: Final = pa.list_(pa.struct([("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())]))
-#: A row a sample or face: its tries, and where the one that counts (or the first one) lies.
+#: One row for each sample or face: its tries, and where the accepted one (or the first one) lies.
 LISTING: Final = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -41,7 +40,7 @@ LISTING: Final = pa.schema(
 
 @dataclass(frozen=True)
 class ScoredAttempt:
-    """Pictures of one attempt, SAMPLES or FACES, and where it is measured what they are."""
+    """Images of one attempt, SAMPLES or FACES, and the run that has their scores."""
 
     rows: RunStore
     scores: RunStore
@@ -49,20 +48,21 @@ class ScoredAttempt:
 
     @property
     def key(self) -> str:
-        """Column of the rows' names."""
+        """Column of the row ids."""
         return KEYS[self.table][0]
 
     def read(self, *names: str) -> Iterator[pa.Table]:
-        """These columns of all rows, beside `id`; those that the table has not are null."""
+        """The columns `names` of all rows and `id`; a column that the table lacks is null."""
         for table in self.rows.tables(self.table, [self.key, *names]):
-            have = {n: table[n] if n in table.column_names else pa.nulls(table.num_rows, pa.string()) for n in names}
-            yield pa.table({"id": table[self.key], **have})
+            nulls = pa.nulls(table.num_rows, pa.string())
+            columns = {name: table[name] if name in table.column_names else nulls for name in names}
+            yield pa.table({"id": table[self.key], **columns})
 
 
 class Attempt(NamedTuple):
-    """One picture of a sample: passed, or refused for `reason`; `value` by the first gate.
+    """One image of a sample: accepted, or refused for `reason`; `value` is its value by the first gate.
 
-    `final`: refused for more than that it is not good enough.
+    `final`: it was refused by a gate that is not about quality, so it is never accepted later.
     """
 
     attempt: int
@@ -73,8 +73,8 @@ class Attempt(NamedTuple):
 
 
 def accepted_rows(tries: Sequence[Attempt]) -> Attempt | None:
-    """The one of a sample's tries that counts."""
-    return next((t for t in tries if t.accepted), None)
+    """The accepted one of a sample's tries."""
+    return next((attempt for attempt in tries if attempt.accepted), None)
 
 
 @dataclass
@@ -82,141 +82,150 @@ class RetryState:
     """The tries of every sample, in the order of the plan."""
 
     gates: Sequence[Gate]
-    otherwise: Otherwise = "leave_out"
+    on_exhausted: OnExhausted = "leave_out"
     tries: dict[str, list[Attempt]] = field(default_factory=dict)
     accepted: ScorePool = field(default_factory=ScorePool)
     limits: list[Mapping[str, float]] = field(default_factory=list)
-    #: Whom the rows of the first attempt are to show, where they say so.
+    #: Identity by id of the first attempt's rows, where they have one.
     people: dict[str, str] = field(default_factory=dict)
-    #: How often each gate refused a picture.
+    #: Number of images that each gate refused.
     refused: Counter[str] = field(default_factory=Counter)
-    #: Of each attempt what is not good enough, but might be the best.
+    #: Images of each attempt that were refused for their quality only, and may be the best of their sample.
     spare: dict[int, ScorePool] = field(default_factory=dict)
 
     def judge(self, attempt: int, ids: Sequence[str], fresh: ScorePool, failed: Mapping[str, str]) -> list[str]:
-        """Take in the pictures `ids` of one attempt; those that are to be tried again.
+        """Judge the images `ids` of one attempt; returns the ids to try again.
 
-        `failed`: error by id of rows without a picture. One that has a picture and passes every gate is accepted.
+        `failed` has the errors of rows without an image, by id. An image that passes every gate is accepted.
         """
         if not self.limits:
             self.people = dict(fresh.people)
             self.limits = [gate.limits(fresh) for gate in self.gates]
-        reasons: dict[str, list[str]] = {one: [error] for one, error in failed.items()}
+        reasons: dict[str, list[str]] = {name: [error] for name, error in failed.items()}
         final: set[str] = set(failed)
         self.refused["no picture"] += len(failed)
-        for gate, verdicts in self._verdicts([one for one in ids if one not in failed], fresh):
+        for gate, verdicts in self._verdicts([name for name in ids if name not in failed], fresh):
             self.refused[gate.name] += len(verdicts)
             final |= set() if gate.quality else verdicts.keys()
-            for one, reason in verdicts.items():
-                reasons.setdefault(one, []).append(reason)
+            for name, reason in verdicts.items():
+                reasons.setdefault(name, []).append(reason)
         values = self.gates[0].values(fresh)
-        for one in ids:
-            why = "; ".join(reasons[one]) if one in reasons else None
-            self.tries.setdefault(one, []).append(
-                Attempt(attempt, why is None, why, values.get(one, -np.inf), one in final)
-            )
-        self.accepted = self.accepted.with_more(fresh, frozenset(one for one in ids if one not in reasons))
-        if self.otherwise == "best":
+        for name in ids:
+            refused = "; ".join(reasons[name]) if name in reasons else None
+            judged = Attempt(attempt, refused is None, refused, values.get(name, -np.inf), name in final)
+            self.tries.setdefault(name, []).append(judged)
+        self.accepted = self.accepted.with_more(fresh, frozenset(name for name in ids if name not in reasons))
+        if self.on_exhausted == "best":
             self.spare[attempt] = fresh.only(reasons.keys() - final)
-        return [one for one in ids if one in reasons]
+        return [name for name in ids if name in reasons]
 
     def _verdicts(
         self, ids: Sequence[str], fresh: ScorePool, *, strict: bool = False
     ) -> Iterator[tuple[Gate, Verdicts]]:
-        """What each rule says: a picture's own measurements first, then those together that no rule before refused.
+        """The verdicts of each rule; rules that compare images come last and see only what no earlier rule refused.
 
-        So nobody is a twin of what is refused anyway, nor measured by it. `strict`: without rules about quality.
+        So no image is compared with one that is refused anyway. `strict` leaves out rules about quality.
         """
         pairs = zip(self.gates, self.limits, strict=True)
         rules = [(rule, limits) for gate, limits in pairs for rule in gate.rules() if not (strict and rule.quality)]
-        out: set[str] = set()
-        for rule, limits in sorted(rules, key=lambda one: one[0].together):
-            seen = fresh.without(out) if rule.together else fresh
-            there = [one for one in ids if one not in out] if rule.together else ids
-            missing = dict.fromkeys(seen.unmeasured(rule.needs, there), f"not measured: {rule.name}")
-            verdicts = missing | rule.judge(seen, self.accepted, limits)
-            out |= verdicts.keys()
+        refused: set[str] = set()
+        for rule, limits in sorted(rules, key=lambda pair: pair[0].together):
+            pool = fresh.without(refused) if rule.together else fresh
+            names = [name for name in ids if name not in refused] if rule.together else ids
+            missing = dict.fromkeys(pool.unmeasured(rule.needs, names), f"not measured: {rule.name}")
+            verdicts = missing | rule.judge(pool, self.accepted, limits)
+            refused |= verdicts.keys()
             yield rule, verdicts
 
+    def describe(self) -> list[dict[str, Any]]:
+        """Each gate for the data card of an export: its description, and whether it refuses real people."""
+        pairs = zip(self.gates, self.limits, strict=True)
+        return [
+            {"description": gate.describe(limits), "refuses_real_people": gate.refuses_real_people}
+            for gate, limits in pairs
+        ]
+
     def each(self) -> dict[str, tuple[int, int]]:
-        """Of every person how many pictures were to be, and how many count."""
+        """Planned and accepted images of each identity."""
         planned = Counter(self.people.values())
-        have = Counter(who for one, who in self.people.items() if accepted_rows(self.tries[one]) is not None)
-        return {who: (n, have[who]) for who, n in planned.items()}
+        accepted = Counter(who for name, who in self.people.items() if accepted_rows(self.tries[name]) is not None)
+        return {identity: (n, accepted[identity]) for identity, n in planned.items()}
 
     def settle(self) -> None:
-        """After the last round: with `best`, the best of several refused pictures counts, and its reason says so.
+        """After the last attempt: with `best`, the best refused image of a sample is accepted, and its reason says so.
 
-        None that was refused for more than its quality: it shows somebody real, somebody else, or the same again. What
-        was not compared with others, because its quality was refused first, is now.
+        An image that a gate refused for another reason than quality stays refused. Images that were not compared with
+        others yet, because their quality was refused first, are compared now.
         """
-        if self.otherwise == "leave_out":
+        if self.on_exhausted == "leave_out":
             return
         waiting: dict[str, list[Attempt]] = {}
-        for one, tries in self.tries.items():
+        for name, tries in self.tries.items():
             # A row that failed has no value.
-            able = [t for t in tries if not t.final and np.isfinite(t.value)] if accepted_rows(tries) is None else []
-            if able:
-                waiting[one] = sorted(able, key=lambda t: (-t.value, t.attempt))
+            usable = [t for t in tries if not t.final and np.isfinite(t.value)] if accepted_rows(tries) is None else []
+            if usable:
+                waiting[name] = sorted(usable, key=lambda t: (-t.value, t.attempt))
         while waiting:
-            best, there = ScorePool(), set(waiting)
+            best, names = ScorePool(), set(waiting)
             for attempt, spare in self.spare.items():
-                best = best.with_more(spare, {one for one, able in waiting.items() if able[0].attempt == attempt})
+                best = best.with_more(spare, {name for name, queue in waiting.items() if queue[0].attempt == attempt})
             refused: Verdicts = {}
             for _, verdicts in self._verdicts(list(waiting), best, strict=True):
                 refused = verdicts | refused
-            for one in list(waiting):
-                chosen, reason = waiting[one].pop(0), refused.get(one)
-                said = f"best of {len(self.tries[one])}: {chosen.reason}"
-                new = {"accepted": True, "reason": said} if reason is None else {"reason": f"{chosen.reason}; {reason}"}
-                self.tries[one] = [t._replace(**new) if t is chosen else t for t in self.tries[one]]
-                if reason is None or not waiting[one]:
-                    del waiting[one]
-            self.accepted = self.accepted.with_more(best, there - refused.keys())
+            for name in list(waiting):
+                chosen, reason = waiting[name].pop(0), refused.get(name)
+                if reason is None:
+                    result = chosen._replace(accepted=True, reason=f"best of {len(self.tries[name])}: {chosen.reason}")
+                else:
+                    result = chosen._replace(reason=f"{chosen.reason}; {reason}")
+                self.tries[name] = [result if t is chosen else t for t in self.tries[name]]
+                if reason is None or not waiting[name]:
+                    del waiting[name]
+            self.accepted = self.accepted.with_more(best, names - refused.keys())
 
 
 def failures(made: ScoredAttempt) -> dict[str, str]:
     """Errors of rows by id."""
-    found: dict[str, str] = {}
+    errors: dict[str, str] = {}
     for table in made.read("error"):
-        bad = table.filter(table["error"].is_valid())
-        found |= dict(zip(bad["id"].to_pylist(), bad["error"].to_pylist(), strict=True))
-    return found
+        failed = table.filter(table["error"].is_valid())
+        errors |= dict(zip(failed["id"].to_pylist(), failed["error"].to_pylist(), strict=True))
+    return errors
 
 
 def listing(rounds: RetryState, attempts: Mapping[int, ScoredAttempt]) -> pa.Table:
     """LISTING of all samples or faces, in the order of the first attempt."""
-    wanted = {one: (accepted_rows(tries) or tries[0]).attempt for one, tries in rounds.tries.items()}
+    wanted = {name: (accepted_rows(tries) or tries[0]).attempt for name, tries in rounds.tries.items()}
     places: dict[str, tuple[str, int, str, int]] = {}
-    for attempt, made in attempts.items():
-        for piece, beside in zip(made.rows.slices(made.table), _beside(made), strict=True):
-            for row, one in enumerate(read_slice(piece, [made.key])[made.key].to_pylist()):
-                if wanted.get(one) == attempt:
-                    places[one] = (piece.path, piece.start + row, *beside)
+    for number, attempt in attempts.items():
+        for piece, scores in zip(attempt.rows.slices(attempt.table), _score_files(attempt), strict=True):
+            for row, name in enumerate(read_slice(piece, [attempt.key])[attempt.key].to_pylist()):
+                if wanted.get(name) == number:
+                    places[name] = (piece.path, piece.start + row, *scores)
     rows = []
-    for one, tries in rounds.tries.items():
-        place = dict(zip(("file", "row", "scores", "scored"), places[one], strict=True))
-        said = [{"attempt": t.attempt, "accepted": t.accepted, "reason": t.reason} for t in tries]
-        rows.append({"sample_id": one, "tries": said, "table": attempts[tries[0].attempt].table, **place})
+    for name, tries in rounds.tries.items():
+        place = dict(zip(("file", "row", "scores", "scored"), places[name], strict=True))
+        judged = [{"attempt": t.attempt, "accepted": t.accepted, "reason": t.reason} for t in tries]
+        rows.append({"sample_id": name, "tries": judged, "table": attempts[tries[0].attempt].table, **place})
     return pa.Table.from_pylist(rows, LISTING)
 
 
-def _beside(made: ScoredAttempt) -> Iterable[tuple[str, int]]:
+def _score_files(attempt: ScoredAttempt) -> Iterable[tuple[str, int]]:
     """For each file of rows the file of SCORES that the same shard committed, and its rows; '' where it has none.
 
-    FACES are measured in a run of its own, whose shards are not theirs, so their scores stay there.
+    FACES are scored in a run of their own with other shards, so their scores are not copied.
     """
-    for commit in made.rows.commits():
+    for commit in attempt.rows.commits():
         files = {entry["table"]: entry for entry in commit.files}
-        if made.table in files and files[made.table]["rows"]:
-            scores = files.get("scores") if made.rows is made.scores else None
-            yield ("", 0) if scores is None else (made.rows.storage.address(scores["path"]), int(scores["rows"]))
+        if attempt.table in files and files[attempt.table]["rows"]:
+            scores = files.get("scores") if attempt.rows is attempt.scores else None
+            yield ("", 0) if scores is None else (attempt.rows.storage.address(scores["path"]), int(scores["rows"]))
 
 
 class SelectWorker:
-    """LISTING rows -> SAMPLES and SCORES, or FACES, of the tries that count, and SELECTION of all tries.
+    """LISTING rows -> SAMPLES and SCORES, or FACES, of the accepted tries, and SELECTION of all tries.
 
-    A sample of which no try counts stays a row: its first one, without the picture, and `refused` as its error. A face
+    A sample without an accepted try stays a row: its first one, without the image, and `refused` as its error. A face
     that is refused goes to quarantine.
     """
 
@@ -226,47 +235,42 @@ class SelectWorker:
 
     def _work(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Table]:
         name = rows[0]["table"]
-        found, scores = [], []
-        for (path, beside, scored), group in groupby(
-            sorted(rows, key=lambda r: (r["file"], r["row"])), key=lambda r: (r["file"], r["scores"], r["scored"])
-        ):
-            some = list(group)
-            first, last = some[0]["row"], some[-1]["row"]
-            table = read_slice(Slice(path, first, last - first + 1)).take([r["row"] - first for r in some])
-            reasons = [_why(row) for row in some]
-            found.append(_refused(table, reasons) if name == "samples" else _left_out(table, reasons))
-            if beside:
-                ids = pa.array([row["sample_id"] for row in some if _why(row) is None], pa.string())
-                measured = read_slice(Slice(beside, 0, scored))
-                scores.append(measured.filter(pc.is_in(measured["sample_id"], ids)))
+        parts, scores = [], []
+        by_file = sorted(rows, key=lambda row: (row["file"], row["row"]))
+        for (path, score_file, scored), group in groupby(by_file, key=lambda r: (r["file"], r["scores"], r["scored"])):
+            own = list(group)
+            first, last = own[0]["row"], own[-1]["row"]
+            table = read_slice(Slice(path, first, last - first + 1)).take([row["row"] - first for row in own])
+            reasons = [_refusal(row) for row in own]
+            if name == "samples":
+                parts.append(_without_images(table, reasons))
+            else:
+                parts.append(table.append_column("error", pa.array(reasons, pa.string())))
+            if score_file:
+                ids = [row["sample_id"] for row, reason in zip(own, reasons, strict=True) if reason is None]
+                measured = read_slice(Slice(score_file, 0, scored))
+                scores.append(measured.filter(pc.is_in(measured["sample_id"], pa.array(ids, pa.string()))))
         place = {row["sample_id"]: i for i, row in enumerate(rows)}
-        whole = pa.concat_tables(found)
-        order = np.argsort([place[one] for one in whole.column(0).to_pylist()], kind="stable")
-        tries = [{"sample_id": row["sample_id"], **one} for row in rows for one in row["tries"]]
+        whole = pa.concat_tables(parts)
+        order = np.argsort([place[sample] for sample in whole.column(0).to_pylist()], kind="stable")
+        tries = [{"sample_id": row["sample_id"], **attempt} for row in rows for attempt in row["tries"]]
         tables = {name: whole.take(order), "selection": pa.Table.from_pylist(tries, SELECTION)}
         return tables | ({"scores": pa.concat_tables(scores).cast(SCORES)} if scores else {})
 
 
-def _why(row: Mapping[str, Any]) -> str | None:
-    """Why a sample has no picture; None where one of its tries counts."""
+def _refusal(row: Mapping[str, Any]) -> str | None:
+    """Why a sample has no image; None where one of its tries was accepted."""
     return None if any(t["accepted"] for t in row["tries"]) else f"{REFUSED}{row['tries'][-1]['reason']}"[:300]
 
 
-def _left_out(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
-    """FACES with the reasons as errors."""
-    return table.append_column("error", pa.array(list(reasons), pa.string()))
-
-
-def _refused(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
-    """SAMPLES, those with a reason without their picture."""
+def _without_images(table: pa.Table, reasons: Sequence[str | None]) -> pa.Table:
+    """SAMPLES; those with a reason have it as their error and lose their image."""
     if not any(reasons):
         return table
     keep = pa.array([reason is None for reason in reasons])
     for name in ("image", "image_sha256"):
-        kind = SAMPLES.field(name).type
         column = table[name].combine_chunks()
-        blank = pa.nulls(table.num_rows, kind)
-        kept = pc.if_else(keep, column, blank)
+        kept = pc.if_else(keep, column, pa.nulls(table.num_rows, SAMPLES.field(name).type))
         table = table.set_column(table.schema.get_field_index(name), SAMPLES.field(name), kept)
     error = pa.array(list(reasons), pa.string())
     return table.set_column(table.schema.get_field_index("error"), SAMPLES.field("error"), error)

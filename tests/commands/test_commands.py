@@ -258,21 +258,6 @@ def test_training_and_encoding_make_what_generate_reads(world, tmp_path):
     assert before
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_two_ranks_train_what_one_trains(world, tmp_path):
-    stage = {"kind": "autoencoder", "image_size": SIZE, "patch": 2, "channels": [8, 8], "mid_attention": False}
-    training = {"steps": 3, "batch": 8, "warmup": 0, "log_every": 1, "save_every": 2, "seed": 1, "lr": 0.001}
-    what = {"model": stage, "faces": str(world / "faces"), "training": training}
-    one = do("train", tmp_path / "one", what)
-    two = do("train", tmp_path / "two", what, runner="ray", workers=2)
-    assert one.facts["steps"] == two.facts["steps"] == 3
-    a = checkpoint.load_first_stage(tmp_path / "one").state_dict()
-    b = checkpoint.load_first_stage(tmp_path / "two").state_dict()
-    assert max(float((a[k] - b[k]).abs().max()) for k in a) < 2e-3
-
-
 # --- jobs as files --------------------------------------------------------------------------------------------
 
 JOBS = sorted(Path("jobs").rglob("*.yaml"))

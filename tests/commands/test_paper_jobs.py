@@ -1,11 +1,11 @@
 """The papers' sizes: every preset counts what was published, without being made; a dry run says so."""
 
 import re
-import subprocess
-import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from raygen.cli import app
 from raygen.commands.registry import load
 
 #: (job, part) -> published parameters.
@@ -36,7 +36,7 @@ def test_published_sizes(job: str, part: str) -> None:
 
 
 def test_a_dry_run_prints_them() -> None:
-    command = [sys.executable, "-m", "raygen", "train", "jobs/papers/celebahq_256.yaml", "--dry-run"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "unet: 274,056,163 parameters" in found.stdout
-    assert "nothing was written" in found.stdout
+    shown = CliRunner().invoke(app, ["train", "jobs/papers/celebahq_256.yaml", "--dry-run"])
+    assert shown.exit_code == 0
+    assert "unet: 274,056,163 parameters" in shown.output
+    assert "nothing was written" in shown.output

@@ -59,7 +59,7 @@ def test_quickstart_trains_from_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "BUDGET", dict.fromkeys(quickstart.BUDGET, 4.0))
     monkeypatch.setattr(quickstart, "TRAINING_PEOPLE", 40)
     out = tmp_path / "run"
-    run_quickstart(Quickstart(out=str(out), pictures=64, train=True))
+    run_quickstart(Quickstart(out=str(out), pictures=64, workers=1, train=True))
     sample = pq.read_table(next((out / "samples/attempt-00/data/samples").iterdir())).slice(0, 1).to_pylist()[0]
     assert sample["error"] is None
     assert checkpoint.digest(out / "models/model").startswith(sample["checkpoint"])

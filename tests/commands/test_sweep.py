@@ -19,7 +19,8 @@ from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.evaluation.comparison import Curve, Point, best_steps, curves
 from raygen.report.build import build_report
-from raygen.report.line_plot import Axis, plot
+from raygen.report.plots import axis_range
+from raygen.report.sweep import sweep_plot
 from raygen.store.parquet import from_parquet
 from raygen.store.run_store import RunStore
 from tests.drawn import drawn, quiet
@@ -126,12 +127,12 @@ def test_one_row_a_cell_and_metric(swept: Path) -> None:
 
 def test_the_report_draws_it_and_shows_the_same_rows_in_every_cell(swept: Path) -> None:
     page = Path(build_report(str(swept), f"{swept}/page.html")).read_text()
-    assert "Steps against quality" in page
-    drawn = page.count('<svg xmlns="http://www.w3.org/2000/svg" class="plot"')
+    assert "Quality over steps" in page
+    drawn = page.count('<svg class="plot"')
     assert drawn == 6, "Fréchet distance, KID and mIoU, over steps and seconds"
     assert page.count("under ddim-0001") == page.count("under unipc-0002") == 8
     assert "of the reference itself" in page
-    assert "Key numbers" not in page, "no cell's numbers are those of the whole"
+    assert 'id="metrics"' not in page, "no cell's numbers are those of the whole"
 
 
 def test_the_same_command_again_does_nothing_twice(world: Path, swept: Path) -> None:
@@ -331,15 +332,17 @@ def test_a_plot_has_every_point_where_it_belongs() -> None:
     import xml.etree.ElementTree as ElementTree
 
     rows = [row("ddim", s, v) for s, v in ((5, 3.0), (50, 1.0), (500, 0.9))] + [row("a<b", 5, 2.0)]
-    drawn = ElementTree.fromstring(plot(curves(rows, "fd:x"), "fd:x", alone=True))
-    dots = [e for e in drawn.iter() if e.tag.endswith("circle")]
-    assert len(dots) == 4
-    mine = [d for d in dots if "c1" in d.attrib["class"]]
-    x, y = ([float(d.attrib[k]) for d in mine] for k in ("cx", "cy"))
+    drawn = ElementTree.fromstring(sweep_plot(curves(rows, "fd:x"), "fd:x", standalone=True))
+    svg = "{http://www.w3.org/2000/svg}"
+    marks = {group.findtext(f"{svg}title"): group.find(f".//{svg}use") for group in drawn.iter(f"{svg}g")}
+    points = {title: (float(use.get("x")), float(use.get("y"))) for title, use in marks.items() if title}
+    assert len(points) == 4
+    x, y = zip(*(points[title] for title in sorted(points, key=len) if title.startswith("ddim")), strict=True)
     assert x[1] - x[0] == pytest.approx(x[2] - x[1], abs=0.2), "steps are on a logarithmic axis"
     assert y[0] < y[1] < y[2], "less is lower"
-    assert plot(curves(rows, "fd:x"), "fd:x", over="seconds") == ""
-    assert plot([], "fd:x") == ""
+    assert "a<b" in [text.text for text in drawn.iter(f"{svg}text")]
+    assert sweep_plot(curves(rows, "fd:x"), "fd:x", over="seconds") == ""
+    assert sweep_plot([], "fd:x") == ""
 
 
 @pytest.mark.parametrize(
@@ -347,10 +350,10 @@ def test_a_plot_has_every_point_where_it_belongs() -> None:
 )
 @pytest.mark.parametrize("log", [False, True])
 def test_ticks_are_on_the_axis_and_few(values: list[float], log: bool) -> None:
-    axis = Axis(values, 0, 100, log=log)
-    assert 1 <= len(axis.ticks()) <= 8
-    assert all(-1e-6 <= axis(tick) <= 100 + 1e-6 for tick in axis.ticks())
-    assert all(0 <= axis(value) <= 100 for value in values)
+    axis = axis_range(values, log=log)
+    assert 1 <= len(axis.ticks) <= 8
+    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+    assert all(axis.low <= value <= axis.high for value in values)
 
 
 def test_a_sweep_can_grow_and_keep_what_it_has(world: Path, swept: Path) -> None:

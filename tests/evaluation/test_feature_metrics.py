@@ -256,7 +256,7 @@ def test_the_report_shows_the_closest_pairs_as_pictures(world: Path, tmp_path: P
     )
     folder = world / "shown/metrics"
     page = Path(build_report(f"{world}/shown", f"{tmp_path}/page.html")).read_text()
-    section = page[page.index('id="nearby"') : page.index("</section>", page.index('id="nearby"'))]
+    section = page[page.index('id="nearest-pairs"') : page.index("</section>", page.index('id="nearest-pairs"'))]
     pairs, twins = (json.loads((folder / name).read_text())[:12] for name in ("closest.json", "duplicates.json"))
     assert section.count('class="couple') - section.count('class="couples') == len(pairs) + len(twins) > 12
     faces = [f'alt="Training face {pair["face_id"]}"' for pair in pairs]
@@ -273,14 +273,14 @@ def test_the_report_shows_the_closest_pairs_as_pictures(world: Path, tmp_path: P
     for threshold in found.values():
         assert f"Below {threshold:.4g}" in section
     (folder / "pictures.json").unlink()  # then what the passes read is where the pictures are
-    assert "<div>no picture</div>" not in Path(build_report(f"{world}/shown", f"{tmp_path}/read.html")).read_text()
+    assert "<div>no image</div>" not in Path(build_report(f"{world}/shown", f"{tmp_path}/read.html")).read_text()
     (folder / "pictures.json").write_text(json.dumps({"samples": f"{world}/samples", "training": f"{world}/moved"}))
     store = world / "shown/scores/training/attempt-00"
     (store / "plan.json").write_text((store / "plan.json").read_text().replace("/training/", "/moved/"))
     bare = Path(build_report(f"{world}/shown", f"{tmp_path}/bare.html")).read_text()
-    assert bare.count("<div>no picture</div>") == len(pairs), "faces that were moved are left out, their pairs are not"
+    assert bare.count("<div>no image</div>") == len(pairs), "faces that were moved are left out, their pairs are not"
     again = Path(build_report(f"{world}/shown", f"{tmp_path}/given.html", faces=f"{world}/training")).read_text()
-    assert "<div>no picture</div>" not in again
+    assert "<div>no image</div>" not in again
 
 
 def test_slices_give_every_number_again(world: Path) -> None:

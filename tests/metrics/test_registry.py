@@ -13,11 +13,15 @@ import pytest
 
 from raygen.commands.sweep import _steps_within_5pct
 from raygen.core.errors import InputError
-from raygen.evaluation.aggregate import ScoreMatrix, aggregate
+from raygen.evaluation.aggregate import ScoreMatrix, aggregate, write_metrics
 from raygen.evaluation.comparison import CELL, check_counts, check_names, side_by_side
 from raygen.metrics.registry import REGISTRY, Metric, better, family, lookup, order, register
-from raygen.report.cards import cards, numbers, slices
-from raygen.report.sweep import sweep_section
+from raygen.report.cards import cards
+from raygen.report.metric_rows import numbers
+from raygen.report.run_folder import RunFolder
+from raygen.report.slices import slices
+from raygen.report.sweep import section as sweep_section
+from raygen.store.filesystem import FileStore
 
 MODULE = """
 from raygen.metrics.registry import Metric, register
@@ -87,9 +91,9 @@ def test_a_card_of_the_report_follows_the_record() -> None:
     card = cards(found)[1]
     assert (card.title, card.value, card.better) == ("Sharpness of faces", "12.3", "higher")
     assert card.meaning == "contrast at the edges of the face"
-    assert card.warning == "Low n: 10 pictures, 50 advised"
+    assert card.warning == "Low n: 10 images, 50 advised"
     assert card.notes[0] == "sharpness:net is only an example."
-    assert card.notes[1].startswith("Judged by net,")
+    assert card.notes[1].startswith("Measured by net,")
     assert slices(numbers([row("sharpness:net", 1, "all/Male: yes"), row("unheard_of", 1, "all/Male: yes")]))[0] == [
         "sharpness:net"
     ]
@@ -116,11 +120,13 @@ def test_sweeps_follow_the_record(tmp_path: Path) -> None:
         for name in names
         for steps, value in ((5, 1.0), (10, 9.9), (20, 10.0))
     ]
-    section = sweep_section(str(tmp_path), rows)
+    write_metrics(FileStore(f"{tmp_path}/metrics"), rows)
+    section = sweep_section(RunFolder.open(str(tmp_path)))
     assert section is not None
-    assert [measure.metric for measure in section.measures] == ["sharpness:net", "miou:net"]
-    assert section.measures[0].lines[0].enough == 10
-    assert "higher is better" in section.measures[0].drawings[0]
+    measures = section.variables["measures"]
+    assert [measure.metric for measure in measures] == ["sharpness:net", "miou:net"]
+    assert measures[0].lines[0].steps == 10
+    assert "higher is better" in measures[0].plots[0]
     assert list(_steps_within_5pct(rows)) == ["miou:net, ddim", "sharpness:net, ddim"]
 
 

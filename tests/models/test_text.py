@@ -79,8 +79,7 @@ def test_a_vocabulary_file_gives_its_own_ids(tmp_path: Path) -> None:
         tokenizer_of(TransformerTextConfig(vocabulary=str(tmp_path / "bad.txt")), list)
 
 
-def test_a_vocabulary_that_is_not_at_hand_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_vocabulary_that_is_not_at_hand_is_named() -> None:
     with pytest.raises(ConfigError, match="nobody/nothing"):
         tokenizer_of(TransformerTextConfig(vocabulary="nobody/nothing"), list)
 

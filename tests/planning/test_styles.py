@@ -168,7 +168,7 @@ def test_the_report_shows_references_mask_and_results(world: Path) -> None:
     assert 'id="styles"' in page
     assert "here for hair alone" in page
     assert page.count("Other of p0000") == page.count("The mask of p0000") == page.count("Result result of p0000") == 4
-    assert page.index('id="styles"') < page.index('id="sheet"'), "what the run is about comes first"
+    assert page.index('id="styles"') < page.index('id="contact-sheet"'), "what the run is about comes first"
 
 
 def test_the_report_shows_every_step_though_a_shard_ends_between_them(world: Path) -> None:

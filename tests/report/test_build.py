@@ -21,9 +21,11 @@ from PIL import Image, ImageDraw
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASS_INDEX, CLASSES
 from raygen.core.hashing import canonical
-from raygen.report import cards, pictures, timeline
-from raygen.report.build import HERO, PAIRS, build_report
-from raygen.report.training import training_sections
+from raygen.report import best_worst, cards, images, metric_rows, overview, slices, timeline
+from raygen.report.build import build_report
+from raygen.report.run_folder import EXAMPLES
+from raygen.report.training import summarize
+from raygen.store.filesystem import FileStore
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.parquet import RANGE, Slice, read_slice, to_parquet
 from raygen.store.run_store import Plan, RunStore, make_shards
@@ -335,15 +337,15 @@ def words(page: str) -> str:
 
 
 HEADINGS = (
-    "Key numbers",
+    "Metrics",
     "Contact sheet",
-    "Class by class",
+    "IoU by class",
     "Best and worst",
-    "Rows set aside",
+    "Failed rows",
     "Throughput",
-    "What is in the folder",
-    "How to have it again",
-    "Where the pictures come from",
+    "Stored tables",
+    "How to reproduce it",
+    "Provenance",
 )
 
 
@@ -370,26 +372,26 @@ def test_numbers_are_those_of_metrics(page: str) -> None:
 def test_caveats(page: str) -> None:
     text = words(page)
     assert "fd:raygen-parser is not FID" in text
-    assert "Low n: 94 pictures, 10,000 advised" in text
-    assert "Every picture on this page is synthetic" in text
+    assert "Low n: 94 images, 10,000 advised" in text
+    assert "Every image on this page is synthetic" in text
 
 
 @pytest.mark.parametrize(
     ("n", "protocol", "said"),
     [
-        (94, {}, "Low n: 94 pictures, 10,000 advised"),
-        (50_000, {"low_n": True, "n_reference": 3000}, "Low n: 3,000 reference pictures, 10,000 advised"),
+        (94, {}, "Low n: 94 images, 10,000 advised"),
+        (50_000, {"low_n": True, "n_reference": 3000}, "Low n: 3,000 reference images, 10,000 advised"),
         (50_000, {"low_n": True, "n_reference": 60_000}, "Low n: too few pairs"),
         (20_000, {"low_n": False, "n_reference": 30_000}, ""),
-        (400, {"low_n": True, "n_reference": "unknown", "fewer_rows_than_values": True}, "Low n: 400 pictures"),
-        (400, {"fewer_rows_than_values": True}, "No more pictures than a feature has values"),
+        (400, {"low_n": True, "n_reference": "unknown", "fewer_rows_than_values": True}, "Low n: 400 images"),
+        (400, {"fewer_rows_than_values": True}, "No more images than a feature has values"),
         (400, {"counts": "groups"}, "Low n: 400 groups"),
     ],
 )
 def test_few_rows_are_said_as_the_protocol_has_them(n: int, protocol: dict, said: str) -> None:
     """Whoever measured knows the reference too; a number without the flag goes by its pictures."""
     row = metric("fid@clean", "all", 20.0, **protocol) | {"n": n}
-    (card,) = cards.cards(cards.numbers([row]))
+    (card,) = cards.cards(metric_rows.numbers([row]))
     assert card.warning.startswith(said) if said.startswith("Low") else said in card.warning
     assert bool(card.warning) == bool(said)
 
@@ -419,10 +421,10 @@ def test_small_deterministic_and_self_contained(page: str, run: Path, tmp_path: 
 
 
 def test_pairs_are_the_rows_of_the_set(page: str) -> None:
-    sheet = page[page.index('id="sheet"') : page.index('id="classes"')]
+    sheet = page[page.index('id="contact-sheet"') : page.index('id="classes"')]
     names = re.findall(r'class="pair" title="([^"]+)"', sheet)
-    assert len(names) == len(set(names)) == PAIRS
-    assert sheet.count("<img") == 2 * PAIRS
+    assert len(names) == len(set(names)) == EXAMPLES * 2 // 3 == 48
+    assert sheet.count("<img") == 2 * 48
     assert all(re.search(r' alt="[^"]+"', tag) for tag in re.findall(r"<img[^>]*>", sheet))
 
 
@@ -445,7 +447,7 @@ def test_missing_parts_are_left_out(run: Path, tmp_path: Path, kept: tuple[str, 
         shutil.copytree(run / name, tmp_path / name)
     page = Path(build_report(str(tmp_path))).read_text()
     headings = re.findall(r"<h2>(.*?)</h2>", page)
-    assert ("Key numbers" in headings) == ("metrics" in kept)
+    assert ("Metrics" in headings) == ("metrics" in kept)
     assert ("Best and worst" in headings) == ("samples" in kept)
     assert ("Contact sheet" in headings) == (kept != ("metrics",))
 
@@ -459,10 +461,10 @@ def test_few_pictures_are_read(run: Path, tmp_path: Path, monkeypatch: pytest.Mo
             reads.append(piece.rows)
         return read_slice(piece, columns)
 
-    monkeypatch.setattr(pictures, "read_slice", watched)
+    monkeypatch.setattr(images, "read_slice", watched)
     build_report(str(run), str(tmp_path / "page.html"))
     assert max(reads) == 1
-    assert len(reads) <= HERO + PAIRS + 2 * 18
+    assert len(reads) <= EXAMPLES + 2 * 18
 
 
 def test_scores_of_their_own_store_count_once(run: Path, tmp_path: Path) -> None:
@@ -471,7 +473,7 @@ def test_scores_of_their_own_store_count_once(run: Path, tmp_path: Path) -> None
     write(
         tmp_path, "scores/samples", "evaluate", {}, [{"scores": samples_of(range(20), {})["scores"]}], begin=1e9, took=1
     )
-    assert "over 20 pictures" in words(Path(build_report(str(tmp_path))).read_text())
+    assert "over 20 images" in words(Path(build_report(str(tmp_path))).read_text())
 
 
 def test_a_resumed_run_leaves_out_its_pauses(tmp_path: Path) -> None:
@@ -483,7 +485,7 @@ def test_a_resumed_run_leaves_out_its_pauses(tmp_path: Path) -> None:
         store.storage.put(f"commits/shard-{number:05d}.json", canonical({**record._asdict(), **late}))
     store.storage.put("run.json", canonical({"seconds": 20.0, "resumed_shards": 1, "finished": 1e9 + 7230}))
     text = words(Path(build_report(str(tmp_path))).read_text())
-    assert "1 shard was there from an earlier start" in text
+    assert "1 shard was already there from an earlier start" in text
     assert "Pauses of 2 h in all are left out" in text
     assert "24 synthetic faces in 2" in text
 
@@ -508,7 +510,7 @@ def test_a_picture_that_does_not_open_is_left_out(tmp_path: Path) -> None:
     tables["samples"] = pa.Table.from_pylist(rows, SAMPLES)
     write(tmp_path, "samples", "generate", {}, [tables], begin=1e9, took=3.0)
     page = Path(build_report(str(tmp_path))).read_text()
-    sheet = page[page.index('id="sheet"') : page.index('id="gallery"')]
+    sheet = page[page.index('id="contact-sheet"') : page.index('id="best-worst"')]
     assert sheet.count('class="pair"') == 3
     assert sheet.count('class="mask"') == 2
 
@@ -529,7 +531,7 @@ def test_ranking_against_a_hand_count() -> None:
     """Two classes: IoU 8/10 and 3/7 are mean 0.6143; a class that nobody has does not count."""
     vector = np.zeros((1, 3, len(CLASSES)))
     vector[0, :, 1], vector[0, :, 13] = (8, 9, 9), (3, 5, 5)
-    ranking = pictures.Ranking()
+    ranking = best_worst.Ranking()
     ranking.add(["a"], vector)
     assert ranking.best[0].value == pytest.approx((8 / 10 + 3 / 7) / 2)
     assert (ranking.best[0].weakest, ranking.n) == ("hair", 1)
@@ -540,7 +542,7 @@ def test_ranking_in_pieces_equals_ranking_at_once() -> None:
     targets = random.integers(1, 50, (200, len(CLASSES)))
     vectors = np.stack([random.integers(0, targets + 1), targets, targets], axis=1).astype(float)
     ids = [f"s{i:03d}" for i in range(200)]
-    whole, parts = pictures.Ranking(), pictures.Ranking()
+    whole, parts = best_worst.Ranking(), best_worst.Ranking()
     whole.add(ids, vectors)
     for start in range(0, 200, 7):
         parts.add(ids[start : start + 7], vectors[start : start + 7])
@@ -552,23 +554,23 @@ def test_ranking_in_pieces_equals_ranking_at_once() -> None:
 def test_the_newest_number_counts_and_nan_is_no_number() -> None:
     old = metric("miou:p", "all", 0.1)
     new = {**metric("miou:p", "all", 0.2), "created": datetime(2027, 1, 1, tzinfo=UTC)}
-    assert [number.value for number in cards.numbers([new, old])] == [0.2]
-    assert cards.numbers([metric("fd:p", "all", float("nan"))])[0].value is None
-    assert cards.cards(cards.numbers([metric("fd:p", "all", float("nan"))]))[0].value == "n/a"
+    assert [number.value for number in metric_rows.numbers([new, old])] == [0.2]
+    assert metric_rows.numbers([metric("fd:p", "all", float("nan"))])[0].value is None
+    assert cards.cards(metric_rows.numbers([metric("fd:p", "all", float("nan"))]))[0].value == "n/a"
 
 
 @pytest.mark.parametrize(
     ("generated", "words"),
-    [(0.7, "very closely"), (0.6, "closely"), (0.45, "in the main"), (0.2, "only loosely")],
+    [(0.7, "very closely"), (0.6, "closely"), (0.45, "roughly"), (0.2, "only loosely")],
 )
 def test_verdict_follows_the_numbers(generated: float, words: str) -> None:
     rows = [metric("miou:p", "all", generated), metric("miou:p", "roundtrip", 0.72), metric("miou:p", "reference", 0.9)]
-    assert f"follow their masks {words}:" in cards.verdict(cards.numbers(rows))
+    assert f"follow their masks {words}:" in overview.verdict(metric_rows.numbers(rows))
 
 
 def test_slices_by_population_and_class() -> None:
     names = ("hair", "all/hair", "reference/hair", "hair/reference", "roundtrip")
-    found = [cards.numbers([metric("iou:p", name, 0.5)])[0] for name in names]
+    found = [metric_rows.numbers([metric("iou:p", name, 0.5)])[0] for name in names]
     assert [(n.population, n.part) for n in found] == [
         ("generated", "hair"),
         ("generated", "hair"),
@@ -581,9 +583,9 @@ def test_slices_by_population_and_class() -> None:
 def test_parts_are_a_table_and_no_cards() -> None:
     rows = [metric("miou:p", "all", 0.7), metric("miou:p", "Male: yes", 0.6), metric("fd:p", "Male: yes", 0.2)]
     rows += [metric("iou:p", "Male: yes/hair", 0.5), metric("miou:p", "all/hat", 0.1)]
-    found = cards.numbers(rows)
+    found = metric_rows.numbers(rows)
     assert [card.metric for card in cards.cards(found)] == ["miou:p"]
-    metrics, parts = cards.slices(found)
+    metrics, parts = slices.slices(found)
     assert metrics == ["miou:p", "fd:p"]
     assert {part: {m: n.value for m, n in values.items()} for part, values in parts.items()} == {
         "Male: yes": {"miou:p": 0.6, "fd:p": 0.2}
@@ -745,25 +747,26 @@ def test_variants_stand_side_by_side_and_never_in_one_card(ablation: Path) -> No
     assert section.index("gamma-0") < section.index("0.75")
     assert "&lt;gamma&gt;" in section
     assert "<gamma>" not in text
-    assert 'id="numbers"' not in text
+    assert 'id="metrics"' not in text
 
 
 def test_a_training_shows_its_curve_scores_and_sheet(ablation: Path) -> None:
     text = Path(build_report(str(ablation / "gamma-0" / "model"))).read_text(encoding="utf-8")
-    for words in ("1,234,567", "PSNR, dB", "31.25", "64 pictures of test", "1: f2: label", "data:image/png;base64,"):
+    for words in ("1,234,567", "PSNR, dB", "31.25", "64 images of test", "1: f2: label", "data:image/png;base64,"):
         assert words in text
-    (found,) = training_sections(str(ablation / "gamma-0"))
-    assert found.folder == "model"
-    assert found.steps == 399
-    assert found.path.startswith("M2.5 0.0L")
-    assert found.path.endswith("1000.0 100.0")
-    assert (found.high, found.low) == (0.5, 0.5 / 399)
+    training = summarize(FileStore(str(ablation / "gamma-0")), "model")
+    assert training is not None
+    assert training.folder == "model"
+    assert training.losses[0] == (1, 0.5)
+    assert training.losses[-1] == (399, 0.5 / 399)
+    assert 'aria-label="Training loss over steps' in text
 
 
 def test_an_unfinished_training_says_so(ablation: Path, tmp_path: Path) -> None:
     (tmp_path / "training").mkdir()
     (tmp_path / "training/history.jsonl").write_text('{"step": 1, "loss": 0.5, "images_per_s": 3.0}\n')
-    (found,) = training_sections(str(tmp_path))
-    assert found.facts == [("State", "not ended; the same command goes on")]
-    assert found.sheet is None
-    assert "not ended" in Path(build_report(str(tmp_path))).read_text(encoding="utf-8")
+    training = summarize(FileStore(str(tmp_path)), "")
+    assert training is not None
+    assert training.facts == [("State", "not finished; the same command continues it")]
+    assert training.preview is None
+    assert "not finished" in Path(build_report(str(tmp_path))).read_text(encoding="utf-8")

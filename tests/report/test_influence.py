@@ -11,7 +11,7 @@ import pytest
 from raygen.commands.registry import load
 from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
-from raygen.report import edits, influence
+from raygen.report import edits
 from raygen.report.build import build_report
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import decode_image
@@ -105,7 +105,7 @@ def test_the_report_draws_both(world: Path) -> None:
     page = Path(build_report(str(world / "one"))).read_text()
     assert 'id="influence"' in page
     assert 'id="edits"' not in page
-    assert page.count('class="strips"') == 3, "a sample of every file"
+    assert page.count('class="maps"') == 3, "a sample of every file"
     assert "Influence of mask over the steps" in page
     page = Path(build_report(str(world / "two"))).read_text()
     assert 'id="edits"' in page
@@ -118,14 +118,12 @@ def test_the_report_draws_both(world: Path) -> None:
 
 def test_curves_over_alpha(world: Path) -> None:
     store, _ = open_input(str(world / "two/samples"))
-    faces, _ = open_input(str(world / "two/faces"))
-    found = edits.edits_section(store.slices("samples"), store.slices("scores"), faces.slices("faces"))
+    found = edits.edit_scores(store.slices("scores"))
     assert found is not None
-    assert [round(point.alpha, 3) for point in found.curve] == [0.0, 1.0, 1.5]
-    assert sum(point.chosen for point in found.curve) == pytest.approx(1)
+    assert [round(point.alpha, 3) for point in found.by_alpha] == [0.0, 1.0, 1.5]
+    assert sum(point.chosen for point in found.by_alpha) == pytest.approx(1)
     assert found.n == sum(sum(t["accepted"].to_pylist()) for t in store.tables("selection"))
-    assert edits.edits_section(faces.slices("faces"), [], []) is None
-    assert influence.influence_section([], []) is None
+    assert edits.edit_scores([]) is None
 
 
 def test_metrics_of_edits_and_of_pictures_scored_later(world: Path, tmp_path: Path) -> None:

@@ -11,32 +11,29 @@ import pytest
 from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, write_metrics
 from raygen.evaluation.verification import ROC_HEAD, VerificationConfig, histogram, roc_lines, verification_metrics
 from raygen.report.build import build_report
-from raygen.report.line_plot import HEIGHT, LEFT, RIGHT, WIDTH, Roc, roc
+from raygen.report.plots import COLOURS, RocCurve, roc_plot
 from raygen.store.filesystem import FileStore
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def drawn(found: list[Roc], lowest: float) -> tuple[ET.Element, list[list[float]]]:
-    """The drawing, and the points of its lines; chance is the first of them."""
-    root = ET.fromstring(roc(found, lowest))
-    paths = [path for path in root.iter(f"{SVG}path") if (path.get("class") or "").startswith("line")]
-    return root, [[float(x) for x in re.findall(r"[\d.]+", path.get("d"))] for path in paths]
 
 
 def test_far_is_logarithmic_and_ends_where_it_was_told_to() -> None:
-    far, tar = np.array([1, 0.1, 0.01, 0.001, 0.0001, 0]), np.array([1, 0.9, 0.8, 0.5, 0.2, 0])
-    root, lines = drawn([Roc("these <pictures>", far.tolist(), tar.tolist(), [("EER 0.1", 0.1, 0.9)])], 0.002)
-    across, up = lines[1][::2], lines[1][1::2]
-    width = WIDTH - RIGHT - LEFT
-    assert across == pytest.approx([LEFT + width * share for share in (1, 2 / 3, 1 / 3, 0, 0)], abs=0.1)
-    assert all(0 <= y <= HEIGHT for y in up)
-    (dot,) = root.iter(f"{SVG}circle")
-    assert (float(dot.get("cx")), float(dot.get("cy"))) == pytest.approx((across[1], up[1]))
-    words = [text.text for text in root.iter(f"{SVG}text")]
-    assert {"0.001", "0.01", "0.1", "1", "EER 0.1", "chance", "these <pictures>"} <= set(words)
-    assert "0.0001" not in words
-    assert roc([], 0.1) == ""
+    far, tar = [1, 0.1, 0.01, 0.001, 0.0001, 0], [1, 0.9, 0.8, 0.5, 0.2, 0]
+    curve = RocCurve("these <images>", far, tar, [("EER 0.1", 0.1, 0.9)])
+    root = ET.fromstring(roc_plot([curve], 0.002, name="roc"))
+    lines = [path for path in root.iter("path") if path.get("stroke") == COLOURS[0] and path.get("clip-path")]
+    numbers = [float(x) for x in re.findall(r"[\d.]+", lines[0].get("d"))]
+    across, up = numbers[::2], numbers[1::2]
+    ticks = {text.text: float(text.get("x")) for text in root.iter("text") if text.get("text-anchor") == "middle"}
+    assert {"0.001", "0.01", "0.1", "1"} <= set(ticks)
+    assert "0.0001" not in ticks
+    assert across == pytest.approx([ticks["1"], ticks["0.1"], ticks["0.01"], ticks["0.001"]], abs=0.1)
+    assert ticks["1"] - ticks["0.1"] == pytest.approx(ticks["0.1"] - ticks["0.01"], abs=0.1)
+    assert up == sorted(up), "TAR falls with FAR"
+    (mark,) = [group for group in root.iter("g") if group.find("title") is not None]
+    assert mark.findtext("title") == "these <images>: EER 0.1"
+    use = mark.find(".//use")
+    assert (float(use.get("x")), float(use.get("y"))) == pytest.approx((across[1], up[1]), abs=0.1)
+    assert {"EER 0.1", "chance", "these <images>"} <= {text.text for text in root.iter("text")}
+    assert roc_plot([], 0.1, name="roc") == ""
 
 
 def test_a_report_draws_what_an_evaluation_wrote(tmp_path: Path) -> None:
@@ -67,5 +64,5 @@ def test_a_report_draws_what_an_evaluation_wrote(tmp_path: Path) -> None:
     eer = next(row["value"] for row in rows.rows if row["metric"] == "eer:x" and row["slice"] == "all")
     assert f">EER {eer:.3g}</text>" in figure
     assert ">TAR at FAR 0.01 " in figure
-    assert figure.count("<circle") == 4
+    assert figure.count("<title>") == 4
     assert "style=" not in figure

@@ -18,7 +18,7 @@ from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
 from raygen.evaluation.verification import VerificationConfig, histogram, verification_metrics
 from raygen.extractors.bundled import BundledEmbedder, BundledEmbedderConfig, save_bundled
 from raygen.report.build import build_report
-from raygen.report.pictures import identities_section
+from raygen.report.identities import identities
 from raygen.selection import centroids
 from raygen.selection.gates import ScoreGate, ScorePool
 from raygen.selection.identity_gates import IdentityGate, LeakGate
@@ -44,61 +44,71 @@ THREE = {"a-1": [1.0, 0.05, 0], "a-2": [1.0, 0.0, 0.1], "a-3": [1.0, 0.1, 0.0]}
 
 
 def test_a_picture_unlike_the_persons_others_is_refused() -> None:
-    found = gate(least=0.8).judge(pool({**THREE, "a-4": [0.0, 0.2, 1.0]}), ScorePool(), {})
+    found = gate(min=0.8).judge(pool({**THREE, "a-4": [0.0, 0.2, 1.0]}), ScorePool(), {})
     assert list(found) == ["a-4"]
     x = np.array([THREE[k] for k in THREE])
     centre = (x / np.linalg.norm(x, axis=1, keepdims=True)).sum(axis=0)
     own = np.array([0, 0.2, 1]) / np.linalg.norm([0, 0.2, 1]) @ centre / np.linalg.norm(centre)
     assert found["a-4"] == f"identity: {own:.3f} < 0.8 to the person's other pictures"
-    assert gate(least=0.8).judge(pool({"a-1": [1, 0, 0]}), ScorePool(), {}) == {}, "one picture is like itself"
+    assert gate(min=0.8).judge(pool({"a-1": [1, 0, 0]}), ScorePool(), {}) == {}, "one picture is like itself"
 
 
 def test_who_was_accepted_stays_and_counts() -> None:
     accepted = pool(THREE)
     later = pool({"a-5": [0.0, 1.0, 0.0], "a-6": [1.0, 0.0, 0.0]})
-    assert list(gate(least=0.8).judge(later, accepted, {})) == ["a-5"]
-    assert gate(least=0.8).values(pool(THREE))["a-1"] > 0.99
+    assert list(gate(min=0.8).judge(later, accepted, {})) == ["a-5"]
+    assert gate(min=0.8).values(pool(THREE))["a-1"] > 0.99
 
 
 def test_of_twins_the_later_is_refused_and_a_refused_one_has_no_twin() -> None:
     same = {"a-1": [1.0, 0.0, 0.0], "a-2": [1.0, 0.001, 0.0], "a-3": [1.0, 0.5, 0.0], "b-1": [1.0, 0.0, 0.0]}
-    assert list(gate(twins=0.99).judge(pool(same), ScorePool(), {})) == ["a-2"], "another person's picture is no twin"
+    assert list(gate(max_duplicate_similarity=0.99).judge(pool(same), ScorePool(), {})) == ["a-2"], (
+        "another person's picture is no twin"
+    )
     chain = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.1, 0], "a-3": [1.0, 0.2, 0]}
-    assert list(gate(twins=0.99).judge(pool(chain), ScorePool(), {})) == ["a-2"], "a-3 is like a-2 alone, which is gone"
-    again = gate(twins=0.99).judge(pool({"a-9": [1.0, 0.0, 0.0]}), pool({"a-1": [1.0, 0.0, 0.0]}), {})
+    assert list(gate(max_duplicate_similarity=0.99).judge(pool(chain), ScorePool(), {})) == ["a-2"], (
+        "a-3 is like a-2 alone, which is gone"
+    )
+    again = gate(max_duplicate_similarity=0.99).judge(
+        pool({"a-9": [1.0, 0.0, 0.0]}), pool({"a-1": [1.0, 0.0, 0.0]}), {}
+    )
     assert list(again) == ["a-9"]
 
 
 def test_of_two_people_who_are_one_the_later_is_refused() -> None:
     one = {"a-1": [1.0, 0, 0], "a-2": [1, 0.1, 0], "b-1": [1, 0, 0.1]}
-    found = gate(others=0.9).judge(pool(one), ScorePool(), {})
+    found = gate(max_other_similarity=0.9).judge(pool(one), ScorePool(), {})
     assert list(found) == ["b-1"]
     assert found["b-1"].endswith("to a")
-    assert gate(others=0.9).judge(pool({"a-1": [1.0, 0, 0], "b-1": [0, 1.0, 0]}), ScorePool(), {}) == {}
+    assert gate(max_other_similarity=0.9).judge(pool({"a-1": [1.0, 0, 0], "b-1": [0, 1.0, 0]}), ScorePool(), {}) == {}
     more = {**one, "b-2": [1.0, 0.1, 0.1], "c-1": [1.0, 0, 0.5], "d-1": [1.0, 0, 0.9]}
-    assert sorted(gate(others=0.95).judge(pool(more), ScorePool(), {})) == ["b-1", "b-2", "d-1"]
-    found = gate(others=0.87).judge(pool(more), ScorePool(), {})
+    assert sorted(gate(max_other_similarity=0.95).judge(pool(more), ScorePool(), {})) == ["b-1", "b-2", "d-1"]
+    found = gate(max_other_similarity=0.87).judge(pool(more), ScorePool(), {})
     assert sorted(found) == ["b-1", "b-2", "c-1"], "c is refused for a, and so d, who is like c and unlike a, stays"
 
 
 def test_a_picture_of_somebody_who_comes_later_is_refused() -> None:
     two = {"a-1": [1.0, 0, 0], "a-2": [1, 0.1, 0], "b-1": [0, 1.0, 0], "b-2": [0, 1, 0.1]}
-    found = gate(others=0.9).judge(pool({**two, "a-3": [0, 1.0, 0]}), ScorePool(), {})
+    found = gate(max_other_similarity=0.9).judge(pool({**two, "a-3": [0, 1.0, 0]}), ScorePool(), {})
     assert list(found) == ["a-3"]
     assert found["a-3"].endswith("to b")
-    assert list(gate(others=0.9).judge(pool({"a-9": [0, 1.0, 0]}), pool(two), {})) == ["a-9"], "tried again"
+    assert list(gate(max_other_similarity=0.9).judge(pool({"a-9": [0, 1.0, 0]}), pool(two), {})) == ["a-9"], (
+        "tried again"
+    )
     ring = {"a-1": [1.0, 0, 0], "b-1": [1.0, 0.6, 0], "b-2": [1, -0.6, 0], "b-3": [1, 0, 0.6], "b-4": [1, 0, -0.6]}
-    assert gate(others=0.9).judge(pool(ring), ScorePool(), {}) == {}, "whole people who are one: the earlier name stays"
+    assert gate(max_other_similarity=0.9).judge(pool(ring), ScorePool(), {}) == {}, (
+        "whole people who are one: the earlier name stays"
+    )
 
 
 def test_whose_pictures_were_accepted_stays_whatever_the_name() -> None:
     accepted = pool({"b-1": [0, 1.0, 0], "b-2": [0, 1, 0.1], "c-1": [0, 0, 1.0]})
     later = pool({"a-1": [0, 1.0, 0.02], "a-2": [0, 1.0, 0.05], "b-3": [0, 1.0, 0.2], "c-2": [0, 1.0, 0.1]})
-    found = gate(others=0.9).judge(later, accepted, {})
+    found = gate(max_other_similarity=0.9).judge(later, accepted, {})
     assert sorted(found) == ["a-1", "a-2", "c-2"]
     assert all(reason.endswith("to b") for reason in found.values())
     later = pool({"a-1": [0, 1.0, 0.02], "b-1": [1.0, 0, 0], "z-2": [0, 1.0, 0.05]})
-    assert list(gate(others=0.9).judge(later, pool({"z-1": [0, 1.0, 0]}), {})) == ["a-1"]
+    assert list(gate(max_other_similarity=0.9).judge(later, pool({"z-1": [0, 1.0, 0]}), {})) == ["a-1"]
 
 
 def test_the_order_of_rows_changes_nothing() -> None:
@@ -106,7 +116,7 @@ def test_the_order_of_rows_changes_nothing() -> None:
     ids = [f"p{i // 6:02d}-{i % 6}" for i in range(240)]
     middles = np.repeat(random.normal(size=(40, 4)), 6, axis=0)
     x = (middles + 0.5 * random.normal(size=(240, 4))).astype(np.float32)
-    rule = gate(least=0.2, others=0.8, twins=0.995)
+    rule = gate(min=0.2, max_other_similarity=0.8, max_duplicate_similarity=0.995)
     who = dict(zip(ids, [one[:3] for one in ids], strict=True))
 
     def judged(order: np.ndarray, n: int) -> dict[str, str]:
@@ -122,7 +132,7 @@ def test_the_order_of_rows_changes_nothing() -> None:
 
 
 def by_hand(people: dict[str, list[np.ndarray]], limit: float) -> set[str]:
-    """Whom `others` refuses, a cosine at a time."""
+    """Whom `max_other_similarity` refuses, a cosine at a time."""
 
     def middle(rows: list[np.ndarray]) -> np.ndarray:
         return sum(rows) / np.linalg.norm(sum(rows))
@@ -146,22 +156,24 @@ def test_people_are_compared_as_one_would_by_hand(monkeypatch: pytest.MonkeyPatc
     people = {f"p{i:02d}": units[3 * i : 3 * i + 3] for i in range(50)}
     made = pool({f"{name}-{i}": list(x) for name, rows in people.items() for i, x in enumerate(rows)})
     for limit in (0.7, 0.9, 0.97):
-        assert gate(others=limit).judge(made, ScorePool(), {}).keys() == by_hand(people, limit)
+        assert gate(max_other_similarity=limit).judge(made, ScorePool(), {}).keys() == by_hand(people, limit)
     with monkeypatch.context() as small:
         small.setattr(centroids, "CELLS", 60)
-        assert gate(others=0.9).judge(made, ScorePool(), {}).keys() == by_hand(people, 0.9), "a row at a time"
+        assert gate(max_other_similarity=0.9).judge(made, ScorePool(), {}).keys() == by_hand(people, 0.9), (
+            "a row at a time"
+        )
 
 
 def test_how_many_are_like_a_stranger_by_chance_does_not_grow_with_the_people() -> None:
     random = np.random.default_rng(5)
     faces = [one / np.linalg.norm(one) for one in random.normal(size=(1200, 8))]
     real = {("faces", None): pool({f"r{i}-1": list(x) for i, x in enumerate(faces[:600])})}
-    rule = parse(IdentityGate, {"kind": "identity", "far": 0.1, "faces": "faces"}, "gate")
+    rule = parse(IdentityGate, {"kind": "identity", "max_false_rate": 0.1, "faces": "faces"}, "gate")
     shares, most = [], []
     for n in (50, 200, 600):
         made = pool({f"p{i:03d}-1": list(x) for i, x in enumerate(faces[600 : 600 + n])}, real=real)
         limits = rule.limits(made)
-        most.append(limits["others"])
+        most.append(limits["max_other_similarity"])
         # Each picture is its person's centre, so of two who are alike the later is refused: half of `far`.
         shares.append(len(rule.judge(made, ScorePool(), limits)) / n)
     x = np.array(faces[:600])
@@ -169,21 +181,21 @@ def test_how_many_are_like_a_stranger_by_chance_does_not_grow_with_the_people() 
     assert [np.mean(pairs > m) for m in most] == pytest.approx([0.1 / 49, 0.1 / 199, 0.1 / 599], rel=0.25)
     assert most == sorted(most)
     assert all(0.01 < share <= 0.1 for share in shares)
-    fixed = gate(others=most[0]).judge(made, ScorePool(), {})
+    fixed = gate(max_other_similarity=most[0]).judge(made, ScorePool(), {})
     assert len(fixed) / 600 > 0.25, "one limit for all numbers of people refuses more of more"
     nobody = pool({"a-1": [1.0] * 8}, real={("faces", None): pool({"r-1": [1.0] * 8})})
-    with pytest.raises(ConfigError, match="two people"):
+    with pytest.raises(ConfigError, match="two labelled identities"):
         rule.limits(nobody)
 
 
 @pytest.mark.parametrize(
     "what",
     [
-        {"far": 0.1},
+        {"max_false_rate": 0.1},
         {"faces": "x"},
-        {"faces": "x", "least": 0.1},
-        {"far": 0.1, "faces": "x", "others": 0.9},
-        {"split": "train", "twins": 0.9},
+        {"faces": "x", "min": 0.1},
+        {"max_false_rate": 0.1, "faces": "x", "max_other_similarity": 0.9},
+        {"split": "train", "max_duplicate_similarity": 0.9},
     ],
 )
 def test_far_belongs_to_faces(what: dict) -> None:
@@ -193,7 +205,9 @@ def test_far_belongs_to_faces(what: dict) -> None:
 
 def test_rows_without_a_name_are_not_judged() -> None:
     assert (
-        gate(least=0.9, twins=0.9).judge(pool({"a-1": [1.0, 0, 0], "a-2": [1.0, 0, 0]}, people={}), ScorePool(), {})
+        gate(min=0.9, max_duplicate_similarity=0.9).judge(
+            pool({"a-1": [1.0, 0, 0], "a-2": [1.0, 0, 0]}, people={}), ScorePool(), {}
+        )
         == {}
     )
 
@@ -201,7 +215,7 @@ def test_rows_without_a_name_are_not_judged() -> None:
 def test_a_real_face_is_not_shown() -> None:
     real = {("faces", None): pool({"r-1": [1.0, 0, 0], "r-2": [0.9, 0.5, 0], "s-1": [0, 0, 1.0]})}
     made = pool({"a-1": [0.99, 0.01, 0], "b-1": [0, 1.0, 0]}, real=real)
-    rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "most": 0.9}, "gate")
+    rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "max": 0.9}, "gate")
     found = rule.judge(made, ScorePool(), rule.limits(made))
     assert list(found) == ["a-1"]
     assert "to the real r-1" in found["a-1"]
@@ -212,7 +226,7 @@ def test_gates_over_two_parts_of_the_same_faces_are_two_gates() -> None:
     train, test = pool({"r-1": [1.0, 0, 0]}), pool({"s-1": [0, 1.0, 0]})
     made = pool({"a-1": [1.0, 0, 0], "b-1": [0, 1.0, 0]}, real={("faces", "train"): train, ("faces", "test"): test})
     for split, refused in (("train", "a-1"), ("test", "b-1")):
-        rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "split": split, "most": 0.9}, "gate")
+        rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "split": split, "max": 0.9}, "gate")
         assert list(rule.judge(made, ScorePool(), rule.limits(made))) == [refused]
 
 
@@ -220,18 +234,18 @@ def test_the_limit_can_be_how_alike_real_people_are() -> None:
     random = np.random.default_rng(0)
     real = {("faces", None): pool({f"p{i}-1": list(random.normal(size=8)) for i in range(60)})}
     made = pool({"a-1": [1.0] * 8}, real=real)
-    rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "far": 0.01}, "gate")
-    most = rule.limits(made)["most"]
+    rule = parse(LeakGate, {"kind": "leak", "faces": "faces", "max_false_rate": 0.01}, "gate")
+    most = rule.limits(made)["max"]
     x = real["faces", None].of("identity:").vectors
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
     cosines = (x @ x.T)[np.triu_indices(60, 1)]
     assert np.mean(cosines >= most) <= 0.01 < np.mean(cosines >= most - 0.05)
     nobody = pool({"a-1": [1.0] * 8}, real={("faces", None): pool({"r-1": [1.0] * 8})})
-    with pytest.raises(ConfigError, match="two people"):
+    with pytest.raises(ConfigError, match="two labelled identities"):
         rule.limits(nobody)
 
 
-@pytest.mark.parametrize("what", [{}, {"least": 2}])
+@pytest.mark.parametrize("what", [{}, {"min": 2}])
 def test_a_gate_without_a_rule_is_an_error(what: dict) -> None:
     with pytest.raises(ConfigError):
         gate(**what)
@@ -249,9 +263,9 @@ def with_ssim(vectors: dict[str, list[float]], ssim: dict[str, float], real: dic
     return found
 
 
-SSIM = parse(ScoreGate, {"kind": "score", "metric": "ssim", "least": 0.5}, "gate")
+SSIM = parse(ScoreGate, {"kind": "score", "metric": "ssim", "min": 0.5}, "gate")
 REAL = {("faces", None): pool({"r-1": [0, 0, 1.0]})}
-LEAK = parse(LeakGate, {"kind": "leak", "faces": "faces", "most": 0.9}, "gate")
+LEAK = parse(LeakGate, {"kind": "leak", "faces": "faces", "max": 0.9}, "gate")
 
 
 def reasons(rounds: RetryState) -> dict[str, list[str | None]]:
@@ -263,7 +277,7 @@ def chosen(rounds: RetryState) -> list[str]:
 
 
 def test_the_best_is_nobody_real_and_nobody_else_and_no_twin() -> None:
-    rounds = RetryState([SSIM, gate(others=0.9, twins=0.99), LEAK], "best")
+    rounds = RetryState([SSIM, gate(max_other_similarity=0.9, max_duplicate_similarity=0.99), LEAK], "best")
     made = {
         "a-1": [1.0, 0, 0],
         "a-2": [1.0, 0.01, 0],
@@ -284,7 +298,7 @@ def test_the_best_is_nobody_real_and_nobody_else_and_no_twin() -> None:
 
 
 def test_the_best_is_compared_with_others_before_it_counts() -> None:
-    rounds = RetryState([SSIM, gate(twins=0.99), LEAK], "best")
+    rounds = RetryState([SSIM, gate(max_duplicate_similarity=0.99), LEAK], "best")
     first = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.01, 0], "a-3": [0, 0, 1.0]}
     assert rounds.judge(0, sorted(first), with_ssim(first, {"a-1": 0.9, "a-2": 0.4, "a-3": 0.4}, REAL), {})
     again = {"a-2": [0.5, 1.0, 0], "a-3": [0, 0, 1.0]}
@@ -298,7 +312,7 @@ def test_the_best_is_compared_with_others_before_it_counts() -> None:
 
 
 def test_of_two_that_might_be_the_best_one_is_enough() -> None:
-    rounds = RetryState([SSIM, gate(twins=0.99)], "best")
+    rounds = RetryState([SSIM, gate(max_duplicate_similarity=0.99)], "best")
     made = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0, 0]}
     rounds.judge(0, sorted(made), with_ssim(made, {"a-1": 0.1, "a-2": 0.4}), {})
     rounds.settle()
@@ -309,7 +323,7 @@ def test_of_two_that_might_be_the_best_one_is_enough() -> None:
 def test_what_was_not_measured_does_not_pass(otherwise: str) -> None:
     made = {"a-1": [1.0, 0, 0], "a-3": [1.0, 0.2, 0]}
     ssim = {"a-1": 0.9, "a-2": 0.9}
-    for rules, of in (([SSIM, LEAK], "leak"), ([SSIM, gate(twins=0.99)], "identity")):
+    for rules, of in (([SSIM, LEAK], "leak"), ([SSIM, gate(max_duplicate_similarity=0.99)], "identity")):
         rounds = RetryState(rules, otherwise)
         found = rounds.judge(0, ["a-1", "a-2", "a-3", "a-4"], with_ssim(made, ssim, REAL), {"a-4": "no mask"})
         assert found == ["a-2", "a-3", "a-4"]
@@ -321,16 +335,16 @@ def test_what_was_not_measured_does_not_pass(otherwise: str) -> None:
 
 
 def test_who_is_refused_spoils_nobody() -> None:
-    rounds = RetryState([gate(twins=0.99), SSIM])
+    rounds = RetryState([gate(max_duplicate_similarity=0.99), SSIM])
     twins = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.01, 0]}
     assert rounds.judge(0, sorted(twins), with_ssim(twins, {"a-1": 0.1, "a-2": 0.9}), {}) == ["a-1"]
     assert reasons(rounds)["a-2"] == [None], "its twin is gone"
-    rounds = RetryState([gate(least=0.9), SSIM])
+    rounds = RetryState([gate(min=0.9), SSIM])
     made = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.05, 0], "a-3": [0, 0, 1.0]}
     assert rounds.judge(0, sorted(made), with_ssim(made, {"a-1": 0.9, "a-2": 0.9, "a-3": 0.1}), {}) == ["a-3"]
-    assert "least" not in str(reasons(rounds)), "what is refused is not in the middle of the others"
+    assert "min" not in str(reasons(rounds)), "what is refused is not in the middle of the others"
     far = {"a-1": [1.0, 0, 0], "a-2": [1.0, 0.1, 0], "a-3": [1.0, -0.1, 0], "a-4": [-1.0, 3.0, 0], "b-1": [0.7, 0.7, 0]}
-    assert list(gate(least=0.3, others=0.9).judge(pool(far), ScorePool(), {})) == ["a-4"], (
+    assert list(gate(min=0.3, max_other_similarity=0.9).judge(pool(far), ScorePool(), {})) == ["a-4"], (
         "nor in the centre for others"
     )
 
@@ -419,8 +433,8 @@ def test_an_evaluation_of_faces_says_how_well_people_are_told_apart(world: Path,
 
 
 def test_a_selection_refuses_real_people_and_says_who(world: Path, embedder: str) -> None:
-    gates = [{"kind": "leak", "faces": f"{world}/faces", "most": -1.0}]
-    job = document(world, "leaks", gates=gates, rounds=1)
+    gates = [{"kind": "leak", "faces": f"{world}/faces", "max": -1.0}]
+    job = document(world, "leaks", gates=gates, max_retries=1)
     job["generate"]["score"]["identity"] = {"network": {"kind": "small", "folder": embedder}}
     facts = make(job).run(quiet).facts
     assert facts["left out"] == facts["rows"] == 18
@@ -437,11 +451,11 @@ def test_verification_without_an_embedder_is_an_error(world: Path) -> None:
 
 
 def test_a_report_shows_people_with_their_pictures(world: Path) -> None:
-    shown = identities_section(RunStore(f"{world}/faces").slices("faces"), "face_id")
+    shown = identities(RunStore(f"{world}/faces").slices("faces"), "face_id")
     assert len(shown) == len({name for name, _ in shown}) == 6
     assert all(len(pairs) == 3 and all(pair.id.startswith(name) for pair in pairs) for name, pairs in shown)
     page = Path(build_report(str(world), f"{world}/page.html", faces=f"{world}/faces")).read_text()
-    assert 'id="people"' in page
+    assert 'id="identities"' in page
 
 
 # --- faces that are there already ---------------------------------------------------------------------------
@@ -455,7 +469,7 @@ def of_faces(world: Path, embedder: str, out: str, *gates: dict, **what: object)
 
 
 def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: str) -> None:
-    make(of_faces(world, embedder, "gated", {"kind": "identity", "least": -1})).run(quiet)
+    make(of_faces(world, embedder, "gated", {"kind": "identity", "min": -1})).run(quiet)
     [scores] = [RunStore(str(p)) for p in (world / "gated/real").glob("*/scores/reference")]
     found = {r["sample_id"]: np.array(r["vector"]) for t in scores.tables("scores") for r in t.to_pylist()}
     units = {one: x / np.linalg.norm(x) for one, x in found.items()}
@@ -469,7 +483,11 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
     widest = int(np.diff(middle).argmax())
     twins = float(middle[widest : widest + 2].mean())
     shutil.rmtree(world / "gated/selected")
-    facts = make(of_faces(world, embedder, "gated", {"kind": "identity", "twins": twins})).run(quiet).facts
+    facts = (
+        make(of_faces(world, embedder, "gated", {"kind": "identity", "max_duplicate_similarity": twins}))
+        .run(quiet)
+        .facts
+    )
     assert len(list((world / "gated/real").glob("*"))) == 1, "measured once"
     store, _ = open_input(f"{world}/gated/selected")
     assert verify(store).ok
@@ -503,11 +521,14 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
     card = (world / "listed/dataset/README.md").read_text()
     assert "a program drew every one of them" in card, "a selection of drawn faces is drawn"
     assert "| raygen-identity | judged what goes in |" in card
-    assert f'| gate | identity: `{{"twins":{twins}}}` |' in card
+    sentence = (
+        f"Images with a face similarity (cosine) above {twins:g} to another image of their identity were refused."
+    )
+    assert f"| gate | {sentence} |" in card
 
 
 def test_how_alike_strangers_are_is_measured_on_the_faces_that_a_gate_names(world: Path, embedder: str) -> None:
-    rule = {"kind": "identity", "far": 0.5, "faces": f"{world}/faces"}
+    rule = {"kind": "identity", "max_false_rate": 0.5, "faces": f"{world}/faces"}
     facts = make(of_faces(world, embedder, "chance", rule)).run(quiet).facts
     [scores] = [RunStore(str(p)) for p in (world / "chance/real").glob("*/scores/reference")]
     found = {r["sample_id"]: r["vector"] for t in scores.tables("scores") for r in t.to_pylist()}
@@ -529,16 +550,16 @@ def test_how_alike_strangers_are_is_measured_on_the_faces_that_a_gate_names(worl
         ({"generate": {}}, "either `generate` or `faces`"),
         ({"score": None}, "what `score` measures"),
         ({"samples": "runs/x"}, "are not `samples`"),
-        ({"otherwise": "best"}, "tried once, so otherwise cannot be kept"),
-        ({"rounds": 3}, "tried once, so rounds cannot be kept"),
+        ({"on_exhausted": "best"}, "tried once, so on_exhausted cannot be kept"),
+        ({"max_retries": 3}, "tried once, so max_retries cannot be kept"),
     ],
 )
 def test_faces_are_not_made(world: Path, embedder: str, what: dict, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        make(of_faces(world, embedder, "wrong", {"kind": "identity", "twins": 0.9}, **what))
+        make(of_faces(world, embedder, "wrong", {"kind": "identity", "max_duplicate_similarity": 0.9}, **what))
 
 
 def test_faces_are_like_themselves(world: Path, embedder: str) -> None:
-    job = make(of_faces(world, embedder, "own", {"kind": "leak", "faces": f"{world}/faces/", "most": 0.5}))
+    job = make(of_faces(world, embedder, "own", {"kind": "leak", "faces": f"{world}/faces/", "max": 0.5}))
     with pytest.raises(ConfigError, match="all are like themselves"):
         job.run(quiet)

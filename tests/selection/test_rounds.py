@@ -43,14 +43,14 @@ def gate(**what: object) -> ScoreGate:
 
 def test_the_worst_share_is_that_of_the_first_attempt() -> None:
     first = scored({f"s{i:02d}": i / 20 for i in range(20)})
-    rule = gate(worst=0.25)
+    rule = gate(reject_fraction=0.25)
     limits = rule.limits(first)
     assert sorted(rule.judge(first, ScorePool(), limits)) == ["s00", "s01", "s02", "s03", "s04"]
     later = scored({"a": 0.24, "b": 0.25, "c": 0.9})
     assert list(rule.judge(later, ScorePool(), limits)) == ["a"], (
         "as bad as the worst of the first attempt, and no other"
     )
-    assert rule.judge(first, ScorePool(), gate(worst=0.01).limits(first)) == {}, (
+    assert rule.judge(first, ScorePool(), gate(reject_fraction=0.01).limits(first)) == {}, (
         "a share that is no picture refuses none"
     )
 
@@ -60,7 +60,7 @@ def test_a_picture_without_the_number_is_not_refused_for_it() -> None:
     hair = CLASS_INDEX["hair"]
     vectors[0, [hair, 19 + hair, 38 + hair]] = 5, 10, 5  # IoU 0.5
     pool = ScorePool({"segmentation:p": ScoreMatrix(("has", "none"), vectors)})
-    rule = gate(metric="miou", of=["hair"], least=0.6)
+    rule = gate(metric="miou", classes=["hair"], min=0.6)
     assert rule.judge(pool, ScorePool(), rule.limits(pool)) == {"has": "miou of hair 0.500 < 0.600"}
 
 
@@ -68,16 +68,16 @@ def test_attributes_count_what_was_asked_for() -> None:
     codes = np.zeros((1, 40), np.float32)
     codes[0, [ATTRIBUTES.index(n) for n in ("Male", "Smiling", "Eyeglasses")]] = 4, 2, 1  # right, wrong, right
     pool = ScorePool({"attributes:c": ScoreMatrix(("one",), codes)})
-    assert gate(metric="attributes", least=0.5).values(pool) == {"one": pytest.approx(2 / 3)}
-    assert gate(metric="attributes", least=0.5, of=["Smiling"]).values(pool) == {"one": 0.0}
-    assert gate(metric="attributes", least=0.5, of=["Bald"]).values(pool) == {}
+    assert gate(metric="attributes", min=0.5).values(pool) == {"one": pytest.approx(2 / 3)}
+    assert gate(metric="attributes", min=0.5, classes=["Smiling"]).values(pool) == {"one": 0.0}
+    assert gate(metric="attributes", min=0.5, classes=["Bald"]).values(pool) == {}
 
 
 def test_wrong_gates_say_what_is_right() -> None:
     with pytest.raises(ConfigError, match="did you mean 'hair'"):
-        gate(metric="miou", of=["hairs"], least=0.5)
-    with pytest.raises(ConfigError, match="either `least` or `worst`"):
-        gate(least=0.5, worst=0.1)
+        gate(metric="miou", classes=["hairs"], min=0.5)
+    with pytest.raises(ConfigError, match="either `min` or `reject_fraction`"):
+        gate(min=0.5, reject_fraction=0.1)
 
 
 def test_a_mask_unlike_the_others_is_rare() -> None:
@@ -100,7 +100,7 @@ def test_a_mask_unlike_the_others_is_rare() -> None:
 
 
 def test_rounds_try_again_only_what_was_refused_and_the_best_may_count() -> None:
-    rounds = RetryState([gate(least=0.5)], "best")
+    rounds = RetryState([gate(min=0.5)], "best")
     assert rounds.judge(0, ["a", "b", "c", "d"], scored({"a": 0.9, "b": 0.4, "c": 0.1}), {"d": "mask: bad"}) == [
         "b",
         "c",
@@ -138,8 +138,8 @@ def document(root: Path, out: str, **what: object) -> dict:
             "seed": 5,
             "score": {"classifier": None},
         },
-        "gates": [{"kind": "score", "metric": "miou", "worst": 0.25}],
-        "rounds": 2,
+        "gates": [{"kind": "score", "metric": "miou", "reject_fraction": 0.25}],
+        "max_retries": 2,
         **what,
         "out": f"{root}/{out}",
     }
@@ -187,7 +187,7 @@ def test_the_selection_says_how_its_pictures_were_made_and_planned(world: Path, 
     assert what["generate"]["sampler"]["steps"] == 2
     assert what["generate"]["checkpoint"] == first["checkpoint"]
     assert what["planning"]["kind"] == "from_faces"
-    assert what["limits"][0]["least"] > 0, "what the worst quarter came to"
+    assert what["limits"][0]["min"] > 0, "what the worst quarter came to"
     assert str(world) not in json.dumps(what)
     form = {"samples": f"{chosen}/selected", "format": {"kind": "folder"}}
     make({"kind": "export", **form, "out": f"{chosen}/folder"}).run(quiet)
@@ -200,7 +200,7 @@ def test_the_selection_says_how_its_pictures_were_made_and_planned(world: Path, 
     card = (chosen / "folder/dataset/README.md").read_text()
     assert "| noise_seed | `5` |" in card
     assert "| planned as | `{" in card
-    assert 'which is `{"least":' in card
+    assert "the 0.25 quantile of the first attempt, were refused. |" in card
     assert str(world) not in card
 
 
@@ -223,7 +223,7 @@ def test_kinds_of_failure_are_in_the_table_and_in_the_report(chosen: Path) -> No
     assert sum(kinds) == 6
     assert 0 <= by["mended", "refused"]["value"] <= 1
     page = Path(build_report(str(chosen), f"{chosen}/page.html")).read_text()
-    assert "18 of 24 pictures passed at once" in page
+    assert "18 of 24 images passed at the first try" in page
     assert page.count('alt="First try of ') == 6
 
 
@@ -241,7 +241,7 @@ def test_the_same_command_changes_nothing_and_best_keeps_every_row(world: Path, 
     before = {p: p.stat().st_mtime_ns for p in chosen.rglob("commits/*.json")}
     make(document(world, "chosen")).run(quiet)
     assert {p: p.stat().st_mtime_ns for p in chosen.rglob("commits/*.json")} == before
-    samples = {"samples": f"{chosen}/samples", "otherwise": "best", "rounds": 1}
+    samples = {"samples": f"{chosen}/samples", "on_exhausted": "best", "max_retries": 1}
     facts = make(document(world, "best", **samples)).run(quiet).facts
     assert facts["left out"] == 0
     assert not (world / "best/samples").exists(), "a finished first attempt is used where it lies"
@@ -267,7 +267,7 @@ def test_a_killed_selection_ends_as_an_undisturbed_one(world: Path, chosen: Path
 
 
 def test_a_gate_that_nothing_was_measured_for_is_an_error(world: Path) -> None:
-    job = document(world, "blind", gates=[{"kind": "score", "metric": "clip", "least": 0.1}])
+    job = document(world, "blind", gates=[{"kind": "score", "metric": "clip", "min": 0.1}])
     with pytest.raises(ConfigError, match=r"nothing was measured that clip reads"):
         make(job).run(quiet)
     job["generate"]["score"] = None

@@ -203,17 +203,30 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
 
 
 def _rank(rank: int, folder: str) -> None:
+    """Both trainings that two processes share: starting the processes takes longer than training in them."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    made = list(train(trainer(rank, 2, gradient_accumulation_steps=2), arrays()))
-    Path(folder, f"{rank}.json").write_text(json.dumps([s.loss for s in made]))
+    steps = list(train(trainer(rank, 2, gradient_accumulation_steps=2), arrays()))
+    Path(folder, f"{rank}.json").write_text(json.dumps([s.loss for s in steps]))
+    active = adversarial(rank=rank, world_size=2)
+    losses = [s.losses for s in train(active, load_training_data([faces()], size=16))]
+    weights = torch.cat([p.detach().flatten() for p in active.parameters.values()])
+    torch.save(weights, Path(folder, f"adversarial-{rank}.pt"))
+    Path(folder, f"adversarial-{rank}.json").write_text(json.dumps(losses))
     dist.destroy_process_group()
 
 
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each of two processes wrote: its losses, and losses and weights of adversarial training."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_rank, args=(str(folder),), nprocs=2)
+    return folder
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(str(tmp_path),), nprocs=2)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+def test_two_processes_train_as_one(two_ranks: Path) -> None:
+    ranks = [json.loads((two_ranks / f"{rank}.json").read_text()) for rank in (0, 1)]
     alone = [s.loss for s in train(trainer(), arrays())]
     np.testing.assert_allclose(np.mean(ranks, axis=0), alone, rtol=1e-3)
 
@@ -326,23 +339,11 @@ def test_a_discriminator_waits_for_its_step() -> None:
     assert all({"discriminator", "adversarial", "adaptive_weight"} <= set(s.losses) for s in steps[3:])
 
 
-def _adversarial_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    active = adversarial(rank=rank, world_size=2)
-    losses = [s.losses for s in train(active, load_training_data([faces()], size=16))]
-    weights = torch.cat([p.detach().flatten() for p in active.parameters.values()])
-    torch.save(weights, Path(folder, f"{rank}.pt"))
-    Path(folder, f"{rank}.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
-def test_two_processes_share_a_discriminator(tmp_path: Path) -> None:
-    mp.spawn(_adversarial_rank, args=(str(tmp_path),), nprocs=2)
-    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+def test_two_processes_share_a_discriminator(two_ranks: Path) -> None:
+    one, other = (torch.load(two_ranks / f"adversarial-{rank}.pt", weights_only=True) for rank in (0, 1))
     assert torch.equal(one, other)
-    losses = json.loads((tmp_path / "0.json").read_text())
+    losses = json.loads((two_ranks / "adversarial-0.json").read_text())
     assert "discriminator" in losses[-1]
     assert np.isfinite([v for step in losses for v in step.values()]).all()
 

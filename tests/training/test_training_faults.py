@@ -21,9 +21,12 @@ STEPS = 30
 
 
 def job(faces: Path, out: Path, **resources) -> dict:
+    """Three channels a normalisation group: a bias in front of a group of one has no gradient but rounding, which Adam
+    turns into whole steps.
+    """
     what = {
         "faces": str(faces),
-        "model": {"kind": "autoencoder", "image_size": 32, "patch": 2, "channels": [8, 8], "mid_attention": False},
+        "model": {"kind": "autoencoder", "image_size": 32, "patch": 2, "channels": [12, 12], "mid_attention": False},
         "training": {"steps": STEPS, "batch": 8, "warmup": 2, "save_every": 3, "log_every": 3, "seed": 4, "lr": 1e-3},
         "save_dtype": "float32",
     }
@@ -76,11 +79,12 @@ def test_a_killed_command_goes_on_and_ends_in_the_same_weights(faces, golden, tm
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
 def test_a_killed_worker_costs_no_step(faces, golden, tmp_path):
+    """Two ranks train what one trains, whichever of them is killed on the way; their job has relative paths."""
     out = tmp_path / "out"
     killed = []
 
     def kill_one() -> None:
-        deadline = time.time() + 150
+        deadline = time.time() + 300
         while not has_state(out) and time.time() < deadline:
             time.sleep(0.005)
         for process in psutil.Process().children(recursive=True):
@@ -91,21 +95,19 @@ def test_a_killed_worker_costs_no_step(faces, golden, tmp_path):
 
     watcher = threading.Thread(target=kill_one)
     watcher.start()
-    result = make(job(faces, out, runner="ray", workers=2)).run(lambda _: None)
+    document = job(Path(os.path.relpath(faces)), Path(os.path.relpath(out)), runner="ray", workers=2)
+    result = make(document).run(lambda _: None)
     watcher.join()
     assert killed, "there was no worker to kill"
     assert result.facts["steps"] == STEPS
     found = weights(out)
-    assert max(float((golden[name] - found[name]).abs().max()) for name in golden) < 5e-3
+    assert max(float((golden[name] - found[name]).abs().max()) for name in golden) < 1e-4
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_session")
-def test_ranks_take_relative_paths_and_do_not_try_a_wrong_job_again(faces, tmp_path):
-    document = job(Path(os.path.relpath(faces)), Path(os.path.relpath(tmp_path / "out")), runner="ray", workers=2)
-    document["training"]["steps"] = 2
-    assert make(document).run(lambda _: None).facts["steps"] == 2
+def test_ranks_do_not_try_a_wrong_job_again(tmp_path):
     missing = job(tmp_path / "nothing", tmp_path / "other", runner="ray", workers=2)
     with pytest.raises(ConfigError, match="no complete run is here"):
         make(missing).run(lambda _: None)

@@ -6,7 +6,7 @@ A local Ray listens on loopback only, has more logical CPUs than the actors ask 
 import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,19 +63,42 @@ def _start(resources: Resources) -> None:
                 address=address, runtime_env={"env_vars": environment}, log_to_driver=True, logging_level="warning"
             )
             return
-        ray.init(
-            address="local",
-            num_cpus=logical_cpus(resources),
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            runtime_env={"env_vars": environment},
-            log_to_driver=True,
-            logging_level="warning",
-            configure_logging=True,
-        )
-        # Ray writes its token, which opens the cluster, with permissions for all users of the machine.
-        token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
-        if token.is_file() and stat.S_IMODE(token.stat().st_mode) & 0o077:
-            token.chmod(0o600)
-    except Exception as error:  # Ray raises a bare Exception where one of its processes starts too slowly
+        with _environment(environment):
+            ray.init(
+                address="local",
+                num_cpus=logical_cpus(resources),
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                log_to_driver=True,
+                logging_level="warning",
+                configure_logging=True,
+            )
+        _guard_token()
+    except Exception as error:  # Ray raises bare ones where a process of its own is too slow to start
         raise InfrastructureError(f"Ray could not be started or joined: {error}") from error
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """`os.environ` with `variables` for the length of the block.
+
+    The processes of a local Ray inherit them. With a `runtime_env` instead, Ray could not use the workers that it has
+    started ahead, and every actor would wait for a new process.
+    """
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                del os.environ[name]
+
+
+def _guard_token() -> None:
+    """Ray writes its token readable by everyone on the machine; it opens the cluster, so make it private."""
+    token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
+    if token.is_file() and stat.S_IMODE(token.stat().st_mode) & 0o077:
+        token.chmod(0o600)
