@@ -20,8 +20,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field, model_validator
 
@@ -40,6 +38,7 @@ from raygen.commands.base import (
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import run_id
+from raygen.core.types import UInt8Array
 from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, aggregate, gather_scores, write_metrics
 from raygen.evaluation.external_stats import compare_to_statistics
 from raygen.evaluation.feature_metrics import FeatureMetricsConfig, Grouping, few_rows
@@ -72,7 +71,6 @@ from raygen.store.set_digest import KEYS
 __all__ = ["JOB", "EvaluateJob"]
 
 
-UInt8Array = npt.NDArray[np.uint8]
 #: Measurements of how pictures were made; no later look at them can have these.
 MADE: Final = ("influence", "edit")
 #: Passes over what is judged.

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Final, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
+
+from raygen.core.types import UInt8Array
 
 __all__ = [
     "ATTRIBUTES",
@@ -32,8 +33,6 @@ __all__ = [
     "split_of",
 ]
 
-
-UInt8Array = npt.NDArray[np.uint8]
 
 #: The 19 semantic classes; a mask holds their indices. Left and right are the person's own sides.
 CLASSES: Final = (

@@ -10,19 +10,17 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASSES, SplitName, split_of
+from raygen.core.types import UInt8Array
 from raygen.datasets.folder import Files, PictureFiles, read, read_mask, refuse_collisions
 from raygen.store.images import decode_image
 
 __all__ = ["CelebAFiles", "CelebAMask", "attribute_values", "merge_parts", "number_of"]
 
-
-UInt8Array = npt.NDArray[np.uint8]
 
 IMAGE_FOLDERS: Final = ("CelebA-HQ-img", "image", "images", "")
 PARTS_FOLDER: Final = "CelebAMask-HQ-mask-anno"

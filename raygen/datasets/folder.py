@@ -18,7 +18,6 @@ from typing import Any, Final, Literal
 
 import fsspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
@@ -26,6 +25,7 @@ from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import Split
+from raygen.core.types import UInt8Array
 from raygen.datasets.base import DataSet, load_rows
 from raygen.store.images import FORMATS, decode_image, decode_mask, encode_image, encode_mask, picture
 from raygen.store.schemas import check_id
@@ -42,8 +42,6 @@ __all__ = [
     "safe_id",
 ]
 
-
-UInt8Array = npt.NDArray[np.uint8]
 
 #: Image format by extension.
 FORMAT_OF: Final[Mapping[str, str]] = {

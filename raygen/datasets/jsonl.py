@@ -11,18 +11,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX, Split
+from raygen.core.types import UInt8Array
 from raygen.datasets.folder import Files, PictureFiles, read_mask, read_picture, refuse_collisions, safe_id
 
 __all__ = ["JSONLines"]
 
 
-UInt8Array = npt.NDArray[np.uint8]
 KEYS: Final = ("target", "mask", "hint", "prompts", "face_bbox", "keypoints")
 #: The class of a person mask without parts: not a part of a face, so that the person is not mistaken for one.
 PERSON: Final = CLASS_INDEX["cloth"]

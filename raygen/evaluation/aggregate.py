@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
+from raygen.core.types import Float32Array
 from raygen.evaluation.feature_metrics import (
     UNGROUPED,
     FeatureMetricsConfig,
@@ -60,7 +60,7 @@ class ScoreMatrix:
     """All vectors [n, D] of one measurement, sorted by id, so that results do not depend on the order of arrival."""
 
     ids: tuple[str, ...]
-    vectors: npt.NDArray[np.float32]
+    vectors: Float32Array
 
 
 def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:
@@ -69,7 +69,7 @@ def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:
     `InputError` where a row occurs twice (`duplicate`), widths differ (`width`), or a value is not finite
     (`nonfinite`).
     """
-    parts: dict[str, list[tuple[list[str], npt.NDArray[np.float32]]]] = {}
+    parts: dict[str, list[tuple[list[str], Float32Array]]] = {}
     for table in tables:
         for name in table["metric"].unique().to_pylist():
             rows = table.filter(pc.equal(table["metric"], name)).combine_chunks()
@@ -79,7 +79,7 @@ def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:
     return {name: _concatenate(name, parts.pop(name)) for name in list(parts)}
 
 
-def _concatenate(name: str, parts: list[tuple[list[str], npt.NDArray[np.float32]]]) -> ScoreMatrix:
+def _concatenate(name: str, parts: list[tuple[list[str], Float32Array]]) -> ScoreMatrix:
     """Vectors of all parts by sorted id. Empties `parts`, so that the vectors are in memory once."""
     unsorted = [row_id for ids, _ in parts for row_id in ids]
     order = sorted(range(len(unsorted)), key=unsorted.__getitem__)

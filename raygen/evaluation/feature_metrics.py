@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from raygen.core.config import Config
 from raygen.core.errors import InputError
+from raygen.core.types import AnyArray
 from raygen.metrics.frechet import FactoredReference, frechet_from
 from raygen.metrics.frechet_jackknife import LEAST, blocks_of, margin, most_blocks
 from raygen.metrics.frechet_stats import POINTS, ROWS_A_VALUE, frechet_infinity
@@ -67,7 +67,7 @@ class FeatureSet:
     """Features [n, D] of the rows of one set, with their ids."""
 
     ids: Sequence[str]
-    vectors: npt.NDArray[Any]
+    vectors: AnyArray
 
 
 def too_few(config: FeatureMetricsConfig, generated: int, real: int, width: int) -> dict[str, str]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
@@ -12,6 +11,7 @@ from pydantic import Field, model_validator
 from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.precision import set_deterministic_precision
+from raygen.core.types import UInt8Array
 from raygen.evaluation.scoring import score_table
 from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.metrics.image_similarity import Similarity
@@ -22,7 +22,6 @@ from raygen.store.lookup import StoredRows
 __all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "PairwiseConfig", "PairwiseWorker", "protocols"]
 
 
-UInt8Array = npt.NDArray[np.uint8]
 #: Names of the measurements; that of diversity is followed by its distance.
 CHANGE: Final = "change"
 DIVERSITY: Final = "diversity"

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config
 from raygen.core.precision import set_deterministic_precision
+from raygen.core.types import UInt8Array
 from raygen.extractors.base import (
     BundledNetworkConfig,
     FeatureConfig,
@@ -36,7 +36,6 @@ from raygen.store.schemas import SCORES
 __all__ = ["FACE", "ScoreConfig", "ScoreWorker", "Scorer", "score_table"]
 
 
-UInt8Array = npt.NDArray[np.uint8]
 #: Suffix of features of the face alone, and the classes whose bounding box is the face.
 FACE: Final = "@face"
 FACE_CLASSES: Final = range(1, 13)

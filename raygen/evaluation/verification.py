@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from raygen.core.config import Config
 from raygen.core.errors import InputError
+from raygen.core.types import BoolArray, Int64Array
 from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
 from raygen.evaluation.slices import column
 from raygen.metrics.verification import BINS, VerificationHistogram, fold_accuracy, unit, verification
@@ -33,7 +33,6 @@ __all__ = [
 ]
 
 
-Ints = npt.NDArray[np.int64]
 COLUMNS: Final = ("sample_id_1", "sample_id_2", "same", "fold", "identity_id_1", "identity_id_2")
 
 
@@ -48,18 +47,18 @@ class VerificationPairs:
     ids: tuple[str, ...]
     who: tuple[str, ...]
     number: tuple[int, ...]
-    first: Ints
-    second: Ints
+    first: Int64Array
+    second: Int64Array
     folds: int
     each: int
 
     @property
-    def same(self) -> npt.NDArray[np.bool_]:
+    def same(self) -> BoolArray:
         """Whether both rows show one person, [pairs]."""
         return np.tile(np.repeat([True, False], self.each), self.folds)
 
     @property
-    def fold(self) -> Ints:
+    def fold(self) -> Int64Array:
         """Number of the fold from 0, [pairs]."""
         return np.repeat(np.arange(self.folds), 2 * self.each)
 
@@ -101,7 +100,7 @@ def draw_pairs(
     return VerificationPairs(ids, who, number, first, second, folds, each)
 
 
-def _chosen(random: np.random.Generator, ends: Ints, each: int, kind: str) -> tuple[Ints, Ints]:
+def _chosen(random: np.random.Generator, ends: Int64Array, each: int, kind: str) -> tuple[Int64Array, Int64Array]:
     """Draws `each` of `ends[-1]` pairs without replacement: person of each pair, and its number among the person's."""
     total = int(ends[-1])
     if total < each:
@@ -111,14 +110,18 @@ def _chosen(random: np.random.Generator, ends: Ints, each: int, kind: str) -> tu
     return person, drawn - np.append(0, ends)[person]
 
 
-def _genuine(random: np.random.Generator, start: Ints, count: Ints, each: int) -> tuple[Ints, Ints]:
+def _genuine(
+    random: np.random.Generator, start: Int64Array, count: Int64Array, each: int
+) -> tuple[Int64Array, Int64Array]:
     """Row indices of genuine pairs: pair k of a person is (k - j (j - 1) / 2, j)."""
     person, k = _chosen(random, np.cumsum(count * (count - 1) // 2), each, "genuine")
     j = ((1 + np.sqrt(1 + 8 * k)) // 2).astype(np.int64)
     return start[person] + k - j * (j - 1) // 2, start[person] + j
 
 
-def _impostors(random: np.random.Generator, start: Ints, count: Ints, each: int) -> tuple[Ints, Ints]:
+def _impostors(
+    random: np.random.Generator, start: Int64Array, count: Int64Array, each: int
+) -> tuple[Int64Array, Int64Array]:
     """Row indices of impostor pairs: each row of a person with each of the `before` rows of earlier people."""
     before = np.cumsum(count) - count
     person, k = _chosen(random, np.cumsum(count * before), each, "impostor")

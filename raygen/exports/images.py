@@ -13,16 +13,15 @@ from typing import Any, Final, Literal
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from raygen.core.errors import InputError
+from raygen.core.types import UInt8Array
 
 __all__ = ["SOURCE_TYPES", "PictureCodec", "encode_picture", "fit", "recipe", "xmp_packet"]
 
 
-UInt8Array = npt.NDArray[np.uint8]
 PictureCodec = Literal["png", "jpeg", "webp"]
 VOCABULARY: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 #: By the origin of pictures: a trained model, or a program that draws. Photographs are not marked.

@@ -16,11 +16,11 @@ from itertools import accumulate
 from typing import ClassVar, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError, IntegrityError
+from raygen.core.types import Int64Array
 from raygen.exports.base import (
     Assembly,
     CountingWriter,
@@ -45,7 +45,6 @@ MIN_BUFFER: Final = 32 << 10
 MAX_BUFFER: Final = 1 << 20
 #: Paths that are converted to Python strings at once.
 PATHS_AT_ONCE: Final = 1 << 16
-Ints = npt.NDArray[np.int64]
 
 
 def packed_record(key: int, labels: float | tuple[float, ...], picture: bytes = b"") -> bytes:
@@ -178,7 +177,7 @@ class _PieceReader:
             raise IntegrityError(f"{self._pieces[piece]} is shorter than committed")
         return picture
 
-    def paths(self, order: Ints) -> Iterator[str]:
+    def paths(self, order: Int64Array) -> Iterator[str]:
         """Paths of the rows of `order`."""
         for start in range(0, len(order), PATHS_AT_ONCE):
             yield from self._paths.take(pa.array(order[start : start + PATHS_AT_ONCE])).to_pylist()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.types import AnyArray, Int64Array
 from raygen.exports.base import IdentityRule
 from raygen.exports.columns import NamingScheme
 from raygen.store.filenames import first_duplicate, name_key, safe_name
@@ -113,7 +114,7 @@ class ExportListing:
     distinct: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
 
     @cached_property
-    def pictures_each(self) -> npt.NDArray[np.int64]:
+    def pictures_each(self) -> Int64Array:
         """Number of pictures of each identity."""
         label = self.rows["label"].to_numpy()
         return np.bincount(label[label >= 0], minlength=len(self.identities))
@@ -159,7 +160,7 @@ class _RowScan:
         self.identities: dict[str, int] = {}  # numbers, in the order of appearance
         self.distinct: dict[str, set[object]] = {name: set() for name in DISTINCT}
         self.counts = {"failed": 0, "unselected": 0, "other_splits": 0, "too_few": 0}
-        self.arrays: list[dict[str, npt.NDArray[Any]]] = []
+        self.arrays: list[dict[str, AnyArray]] = []
         self.variants = naming.identity_folders  # whether all rows have a variant
 
     def add_file(self, number: int) -> None:
@@ -239,7 +240,7 @@ class _RowScan:
             distinct={name: tuple(sorted(values, key=str)) for name, values in self.distinct.items() if values},
         )
 
-    def _with_enough_pictures(self, min_pictures: int) -> tuple[dict[str, npt.NDArray[Any]], list[str]]:
+    def _with_enough_pictures(self, min_pictures: int) -> tuple[dict[str, AnyArray], list[str]]:
         """The arrays of all files joined, and identities by number, without those that have too few pictures."""
         columns = {name: np.concatenate([part[name] for part in self.arrays]) for name in self.arrays[0]}
         identity, names = columns["identity"], list(self.identities)
@@ -258,7 +259,7 @@ class _RowScan:
             same = f"{a!r} twice" if a == b else f"{a!r} and {b!r}"
             raise InputError(f"{self.source.url}: {kind} {same} would be one file on some systems", reason="twin")
 
-    def _read_name(self, columns: Mapping[str, npt.NDArray[Any]], index: int) -> str:
+    def _read_name(self, columns: Mapping[str, AnyArray], index: int) -> str:
         """The id of a row, read again: ids are not kept in memory."""
         piece = self.source.slices[int(columns["file"][index])]
         row = read_slice(piece._replace(start=int(columns["row"][index]), rows=1), [self.source.key])

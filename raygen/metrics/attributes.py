@@ -6,10 +6,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from raygen.core.types import BoolArray, Float32Array, Float64Array, UInt8Array
+
 __all__ = ["RIGHT", "UNKNOWN", "UNWANTED", "WANTED", "Agreement", "bootstrap_accuracy", "codes", "mean"]
 
 
-Array = npt.NDArray[np.float64]
 BOOTSTRAPS: Final = 200
 #: Code of an attribute that was not asked for; the others are 1 + 2 x wanted + predicted.
 UNKNOWN: Final = 0
@@ -17,12 +18,12 @@ UNKNOWN: Final = 0
 WANTED, UNWANTED, RIGHT = (3, 4), (1, 2), (1, 4)
 
 
-def codes(wanted: npt.NDArray[np.int8], predicted: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+def codes(wanted: npt.NDArray[np.int8], predicted: BoolArray) -> UInt8Array:
     """Encodes wanted attributes [n, 40] (-1, 0 for not asked for, 1) and predicted ones [n, 40] as SCORES keep them.
 
     0: unknown, 1: true negative, 2: false positive, 3: false negative, 4: true positive.
     """
-    result: npt.NDArray[np.uint8] = np.where(wanted == 0, UNKNOWN, 1 + 2 * (wanted > 0) + predicted).astype(np.uint8)
+    result: UInt8Array = np.where(wanted == 0, UNKNOWN, 1 + 2 * (wanted > 0) + predicted).astype(np.uint8)
     return result
 
 
@@ -30,20 +31,20 @@ def codes(wanted: npt.NDArray[np.int8], predicted: npt.NDArray[np.bool_]) -> npt
 class Agreement:
     """Additive counts by attribute: true negatives, false positives, false negatives, true positives."""
 
-    counts: Array  # [4, 40]
+    counts: Float64Array  # [4, 40]
 
     @classmethod
-    def of(cls, vectors: npt.NDArray[np.float32]) -> "Agreement":
+    def of(cls, vectors: Float32Array) -> "Agreement":
         """Counts the codes of n pictures [n, 40]."""
         return cls(np.stack([(vectors == code).sum(axis=0) for code in range(1, 5)]).astype(np.float64))
 
-    def accuracy(self) -> Array:
+    def accuracy(self) -> Float64Array:
         """Share of pictures that are as wanted, by attribute [40]; NaN where none was asked for."""
         total = self.counts.sum(axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((self.counts[0] + self.counts[3]) / total)
 
-    def balanced(self) -> Array:
+    def balanced(self) -> Float64Array:
         """Mean of true positive rate and true negative rate, by attribute [40]; NaN unless both classes were wanted.
 
         Hats are rare: a model that never draws one has an accuracy of 0.93, and a balanced accuracy of 0.5.
@@ -54,13 +55,13 @@ class Agreement:
         return np.asarray((true_positive_rate + true_negative_rate) / 2)
 
 
-def mean(values: Array) -> float:
+def mean(values: Float64Array) -> float:
     """Mean over the attributes that have a value; NaN if none has."""
     known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else float("nan")
 
 
-def bootstrap_accuracy(vectors: npt.NDArray[np.float32], seed: int = 0) -> tuple[float, float]:
+def bootstrap_accuracy(vectors: Float32Array, seed: int = 0) -> tuple[float, float]:
     """95 % bootstrap interval, over pictures, of the mean balanced accuracy of codes [n, 40]."""
     random = np.random.default_rng(seed)
     means = [

@@ -5,11 +5,11 @@ Source: Dowson and Landau 1982; Heusel et al. 2017, equation 6. Merging: Chan, G
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy import linalg
+
+from raygen.core.types import AnyArray, Float64Array
 
 __all__ = [
     "Distance",
@@ -23,7 +23,6 @@ __all__ = [
 ]
 
 
-Array = npt.NDArray[np.float64]
 #: Negative eigenvalues up to this share of the trace are rounding and are clipped; more is an error.
 CLIP = 1e-6
 #: Rows that are turned to float64 at a time.
@@ -35,11 +34,11 @@ class Moments:
     """Count, mean [D] and sum of squared deviations [D, D] of a set of features."""
 
     n: int
-    mean: Array
-    m2: Array
+    mean: Float64Array
+    m2: Float64Array
 
     @staticmethod
-    def of(features: npt.NDArray[Any]) -> "Moments":
+    def of(features: AnyArray) -> "Moments":
         """Moments of features [n, D]; `ValueError` for another shape, or where a value is not finite.
 
         Converts `ROWS` rows at a time to float64, so that the additional memory does not grow with n.
@@ -76,7 +75,7 @@ class Moments:
         return level[0]
 
     @property
-    def covariance(self) -> Array:
+    def covariance(self) -> Float64Array:
         """Unbiased covariance [D, D]; needs two rows."""
         if self.n < 2:
             raise ValueError("a covariance needs two rows")
@@ -100,9 +99,9 @@ class FactoredReference:
     """
 
     n: int | None
-    mean: Array
+    mean: Float64Array
     trace: float
-    root: Array
+    root: Float64Array
 
     @staticmethod
     def of(moments: Moments) -> "FactoredReference":
@@ -110,7 +109,7 @@ class FactoredReference:
         return FactoredReference.of_covariance(moments.mean, moments.covariance, moments.n)
 
     @staticmethod
-    def of_covariance(mean: Array, covariance: Array, n: int | None = None) -> "FactoredReference":
+    def of_covariance(mean: Float64Array, covariance: Float64Array, n: int | None = None) -> "FactoredReference":
         """The reference with this mean [D] and unbiased covariance [D, D].
 
         `ArithmeticError` where the covariance has negative eigenvalues beyond rounding.
@@ -121,7 +120,7 @@ class FactoredReference:
         return FactoredReference(n, mean, trace, np.ascontiguousarray(vectors * np.sqrt(values.clip(min=0))))
 
     @staticmethod
-    def of_features(features: npt.NDArray[Any]) -> "FactoredReference":
+    def of_features(features: AnyArray) -> "FactoredReference":
         """The reference of features [n, D]. With n <= D the centred features are the factor, which is exact.
 
         `ValueError` for fewer than two rows, another shape or values that are not finite.
@@ -134,7 +133,7 @@ class FactoredReference:
         return FactoredReference(len(rest), mean, float((rest**2).sum()), rest.T)
 
 
-def centred(features: npt.NDArray[Any]) -> tuple[Array, Array]:
+def centred(features: AnyArray) -> tuple[Float64Array, Float64Array]:
     """Features [n, D] -> their mean [D], and float64 features [n, D] without it.
 
     Errors as `FactoredReference.of_features`.
@@ -174,7 +173,7 @@ def frechet_to(reference: FactoredReference, b: Moments) -> Distance:
     return Distance(float(value), clipped)
 
 
-def frechet_from(reference: FactoredReference, features: npt.NDArray[Any]) -> Distance:
+def frechet_from(reference: FactoredReference, features: AnyArray) -> Distance:
     """`frechet` of features [n, D] to a reference that is factored already.
 
     With fewer rows than values, in either set, a covariance is singular and the small eigenvalues of the product are
@@ -191,7 +190,7 @@ def frechet_from(reference: FactoredReference, features: npt.NDArray[Any]) -> Di
     return Distance(float(gap @ gap + (rest**2).sum() + reference.trace - 2 * cross), 0.0)
 
 
-def frechet_of_features(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> Distance:
+def frechet_of_features(x: AnyArray, y: AnyArray) -> Distance:
     """Distance of features [n, D] to features [m, D]; `frechet_from` is faster for many distances to the second."""
     return frechet_from(FactoredReference.of_features(y), x)
 
@@ -201,7 +200,7 @@ def _comparable(width: int, other: int = 0) -> None:
         raise ValueError(f"features of {width} and {other} values are not comparable")
 
 
-def _check(values: Array, scale: float) -> float:
+def _check(values: Float64Array, scale: float) -> float:
     """Sum of the negative eigenvalues among `values`; `ArithmeticError` beyond the share `CLIP` of `scale`."""
     negative = float(-values[values < 0].sum())
     if negative > CLIP * max(scale, np.finfo(np.float64).tiny):

@@ -8,18 +8,18 @@ Source: Efron and Stein 1981; Shao and Wu 1989 (blocks).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg, stats
 
-from raygen.metrics.frechet import Array, FactoredReference, Moments, centred
+from raygen.core.types import AnyArray, Float64Array, Int64Array
+from raygen.metrics.frechet import FactoredReference, Moments, centred
 
 __all__ = ["LEAST", "blocks_of", "margin", "margin_of_difference", "most_blocks"]
 
 
-Rows = npt.NDArray[np.int64]
 #: Number of blocks for features of up to `NARROW` values, and for wider ones: each block costs a spectrum.
 MANY, SOME, NARROW = 50, 20, 512
 #: Fewer blocks than this give no interval: it would depend on the blocks more than on the rows.
@@ -31,7 +31,7 @@ def most_blocks(rows: int, width: int) -> int:
     return min(MANY if width <= NARROW else SOME, rows // 2)
 
 
-def blocks_of(keys: npt.NDArray[np.uint64], most: int) -> list[Rows]:
+def blocks_of(keys: npt.NDArray[np.uint64], most: int) -> list[Int64Array]:
     """Keys [n] -> row indices of each block, of about equal size; rows with the same key are in the same block.
 
     Rows are sorted by key, so a hash as key shuffles them. Fewer than `most` blocks where many rows share a key, none
@@ -47,7 +47,7 @@ def blocks_of(keys: npt.NDArray[np.uint64], most: int) -> list[Rows]:
 
 
 def margin(
-    features: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows], level: float = 0.95
+    features: AnyArray, reference: FactoredReference, blocks: Sequence[Int64Array], level: float = 0.95
 ) -> float:
     """Half the width of the `level` interval of the distance of features [n, D]; each row is in one of the blocks.
 
@@ -58,10 +58,10 @@ def margin(
 
 
 def margin_of_difference(
-    first: npt.NDArray[Any],
-    second: npt.NDArray[Any],
+    first: AnyArray,
+    second: AnyArray,
     reference: FactoredReference,
-    blocks: Sequence[Rows],
+    blocks: Sequence[Int64Array],
     level: float = 0.95,
 ) -> float:
     """`margin` of the difference of two distances, for sets whose rows are paired: the same condition and noise.
@@ -71,21 +71,21 @@ def margin_of_difference(
     return _half(_left_out(first, reference, blocks) - _left_out(second, reference, blocks), level)
 
 
-def _left_out(features: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows]) -> Array:
+def _left_out(features: AnyArray, reference: FactoredReference, blocks: Sequence[Int64Array]) -> Float64Array:
     """The distance without each block, [blocks]."""
     x = np.asarray(features)
     few = len(x) - max(len(rows) for rows in blocks) <= reference.root.shape[1]
     return np.array(list(_few_rows(x, reference, blocks) if few else _many_rows(x, reference, blocks)))
 
 
-def _half(values: Array, level: float) -> float:
+def _half(values: Float64Array, level: float) -> float:
     """Half the width of the jackknife interval, from the value without each block."""
     k = len(values)
     spread = np.sqrt((k - 1) / k * ((values - values.mean()) ** 2).sum())
     return float(stats.t.ppf((1 + level) / 2, k - 1) * spread)
 
 
-def _few_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows]) -> Iterator[float]:
+def _few_rows(x: AnyArray, reference: FactoredReference, blocks: Sequence[Int64Array]) -> Iterator[float]:
     """The distance without each block, from submatrices of G = X_c R R' X_c' [n, n].
 
     Square roots of its smallest eigenvalues are noise, about 1e-8 of the largest root, and the same in all blocks.
@@ -102,7 +102,7 @@ def _few_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequenc
         yield _distance(reference, mean + shift, squares[keep].sum() - len(keep) * (shift @ shift), part, len(keep))
 
 
-def _many_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequence[Rows]) -> Iterator[float]:
+def _many_rows(x: AnyArray, reference: FactoredReference, blocks: Sequence[Int64Array]) -> Iterator[float]:
     """The distance without each block, from R' X_c' X_c R [r, r] less the part of the block."""
     means, squares, turned = [], [], []
     for rows in blocks:
@@ -122,7 +122,7 @@ def _many_rows(x: npt.NDArray[Any], reference: FactoredReference, blocks: Sequen
         yield _distance(reference, rest, total - square - weight * float(gap @ gap), product, left)
 
 
-def _distance(reference: FactoredReference, mean: Array, squares: float, product: Array, n: int) -> float:
+def _distance(reference: FactoredReference, mean: Float64Array, squares: float, product: Float64Array, n: int) -> float:
     """Distance of n rows: their mean, sum of squared deviations, and a matrix with (n - 1) times the spectrum of AB."""
     spectrum = linalg.eigvalsh(product, overwrite_a=True, check_finite=False) / (n - 1)
     gap = mean - reference.mean

@@ -11,12 +11,12 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from raygen.metrics.frechet import Array, FactoredReference, Moments, frechet_to
+from raygen.core.types import AnyArray, Float64Array, Int64Array
+from raygen.metrics.frechet import FactoredReference, Moments, frechet_to
 
 __all__ = ["POINTS", "WIDEST", "Extrapolation", "Statistics", "checked", "frechet_infinity", "read_statistics"]
 
@@ -46,8 +46,8 @@ class Statistics:
     """Mean [D] and unbiased covariance [D, D] from a file; `n` is None where the file does not say."""
 
     n: int | None
-    mean: Array
-    covariance: Array
+    mean: Float64Array
+    covariance: Float64Array
 
     def reference(self) -> FactoredReference:
         """The factored reference of these statistics."""
@@ -76,7 +76,7 @@ def read_statistics(path: str | Path) -> Statistics:
     return checked(mean, covariance, str(path))
 
 
-def checked(mean: Array, covariance: Array, source: str) -> Statistics:
+def checked(mean: Float64Array, covariance: Float64Array, source: str) -> Statistics:
     """Statistics of a mean [D] and a covariance [D, D] that were read from `source`, which errors name.
 
     `ValueError` unless the shapes fit, all values are finite, and the matrix can be a covariance.
@@ -95,7 +95,7 @@ def checked(mean: Array, covariance: Array, source: str) -> Statistics:
     return Statistics(None, mean, covariance)
 
 
-def _array(archive: zipfile.ZipFile, name: str, where: str) -> Array:
+def _array(archive: zipfile.ZipFile, name: str, where: str) -> Float64Array:
     """float64 array `name` of an .npz."""
     limit = 8 * WIDEST * (WIDEST if name == "sigma" else 1) + HEADER
     if archive.getinfo(f"{name}.npy").file_size > limit:
@@ -116,12 +116,12 @@ class Extrapolation:
 
     value: float
     standard_error: float
-    sizes: npt.NDArray[np.int64]
-    distances: Array
+    sizes: Int64Array
+    distances: Float64Array
 
 
 def frechet_infinity(
-    features: npt.NDArray[Any],
+    features: AnyArray,
     reference: FactoredReference,
     *,
     smallest: int | None = None,

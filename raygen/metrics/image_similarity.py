@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.ndimage import correlate1d
 from torch import Tensor
 
 from raygen.core.pixels import to_pixels
 from raygen.core.precision import full_precision
+from raygen.core.types import Float64Array, UInt8Array
 
 __all__ = ["PSNR", "SSIM", "Similarity", "bootstrap_mean", "psnr", "ssim"]
 
 
-UInt8Array = npt.NDArray[np.uint8]
-Array = npt.NDArray[np.float64]
 #: Largest difference of two 8-bit values.
 RANGE: Final = 255.0
 K1, K2, SIGMA, WINDOW = 0.01, 0.03, 1.5, 11
@@ -37,14 +35,14 @@ SSIM: Final[Mapping[str, Any]] = {
 PSNR: Final[Mapping[str, Any]] = {"range": "0..255", "level": "mean of the pictures' decibels", "at_most": BEST}
 
 
-def psnr(generated: UInt8Array, real: UInt8Array) -> Array:
+def psnr(generated: UInt8Array, real: UInt8Array) -> Float64Array:
     """PSNR in dB of pictures uint8 [n, H, W, C] against real ones of the same shape: float64 [n], at most 100."""
     error = np.square(generated.astype(np.float64) - real).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return np.asarray(np.minimum(BEST, 10 * np.log10(RANGE**2 / error)))
 
 
-def ssim(generated: UInt8Array, real: UInt8Array) -> Array:
+def ssim(generated: UInt8Array, real: UInt8Array) -> Float64Array:
     """SSIM of pictures uint8 [n, H, W, C] against real ones of the same shape: float64 [n], over channels and pixels.
 
     Windows that cross the border are left out, so sides must be at least 11 pixels; `ValueError` if not.
@@ -62,7 +60,7 @@ def ssim(generated: UInt8Array, real: UInt8Array) -> Array:
     return np.asarray(index[:, edge:-edge, edge:-edge].mean(axis=(1, 2, 3)))
 
 
-def bootstrap_mean(values: Array, seed: int = 0) -> tuple[float, float] | tuple[None, None]:
+def bootstrap_mean(values: Float64Array, seed: int = 0) -> tuple[float, float] | tuple[None, None]:
     """95 % bootstrap interval of the mean of values [n]; the same for the same values and seed. None for one value."""
     n = len(values)
     if n < 2:
@@ -72,7 +70,7 @@ def bootstrap_mean(values: Array, seed: int = 0) -> tuple[float, float] | tuple[
     return float(low), float(high)
 
 
-def _blur(x: Array) -> Array:
+def _blur(x: Float64Array) -> Float64Array:
     places = np.arange(WINDOW) - WINDOW // 2
     kernel = np.exp(-(places**2) / (2 * SIGMA**2))
     kernel /= kernel.sum()
@@ -122,7 +120,7 @@ class Similarity:
         """Name of the network below LPIPS; None for SSIM."""
         return None if self._lpips is None else self._lpips.trunk
 
-    def __call__(self, generated: UInt8Array, real: UInt8Array) -> Array:
+    def __call__(self, generated: UInt8Array, real: UInt8Array) -> Float64Array:
         """Similarities [n]; `ValueError` where pictures are smaller than the window of SSIM."""
         if len(generated) > CHUNK:
             parts = [slice(start, start + CHUNK) for start in range(0, len(generated), CHUNK)]
@@ -144,7 +142,7 @@ class Similarity:
             "input": "picture size, -1..1",
         }
 
-    def pairs(self, images: UInt8Array, wanted: Sequence[tuple[int, int]]) -> Array:
+    def pairs(self, images: UInt8Array, wanted: Sequence[tuple[int, int]]) -> Float64Array:
         """Pictures uint8 [n, H, W, 3] and pairs of their indices [k] -> similarity float64 [k], as a call gives it.
 
         LPIPS computes the feature maps of a picture once for all its pairs. The first pictures of the pairs should be

@@ -7,12 +7,12 @@ Source: Salimans et al. 2016, section 4; splits and shuffling as in torch-fideli
 """
 
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import log_softmax
 
+from raygen.core.types import AnyArray
 from raygen.metrics.neighbors import checked
 
 __all__ = ["SEED", "inception_score"]
@@ -22,7 +22,7 @@ __all__ = ["SEED", "inception_score"]
 SEED: Final = 2020
 
 
-def inception_score(logits: npt.NDArray[Any], *, splits: int = 10, seed: int | None = SEED) -> tuple[float, float]:
+def inception_score(logits: AnyArray, *, splits: int = 10, seed: int | None = SEED) -> tuple[float, float]:
     """Logits [n, classes] -> mean and standard deviation (divisor `splits`) of the score over `splits` parts.
 
     A score lies in 1 .. classes; higher is better. The published network gives 1,008 logits, taken without its bias.

@@ -7,21 +7,19 @@ Sources: Bińkowski et al. 2018, section 4 (KID); Gretton et al. 2012, lemma 6 (
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from raygen.core.precision import full_precision
+from raygen.core.types import AnyArray, Float64Array, Int64Array
 from raygen.metrics.neighbors import BLOCK, checked
 
 __all__ = ["KernelDistance", "kid", "kid_of_subsets", "kid_subsets"]
 
 
-Array = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
 DEGREE: Final = 3
 #: Two-sided 95 % of a normal distribution.
 Z: Final = 1.959963984540054
@@ -38,7 +36,7 @@ class KernelDistance:
 
 
 def kid_subsets(
-    x: npt.NDArray[Any], y: npt.NDArray[Any], *, subsets: int = 100, size: int = 1000, seed: int = 0
+    x: AnyArray, y: AnyArray, *, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Mean and standard deviation (divisor `subsets`) of the distance over random subsets of [n, D] and [m, D].
 
@@ -57,7 +55,7 @@ def kid_subsets(
     return float(values.mean()), float(values.std())
 
 
-def kid_of_subsets(x: npt.NDArray[Any], y: npt.NDArray[Any], index_x: Index, index_y: Index) -> Array:
+def kid_of_subsets(x: AnyArray, y: AnyArray, index_x: Int64Array, index_y: Int64Array) -> Float64Array:
     """The distance of x[index_x[i]] and y[index_y[i]] for each i: index [s, a] and [s, b] -> float64 [s]."""
     x, y = _pair(x, y)
     if index_x.ndim != 2 or index_y.ndim != 2 or len(index_x) != len(index_y):
@@ -70,8 +68,8 @@ def kid_of_subsets(x: npt.NDArray[Any], y: npt.NDArray[Any], index_x: Index, ind
 
 
 def kid(
-    x: npt.NDArray[Any],
-    y: npt.NDArray[Any],
+    x: AnyArray,
+    y: AnyArray,
     *,
     block: int = BLOCK,
     device: torch.device | str | None = None,
@@ -90,7 +88,7 @@ def kid(
     return KernelDistance(value, error, value - Z * error, value + Z * error)
 
 
-def _pair(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _pair(x: AnyArray, y: AnyArray) -> tuple[AnyArray, AnyArray]:
     x, y = checked(x), checked(y)
     if x.shape[1] != y.shape[1]:
         raise ValueError(f"features of {x.shape[1]} and {y.shape[1]} values are not comparable")
@@ -103,16 +101,14 @@ def _pair(x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], n
 class _KernelSums:
     """Sums over the rows of the kernel matrices without their diagonals, and sums of all squares."""
 
-    xx: Array
-    yy: Array
-    xy: Array
-    yx: Array
+    xx: Float64Array
+    yy: Float64Array
+    xy: Float64Array
+    yx: Float64Array
     squares: tuple[float, float, float]
 
     @staticmethod
-    def of(
-        x: npt.NDArray[Any], y: npt.NDArray[Any], block: int, device: torch.device, dtype: torch.dtype
-    ) -> "_KernelSums":
+    def of(x: AnyArray, y: AnyArray, block: int, device: torch.device, dtype: torch.dtype) -> "_KernelSums":
         left, right = (torch.as_tensor(np.ascontiguousarray(z), dtype=dtype, device=device) for z in (x, y))
         xx, _, square_xx = _row_sums(left, left, block, own=True)
         yy, _, square_yy = _row_sums(right, right, block, own=True)
@@ -139,14 +135,14 @@ class _KernelSums:
         return float(max(first - rest, rest))
 
 
-def _centred_square(rows: Array, columns: Array, square: float, count: int) -> float:
+def _centred_square(rows: Float64Array, columns: Float64Array, square: float, count: int) -> float:
     """Mean square of a matrix less the means of its rows and columns, from its sums; at least 0."""
     mean = rows.sum() / count
     a, b = rows * (len(rows) / count), columns * (len(columns) / count)
     return max(0.0, float(square / count - np.square(a - mean).mean() - np.square(b - mean).mean() - mean**2))
 
 
-def _row_sums(x: Tensor, y: Tensor, block: int, *, own: bool) -> tuple[Array, Array, float]:
+def _row_sums(x: Tensor, y: Tensor, block: int, *, own: bool) -> tuple[Float64Array, Float64Array, float]:
     """Sums over rows [n], over columns [m], and of squares; `own`: x is y, and the diagonal is left out."""
     rows, square = [], 0.0
     columns = torch.zeros(len(y), dtype=torch.float64, device=y.device)

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_dilation
 
+from raygen.core.types import BoolArray, Float64Array, UInt8Array
+
 __all__ = [
     "GroupDistances",
     "RegionChange",
@@ -22,9 +24,6 @@ __all__ = [
 ]
 
 
-UInt8Array = npt.NDArray[np.uint8]
-BoolArray = npt.NDArray[np.bool_]
-Array = npt.NDArray[np.float64]
 #: Largest difference of two 8-bit values.
 RANGE: Final = 255.0
 ROUNDS: Final = 200
@@ -77,7 +76,7 @@ def bootstrap_leakage(vectors: npt.NDArray[np.floating], seed: int = 0) -> tuple
 class GroupDistances(NamedTuple):
     """The mean distance of each group [g], the number of all pairs, and the pictures a group: `10`, or `2 to 10`."""
 
-    means: Array
+    means: Float64Array
     pairs: int
     pictures: str
 

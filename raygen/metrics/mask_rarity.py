@@ -3,12 +3,12 @@
 A rare mask has shapes where most masks have another class: a turned head, a hat over the brows, a face at the edge.
 """
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from raygen.core.face_labels import CLASSES
+from raygen.core.types import AnyArray, Float64Array, UInt8Array
 
 __all__ = ["KINDS", "SHARE", "SIDE", "WHENS", "Frequencies", "small"]
 
@@ -23,10 +23,9 @@ KINDS: Final = ("all", "refused", "refused, rare mask", "refused, usual mask", "
 WHENS: Final = ("first try", "second try", "what counts")
 #: METRICS name of the share of refused samples that passed in a later attempt.
 SHARE: Final = "mended"
-UInt8Array = npt.NDArray[np.uint8]
 
 
-def small(mask: npt.NDArray[Any]) -> UInt8Array:
+def small(mask: AnyArray) -> UInt8Array:
     """A label map [H, W] at `SIDE` x `SIDE`, by nearest neighbour."""
     y, x = (((np.arange(SIDE) + 0.5) * side / SIDE).astype(int) for side in mask.shape)
     resized: UInt8Array = mask[np.ix_(y, x)].astype(np.uint8)
@@ -44,9 +43,9 @@ class Frequencies:
         for label in range(len(CLASSES)):
             self.counts[..., label] += (masks == label).sum(axis=0)
 
-    def rarity(self, masks: UInt8Array) -> npt.NDArray[np.float64]:
+    def rarity(self, masks: UInt8Array) -> Float64Array:
         """Mean of -log p(class at pixel) over the pixels of masks uint8 [n, SIDE, SIDE]: float64 [n], at least 0."""
         shares = (self.counts + PRIOR) / (self.counts.sum(axis=-1, keepdims=True) + PRIOR * len(CLASSES))
         y, x = np.indices((SIDE, SIDE))
-        nats: npt.NDArray[np.float64] = -np.log(shares[y[None], x[None], masks]).mean(axis=(1, 2))
+        nats: Float64Array = -np.log(shares[y[None], x[None], masks]).mean(axis=(1, 2))
         return nats

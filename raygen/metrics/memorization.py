@@ -13,19 +13,17 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.stats import binomtest
 
+from raygen.core.types import AnyArray, Float64Array, Int64Array
 from raygen.metrics.neighbors import BLOCK, blocks, nearest
 
 __all__ = ["Duplicates", "Memorization", "NearestMatch", "duplicates", "memorization"]
 
 
-Array = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
 #: Pairs that a step of the grouping holds in memory.
 EDGES: Final = 1 << 22
 
@@ -49,9 +47,9 @@ class Memorization:
     `median_ratio`: median distance of samples over that of held-out pictures. `closest`: by ascending distance.
     """
 
-    index: Index
-    distance: Array
-    ratio: Array
+    index: Int64Array
+    distance: Float64Array
+    ratio: Float64Array
     q: float
     threshold: float
     share: float
@@ -75,7 +73,7 @@ class Duplicates:
     distance), each pair once, by distance, whether below the threshold or not.
     """
 
-    group: Index
+    group: Int64Array
     q: float
     threshold: float
     share: float
@@ -87,9 +85,9 @@ class Duplicates:
 
 
 def memorization(
-    samples: npt.NDArray[Any],
-    training: npt.NDArray[Any],
-    held_out: npt.NDArray[Any],
+    samples: AnyArray,
+    training: AnyArray,
+    held_out: AnyArray,
     *,
     q: float = 0.01,
     neighbours: int = 2,
@@ -123,8 +121,8 @@ def memorization(
 
 
 def duplicates(
-    samples: npt.NDArray[Any],
-    held_out: npt.NDArray[Any],
+    samples: AnyArray,
+    held_out: AnyArray,
     *,
     q: float = 0.01,
     closest: int = 20,
@@ -156,7 +154,7 @@ def duplicates(
     return Duplicates(group, q, threshold, float((~alone).mean()), float(low), float(high), *shares, first)
 
 
-def _quantile(values: Array, q: float) -> float:
+def _quantile(values: Float64Array, q: float) -> float:
     """The q-quantile by Weibull's plotting position: a new value of the same distribution is below it q of the time."""
     if not 0 < q < 1:
         raise ValueError(f"{q} is not a share between 0 and 1")
@@ -165,7 +163,7 @@ def _quantile(values: Array, q: float) -> float:
     return float(np.quantile(values, q, method="weibull"))
 
 
-def _groups(x: npt.NDArray[Any], threshold: float, how: dict[str, Any]) -> tuple[Index, int]:
+def _groups(x: AnyArray, threshold: float, how: dict[str, Any]) -> tuple[Int64Array, int]:
     """Group number of each row [n] by connected components of close pairs, and the number of ordered close pairs."""
     n, pairs = len(x), 0
     group = np.arange(n)

@@ -7,20 +7,18 @@ sum of squared differences in float64; so equal distances are equal, and neither
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from raygen.core.precision import full_precision
+from raygen.core.types import AnyArray, Float64Array, Int64Array
 
 __all__ = ["BLOCK", "Block", "blocks", "checked", "distances", "nearest"]
 
 
-Array = npt.NDArray[np.float64]
-Index = npt.NDArray[np.int64]
 #: Rows of a block. Against 50,000 rows it has 102 MB in float32, and work on it takes less than four times as much.
 BLOCK: Final = 512
 #: Neighbours beyond the k-th whose distance is computed exactly before the k nearest are chosen.
@@ -29,7 +27,7 @@ SPARE: Final = 16
 CHUNK: Final = 1 << 23
 
 
-def checked(features: npt.NDArray[Any], name: str = "features") -> npt.NDArray[Any]:
+def checked(features: AnyArray, name: str = "features") -> AnyArray:
     """`features` [n, D] as float32 or float64; `ValueError` for another shape, no rows, or what is not finite."""
     x = np.asarray(features)
     if x.ndim != 2 or not x.size:
@@ -41,7 +39,7 @@ def checked(features: npt.NDArray[Any], name: str = "features") -> npt.NDArray[A
     return x
 
 
-def distances(x: npt.NDArray[Any], y: npt.NDArray[Any], rows: Index, columns: Index) -> Array:
+def distances(x: AnyArray, y: AnyArray, rows: Int64Array, columns: Int64Array) -> Float64Array:
     """|x[rows] - y[columns]| of pairs, float64 [p], from the differences in float64."""
     result = np.empty(len(rows), np.float64)
     step = max(1, CHUNK // x.shape[1])
@@ -60,8 +58,8 @@ class Block:
     pair. Delete a block before taking the next, or two are in memory.
     """
 
-    x: npt.NDArray[Any]
-    y: npt.NDArray[Any]
+    x: AnyArray
+    y: AnyArray
     start: int
     squared: Tensor
     scale: float
@@ -73,7 +71,7 @@ class Block:
         """Which rows of x."""
         return slice(self.start, self.start + len(self.squared))
 
-    def nearest(self, k: int) -> tuple[Array, Index]:
+    def nearest(self, k: int) -> tuple[Float64Array, Int64Array]:
         """Distances [b, k], ascending, and rows of y [b, k]; of equal distances the lower row comes first."""
         count = min(k + SPARE, self.squared.shape[1])
         candidates = self.squared.topk(count, largest=False)
@@ -84,7 +82,7 @@ class Block:
         order = np.lexsort((index, exact), axis=1)[:, :k]
         return np.take_along_axis(exact, order, axis=1), np.take_along_axis(index, order, axis=1)
 
-    def within(self, radius: npt.NDArray[Any], *, strict: bool) -> Tensor:
+    def within(self, radius: AnyArray, *, strict: bool) -> Tensor:
         """Whether pairs are closer than `radius` ([b, 1], [1, m] or [1, 1]): bool [b, m]. `strict`: < instead of <=."""
         limit = torch.from_numpy(np.asarray((radius / self.scale) ** 2, np.float64))
         limit = limit.to(self.squared.device, self.squared.dtype)
@@ -101,8 +99,8 @@ class Block:
 
 
 def blocks(
-    x: npt.NDArray[Any],
-    y: npt.NDArray[Any],
+    x: AnyArray,
+    y: AnyArray,
     *,
     exclude_self: bool = False,
     block: int = BLOCK,
@@ -126,7 +124,7 @@ def blocks(
 
 
 def _blocks(
-    x: npt.NDArray[Any], y: npt.NDArray[Any], exclude_self: bool, block: int, device: torch.device, dtype: torch.dtype
+    x: AnyArray, y: AnyArray, exclude_self: bool, block: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Block]:
     centre = y.mean(axis=0, dtype=np.float64)
     # A power of two near the largest value as unit: squares then neither overflow nor vanish.
@@ -149,7 +147,7 @@ def _blocks(
         del squared
 
 
-def _tensor(x: npt.NDArray[Any], centre: Array, scale: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _tensor(x: AnyArray, centre: Float64Array, scale: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """(x - centre) / scale on `device`, without a float64 copy of all rows."""
     kind = np.float64 if dtype == torch.float64 else np.float32
     out = np.empty(x.shape, kind)
@@ -159,15 +157,15 @@ def _tensor(x: npt.NDArray[Any], centre: Array, scale: float, device: torch.devi
 
 
 def nearest(
-    x: npt.NDArray[Any],
-    y: npt.NDArray[Any],
+    x: AnyArray,
+    y: AnyArray,
     k: int,
     *,
     exclude_self: bool = False,
     block: int = BLOCK,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Array, Index]:
+) -> tuple[Float64Array, Int64Array]:
     """The k rows of y [m, D] nearest to each row of x [n, D]: distances float64 [n, k], ascending, and rows [n, k].
 
     Distances are exact in float64. The choice of neighbours is exact too, unless more than `SPARE` others are within

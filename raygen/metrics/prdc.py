@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from raygen.core.types import AnyArray, Float64Array
 from raygen.metrics.neighbors import BLOCK, blocks, nearest
 
 __all__ = ["PRDC", "Degenerate", "prdc", "precision_recall"]
@@ -40,8 +40,8 @@ class PRDC:
 
 
 def prdc(
-    real: npt.NDArray[Any],
-    generated: npt.NDArray[Any],
+    real: AnyArray,
+    generated: AnyArray,
     *,
     k: int = 5,
     strict: bool = True,
@@ -70,8 +70,8 @@ def prdc(
 
 
 def precision_recall(
-    real: npt.NDArray[Any],
-    generated: npt.NDArray[Any],
+    real: AnyArray,
+    generated: AnyArray,
     *,
     k: int = 3,
     strict: bool = False,
@@ -84,7 +84,7 @@ def precision_recall(
     return result.precision, result.recall
 
 
-def _radii(x: npt.NDArray[Any], name: str, k: int, how: dict[str, Any]) -> npt.NDArray[np.float64]:
+def _radii(x: AnyArray, name: str, k: int, how: dict[str, Any]) -> Float64Array:
     if k < 1 or len(x) <= k:
         raise ValueError(f"{k} neighbours in the {name} set of {len(x)} rows")
     radius = nearest(x, x, k, exclude_self=True, **how)[0][:, -1]

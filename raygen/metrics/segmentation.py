@@ -6,21 +6,19 @@ are left out, and the number of the others is reported.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from raygen.core.face_labels import CLASSES
+from raygen.core.types import AnyArray, Float64Array, Int64Array
 
 __all__ = ["Counts", "bootstrap_miou", "confusion", "per_picture_miou"]
 
 
-Int64Array = npt.NDArray[np.int64]
 N = len(CLASSES)
 
 
-def confusion(target: npt.NDArray[Any], prediction: npt.NDArray[Any]) -> Int64Array:
+def confusion(target: AnyArray, prediction: AnyArray) -> Int64Array:
     """Confusion matrix int64 [19, 19] of label maps: pixels of wanted class i (row) and predicted class j (column).
 
     `ValueError` for different shapes, or a label outside of 0..18.
@@ -51,7 +49,7 @@ class Counts:
         return [float(v) for part in (self.both, self.wanted, self.predicted) for v in part]
 
     @staticmethod
-    def from_vectors(vectors: npt.NDArray[Any]) -> "Counts":
+    def from_vectors(vectors: AnyArray) -> "Counts":
         """Counts of each picture, [n, 19], from rows of 57 numbers [n, 57]."""
         whole = np.rint(np.asarray(vectors, np.float64)).astype(np.int64).reshape(-1, 3, N)
         return Counts(whole[:, 0], whole[:, 1], whole[:, 2])
@@ -60,10 +58,10 @@ class Counts:
         """Sum over pictures."""
         return Counts(self.both.sum(axis=0), self.wanted.sum(axis=0), self.predicted.sum(axis=0))
 
-    def iou(self) -> npt.NDArray[np.float64]:
+    def iou(self) -> Float64Array:
         """Intersection over union, float64 [..., 19]; NaN for a class that neither map has."""
         union = self.wanted + self.predicted - self.both
-        iou: npt.NDArray[np.float64] = np.divide(self.both, union, out=np.full(union.shape, np.nan), where=union > 0)
+        iou: Float64Array = np.divide(self.both, union, out=np.full(union.shape, np.nan), where=union > 0)
         return iou
 
     def scores(self) -> Mapping[str, float]:
@@ -81,7 +79,7 @@ class Counts:
         }
 
 
-def per_picture_miou(counts: Counts) -> npt.NDArray[np.float64]:
+def per_picture_miou(counts: Counts) -> Float64Array:
     """mIoU of each picture over the classes of the picture and its mask, float64 [n]."""
     iou = counts.iou()
     with np.errstate(invalid="ignore"):

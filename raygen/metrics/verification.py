@@ -10,16 +10,15 @@ over pairs it is the sum over people of (2w - 1) times their counts, over 2.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
+
+from raygen.core.types import AnyArray, BoolArray, Float32Array, Float64Array, Int64Array
 
 __all__ = ["BINS", "BLOCK", "VerificationHistogram", "fold_accuracy", "unit", "verification"]
 
 
-Array = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
 #: Bins of the cosine over -1..1: thresholds have a resolution of 0.001.
 BINS: Final = 2000
 #: Rows that are compared with all others at once.
@@ -27,7 +26,7 @@ BLOCK: Final = 256
 BOOTSTRAPS: Final = 200
 
 
-def unit(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def unit(vectors: AnyArray) -> Float32Array:
     """Vectors [n, D] scaled to length 1; a zero vector stays zero."""
     lengths = np.linalg.norm(vectors.astype(np.float32), axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths > 0, lengths, 1), np.float32)
@@ -40,15 +39,15 @@ class VerificationHistogram:
     An impostor pair is counted for both of its people, so a sum over people counts it twice.
     """
 
-    genuine: Counts
-    impostor: Counts
+    genuine: Int64Array
+    impostor: Int64Array
 
     @property
     def pairs(self) -> tuple[int, int]:
         """Numbers of genuine and impostor pairs."""
         return int(self.genuine.sum()), int(self.impostor.sum()) // 2
 
-    def rates(self, weight: npt.NDArray[np.int64] | None = None) -> tuple[Array, Array]:
+    def rates(self, weight: Int64Array | None = None) -> tuple[Float64Array, Float64Array]:
         """FAR and TAR at thresholds from -1 (accept all) to 1 (accept none): float64 [BINS + 1] each, falling.
 
         `weight`: how often each person was drawn, int64 [people]; see the module for impostor pairs.
@@ -56,11 +55,11 @@ class VerificationHistogram:
         w = np.ones(len(self.genuine), np.int64) if weight is None else weight
         return _above(self._impostors(w)), _above(w @ self.genuine)
 
-    def _impostors(self, weight: npt.NDArray[np.int64]) -> Counts:
+    def _impostors(self, weight: Int64Array) -> Int64Array:
         """Twice the impostor pairs by bin, at least 0: the linear part can be negative where few people were drawn."""
         return np.asarray(np.maximum((2 * weight - 1) @ self.impostor, 0), np.int64)
 
-    def eer(self, weight: npt.NDArray[np.int64] | None = None) -> float:
+    def eer(self, weight: Int64Array | None = None) -> float:
         """The equal error rate, where FAR equals 1 - TAR, interpolated linearly between two thresholds."""
         far, tar = self.rates(weight)
         gap = far - (1 - tar)  # falls from 1 to -1
@@ -70,7 +69,7 @@ class VerificationHistogram:
         share = gap[i - 1] / (gap[i - 1] - gap[i])
         return float(far[i - 1] + share * (far[i] - far[i - 1]))
 
-    def tar(self, far: float, weight: npt.NDArray[np.int64] | None = None) -> tuple[float, float]:
+    def tar(self, far: float, weight: Int64Array | None = None) -> tuple[float, float]:
         """TAR at the lowest threshold with at most this false accept rate, and the threshold."""
         rates, tar = self.rates(weight)
         i = int(np.flatnonzero(rates <= far)[0])
@@ -82,7 +81,7 @@ class VerificationHistogram:
         return tuple(float((c.sum(axis=0) * centres).sum() / c.sum()) for c in (self.genuine, self.impostor))  # type: ignore[return-value]
 
     def interval(
-        self, statistic: Callable[[Counts], float], *, rounds: int = BOOTSTRAPS, seed: int = 0
+        self, statistic: Callable[[Int64Array], float], *, rounds: int = BOOTSTRAPS, seed: int = 0
     ) -> tuple[float, float]:
         """95 % bootstrap interval, over people, of `statistic(weights)`; the same for the same people and seed."""
         random = np.random.Generator(np.random.Philox(key=seed))
@@ -96,15 +95,13 @@ class VerificationHistogram:
         return float(low), float(high)
 
 
-def _above(counts: Counts) -> Array:
+def _above(counts: Int64Array) -> Float64Array:
     """Share of a histogram [BINS] at or above each edge of its bins [BINS + 1]."""
     total = max(int(counts.sum()), 1)
     return np.asarray(np.append(np.cumsum(counts[::-1])[::-1], 0) / total, np.float64)
 
 
-def verification(
-    vectors: npt.NDArray[Any], people: npt.NDArray[np.int64], *, genuine: bool = True
-) -> VerificationHistogram:
+def verification(vectors: AnyArray, people: Int64Array, *, genuine: bool = True) -> VerificationHistogram:
     """Histogram of all pairs of embeddings [n, D] (of any length), of the people [n] with numbers from 0.
 
     `ValueError` where there is only one person, or no pair of one person where `genuine` pairs are required.
@@ -129,7 +126,7 @@ def verification(
     return VerificationHistogram(genuine_counts // 2, impostor_counts)
 
 
-def fold_accuracy(cosines: Array, same: npt.NDArray[np.bool_], fold: npt.NDArray[np.int64]) -> tuple[float, float]:
+def fold_accuracy(cosines: Float64Array, same: BoolArray, fold: Int64Array) -> tuple[float, float]:
     """Accuracy in percent and its standard error over folds, in the protocol of LFW (Huang et al. 2007).
 
     For pairs [n]: cosines, whether both pictures show one person, and their folds 0 .. k - 1 with k > 1. A fold is

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field, model_validator
@@ -18,7 +17,8 @@ from torch import Tensor
 from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASSES
-from raygen.store.images import UInt8Array, decode_image, decode_mask, fit_image, fit_mask
+from raygen.core.types import AnyArray, Float32Array, UInt8Array
+from raygen.store.images import decode_image, decode_mask, fit_image, fit_mask
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import reason_of
 
@@ -166,10 +166,10 @@ class Conditions:
 
 def _read_column(
     rows: pa.Table, name: str, required: bool, shapes: Shapes, errors: list[str | None]
-) -> list[npt.NDArray[Any] | Tensor | None]:
+) -> list[AnyArray | Tensor | None]:
     """One array (or None) a row; the first error of a row is written into `errors`."""
     column = rows.column(name).to_pylist() if name in rows.column_names else [None] * rows.num_rows
-    result: list[npt.NDArray[Any] | Tensor | None] = [None] * rows.num_rows
+    result: list[AnyArray | Tensor | None] = [None] * rows.num_rows
     for i, value in enumerate(column):
         try:
             if value is not None and not (isinstance(value, dict) and value.get("bytes") is None):
@@ -181,7 +181,7 @@ def _read_column(
     return result
 
 
-def _read_value(name: str, value: Any, shapes: Shapes) -> npt.NDArray[Any] | Tensor:
+def _read_value(name: str, value: Any, shapes: Shapes) -> AnyArray | Tensor:
     """One condition of one row as an array of the model's size."""
     if name == "mask":
         return fit_mask(decode_mask(value["bytes"]), shapes.mask_size)
@@ -202,8 +202,8 @@ def _read_value(name: str, value: Any, shapes: Shapes) -> npt.NDArray[Any] | Ten
 
 
 def style_of(
-    row: Mapping[str, Any], shapes: Shapes, mask: npt.NDArray[Any] | Tensor | None = None
-) -> tuple[UInt8Array, npt.NDArray[np.float32]] | None:
+    row: Mapping[str, Any], shapes: Shapes, mask: AnyArray | Tensor | None = None
+) -> tuple[UInt8Array, Float32Array] | None:
     """The references of a row uint8 [2, 4, S, S] and the weight of each class float32 [2, 19]; None without references.
 
     All classes are those of `style_reference_a` except the `style_parts`, which are (1 - mix) of a and mix of b.

@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from pydantic import Field, model_validator
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from raygen.core.config import Config, nearest
 from raygen.core.errors import ConfigError
+from raygen.core.types import Float64Array
 
 __all__ = [
     "PRESETS",
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 
-Float64Array = npt.NDArray[np.float64]
 PredictionType = Literal["epsilon", "v_prediction"]
 BetaSchedule = Literal["scaled_linear", "linear"]
 Spacing = Literal["leading", "trailing", "linspace"]

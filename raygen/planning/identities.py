@@ -11,11 +11,11 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX, AttributeName, ClassName
+from raygen.core.types import Int64Array
 from raygen.planning.base import Planning, conditions_table
 from raygen.planning.identity_pool import (
     AttributeCells,
     FacePool,
-    Ints,
     ReferenceFilter,
     attribute_indices,
     class_bits,
@@ -201,7 +201,7 @@ class Identities(Planning):
         names = names[: self.identities]
         donors_by_group = self._donor_groups(pool)
         fewest = self.pictures
-        donors: list[Ints] = []
+        donors: list[Int64Array] = []
         for number, face in enumerate(references):
             faces = self._donors_of(pool, face, donors_by_group)
             fewest = min(fewest, len(faces)) if self._needs_donors else fewest
@@ -259,7 +259,7 @@ class Identities(Planning):
             return int(pool.person[face]).to_bytes(8, "big")
         return pool.values[face, attribute_indices((*self.balance, *self.match_attributes))].tobytes()
 
-    def _donor_groups(self, pool: FacePool) -> dict[bytes, Ints]:
+    def _donor_groups(self, pool: FacePool) -> dict[bytes, Int64Array]:
         """At most `num_donors` faces by group. Each group keeps its first faces, so that rare groups are not lost."""
         if not self._needs_donors:
             return {}
@@ -277,9 +277,9 @@ class Identities(Planning):
         kept = {face for _, face in ranked[: self.num_donors]}
         return {key: np.array([f for f in faces if f in kept], np.int64) for key, faces in groups.items()}
 
-    def _donors_of(self, pool: FacePool, face: int, donors_by_group: Mapping[bytes, Ints]) -> Ints:
+    def _donors_of(self, pool: FacePool, face: int, donors_by_group: Mapping[bytes, Int64Array]) -> Int64Array:
         """Donors for the reference `face`; `ConfigError` where it needs one and there is none."""
-        faces: Ints = donors_by_group.get(self._group(pool, face), np.array([], np.int64))
+        faces: Int64Array = donors_by_group.get(self._group(pool, face), np.array([], np.int64))
         others = pool.person[faces] != pool.person[face] if self.donors == "others" else faces != face
         faces = faces[others]
         if self._needs_donors and not len(faces):
@@ -294,7 +294,7 @@ class Identities(Planning):
             return faces
         # The reference keeps its mask: prefer the donors that show most of the varying parts which that mask shows.
         shares = np.bitwise_count(pool.shown[faces] & pool.shown[face] & class_bits(self.vary.styles))
-        best: Ints = faces[shares == shares.max()]
+        best: Int64Array = faces[shares == shares.max()]
         return best
 
     def _notes(self, cells: AttributeCells, donors: int, fewest: int) -> Iterable[str]:
@@ -377,7 +377,9 @@ def _check_names(names: Sequence[str]) -> None:
     portable_ids(names)
 
 
-def _face_rows(pool: FacePool, faces: Ints, schema: pa.Schema, more: Mapping[str, pa.Array] | None = None) -> pa.Table:
+def _face_rows(
+    pool: FacePool, faces: Int64Array, schema: pa.Schema, more: Mapping[str, pa.Array] | None = None
+) -> pa.Table:
     """Faces of the pool, with the columns `more`, in `schema`; the column `mask` is null."""
     columns = {
         "face_id": pa.array([pool.ids[face] for face in faces], pa.string()),

@@ -17,12 +17,18 @@ import pyarrow as pa
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CLASSES
 from raygen.core.hashing import digest
+from raygen.core.types import Int64Array
 from raygen.store.images import decode_mask
 
-__all__ = ["AttributeCells", "FacePool", "Ints", "ReferenceFilter", "attribute_indices", "class_bits", "draw_donors"]
-
-
-Ints = npt.NDArray[np.int64]
+__all__ = [
+    "AttributeCells",
+    "FacePool",
+    "Int64Array",
+    "ReferenceFilter",
+    "attribute_indices",
+    "class_bits",
+    "draw_donors",
+]
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class FacePool:
     """
 
     ids: Sequence[str]
-    person: Ints
+    person: Int64Array
     shown: npt.NDArray[np.uint32]
     values: npt.NDArray[np.int8]
     sha256: Sequence[str | None]
@@ -162,7 +168,7 @@ class ReferenceFilter:
         return references, reasons
 
 
-def draw_donors(faces: Ints, count: int, seed: int, number: int) -> Ints:
+def draw_donors(faces: Int64Array, count: int, seed: int, number: int) -> Int64Array:
     """`count` of `faces` for identity `number`, in an order of its own; all come once before one comes again.
 
     The first ones do not depend on `count`.

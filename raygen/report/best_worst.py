@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 from markupsafe import Markup
 
 from raygen.core.face_labels import CLASSES
+from raygen.core.types import Float64Array, Int64Array
 from raygen.report.images import find_rows, image_thumb, image_with_mask
 from raygen.report.plots import histogram_plot
 from raygen.report.run_folder import RunFolder
@@ -40,7 +40,7 @@ class Ranking:
     keep_worst: int = 12
     best: list[RankedSample] = field(default_factory=list)
     worst: list[RankedSample] = field(default_factory=list)
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    counts: Int64Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
     total: float = 0.0
     metric: str = ""
 
@@ -54,7 +54,7 @@ class Ranking:
         """Mean of the samples' own mIoU: not the mIoU of the set, which sums counts first."""
         return self.total / max(self.n, 1)
 
-    def add(self, ids: Sequence[str], vectors: npt.NDArray[np.float64]) -> None:
+    def add(self, ids: Sequence[str], vectors: Float64Array) -> None:
         """Take in the counts [n, 3, classes] (intersection, prediction, target) of `ids`.
 
         A sample's mIoU is the mean over the classes that its mask or the parser's label map has. Its weakest class is
@@ -73,7 +73,7 @@ class Ranking:
         self.best = sorted([*self.best, *rows], key=lambda row: (-row.value, row.id))[: self.keep_best]
 
 
-def _ranked(name: str, value: float, iou: npt.NDArray[np.float64], counts: npt.NDArray[np.float64]) -> RankedSample:
+def _ranked(name: str, value: float, iou: Float64Array, counts: Float64Array) -> RankedSample:
     in_mask = np.where(counts[2] > 0, iou, np.inf)
     if np.isinf(in_mask).all():
         in_mask = np.nan_to_num(iou, nan=np.inf)

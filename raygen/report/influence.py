@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 from markupsafe import Markup
 from PIL import Image
 
+from raygen.core.types import Float64Array
 from raygen.report.images import data_url
 from raygen.report.plots import DataPoint, Series, line_plot
 from raygen.report.run_folder import RunFolder
@@ -100,7 +100,7 @@ def _tile(data: bytes, *, heat: bool) -> Image.Image:
 
 def _mean_influence(scores: Sequence[Slice]) -> tuple[dict[str, list[float]], int]:
     """Mean over samples of the share of each expert at each step, and the number of samples."""
-    sums: dict[str, npt.NDArray[np.float64]] = {}
+    sums: dict[str, Float64Array] = {}
     counts: dict[str, int] = {}
     for name, vectors in vectors_by_metric(scores, "influence:"):
         shares = vectors[:, : vectors.shape[1] // 2]

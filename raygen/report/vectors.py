@@ -3,15 +3,15 @@
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
 
+from raygen.core.types import Float64Array
 from raygen.store.parquet import Slice, read_slice
 
 __all__ = ["vectors_by_metric"]
 
 
-def vectors_by_metric(pieces: Iterable[Slice], prefix: str) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
+def vectors_by_metric(pieces: Iterable[Slice], prefix: str) -> Iterator[tuple[str, Float64Array]]:
     """Of each file every metric whose name starts with `prefix`, and its vectors [n, D]."""
     for piece in pieces:
         table = read_slice(piece, ["metric", "vector"])

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import Field
 
 from raygen.core.config import Config
 from raygen.core.face_labels import ATTRIBUTES
+from raygen.core.types import Float64Array, UInt8Array
 from raygen.extractors.base import (
     BundledNetworkConfig,
     Classifier,
@@ -25,10 +25,8 @@ from raygen.metrics.image_similarity import Similarity
 __all__ = ["EditJudge", "EditJudgeConfig", "best_alpha"]
 
 
-UInt8Array = npt.NDArray[np.uint8]
 #: Fidelity below this is measured on a picture that has not changed.
 LEAST: Final = 0.05
-Array = npt.NDArray[np.float64]
 
 
 class EditJudgeConfig(Config):
@@ -62,7 +60,7 @@ class EditJudge:
         parts = {"parser": config.parser, "classifier": config.classifier, "lpips": config.lpips}
         return {name: network_digest(part, name) for name, part in parts.items() if part is not None}
 
-    def similarity(self, images: UInt8Array, source: UInt8Array) -> Array:
+    def similarity(self, images: UInt8Array, source: UInt8Array) -> Float64Array:
         """uint8 [n, H, W, 3] and [H, W, 3] -> SSIM to the input [n], or 1 - LPIPS; 1 is the input itself."""
         return self.ssim_or_lpips(images, np.repeat(source[None], len(images), axis=0))
 
@@ -75,7 +73,7 @@ class EditJudge:
         own_mask: UInt8Array | None,
         attributes: Sequence[int] | None,
         own_attributes: Sequence[int] | None = None,
-    ) -> Array | None:
+    ) -> Float64Array | None:
         """The part of the requested change that was made, [n] in 0..1; None where no network can measure it.
 
         Masks: of the pixels to change (where the target differs from the input's mask, or from the parser's labels of
@@ -100,7 +98,7 @@ class EditJudge:
         return np.mean(parts, axis=0) if parts else None
 
 
-def best_alpha(fidelity: Array | None, similarity: Array, alphas: Sequence[float]) -> int:
+def best_alpha(fidelity: Float64Array | None, similarity: Float64Array, alphas: Sequence[float]) -> int:
     """The index of the alpha with the highest harmonic mean of fidelity and similarity; of equal ones the smallest.
 
     With a harmonic mean neither makes up for the other: an unchanged copy scores 0, and so does an unrelated picture. A

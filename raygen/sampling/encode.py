@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -13,6 +12,7 @@ from torch import Tensor
 from raygen.core.config import Config
 from raygen.core.pixels import to_pixels, to_uint8
 from raygen.core.precision import set_deterministic_precision
+from raygen.core.types import UInt8Array
 from raygen.models import checkpoint
 from raygen.sampling.worker import pick_device
 from raygen.store.images import images_from_rows
@@ -100,10 +100,8 @@ class RoundTrip:
         self.stage = checkpoint.load_first_stage(checkpoint_folder, self.device)
 
     @torch.inference_mode()
-    def __call__(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def __call__(self, images: UInt8Array) -> UInt8Array:
         """uint8 [n, H, W, 3] at the first stage's size -> the reconstructions of `mode`, uint8 [n, H, W, 3]."""
         pixels = to_pixels(torch.from_numpy(np.ascontiguousarray(images)).to(self.device))
-        result: npt.NDArray[np.uint8] = (
-            to_uint8(self.stage.decode(self.stage.mode(self.stage.encode(pixels)))).cpu().numpy()
-        )
+        result: UInt8Array = to_uint8(self.stage.decode(self.stage.mode(self.stage.encode(pixels)))).cpu().numpy()
         return result

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -24,9 +23,10 @@ from torch import Tensor, nn
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.pixels import to_pixels
+from raygen.core.types import BoolArray, UInt8Array
 from raygen.models.base import Model, Tokens
 from raygen.models.conditions import Conditions
-from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, UInt8Array, best_alpha
+from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, best_alpha
 from raygen.sampling.guidance import GuidedDenoiser
 from raygen.sampling.influence import InfluenceRecorder
 from raygen.sampling.noise import keyed_normal, noise_key
@@ -167,7 +167,7 @@ class EditWorker:
 
     def _edited(
         self, rows: pa.Table, conditions: Conditions, source: UInt8Array, log: InfluenceRecorder
-    ) -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
+    ) -> tuple[UInt8Array, BoolArray]:
         key = noise_key(self.config.seed, str(rows["edit_id"][0].as_py()), self.config.attempt)
         parts = self.model.editable
         with restored([network for part in parts.values() for network in part.networks]):
@@ -195,7 +195,7 @@ class EditWorker:
         own_mask: UInt8Array | None,
         own_attributes: Sequence[int] | None,
         images: UInt8Array,
-        finite: npt.NDArray[np.bool_],
+        finite: BoolArray,
     ) -> dict[str, pa.Table]:
         tables = self.sampler.finish(rows, [None] * rows.num_rows, log, images, finite)
         good = np.flatnonzero(finite)

@@ -4,14 +4,12 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from raygen.core.types import Float32Array
+
 __all__ = ["batch_noise", "keyed_normal", "noise_key"]
-
-
-Float32Array = npt.NDArray[np.float32]
 
 
 def noise_key(seed: int, sample_id: str, attempt: int) -> int:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import torch
 from pydantic import Field
@@ -21,6 +19,7 @@ from torch import Tensor
 from raygen.core.config import Config
 from raygen.core.pixels import to_uint8
 from raygen.core.precision import set_deterministic_precision, tf32
+from raygen.core.types import BoolArray, UInt8Array
 from raygen.models import checkpoint
 from raygen.models.base import Model, Record
 from raygen.models.conditions import Conditions
@@ -35,7 +34,6 @@ from raygen.store.schemas import SAMPLES, SCORES, cast
 
 __all__ = ["SampleConfig", "SampleWorker", "ScoreBatch", "denoise", "pick_device", "shares_model", "to_host"]
 
-UInt8Array = npt.NDArray[np.uint8]
 #: (pictures uint8 [n, H, W, 3], their rows) -> SCORES rows.
 ScoreBatch = Callable[[UInt8Array, pa.Table], pa.Table]
 #: Gives the noise of step i, [B, C, h, w].
@@ -241,7 +239,7 @@ class SampleWorker:
         errors: Sequence[str | None],
         log: InfluenceRecorder,
         images: UInt8Array,
-        finite: npt.NDArray[np.bool_],
+        finite: BoolArray,
     ) -> dict[str, pa.Table]:
         """SAMPLES of pictures uint8 [n, H, W, 3] and their rows; SCORES and INFLUENCE where the config has them."""
         reasons = [
@@ -293,7 +291,7 @@ def _column(
     return pa.nulls(rows.num_rows, field.type)
 
 
-def to_host(images: Tensor, finite: Tensor) -> Callable[[], tuple[UInt8Array, npt.NDArray[np.bool_]]]:
+def to_host(images: Tensor, finite: Tensor) -> Callable[[], tuple[UInt8Array, BoolArray]]:
     """Start the copy to the host; the returned call waits for it, not for work that was queued later."""
     if images.device.type != "cuda":
         return lambda: (images.numpy(), finite.numpy())
@@ -303,7 +301,7 @@ def to_host(images: Tensor, finite: Tensor) -> Callable[[], tuple[UInt8Array, np
     done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
 
-    def fetch() -> tuple[UInt8Array, npt.NDArray[np.bool_]]:
+    def fetch() -> tuple[UInt8Array, BoolArray]:
         done.synchronize()
         return hosts[0].numpy(), hosts[1].numpy()
 

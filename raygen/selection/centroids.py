@@ -1,17 +1,16 @@
 """Centroids of identities: similarity of images to their own identity, to other identities and among strangers."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from raygen.core.types import AnyArray, BoolArray, Float32Array, Float64Array
 from raygen.metrics.verification import BLOCK, unit
 
 __all__ = ["IdentityCentroids", "chance_limit"]
 
 
-Floats = npt.NDArray[np.float32]
 #: Id of an image -> a similar identity or image, and the cosine with it.
 Near = dict[str, tuple[str, float]]
 #: Number of cosines in memory at a time: 16 MB.
@@ -27,7 +26,7 @@ class IdentityCentroids:
     are the accepted ones in their order, then the others by id, so that the order of the input changes nothing.
     """
 
-    def __init__(self, ids: Sequence[str], vectors: npt.NDArray[Any], who: Sequence[str], accepted: int) -> None:
+    def __init__(self, ids: Sequence[str], vectors: AnyArray, who: Sequence[str], accepted: int) -> None:
         """`ids` have the embeddings `vectors` [n, D] and identities `who`; the first `accepted` are accepted images."""
         before = set(who[:accepted])
         self.names = sorted(set(who), key=lambda name: (name not in before, name))
@@ -39,12 +38,12 @@ class IdentityCentroids:
         self.ids = [ids[i] for i in order]
         self.who = np.array([numbers[i] for i in order], np.int64)
         self.fresh = np.array([i >= accepted for i in order], bool)
-        self.x: Floats = np.asarray(vectors[order], np.float32)
+        self.x: Float32Array = np.asarray(vectors[order], np.float32)
         for rows in _blocks(0, len(order), self.x.shape[1]):
             self.x[rows] = unit(self.x[rows])
         self.starts = np.searchsorted(self.who, np.arange(len(self.names) + 1))
 
-    def own(self) -> npt.NDArray[np.float64]:
+    def own(self) -> Float64Array:
         """Cosine of each image with the mean of its identity's others: float64 [n], NaN where there is no other."""
         cosines = np.full(len(self.ids), np.nan)
         for first, last in zip(self.starts[:-1], self.starts[1:], strict=True):
@@ -97,7 +96,7 @@ class IdentityCentroids:
                 stay.append(i)
         return duplicates
 
-    def _centre(self, who: int, stay: npt.NDArray[np.bool_], centres: Floats, filled: npt.NDArray[np.bool_]) -> None:
+    def _centre(self, who: int, stay: BoolArray, centres: Float32Array, filled: BoolArray) -> None:
         """Write the centroid of an identity's remaining images, and whether it has any."""
         rows = slice(self.starts[who], self.starts[who + 1])
         remaining = self.x[rows][stay[rows]]
@@ -107,11 +106,11 @@ class IdentityCentroids:
     def _refuse(
         self,
         who: int,
-        centres: Floats,
-        known: npt.NDArray[np.bool_],
+        centres: Float32Array,
+        known: BoolArray,
         first: int,
         limit: float,
-        stay: npt.NDArray[np.bool_],
+        stay: BoolArray,
         refused: Near,
     ) -> None:
         """Refuse images of an identity that are similar to one of `centres`, which start at identity `first`."""
@@ -132,7 +131,7 @@ class IdentityCentroids:
                 refused[self.ids[row]] = self.names[first + int(at[i])], float(most[i])
 
 
-def chance_limit(vectors: npt.NDArray[Any], who: Sequence[str], share: float, people: int) -> float:
+def chance_limit(vectors: AnyArray, who: Sequence[str], share: float, people: int) -> float:
     """The cosine that at most `share` of images exceeds with any of `people` - 1 strangers by chance.
 
     It is taken from images `vectors` [n, D] of different people `who`, each compared with the centroids of the others:

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from raygen.core.config import Config
+from raygen.core.types import Float64Array, UInt8Array
 from raygen.evaluation.aggregate import MetricRows
 from raygen.metrics.image_similarity import bootstrap_mean
 from raygen.metrics.mask_rarity import KINDS, SHARE, WHENS, Frequencies, small
@@ -42,7 +42,7 @@ def rarities(made: ScoredAttempt) -> dict[str, float]:
     return rarity
 
 
-def _masks(made: ScoredAttempt) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
+def _masks(made: ScoredAttempt) -> Iterator[tuple[list[str], UInt8Array]]:
     for table in made.read("mask"):
         rows = [row for row in table.to_pylist() if row["mask"] is not None and row["mask"]["bytes"] is not None]
         if rows:
@@ -84,7 +84,7 @@ def _kinds(rounds: RetryState, rare: Mapping[str, float], limit: float) -> dict[
     return dict(zip(KINDS, (list(rounds.tries), refused, with_rare_mask, with_usual_mask, at_once), strict=True))
 
 
-def _values(samples: Sequence[Sequence[Attempt]]) -> dict[str, npt.NDArray[np.float64]]:
+def _values(samples: Sequence[Sequence[Attempt]]) -> dict[str, Float64Array]:
     """Finite values by `WHENS`: of the first try, of the second where there is one, and of the accepted one."""
     first, second = [tries[0].value for tries in samples], [tries[1].value for tries in samples if len(tries) > 1]
     accepted = [attempt.value for tries in samples if (attempt := accepted_rows(tries)) is not None]

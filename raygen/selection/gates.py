@@ -6,15 +6,15 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config, nearest
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CLASSES
+from raygen.core.types import AnyArray, Float64Array
 from raygen.evaluation.aggregate import ScoreMatrix
 from raygen.metrics.attributes import RIGHT, UNKNOWN
 from raygen.metrics.segmentation import Counts, per_picture_miou
@@ -22,7 +22,6 @@ from raygen.metrics.segmentation import Counts, per_picture_miou
 __all__ = ["Gate", "RealFaces", "ScoreGate", "ScorePool", "Verdicts", "per_sample_values"]
 
 
-Array = npt.NDArray[np.float64]
 #: Reasons by id of refused images; an id that is not in it passed.
 Verdicts = dict[str, str]
 #: Real faces: their folder, and the split that is used (None: all).
@@ -212,7 +211,7 @@ class ScoreGate(Gate):
         return f"Images with a {title} below {limits['min']:.4g}{chosen} were refused."
 
 
-def per_sample_values(metric: str, of: Sequence[str], vectors: npt.NDArray[Any]) -> Array:
+def per_sample_values(metric: str, of: Sequence[str], vectors: AnyArray) -> Float64Array:
     """The score of each image from its measurement [n, D]: float64 [n], NaN where it has none."""
     match metric:
         case "miou":
@@ -232,7 +231,7 @@ def per_sample_values(metric: str, of: Sequence[str], vectors: npt.NDArray[Any])
     raise ConfigError(f"gates: {metric} is not a score of a single image")
 
 
-def _shares(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Array:
+def _shares(part: AnyArray, whole: AnyArray) -> Float64Array:
     """`part` / `whole` [n], NaN where `whole` is 0."""
-    shares: Array = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+    shares: Float64Array = np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
     return shares

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from raygen.core.errors import ConfigError
+from raygen.core.types import Float32Array
 from raygen.evaluation.verification import IDENTITY
 from raygen.metrics.verification import BLOCK, unit, verification
 from raygen.selection.centroids import IdentityCentroids, chance_limit
@@ -237,7 +237,7 @@ class LeakGate(Gate):
         return nearest
 
 
-def _labelled(pool: ScorePool) -> tuple[npt.NDArray[np.float32], list[str]]:
+def _labelled(pool: ScorePool) -> tuple[Float32Array, list[str]]:
     """Embeddings [n, D] of rows that have an identity, and their identities."""
     scores = pool.of(IDENTITY)
     if scores is None:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import CLASSES, from_palette
+from raygen.core.types import UInt8Array
 from raygen.store.schemas import IMAGE, reason_of
 
 __all__ = [
@@ -26,9 +26,6 @@ __all__ = [
     "picture",
     "picture_column",
 ]
-
-
-UInt8Array = npt.NDArray[np.uint8]
 
 
 def fit_mask(mask: UInt8Array, size: int) -> UInt8Array:

@@ -9,8 +9,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from raygen.core.errors import InputError
@@ -37,7 +35,6 @@ __all__ = [
 ]
 
 
-UInt8Array = npt.NDArray[np.uint8]
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 IMAGE: Final = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -18,13 +17,13 @@ from torch import Tensor
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import flip_mask
+from raygen.core.types import AnyArray
 from raygen.models.conditions import Conditions, Shapes, Tokenize
 from raygen.store.images import images_from_rows
 
 __all__ = ["TrainingData", "draw", "load_training_data", "order", "texts_of"]
 
 
-Array = npt.NDArray[Any]
 #: Numbers of one box, and of one keypoint.
 WIDTHS: Final = {"boxes": 4, "keypoints": 3}
 POINT: Final = WIDTHS["keypoints"]
@@ -40,17 +39,17 @@ class TrainingData:
     """
 
     ids: tuple[str, ...]
-    face: Array
-    flipped: Array
-    images: Array | None = None
-    moments: Array | None = None
-    mask: Array | None = None
-    attributes: Array | None = None
-    text: Array | None = None
-    hint: Array | None = None
-    present: Mapping[str, Array] = field(default_factory=dict)
-    places: Mapping[str, Array] = field(default_factory=dict)
-    identity: Array | None = None
+    face: AnyArray
+    flipped: AnyArray
+    images: AnyArray | None = None
+    moments: AnyArray | None = None
+    mask: AnyArray | None = None
+    attributes: AnyArray | None = None
+    text: AnyArray | None = None
+    hint: AnyArray | None = None
+    present: Mapping[str, AnyArray] = field(default_factory=dict)
+    places: Mapping[str, AnyArray] = field(default_factory=dict)
+    identity: AnyArray | None = None
     left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -62,10 +61,10 @@ class TrainingData:
         lines = (f"{self.ids[f]} {int(m)}\n" for f, m in zip(self.face, self.flipped, strict=True))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def batch(self, rows: Array, mirror: Array) -> dict[str, Array]:
+    def batch(self, rows: AnyArray, mirror: AnyArray) -> dict[str, AnyArray]:
         """Arrays of some rows; `mirror` bool [B] mirrors pictures and their masks (moments have flips as rows)."""
         faces = self.face[rows]
-        result: dict[str, Array] = {f"present_{name}": flag[faces] for name, flag in self.present.items()}
+        result: dict[str, AnyArray] = {f"present_{name}": flag[faces] for name, flag in self.present.items()}
         if self.moments is not None:
             mirror = self.flipped[rows]
             result["moments"] = self.moments[rows]
@@ -86,14 +85,14 @@ class TrainingData:
         return result
 
 
-def _mirrored(places: Array) -> Array:
+def _mirrored(places: AnyArray) -> AnyArray:
     """Boxes [B, K, 4] or keypoints [B, K, 3] of mirrored pictures; rows of zeros stay zeros."""
     used = places.any(axis=2, keepdims=True)
     if places.shape[2] == POINT:
         flipped = np.stack([1 - places[..., 0], places[..., 1], places[..., 2]], axis=2)
     else:
         flipped = np.stack([1 - places[..., 2], places[..., 1], 1 - places[..., 0], places[..., 3]], axis=2)
-    result: Array = np.where(used, flipped, 0).astype(np.float32)
+    result: AnyArray = np.where(used, flipped, 0).astype(np.float32)
     return result
 
 
@@ -122,7 +121,7 @@ def load_training_data(
     shapes = Shapes(size, 0 if tokenize is None else int(tokenize([""]).shape[1]), tokenize)
     ids: list[str] = []
     left_out: list[str] = []
-    images: list[Array] = []
+    images: list[AnyArray] = []
     conditions: list[Conditions] = []
     identities: list[str] = []
     places_by_name: dict[str, list[list[list[float]]]] = {name: [] for name in places}
@@ -172,7 +171,7 @@ def load_training_data(
     )
 
 
-def _padded(listed: list[list[list[float]]], width: int) -> Array:
+def _padded(listed: list[list[list[float]]], width: int) -> AnyArray:
     most = max(1, *(len(rows) for rows in listed))
     result = np.zeros((len(listed), most, width), dtype=np.float32)
     for i, rows in enumerate(listed):
@@ -185,16 +184,18 @@ def texts_of(faces: pa.Table, caption: str) -> pa.Array:
     return pa.array([dict(texts or ()).get(caption) for texts in faces["texts"].to_pylist()], pa.string())
 
 
-def _joined(parts: list[Tensor | None], dtype: Any = np.uint8) -> Array | None:
+def _joined(parts: list[Tensor | None], dtype: Any = np.uint8) -> AnyArray | None:
     return None if parts[0] is None else np.concatenate([p.numpy().astype(dtype) for p in parts if p is not None])
 
 
-def _latent_rows(tables: Iterable[pa.Table], ids: list[str], autoencoder: str | None) -> tuple[Array, Array, Array]:
+def _latent_rows(
+    tables: Iterable[pa.Table], ids: list[str], autoencoder: str | None
+) -> tuple[AnyArray, AnyArray, AnyArray]:
     """Face index, whether mirrored, and moments of the LATENTS rows of known faces, in a fixed order."""
     position = {name: i for i, name in enumerate(ids)}
     face: list[int] = []
     flipped: list[bool] = []
-    moments: list[Array] = []
+    moments: list[AnyArray] = []
     for table in tables:
         others = set(table["autoencoder"].unique().to_pylist()) - {autoencoder}
         if autoencoder is not None and others:
@@ -216,20 +217,20 @@ def _latent_rows(tables: Iterable[pa.Table], ids: list[str], autoencoder: str | 
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, n: int) -> Array:
+def _permutation(seed: int, epoch: int, n: int) -> AnyArray:
     key = np.array([seed, epoch], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=1 << 192)).permutation(n)
 
 
-def order(seed: int, n: int, positions: Iterable[int]) -> Array:
+def order(seed: int, n: int, positions: Iterable[int]) -> AnyArray:
     """The row at each position of the endless stream of epochs, each its own permutation of `n` rows."""
     return np.array([_permutation(seed, p // n, n)[p % n] for p in positions], dtype=np.int64)
 
 
-def draw(seed: int, positions: Iterable[int], shape: tuple[int, ...], timesteps: int) -> dict[str, Array]:
+def draw(seed: int, positions: Iterable[int], shape: tuple[int, ...], timesteps: int) -> dict[str, AnyArray]:
     """`t`, `dropout`, `mirror`, `noise` and `posterior` of stream positions, each keyed by its own."""
-    uniforms: list[Array] = []
-    normals: list[Array] = []
+    uniforms: list[AnyArray] = []
+    normals: list[AnyArray] = []
     for position in positions:
         random = np.random.Generator(np.random.Philox(key=np.array([seed, position], dtype=np.uint64)))
         uniforms.append(random.random(3))

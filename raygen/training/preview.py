@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from raygen.core.face_labels import PALETTE
 from raygen.core.pixels import to_pixels, to_uint8
+from raygen.core.types import UInt8Array
 from raygen.models.schedule import SamplerConfig, build_sampler
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.noise import keyed_normal, noise_key
@@ -21,7 +21,6 @@ from raygen.training.losses import AutoencoderObjective, DiffusionObjective, Obj
 __all__ = ["grid", "sheet"]
 
 
-UInt8Array = npt.NDArray[np.uint8]
 ACROSS: Final = 8
 PICTURES: Final = 16
 #: Quick, and good enough to see what a model has learned.

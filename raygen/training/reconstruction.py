@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from raygen.core.pixels import to_pixels, to_uint8
+from raygen.core.types import UInt8Array
 from raygen.extractors.base import BundledNetworkConfig, FeatureExtractor, load_features
 from raygen.metrics.frechet import frechet_of_features
 from raygen.metrics.image_similarity import psnr, ssim
@@ -23,7 +24,6 @@ from raygen.training.losses import AutoencoderObjective
 __all__ = ["finish_autoencoder", "reconstruction_scores"]
 
 
-UInt8Array = npt.NDArray[np.uint8]
 BATCH: Final = 32
 #: Fewer pictures than this have no covariance worth a distance.
 LEAST: Final = 16

@@ -3,14 +3,15 @@
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from raygen.core.types import AnyArray
 
 __all__ = ["WHITE", "Colour", "Field", "bump", "clip", "ellipse", "mixed", "planes", "ramp", "rounded", "scaled"]
 
 
 #: RGB in 0..1.
 Colour = tuple[float, float, float]
-Field = npt.NDArray[Any]
+Field = AnyArray
 
 WHITE: Colour = (1.0, 1.0, 1.0)
 
