@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterator
 from itertools import product
 
-from raygen.commands.generate import GenerateJob, build_bench
+from raygen.commands.generate import GenerateJob, sample_worker
 from raygen.commands.registry import make
 from raygen.sampling.timing import TimingConfig, TimingWorker
 from raygen.store.parquet import read_slice
@@ -31,7 +31,7 @@ def workers(options: argparse.Namespace, steps: int) -> Iterator[TimingWorker]:
         }
         job = make({"kind": "generate", **settings, "out": "unused"})
         assert isinstance(job, GenerateJob)
-        worker = build_bench([job.sampling("timed")], None, options.threads)(0)
+        worker = sample_worker(job.sampling("timed"), None, options.threads)
         yield TimingWorker(worker, TimingConfig(pictures=options.pictures, rounds=1), checkpoint)
 
 

@@ -32,7 +32,7 @@ import psutil
 import torch
 
 from benchmarks.workers import Emulated, Nothing
-from raygen.commands.generate import build_sampler
+from raygen.commands.generate import sample_worker
 from raygen.core.assets import resolve
 from raygen.core.config import Resources
 from raygen.core.hashing import run_id
@@ -91,7 +91,7 @@ def bare(config: SampleConfig, path: Path, batches: int) -> float:
     """Pictures per second of the same worker in a loop in this process; its results are dropped."""
     import pyarrow.parquet as pq
 
-    worker = build_sampler(config, None, 1)
+    worker = sample_worker(config, None, 1)
     rows = pq.read_table(path)
     worker.start(rows.slice(0, BATCH))
     began = time.perf_counter()
@@ -143,7 +143,7 @@ def real(folder: Path, rounds: int, pictures: int, steps: int) -> list[dict[str,
             _, ours = run(
                 folder / f"ray-{workers}-{i}",
                 [Slice(str(path), 0, pictures)],
-                partial(build_sampler, config, None, 1),
+                partial(sample_worker, config, None, 1),
                 workers,
                 2 * BATCH,
             )

@@ -15,11 +15,11 @@ from pydantic import Field
 from raygen.core.config import Config, Resources
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import digest, run_id
-from raygen.execution.executor import Outcome, Progress, Runner, execute, local_runner
+from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, execute_all, local_runner
 from raygen.execution.worker import Worker
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, read_slice, to_parquet
-from raygen.store.run_store import Plan, RunStore, make_shards, open_input
+from raygen.store.run_store import Plan, make_shards, open_input
 
 __all__ = [
     "Estimate",
@@ -35,7 +35,7 @@ __all__ = [
     "extrapolate",
     "open_inputs",
     "outcome_facts",
-    "prepare_run",
+    "plan_run",
     "run_sharded",
     "runner_of",
     "store_listing",
@@ -133,19 +133,14 @@ class Inputs:
     digest: str
 
 
-@dataclass(frozen=True)
-class PreparedRun:
-    """A job over shards, ready to run: its store, its plan, and the function with which an actor builds the worker.
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun(PlannedRun):
+    """A planned run with its worker: `build` is called in each actor, and has to be picklable.
 
-    `columns` are the input columns that are read; None reads all. `first`: rows to estimate with where the inputs are
-    not written yet. `notes`: remarks on the plan for the user.
+    `first`: rows to estimate with where the inputs are not written yet. `notes`: remarks on the plan for the user.
     """
 
-    store: RunStore
-    plan: Plan
     build: Callable[[], Worker]
-    max_error_fraction: float
-    columns: tuple[str, ...] | None = None
     first: pa.Table | None = None
     notes: tuple[str, ...] = ()
 
@@ -172,33 +167,22 @@ def store_listing(listing: pa.Table, out: str, *also: str, write: bool) -> Input
     return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
 
 
-def prepare_run(
-    job: Job,
+def plan_run(
     kind: str,
     settings: Mapping[str, Any],
     inputs: Inputs,
-    build: Callable[[str], Callable[[], Worker]],
     *,
     batch: int,
-    sharding: Sharding,
+    shard_rows: int,
     attempt: int = 0,
-    columns: tuple[str, ...] | None = None,
-) -> PreparedRun:
-    """Plan a job over `inputs`. The run id, a hash of `settings` and of the inputs' digest, is given to `build`.
+) -> Plan:
+    """The plan of a run over `inputs`. The run id is a hash of `settings` and of the inputs' digest.
 
     Shards are whole multiples of the batch, so that a batch holds the same rows on any number of workers.
     """
-    rows = max(batch, sharding.shard_rows // batch * batch)
-    identity = {
-        "kind": kind,
-        "settings": settings,
-        "inputs": inputs.digest,
-        "shard_rows": rows,
-        "attempt": attempt,
-    }
-    name = run_id(identity)
-    plan = Plan(kind, name, settings, batch, make_shards(inputs.slices, rows))
-    return PreparedRun(RunStore(job.out, attempt), plan, build(name), sharding.max_error_fraction, columns)
+    rows = max(batch, shard_rows // batch * batch)
+    parts = {"kind": kind, "settings": settings, "inputs": inputs.digest, "shard_rows": rows, "attempt": attempt}
+    return Plan(kind, run_id(parts), settings, batch, make_shards(inputs.slices, rows))
 
 
 def runner_of(resources: Resources) -> Runner:
@@ -211,17 +195,8 @@ def runner_of(resources: Resources) -> Runner:
 
 
 def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallback) -> Outcome:
-    """Process the missing shards of `work`. Raises the errors of `execute`."""
-    return execute(
-        work.store,
-        work.plan,
-        work.build,
-        resources,
-        runner_of(resources),
-        max_error_fraction=work.max_error_fraction,
-        columns=work.columns,
-        report=report,
-    )
+    """Process the missing shards of `work`. Raises the errors of `execute_all`."""
+    return execute_all([work], work.build, resources, runner_of(resources), report=report)[0]
 
 
 def outcome_facts(outcome: Outcome) -> dict[str, object]:

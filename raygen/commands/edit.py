@@ -8,10 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, prepare_run
+from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
-from raygen.execution.worker import Worker
 from raygen.models.checkpoint import check_mixing
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.expert_mixing import AnyMixing
@@ -22,8 +21,9 @@ from raygen.sampling.worker import SampleConfig
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
+from raygen.store.run_store import RunStore
 
-__all__ = ["JOB", "EditJob", "build_editor"]
+__all__ = ["JOB", "EditJob"]
 
 
 class EditJob(ShardedJob):
@@ -64,29 +64,13 @@ class EditJob(ShardedJob):
         if first[0] is None:
             raise ConfigError(f"{self.conditions}: no plan of edits (see planning `edits`, `edit_pairs`)")
         alphas = next((i for i, name in enumerate(first) if name != first[0]), len(first))
-        return prepare_run(
-            self,
-            "edit",
-            settings,
-            given,
-            partial(self._builder, alphas),
-            batch=alphas,
-            sharding=self,
-            attempt=self.attempt,
-        )
-
-    def _builder(self, alphas: int, run_id: str) -> "partial[Worker]":
+        plan = plan_run("edit", settings, given, batch=alphas, shard_rows=self.shard_rows, attempt=self.attempt)
         fields = (set(SampleConfig.model_fields) & set(EditJob.model_fields)) - {"checkpoint"}
         values = {name: getattr(self, name) for name in fields}
-        sample = SampleConfig(run_id=run_id, checkpoint=resolve(self.checkpoint), batch=alphas, **values)
-        return partial(build_editor, sample, self.imagic, self.judge, self.faces, self.resources.threads)
-
-
-def build_editor(
-    sample: SampleConfig, imagic: ImagicConfig, judge: EditJudgeConfig, faces: str, threads: int
-) -> Worker:
-    """The worker of an actor."""
-    return EditWorker(sample, imagic, judge, StoredRows(faces, ("image", "mask", "attributes")), threads=threads)
+        config = SampleConfig(run_id=plan.run_id, checkpoint=resolve(self.checkpoint), batch=alphas, **values)
+        faces = StoredRows(self.faces, ("image", "mask", "attributes"))
+        build = partial(EditWorker, config, self.imagic, self.judge, faces, threads=self.resources.threads)
+        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build)
 
 
 JOB = EditJob

@@ -8,10 +8,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, prepare_run
+from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.sampling.encode import EncodeConfig, EncodeWorker
+from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "EncodeJob"]
 
@@ -33,16 +34,10 @@ class EncodeJob(ShardedJob):
         folder = resolve(self.checkpoint)
         settings = {"checkpoint": checkpoint_digest(folder), "horizontal_flips": self.horizontal_flips}
         config = EncodeConfig(checkpoint=folder, horizontal_flips=self.horizontal_flips)
-        return prepare_run(
-            self,
-            "encode",
-            settings,
-            open_inputs(self.faces, "faces"),
-            lambda _: partial(EncodeWorker, config, threads=self.resources.threads),
-            batch=self.batch,
-            sharding=self,
-            columns=("face_id", "image"),
-        )
+        inputs = open_inputs(self.faces, "faces")
+        plan = plan_run("encode", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
+        build = partial(EncodeWorker, config, threads=self.resources.threads)
+        return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, ("face_id", "image"), build=build)
 
 
 JOB = EncodeJob

@@ -34,7 +34,7 @@ from raygen.commands.base import (
     Sharding,
     estimate_cost,
     open_inputs,
-    prepare_run,
+    plan_run,
     run_sharded,
 )
 from raygen.core.assets import resolve
@@ -61,7 +61,6 @@ from raygen.evaluation.verification import (
     roc_lines,
     verification_metrics,
 )
-from raygen.execution.worker import Worker
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.sampling.encode import RoundTrip
 from raygen.store.filesystem import FileStore
@@ -226,16 +225,10 @@ class EvaluateJob(Job, Sharding):
         before = None if pairwise.baseline is None else open_input(pairwise.baseline)[1]
         settings = {"set": "related", "pairwise": pairwise.model_copy(update={"baseline": before})}
         given, threads = open_inputs(samples, "samples"), self.resources.threads
-        return prepare_run(
-            self.model_copy(update={"out": f"{self.out}/scores/related"}),
-            "evaluate",
-            settings,
-            given,
-            lambda run: partial(PairwiseWorker, pairwise, samples, run_id=run, threads=threads),
-            batch=self.batch,
-            sharding=self,
-            columns=COLUMNS,
-        )
+        plan = plan_run("evaluate", settings, given, batch=self.batch, shard_rows=self.shard_rows)
+        build = partial(PairwiseWorker, pairwise, samples, run_id=plan.run_id, threads=threads)
+        store = RunStore(f"{self.out}/scores/related")
+        return PreparedRun(store, plan, self.max_error_fraction, COLUMNS, build=build)
 
     def _scored_inline(self, samples: RunStore) -> bool:
         return samples.plan().settings.get("score") == self.score.by_content() and samples.has("scores")
@@ -251,19 +244,12 @@ class EvaluateJob(Job, Sharding):
         }
         given = open_inputs(url, table)
         key = KEYS[table][0]
-        job = self.model_copy(update={"out": f"{self.out}/scores/{name}"})
+        plan = plan_run("evaluate", settings, given, batch=self.batch, shard_rows=self.shard_rows)
         sources = self.reference if table == "samples" else None
-        builder = partial(_build, score, self.resources.threads, checkpoint, sources)
-        return prepare_run(
-            job,
-            "evaluate",
-            settings,
-            given,
-            lambda run: partial(builder, run),
-            batch=self.batch,
-            sharding=self,
-            columns=(key, "image", "mask", "attributes", "source", "text"),
-        )
+        build = partial(_score_worker, score, self.resources.threads, checkpoint, sources, plan.run_id)
+        columns = (key, "image", "mask", "attributes", "source", "text")
+        store = RunStore(f"{self.out}/scores/{name}")
+        return PreparedRun(store, plan, self.max_error_fraction, columns, build=build)
 
     def _write(
         self,
@@ -389,11 +375,13 @@ class EvaluateJob(Job, Sharding):
         return facts
 
 
-def _build(score: ScoreConfig, threads: int, checkpoint: str | None, sources: str | None, name: str) -> Worker:
-    """The worker of an actor; `sources`: folder of the faces that samples name."""
+def _score_worker(
+    score: ScoreConfig, threads: int, checkpoint: str | None, sources: str | None, run_id: str
+) -> ScoreWorker:
+    """`checkpoint`: a first stage that pictures pass through. `sources`: folder of the faces that samples name."""
     through: Callable[[UInt8Array], UInt8Array] | None = None if checkpoint is None else RoundTrip(checkpoint)
     faces = None if sources is None else StoredRows(sources, ("image",))
-    return ScoreWorker(score, run_id=name, threads=threads, through=through, sources=faces)
+    return ScoreWorker(score, run_id=run_id, threads=threads, through=through, sources=faces)
 
 
 JOB = EvaluateJob

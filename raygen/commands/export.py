@@ -9,7 +9,6 @@ the card. Needs no torch.
 """
 
 import time
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -24,22 +23,22 @@ from raygen.commands.base import (
     Throughput,
     extrapolate,
     outcome_facts,
-    prepare_run,
+    plan_run,
     run_sharded,
     store_listing,
 )
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
-from raygen.execution.worker import Worker
 from raygen.exports import AnyExport
 from raygen.exports.base import DATASET
-from raygen.exports.columns import Naming
-from raygen.exports.data_card import CardConfig, Totals, write_card
+from raygen.exports.columns import NamingScheme
+from raygen.exports.data_card import CardConfig, ExportTotals, write_card
 from raygen.exports.finalize import CARD, finish
-from raygen.exports.row_scan import Listing, Source, scan
+from raygen.exports.row_scan import ExportListing, ExportSource, scan
 from raygen.exports.worker import ExportConfig, ExportWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
+from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "ExportJob"]
 
@@ -101,7 +100,7 @@ class ExportJob(ShardedJob):
         work = self._prepared(source, listing, write=True)
         outcome = run_sharded(work, self.resources, report)
 
-        def card(totals: Totals) -> str:
+        def card(totals: ExportTotals) -> str:
             return write_card(
                 self.card,
                 self.format,
@@ -114,7 +113,7 @@ class ExportJob(ShardedJob):
             )
 
         began = time.time()
-        data_set = finish(self.format, work.store, listing.people, outcome.manifest, card)
+        data_set = finish(self.format, work.store, listing.identities, outcome.manifest, card)
         left_out = {
             "failed before": listing.failed,
             "not selected": listing.unselected,
@@ -122,7 +121,7 @@ class ExportJob(ShardedJob):
             "of identities with too few pictures": listing.too_few,
             "could not be exported": data_set["bad"],
         }
-        identities = f" of {len(listing.people):,} identities" if listing.people else ""
+        identities = f" of {len(listing.identities):,} identities" if listing.identities else ""
         facts = outcome_facts(outcome)
         return Result(
             self.out,
@@ -154,14 +153,14 @@ class ExportJob(ShardedJob):
             notes.append(f"left out: {listing.too_few:,} of identities with fewer than {self.min_pictures} pictures")
         return extrapolate(work, self.resources, Throughput(seconds, size, rows.num_rows), tuple(notes))
 
-    def _source(self) -> Source:
+    def _source(self) -> ExportSource:
         if self.samples is not None:
-            return Source.open(self.samples, "samples")
+            return ExportSource.open(self.samples, "samples")
         assert self.faces is not None
-        return Source.open(self.faces, "faces")
+        return ExportSource.open(self.faces, "faces")
 
-    def _listing(self, source: Source) -> Listing:
-        naming = Naming(source.key, people=self.format.people, dotless=self.format.dotless)
+    def _listing(self, source: ExportSource) -> ExportListing:
+        naming = NamingScheme(source.key, identity_folders=self.format.identity_folders, no_dots=self.format.no_dots)
         listing = scan(
             source,
             naming,
@@ -171,10 +170,10 @@ class ExportJob(ShardedJob):
             splits=self.splits,
             min_pictures=self.min_pictures,
         )
-        self.format.check(listing.rows.num_rows, len(listing.people))
+        self.format.check(listing.rows.num_rows, len(listing.identities))
         return listing
 
-    def _prepared(self, source: Source, listing: Listing, *, write: bool) -> PreparedRun:
+    def _prepared(self, source: ExportSource, listing: ExportListing, *, write: bool) -> PreparedRun:
         """Store the listing as input; a shard of it is one part of the data set, and one batch."""
         settings = self.settings(exclude={"samples", "faces", "scores", "shard_rows", "max_error_fraction"})
         # Evaluating again gives the same numbers at another time, and must not make it another export.
@@ -195,18 +194,11 @@ class ExportJob(ShardedJob):
             self.text,
             write,
         )
-        work = prepare_run(
-            self,
-            "export",
-            settings,
-            inputs,
-            lambda _: partial(build_exporter, config),
-            batch=self.shard_rows,
-            sharding=self,
-        )
-        return replace(work, first=listing.rows)
+        plan = plan_run("export", settings, inputs, batch=self.shard_rows, shard_rows=self.shard_rows)
+        build = partial(ExportWorker, config)
+        return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, build=build, first=listing.rows)
 
-    def _marks(self, source: Source) -> bool:
+    def _marks(self, source: ExportSource) -> bool:
         """Whether pictures are marked as synthetic."""
         return self.provenance and source.made_by is not None and self.format.pictures
 
@@ -224,7 +216,7 @@ class ExportJob(ShardedJob):
             raise ConfigError(f"scores: {self.scores} judged run {others[0]}; the rows to export are of run {exported}")
         return rows
 
-    def public_document(self, source: Source) -> dict[str, Any]:
+    def public_document(self, source: ExportSource) -> dict[str, Any]:
         """This job as the data card prints it: without defaults, and without paths of this machine."""
         settings = self.model_dump(
             mode="json",
@@ -235,11 +227,6 @@ class ExportJob(ShardedJob):
         scores = {} if self.scores is None else {"scores": "runs/evaluation"}
         settings = {source.table: f"runs/{source.store.plan().run_id}", **settings, "format": form, **scores}
         return {"kind": "export", **settings, "out": "runs/export"}
-
-
-def build_exporter(config: ExportConfig) -> Worker:
-    """The worker of an actor."""
-    return ExportWorker(config)
 
 
 JOB = ExportJob

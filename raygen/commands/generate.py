@@ -3,7 +3,7 @@
 Knows which checkpoint, sampler and rows. Does not know how a picture is made or measured.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -20,13 +20,12 @@ from raygen.commands.base import (
     estimate_cost,
     open_inputs,
     outcome_facts,
-    prepare_run,
+    plan_run,
     run_sharded,
 )
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.evaluation.scoring import ScoreConfig, Scorer
-from raygen.execution.worker import Worker
 from raygen.models.checkpoint import check_mixing, modalities
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.conditions import MODALITIES
@@ -37,8 +36,9 @@ from raygen.sampling.worker import SampleConfig, SampleWorker, shares_model
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
+from raygen.store.run_store import RunStore
 
-__all__ = ["JOB", "GenerateJob", "build_bench", "build_sampler"]
+__all__ = ["JOB", "GenerateJob", "SharedSampler", "sample_worker"]
 
 
 class GenerateJob(ShardedJob):
@@ -93,16 +93,10 @@ class GenerateJob(ShardedJob):
             settings["score"] = self.score.by_content()
         if self.references is not None:
             settings["references"] = open_inputs(self.references, "faces").digest
-        return prepare_run(
-            self,
-            "generate",
-            settings,
-            rows,
-            self._builder,
-            batch=self.batch,
-            sharding=self,
-            attempt=self.attempt,
-        )
+        plan = plan_run("generate", settings, rows, batch=self.batch, shard_rows=self.shard_rows, attempt=self.attempt)
+        config = self.sampling(plan.run_id)
+        build = partial(sample_worker, config, self.score, self.resources.threads, self.references)
+        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build)
 
     def run(self, report: ProgressCallback) -> Result:
         """See `ShardedJob.run`; says where rows carry conditions that the model does not read."""
@@ -130,22 +124,14 @@ class GenerateJob(ShardedJob):
         values = {name: getattr(self, name) for name in fields}
         return SampleConfig(run_id=run_id, checkpoint=resolve(self.checkpoint), **values)
 
-    def _builder(self, run_id: str) -> "partial[Worker]":
-        score, threads = self.score, self.resources.threads
-        return partial(build_sampler, self.sampling(run_id), score, threads, self.references)
 
-
-def build_sampler(
-    config: SampleConfig, score: ScoreConfig | None, threads: int, references: str | None = None
-) -> Worker:
-    """The worker of an actor."""
-    return _sampler(config, score, threads, references)
-
-
-def _sampler(
+def sample_worker(
     config: SampleConfig, score: ScoreConfig | None, threads: int, references: str | None = None
 ) -> SampleWorker:
-    """The worker of an actor: a model, an observer where pictures are measured at once, faces to take styles from."""
+    """The worker of a generate run; `references` is the folder of the faces that styles are taken from.
+
+    With `score`, pictures are measured before they are encoded.
+    """
     faces = None if references is None else StoredRows(references, ("image", "mask"))
     if score is not None and score.to_source and faces is None:
         raise ConfigError(f"score.{score.to_source}: needs `references`, the folder of the faces that rows name")
@@ -153,25 +139,30 @@ def _sampler(
     return SampleWorker(config, observe=observe, threads=threads, references=faces)
 
 
-def build_bench(
-    configs: Sequence[SampleConfig], score: ScoreConfig | None, threads: int, references: str | None = None
-) -> Callable[[int], SampleWorker]:
-    """The workers of several runs, by number: each has the model of the one before it where both can share it."""
-    last: SampleWorker | None = None
+class SharedSampler:
+    """The workers of several generate runs in one actor; runs with the same model share the loaded one.
 
-    def worker(place: int) -> SampleWorker:
-        nonlocal last
-        config = configs[place]
+    Holds at most one model at a time.
+    """
+
+    def __init__(
+        self, configs: Sequence[SampleConfig], score: ScoreConfig | None, threads: int, references: str | None = None
+    ) -> None:
+        self.configs, self.score, self.threads, self.references = tuple(configs), score, threads, references
+        self._last: SampleWorker | None = None
+
+    def for_run(self, run: int) -> SampleWorker:
+        """The worker of `configs[run]`."""
+        config, last = self.configs[run], self._last
         if last is None or not shares_model(config, last.config):
-            last = None  # so that two models are never there at once
-            last = _sampler(config, score, threads, references)
+            last = self._last = None  # frees the other model before this one is loaded
+            last = sample_worker(config, self.score, self.threads, self.references)
         elif config != last.config:
             last = last.another(config)
             if isinstance(last.observe, Scorer):
                 last.observe = last.observe.named(config.run_id, config.attempt)
+        self._last = last
         return last
-
-    return worker
 
 
 JOB = GenerateJob

@@ -4,16 +4,16 @@ Knows that a data set's listing is cut into shards and stored beside the result,
 driver saw. Knows no particular data set.
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, prepare_run, store_listing
+from raygen.commands.base import PreparedRun, ShardedJob, plan_run, store_listing
 from raygen.core.errors import ConfigError
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import IngestWorker
+from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "IngestJob"]
 
@@ -33,18 +33,10 @@ class IngestJob(ShardedJob):
         listing = self.data.listing()
         if listing.num_rows == 0:
             raise ConfigError("the data set has no pictures")
-        given = store_listing(listing, self.out, write=write)
-        settings = {"data": self.data}
-        work = prepare_run(
-            self,
-            "ingest",
-            settings,
-            given,
-            lambda _: partial(IngestWorker, self.data),
-            batch=self.batch,
-            sharding=self,
-        )
-        return replace(work, first=listing)
+        inputs = store_listing(listing, self.out, write=write)
+        plan = plan_run("ingest", {"data": self.data}, inputs, batch=self.batch, shard_rows=self.shard_rows)
+        build = partial(IngestWorker, self.data)
+        return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, build=build, first=listing)
 
 
 JOB = IngestJob

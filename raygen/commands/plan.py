@@ -5,7 +5,6 @@ out/listing-*.parquet               input rows that the driver made: edits of a 
 """
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, Literal
@@ -13,22 +12,13 @@ from typing import Final, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.commands.base import Inputs, PreparedRun, ShardedJob, open_inputs, prepare_run, store_listing
+from raygen.commands.base import Inputs, PreparedRun, ShardedJob, open_inputs, plan_run, store_listing
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
-from raygen.planning import (
-    AnyPlanning,
-    EditLine,
-    EditsFromFile,
-    Identities,
-    PlanWorker,
-    RowLookup,
-    Unconditional,
-    columns_needed,
-)
-from raygen.store.lookup import InMemoryRows, StoredRows
+from raygen.planning import AnyPlanning, EditLine, EditsFromFile, Identities, PlanWorker, Unconditional
+from raygen.store.lookup import InMemoryRows, RowLookup, StoredRows
 from raygen.store.parquet import RANGE, Slice
-from raygen.store.run_store import make_shards
+from raygen.store.run_store import RunStore, make_shards
 
 __all__ = ["JOB", "PlanJob"]
 
@@ -64,24 +54,17 @@ class PlanJob(ShardedJob):
         elif isinstance(planning, Identities):
             inputs, lookup, first, notes = self._choose_identities(planning, self.faces, write=write)
         else:
-            inputs, columns = open_inputs(self.faces, "faces"), tuple(columns_needed(planning))
+            inputs, columns = open_inputs(self.faces, "faces"), planning.columns
         rows = max(2, self.shard_rows // planning.factor)  # a face and its partner are rows of the same shard
-        work = prepare_run(
-            self,
-            "plan",
-            {"planning": planning},
-            inputs,
-            lambda _: partial(PlanWorker, planning, lookup),
-            batch=min(rows, 1024),
-            sharding=self.model_copy(update={"shard_rows": rows}),
-            columns=columns,
-        )
-        return replace(work, first=first, notes=notes)
+        plan = plan_run("plan", {"planning": planning}, inputs, batch=min(rows, 1024), shard_rows=rows)
+        build = partial(PlanWorker, planning, lookup)
+        store, max_errors = RunStore(self.out), self.max_error_fraction
+        return PreparedRun(store, plan, max_errors, columns, build=build, first=first, notes=notes)
 
     def _choose_identities(
         self, planning: Identities, faces: str, *, write: bool
     ) -> tuple[Inputs, InMemoryRows, pa.Table, tuple[str, ...]]:
-        """One input row per identity, and the bank of donors; both are stored, so that actors read what was chosen.
+        """One input row per identity, and the donors; both are stored, so that actors read what was chosen.
 
         Every face is read once, a few at a time, and the masks that are used are read once more.
         """
@@ -90,15 +73,15 @@ class PlanJob(ShardedJob):
         if planning.names is not None:
             names = [line.strip() for line in _read_text(planning.names).splitlines() if line.strip()]
         tables = (shard.read(planning.columns) for shard in make_shards(source.slices, FACES_AT_ONCE))
-        chosen = planning.chosen(tables, names)
-        listing, bank = chosen.listing, chosen.bank
-        if chosen.masked == "listing":
+        chosen = planning.choose(tables, names)
+        listing, donors = chosen.listing, chosen.donors
+        if chosen.without_masks == "listing":
             listing = with_masks(listing, StoredRows(faces, ("mask",)))
-        elif chosen.masked == "bank":
-            bank = with_masks(bank, StoredRows(faces, ("mask",)))
-        stored_bank = store_listing(bank, self.out, write=write)
-        inputs = store_listing(listing, self.out, source.digest, stored_bank.digest, write=write)
-        return inputs, InMemoryRows(stored_bank.slices[0] if write else bank), listing, chosen.notes
+        elif chosen.without_masks == "donors":
+            donors = with_masks(donors, StoredRows(faces, ("mask",)))
+        stored_donors = store_listing(donors, self.out, write=write)
+        inputs = store_listing(listing, self.out, source.digest, stored_donors.digest, write=write)
+        return inputs, InMemoryRows(stored_donors.slices[0] if write else donors), listing, chosen.notes
 
 
 def with_masks(rows: pa.Table, faces: StoredRows) -> pa.Table:

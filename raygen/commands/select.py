@@ -280,7 +280,7 @@ class SelectJob(Job):
         rows = max(shard.rows for shard in first.shards)
         name = run_id({"kind": "select", "settings": settings, "inputs": inputs.digest})
         plan = Plan("select", name, settings, rows, make_shards(inputs.slices, rows))
-        return PreparedRun(RunStore(f"{self.out}/selected"), plan, SelectWorker, 1.0)
+        return PreparedRun(RunStore(f"{self.out}/selected"), plan, 1.0, build=SelectWorker)
 
 
 def scores_of(tables: Iterator[pa.Table], prefixes: Sequence[str]) -> Iterator[pa.Table]:

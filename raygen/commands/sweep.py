@@ -10,7 +10,7 @@ gets. Does not know how a picture is made or measured; each cell is a run that `
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -32,7 +32,7 @@ from raygen.commands.base import (
     time_one_batch,
 )
 from raygen.commands.evaluate import EvaluateJob
-from raygen.commands.generate import GenerateJob, build_bench
+from raygen.commands.generate import GenerateJob, SharedSampler
 from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
@@ -46,8 +46,8 @@ from raygen.execution.executor import PlannedRun, execute_all
 from raygen.metrics.registry import SECONDS, lookup
 from raygen.models.schedule import SamplerConfig, SamplerName, Spacing
 from raygen.sampling.guidance import Guidance
-from raygen.sampling.timing import TimingConfig, build_timing, seconds_of
-from raygen.sampling.worker import SampleConfig, SampleWorker
+from raygen.sampling.timing import SharedTiming, TimingConfig, seconds_of
+from raygen.sampling.worker import SampleConfig
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import Plan, RunStore, Shard
 
@@ -181,9 +181,9 @@ class SweepJob(Job):
         reference.check_networks(score)
         cells = list(self.cells())
         works = [cell.job.prepare(write=True) for cell in cells]
-        parts = [PlannedRun(work.store, work.plan, work.max_error_fraction, work.columns) for work in works]
         configs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
-        execute_all(parts, self._bench(configs, self.score), self.resources, runner_of(self.resources), report=report)
+        build = self._sampler(configs, self.score)
+        execute_all(works, build, self.resources, runner_of(self.resources), report=report)
         for work in works:
             reference.check(score, work.store)
         times = {} if self.timing is None else self._time(self.timing, cells, configs, report)
@@ -242,7 +242,7 @@ class SweepJob(Job):
             settings = {"timing": timing.model_dump(mode="json"), "run": config.run_id}
             plan = Plan("timing", run_id({"kind": "timing", "settings": settings}), settings, rows, [shard])
             parts.append(PlannedRun(RunStore(self._timing(cell)), plan, 0.0))
-        build = partial(build_timing, self._bench(configs, None), timing, [cell.name for cell in cells])
+        build = partial(SharedTiming, self._sampler(configs, None), timing, [cell.name for cell in cells])
         execute_all(
             parts, build, self.resources.model_copy(update={"workers": 1}), runner_of(self.resources), report=report
         )
@@ -254,8 +254,9 @@ class SweepJob(Job):
         on = f"{resources.threads}-threads" + (f"-{resources.gpus:g}-gpus" if resources.gpus else "")
         return f"{self.out}/timing/{on}/{cell.name}"
 
-    def _bench(self, configs: Sequence[SampleConfig], score: ScoreConfig | None) -> "_Bench":
-        return _Bench(tuple(configs), score, self.resources.threads, self.generate.get("references"))
+    def _sampler(self, configs: Sequence[SampleConfig], score: ScoreConfig | None) -> "partial[SharedSampler]":
+        """How an actor builds the workers of all cells."""
+        return partial(SharedSampler, configs, score, self.resources.threads, self.generate.get("references"))
 
     def _write(
         self, cells: Sequence[Cell], reference: ReferenceSet, times: Mapping[str, Sequence[float]]
@@ -303,20 +304,6 @@ class SweepJob(Job):
         rows = MetricRows(store.plan().run_id, None)
         rows.add(SECONDS, "all", float(np.median(found)), n, said, (min(found), max(found)))
         return rows.rows
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """How the workers of all cells are built in an actor."""
-
-    configs: tuple[SampleConfig, ...]
-    score: ScoreConfig | None
-    threads: int
-    references: str | None
-
-    def __call__(self) -> Callable[[int], SampleWorker]:
-        """Build them."""
-        return build_bench(self.configs, self.score, self.threads, self.references)
 
 
 def _weight(guidance: Guidance) -> str:

@@ -1,7 +1,6 @@
-"""Where the bundled checkpoints lie, and the word by which a job asks for them.
+"""Paths of the bundled checkpoints, which jobs name as `bundled`.
 
-Knows paths. Their recipes, seeds, times and scores stand beside them in README.md; the jobs that made them are
-in jobs/bundled.
+Their README.md has recipes, seeds, times and scores; the jobs that trained them are in jobs/bundled.
 """
 
 from pathlib import Path
@@ -17,12 +16,12 @@ BUNDLED: Final = {name: str(_HERE / name) for name in ("model", "parser", "class
 
 
 def resolve(path: str, kind: str = "model") -> str:
-    """`path`, or the bundled checkpoint of that kind where it is the word `bundled`."""
+    """The path of the bundled checkpoint of `kind` if `path` is `bundled`, else `path`."""
     return BUNDLED[kind] if path == "bundled" else path
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """The settings of the job that made a bundled checkpoint, by its name: one of `BUNDLED`, or `first_stage`."""
+    """The settings of the job that trained a bundled checkpoint: one of `BUNDLED`, or `first_stage`."""
     installed, checkout = _HERE / "jobs", _HERE.parent.parent / "jobs" / "bundled"
     job = read_yaml((installed if installed.is_dir() else checkout) / f"{name}.yaml")
     return {key: value for key, value in job.items() if key not in ("kind", "resources", "out")}

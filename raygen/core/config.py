@@ -1,7 +1,6 @@
-"""The grammar of a job: frozen configs, `Resources`, dotted overrides, run ids, and the exception tree.
+"""Configs of jobs: reading YAML, dotted overrides, validation with readable errors, and `Resources`.
 
-Knows how a YAML file and `a.b=c` words become one validated, canonical, hashable description.
-Does not know any particular job, model or data set.
+The errors that configs and jobs raise:
 
     RaygenError                 exit code
     ├── ConfigError             2   the job as written cannot run
@@ -16,7 +15,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args
 
 import yaml
 from pydantic import (
@@ -29,7 +28,7 @@ from pydantic import (
 
 from raygen.core.errors import ConfigError
 
-__all__ = ["Config", "Resources", "nearest", "override", "parse", "read_yaml"]
+__all__ = ["Config", "Resources", "nearest", "override", "parse", "read_yaml", "tagged_union"]
 
 
 MAX_YAML_BYTES = 1 << 20
@@ -38,13 +37,24 @@ T = TypeVar("T")
 
 
 class Config(BaseModel):
-    """Base of everything written in a job: frozen, and unknown keys are errors."""
+    """Base class of all settings: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
 
+def tagged_union(table: Mapping[str, type[Config]]) -> Any:
+    """The pydantic type "one of `table`", chosen by the key `kind`.
+
+    `TypeError` where a class is not listed under the value of its field `kind: Literal[...]`.
+    """
+    for name, member in table.items():
+        if _tags(member) != (name,):
+            raise TypeError(f"{member.__name__} is listed as {name!r}, and its `kind` is {_tags(member)}")
+    return Annotated[Union[tuple(table.values())], Field(discriminator="kind")]  # noqa: UP007 - of a computed tuple
+
+
 class Resources(Config):
-    """Where a job runs. Never part of `run_id`: the rows are the same wherever they were made."""
+    """Where and how wide a job runs. Not part of `run_id`: the rows are the same everywhere."""
 
     runner: Literal["local", "ray"] = Field("local", description="plain loop in this process, or Ray actors")
     workers: int = Field(1, ge=1, le=4096, description="actors (ray) or ranks (train)")
@@ -64,9 +74,9 @@ class Resources(Config):
 
 
 def nearest(value: str, known: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean 'hair'?`, or nothing where no known word is near."""
-    near = difflib.get_close_matches(value, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    """The end of an error message: `; did you mean 'hair'?`, or empty where no known word is similar."""
+    similar = difflib.get_close_matches(value, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {similar[0]!r}?" if similar else ""
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -96,13 +106,13 @@ _CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndTo
 
 
 def _load(data: str | bytes, source: str) -> object:
-    """YAML as plain values. What could take gigabytes or hours is refused while it is still a stream of tokens."""
+    """YAML as plain values. Documents that could take gigabytes or hours are refused before they are parsed."""
     depth = 0
     for token in yaml.scan(data, Loader=yaml.SafeLoader):
-        if isinstance(token, yaml.AliasToken):  # a few aliases of aliases unfold to gigabytes
+        if isinstance(token, yaml.AliasToken):  # nested aliases can expand to gigabytes
             raise ConfigError(f"{source}: YAML aliases (*name) are not allowed in a job")
         depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
-        if depth > MAX_YAML_DEPTH:  # the parser takes quadratic time and then overflows the stack
+        if depth > MAX_YAML_DEPTH:  # the parser would take quadratic time and overflow the stack
             raise ConfigError(f"{source}: nested deeper than {MAX_YAML_DEPTH} levels")
     value: object = yaml.safe_load(data)
     return value
@@ -119,21 +129,20 @@ def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
             value = _load(text, repr(word[:80])) if text else None
         except yaml.YAMLError as error:
             raise ConfigError(f"{word[:80]!r}: the value is not valid YAML") from error
-        _assign(result, key.split("."), value, word)
+        node, path = result, key.split(".")
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"{word!r}: {part!r} is a value, not a group of keys")
+        node[path[-1]] = value
     return result
 
 
-def _assign(node: dict[str, Any], path: Sequence[str], value: object, word: str) -> None:
-    for part in path[:-1]:
-        child = node.setdefault(part, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"{word!r}: {part!r} is a value, not a group of keys")
-        node = child
-    node[path[-1]] = value
-
-
 def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
-    """Validate `document` as `kind` (a Config or a union of them); `ConfigError` says what, where and what is near."""
+    """Validate `document` as `kind`, a Config or a union of them.
+
+    `ConfigError` has a line for each problem: the path, the allowed values, and the nearest known key or value.
+    """
     try:
         return cast(T, TypeAdapter(kind).validate_python(document))
     except ValidationError as error:
@@ -142,7 +151,16 @@ def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
 
 
 def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
-    where = _path(document, problem["loc"], missing=problem["type"] == "missing")
+    # Pydantic's path also names the chosen members of unions, which the document does not contain.
+    location, keys, node = problem["loc"], [], document
+    for depth, part in enumerate(location):
+        try:
+            node = node[part]  # type: ignore[index]
+        except (KeyError, IndexError, TypeError):
+            if problem["type"] != "missing" or depth < len(location) - 1:
+                continue
+        keys.append(str(part))
+    where = ".".join(keys) or "(top)"
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key" + nearest(str(problem["loc"][-1]), _known_keys(kind, problem["loc"]))
     message = f"{where}: {problem['msg']}"
@@ -155,21 +173,8 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
     return message
 
 
-def _path(document: Any, loc: Sequence[str | int], *, missing: bool) -> str:
-    """The dotted path as the user wrote it: pydantic also names the union member it chose, which no file contains."""
-    kept, node = [], document
-    for place, part in enumerate(loc):
-        try:
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            if not (missing and place == len(loc) - 1):
-                continue
-        kept.append(str(part))
-    return ".".join(kept) or "(top)"
-
-
 def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
-    """The field names valid where `loc` points: of the chosen member where it passes through a union of specs."""
+    """The valid field names at `loc`; in a union of configs those of the chosen member."""
     models = _models(kind)
     for part in loc[:-1]:
         chosen = [model for model in models if part in _tags(model)]
@@ -179,10 +184,12 @@ def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
 
 
 def _models(kind: Any) -> list[type[BaseModel]]:
+    """The configs in a type: itself, or the members of a union."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
     return [model for argument in get_args(kind) for model in _models(argument)]
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The allowed values of the key `kind`."""
     return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()

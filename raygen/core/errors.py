@@ -12,13 +12,13 @@ class RaygenError(Exception):
 
 
 class ConfigError(RaygenError):
-    """The job as written cannot run: unknown key, value out of range, missing file or bucket."""
+    """The job cannot run as written: unknown key, value out of range, missing file or bucket."""
 
     exit_code = 2
 
 
 class InputError(RaygenError):
-    """Input data is not what it claims to be; `reason` is a short stable word such as `truncated`."""
+    """Input data is invalid or damaged; `reason` is a short stable word such as `truncated`."""
 
     exit_code = 2
 
@@ -38,18 +38,18 @@ def _input_error(message: str, reason: str) -> InputError:
 
 
 class TooManyBadRows(RaygenError):
-    """More rows failed than `max_error_fraction` allows; what was made is kept, `_SUCCESS` is not written."""
+    """More rows failed than `max_error_fraction` allows; committed rows are kept, `_SUCCESS` is not written."""
 
     exit_code = 3
 
 
 class InfrastructureError(RaygenError):
-    """Storage, a worker or the clock failed; running the same command again may work."""
+    """Storage or a worker failed, or a time limit passed; the same command may work later."""
 
     exit_code = 4
 
 
 class IntegrityError(RaygenError):
-    """Stored bytes differ from what was committed, or two tries of one shard differ."""
+    """Stored bytes differ from their commit, or two attempts of a shard differ."""
 
     exit_code = 5

@@ -1,10 +1,7 @@
-"""The vocabulary of face data: classes, palette, mirrored pairs, attributes, splits, label orders.
+"""Labels of face data: classes, palette, mirrored pairs, attributes, splits, and the class order of other parsers.
 
-Knows the published conventions of CelebAMask-HQ and of the parsers trained on it, as plain constants and
-NumPy arrays. Knows nothing of files, tables, models or Ray.
-
-Sources: CelebAMask-HQ `g_mask.py` (class order), its attribute file (attribute order), the palette of its
-mode-P masks, face-parsing.PyTorch (the other label order), the CelebA partition file (split limits).
+Sources: CelebAMask-HQ `g_mask.py` (class order), its attribute file (attribute order), the palette of its mode-P masks,
+face-parsing.PyTorch (the other class order), the CelebA partition file (split limits).
 """
 
 from collections.abc import Mapping
@@ -187,7 +184,7 @@ AttributeName = Literal[
 ]
 ATTRIBUTES: Final[tuple[AttributeName, ...]] = get_args(AttributeName)
 ATTRIBUTE_INDEX: Final[Mapping[str, int]] = {name: index for index, name in enumerate(ATTRIBUTES)}
-#: What captions speak of, in the order of their sentences.
+#: Attributes that captions describe, in the order of their sentences.
 CAPTIONED: Final = ("Young", "Bangs", "Eyeglasses", "No_Beard", "Smiling")
 
 Split = Literal["train", "val", "test"]
@@ -214,8 +211,8 @@ def colorize(mask: UInt8Array) -> UInt8Array:
 def from_palette(pixels: UInt8Array) -> UInt8Array:
     """Official colours uint8 [H, W, 3] -> class indices [H, W].
 
-    Raises `ValueError` naming the first colour that is not in the palette: a resized or JPEG-compressed
-    colour mask has mixed colours at its edges and cannot be inverted honestly.
+    `ValueError` names the first colour that is not in the palette: a resized or JPEG-compressed colour mask has mixed
+    colours at its edges and cannot be inverted.
     """
     code = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)  # [H, W]
     known = PALETTE.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)  # [19]
@@ -226,8 +223,8 @@ def from_palette(pixels: UInt8Array) -> UInt8Array:
     if wrong.any():
         y, x = np.argwhere(wrong)[0]
         raise ValueError(f"colour {tuple(int(v) for v in pixels[y, x])} at ({y}, {x}) is not in the 19-class palette")
-    found: UInt8Array = classes.astype(np.uint8)
-    return found
+    labels: UInt8Array = classes.astype(np.uint8)
+    return labels
 
 
 def split_of(
@@ -238,7 +235,7 @@ def split_of(
     celeba_index: int | None = None,
     validation: frozenset[int] | None = None,
 ) -> Split:
-    """Which part picture `index` (0-based CelebA-HQ number) belongs to under a published split.
+    """The part of picture `index` (0-based CelebA-HQ number) in a published split.
 
     `codiff`: the last 3,000 are the test set. `sca`: the last 2,000. `taming`: 25,000 train and 5,000
     validation by the published list, which the caller passes as `validation`. `official`: the CelebA

@@ -1,18 +1,16 @@
-"""Canonical JSON, digests, and the run id."""
+"""Canonical JSON, digests, and run ids."""
 
 import hashlib
 import json
 from pathlib import Path
 
-from pydantic import (
-    BaseModel,
-)
+from pydantic import BaseModel
 
 __all__ = ["canonical", "digest", "run_id"]
 
 
 def canonical(value: object) -> bytes:
-    """One byte string per value: sorted keys, no spaces, UTF-8, plain JSON; configs by their fields."""
+    """Canonical JSON, UTF-8: sorted keys, no spaces; configs by their fields."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain).encode()
@@ -31,6 +29,6 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def run_id(what: object) -> str:
-    """Name of a run: 16 hexadecimal digits over *what* is made and from which inputs, never *where*."""
-    return hashlib.blake2b(canonical(what), digest_size=8).hexdigest()
+def run_id(parts: object) -> str:
+    """Name of a run: 16 hexadecimal digits, a hash of its settings and the digests of its inputs."""
+    return hashlib.blake2b(canonical(parts), digest_size=8).hexdigest()

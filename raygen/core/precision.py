@@ -1,10 +1,8 @@
-"""What numbers depend on in a whole process: threads, and that float32 is whole float32.
+"""Process-wide settings of torch that numbers depend on: CPU threads, and full precision of float32.
 
-Knows torch's settings of precision, which all threads of a process share. Knows no network and no pictures.
-
-They are only ever set, to the same values, and never set back: pictures are scored in threads while the next ones are
-made, so a block that gave back what it found would change, by timing alone, what happens beside it. Those who want
-speed ask for bfloat16, which belongs to a network (`dtype`) or a thread (`torch.autocast`), not to a process.
+The settings are never set back. Pictures are scored in threads while others are generated, so restoring them at the end
+of a block would change, depending on timing, the numbers of other threads. For speed use bfloat16, which is set for a
+network (`dtype`) or a thread (`torch.autocast`).
 """
 
 from collections.abc import Iterator
@@ -16,9 +14,9 @@ __all__ = ["full_precision", "set_deterministic_precision", "tf32"]
 
 
 def set_deterministic_precision(threads: int | None = None) -> None:
-    """From here on this process has no TF32 and no bfloat16 passes in float32 arithmetic, and so many CPU threads.
+    """Disable TF32 and bfloat16 passes in float32 arithmetic for this process, and set the number of CPU threads.
 
-    Whoever computes does this before any work; again is harmless, from any thread. `threads`: None leaves them.
+    Workers call it before any work; repeated calls from any thread are harmless. `threads`: None leaves the number.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -36,5 +34,5 @@ def full_precision() -> Iterator[None]:
 
 
 def tf32() -> str:
-    """`on` where convolutions or products of float32 may be TF32, else `off`: said beside what was made."""
+    """`on` if convolutions or matrix products of float32 may use TF32, else `off`: recorded with results."""
     return "on" if torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32 else "off"

@@ -1,12 +1,12 @@
-"""Where faces come from: one module a source, joined in a closed union on `kind`.
+"""Data sets that `raygen ingest` reads.
 
-`raygen.datasets.base` has the contract; a new source is one module and one name in `AnyDataSet`.
+A new one is a module with a subclass of `DataSet`, and its line in `DATASETS`.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
-from pydantic import Field
-
+from raygen.core.config import tagged_union
 from raygen.datasets.base import DataSet, IngestWorker
 from raygen.datasets.celeba_dialog import CelebADialog
 from raygen.datasets.celebamask import CelebAMask
@@ -16,6 +16,7 @@ from raygen.datasets.jsonl import JSONLines
 from raygen.datasets.procedural.dataset import ProceduralDataSet
 
 __all__ = [
+    "DATASETS",
     "FFHQ",
     "AnyDataSet",
     "CelebADialog",
@@ -28,7 +29,17 @@ __all__ = [
 ]
 
 
-#: Every data set that a job can name, told apart by `kind`.
-AnyDataSet = Annotated[
-    CelebAMask | CelebADialog | FFHQ | Folder | JSONLines | ProceduralDataSet, Field(discriminator="kind")
-]
+#: Data sets by the value of `data.kind`.
+DATASETS: Final[Mapping[str, type[DataSet]]] = {
+    "celebamask": CelebAMask,
+    "celeba_dialog": CelebADialog,
+    "ffhq": FFHQ,
+    "folder": Folder,
+    "jsonl": JSONLines,
+    "procedural": ProceduralDataSet,
+}
+
+if TYPE_CHECKING:
+    AnyDataSet = DataSet
+else:
+    AnyDataSet = tagged_union(DATASETS)

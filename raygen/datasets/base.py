@@ -1,7 +1,6 @@
-"""What every data set gives: a light listing of its faces, and FACES rows for any part of that listing.
+"""The base class of data sets, and the worker of `raygen ingest`.
 
-Knows the contract and the shared handling of bad rows. Knows no particular data set, no models and no Ray.
-The listing is made once on the driver and cut into shards; `load` runs wherever a shard is worked on.
+The driver makes the listing once and divides it into shards; `load` runs in the workers.
 """
 
 from abc import abstractmethod
@@ -17,18 +16,20 @@ from raygen.store.schemas import FACES, check_id, reason_of
 __all__ = ["FACES_OR_ERROR", "DataSet", "IngestWorker", "faces_table", "load_rows"]
 
 
-#: FACES with one more column: why a row could not be made. Such rows go to quarantine.
+#: FACES with a column `error`; rows with an error are quarantined.
 FACES_OR_ERROR = FACES.append(pa.field("error", pa.string()))
 
 
 class DataSet(Config):
-    """One source of faces. Subclasses add `kind: Literal[...]` and their own fields."""
+    """A source of faces. Subclasses set `kind: Literal[...]` and add their settings."""
+
+    kind: str
 
     @abstractmethod
     def listing(self) -> pa.Table:
-        """Every face as a light row: `face_id`, and what `load` needs (paths, numbers); sorted, ids unique.
+        """A row a face without its picture: `face_id` and what `load` needs (paths, numbers). Sorted, with unique ids.
 
-        Raises `ConfigError` where the data set's folder or a file that it cannot do without is missing.
+        `ConfigError` where the folder or a required file is missing.
         """
 
     @abstractmethod
@@ -37,25 +38,25 @@ class DataSet(Config):
 
 
 def load_rows(listing: pa.Table, load: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> pa.Table:
-    """`load` called on every listing row; what it raises of `InputError` or `OSError` becomes the row's error."""
-    return faces_table(_one(row, load) for row in listing.to_pylist())
-
-
-def _one(row: Mapping[str, Any], load: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Mapping[str, Any]:
-    try:
-        check_id(row["face_id"])
-        return {"split": "train", **load(row), "face_id": row["face_id"]}
-    except (InputError, OSError) as error:
-        return {"face_id": str(row["face_id"]), "split": str(row.get("split") or ""), "error": reason_of(error)}
+    """FACES rows from `load` of each listing row; its `InputError` or `OSError` becomes the error of the row."""
+    rows: list[Mapping[str, Any]] = []
+    for row in listing.to_pylist():
+        try:
+            check_id(row["face_id"])
+            rows.append({"split": "train", **load(row), "face_id": row["face_id"]})
+        except (InputError, OSError) as error:
+            split = str(row.get("split") or "")
+            rows.append({"face_id": str(row["face_id"]), "split": split, "error": reason_of(error)})
+    return faces_table(rows)
 
 
 def faces_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows (picture columns as `tables.picture(...)` values) -> a `FACES_OR_ERROR` table."""
+    """A `FACES_OR_ERROR` table of rows whose pictures are values of `raygen.store.images.picture`."""
     return pa.Table.from_pylist([dict(row) for row in rows], FACES_OR_ERROR)
 
 
 class IngestWorker:
-    """Listing rows -> FACES rows: the worker of an ingest job. Holds no state between batches."""
+    """The worker of an ingest job: listing rows -> FACES rows."""
 
     def __init__(self, dataset: DataSet) -> None:
         self.dataset = dataset
@@ -65,5 +66,5 @@ class IngestWorker:
         return {"faces": self.dataset.load(rows)}
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """No device work to overlap: all of it happens in the returned call."""
+        """No device work: the returned call does all."""
         return lambda: self(rows)

@@ -1,8 +1,4 @@
-"""CelebA-Dialog (HQ): the faces of CelebA-HQ with captions, put together by named recipes.
-
-Knows the two forms of the captions file and what each recipe takes from it. Knows nothing of how captions become
-tokens. Everything but the captions is read by celebamask.
-"""
+"""CelebA-Dialog (HQ): the faces of CelebA-HQ with captions, which named recipes join from sentences."""
 
 import json
 from collections.abc import Mapping
@@ -21,8 +17,8 @@ Recipe = Literal["overall", "beard_and_age", "all_attributes", "Bangs", "Eyeglas
 
 _ASPECTS: Final = ("Bangs", "Eyeglasses", "No_Beard", "Smiling", "Young")
 
-#: Recipe -> the attribute captions it joins, in order. `beard_and_age` leaves out bangs, glasses and smiling because
-#: a mask shows them already: a model that hears of them twice learns to ignore the text (Collaborative Diffusion).
+#: Recipe -> the attribute captions that it joins, in order. `beard_and_age` leaves out bangs, glasses and smiling,
+#: which masks show: a model that gets them twice learns to ignore the text (Collaborative Diffusion).
 RECIPES: Final[Mapping[str, tuple[str, ...]]] = {
     "overall": (),
     "beard_and_age": ("No_Beard", "Young"),
@@ -38,9 +34,9 @@ CAPTION_FILES: Final = (
 
 
 def captions_of(entry: Any, recipe: str) -> str | None:
-    """What `recipe` makes of one entry of the captions file; None where the entry lacks a sentence it needs.
+    """The caption of an entry of the captions file by `recipe`; None where the entry lacks one of its sentences.
 
-    `InputError` (`caption`) where the entry is not made of sentences.
+    `InputError` (`caption`) where the entry has another structure.
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("attribute_wise_captions", {}), dict):
         raise InputError("the entry is not a group of captions", reason="caption")
@@ -65,36 +61,42 @@ class CelebADialog(CelebAFiles):
     """CelebA-HQ faces with captions. A picture without an entry (5380 in the published file) has no texts."""
 
     kind: Literal["celeba_dialog"] = "celeba_dialog"
-    captions: str | None = Field(None, description="captions JSON; none looks for its usual names")
+    captions: str | None = Field(None, description="captions JSON; none tries the usual names")
     recipes: tuple[Recipe, ...] = Field(("overall", "beard_and_age"), min_length=1, description="texts to keep")
 
     def _texts(self, files: Files) -> Mapping[int, Mapping[str, str] | InputError]:
-        found = files.optional_text(self.captions, CAPTION_FILES)
-        if found is None:
+        source_and_text = files.optional_text(self.captions, CAPTION_FILES)
+        if source_and_text is None:
             raise ConfigError(f"{self.root}: no captions ({', '.join(CAPTION_FILES)}); name the file in `captions`")
-        texts = {number: self._recipes(number, entry) for number, entry in _entries(*found).items()}
-        made = {name for text in texts.values() if not isinstance(text, InputError) for name in text}
-        if absent := sorted(set(self.recipes) - made):
-            raise ConfigError(f"{files.address(found[0])}: has no captions for the recipes {absent}")
+        source, text = source_and_text
+        texts: dict[int, Mapping[str, str] | InputError] = {}
+        recipes_with_captions = set[str]()
+        for number, entry in _entries(source, text).items():
+            try:
+                captions = {name: captions_of(entry, name) for name in self.recipes}
+            except InputError as error:
+                texts[number] = InputError(f"picture {number}: {error.args[0]}", reason=error.reason)
+                continue
+            present: dict[str, str] = {name: caption for name, caption in captions.items() if caption is not None}
+            recipes_with_captions |= present.keys()
+            texts[number] = present
+        if absent := sorted(set(self.recipes) - recipes_with_captions):
+            raise ConfigError(f"{files.address(source)}: has no captions for the recipes {absent}")
         return texts
-
-    def _recipes(self, number: int, entry: Any) -> Mapping[str, str] | InputError:
-        try:
-            texts = {name: captions_of(entry, name) for name in self.recipes}
-        except InputError as error:
-            return InputError(f"picture {number}: {error.args[0]}", reason=error.reason)
-        return {name: text for name, text in texts.items() if text is not None}
 
 
 def _entries(source: str, text: str) -> dict[int, Any]:
-    """Picture number -> its entry; `ConfigError` for what is not a JSON object keyed by picture."""
+    """Picture number -> entry of the captions file; `ConfigError` where it is not a JSON object keyed by picture."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{source}: not valid JSON ({error})") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: not an object keyed by picture name")
-    numbered = {number_of(key): entry for key, entry in document.items()}
-    if None in numbered:
-        raise ConfigError(f"{source}: a key is not the name of a numbered picture")
-    return {number: entry for number, entry in numbered.items() if number is not None}
+    entries: dict[int, Any] = {}
+    for key, entry in document.items():
+        number = number_of(key)
+        if number is None:
+            raise ConfigError(f"{source}: a key is not the name of a numbered picture")
+        entries[number] = entry
+    return entries

@@ -1,7 +1,4 @@
-"""CelebAMask-HQ as people have it: pictures, masks in parts or ready-made, attributes, splits, identities.
-
-Knows the published folder names, the order in which parts are merged, and the text files beside the pictures.
-Knows no captions (see celeba_dialog).
+"""CelebAMask-HQ: pictures, masks (one file a part, or one a picture), attributes, splits, identities.
 
 Layouts: `CelebA-HQ-img/{i}.jpg` with `CelebAMask-HQ-mask-anno/{i // 2000}/{i:05d}_{part}.png`, or with a folder of
 index or palette masks `{i}.png`; and one flat folder of `{i}.jpg` and `{i}_mask.png` or `{i}_mask_*.png`.
@@ -18,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.face_labels import ATTRIBUTES, CLASSES, Split, SplitName, split_of
+from raygen.core.face_labels import ATTRIBUTES, CLASSES, SplitName, split_of
 from raygen.datasets.folder import Files, PictureFiles, read, read_mask, refuse_collisions
 from raygen.store.images import decode_image
 
@@ -67,16 +64,16 @@ LISTING: Final = pa.schema(
 
 
 def number_of(name: str) -> int | None:
-    """CelebA-HQ number in `12.jpg`, `00012`, `imgHQ00012.npy`; None where there is none."""
+    """The CelebA-HQ number in `12.jpg`, `00012`, `imgHQ00012.npy`; None where there is none."""
     match = re.fullmatch(r"\D*(\d+)(?:\.\w+)?", name)
     return int(match[1]) if match else None
 
 
 def merge_parts(parts: Mapping[str, UInt8Array]) -> UInt8Array:
-    """Part name -> picture of where it is (non-zero), any of [H, W, 3], to class indices [H, W].
+    """Pictures [H, W, 3] by part name, not zero where the part is -> class indices [H, W].
 
-    Parts are laid down in the official class order, each over the earlier ones (CelebAMask-HQ `g_mask.py`).
-    `InputError` (`size`) where the parts are not of one size.
+    Later parts of the official class order cover earlier ones (CelebAMask-HQ `g_mask.py`). `InputError` (`size`) where
+    the sizes differ.
     """
     if len({part.shape for part in parts.values()}) != 1:
         raise InputError("the parts of one mask differ in size", reason="size")
@@ -102,21 +99,26 @@ def attribute_values(text: str) -> list[int]:
 
 
 def _lines_by_number(source: str, lines: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
-    """`12.jpg a b` lines -> {12: [a, b]}; `ConfigError` naming the line that names no picture, or one again."""
-    found: dict[int, list[str]] = {}
+    """Lines `12.jpg a b` -> {12: [a, b]}; `ConfigError` for a line without a picture, or a picture listed twice."""
+    rows: dict[int, list[str]] = {}
     for line_number, line in lines:
         first, *rest = line.split() or [""]
         number = number_of(first)
-        if first and (number is None or number in found):
+        if first and (number is None or number in rows):
             fault = "names no picture" if number is None else f"names picture {number} a second time"
             raise ConfigError(f"{source}, line {line_number}: {fault}")
         if number is not None:
-            found[number] = rest
-    return found
+            rows[number] = rest
+    return rows
+
+
+def _rows(source: str, text: str) -> dict[int, list[str]]:
+    """See `_lines_by_number`, for a file without a header."""
+    return _lines_by_number(source, enumerate(text.splitlines(), start=1))
 
 
 def _attribute_lines(source: str, text: str) -> dict[int, str]:
-    """Picture -> its values in the order of `ATTRIBUTES`, still as text: a bad line costs one row, not the run."""
+    """Picture -> values in the order of `ATTRIBUTES`, as text, so that a bad line fails one row and not the run."""
     lines = text.splitlines()
     header = lines[1].split() if len(lines) > 1 else []
     if sorted(header) != sorted(ATTRIBUTES):
@@ -129,17 +131,11 @@ def _attribute_lines(source: str, text: str) -> dict[int, str]:
     }
 
 
-def _celeba_numbers(source: str, text: str) -> dict[int, int]:
-    """CelebA-HQ number -> 0-based CelebA number, from the mapping file (its first line is a header)."""
-    rows = _lines_by_number(source, list(enumerate(text.splitlines(), start=1))[1:])
-    try:
-        return {number: int(words[0]) for number, words in rows.items()}
-    except (IndexError, ValueError) as error:
-        raise ConfigError(f"{source}: a line has no CelebA number ({error})") from error
+class _Annotations(NamedTuple):
+    """The content of the annotation files by CelebA-HQ number; None for a missing file.
 
-
-class _Beside(NamedTuple):
-    """What the files beside the pictures say, by CelebA-HQ number; None where there is no such file."""
+    `celeba`: 0-based CelebA numbers, from the mapping file.
+    """
 
     attributes: Mapping[int, str] | None
     identities: Mapping[int, str] | None
@@ -152,50 +148,53 @@ class _Beside(NamedTuple):
 
 
 class CelebAFiles(PictureFiles):
-    """The pictures, masks and text files of CelebA-HQ; what CelebAMask-HQ and CelebA-Dialog share."""
+    """The pictures, masks and text files of CelebA-HQ: the base of CelebAMask-HQ and CelebA-Dialog."""
 
-    images: str | None = Field(None, description="folder of the pictures; none looks for the usual names")
+    images: str | None = Field(None, description="folder of the pictures; none tries the usual names")
     masks: Literal["auto", "parts", "index"] = Field(
-        "auto", description="parts: one PNG a class; index: ready-made masks; auto: what is there, or no masks"
+        "auto", description="parts: one PNG a class; index: one mask a picture; auto: either, or no masks"
     )
-    mask_folder: str | None = Field(None, description="folder of the ready-made masks; none looks for the usual names")
-    attributes: str | None = Field(None, description="attribute file; none looks for its usual name")
-    identities: str | None = Field(None, description="identity file; none looks for its usual name")
+    mask_folder: str | None = Field(None, description="folder of the masks, one a picture; none tries the usual names")
+    attributes: str | None = Field(None, description="attribute file; none tries the usual names")
+    identities: str | None = Field(None, description="identity file; none tries the usual names")
     split: SplitName = Field("codiff", description="published split")
     split_file: str | None = Field(None, description="validation list (taming) or mapping file (official)")
 
     def listing(self) -> pa.Table:
-        """One row a picture in order of its number; what is missing for a row is said in it, as its problem."""
+        """A row a picture, in the order of the numbers; `reason` and `problem` say why a row cannot be loaded."""
         files = Files(self.root)
         images = self._images(files)
-        numbers = sorted(images)[: self.limit]
         parts, masks = self._masks(files)
         if not (parts or masks) and self.masks != "auto":
             raise ConfigError(f"{self.root}: holds no masks of the kind {self.masks!r}")
-        beside = self._beside(files)
-        rows = [
-            {
+        annotations = self._annotations(files)
+        rows: list[dict[str, Any]] = []
+        for number in sorted(images)[: self.limit]:
+            row: dict[str, Any] = {
                 "face_id": f"{number:05d}",
                 "image": files.address(images[number]),
                 "mask": files.address(PARTS_FOLDER) if number in parts else masks.get(number),
                 "parts": parts.get(number),
-                **self._known(number, beside, has_mask=number in parts or number in masks),
             }
-            for number in numbers
-        ]
+            try:
+                if row["mask"] is None and self.masks != "auto":
+                    raise InputError(f"picture {number} has no mask of the kind {self.masks!r}", reason="no_mask")
+                rows.append({**row, **self._labels(number, annotations)})
+            except InputError as error:
+                rows.append({**row, "reason": error.reason, "problem": error.args[0]})
         return pa.Table.from_pylist(rows, LISTING)
 
     def _images(self, files: Files) -> dict[int, str]:
         """Number -> name of the picture, from the first folder that has any."""
         for folder in IMAGE_FOLDERS if self.images is None else (self.images,):
-            found = [(match[1], name) for name in files.names(folder, depth=1) if (match := _IMAGE.fullmatch(name))]
-            refuse_collisions((f"{int(number):05d}", name) for number, name in found)
-            if found:
-                return {int(number): f"{folder}/{name}" if folder else name for number, name in found}
+            images = [(match[1], name) for name in files.names(folder, depth=1) if (match := _IMAGE.fullmatch(name))]
+            refuse_collisions((f"{int(number):05d}", name) for number, name in images)
+            if images:
+                return {int(number): f"{folder}/{name}" if folder else name for number, name in images}
         raise ConfigError(f"{self.root}: holds no pictures named by number ({'/, '.join(IMAGE_FOLDERS[:-1])}/ or flat)")
 
     def _masks(self, files: Files) -> tuple[dict[int, list[str]], dict[int, str]]:
-        """Number -> names of its parts, and number -> address of its ready-made mask; one of them is empty."""
+        """Number -> names of its part files, and number -> address of its single mask; one of them is empty."""
         parts: dict[int, list[str]] = {}
         if self.masks != "index" and self.mask_folder is None:
             for name in files.names(PARTS_FOLDER, depth=2):
@@ -203,76 +202,81 @@ class CelebAFiles(PictureFiles):
                     parts.setdefault(int(match[1]), []).append(name)
         if parts or self.masks == "parts":
             return parts, {}
-        return {}, self._ready_masks(files)
-
-    def _ready_masks(self, files: Files) -> dict[int, str]:
         if self.mask_folder is not None:
-            given = Files(files.address(self.mask_folder))
-            return {n: given.address(name) for n, name in _mask_names(given.names(depth=1), bare=True).items()}
+            folder_files = Files(files.address(self.mask_folder))
+            names = _mask_names(folder_files.names(depth=1), bare=True)
+            return {}, {n: folder_files.address(name) for n, name in names.items()}
         for folder in MASK_FOLDERS:
-            # Beside the pictures a bare number is a picture, so only `_mask` names are masks there.
-            if found := _mask_names(files.names(folder, depth=1), bare=bool(folder)):
-                return {n: files.address(f"{folder}/{name}" if folder else name) for n, name in found.items()}
-        return {}
+            # In the folder of the pictures a bare number is a picture, so only `_mask` names are masks there.
+            if names := _mask_names(files.names(folder, depth=1), bare=bool(folder)):
+                return {}, {n: files.address(f"{folder}/{name}" if folder else name) for n, name in names.items()}
+        return {}, {}
 
-    def _beside(self, files: Files) -> _Beside:
+    def _annotations(self, files: Files) -> _Annotations:
         attributes = files.optional_text(self.attributes, ATTRIBUTE_FILES)
         identities = files.optional_text(self.identities, IDENTITY_FILES)
         celeba = self._split_text(files, "official", MAPPING_FILES)
         validation = self._split_text(files, "taming", VALIDATION_FILES)
-        return _Beside(
+        celeba_numbers: dict[int, int] | None = None
+        if celeba is not None:
+            source, text = celeba
+            lines = list(enumerate(text.splitlines(), start=1))[1:]  # without the header
+            try:
+                celeba_numbers = {number: int(words[0]) for number, words in _lines_by_number(source, lines).items()}
+            except (IndexError, ValueError) as error:
+                raise ConfigError(f"{source}: a line has no CelebA number ({error})") from error
+        return _Annotations(
             None if attributes is None else _attribute_lines(*attributes),
-            None if identities is None else _identities(*identities),
-            None if celeba is None else _celeba_numbers(*celeba),
-            None if validation is None else _validation(*validation),
+            None if identities is None else {n: words[0] for n, words in _rows(*identities).items() if words},
+            celeba_numbers,
+            None if validation is None else frozenset(_rows(*validation)),
             self._texts(files),
         )
 
     def _split_text(self, files: Files, split: SplitName, usual: tuple[str, ...]) -> tuple[str, str] | None:
+        """Name and content of the file that `split` needs; None where another split is asked for."""
         if self.split != split:
             return None
-        found = files.optional_text(self.split_file, usual)
-        if found is None:
+        name_and_text = files.optional_text(self.split_file, usual)
+        if name_and_text is None:
             raise ConfigError(f"{self.root}: split {split!r} needs {usual[0]} (or `split_file`)")
-        return found
+        return name_and_text
 
     def _texts(self, files: Files) -> Mapping[int, Mapping[str, str] | InputError]:
-        """Captions by number: none here."""
+        """Captions by number, or the error of the row. CelebAMask-HQ has none."""
         return {}
 
-    def _known(self, number: int, beside: _Beside, *, has_mask: bool) -> dict[str, Any]:
-        """Everything but the pictures of one listing row, or why the row cannot be made."""
-        try:
-            if not has_mask and self.masks != "auto":
-                raise InputError(f"picture {number} has no mask of the kind {self.masks!r}", reason="no_mask")
-            texts = beside.texts.get(number)
-            if isinstance(texts, InputError):
-                raise texts
-            return {
-                "split": self._part(number, beside),
-                "attributes": _line(number, beside.attributes, "attributes"),
-                "identity_id": _line(number, beside.identities, "identity"),
-                "texts": None if texts is None else list(texts.items()),
-            }
-        except InputError as error:
-            return {"reason": error.reason, "problem": error.args[0]}
-
-    def _part(self, number: int, beside: _Beside) -> Split:
-        celeba = None if beside.celeba is None else beside.celeba.get(number)
+    def _labels(self, number: int, annotations: _Annotations) -> dict[str, Any]:
+        """Split, attributes, identity and texts of a picture; `InputError` where an annotation file lacks it."""
+        texts = annotations.texts.get(number)
+        if isinstance(texts, InputError):
+            raise texts
+        celeba = None if annotations.celeba is None else annotations.celeba.get(number)
         if self.split == "official" and celeba is None:
             raise InputError(f"picture {number} is not in the mapping file", reason="split")
-        return split_of(self.split, number, celeba_index=celeba, validation=beside.validation)
+        return {
+            "split": split_of(self.split, number, celeba_index=celeba, validation=annotations.validation),
+            "attributes": _line(number, annotations.attributes, "attributes"),
+            "identity_id": _line(number, annotations.identities, "identity"),
+            "texts": None if texts is None else list(texts.items()),
+        }
 
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The FACES row of one listing row."""
         if listed["problem"] is not None:
             raise InputError(listed["problem"], reason=listed["reason"])
+        mask: UInt8Array | None = None
+        if listed["mask"] is not None and listed["parts"] is None:
+            mask = read_mask(listed["mask"])
+        elif listed["mask"] is not None:
+            names = {name.rsplit("/", 1)[-1].split("_", 1)[1].removesuffix(".png"): name for name in listed["parts"]}
+            mask = merge_parts({part: decode_image(read(f"{listed['mask']}/{name}")) for part, name in names.items()})
         return {
             "split": listed["split"],
             "attributes": None if listed["attributes"] is None else attribute_values(listed["attributes"]),
             "texts": listed["texts"],
             "identity_id": listed["identity_id"],
-            **self.fitted(listed["image"], _mask_of(listed)),
+            **self.fitted(listed["image"], mask),
         }
 
 
@@ -283,36 +287,23 @@ class CelebAMask(CelebAFiles):
 
 
 def _mask_names(names: Iterable[str], *, bare: bool) -> dict[int, str]:
-    """Number -> mask name. Of several the shortest ending counts: `1.png`, `1_mask.png`, `1_mask_256_palette.png`."""
-    found: dict[int, tuple[int, str]] = {}
+    """Number -> name of its mask; of several the shortest: `1.png`, `1_mask.png`, `1_mask_256_palette.png`.
+
+    `bare`: whether `1.png` is a mask.
+    """
+    masks: dict[int, tuple[int, str]] = {}
     for name in names:
         match = _MASK.fullmatch(name)
         if match and (bare or match[2]):
             candidate = (len(match[2] or ""), name)
-            found[int(match[1])] = min(found.get(int(match[1]), candidate), candidate)
-    return {number: name for number, (_, name) in found.items()}
-
-
-def _identities(source: str, text: str) -> dict[int, str]:
-    rows = _lines_by_number(source, enumerate(text.splitlines(), start=1))
-    return {number: words[0] for number, words in rows.items() if words}
-
-
-def _validation(source: str, text: str) -> frozenset[int]:
-    return frozenset(_lines_by_number(source, enumerate(text.splitlines(), start=1)))
+            masks[int(match[1])] = min(masks.get(int(match[1]), candidate), candidate)
+    return {number: name for number, (_, name) in masks.items()}
 
 
 def _line(number: int, lines: Mapping[int, str] | None, reason: str) -> str | None:
-    """What the file says of a picture. A file that is there and skips a picture is cut short, not silent."""
+    """The line of a picture; `InputError` where the file has none, because it was cut off then."""
     if lines is None:
         return None
     if number not in lines:
         raise InputError(f"picture {number} has no line in the file", reason=reason)
     return lines[number]
-
-
-def _mask_of(listed: Mapping[str, Any]) -> UInt8Array | None:
-    if listed["mask"] is None or listed["parts"] is None:
-        return None if listed["mask"] is None else read_mask(listed["mask"])
-    names = {name.rsplit("/", 1)[-1].split("_", 1)[1].removesuffix(".png"): name for name in listed["parts"]}
-    return merge_parts({part: decode_image(read(f"{listed['mask']}/{name}")) for part, name in names.items()})

@@ -1,11 +1,8 @@
-"""Any folder of pictures as a data set, and the handling of picture files that every layout shares.
+"""Any folder of pictures as a data set, and the reading of picture files that all data sets of files share.
 
-Knows how to find and read files by URL, how a picture is checked, turned upright, cropped and resized with its
-mask, and when its bytes may be kept. Knows no published layout, no attributes and no captions.
-
-A picture that needs no change keeps the bytes of its file, and `image.path` names that file. One that was
-turned, cropped, resized or converted to RGB is encoded anew without loss, and `image.path` is null. Every picture
-is decoded in full either way. Masks are always stored as 8-bit class indices.
+A picture that needs no change keeps the bytes of its file, and `image.path` names that file. A picture that was turned
+upright, cropped, resized or converted to RGB is encoded again without loss, and `image.path` is null. Every picture is
+decoded in full either way. Masks are stored as 8-bit class indices.
 """
 
 import hashlib
@@ -48,7 +45,7 @@ __all__ = [
 
 UInt8Array = npt.NDArray[np.uint8]
 
-#: What a file of each known extension must hold.
+#: Image format by extension.
 FORMAT_OF: Final[Mapping[str, str]] = {
     "png": "PNG",
     "jpg": "JPEG",
@@ -58,7 +55,7 @@ FORMAT_OF: Final[Mapping[str, str]] = {
     "ppm": "PPM",
     "bmp": "BMP",
 }
-#: Formats that every viewer of our tables shows; others are encoded anew.
+#: Formats that viewers of Parquet tables show; pictures in other formats are encoded again.
 _KEPT: Final = ("JPEG", "PNG", "WEBP")
 _JPEG_START: Final = b"\xff\xd8\xff"
 _WEBP_SIDE: Final = 16_383
@@ -79,7 +76,7 @@ _FILTERS: Final = {"lanczos": Image.Resampling.LANCZOS, "box": Image.Resampling.
 
 
 class Files:
-    """The files below one folder, by URL. Everything that goes wrong while looking is a `ConfigError`."""
+    """The files below a folder, by URL. Errors of the storage are raised as `ConfigError`."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -98,11 +95,11 @@ class Files:
             yield
         except ConfigError:
             raise
-        except Exception as error:  # each storage back end has its own classes for buckets, keys and networks
+        except Exception as error:  # each storage back end has its own exception classes
             raise ConfigError(f"{self.url}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
 
     def address(self, name: str) -> str:
-        """`name` (relative to the folder, or an address already) as another process can open it."""
+        """The address of `name` (relative to the folder, or an address already) for other processes."""
         if "://" in name or name.startswith("/"):
             return name
         if self.local:
@@ -116,8 +113,14 @@ class Files:
         with self._explained():
             if not self._fs.isdir(top):
                 return []
-            found = list(_walk(top, depth)) if self.local else self._fs.find(top, maxdepth=depth)
-        return sorted(_readable_name(str(path)[len(top) :].lstrip("/")) for path in found)
+            paths = list(_walk(top, depth)) if self.local else self._fs.find(top, maxdepth=depth)
+        names = [str(path)[len(top) :].lstrip("/") for path in paths]
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise ConfigError(f"file name {name!r} is not valid UTF-8; rename it") from None
+        return sorted(names)
 
     def first(self, candidates: Sequence[str]) -> str | None:
         """The first of `candidates` that exists."""
@@ -125,7 +128,7 @@ class Files:
             return next((name for name in candidates if self._fs.exists(f"{self._root}/{name}")), None)
 
     def text(self, name: str) -> str:
-        """Content of a small text file; `ConfigError` where it is missing or is not UTF-8."""
+        """Content of a small text file; `ConfigError` where it is missing or not UTF-8."""
         address = self.address(name)
         try:
             return read(address).decode("utf-8-sig")
@@ -134,14 +137,14 @@ class Files:
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{address}: cannot be read ({error})") from error
 
-    def optional_text(self, given: str | None, usual: Sequence[str]) -> tuple[str, str] | None:
-        """(name, content) of the file that was `given`, which must exist, or of the first of its `usual` names."""
-        name = given or self.first(usual)
+    def optional_text(self, chosen: str | None, usual: Sequence[str]) -> tuple[str, str] | None:
+        """Name and content of the file `chosen`, which must exist, or of the first of `usual` that exists."""
+        name = chosen or self.first(usual)
         return None if name is None else (name, self.text(name))
 
 
 def _walk(top: str, depth: int | None) -> Iterator[str]:
-    """Files below a local folder, links followed. Unlike fsspec's own, it does not leave out what it cannot read."""
+    """Files below a local folder; follows links. fsspec's `find` would silently skip folders that it cannot read."""
     for entry in os.scandir(top or "/"):
         if not entry.is_dir():
             yield entry.path
@@ -149,16 +152,8 @@ def _walk(top: str, depth: int | None) -> Iterator[str]:
             yield from _walk(entry.path, None if depth is None else depth - 1)
 
 
-def _readable_name(name: str) -> str:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"file name {name!r} is not valid UTF-8; rename it") from None
-    return name
-
-
 def read(address: str) -> bytes:
-    """Whole content of one file."""
+    """The content of one file."""
     if "://" not in address:
         return Path(address).read_bytes()
     fs, path = fsspec.core.url_to_fs(address)
@@ -169,9 +164,10 @@ def read(address: str) -> bytes:
 
 
 def safe_id(name: str) -> str:
-    """A row id for a relative file name: folders joined by `-`, odd characters spelled out, at most 96 long.
+    """A row id for a relative file name, at most 96 characters long, so that plans can append to it.
 
-    That leaves room for what plans append. Two names may give one id; `refuse_collisions` keeps ids unique.
+    Folders are joined by `-`; characters that ids cannot have are replaced. Different names may give the same id:
+    see `refuse_collisions`.
     """
     composed = unicodedata.normalize("NFC", name).replace("/", "-")
     spelled = re.sub(r"[^A-Za-z0-9._-]", lambda m: "_" if m[0].isascii() else f"u{ord(m[0]):x}", composed)
@@ -183,9 +179,9 @@ def safe_id(name: str) -> str:
 
 
 def refuse_collisions(ids: Iterable[tuple[str, str]]) -> None:
-    """`ConfigError` naming both where two (id, name) pairs share an id, letter case and Unicode form aside.
+    """`ConfigError` where two different names have ids that are equal apart from case.
 
-    Case counts because ids become file names, also on disks that do not tell `A` from `a`.
+    Ids become file names, also on disks that ignore case.
     """
     seen: dict[str, str] = {}
     for face_id, name in ids:
@@ -198,10 +194,10 @@ def refuse_collisions(ids: Iterable[tuple[str, str]]) -> None:
 
 
 def read_picture(address: str) -> tuple[UInt8Array, bytes | None]:
-    """Upright RGB pixels uint8 [H, W, 3] of a file, and its bytes where they show just those pixels.
+    """Upright RGB pixels uint8 [H, W, 3] of a file, and its bytes if they can be stored unchanged.
 
-    `InputError`: as `tables.decode_image`, `extension` where the content is another format than the name says,
-    `mode` for 16-bit and float pictures, whose range nobody can guess.
+    `InputError`: as `decode_image`, `extension` where the content has another format than the name says, `mode` for
+    16-bit and float pictures, whose value range is unknown.
     """
     data = read(address)
     pixels = decode_image(data)
@@ -209,7 +205,10 @@ def read_picture(address: str) -> tuple[UInt8Array, bytes | None]:
         _check_format(header, address)
         if header.mode.startswith(("I", "F")):
             raise InputError(f"mode {header.mode} is not 8-bit", reason="mode")
-        turn = _UPRIGHT.get(_orientation(header))
+        try:
+            turn = _UPRIGHT.get(int(header.getexif().get(_EXIF_ORIENTATION, 1)))
+        except Exception:  # damaged EXIF of a good picture raises many exception types
+            turn = None
         plain = header.mode == "RGB" and header.format in _KEPT and getattr(header, "n_frames", 1) == 1
     if turn is not None:
         return np.asarray(Image.fromarray(pixels).transpose(turn)), None
@@ -223,15 +222,8 @@ def _check_format(header: Image.Image, address: str) -> None:
         raise InputError(f"{actual} content in a .{suffix} file", reason="extension")
 
 
-def _orientation(header: Image.Image) -> int:
-    try:
-        return int(header.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged metadata beside a sound picture: many exception types, one meaning
-        return 1
-
-
 def read_mask(address: str) -> UInt8Array:
-    """Class indices uint8 [H, W] of a mask file; `InputError` as `tables.decode_mask`, or `lossy` for a JPEG."""
+    """Class indices uint8 [H, W] of a mask file; `InputError` as `decode_mask`, or `lossy` for a JPEG."""
     data = read(address)
     if data.startswith(_JPEG_START):
         raise InputError("JPEG changes class indices at every edge", reason="lossy")
@@ -241,21 +233,8 @@ def read_mask(address: str) -> UInt8Array:
     return mask
 
 
-def _center_square(array: UInt8Array) -> UInt8Array:
-    height, width = array.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    return array[top : top + side, left : left + side]
-
-
-def _check_aspect(pixels: UInt8Array, mask: UInt8Array) -> None:
-    (height, width), (mask_height, mask_width) = pixels.shape[:2], mask.shape
-    if abs(mask_width * height - width * mask_height) >= height:  # off by a mask pixel or more
-        raise InputError(f"mask {mask_width}x{mask_height} on a picture {width}x{height}", reason="size")
-
-
 class PictureFiles(DataSet):
-    """What every data set of picture files is told: where it is and what becomes of the pictures' size."""
+    """Base of data sets of picture files: where the files are, and how pictures are cropped and resized."""
 
     root: str = Field(min_length=1, description="folder or fsspec URL")
     size: int | None = Field(None, ge=8, le=4096, description="side of the stored square pictures and masks, pixels")
@@ -272,13 +251,15 @@ class PictureFiles(DataSet):
         return load_rows(listing, self.row)
 
     def fitted(self, address: str, mask: UInt8Array | None) -> dict[str, Any]:
-        """`image` and `mask` of a row: checked, cropped and resized as the options say.
+        """`image` and `mask` of a row: checked, cropped and resized.
 
-        A mask may be larger or smaller than its picture, but not of another shape (`size`).
+        A mask may have another size than its picture, but not another aspect ratio: `InputError` (`size`).
         """
         pixels, data = read_picture(address)
         if mask is not None:
-            _check_aspect(pixels, mask)
+            (height, width), (mask_height, mask_width) = pixels.shape[:2], mask.shape
+            if abs(mask_width * height - width * mask_height) >= height:  # a mask pixel or more
+                raise InputError(f"mask {mask_width}x{mask_height} on a picture {width}x{height}", reason="size")
         fit = self._fit(pixels, _FILTERS[self.resample])
         if data is None or fit.shape != pixels.shape:
             codec: Literal["webp", "png"] = "png" if max(fit.shape) > _WEBP_SIDE else "webp"
@@ -289,8 +270,12 @@ class PictureFiles(DataSet):
         return {"image": image, "mask": picture(small)}
 
     def _fit(self, array: UInt8Array, resample: Image.Resampling) -> UInt8Array:
-        array = _center_square(array) if self.crop == "center" else array
         height, width = array.shape[:2]
+        if self.crop == "center":
+            side = min(height, width)
+            top, left = (height - side) // 2, (width - side) // 2
+            array = array[top : top + side, left : left + side]
+            height = width = side
         if self.size is None or height == width == self.size:
             return array
         if height != width:
@@ -302,11 +287,11 @@ class PictureFiles(DataSet):
 
 
 class Folder(PictureFiles):
-    """Pictures anywhere below a folder. Who is in them is taken from folder names or not at all."""
+    """Pictures anywhere below a folder. Identities are taken from folder names, or are unknown."""
 
     kind: Literal["folder"] = "folder"
     identity: Literal["folder", "none"] = Field(
-        "none", description="folder: pictures of one folder show one person; none: nobody knows"
+        "none", description="folder: pictures of one folder show one person; none: identities are unknown"
     )
     masks: str | None = Field(None, description="folder of masks with the pictures' relative names")
     split: Split = Field("train", description="the part that all of these pictures belong to")
@@ -315,16 +300,28 @@ class Folder(PictureFiles):
         """face_id, split, image, mask?, identity_id?; sorted by the pictures' relative names."""
         files = Files(self.root)
         masks = self._masks(files)
-        taken = set(masks.values())
-        names = [name for name in files.names() if _is_picture(name) and files.address(name) not in taken]
+        mask_addresses = set(masks.values())
+        names = [name for name in files.names() if _is_picture(name) and files.address(name) not in mask_addresses]
         if not names:
             raise ConfigError(f"{self.root}: holds no pictures ({', '.join(sorted(FORMAT_OF))})")
         refuse_collisions((safe_id(_stem(name)), name) for name in names)
         if self.identity == "folder":
             folders = sorted({str(PurePosixPath(name).parent) for name in names})
             refuse_collisions((safe_id(folder), folder) for folder in folders)
-        rows = [self._listed(files, masks, name) for name in names]
-        return pa.Table.from_pylist(rows[: self.limit], _LISTING)
+        rows = []
+        for name in names[: self.limit]:
+            folder = str(PurePosixPath(name).parent)
+            known = self.identity == "folder" and folder != "."
+            rows.append(
+                {
+                    "face_id": safe_id(_stem(name)),
+                    "split": self.split,
+                    "image": files.address(name),
+                    "mask": masks.get(_stem(name)),
+                    "identity_id": safe_id(folder) if known else None,
+                }
+            )
+        return pa.Table.from_pylist(rows, _LISTING)
 
     def _masks(self, files: Files) -> dict[str, str]:
         """Relative name without extension -> address of its mask."""
@@ -337,19 +334,8 @@ class Folder(PictureFiles):
         refuse_collisions((_stem(name), name) for name in names)
         return {_stem(name): folder.address(name) for name in names}
 
-    def _listed(self, files: Files, masks: Mapping[str, str], name: str) -> dict[str, Any]:
-        folder = str(PurePosixPath(name).parent)
-        known = self.identity == "folder" and folder != "."
-        return {
-            "face_id": safe_id(_stem(name)),
-            "split": self.split,
-            "image": files.address(name),
-            "mask": masks.get(_stem(name)),
-            "identity_id": safe_id(folder) if known else None,
-        }
-
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The FACES row of one listing row; what was asked for and is not there is an error, never a guess."""
+        """The FACES row of one listing row; `InputError` where the mask or identity that was asked for is missing."""
         if self.masks is not None and listed["mask"] is None:
             raise InputError("no mask has the name of this picture", reason="no_mask")
         if self.identity == "folder" and listed["identity_id"] is None:
@@ -368,5 +354,5 @@ def _is_picture(name: str) -> bool:
 
 
 def _stem(name: str) -> str:
-    """Relative name without its extension, in one Unicode form, so that a picture finds its mask."""
+    """Relative name without extension, in one Unicode form, so that names of pictures and masks match."""
     return unicodedata.normalize("NFC", str(PurePosixPath(name).with_suffix("")))

@@ -1,7 +1,6 @@
-"""Pictures that a JSON-lines file lists: masks, prompts, face boxes and keypoints, a line a picture.
+"""Pictures that a JSON-lines file lists, with masks, prompts, face boxes and keypoints; a line a picture.
 
-Knows the keys of such a file (those of the COCO-person data of "Improving Latent Diffusion with Perceptual Mask-Aware
-Loss") and how places follow a crop. Knows no published data set.
+The keys are those of the COCO-person data of "Improving Latent Diffusion with Perceptual Mask-Aware Loss":
 
     {"target": "a.jpg", "mask": "a.png", "prompts": ["…"], "face_bbox": [[x1, y1, x2, y2]], "keypoints": [[x, y, v]],
      "hint": "a_pose.png"}
@@ -25,28 +24,46 @@ __all__ = ["JSONLines"]
 
 UInt8Array = npt.NDArray[np.uint8]
 KEYS: Final = ("target", "mask", "hint", "prompts", "face_bbox", "keypoints")
-#: What the pixels of a person are stored as, who is not divided into parts: no part of a face, so nobody takes the
-#: whole person for one.
+#: The class of a person mask without parts: not a part of a face, so that the person is not mistaken for one.
 PERSON: Final = CLASS_INDEX["cloth"]
 
 
 class JSONLines(PictureFiles):
-    """A line a picture; everything but `target` may be missing. Names are relative to `root`."""
+    """A line a picture; only `target` is required. Names are relative to `root`."""
 
     kind: Literal["jsonl"] = "jsonl"
     file: str = Field(..., min_length=1, description="the JSON-lines file, relative to root")
     masks: Literal["classes", "person"] = Field(
-        "classes", description="classes: 0..18; person: anything but black is the person, stored as one class"
+        "classes", description="classes: 0..18; person: pixels that are not black are the person, stored as one class"
     )
     split: Split = Field("train", description="the part that all of these pictures belong to")
 
     def listing(self) -> pa.Table:
         """face_id, split, image, mask?, hint?, line (JSON of the rest); in the order of the file."""
         files = Files(self.root)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for number, text in enumerate(files.text(self.file).split("\n"), 1):
-            if text.strip():
-                rows.append(self._listed(files, f"{self.file}: line {number}", text))
+            if not text.strip():
+                continue
+            location = f"{self.file}: line {number}"
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                raise ConfigError(f"{location} is not JSON: {error}") from error
+            if not isinstance(line, dict) or not isinstance(line.get("target"), str):
+                raise ConfigError(f"{location}: needs `target`, the name of a picture")
+            if unknown := sorted(set(line) - set(KEYS)):
+                raise ConfigError(f"{location}: unknown keys {unknown}; there are {', '.join(KEYS)}")
+            mask_and_hint: dict[str, object] = {key: line.get(key) for key in KEYS[1:3]}
+            rows.append(
+                {
+                    "face_id": safe_id(line["target"].rpartition(".")[0] or line["target"]),
+                    "split": self.split,
+                    "image": files.address(line["target"]),
+                    **{k: None if name is None else files.address(str(name)) for k, name in mask_and_hint.items()},
+                    "line": json.dumps({key: line[key] for key in KEYS[3:] if key in line}),
+                }
+            )
         if not rows:
             raise ConfigError(f"{files.address(self.file)}: no lines")
         refuse_collisions((row["face_id"], row["image"]) for row in rows)
@@ -54,37 +71,18 @@ class JSONLines(PictureFiles):
             raise ConfigError(f"{self.file}: a picture is listed twice")
         return pa.Table.from_pylist(rows[: self.limit], _LISTING)
 
-    def _listed(self, files: Files, where: str, text: str) -> dict[str, Any]:
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{where} is not JSON: {error}") from error
-        if not isinstance(line, dict) or not isinstance(line.get("target"), str):
-            raise ConfigError(f"{where}: needs `target`, the name of a picture")
-        if unknown := sorted(set(line) - set(KEYS)):
-            raise ConfigError(f"{where}: unknown keys {unknown}; there are {', '.join(KEYS)}")
-        rest = {key: line[key] for key in KEYS[3:] if key in line}
-        beside = {key: files.address(str(line[key])) if line.get(key) is not None else None for key in KEYS[1:3]}
-        return {
-            "face_id": safe_id(line["target"].rpartition(".")[0] or line["target"]),
-            "split": self.split,
-            "image": files.address(line["target"]),
-            **beside,
-            "line": json.dumps(rest),
-        }
-
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The FACES row of one listing row; `InputError` (`line`) where a value is none that the key can have."""
+        """The FACES row of one listing row; `InputError` (`line`) where a key has an invalid value."""
         line = json.loads(listed["line"])
         fitted = self.fitted(listed["image"], self._mask(listed["mask"]))
-        given = {key: _numbers(line, key, width) for key, width in (("face_bbox", 4), ("keypoints", 3))}
+        numbers = {key: _numbers(line, key, width) for key, width in (("face_bbox", 4), ("keypoints", 3))}
         boxes: list[list[float]] = []
         points: list[list[float]] = []
-        if any(given.values()):
+        if any(numbers.values()):
             height, width = read_picture(listed["image"])[0].shape[:2]
-            place = _Place(width, height, centred=self.crop == "center")
-            boxes = [place.box(box) for box in given["face_bbox"] if any(box)]  # a row of zeros says: no face
-            points = [place.point(point) for point in given["keypoints"]]
+            crop = _Crop(width, height, centred=self.crop == "center")
+            boxes = [crop.box(box) for box in numbers["face_bbox"] if any(box)]  # all zeros: no face
+            points = [crop.point(point) for point in numbers["keypoints"]]
         prompts = line.get("prompts", [])
         if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
             raise InputError("prompts is no list of texts", reason="line")
@@ -99,7 +97,7 @@ class JSONLines(PictureFiles):
         }
 
     def _hint(self, address: str, target: str) -> Any:
-        """A picture of the target's shape, cropped as it is; `InputError` (`size`) for another shape."""
+        """The hint, cropped and resized like the picture; `InputError` (`size`) where its shape differs."""
         (height, width), (own_height, own_width) = (read_picture(a)[0].shape[:2] for a in (address, target))
         if abs(width * own_height - own_width * height) >= max(own_height, own_width):
             raise InputError(f"hint {width}x{height} on a picture {own_width}x{own_height}", reason="size")
@@ -117,8 +115,8 @@ class JSONLines(PictureFiles):
 _LISTING: Final = pa.schema([(n, pa.string()) for n in ("face_id", "split", "image", "mask", "hint", "line")])
 
 
-class _Place:
-    """Pixels of a file's picture -> parts of the sides of the stored one."""
+class _Crop:
+    """Coordinates in pixels of the file -> fractions of the sides of the stored picture."""
 
     def __init__(self, width: int, height: int, *, centred: bool) -> None:
         side = min(width, height)
@@ -126,30 +124,30 @@ class _Place:
         self.width, self.height = (side, side) if centred else (width, height)
 
     def point(self, values: Sequence[float]) -> list[float]:
-        """x, y, how much it counts; one that was cut off counts nothing."""
+        """x, y, weight; the weight is 0 where the point was cropped."""
         x, y = (values[0] - self.left) / self.width, (values[1] - self.top) / self.height
-        there = 0 <= x <= 1 and 0 <= y <= 1
-        return [x, y, float(bool(values[2])) if there else 0.0]
+        inside = 0 <= x <= 1 and 0 <= y <= 1
+        return [x, y, float(bool(values[2])) if inside else 0.0]
 
     def box(self, values: Sequence[float]) -> list[float]:
-        """Left, top, right, bottom within the picture; empty where it was cut off."""
+        """Left, top, right, bottom, clipped to the picture; of size 0 where the box was cropped."""
         x1, y1, x2, y2 = values
-        found = [
+        sides = [
             (x1 - self.left) / self.width,
             (y1 - self.top) / self.height,
             (x2 - self.left) / self.width,
             (y2 - self.top) / self.height,
         ]
-        return [min(max(value, 0.0), 1.0) for value in found]
+        return [min(max(value, 0.0), 1.0) for value in sides]
 
 
 def _numbers(line: Mapping[str, Any], key: str, width: int) -> list[list[float]]:
     """Rows of `width` numbers; `InputError` (`line`) otherwise."""
     rows = line.get(key) or []
     try:
-        found = [[float(value) for value in row] for row in rows]
+        numbers = [[float(value) for value in row] for row in rows]
     except (TypeError, ValueError):
-        found = [[]]
-    if any(len(row) != width or not np.isfinite(row).all() for row in found):
+        numbers = [[]]
+    if any(len(row) != width or not np.isfinite(row).all() for row in numbers):
         raise InputError(f"{key} is no list of {width} numbers each", reason="line")
-    return found
+    return numbers

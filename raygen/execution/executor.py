@@ -1,8 +1,7 @@
-"""The loop over all shards of a plan, or of several plans at once.
+"""The loop over the missing shards of one run or of several runs.
 
-Knows what is missing, how often it is tried, what is said on the way and how a run ends. Does not know what a worker
-does, and not that Ray exists: `execute` takes the runner that hands items to `ShardWorker`s, of which `local_runner` is
-the plain loop.
+`execute` takes a runner, which hands shards to `ShardWorker`s: `local_runner` here, `ray_runner` in
+`raygen.execution.ray.actors`.
 """
 
 import time
@@ -15,17 +14,7 @@ from typing import Any
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, IntegrityError, TooManyBadRows
 from raygen.core.hashing import canonical
-from raygen.execution.worker import (
-    RunTarget,
-    ShardItem,
-    ShardSummary,
-    ShardTask,
-    ShardWorker,
-    SingleWorker,
-    Worker,
-    WorkerFactory,
-    versions,
-)
+from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
 from raygen.store.run_store import Plan, RunStore
 
 __all__ = ["Outcome", "PlannedRun", "Progress", "Runner", "execute", "execute_all", "local_runner"]
@@ -35,7 +24,7 @@ Runner = Callable[[Sequence[ShardItem], ShardTask, Resources], Iterator[ShardSum
 
 
 def local_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Iterator[ShardSummary]:
-    """Every item in this process, one after the other."""
+    """Work on the shards one after the other, in this process."""
     worker = ShardWorker(task)
     for item in items:
         yield worker(item)
@@ -43,7 +32,7 @@ def local_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resourc
 
 @dataclass
 class Progress:
-    """Running totals of a run, for whoever prints them."""
+    """Counts of a run so far."""
 
     shards: int
     rows: int
@@ -70,19 +59,19 @@ class Progress:
 
     @staticmethod
     def together(parts: Sequence["Progress"]) -> "Progress":
-        """Of runs that go on at the same time."""
+        """The sum over runs that are executed together."""
         if len(parts) == 1:
             return parts[0]
         names = ("shards", "rows", "done_shards", "done_rows", "resumed_shards", "bad", "bytes", "failed_tries")
         sums = {name: sum(getattr(part, name) for part in parts) for name in (*names, "new_rows")}
-        firsts = [part.first_commit_s for part in parts if part.first_commit_s is not None]
-        first = min(firsts) if firsts else None
-        return Progress(**sums, began=min(part.began for part in parts), first_commit_s=first)
+        first_commits = [part.first_commit_s for part in parts if part.first_commit_s is not None]
+        began = min(part.began for part in parts)
+        return Progress(**sums, began=began, first_commit_s=min(first_commits, default=None))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The manifest of a complete run, its counts, and the shards whose attempts differed."""
 
     manifest: Mapping[str, Any]
     progress: Progress
@@ -91,7 +80,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run among those of a pass: where it goes, its plan, the fraction of rows that may fail."""
+    """A run to execute: its folder, its plan, the fraction of rows that may fail, the input columns it reads."""
 
     store: RunStore
     plan: Plan
@@ -99,32 +88,32 @@ class PlannedRun:
     columns: tuple[str, ...] | None = None
 
     @property
-    def place(self) -> RunTarget:
-        """What an actor needs to know of it."""
+    def target(self) -> RunTarget:
+        """The part of it that an actor needs."""
         return RunTarget(self.store.url, self.store.attempt, self.plan.batch, len(self.plan.shards), self.columns)
 
 
 class _RunState:
-    """A part as far as it got."""
+    """Progress of one run, and how it ends."""
 
-    def __init__(self, part: PlannedRun) -> None:
-        self.part = part
-        self.progress = Progress(len(part.plan.shards), part.plan.rows)
+    def __init__(self, run: PlannedRun) -> None:
+        self.run = run
         self.divergent: list[int] = []
         self.errors: list[str] = []
+        self.progress = Progress(len(run.plan.shards), run.plan.rows)
 
     def resume(self) -> None:
-        """Count what earlier commands left."""
-        todo, progress = self.part.store.missing(self.part.plan), self.progress
-        progress.resumed_shards = progress.done_shards = progress.shards - len(todo)
-        progress.done_rows = progress.rows - sum(shard.rows for shard in todo)
+        """Count the shards that earlier commands committed."""
+        missing, progress = self.run.store.missing(self.run.plan), self.progress
+        progress.resumed_shards = progress.done_shards = progress.shards - len(missing)
+        progress.done_rows = progress.rows - sum(shard.rows for shard in missing)
 
     def count(self, summary: ShardSummary) -> None:
-        """Add what came back from a shard."""
+        """Add the result of one attempt of a shard."""
         progress = self.progress
         if summary.status in ("committed", "present"):
             progress.done_shards += 1
-            progress.done_rows += self.part.plan.shards[summary.shard].rows
+            progress.done_rows += self.run.plan.shards[summary.shard].rows
             progress.new_rows += summary.rows
             progress.bad += summary.bad
             progress.bytes += summary.bytes
@@ -137,8 +126,8 @@ class _RunState:
             self.divergent.append(summary.shard)
 
     def conclude(self) -> Outcome:
-        """The manifest, or why there is none."""
-        store, plan = self.part.store, self.part.plan
+        """Write the manifest of the complete run; see `execute` for the errors."""
+        store, plan = self.run.store, self.run.plan
         missing = store.missing(plan)
         if missing:
             detail = "; ".join(dict.fromkeys(self.errors)) or "no worker finished them"
@@ -147,20 +136,22 @@ class _RunState:
         for commit in store.commits():
             reasons.update(commit.quarantined)
         bad = self.progress.bad = sum(reasons.values())
-        if bad > self.part.max_error_fraction * plan.rows:
+        if bad > self.run.max_error_fraction * plan.rows:
             listed = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(5))
-            allowed = f"at most {self.part.max_error_fraction:.2%} are allowed"
+            allowed = f"at most {self.run.max_error_fraction:.2%} are allowed"
             raise TooManyBadRows(f"{bad} of {plan.rows} rows failed ({listed}); {allowed}")
         manifest = store.finish(plan)
         if self.divergent:
-            raise IntegrityError(f"shards {self.divergent[:20]} gave other rows on a second try; the first ones count")
+            raise IntegrityError(
+                f"shards {self.divergent[:20]} gave other rows in a second attempt; the first commit is kept"
+            )
         return Outcome(manifest, self.progress, tuple(self.divergent))
 
     def record(
         self, resources: Resources, error: BaseException | None, manifest: Mapping[str, Any] | None = None
     ) -> None:
-        """run.json: how this command ended, beside what it made."""
-        plan, progress = self.part.plan, self.progress
+        """Write run.json: exit code, error, counts, resources and versions of this command."""
+        plan, progress = self.run.plan, self.progress
         seconds = time.time() - progress.began
         record = {
             "run_id": plan.run_id,
@@ -182,13 +173,13 @@ class _RunState:
             "versions": versions(),
             "finished": time.time(),
         }
-        self.part.store.storage.put("run.json", canonical(record))
+        self.run.store.storage.put("run.json", canonical(record))
 
 
 def execute(
     store: RunStore,
     plan: Plan,
-    build: Callable[[], Worker],
+    build: WorkerFactory,
     resources: Resources,
     runner: Runner,
     *,
@@ -196,76 +187,76 @@ def execute(
     columns: tuple[str, ...] | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> Outcome:
-    """Make every shard of `plan` count, or say why not.
+    """Commit every missing shard of `plan` and write the manifest.
 
-    Raises `InfrastructureError` where shards are left over, `TooManyBadRows` above the fraction `max_error_fraction`,
-    `IntegrityError` where two tries of one shard gave different rows. `run.json` is written in every case.
+    Raises `InfrastructureError` where shards stay uncommitted, `TooManyBadRows` above the fraction
+    `max_error_fraction`, `IntegrityError` where two attempts of a shard gave different rows. `run.json` is written in
+    every case.
     """
-    return execute_all(
-        [PlannedRun(store, plan, max_error_fraction, columns)], SingleWorker(build), resources, runner, report=report
-    )[0]
+    run = PlannedRun(store, plan, max_error_fraction, columns)
+    return execute_all([run], build, resources, runner, report=report)[0]
 
 
 def execute_all(
-    parts: Sequence[PlannedRun],
-    build: Callable[[], WorkerFactory],
+    runs: Sequence[PlannedRun],
+    build: WorkerFactory,
     resources: Resources,
     runner: Runner,
     *,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> list[Outcome]:
-    """`execute` for several runs in one pass: actors go from one to the next without stopping, in the order given.
+    """`execute` for several runs: their shards go through the same actors, in the order of `runs`.
 
-    Each run ends by itself, and has its own record. The first error is raised when all of them have ended.
+    With more than one run, `build` has to make a `SharedWorker`. Each run has its own run.json. The first error is
+    raised after all runs have ended.
     """
-    for part in parts:
-        part.store.storage.require()
-        part.store.create(part.plan)
-    task = ShardTask(
-        tuple(p.place for p in parts), uuid.uuid4().hex[:8], resources.max_attempts, resources.shard_timeout_s, build
-    )
-    runs = [_RunState(part) for part in parts]
-    try:
-        _run_missing(runs, task, resources, runner, report)
-    except BaseException as error:
-        for run in runs:
-            run.record(resources, error)
-        raise
-    return _conclude_all(runs, resources)
-
-
-def _conclude_all(runs: Sequence[_RunState], resources: Resources) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    failed: BaseException | None = None
     for run in runs:
+        run.store.storage.require()
+        run.store.create(run.plan)
+    targets, launch = tuple(run.target for run in runs), uuid.uuid4().hex[:8]
+    task = ShardTask(targets, launch, resources.max_attempts, resources.shard_timeout_s, build)
+    states = [_RunState(run) for run in runs]
+    try:
+        _run_missing(states, task, resources, runner, report)
+    except BaseException as error:
+        for state in states:
+            state.record(resources, error)
+        raise
+    outcomes: list[Outcome] = []
+    first_error: BaseException | None = None
+    for state in states:
         try:
-            outcome = run.conclude()
+            outcome = state.conclude()
         except BaseException as error:
-            run.record(resources, error)
-            failed = failed or error
+            state.record(resources, error)
+            first_error = first_error or error
         else:
-            run.record(resources, None, outcome.manifest)
+            state.record(resources, None, outcome.manifest)
             outcomes.append(outcome)
-    if failed is not None:
-        raise failed
+    if first_error is not None:
+        raise first_error
     return outcomes
 
 
 def _run_missing(
-    runs: Sequence[_RunState], task: ShardTask, resources: Resources, runner: Runner, report: Callable[[Progress], None]
+    states: Sequence[_RunState],
+    task: ShardTask,
+    resources: Resources,
+    runner: Runner,
+    report: Callable[[Progress], None],
 ) -> None:
-    """Hand out what is missing until nothing is, at most `tries` times."""
-    for run in runs:
-        run.resume()
-
-    def say() -> None:
-        report(Progress.together([run.progress for run in runs]))
-
-    say()
+    """Hand the missing shards to the runner until all are committed, at most `max_attempts` times."""
+    for state in states:
+        state.resume()
+    report(Progress.together([state.progress for state in states]))
     for _ in range(resources.max_attempts):
-        todo = [ShardItem(i, shard) for i, run in enumerate(runs) for shard in run.part.store.missing(run.part.plan)]
-        if not todo:
+        missing = [
+            ShardItem(number, shard)
+            for number, state in enumerate(states)
+            for shard in state.run.store.missing(state.run.plan)
+        ]
+        if not missing:
             return
-        for summary in runner(todo, task, resources):
-            runs[summary.place].count(summary)
-            say()
+        for summary in runner(missing, task, resources):
+            states[summary.run].count(summary)
+            report(Progress.together([state.progress for state in states]))

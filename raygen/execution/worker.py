@@ -1,7 +1,7 @@
-"""One shard of work from rows to commit: the body of an actor.
+"""One shard of work from input rows to commit: what an actor does.
 
-Knows how a worker is driven: planned batches, finishing in threads while the device goes on, bad rows, tries,
-time limits, commit. Does not know what the worker does, who hands out shards, or that Ray exists.
+`ShardWorker` drives any `Worker`: planned batches, threads that finish a batch while the device starts the next one,
+failed rows, attempts, time limits, commit. It knows neither Ray nor what the worker computes.
 """
 
 import faulthandler
@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -31,7 +31,7 @@ __all__ = [
     "ShardSummary",
     "ShardTask",
     "ShardWorker",
-    "SingleWorker",
+    "SharedWorker",
     "Tables",
     "Worker",
     "WorkerFactory",
@@ -40,7 +40,7 @@ __all__ = [
 
 
 Tables = dict[str, pa.Table]
-#: Batches that may be finishing while the device works on the next one.
+#: Batches that may be in their second half (see `Worker.start`) while the device works on the next one.
 MAX_PENDING = 2
 
 
@@ -48,29 +48,26 @@ class Worker(Protocol):
     """Turns one batch of rows into tables. Built once in each actor."""
 
     def start(self, rows: pa.Table) -> Callable[[], Tables]:
-        """Do the device's part now; the returned call does the rest and may run in another thread."""
+        """Do the device's work now. The returned call does the rest and may run in another thread."""
         ...
 
 
-#: The worker of each place that an actor works for; what places have in common is loaded once.
-WorkerFactory = Callable[[int], Worker]
+@runtime_checkable
+class SharedWorker(Protocol):
+    """The workers of several runs in one actor, so that they can share loaded networks."""
+
+    def for_run(self, run: int) -> Worker:
+        """The worker of run number `run` of `ShardTask.runs`."""
+        ...
 
 
-@dataclass(frozen=True)
-class SingleWorker:
-    """How the bench of a single place is built: one worker, whichever is asked for."""
-
-    build: Callable[[], Worker]
-
-    def __call__(self) -> WorkerFactory:
-        """Build it."""
-        worker = self.build()
-        return lambda place: worker
+#: Called once in each actor. Has to be picklable: usually a `functools.partial` of a worker class.
+WorkerFactory = Callable[[], Worker] | Callable[[], SharedWorker]
 
 
 @dataclass(frozen=True)
 class RunTarget:
-    """Where one run's shards go, and how they are cut."""
+    """Where the shards of one run go, and how they are cut."""
 
     url: str
     attempt: int
@@ -80,28 +77,31 @@ class RunTarget:
 
 
 class ShardItem(NamedTuple):
-    """What an actor is handed: a shard, and the number of the place that it belongs to."""
+    """A shard, and the number of its run in `ShardTask.runs`."""
 
-    place: int
+    run: int
     shard: Shard
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """What an actor needs to know to work on any item of a pass. Small, and can be pickled."""
+    """What an actor needs to work on any shard of the runs. Small and picklable.
 
-    places: tuple[RunTarget, ...]
+    `launch` names this call of the driver; attempts of a shard are counted by launch.
+    """
+
+    runs: tuple[RunTarget, ...]
     launch: str
     max_attempts: int
     timeout_s: float
-    build: Callable[[], WorkerFactory]
+    build: WorkerFactory
 
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What comes back from an item: never rows, only counts."""
+    """Result of one shard: counts only, no rows."""
 
-    place: int
+    run: int
     shard: int
     status: str  # committed | present | failed | exhausted
     rows: int = 0
@@ -114,80 +114,79 @@ class ShardSummary:
 
 
 class ShardWorker:
-    """Reads a shard's rows, runs the worker over its batches, commits. The body of an actor."""
+    """Reads the rows of a shard, runs the worker on its batches, commits. The body of an actor."""
 
     def __init__(self, task: ShardTask) -> None:
         self.task = task
-        self.bench = task.build()
+        self.worker = task.build()
         self.threads = ThreadPoolExecutor(MAX_PENDING, thread_name_prefix="finish")
 
     def __call__(self, item: ShardItem) -> ShardSummary:
-        """Work on one item. Failures come back as a summary; only a dead process gives none."""
-        began = time.time()
-        place = self.task.places[item.place]
-        store, index = RunStore(place.url, place.attempt), item.shard.index
+        """Work on one shard. A failure is returned as a summary; only a dead process returns none."""
+        target, index = self.task.runs[item.run], item.shard.index
+        store = RunStore(target.url, target.attempt)
         if store.is_committed(index):
-            return ShardSummary(item.place, index, "present")
+            return ShardSummary(item.run, index, "present")
         attempt = store.begin(index, self.task.launch, self.task.max_attempts)
         if attempt == 0:
-            return ShardSummary(
-                item.place, index, "exhausted", error=f"{self.task.max_attempts} starts without a commit"
-            )
+            error = f"{self.task.max_attempts} starts without a commit"
+            return ShardSummary(item.run, index, "exhausted", error=error)
         try:
             with _time_limit(self.task.timeout_s, f"shard {index}"):
-                return self._work(item, store, attempt, began)
+                return self._work(item, store, attempt)
         except Exception as error:
-            # An out-of-memory, a lost bucket, a defect: the try failed, no row did.
+            # Out of memory, a lost bucket or a defect fails the attempt. It never becomes a failed row.
             trace = traceback.format_exc(limit=-6)
-            sys.stderr.write(f"shard {index}, try {attempt}:\n{trace}")
-            return ShardSummary(item.place, index, "failed", error=f"{type(error).__name__}: {error}"[:500])
+            sys.stderr.write(f"shard {index}, attempt {attempt}:\n{trace}")
+            return ShardSummary(item.run, index, "failed", error=f"{type(error).__name__}: {error}"[:500])
 
-    def _work(self, item: ShardItem, store: RunStore, attempt: int, began: float) -> ShardSummary:
-        place, index = self.task.places[item.place], item.shard.index
-        worker = self.bench(item.place)
-        rows = item.shard.read(place.columns)
+    def _work(self, item: ShardItem, store: RunStore, attempt: int) -> ShardSummary:
+        began = time.time()
+        target, index = self.task.runs[item.run], item.shard.index
+        worker = self.worker.for_run(item.run) if isinstance(self.worker, SharedWorker) else self.worker
+        rows = item.shard.read(target.columns)
         read = time.time()
-        tables, busy = self._run(worker, rows, place.batch)
+        tables, device_s = self._run_batches(worker, rows, target.batch)
         done = time.time()
         tables, reasons = _cast_tables(tables)
-        timings = {"started": began, "read_s": read - began, "work_s": done - read, "device_s": busy}
+        process = f"{platform.node()}:{os.getpid()}"
+        own_environment = getattr(worker, "environment", dict)
         commit, divergent = store.commit(
-            index, place.shards, tables, timings=timings, environment=_environment(worker), reasons=reasons
+            index,
+            target.shards,
+            tables,
+            timings={"started": began, "read_s": read - began, "work_s": done - read, "device_s": device_s},
+            environment={**versions(), **own_environment(), "worker": process},
+            reasons=reasons,
         )
-        size = sum(int(entry["bytes"]) for entry in commit.files)
         return ShardSummary(
-            item.place,
+            item.run,
             index,
             "committed",
-            rows.num_rows,
-            sum(reasons.values()),
-            size,
-            time.time() - began,
-            divergent,
-            f"try {attempt}" if attempt > 1 else "",
-            f"{platform.node()}:{os.getpid()}",
+            rows=rows.num_rows,
+            bad=sum(reasons.values()),
+            bytes=sum(int(entry["bytes"]) for entry in commit.files),
+            seconds=time.time() - began,
+            divergent=divergent,
+            error=f"attempt {attempt}" if attempt > 1 else "",
+            worker=process,
         )
 
-    def _run(self, worker: Worker, rows: pa.Table, batch: int) -> tuple[Tables, float]:
-        """All batches of the shard; the seconds spent in the device's part."""
+    def _run_batches(self, worker: Worker, rows: pa.Table, batch: int) -> tuple[Tables, float]:
+        """Tables of all batches of a shard, and the seconds spent in `Worker.start`."""
         pending: deque[Future[Tables]] = deque()
         parts: list[Tables] = []
-        busy = 0.0
+        device_s = 0.0
         for start in range(0, rows.num_rows, batch):
             before = time.perf_counter()
             finish = worker.start(rows.slice(start, batch))
-            busy += time.perf_counter() - before
+            device_s += time.perf_counter() - before
             pending.append(self.threads.submit(finish))
             if len(pending) > MAX_PENDING:
                 parts.append(pending.popleft().result())
         parts += [future.result() for future in pending]
         names = dict.fromkeys(name for part in parts for name in part)
-        return {name: pa.concat_tables([part[name] for part in parts if name in part]) for name in names}, busy
-
-
-def _environment(worker: Worker) -> dict[str, Any]:
-    own = getattr(worker, "environment", dict)
-    return {**versions(), **own(), "worker": f"{platform.node()}:{os.getpid()}"}
+        return {name: pa.concat_tables([part[name] for part in parts if name in part]) for name in names}, device_s
 
 
 def versions() -> dict[str, str]:
@@ -209,35 +208,36 @@ def _installed_version(name: str) -> str:
 
 
 def _cast_tables(tables: Tables) -> tuple[Tables, dict[str, int]]:
-    """Cast every table to its schema; rows with an error go to quarantine (SAMPLES keeps them as well)."""
-    settled: Tables = {}
-    refused: list[dict[str, str]] = []
+    """Every table in its schema, with the table `quarantine` of failed rows; and the failed rows by reason.
+
+    SAMPLES also keeps its failed rows.
+    """
+    typed: Tables = {}
+    failed: list[dict[str, str]] = []
     for name, table in tables.items():
         schema = SCHEMAS[name]
         if "error" in table.column_names:
             bad = table.filter(table["error"].is_valid())
-            refused += [
-                {"id": str(i), "table": name, "error": e}
-                for i, e in zip(bad[schema.names[0]].to_pylist(), bad["error"].to_pylist(), strict=True)
-            ]
+            ids, errors = bad[schema.names[0]].to_pylist(), bad["error"].to_pylist()
+            failed += [{"id": str(i), "table": name, "error": e} for i, e in zip(ids, errors, strict=True)]
             if "error" not in schema.names:
                 table = table.filter(table["error"].is_null()).drop_columns(["error"])
-        settled[name] = cast(table, schema)
-    if refused:
-        settled["quarantine"] = pa.Table.from_pylist(refused, QUARANTINE)
-    return settled, dict(Counter(row["error"].split(":", 1)[0] for row in refused))
+        typed[name] = cast(table, schema)
+    if failed:
+        typed["quarantine"] = pa.Table.from_pylist(failed, QUARANTINE)
+    return typed, dict(Counter(row["error"].split(":", 1)[0] for row in failed))
 
 
 @contextmanager
-def _time_limit(seconds: float, what: str) -> Iterator[None]:
-    """End the process with every thread's stack on stderr if the block takes longer than `seconds`.
+def _time_limit(seconds: float, task: str) -> Iterator[None]:
+    """End the process, with the stacks of all threads on stderr, if the block takes longer than `seconds`.
 
-    A call stuck in a driver or in a dead socket cannot be interrupted from Python; a dead process can be
-    replaced, and its shard is tried again.
+    A call that hangs in a driver or a dead socket cannot be interrupted from Python. A dead process is replaced, and
+    its shard is attempted again.
     """
 
     def expire() -> None:
-        sys.stderr.write(f"{what}: no end after {seconds:.0f} s; stacks follow\n")
+        sys.stderr.write(f"{task}: no end after {seconds:.0f} s; stacks follow\n")
         faulthandler.dump_traceback(all_threads=True)
         os._exit(4)
 

@@ -1,23 +1,41 @@
 """Committed pictures in the formats that trainers read, each with a data card.
 
-Knows the closed union of formats. `names`, `source`, `pictures`, `rows` and `worker` are what they share; a format
-turns the finished rows of a shard into files or pieces, and puts the pieces together at the end.
+A new format is a module with a subclass of `Export`, and its line in `EXPORTS`.
 """
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
-from pydantic import Field
-
+from raygen.core.config import tagged_union
+from raygen.exports.base import Export
 from raygen.exports.csv import CsvExport
 from raygen.exports.folder import FolderExport
 from raygen.exports.huggingface import HuggingFaceExport
 from raygen.exports.recordio import RecordIOExport
 from raygen.exports.webdataset import WebDatasetExport
 
-__all__ = ["AnyExport", "CsvExport", "FolderExport", "HuggingFaceExport", "RecordIOExport", "WebDatasetExport"]
-
-
-#: Every format.
-AnyExport = Annotated[
-    FolderExport | RecordIOExport | WebDatasetExport | HuggingFaceExport | CsvExport, Field(discriminator="kind")
+__all__ = [
+    "EXPORTS",
+    "AnyExport",
+    "CsvExport",
+    "Export",
+    "FolderExport",
+    "HuggingFaceExport",
+    "RecordIOExport",
+    "WebDatasetExport",
 ]
+
+
+#: Formats by the value of `format.kind`.
+EXPORTS: Final[Mapping[str, type[Export]]] = {
+    "folder": FolderExport,
+    "recordio": RecordIOExport,
+    "webdataset": WebDatasetExport,
+    "huggingface": HuggingFaceExport,
+    "csv": CsvExport,
+}
+
+if TYPE_CHECKING:
+    AnyExport = Export
+else:
+    AnyExport = tagged_union(EXPORTS)

@@ -1,10 +1,8 @@
-"""What every export has in common: finished rows in, files and pieces out, and what puts the pieces together.
+"""The base class of export formats, and what a format works with: rows, packed shards, the assembly of pieces.
 
-Knows the contract. Knows no format, and not how rows are read or who hands them out.
-
-    out/attempt-00/     plan, commits and EXPORTED rows, as of every run; pieces until they are put together
-    out/dataset/        what a trainer reads: complete once README.md, the data card, is there; SHA256SUMS names every
-                        other file as `sha256sum --check` reads it
+out/attempt-00/     plan, commits and EXPORTED rows, as in every run; pieces, until they are joined into files
+out/dataset/        the data set; complete once README.md, the data card, exists. SHA256SUMS lists every other
+                    file in the form that `sha256sum --check` reads
 """
 
 import hashlib
@@ -30,8 +28,9 @@ __all__ = [
     "Assembly",
     "CountingWriter",
     "Export",
-    "Packed",
-    "Ready",
+    "ExportRow",
+    "IdentityRule",
+    "PackedShard",
     "RecordLocation",
 ]
 
@@ -39,13 +38,16 @@ __all__ = [
 DATASET: Final = "dataset"
 PIECES: Final = "attempt-00/pieces"
 STAGING: Final = "attempt-00/staging"
-#: Bytes of a file that are held at once while pieces are put together or files are checked.
+#: Bytes of a file that are in memory at once while pieces are joined or files are checked.
 CHUNK: Final = 4 << 20
 
 
 @dataclass(frozen=True)
-class Ready:
-    """One row as it will be exported: `stem` its path without ending, `label` its identity's number or -1."""
+class ExportRow:
+    """A row to export. `stem`: its path without extension. `label`: number of its identity, or -1.
+
+    `row`: its columns but pictures. `image`, `mask`: encoded as the export has them.
+    """
 
     stem: str
     label: int
@@ -56,7 +58,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class RecordLocation:
-    """Where a row went: `path` in the data set, and offset and size there or in the piece."""
+    """Where the picture of a row is: `path` in the data set, and offset and size in that file or in the piece."""
 
     path: str
     offset: int
@@ -64,16 +66,16 @@ class RecordLocation:
 
 
 @dataclass(frozen=True)
-class Packed:
-    """What one shard becomes: files of the data set by path, a piece of a file, and the place of every row."""
+class PackedShard:
+    """One shard in an export format: the location of each row, files of the data set by path, a piece of a file."""
 
-    places: Sequence[RecordLocation]
+    locations: Sequence[RecordLocation]
     files: Mapping[str, bytes] = field(default_factory=dict)
     piece: bytes | None = None
 
 
 class CountingWriter:
-    """A file that is being written: its bytes are counted and hashed on their way."""
+    """Counts and hashes the bytes that are written to a file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self._hash, self.bytes = file, hashlib.sha256(), 0
@@ -85,39 +87,40 @@ class CountingWriter:
         self.bytes += len(data)
 
     def tell(self) -> int:
-        """Bytes so far."""
+        """Number of bytes written so far."""
         return self.bytes
 
     @property
     def sha256(self) -> str:
-        """Of the bytes so far."""
+        """SHA-256 of the bytes written so far."""
         return self._hash.hexdigest()
 
 
 class Assembly:
-    """What is committed, for the step that puts pieces together. Holds no pictures.
+    """Joins the pieces of a committed export into files.
 
-    `made`: bytes and SHA-256 of the files that are complete, by path; those that shards wrote are committed as FILES.
+    `identities`: names in the order of labels. `written`: size and SHA-256 of each file written here; the files that
+    shards wrote are in the committed table FILES.
     """
 
-    def __init__(self, store: RunStore, storage: FileStore, people: Sequence[str]) -> None:
-        self.store, self.storage, self.people = store, storage, people
-        self.made: dict[str, tuple[int, str]] = {}
+    def __init__(self, store: RunStore, storage: FileStore, identities: Sequence[str]) -> None:
+        self.store, self.storage, self.identities = store, storage, identities
+        self.written: dict[str, tuple[int, str]] = {}
 
     def tables(self) -> Iterator[pa.Table]:
-        """EXPORTED rows, one shard at a time, in the order of shards."""
+        """EXPORTED rows, a table a shard, in the order of shards."""
         return self.store.tables("exported")
 
     @contextmanager
     def building(self, name: str) -> Iterator[CountingWriter]:
-        """Context of a file of the data set that appears when it is complete."""
+        """A context to write the file `name` of the data set, which appears when it is complete."""
         with self.storage.building(f"{DATASET}/{name}", STAGING) as file:
-            written = CountingWriter(file)
-            yield written
-        self.made[name] = written.bytes, written.sha256
+            writer = CountingWriter(file)
+            yield writer
+        self.written[name] = writer.bytes, writer.sha256
 
-    def joined(self, name: str, head: bytes) -> None:
-        """One file of all pieces in the order of shards, after `head`; a few megabytes at a time."""
+    def join_pieces(self, name: str, head: bytes) -> None:
+        """Write the file `name`: `head`, then all pieces in the order of shards. Memory: `CHUNK`."""
         with self.building(name) as file:
             file.write(head)
             for table in self.tables():
@@ -127,42 +130,51 @@ class Assembly:
                         file.write(self.storage.get_range(piece, at, min(at + CHUNK, size)))
 
 
-class Export(Config):
-    """One format. Subclasses add `kind: Literal[...]` and their own keys."""
+#: See `Export.identities`.
+IdentityRule = Literal["required", "all_or_none", "optional"]
 
-    #: Whether rows have to belong to identities: `all` of them, all or none (`even`), or as they do (`any`).
-    identities: ClassVar[Literal["all", "even", "any"]] = "any"
-    #: A folder an identity, or one name a row; whether names may hold dots.
-    people: ClassVar[bool] = False
-    dotless: ClassVar[bool] = False
+
+class Export(Config):
+    """An export format. Subclasses set `kind: Literal[...]` and add their settings."""
+
+    #: Whether rows need an identity: each of them, either all or none, or not.
+    identities: ClassVar[IdentityRule] = "optional"
+    #: Whether paths of rows are `identity/row`.
+    identity_folders: ClassVar[bool] = False
+    #: Whether dots in names are replaced: a reader of tar shards takes the part after the first dot for an extension.
+    no_dots: ClassVar[bool] = False
+    #: Whether the format holds pictures.
     pictures: ClassVar[bool] = True
-    #: Files that are named where Hugging Face looks for them; none where the format is not one of theirs.
+    #: Pattern of the files that Hugging Face should load; None where it cannot load the format.
     hub_files: ClassVar[str | None] = None
 
-    size: int | None = Field(None, ge=8, le=4096, description="side that pictures are brought to; none keeps theirs")
+    kind: str
+    size: int | None = Field(
+        None, ge=8, le=4096, description="side of the exported pictures, pixels; none keeps the stored size"
+    )
     codec: PictureCodec = Field("png", description="png and webp are lossless")
-    quality: int = Field(95, ge=1, le=100, description="of jpeg")
+    quality: int = Field(95, ge=1, le=100, description="quality of jpeg")
 
     @property
-    def takes_masks(self) -> bool:
-        """Whether rows bring their masks."""
+    def has_masks(self) -> bool:
+        """Whether masks are exported."""
         return bool(getattr(self, "masks", False))
 
     @property
-    def ending(self) -> str:
-        """Of picture files."""
+    def extension(self) -> str:
+        """Extension of picture files."""
         return "jpg" if self.codec == "jpeg" else self.codec
 
-    def check(self, rows: int, people: int) -> None:
-        """`ConfigError` where so many rows of so many identities have no room in the format; asked before any work."""
+    def check(self, rows: int, identities: int) -> None:
+        """`ConfigError` where the format cannot hold so many rows or identities. Called before any work."""
 
     @abstractmethod
-    def pack(self, part: int, parts: int, rows: Sequence[Ready]) -> Packed:
-        """The files of shard `part` of `parts`; the same rows give the same bytes."""
+    def pack(self, part: int, parts: int, rows: Sequence[ExportRow]) -> PackedShard:
+        """Shard number `part` of `parts` in this format; the same rows give the same bytes."""
 
     def assemble(self, assembly: Assembly) -> None:
-        """Put pieces together, where there are any. Runs once, when every shard is committed."""
+        """Join pieces into files, where the format has pieces. Called once, when every shard is committed."""
 
     @abstractmethod
-    def reading(self) -> str:
-        """Markdown: what is where, and what opens it."""
+    def usage(self) -> str:
+        """A paragraph of the data card, Markdown: the files, and how to load them."""

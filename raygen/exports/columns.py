@@ -1,7 +1,4 @@
-"""Which names the rows of an exported data set get.
-
-Knows identities, variants and ids. Knows no format and no picture.
-"""
+"""Names of exported rows, and their columns in tables and CSV files."""
 
 import csv
 import io
@@ -11,36 +8,37 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from raygen.core.face_labels import ATTRIBUTES
-from raygen.exports.base import Ready
+from raygen.exports.base import ExportRow
 from raygen.store.filenames import safe_name
 
-__all__ = ["FIELDS", "Naming", "csv_head", "csv_lines", "facts_of_row"]
+__all__ = ["FIELDS", "NamingScheme", "csv_head", "csv_lines", "row_columns"]
 
 
 @dataclass(frozen=True)
-class Naming:
-    """How rows are called. `people`: a folder an identity; `by_variant`: numbers in it instead of row ids.
+class NamingScheme:
+    """How rows are named.
 
-    `dotless` replaces dots: readers of tar shards take what follows the first dot for the kind of a member.
+    `key`: column of their ids. `identity_folders`: as `identity/row`. `by_variant`: in such a folder by the number of
+    the variant in place of the id. `no_dots`: dots become underscores.
     """
 
     key: str
-    people: bool = False
+    identity_folders: bool = False
     by_variant: bool = False
-    dotless: bool = False
+    no_dots: bool = False
 
     def stem(self, row: Mapping[str, Any]) -> str:
-        """Path of a row without its ending; `InputError` (`bad_id`) where an id is no safe name."""
+        """Path of a row without its extension; `InputError` (`bad_id`) where an id is no safe file name."""
         name = safe_name(row[self.key])
-        if self.dotless:
+        if self.no_dots:
             name = name.replace(".", "_")
-        if not self.people or row["identity_id"] is None:
+        if not self.identity_folders or row["identity_id"] is None:
             return name
-        person = safe_name(row["identity_id"])
-        return f"{person}/{row['variant']:03d}" if self.by_variant else f"{person}/{name}"
+        identity = safe_name(row["identity_id"])
+        return f"{identity}/{row['variant']:03d}" if self.by_variant else f"{identity}/{name}"
 
 
-#: Columns of a picture, in this order; `is_synthetic` is always said.
+#: Columns of an exported row, in this order.
 FIELDS: Final = (
     "sample_id",
     "identity_id",
@@ -63,34 +61,32 @@ FIELDS: Final = (
 )
 
 
-def facts_of_row(ready: Ready) -> dict[str, Any]:
-    """All `FIELDS` of a row; None where it does not say. `label` is the number of its identity."""
-    row = ready.row
-    guidance = row.get("guidance")
-    said = {name: row.get(name) for name in FIELDS}
-    said["label"] = ready.label if ready.label >= 0 else None
-    said["guidance"] = None if guidance is None else json.dumps(dict(guidance), sort_keys=True)
-    return said
+def row_columns(row: ExportRow) -> dict[str, Any]:
+    """All `FIELDS` of a row; None where a value is missing."""
+    columns = {name: row.row.get(name) for name in FIELDS}
+    columns["label"] = row.label if row.label >= 0 else None
+    if columns["guidance"] is not None:
+        columns["guidance"] = json.dumps(dict(columns["guidance"]), sort_keys=True)
+    return columns
 
 
 def csv_head() -> bytes:
     """The first line: path, fields, and the 40 attributes by name."""
-    return _line(["path", *FIELDS, *ATTRIBUTES])
+    return _csv_line(["path", *FIELDS, *ATTRIBUTES])
 
 
-def csv_lines(rows: Sequence[tuple[Ready, str]]) -> list[bytes]:
-    """A line a row and its path, UTF-8, LF. Attributes are -1, 1, or empty where nobody knows."""
-    return [_line([path, *_texts(ready)]) for ready, path in rows]
+def csv_lines(rows: Sequence[tuple[ExportRow, str]]) -> list[bytes]:
+    """A line for each row and its path, UTF-8, LF. Attributes are -1, 1, or empty where unknown."""
+    lines = []
+    for row, path in rows:
+        columns = row_columns(row)
+        values = ["" if columns[name] is None else columns[name] for name in FIELDS]
+        attributes = row.row.get("attributes") or [0] * len(ATTRIBUTES)
+        lines.append(_csv_line([path, *values, *(value or "" for value in attributes)]))
+    return lines
 
 
-def _texts(ready: Ready) -> list[object]:
-    said: Mapping[str, Any] = facts_of_row(ready)
-    attributes = ready.row.get("attributes") or [0] * len(ATTRIBUTES)
-    values = ["" if said[name] is None else said[name] for name in FIELDS]
-    return [*values, *(value or "" for value in attributes)]
-
-
-def _line(values: Sequence[object]) -> bytes:
+def _csv_line(values: Sequence[object]) -> bytes:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(values)
     return buffer.getvalue().encode()

@@ -1,7 +1,7 @@
-"""The data card: what a data set is, who made it and how good it is, for people and for the Hugging Face hub.
+"""The data card: README.md of an exported data set, for people and for the Hugging Face hub.
 
-Knows what there is to say. Names runs, networks and settings by digest, never a path of the machine that it was made
-on. Says the same for the same rows: it has no date.
+Runs, networks and settings are named by digest, never by a path of this machine. The same rows give the same card: it
+has no date.
 """
 
 import json
@@ -16,12 +16,12 @@ from pydantic import Field
 from raygen.core.config import Config
 from raygen.core.hashing import canonical
 from raygen.exports.base import Export
-from raygen.exports.row_scan import Listing, Source
+from raygen.exports.row_scan import ExportListing, ExportSource
 
-__all__ = ["BUNDLED_MODEL", "CardConfig", "Totals", "licence_of", "write_card"]
+__all__ = ["BUNDLED_MODEL", "CardConfig", "ExportTotals", "licence_of", "write_card"]
 
 
-#: Settings of a generate or edit run that a reader wants to know; none of them names a path.
+#: Settings of a generate or edit run that the card lists; none of them is a path.
 SETTINGS: Final = (
     "sampler",
     "guidance",
@@ -37,9 +37,9 @@ SETTINGS: Final = (
     "missing",
     "codec",
 )
-#: What a setting is called where its name stands for something else; rows have a `seed` of their plan.
-NAMES: Final = {"sampler": "settings of the sampler", "codec": "stored as", "seed": "noise_seed"}
-#: Names of sizes as the hub writes them, by the number that is too many.
+#: Names of settings in the card, where they differ: the `seed` of a row is that of its plan.
+SETTING_NAMES: Final = {"sampler": "settings of the sampler", "codec": "stored as", "seed": "noise_seed"}
+#: Size categories of the Hugging Face hub, with their upper limits.
 SIZES: Final = (
     (10**3, "n<1K"),
     (10**4, "1K<n<10K"),
@@ -49,27 +49,28 @@ SIZES: Final = (
     (10**8, "10M<n<100M"),
     (10**9, "100M<n<1B"),
 )
+#: Digits of a digest in the card.
 SHORT: Final = 12
-#: Families of numbers that compare with training faces.
-COPIED: Final = frozenset({"memorized", "training_distance"})
-MOST_SCORES: Final = 40
-WHOLE: Final = "`sha256sum --check SHA256SUMS`, run in this folder, says whether all of it arrived as it was written."
+#: Metric families that compare with training faces.
+MEMORIZATION: Final = frozenset({"memorized", "training_distance"})
+MAX_SCORES: Final = 40
+TABLE: Final = ["| | |", "|---|---|"]
 
 
 class CardConfig(Config):
-    """What only the person knows who passes the data set on."""
+    """Parts of the data card that raygen cannot know."""
 
     title: str | None = Field(None, description="name of the data set; none makes one")
     licence: str | None = Field(None, description="of the data set, as Hugging Face spells it, such as cc-by-4.0")
     licences: Mapping[str, str] = Field(
         default_factory=dict, description="licence of a network by its name or sha256, or their first letters"
     )
-    intended_use: str | None = Field(None, description="instead of the paragraph that is written otherwise")
+    intended_use: str | None = Field(None, description="replaces the default paragraph on intended use")
 
 
 @dataclass(frozen=True)
-class Totals:
-    """What came out."""
+class ExportTotals:
+    """Exported rows, rows that could not be exported (`bad`) and their reasons; files, bytes and masks."""
 
     rows: int
     bad: int
@@ -82,133 +83,150 @@ class Totals:
 def write_card(
     config: CardConfig,
     format: Export,
-    source: Source,
-    listing: Listing,
-    totals: Totals,
+    source: ExportSource,
+    listing: ExportListing,
+    totals: ExportTotals,
     scores: Sequence[Mapping[str, Any]],
     *,
     marks: bool,
     job: Mapping[str, Any],
 ) -> str:
-    """README.md of the data set: YAML front matter, then Markdown."""
-    title = config.title or f"{_kind(source).capitalize()} {source.store.plan().run_id}"
+    """README.md of the data set: YAML front matter, then Markdown.
+
+    `scores`: METRICS rows. `marks`: whether pictures are marked as synthetic. `job`: the job as the card prints it.
+    """
+    kind = {"model": "synthetic faces", "program": "drawn faces", None: "faces"}[source.made_by]
+    if source.store.plan().kind == "edit":
+        kind = "edited faces"
+    title = config.title or f"{kind.capitalize()} {source.store.plan().run_id}"
+    check = "`sha256sum --check SHA256SUMS`, run in this folder, checks that all files are complete and unchanged."
+    job_yaml = yaml.safe_dump(dict(job), sort_keys=False, allow_unicode=True)
     parts = [
-        _front(title, config, format, source, totals),
+        _front_matter(title, config, format, source, totals),
         f"# {title}",
         _summary(source, listing, totals, marks),
-        f"## What is in it\n\n{_counts(listing, totals, source)}\n\n{format.reading()}\n\n{WHOLE}",
-        f"## How it was made\n\n{_making(source, listing)}",
+        f"## What is in it\n\n{_counts(listing, totals, source)}\n\n{format.usage()}\n\n{check}",
+        f"## How it was made\n\n{_provenance(source, listing)}",
         f"## How good it is\n\n{_scores(scores)}",
         f"## Networks and licences\n\n{_licences(config, source, listing, scores)}",
-        f"## Intended use\n\n{config.intended_use or _use(source)}",
+        f"## Intended use\n\n{config.intended_use or (PHOTOGRAPHS_USE if source.made_by is None else SYNTHETIC_USE)}",
         f"## Limits\n\n{_limits(source, format, scores)}",
-        f"## How to make it again\n\n{_again(source, job)}",
+        (
+            f"## How to make it again\n\nFrom run `{source.store.plan().run_id}` with raygen:\n\n"
+            f"```yaml\n{job_yaml}```\n\n{REPRODUCE}"
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _kind(source: Source) -> str:
-    made = {"model": "synthetic faces", "program": "drawn faces", None: "faces"}[source.made_by]
-    return "edited faces" if source.store.plan().kind == "edit" else made
+PHOTOGRAPHS_USE: Final = "Training and testing within the terms of the original data set."
+SYNTHETIC_USE: Final = (
+    "Training and testing of face recognition, face parsing and attribute classifiers where labels have to be known "
+    "and many pictures are needed, and research into how synthetic data differs from photographs. Not intended as "
+    "evidence of a person's appearance, for passing pictures off as photographs, or as the only test data "
+    "of a system that is used on people."
+)
+REPRODUCE: Final = (
+    "The same rows in the same shards give the same files, for any number of workers and after interruptions, with the "
+    "same versions of raygen, Pillow and pyarrow. The commits of the export record the versions."
+)
 
 
-def _front(title: str, config: CardConfig, format: Export, source: Source, totals: Totals) -> str:
-    size = next((name for limit, name in SIZES if totals.rows < limit), "n>1B" if totals.rows >= 10**9 else "n<1K")
-    tags = ["face", "raygen", *(["synthetic"] if source.made_by else [])]
-    said: dict[str, Any] = {
+def _front_matter(title: str, config: CardConfig, format: Export, source: ExportSource, totals: ExportTotals) -> str:
+    fields: dict[str, Any] = {
         "pretty_name": title,
         "license": config.licence or "unknown",
-        "size_categories": [size],
+        "size_categories": [next((name for limit, name in SIZES if totals.rows < limit), "n>1B")],
         "task_categories": ["image-classification", "unconditional-image-generation"],
-        "tags": tags,
+        "tags": ["face", "raygen", *(["synthetic"] if source.made_by else [])],
     }
     if format.hub_files is not None:
         files = [{"split": "train", "path": format.hub_files}]
-        said["configs"] = [{"config_name": "default", "data_files": files}]
-    return f"---\n{yaml.safe_dump(said, sort_keys=False, allow_unicode=True)}---"
+        fields["configs"] = [{"config_name": "default", "data_files": files}]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
-def _summary(source: Source, listing: Listing, totals: Totals, marks: bool) -> str:
-    people = f" of {len(listing.people):,} identities" if listing.people else ""
-    count = f"**{totals.rows:,} pictures{people}.** "
+def _summary(source: ExportSource, listing: ExportListing, totals: ExportTotals, marks: bool) -> str:
+    identities = f" of {len(listing.identities):,} identities" if listing.identities else ""
+    count = f"**{totals.rows:,} pictures{identities}.** "
     if source.made_by is None:
         return (
-            f"{count}They were ingested, not generated: they may show real people, and nothing here marks them as "
-            "synthetic. Marks that their files carried, such as IPTC's digital source type, were not read. Rights in "
-            "the pictures, and the consent of whoever they show, are those of the data set that they came from."
+            f"{count}They were ingested, not generated: they may show real people, and are not marked as synthetic. "
+            "Marks in the original files, such as IPTC's digital source type, were not read. Rights in the pictures, "
+            "and the consent of the people in them, are those of the original data set."
         )
-    how = (
-        "a diffusion model made every one of them" if source.made_by == "model" else "a program drew every one of them"
-    )
     if source.store.plan().kind == "edit":
-        how = "each is an existing picture, edited by a diffusion model, and may show a person who exists"
-    mark = (
-        f"Every picture that the format holds says so itself: an XMP packet with IPTC `DigitalSourceType` "
-        f"`{'trainedAlgorithmicMedia' if source.made_by == 'model' else 'algorithmicMedia'}` and its recipe as "
-        f"JSON (in a PNG "
-        "also as the text chunk `raygen`). Rows say `is_synthetic: true` where a format has rows."
-        if marks
-        else (
-            "The pictures carry no marks, because the export was told to leave them out; please keep this card "
-            "with them."
+        how = "each is an existing picture that a diffusion model edited, and may show a real person"
+    else:
+        how = f"all were made by {'a diffusion model' if source.made_by == 'model' else 'a drawing program'}"
+    if not marks:
+        return (
+            f"{count}They are synthetic: {how}. The pictures are not marked as synthetic, because the export left the "
+            "marks out; please keep this card with them."
         )
+    source_type = "trainedAlgorithmicMedia" if source.made_by == "model" else "algorithmicMedia"
+    return (
+        f"{count}They are synthetic: {how}. Every picture file is marked: it has an XMP packet with IPTC "
+        f"`DigitalSourceType` `{source_type}` and its recipe as JSON (in a PNG also as the text chunk `raygen`). Rows "
+        "have `is_synthetic: true` where the format has rows."
     )
-    return f"{count}They are synthetic: {how}. {mark}"
 
 
-def _counts(listing: Listing, totals: Totals, source: Source) -> str:
-    lines = [
-        f"| pictures | {totals.rows:,} |",
-        *(_people(listing, totals, source) if listing.people else ["| identities | rows name none |"]),
+def _counts(listing: ExportListing, totals: ExportTotals, source: ExportSource) -> str:
+    lines = [f"| pictures | {totals.rows:,} |"]
+    if listing.identities:
+        each, planned = listing.pictures_each, source.planned_pictures
+        before = ", those among them that could not be exported" if totals.bad else ""
+        lines += [
+            f"| identities | {len(each):,} |",
+            (
+                f"| pictures of an identity: fewest, median, most | {each.min():,}, {np.median(each):g}, {each.max():,}"
+                f"{before} |"
+            ),
+        ]
+        if planned is not None:
+            fewer = int((each < planned).sum())
+            lines.append(f"| identities with fewer than the {planned:,} that were planned | {fewer:,} |")
+    else:
+        lines.append("| identities | none recorded |")
+    lines += [
         f"| masks | {totals.masks:,} |",
         f"| files, bytes | {totals.files:,}, {totals.bytes:,} |",
-        f"| rows left out because making them failed | {listing.failed:,} |",
+        f"| rows left out because their generation failed | {listing.failed:,} |",
     ]
-    if listing.unselected:
-        lines.append(f"| rows left out because the run's selection refused them | {listing.unselected:,} |")
-    if listing.other_splits:
-        lines.append(f"| rows left out because they belong to other splits | {listing.other_splits:,} |")
-    if totals.bad:
-        reasons = ", ".join(f"{name} {count}" for name, count in sorted(totals.reasons.items()))
-        lines.append(f"| rows left out because they could not be exported | {totals.bad:,} ({reasons}) |")
-    if listing.too_few:
-        lines.append(f"| rows left out because their identity has too few pictures | {listing.too_few:,} |")
-    if listing.people and listing.unlabelled:
-        lines.append(f"| pictures without an identity | {listing.unlabelled:,} |")
-    return "\n".join(["| | |", "|---|---|", *lines])
+    reasons = ", ".join(f"{name} {count}" for name, count in sorted(totals.reasons.items()))
+    for count, name, more in (
+        (listing.unselected, "rows left out because the selection of the run rejected them", ""),
+        (listing.other_splits, "rows left out because they belong to other splits", ""),
+        (totals.bad, "rows left out because they could not be exported", f" ({reasons})"),
+        (listing.too_few, "rows left out because their identity has too few pictures", ""),
+        (listing.unlabelled if listing.identities else 0, "pictures without an identity", ""),
+    ):
+        if count:
+            lines.append(f"| {name} | {count:,}{more} |")
+    return "\n".join([*TABLE, *lines])
 
 
-def _people(listing: Listing, totals: Totals, source: Source) -> list[str]:
-    """Identities, and how many pictures each has."""
-    each, planned = listing.each, source.planned_pictures
-    before = ", those among them that could not be exported" if totals.bad else ""
-    said = f"{each.min():,}, {np.median(each):g}, {each.max():,}{before}"
-    lines = [f"| identities | {len(each):,} |", f"| pictures of an identity: fewest, median, most | {said} |"]
-    if planned is not None:
-        lines.append(f"| identities with fewer than the {planned:,} that were planned | {(each < planned).sum():,} |")
-    return lines
-
-
-def _making(source: Source, listing: Listing) -> str:
+def _provenance(source: ExportSource, listing: ExportListing) -> str:
     plan = source.store.plan()
     lines = [f"| run | `{plan.run_id}` (`raygen {plan.kind}`) |", f"| digest of its rows | `{source.digest}` |"]
     for name, label in (("plan", "plan"), ("checkpoint", "model, sha256"), ("sampler", "sampler"), ("steps", "steps")):
-        if listing.making.get(name):
-            lines.append(f"| {label} | {', '.join(f'`{value}`' for value in listing.making[name])} |")
+        if listing.distinct.get(name):
+            lines.append(f"| {label} | {', '.join(f'`{value}`' for value in listing.distinct[name])} |")
     for name in SETTINGS:
         value = source.settings.get(name)
         if value is not None and value != [] and not (name == "sampler" and not isinstance(value, Mapping)):
-            lines.append(f"| {NAMES.get(name, name.replace('_', ' '))} | `{canonical(value).decode()}` |")
+            lines.append(f"| {SETTING_NAMES.get(name, name.replace('_', ' '))} | `{canonical(value).decode()}` |")
     if isinstance(source.plan_settings.get("planning"), Mapping):
         lines.append(f"| planned as | `{canonical(source.plan_settings['planning']).decode()}` |")
     lines += [f"| gate | {gate['description']} |" for gate in source.gates]
     if source.table == "faces" and isinstance(source.plan_settings.get("data"), Mapping):
         lines.append(f"| data set | `{source.plan_settings['data'].get('kind')}` |")
-    made = "\n".join(["| | |", "|---|---|", *lines])
+    table = "\n".join([*TABLE, *lines])
     if source.table != "samples":
-        return made
+        return table
     return (
-        f"{made}\n\nThe noise of a picture depends on `noise_seed`, its `sample_id` and the attempt alone; the `seed` "
+        f"{table}\n\nThe noise of a picture depends only on `noise_seed`, its `sample_id` and the attempt. The `seed` "
         "of a row is that of its plan."
     )
 
@@ -216,147 +234,118 @@ def _making(source: Source, listing: Listing) -> str:
 def _scores(scores: Sequence[Mapping[str, Any]]) -> str:
     if not scores:
         return (
-            "Nothing was measured for this export (`scores` names the folder of an evaluation). That says "
-            "nothing about "
-            "quality, in either direction."
+            "Nothing was measured for this export: its setting `scores` names no evaluation. The quality of the "
+            "pictures is unknown."
         )
     head = "| metric | of | value (interval) | n | measured with |\n|---|---|---|---|---|"
-    rows = [_score(row) for row in scores if "/" not in row["slice"]]
-    more = "" if len(rows) <= MOST_SCORES else f"\n\n{len(rows) - MOST_SCORES} more stand in the evaluation."
+    rows = [_score_line(row) for row in scores if "/" not in row["slice"]]
+    more = "" if len(rows) <= MAX_SCORES else f"\n\nThe evaluation has {len(rows) - MAX_SCORES} more."
     references = sorted({row["reference"][:SHORT] for row in scores if row["reference"]})
     against = f"\n\nCompared with reference rows of digest {', '.join(references)}." if references else ""
     note = (
-        "\n\nNumbers compare only with others of the same network, n and protocol. `fid` is written for the "
-        "2015 Inception "
-        "network alone; `fd:<network>` is the same distance over another network's features."
+        "\n\nValues are comparable only for the same network, n and protocol. `fid` uses the Inception network of "
+        "2015; `fd:<network>` is the same distance with the features of another network."
     )
-    return "\n".join([head, *rows[:MOST_SCORES]]) + more + against + note
+    return "\n".join([head, *rows[:MAX_SCORES]]) + more + against + note
 
 
-def _score(row: Mapping[str, Any]) -> str:
+def _score_line(row: Mapping[str, Any]) -> str:
     value = "none" if row["value"] is None else f"{row['value']:.4g}"
     if row["ci_low"] is not None and row["ci_high"] is not None:
         value += f" ({row['ci_low']:.4g}, {row['ci_high']:.4g})"
     protocol = json.loads(row["protocol"] or "{}")
-    said = [str(protocol[name]) for name in ("network", "input", "level", "compare") if protocol.get(name)]
+    details = [str(protocol[name]) for name in ("network", "input", "level", "compare") if protocol.get(name)]
     if protocol.get("sha256"):
-        said.insert(1, f"sha256 {str(protocol['sha256'])[:SHORT]}")
+        details.insert(1, f"sha256 {str(protocol['sha256'])[:SHORT]}")
     if protocol.get("n_reference"):
-        said.append(f"{protocol['n_reference']:,} reference rows")
+        details.append(f"{protocol['n_reference']:,} reference rows")
     if protocol.get("fewer_rows_than_values"):
-        said.append("**no more rows than values: most of the value may be bias**")
+        details.append("**not more rows than feature dimensions: most of the value may be bias**")
     elif protocol.get("low_n"):
-        said.append("**few rows: the value is biased**")
-    text = f"| {row['metric']} | {row['slice']} | {value} | {row['n']:,} | {', '.join(said)} |"
-    return text.replace("\n", " ")
+        details.append("**few rows: the value is biased**")
+    line = f"| {row['metric']} | {row['slice']} | {value} | {row['n']:,} | {', '.join(details)} |"
+    return line.replace("\n", " ")
 
 
-def _licences(config: CardConfig, source: Source, listing: Listing, scores: Sequence[Mapping[str, Any]]) -> str:
+def _licences(
+    config: CardConfig, source: ExportSource, listing: ExportListing, scores: Sequence[Mapping[str, Any]]
+) -> str:
     lines = [
         f"| model `{str(sha)[:SHORT]}` | made the pictures | {licence_of(str(sha), config.licences)} |"
-        for sha in listing.making.get("checkpoint", ())
+        for sha in listing.distinct.get("checkpoint", ())
     ]
     if source.made_by == "model" and not lines:
         lines.append(f"| model of unknown digest | made the pictures | {licence_of('', {})} |")
     for network in source.plan_settings.get("judged_by") or ():
-        lines.append(f"| {network} | judged what goes in | {licence_of(network, config.licences)} |")
-    found: dict[str, str] = {}
+        lines.append(f"| {network} | selected them | {licence_of(network, config.licences)} |")
+    networks: dict[str, str] = {}
     for row in scores:
         protocol = json.loads(row["protocol"] or "{}")
         if protocol.get("network"):
-            found.setdefault(str(protocol["network"]), str(protocol.get("sha256", "")))
-    for network, sha in sorted(found.items()):
+            networks.setdefault(str(protocol["network"]), str(protocol.get("sha256", "")))
+    for network, sha in sorted(networks.items()):
         by_sha = any(sha.startswith(name) for name in config.licences) if sha else False
         lines.append(f"| {network} | measured them | {licence_of(sha if by_sha else network, config.licences)} |")
-    own = (
-        f"The data set itself: **{config.licence}**."
-        if config.licence
-        else "The data set itself: nobody named a licence yet, so there is none to rely on."
-    )
+    own = f"The data set itself: **{config.licence}**."
+    if not config.licence:
+        own = "The data set itself: no licence was chosen."
     table = (
         "\n".join(["| network | what it did | licence |", "|---|---|---|", *lines]) if lines else "No network was used."
     )
-    return (
-        f"{own}\n\n{table}\n\nA licence of weights may reach to what they make, and so may that of their training data."
-    )
+    note = "The licences of weights, and of their training data, may also apply to generated pictures."
+    return f"{own}\n\n{table}\n\n{note}"
 
 
-def _use(source: Source) -> str:
-    if source.made_by is None:
-        return "Training and testing of what the original data set's terms allow, and nothing else."
-    return (
-        "Training and testing of face recognition, face parsing and attribute classifiers where labels have to "
-        "be known and "
-        "many pictures are needed, and research into how such sets differ from photographs. They are not meant "
-        "as evidence of "
-        "anybody's looks, for passing as photographs of people, nor as the only data that a system used on "
-        "people is tested with."
-    )
-
-
-def _leaks(source: Source, scores: Sequence[Mapping[str, Any]]) -> str:
-    """What was done about images that resemble real people."""
-    said = ["A generated face can resemble a person whom the model was trained on."]
-    refused = [gate["description"] for gate in source.gates if gate["refuses_real_people"]]
-    said += refused or ["No gate refused such faces."]
-    if refused and source.plan_settings.get("on_exhausted") == "best":
-        said.append("Where no try passed all gates the best one may be here all the same.")
-    measured = any(str(row["metric"]).partition(":")[0].partition("@")[0] in COPIED for row in scores)
-    more = (
-        "The scores above say how near the pictures are to training faces."
-        if measured
-        else ("An evaluation with `training` would measure it over the whole set, and none is named here.")
-    )
-    return " ".join([*said, more])
-
-
-def _limits(source: Source, format: Export, scores: Sequence[Mapping[str, Any]]) -> str:
+def _limits(source: ExportSource, format: Export, scores: Sequence[Mapping[str, Any]]) -> str:
     limits = []
     if source.made_by == "model":
         limits += [
             (
-                "A model repeats its training data's gaps: who is rare there is rare, or drawn worse, here. "
-                "Nobody has balanced these "
-                "pictures unless the plan says so."
+                "A model repeats the gaps of its training data: groups that are rare there are rare, or of lower "
+                "quality, here. The pictures are balanced only where the plan says so."
             ),
-            _leaks(source, scores),
+            _resemblance(source, scores),
             (
-                "Labels are what was asked for, not what was found in the picture: identities, masks and "
-                "attributes are conditions. "
-                "The metrics above, where there are any, say how well they were met."
+                "Labels are the conditions of the generation, not measurements of the pictures: identities, masks and "
+                "attributes. The metrics above, if any, measure how well the pictures meet them."
             ),
         ]
     if source.made_by == "program":
-        limits.append("These are drawings. What is learnt from them alone says little about photographs.")
+        limits.append("These are drawings. Models that are trained on them alone may not work on photographs.")
     if source.made_by is None:
-        limits.append("Labels are those of the data set that the pictures came from; nobody checked them again.")
+        limits.append("Labels are those of the original data set; they were not checked.")
     if format.size is not None:
-        limits.append(f"Pictures were brought to {format.size} px with a Lanczos filter, masks by the nearest place.")
+        limits.append(f"Pictures were resized to {format.size} px with a Lanczos filter, masks by nearest neighbour.")
     if format.pictures and format.codec == "jpeg":
-        limits.append(f"JPEG of quality {format.quality} loses a little of what the run stores.")
+        limits.append(f"JPEG of quality {format.quality} is lossy; the run stores the pictures without loss.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 
-def _again(source: Source, job: Mapping[str, Any]) -> str:
-    text = yaml.safe_dump(dict(job), sort_keys=False, allow_unicode=True)
-    return (
-        f"From run `{source.store.plan().run_id}` with raygen:\n\n```yaml\n{text}```\n\n"
-        "The same rows in the same shards give the same files, on any number of workers and after any "
-        "interruption, as long as the "
-        "versions of raygen, Pillow and pyarrow are the same; each is recorded in the export's commits."
-    )
+def _resemblance(source: ExportSource, scores: Sequence[Mapping[str, Any]]) -> str:
+    """The measures against pictures that resemble real people."""
+    sentences = ["A generated face can resemble a person in the training data."]
+    refused = [gate["description"] for gate in source.gates if gate["refuses_real_people"]]
+    sentences += refused or ["No gate refused such faces."]
+    if refused and source.plan_settings.get("on_exhausted") == "best":
+        sentences.append("Where no attempt passed all gates, the best image that no such gate refused may be included.")
+    families = {str(row["metric"]).partition(":")[0].partition("@")[0] for row in scores}
+    if families & MEMORIZATION:
+        sentences.append("The scores above say how similar the pictures are to training faces.")
+    else:
+        sentences.append("An evaluation with `memorization` would measure it over the whole set; this card has none.")
+    return " ".join(sentences)
 
 
 #: sha256 of the bundled model, as `raygen.models.checkpoint.digest` takes it.
 BUNDLED_MODEL: Final = "3521654bad3e046f2ec4c4bef91825119de7e0472faa076483ff131417c07c41"
-_OWN: Final = "Apache-2.0, this project's own; trained on faces that a program drew, on no photograph"
-UNKNOWN: Final = "unknown: the job names none; find out before passing pictures or numbers on"
-#: By the beginning of the network's name.
+_OWN: Final = "Apache-2.0, by this project; trained on drawn faces, not on photographs"
+UNKNOWN: Final = "unknown: the job names none; find out before you publish pictures or numbers"
+#: Licences by the beginning of the name of the network.
 _KNOWN: Final[Mapping[str, str]] = {
     BUNDLED_MODEL: _OWN,
-    "raygen-parser": f"{_OWN} (the bundled parser; another one of its kind has the licence of whoever trained it)",
-    "raygen-attributes": f"{_OWN} (the bundled classifier; another one has the licence of whoever trained it)",
-    "raygen-identity": f"{_OWN} (the bundled embedder; another one of its kind has the licence of whoever trained it)",
+    "raygen-parser": f"{_OWN} (the bundled parser; another one has its own licence)",
+    "raygen-attributes": f"{_OWN} (the bundled classifier; another one has its own licence)",
+    "raygen-identity": f"{_OWN} (the bundled embedder; another one has its own licence)",
     "parsenet": "published with CelebAMask-HQ, whose terms allow non-commercial research only",
     "bisenet": "code MIT (face-parsing.PyTorch); weights trained on CelebAMask-HQ, non-commercial research only",
     "inception-2015": "weights published by Google with TensorFlow (Apache-2.0); trained on ImageNet",
@@ -364,9 +353,12 @@ _KNOWN: Final[Mapping[str, str]] = {
 }
 
 
-def licence_of(network: str, said: Mapping[str, str]) -> str:
-    """What the job says of `network` (its name, sha256, or how they begin), else what is known of it."""
-    for table in (said, _KNOWN):
+def licence_of(network: str, licences: Mapping[str, str]) -> str:
+    """The licence of `network`, given by its name or sha256: that of `licences`, else a known one, else `UNKNOWN`.
+
+    Keys of `licences` are the beginning of a name or sha256; the longest match is used.
+    """
+    for table in (licences, _KNOWN):
         for name in sorted(table, key=len, reverse=True):
             if network.startswith(name):
                 return table[name]

@@ -1,27 +1,27 @@
-"""The end of an export: pieces become files, sums and card are written, and what is left over goes away.
+"""The end of an export: join the pieces, write check sums and data card, remove temporary files; and `check` of it all.
 
-Knows the order that survives a kill: files appear under their names when they are complete, the check sums after them,
-the card after those, the record of it all after the card, and only then are the pieces removed. The same command goes
-on wherever it stopped.
+A killed export goes on with the same command. Therefore the order is fixed: files appear under their names when they
+are complete, then the check sums, then the card, then the record of the export, and only then are pieces removed.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from raygen.core.errors import IntegrityError
 from raygen.core.hashing import canonical, digest
 from raygen.exports.base import CHUNK, DATASET, PIECES, STAGING, Assembly, Export
-from raygen.exports.data_card import Totals
+from raygen.exports.data_card import ExportTotals
 from raygen.store.filenames import name_key
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
 
-__all__ = ["CARD", "RECORD", "SUMS", "Checked", "check", "finish"]
+__all__ = ["CARD", "RECORD", "SUMS", "ExportCheck", "check", "finish"]
 
 
 RECORD: Final = "attempt-00/ASSEMBLED.json"
@@ -30,48 +30,51 @@ SUMS: Final = "SHA256SUMS"
 
 
 def finish(
-    format: Export, store: RunStore, people: tuple[str, ...], manifest: Mapping[str, Any], card: Callable[[Totals], str]
+    format: Export,
+    store: RunStore,
+    identities: tuple[str, ...],
+    manifest: Mapping[str, Any],
+    card: Callable[[ExportTotals], str],
 ) -> dict[str, Any]:
-    """Put the data set together unless that is done already; rows, files and bytes of it."""
+    """Complete the data set of a committed export, unless that is done already.
+
+    `identities`: names in the order of labels. `card`: makes the data card from the totals. Returns the fields of
+    `ExportTotals`, and the size and SHA-256 of the files written here.
+    """
     storage = FileStore(store.url)
     if not storage.exists(RECORD):
-        assembly = Assembly(store, storage, people)
+        assembly = Assembly(store, storage, identities)
         format.assemble(assembly)
         totals = _totals(assembly, manifest)
         text = card(totals).encode()
-        assembly.made[CARD] = len(text), digest(text)
-        _sums(assembly)
+        assembly.written[CARD] = len(text), digest(text)
+        with assembly.building(SUMS) as file:
+            for table in store.tables("files", ["path", "sha256"]):
+                paths, sums = (table[name].to_pylist() for name in ("path", "sha256"))
+                file.write("".join(f"{sha}  {path}\n" for path, sha in zip(paths, sums, strict=True)).encode())
+            file.write("".join(f"{sha}  {path}\n" for path, (_, sha) in sorted(assembly.written.items())).encode())
         storage.put(f"{DATASET}/{CARD}", text)
-        storage.put(RECORD, canonical({**asdict(totals), "made": assembly.made}))
+        storage.put(RECORD, canonical({**asdict(totals), "made": assembly.written}))
     storage.remove_folder(PIECES)
     storage.remove_folder(STAGING)
-    found: dict[str, Any] = json.loads(storage.get(RECORD))
-    return found
+    record: dict[str, Any] = json.loads(storage.get(RECORD))
+    return record
 
 
-def _totals(assembly: Assembly, manifest: Mapping[str, Any]) -> Totals:
-    """Rows as they are committed, files and bytes as they lie there; card and sums, which follow, do not count."""
+def _totals(assembly: Assembly, manifest: Mapping[str, Any]) -> ExportTotals:
+    """Totals of the committed rows and the files of the data set, without card and check sums."""
     rows = masks = 0
     for table in assembly.tables():
         rows += table.num_rows
         masks += table.num_rows - table["mask_bytes"].null_count
-    for name in (CARD, SUMS):  # of a finish that was killed after it
+    for name in (CARD, SUMS):  # left by an earlier finish that was killed
         assembly.storage.remove(f"{DATASET}/{name}")
     files, size = assembly.storage.total(DATASET)
     reasons = dict(manifest["quarantined"])
-    return Totals(rows, sum(reasons.values()), files, size, masks, reasons)
+    return ExportTotals(rows, sum(reasons.values()), files, size, masks, reasons)
 
 
-def _sums(assembly: Assembly) -> None:
-    """SHA256SUMS: a line a file, in the order of shards, and then what was put together."""
-    with assembly.building(SUMS) as file:
-        for table in assembly.store.tables("files", ["path", "sha256"]):
-            paths, sums = (table[name].to_pylist() for name in ("path", "sha256"))
-            file.write("".join(f"{sha}  {path}\n" for path, sha in zip(paths, sums, strict=True)).encode())
-        file.write("".join(f"{sha}  {path}\n" for path, (_, sha) in sorted(assembly.made.items())).encode())
-
-
-#: Files that are read at once: a bucket answers many as fast as one.
+#: Files that are read in parallel.
 READERS: Final = 16
 
 
@@ -82,42 +85,43 @@ class _File(NamedTuple):
 
 
 @dataclass
-class Checked:
-    """Files that are as they were exported, their bytes, and what is wrong with the others."""
+class ExportCheck:
+    """Number and bytes of the files that are as exported, and the problems of the others."""
 
     files: int = 0
     bytes: int = 0
     problems: list[str] = field(default_factory=list)
 
 
-def check(store: RunStore) -> Checked:
-    """Read every file of the data set of the export `store` and compare it with what was committed."""
-    storage, found = FileStore(store.url), Checked()
+def check(store: RunStore) -> ExportCheck:
+    """Read every file of the data set of an export and compare it with the commits."""
+    storage, result = FileStore(store.url), ExportCheck()
     try:
-        made = _made(storage)
+        written = _recorded_files(storage)
     except IntegrityError as error:
-        found.problems.append(f"{RECORD} {error}")
-        return found
-    there = {name_key(path) for path, _ in storage.files(DATASET)}
-    if not there:
-        found.problems.append(f"{DATASET}: no data set is there")
-        return found
+        result.problems.append(f"{RECORD} {error}")
+        return result
+    unknown = {name_key(path) for path, _ in storage.files(DATASET)}
+    if not unknown:
+        result.problems.append(f"{DATASET}: no data set is there")
+        return result
+    by_shard = ([_File(**row) for row in table.to_pylist()] for table in store.tables("files"))
     with ThreadPoolExecutor(READERS, thread_name_prefix="check") as pool:
-        for files in _expected(store, made):
-            there -= {name_key(file.path) for file in files}
+        for files in chain(by_shard, [written]):
+            unknown -= {name_key(file.path) for file in files}
             for file, problem in zip(files, pool.map(partial(_problem, storage), files), strict=True):
                 if problem:
-                    found.problems.append(problem)
+                    result.problems.append(problem)
                 else:
-                    found.files, found.bytes = found.files + 1, found.bytes + file.bytes
-    if there:
-        names = sorted(path for path, _ in storage.files(DATASET) if name_key(path) in there)
-        found.problems += [f"{DATASET}/{name}: no export wrote it" for name in names]
-    return found
+                    result.files, result.bytes = result.files + 1, result.bytes + file.bytes
+    if unknown:
+        names = sorted(path for path, _ in storage.files(DATASET) if name_key(path) in unknown)
+        result.problems += [f"{DATASET}/{name}: no export wrote it" for name in names]
+    return result
 
 
-def _made(storage: FileStore) -> list[_File]:
-    """The files that the record of the finish names; `IntegrityError` where it is missing or says something else."""
+def _recorded_files(storage: FileStore) -> list[_File]:
+    """Files that `finish` wrote, by its record; `IntegrityError` where the record is missing or damaged."""
     try:
         record = json.loads(storage.get(RECORD))
     except FileNotFoundError:
@@ -126,27 +130,21 @@ def _made(storage: FileStore) -> list[_File]:
         raise IntegrityError("is damaged") from None
     if isinstance(record, dict) and "rows" in record and "made" not in record:
         raise IntegrityError("was written by a raygen without check sums; export again")
-    made = record.get("made") if isinstance(record, dict) else None
-    # Every data set has at least its card, so that a record without files is none.
-    if not isinstance(made, dict) or not made or not all(map(_is_sum, made.values())):
+    written = record.get("made") if isinstance(record, dict) else None
+    if not isinstance(written, dict) or not written:  # every data set has a card
         raise IntegrityError("is damaged")
-    return [_File(path, size, sha) for path, (size, sha) in made.items()]
-
-
-def _is_sum(value: object) -> bool:
-    """Whether it is a size and a digest."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], int) and isinstance(value[1], str)
-
-
-def _expected(store: RunStore, made: list[_File]) -> Iterator[list[_File]]:
-    """Files of one shard at a time, and at last those that were put together."""
-    for table in store.tables("files"):
-        yield [_File(**row) for row in table.to_pylist()]
-    yield made
+    files = []
+    for path, entry in written.items():
+        match entry:
+            case [int(size), str(sha)]:
+                files.append(_File(path, size, sha))
+            case _:
+                raise IntegrityError("is damaged")
+    return files
 
 
 def _problem(storage: FileStore, file: _File) -> str | None:
-    """What is wrong with one file, or None."""
+    """What is wrong with a file; None if it is as committed."""
     name = f"{DATASET}/{file.path}"
     try:
         size = storage.size(name)

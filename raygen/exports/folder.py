@@ -1,6 +1,6 @@
 """Pictures as files: `images/<identity>/<variant>.png`, masks in a second tree, labels as CSV.
 
-Knows what `torchvision.datasets.ImageFolder` and `python -m mxnet.tools.im2rec` read: a folder a class.
+`torchvision.datasets.ImageFolder` and `python -m mxnet.tools.im2rec` read a folder a class.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from raygen.exports.base import Assembly, Export, Packed, Ready, RecordLocation
+from raygen.exports.base import Assembly, Export, ExportRow, IdentityRule, PackedShard, RecordLocation
 from raygen.exports.columns import csv_head, csv_lines
 
 __all__ = ["FolderExport"]
@@ -18,34 +18,34 @@ LABELS = "labels.csv"
 
 
 class FolderExport(Export):
-    """A file a picture. Rows without identities lie in one flat folder, by `sample_id`."""
+    """A file a picture. Rows without identities are in one flat folder, named by `sample_id`."""
 
-    identities: ClassVar[Literal["all", "even", "any"]] = "even"
-    people: ClassVar[bool] = True
+    identities: ClassVar[IdentityRule] = "all_or_none"
+    identity_folders: ClassVar[bool] = True
 
     kind: Literal["folder"] = "folder"
     masks: bool = Field(True, description="also write masks, as PNG of class indices")
 
-    def pack(self, part: int, parts: int, rows: Sequence[Ready]) -> Packed:
-        """Every picture and mask, and this shard's lines of the labels."""
+    def pack(self, part: int, parts: int, rows: Sequence[ExportRow]) -> PackedShard:
+        """Every picture and mask, and the lines of the labels."""
         files: dict[str, bytes] = {}
-        paths = [f"images/{row.stem}.{self.ending}" for row in rows]
+        paths = [f"images/{row.stem}.{self.extension}" for row in rows]
         for row, path in zip(rows, paths, strict=True):
             files[path] = row.image
             if row.mask is not None:
                 files[f"masks/{row.stem}.png"] = row.mask
-        places = [RecordLocation(path, 0, len(row.image)) for row, path in zip(rows, paths, strict=True)]
-        return Packed(places, files, b"".join(csv_lines(list(zip(rows, paths, strict=True)))))
+        locations = [RecordLocation(path, 0, len(row.image)) for row, path in zip(rows, paths, strict=True)]
+        return PackedShard(locations, files, b"".join(csv_lines(list(zip(rows, paths, strict=True)))))
 
     def assemble(self, assembly: Assembly) -> None:
         """The labels of all shards as one file."""
-        assembly.joined(LABELS, csv_head())
+        assembly.join_pieces(LABELS, csv_head())
 
-    def reading(self) -> str:
-        """See `Export.reading`."""
+    def usage(self) -> str:
+        """See `Export.usage`."""
         return (
-            f"`images/<identity>/<variant>.{self.ending}` (`images/<sample_id>.{self.ending}` where rows belong "
-            f"to nobody), "
+            f"`images/<identity>/<variant>.{self.extension}` (`images/<sample_id>.{self.extension}` where rows have "
+            "no identity), "
             "`masks/` with the same names where rows have masks (PNG of class indices 0..18), `labels.csv` with "
             "one line a "
             "picture.\n\n```python\nfrom torchvision.datasets import ImageFolder\n\n"

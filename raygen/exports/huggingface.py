@@ -1,16 +1,16 @@
-"""Parquet that `datasets` and the hub's viewer show as pictures: `data/train-00000-of-000NN.parquet`.
+"""Parquet for Hugging Face `datasets` and the viewer of the hub: `data/train-00000-of-000NN.parquet`.
 
-Knows the feature metadata in the schema (without it pictures are shown as bytes) and the files' names.
+Without the feature metadata in the schema, pictures would be shown as bytes.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.exports.base import Export, Packed, Ready, RecordLocation
-from raygen.exports.columns import FIELDS, facts_of_row
+from raygen.exports.base import Export, ExportRow, PackedShard, RecordLocation
+from raygen.exports.columns import FIELDS, row_columns
 from raygen.store.parquet import to_parquet
 from raygen.store.schemas import ATTRIBUTE_LIST, IMAGE, picture_schema
 
@@ -25,7 +25,7 @@ _TYPES: Final[dict[str, pa.DataType]] = {
     "seed": pa.int64(),
     "steps": pa.int32(),
 }
-#: Columns of a file: the picture first, so that a viewer shows it first.
+#: Columns of a file. Viewers show the first one, the picture, first.
 SCHEMA: Final = picture_schema(
     [
         ("image", IMAGE),
@@ -44,27 +44,26 @@ class HuggingFaceExport(Export):
     kind: Literal["huggingface"] = "huggingface"
     masks: bool = Field(True, description="also write masks, as PNG of class indices")
 
-    def pack(self, part: int, parts: int, rows: Sequence[Ready]) -> Packed:
-        """One file; needs no assembly. A row's offset is its number in the file."""
+    def pack(self, part: int, parts: int, rows: Sequence[ExportRow]) -> PackedShard:
+        """One file. The offset of a row is its number in the file."""
         path = f"data/train-{part:05d}-of-{parts:05d}.parquet"
-        table = pa.Table.from_pylist([self._row(row) for row in rows], SCHEMA)
-        places = [RecordLocation(path, number, len(row.image)) for number, row in enumerate(rows)]
-        return Packed(places, {path: to_parquet(table)})
+        values = [
+            {
+                **row_columns(row),
+                "attributes": row.row.get("attributes"),
+                "mask": None if row.mask is None else {"bytes": row.mask, "path": f"{row.stem}.png"},
+                "image": {"bytes": row.image, "path": f"{row.stem}.{self.extension}"},
+            }
+            for row in rows
+        ]
+        locations = [RecordLocation(path, number, len(row.image)) for number, row in enumerate(rows)]
+        return PackedShard(locations, {path: to_parquet(pa.Table.from_pylist(values, SCHEMA))})
 
-    def _row(self, ready: Ready) -> dict[str, Any]:
-        mask = None if ready.mask is None else {"bytes": ready.mask, "path": f"{ready.stem}.png"}
-        return {
-            **facts_of_row(ready),
-            "attributes": ready.row.get("attributes"),
-            "mask": mask,
-            "image": {"bytes": ready.image, "path": f"{ready.stem}.{self.ending}"},
-        }
-
-    def reading(self) -> str:
-        """See `Export.reading`."""
+    def usage(self) -> str:
+        """See `Export.usage`."""
         return (
             "`data/train-00000-of-000NN.parquet`: pictures and masks (class indices 0..18) are `Image` columns; "
             "`label` is the "
-            "number of `identity_id`; `attributes` holds -1, 1, or 0 where nobody knows, in CelebA's order.\n\n"
+            "number of `identity_id`; `attributes` holds -1, 1, or 0 where unknown, in CelebA's order.\n\n"
             '```python\nfrom datasets import load_dataset\n\nload_dataset("path/of/this/folder", split="train")\n```'
         )

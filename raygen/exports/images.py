@@ -1,8 +1,6 @@
-"""A stored picture as the file that a data set holds: size, codec, and the marks that say where it comes from.
+"""Encoding of exported pictures: size, codec, and the provenance marks of synthetic pictures.
 
-Knows PNG, JPEG and WebP and what each can carry beside its pixels. Knows no format of data sets.
-
-Marks, on by default for what a model made: an XMP packet with IPTC's `DigitalSourceType` (Extension schema 1.5,
+Marks, by default for synthetic pictures: an XMP packet with IPTC's `DigitalSourceType` (Extension schema 1.5,
 controlled vocabulary `cv.iptc.org/newscodes/digitalsourcetype`) and the recipe as JSON; a PNG also has the recipe as a
 text chunk named `raygen`. Pillow writes XMP for JPEG and WebP itself; in a PNG it is the iTXt chunk
 `XML:com.adobe.xmp`, not compressed (XMP specification, part 3).
@@ -27,12 +25,12 @@ __all__ = ["SOURCE_TYPES", "PictureCodec", "encode_picture", "fit", "recipe", "x
 UInt8Array = npt.NDArray[np.uint8]
 PictureCodec = Literal["png", "jpeg", "webp"]
 VOCABULARY: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-#: Made by a trained model; drawn by a program that learnt from no picture. Photographs are not marked.
+#: By the origin of pictures: a trained model, or a program that draws. Photographs are not marked.
 SOURCE_TYPES: Final[Mapping[str, str]] = {
     "model": f"{VOCABULARY}trainedAlgorithmicMedia",
     "program": f"{VOCABULARY}algorithmicMedia",
 }
-#: What a picture's recipe holds.
+#: Columns in the recipe of a picture.
 RECIPE: Final = (
     "sample_id",
     "plan",
@@ -56,46 +54,46 @@ _PACKET: Final = (
 
 
 def recipe(row: Mapping[str, Any]) -> str:
-    """What made a picture, as JSON in ASCII; what is not known is left out."""
-    found = {name: row[name] for name in RECIPE if row.get(name) is not None}
-    return json.dumps({"generator": "raygen", **found}, sort_keys=True)
+    """How a picture was made, as JSON in ASCII; unknown values are left out."""
+    known = {name: row[name] for name in RECIPE if row.get(name) is not None}
+    return json.dumps({"generator": "raygen", **known}, sort_keys=True)
 
 
-def xmp_packet(source: str, said: str) -> str:
-    """An XMP packet: the IPTC digital source type `source`, and the recipe."""
-    return _PACKET.format(source=quoteattr(source), recipe=quoteattr(said))
+def xmp_packet(source: str, recipe_json: str) -> str:
+    """An XMP packet with the IPTC digital source type `source` and the recipe."""
+    return _PACKET.format(source=quoteattr(source), recipe=quoteattr(recipe_json))
 
 
 def fit(pixels: UInt8Array, size: int | None, *, mask: bool = False) -> UInt8Array:
-    """uint8 [H, W, ...] at `size` a side, Lanczos with antialiasing, masks by the nearest place.
+    """uint8 [H, W, ...] -> [size, size, ...]; pictures by Lanczos with antialiasing, masks by nearest neighbour.
 
-    `InputError` (`shape`) for what is not square: nobody said what to cut off.
+    `InputError` (`shape`) where the picture is not square: an export does not crop.
     """
     height, width = pixels.shape[:2]
     if size is None or (height, width) == (size, size):
         return pixels
     if height != width:
-        raise InputError(f"{width} x {height} px is not square, so it has no form at {size} px", reason="shape")
-    how = Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(pixels).resize((size, size), how))
+        raise InputError(f"{width} x {height} px is not square, so it cannot be resized to {size} px", reason="shape")
+    resampling = Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(pixels).resize((size, size), resampling))
 
 
 def encode_picture(
-    pixels: UInt8Array, codec: PictureCodec, *, quality: int = 95, source: str | None = None, said: str = "{}"
+    pixels: UInt8Array, codec: PictureCodec, *, quality: int = 95, source: str | None = None, recipe_json: str = "{}"
 ) -> bytes:
-    """uint8 [H, W, 3] -> bytes; with `source`, a digital source type, it carries that and the recipe `said`.
+    """uint8 [H, W, 3] -> bytes; with `source`, a digital source type, marked with it and the recipe.
 
-    PNG and WebP are lossless. JPEG keeps the full resolution of colours (4:4:4): at 112 px half of it is lips and eyes
-    of a few pixels.
+    PNG and WebP are lossless. JPEG keeps the full chroma resolution (4:4:4), because eyes and lips are a few pixels
+    wide at 112 px.
     """
     buffer, image = io.BytesIO(), Image.fromarray(np.ascontiguousarray(pixels))
-    packet = "" if source is None else xmp_packet(source, said)
+    packet = "" if source is None else xmp_packet(source, recipe_json)
     if codec == "png":
-        notes = PngInfo()
+        chunks = PngInfo()
         if packet:
-            notes.add_itxt("XML:com.adobe.xmp", packet)
-            notes.add_text("raygen", said)
-        image.save(buffer, "PNG", compress_level=1, pnginfo=notes)
+            chunks.add_itxt("XML:com.adobe.xmp", packet)
+            chunks.add_text("raygen", recipe_json)
+        image.save(buffer, "PNG", compress_level=1, pnginfo=chunks)
     elif codec == "jpeg":
         image.save(buffer, "JPEG", quality=quality, subsampling=0, xmp=packet.encode())
     else:

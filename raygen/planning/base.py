@@ -1,10 +1,7 @@
-"""What an experiment is: a function that writes condition rows.
-
-Knows the contract and how columns become a CONDITIONS table. Knows no experiment.
-"""
+"""The base class of experiments, and the worker of `raygen plan`."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 from pydantic import Field
@@ -13,19 +10,21 @@ from raygen.core.config import Config
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import CONDITIONS
 
-__all__ = ["Planning", "table"]
+__all__ = ["PlanWorker", "Planning", "conditions_table"]
 
 
 class Planning(Config):
-    """One way to write condition rows. Subclasses add `kind: Literal[...]`."""
+    """An experiment: a way to write CONDITIONS rows. Subclasses set `kind: Literal[...]` and add their settings."""
 
+    kind: str
     seed: int = Field(0, ge=0, description="kept in every row")
 
     @abstractmethod
-    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
-        """CONDITIONS rows for a piece of the input, depending on nothing but that piece, the config and `faces`.
+    def rows(self, inputs: pa.Table, faces: RowLookup | None = None) -> pa.Table:
+        """CONDITIONS rows for a piece of the input.
 
-        A column `error` may stand beside them: such rows go to quarantine.
+        They depend only on that piece, the settings and `faces`. The table may have a column `error`: such rows are
+        quarantined.
         """
 
     @property
@@ -33,12 +32,28 @@ class Planning(Config):
     def factor(self) -> int:
         """Condition rows for each input row."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of FACES that the experiment reads."""
+        return ("face_id", "split", "mask", "attributes", "texts", "identity_id")
 
-def table(columns: Mapping[str, object]) -> pa.Table:
-    """Columns -> CONDITIONS; those that are not given are null."""
+
+def conditions_table(columns: Mapping[str, object]) -> pa.Table:
+    """CONDITIONS from columns by name; the other columns are null."""
     arrays = {n: v if isinstance(v, pa.Array | pa.ChunkedArray) else pa.array(v) for n, v in columns.items()}
-    made = pa.table(arrays)
-    missing = [field for field in CONDITIONS if field.name not in arrays]
-    for field in missing:
-        made = made.append_column(field, pa.nulls(made.num_rows, field.type))
-    return made.select(CONDITIONS.names).cast(CONDITIONS)
+    table = pa.table(arrays)
+    for field in CONDITIONS:
+        if field.name not in arrays:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(CONDITIONS.names).cast(CONDITIONS)
+
+
+class PlanWorker:
+    """The worker of a plan job. `faces` is for experiments that refer to other faces than those of the input rows."""
+
+    def __init__(self, planning: Planning, faces: RowLookup | None = None) -> None:
+        self.planning, self.faces = planning, faces
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """No device work: the returned call makes `{"conditions": ...}`."""
+        return lambda: {"conditions": self.planning.rows(rows, self.faces)}

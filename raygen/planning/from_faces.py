@@ -1,7 +1,4 @@
-"""Each face's own conditions, and rows without any.
-
-Knows how faces are repeated and how rows are numbered. Masks travel as the bytes they came in.
-"""
+"""Plans that use each face's own conditions, and plans without conditions."""
 
 from typing import Literal
 
@@ -9,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from raygen.planning.base import Planning, table
+from raygen.planning.base import Planning, conditions_table
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import check_id
 
@@ -20,7 +17,7 @@ Modality = Literal["mask", "attributes", "text", "hint"]
 
 
 class FromFaces(Planning):
-    """Each face's own conditions, `per_face` times: same mask and attributes, another noise each time."""
+    """Each face's own conditions, `per_face` times with different noise."""
 
     kind: Literal["from_faces"] = "from_faces"
     conditions: tuple[Modality, ...] = ("mask", "attributes")
@@ -33,13 +30,18 @@ class FromFaces(Planning):
         """Rows for each face."""
         return self.per_face
 
-    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """See `Planning.columns`."""
+        return (*super().columns, *(("hint",) if "hint" in self.conditions else ()))
+
+    def rows(self, inputs: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """FACES -> CONDITIONS; `sample_id` is the face's id with a running number."""
         if self.splits:
-            given = given.filter(pc.is_in(given["split"], pa.array(self.splits)))
-        index = pa.array([i for i in range(given.num_rows) for _ in range(self.per_face)], pa.int64())
-        repeated = given.take(index)
-        variants = list(range(self.per_face)) * given.num_rows
+            inputs = inputs.filter(pc.is_in(inputs["split"], pa.array(self.splits)))
+        index = pa.array([i for i in range(inputs.num_rows) for _ in range(self.per_face)], pa.int64())
+        repeated = inputs.take(index)
+        variants = list(range(self.per_face)) * inputs.num_rows
         sources = repeated["face_id"].to_pylist()
         columns: dict[str, object] = {
             "sample_id": [check_id(f"{face}-{k:03d}") for face, k in zip(sources, variants, strict=True)],
@@ -55,7 +57,7 @@ class FromFaces(Planning):
                 columns[name] = repeated[name]
         if "text" in self.conditions:
             columns["text"] = [dict(texts or ()).get(self.caption) for texts in repeated["texts"].to_pylist()]
-        return table(columns)
+        return conditions_table(columns)
 
 
 class Unconditional(Planning):
@@ -70,8 +72,8 @@ class Unconditional(Planning):
         """One row for each number."""
         return 1
 
-    def rows(self, given: pa.Table, faces: RowLookup | None = None) -> pa.Table:
+    def rows(self, inputs: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """Row numbers (column `index`) -> CONDITIONS."""
-        numbers = given["index"].to_pylist()
+        numbers = inputs["index"].to_pylist()
         ids = [check_id(f"{self.prefix}{n:09d}") for n in numbers]
-        return table({"sample_id": ids, "plan": [self.kind] * len(ids), "seed": [self.seed] * len(ids)})
+        return conditions_table({"sample_id": ids, "plan": [self.kind] * len(ids), "seed": [self.seed] * len(ids)})

@@ -26,13 +26,13 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.pixels import to_pixels
 from raygen.models.base import Model, Tokens
 from raygen.models.conditions import Conditions
-from raygen.planning import RowLookup
 from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, UInt8Array, best_alpha
 from raygen.sampling.guidance import GuidedDenoiser
 from raygen.sampling.influence import InfluenceRecorder
 from raygen.sampling.noise import keyed_normal, noise_key
 from raygen.sampling.worker import SampleConfig, SampleWorker, to_host
 from raygen.store.images import decode_mask, images_from_rows
+from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SCORES, SELECTION, reason_of
 
 __all__ = ["EditWorker", "ImagicConfig", "fit", "restored"]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import pyarrow as pa
 import torch
@@ -13,7 +14,7 @@ from raygen.sampling.worker import SampleWorker
 from raygen.store.run_store import RunStore
 from raygen.store.schemas import SCORES
 
-__all__ = ["TimingConfig", "TimingWorker", "build_timing", "seconds_of"]
+__all__ = ["SharedTiming", "TimingConfig", "TimingWorker", "seconds_of"]
 
 
 class TimingConfig(Config):
@@ -52,12 +53,21 @@ class TimingWorker:
         return (time.perf_counter() - began) / int(rows.num_rows)
 
 
-def build_timing(
-    bench: Callable[[], Callable[[int], SampleWorker]], config: TimingConfig, names: Sequence[str]
-) -> Callable[[int], TimingWorker]:
-    """The workers of an actor, by index of the run."""
-    workers = bench()
-    return lambda place: TimingWorker(workers(place), config, names[place])
+class _SampleWorkers(Protocol):
+    """The sample workers of several runs, as `raygen.execution.worker.SharedWorker`."""
+
+    def for_run(self, run: int) -> SampleWorker: ...
+
+
+class SharedTiming:
+    """The timing workers of several runs in one actor; `names` are the names of the runs."""
+
+    def __init__(self, build: Callable[[], _SampleWorkers], config: TimingConfig, names: Sequence[str]) -> None:
+        self.workers, self.config, self.names = build(), config, tuple(names)
+
+    def for_run(self, run: int) -> TimingWorker:
+        """The timing worker of run number `run`."""
+        return TimingWorker(self.workers.for_run(run), self.config, self.names[run])
 
 
 def seconds_of(store: RunStore) -> Sequence[float]:

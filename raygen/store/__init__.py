@@ -1,1 +1,1 @@
-"""Files of weights that other programs wrote: opened without running anything in them, read a tensor at a time."""
+"""Bytes and tables on disk: file systems, Parquet, pictures, the commit protocol, weight files."""

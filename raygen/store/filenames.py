@@ -1,7 +1,4 @@
-"""Names that are one and the same file on every system.
-
-Knows what Windows, macOS and Linux make of a name. Knows no table and no format.
-"""
+"""File names that are valid and distinct on Linux, macOS and Windows."""
 
 import hashlib
 import unicodedata
@@ -14,19 +11,19 @@ import numpy.typing as npt
 from raygen.core.errors import InputError
 from raygen.store.schemas import check_id
 
-__all__ = ["name_key", "portable_ids", "safe_name", "twins"]
+__all__ = ["first_duplicate", "name_key", "portable_ids", "safe_name"]
 
 
-#: Device names: Windows opens these instead of a file, whatever follows the first dot and in either case.
+#: Device names of Windows, which opens the device instead of a file, in any case and with any extension.
 RESERVED: Final = frozenset(
     {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
 )
 
 
 def safe_name(value: object) -> str:
-    """`value` as a file name that means the same on every system; `InputError` (`bad_id`) otherwise.
+    """`value` as a file name that is valid on every system; `InputError` (`bad_id`) otherwise.
 
-    ASCII letters, digits, `.`, `_` and `-`, which have one Unicode form only; no path, no device, no last dot.
+    Allowed are ASCII letters, digits, `.`, `_` and `-`; no path, no device name, no dot at the end.
     """
     name = check_id(value)
     if name.endswith(".") or name.split(".", 1)[0].casefold() in RESERVED:
@@ -35,13 +32,13 @@ def safe_name(value: object) -> str:
 
 
 def name_key(path: str) -> int:
-    """64 bits that are equal for names which some system takes for the same: case and Unicode form do not count."""
-    same = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
-    return int.from_bytes(hashlib.blake2b(same.encode(), digest_size=8).digest(), "big")
+    """A 64-bit hash that is equal for names that differ only in case or Unicode form."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+    return int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=8).digest(), "big")
 
 
-def twins(keys: npt.NDArray[np.uint64]) -> tuple[int, int] | None:
-    """The first two places that have the same key; None where all differ."""
+def first_duplicate(keys: npt.NDArray[np.uint64]) -> tuple[int, int] | None:
+    """The indices of the first two equal keys; None where all differ."""
     order = np.argsort(keys, kind="stable")
     same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
     if not same.size:
@@ -50,10 +47,10 @@ def twins(keys: npt.NDArray[np.uint64]) -> tuple[int, int] | None:
 
 
 def portable_ids(ids: Iterable[str]) -> None:
-    """Refuse ids that are not each a file name of its own on Linux, macOS and Windows.
+    """Check that ids are valid and distinct file names on Linux, macOS and Windows.
 
-    `InputError`: `bad_id` for one that is no name there, `twin` for two that would be one file where case or the
-    spelling in Unicode does not count; both are named. Holds all ids.
+    `InputError`: `bad_id` for an invalid name, `twin` for two names that differ only in case or Unicode form. Holds
+    all ids in memory.
     """
     seen: dict[str, str] = {}
     for name in ids:
@@ -66,10 +63,10 @@ def portable_ids(ids: Iterable[str]) -> None:
 
 
 def _unportable(name: str, folded: str) -> str:
-    """What is wrong with a name; empty where nothing is."""
+    """Why a name is invalid; empty if it is valid."""
     if not name or name != name.strip() or name.endswith("."):
         return "is empty, or has a space at an end or a dot at its end"
-    # What NFKC unfolds counts as well: a full-width slash is one to whoever normalises names.
+    # Also in the NFKC form, because programs that normalise names turn a full-width slash into a slash.
     if wrong := [c for c in name + folded if c in '<>:"/\\|?*' or (unicodedata.category(c)[0] in "CZ" and c != " ")]:
         return f"holds {wrong[0]!r}"
     if folded.split(".")[0].rstrip() in RESERVED:

@@ -1,7 +1,7 @@
-"""Files by URL, with only the operations whose promises hold everywhere: put, put once, get, list, read rows.
+"""Files by URL on local disks and on every file system of fsspec.
 
-Knows local disks and whatever fsspec speaks. Knows nothing of plans or shards. There is no way to open a file
-for writing: an exception inside such a block publishes half a file on object stores.
+Only operations that behave the same everywhere: put, put once, get, list. There is no way to open a file for writing,
+because on object stores an exception in the middle would publish half a file.
 """
 
 import ctypes
@@ -44,45 +44,41 @@ class FileStore:
             self._fs.use_listings_cache = False
 
     def path(self, name: str) -> str:
-        """Full path of `name` as the file system spells it."""
+        """Full path of `name` in the file system."""
         return f"{self._root}/{name}" if name else str(self._root)
 
     def address(self, name: str) -> str:
-        """URL of `name`, good for another process to open."""
+        """URL of `name`, for other processes."""
         return self.path(name) if self.local else str(self._fs.unstrip_protocol(self.path(name)))
 
     def put(self, name: str, data: bytes) -> None:
-        """Write `name` in one piece; readers see all of it or nothing. Overwrites."""
+        """Write or overwrite `name` atomically: readers see all of it or nothing."""
         self._write(name, data, once=False)
 
     def put_once(self, name: str, data: bytes) -> bool:
-        """Create `name` if nothing has that name yet; False where something does. Atomic where `creates_once()`."""
+        """Create `name`; False if it exists. Atomic where `creates_once()`."""
         return self._write(name, data, once=True)
 
     def _write(self, name: str, data: bytes, *, once: bool) -> bool:
         try:
             if self.local:
                 return _write_local(Path(self.path(name)), data, once=once)
-            return _retry(lambda: self._write_remote(name, data, once=once))
+            if once and _retry(lambda: self._fs.exists(self.path(name))):
+                return False
+            _retry(lambda: self._fs.pipe_file(self.path(name), data, mode="create" if once else "overwrite"))
+            return True
+        except FileExistsError:
+            return False
         except FileNotFoundError as error:
             raise ConfigError(f"{self.url}: no such bucket or folder") from error
         except PermissionError as error:
             raise ConfigError(f"{self.url}: not allowed to write {name!r}") from error
 
-    def _write_remote(self, name: str, data: bytes, *, once: bool) -> bool:
-        if once and self._fs.exists(self.path(name)):
-            return False
-        try:
-            self._fs.pipe_file(self.path(name), data, mode="create" if once else "overwrite")
-        except FileExistsError:
-            return False
-        return True
-
     def put_all(self, files: Mapping[str, bytes], staging: str) -> None:
-        """`put` for many small files with one wait for the disk, or many at once where the storage is away.
+        """`put` for many small files: with one sync of the disk, or in parallel on remote storage.
 
-        Each file is there as a whole or not at all. Local ones are written in the folder `staging` first, so that a
-        killed process leaves nothing beside the finished ones.
+        Each file is visible as a whole or not at all. Local files are written in the folder `staging` first, so that a
+        killed process leaves no partial files among the finished ones.
         """
         if not self.local:
             _retry(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}))
@@ -95,9 +91,9 @@ class FileStore:
 
     @contextmanager
     def building(self, name: str, staging: str) -> Iterator[BinaryIO]:
-        """A local temporary file that becomes `name` in one step when the block ends without an error.
+        """A context to write a file that is too large for memory.
 
-        For what is too large to hold in memory. Until then nothing of that name is seen, here or in a bucket.
+        Writes a local temporary file, which becomes `name` atomically when the block ends without an error.
         """
         folder = Path(self.path(staging)) if self.local else Path(tempfile.gettempdir())
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +126,7 @@ class FileStore:
         return _retry(lambda: bytes(self._fs.cat_file(self.path(name), start=start, end=stop)))
 
     def remove_folder(self, name: str) -> None:
-        """Delete the folder `name` and all in it, if it is there."""
+        """Delete the folder `name` and its content, if it exists."""
         with suppress(FileNotFoundError):
             if self.local:
                 shutil.rmtree(self.path(name))
@@ -146,7 +142,7 @@ class FileStore:
         return int(_retry(lambda: self._fs.size(self.path(name))))
 
     def files(self, folder: str) -> Iterator[tuple[str, int]]:
-        """Path, seen from `folder`, and bytes of every file in it and below."""
+        """Path relative to `folder`, and bytes, of every file below it."""
         root = self.path(folder)
         if self.local:
             for at, _, names in os.walk(root):
@@ -157,31 +153,31 @@ class FileStore:
                 yield path[len(root) + 1 :], int(entry["size"])
 
     def total(self, folder: str) -> tuple[int, int]:
-        """Number and bytes of all files in `folder` and below."""
+        """Number and bytes of all files below `folder`."""
         count = total = 0
         for _, size in self.files(folder):
             count, total = count + 1, total + size
         return count, total
 
     def exists(self, name: str) -> bool:
-        """Whether `name` is there now."""
+        """Whether `name` exists."""
         return bool(_retry(lambda: self._fs.exists(self.path(name))))
 
     def names(self, folder: str) -> list[str]:
         """Sorted file names directly in `folder`; empty where it does not exist. Temporary files are left out."""
         try:
-            found = _retry(lambda: self._fs.ls(self.path(folder), detail=False))
+            paths = _retry(lambda: self._fs.ls(self.path(folder), detail=False))
         except FileNotFoundError:
             return []
-        return sorted(name for name in (str(p).rsplit("/", 1)[-1] for p in found) if not name.startswith(".tmp-"))
+        return sorted(name for name in (str(p).rsplit("/", 1)[-1] for p in paths) if not name.startswith(".tmp-"))
 
     def remove(self, name: str) -> None:
-        """Delete `name` if it is there."""
+        """Delete `name` if it exists."""
         with suppress(FileNotFoundError):
             self._fs.rm_file(self.path(name))
 
     def creates_once(self) -> bool:
-        """Whether `put_once` is refused by the store itself the second time, so that two writers cannot both win."""
+        """Whether the storage itself refuses a second `put_once`, so that two writers cannot both succeed."""
         if self.local:
             return True
         name = f".probe-{os.getpid()}-{time.time_ns()}"
@@ -198,14 +194,16 @@ class FileStore:
             self.remove(name)
 
     def require(self) -> None:
-        """An error now rather than after an hour: `ConfigError` where the bucket is missing or cannot be written,
-        `InfrastructureError` where nobody answers."""
+        """Check that the folder can be written, before any work.
+
+        `ConfigError` where the bucket is missing or not writable, `InfrastructureError` where the server is away.
+        """
         probe = f".probe-{os.getpid()}-{time.time_ns()}"
         try:
             self.put(probe, b"raygen")
         except ConfigError:
             raise
-        except Exception as error:  # credentials, endpoint, DNS: every back end has its own classes
+        except Exception as error:  # credentials, endpoint, DNS: every back end has its own exception classes
             name = type(error).__name__
             away = isinstance(error, ConnectionError | TimeoutError) or "Connect" in name or "Timeout" in name
             kind = InfrastructureError if away else ConfigError
@@ -225,7 +223,7 @@ def _write_local(path: Path, data: bytes, *, once: bool) -> bool:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         if once:
-            os.link(temporary, path)  # fails where the name exists: the one atomic create of POSIX with content
+            os.link(temporary, path)  # fails where the name exists: the only atomic create with content in POSIX
         else:
             os.replace(temporary, path)
         _sync_folder(path.parent)
@@ -238,7 +236,7 @@ def _write_local(path: Path, data: bytes, *, once: bool) -> bool:
 
 
 def _write_together(files: Mapping[Path, bytes], staging: Path) -> None:
-    """Each gets its name when it is whole; one wait for all of them, and whoever commits does so after it."""
+    """Write files by way of `staging`, then sync the disk once for all of them."""
     written: dict[Path, str] = {}
     try:
         for folder in {path.parent for path in files}:
@@ -258,10 +256,7 @@ def _write_together(files: Mapping[Path, bytes], staging: Path) -> None:
 
 
 def _sync_file_system(folder: Path) -> None:
-    """Wait until all that was written to the file system of `folder` is on the disk.
-
-    A wait for each of a thousand small files takes seconds; Linux has one call for all of them.
-    """
+    """Wait until the file system of `folder` is on the disk: faster than an fsync for each of many small files."""
     sync = getattr(ctypes.CDLL(None), "syncfs", None)
     if sync is None:
         os.sync()
@@ -269,7 +264,7 @@ def _sync_file_system(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         if sync(handle):
-            raise OSError(f"{folder}: cannot be brought to the disk")
+            raise OSError(f"{folder}: cannot be synchronised with the disk")
     finally:
         os.close(handle)
 
@@ -283,7 +278,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _retry(call: Callable[[], T]) -> T:
-    """Repeat a remote call that failed for a passing reason; what cannot get better is raised at once."""
+    """Repeat a remote call after an `OSError`; errors that a repetition cannot fix are raised at once."""
     for attempt in range(RETRIES):
         try:
             return call()

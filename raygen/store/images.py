@@ -1,4 +1,4 @@
-"""Encoded pictures: encoding, decoding, limits, and fitting pictures and masks to a size."""
+"""Encoding, safe decoding and resizing of pictures and masks."""
 
 import io
 import warnings
@@ -52,9 +52,9 @@ def fit_image(image: UInt8Array, size: int) -> UInt8Array:
 
 
 def images_from_rows(rows: pa.Table, size: int) -> tuple[UInt8Array, list[str | None]]:
-    """The pictures of FACES or SAMPLES rows, uint8 [n, size, size, 3], and an error (or None) for each.
+    """The pictures of FACES or SAMPLES rows, uint8 [n, size, size, 3], and an error or None for each.
 
-    A bad picture is a black one with its error.
+    A bad picture is black.
     """
     images = np.zeros((rows.num_rows, size, size, 3), dtype=np.uint8)
     errors: list[str | None] = [None] * rows.num_rows
@@ -68,7 +68,7 @@ def images_from_rows(rows: pa.Table, size: int) -> tuple[UInt8Array, list[str | 
 
 Codec = Literal["webp", "png"]
 
-#: A picture larger than this many pixels is refused before it is decoded (a bomb of 100 KB can ask for gigabytes).
+#: Larger pictures are refused before they are decoded: 100 KB can decompress to gigabytes.
 MAX_PIXELS: Final = 4096 * 4096
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF")
 
@@ -77,7 +77,7 @@ FORMATS: Final = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF")
 
 
 def picture(data: bytes | None) -> dict[str, Any] | None:
-    """One value of a picture column."""
+    """A value of a picture column; None for None."""
     return None if data is None else {"bytes": data, "path": None}
 
 
@@ -89,8 +89,8 @@ def picture_column(values: Sequence[bytes | None]) -> pa.Array:
 def encode_image(pixels: UInt8Array, codec: Codec = "webp") -> bytes:
     """uint8 [H, W, 3] or [H, W] -> lossless bytes.
 
-    `webp` at method 0 is several times faster than PNG at Pillow's default and about 15 % smaller; `png` is
-    for tools that read nothing else.
+    `webp` at method 0 is several times faster than PNG at Pillow's default and about 15 % smaller. `png` is for tools
+    that read no WebP.
     """
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
@@ -102,14 +102,14 @@ def encode_image(pixels: UInt8Array, codec: Codec = "webp") -> bytes:
 
 
 def encode_mask(mask: UInt8Array) -> bytes:
-    """Class indices uint8 [H, W] -> PNG of mode L, whose grey values are the indices."""
+    """Class indices uint8 [H, W] -> PNG of mode L whose grey values are the indices."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(mask, dtype=np.uint8)).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
 
 def _open(data: bytes | None, max_pixels: int) -> Image.Image:
-    """A fully decoded picture; every way of being bad becomes an `InputError` with its own reason."""
+    """A fully decoded picture; `InputError` with a reason for each kind of damage."""
     if not data:
         raise InputError("no bytes", reason="empty")
     try:
@@ -119,7 +119,7 @@ def _open(data: bytes | None, max_pixels: int) -> Image.Image:
             if image.width * image.height > max_pixels:
                 raise InputError(f"{image.width}x{image.height} pixels, {max_pixels} allowed", reason="bomb")
             image.load()
-            if image.format == "PNG":  # load() skips the checksums of pixel data: a flipped bit would be another class
+            if image.format == "PNG":  # load() ignores checksums; a flipped bit would be another class
                 Image.open(io.BytesIO(data), formats=("PNG",)).verify()
         return image
     except InputError:
@@ -149,16 +149,12 @@ def decode_mask(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> UInt8Arr
     if image.mode in ("L", "P"):
         mask = np.array(image, dtype=np.uint8)
     elif image.mode in ("RGB", "RGBA"):
-        mask = _invert(np.asarray(image.convert("RGB")))
+        try:
+            mask = from_palette(np.asarray(image.convert("RGB")))
+        except ValueError as error:
+            raise InputError(str(error), reason="palette") from error
     else:
         raise InputError(f"mode {image.mode} cannot hold class indices", reason="mode")
     if int(mask.max(initial=0)) >= len(CLASSES):
         raise InputError(f"label {int(mask.max())} is above {len(CLASSES) - 1}", reason="label")
     return mask
-
-
-def _invert(pixels: UInt8Array) -> UInt8Array:
-    try:
-        return from_palette(pixels)
-    except ValueError as error:
-        raise InputError(str(error), reason="palette") from error

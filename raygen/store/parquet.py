@@ -1,7 +1,8 @@
 """Tables as Parquet bytes, and reading a slice of rows from a file."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import fsspec
 import pyarrow as pa
@@ -11,7 +12,7 @@ from raygen.core.errors import ConfigError, InputError
 
 __all__ = ["RANGE", "Slice", "from_parquet", "read_slice", "to_parquet"]
 
-#: Path of the table that needs no file: its one column `index` counts the rows from 0.
+#: Path of a table without a file, whose only column `index` numbers the rows from 0.
 RANGE = "range:"
 
 
@@ -24,45 +25,33 @@ class Slice(NamedTuple):
 
 
 def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of one slice, reading only the row groups they lie in; page checksums are verified.
+    """The rows of one slice; reads only the row groups that hold them, and verifies page checksums.
 
-    `columns` that the file does not have are left out; `image.path` is one field of a column.
+    `columns` that the file does not have are left out; `image.path` is a field of a column. `ConfigError` where the
+    file is missing, `InputError` (`parquet`) where it is damaged.
     """
     if piece.path == RANGE:
         return pa.table({"index": pa.array(range(piece.start, piece.start + piece.rows), pa.int64())})
     fs, path = fsspec.core.url_to_fs(piece.path)
     try:
         with fs.open(path, "rb") as file:
-            return _read_rows(file, piece, columns)
+            reader = pq.ParquetFile(file, page_checksum_verification=True)
+            group_rows = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
+            starts = list(accumulate(group_rows, initial=0))
+            groups = [
+                i
+                for i, rows in enumerate(group_rows)
+                if starts[i] < piece.start + piece.rows and piece.start < starts[i] + rows
+            ]
+            if columns is not None:
+                known = reader.schema_arrow.names
+                columns = [column for column in columns if column.partition(".")[0] in known]
+            table = reader.read_row_groups(groups, columns=columns)
+            return table.slice(piece.start - (starts[groups[0]] if groups else 0), piece.rows)
     except FileNotFoundError as error:
         raise ConfigError(f"{piece.path}: no such file") from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{piece.path}: {str(error)[:200]}", reason="parquet") from error
-
-
-def _read_rows(file: Any, piece: Slice, columns: Sequence[str] | None) -> pa.Table:
-    reader = pq.ParquetFile(file, page_checksum_verification=True)
-    groups, first = _groups(reader, piece)
-    known = reader.schema_arrow.names
-    table = reader.read_row_groups(
-        groups, columns=None if columns is None else [c for c in columns if c.partition(".")[0] in known]
-    )
-    return table.slice(piece.start - first, piece.rows)
-
-
-def _groups(reader: pq.ParquetFile, piece: Slice) -> tuple[list[int], int]:
-    """Row groups that overlap the slice, and the number of the first row in them."""
-    spans = list(_spans(reader))
-    chosen = [(i, start) for i, start, rows in spans if start < piece.start + piece.rows and piece.start < start + rows]
-    return [i for i, _ in chosen], chosen[0][1] if chosen else 0
-
-
-def _spans(reader: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
-    start = 0
-    for index in range(reader.num_row_groups):
-        rows = reader.metadata.row_group(index).num_rows
-        yield index, start, rows
-        start += rows
 
 
 def to_parquet(table: pa.Table, *, row_group_rows: int = 128) -> bytes:

@@ -1,6 +1,7 @@
 """The commit protocol: plan, starts, content-addressed data, create-only commits, manifest.
 
 A row is visible once its shard is committed. A file that no commit names is ignored.
+
     out/attempt-00/plan.json  starts/  data/<table>/  commits/  quarantine/  MANIFEST.json  _SUCCESS  run.json
 """
 
@@ -26,7 +27,7 @@ FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class Shard:
-    """The unit of work, of retry and of commit: which input rows, in order."""
+    """The unit of work, retry and commit: slices of the input, in order."""
 
     index: int
     inputs: tuple[Slice, ...]
@@ -61,7 +62,7 @@ def make_shards(pieces: Iterable[Slice], shard_rows: int) -> list[Shard]:
 
 
 class Plan(NamedTuple):
-    """Everything that decides the rows of a run, and the cut of its work."""
+    """The settings and inputs that determine the rows of a run, and how its work is cut into shards and batches."""
 
     kind: str
     run_id: str
@@ -75,7 +76,7 @@ class Plan(NamedTuple):
         return sum(shard.rows for shard in self.shards)
 
     def to_json(self) -> bytes:
-        """Canonical bytes; input files are named once and referred to by number."""
+        """Canonical JSON; input files are listed once and referred to by number."""
         files = list(dict.fromkeys(piece.path for shard in self.shards for piece in shard.inputs))
         number = {path: i for i, path in enumerate(files)}
         shards = [[[number[p.path], p.start, p.rows] for p in shard.inputs] for shard in self.shards]
@@ -90,7 +91,7 @@ class Plan(NamedTuple):
 
     @staticmethod
     def from_json(data: bytes) -> "Plan":
-        """The plan written by `to_json`; `IntegrityError` where it is not one."""
+        """Reads `to_json`; `IntegrityError` where the data is damaged."""
         try:
             raw = json.loads(data)
             pieces = [tuple(Slice(raw["files"][f], s, n) for f, s, n in shard) for shard in raw["shards"]]
@@ -101,7 +102,7 @@ class Plan(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """The record that makes a shard count."""
+    """The record that makes the rows of a shard visible."""
 
     shard: int
     files: list[dict[str, Any]]
@@ -132,35 +133,35 @@ class RunStore:
     # --- plan -----------------------------------------------------------------------------------------------
 
     def create(self, plan: Plan) -> None:
-        """Write the plan, or find the same one there; `ConfigError` names what differs from another one."""
+        """Store the plan; `ConfigError` where the folder has another plan, with the keys that differ."""
         if self.storage.put_once("plan.json", plan.to_json()):
             return
-        there = self.plan()
-        if there.run_id != plan.run_id:
-            changed = _changes(dict(there.settings), json.loads(canonical(plan.settings))) or ["its inputs"]
+        stored = self.plan()
+        if stored.run_id != plan.run_id:
+            changed = _changes(dict(stored.settings), json.loads(canonical(plan.settings))) or ["its inputs"]
             raise ConfigError(
-                f"{self.storage.url} holds another run ({there.run_id}, this one is {plan.run_id}); "
+                f"{self.storage.url} holds another run ({stored.run_id}, this one is {plan.run_id}); "
                 f"different: {', '.join(changed)}. Choose another `out`, or the settings of that run"
             )
 
     def plan(self) -> Plan:
-        """The plan of this folder; `ConfigError` where there is none."""
+        """The stored plan; `ConfigError` where there is none."""
         try:
             return Plan.from_json(self.storage.get("plan.json"))
         except (FileNotFoundError, NotADirectoryError) as error:
-            inside = _runs_below(FileStore(self.url))
-            hint = f"; there are runs in {', '.join(inside)}" if inside else ""
+            below = _runs_below(FileStore(self.url))
+            hint = f"; there are runs in {', '.join(below)}" if below else ""
             raise ConfigError(f"{self.storage.url} holds no run (plan.json is missing){hint}") from error
 
     # --- shards ---------------------------------------------------------------------------------------------
 
-    def begin(self, shard: int, launch: str, tries: int) -> int:
-        """Mark a try of `shard`; its number from 1 on, or 0 where `tries` starts of this launch are used up.
+    def begin(self, shard: int, launch: str, max_attempts: int) -> int:
+        """Record the start of an attempt of `shard`: its number from 1 on, or 0 after `max_attempts` of this launch.
 
-        Tries are counted by launch: a person who stops and repeats a run many times loses nothing, while a
-        shard that kills its process is set aside after a few starts.
+        Attempts are counted by launch: stopping and repeating a run uses up none, and a shard that kills its process is
+        set aside after a few starts.
         """
-        for attempt in range(1, tries + 1):
+        for attempt in range(1, max_attempts + 1):
             record = canonical({"shard": shard, "time": time.time()})
             if self.storage.put_once(f"starts/shard-{shard:05d}.{launch}.a{attempt}.json", record):
                 return attempt
@@ -176,53 +177,50 @@ class RunStore:
         environment: Mapping[str, Any],
         reasons: Mapping[str, int],
     ) -> tuple[Commit, bool]:
-        """Store `tables` and make them count; the commit that won, and whether this one differs from it."""
+        """Store `tables` and commit them: the commit that won, and whether its rows differ from these.
+
+        `of`: number of shards. `reasons`: quarantined rows by reason.
+        """
         state, files = SetDigest(), []
         for name in sorted(tables):
-            files.append(self._put_table(name, tables[name], shard, of))
-            state = state.merge(table_digest(name, tables[name]))
-        mine = Commit(
+            table, data = tables[name], to_parquet(tables[name])
+            if from_parquet(data, columns=[]).num_rows != table.num_rows:
+                raise IntegrityError(f"shard {shard}: the Parquet file just built does not read back")
+            sha = digest(data)
+            folder = "quarantine" if name == "quarantine" else f"data/{name}"
+            path = f"{folder}/shard-{shard:05d}-of-{of:05d}-{sha[:12]}.parquet"
+            self.storage.put(path, data)
+            files.append({"table": name, "path": path, "sha256": sha, "rows": table.num_rows, "bytes": len(data)})
+            state = state.merge(table_digest(name, table))
+        commit = Commit(
             shard, files, f"{state.state:x}", dict(reasons), dict(timings), dict(environment), round(time.time(), 3)
         )
-        if self.storage.put_once(self._commit_name(shard, mine), canonical(mine._asdict())):
-            return mine, False
+        data = canonical(commit._asdict())
+        # Without create-only writes, concurrent commits get different names, and readers take the smallest.
+        suffix = "" if self.creates_once else f"-{digest(data)[:12]}"
+        if self.storage.put_once(f"commits/shard-{shard:05d}{suffix}.json", data):
+            return commit, False
         winner = self.commit_of(shard)
-        return winner, winner.state != mine.state
-
-    def _commit_name(self, shard: int, commit: Commit) -> str:
-        if self.creates_once:
-            return f"commits/shard-{shard:05d}.json"
-        # Without create-only writes twins get names of their own; readers take the smallest.
-        return f"commits/shard-{shard:05d}-{digest(canonical(commit._asdict()))[:12]}.json"
+        return winner, winner.state != commit.state
 
     @property
     def creates_once(self) -> bool:
-        """Whether this storage refuses a second create; probed once a process."""
+        """See `FileStore.creates_once`; tested once for each instance."""
         if not hasattr(self, "_creates_once"):
             self._creates_once = self.storage.creates_once()
         return self._creates_once
 
-    def _put_table(self, name: str, table: pa.Table, shard: int, of: int) -> dict[str, Any]:
-        data = to_parquet(table)
-        if from_parquet(data, columns=[]).num_rows != table.num_rows:
-            raise IntegrityError(f"shard {shard}: the Parquet file just built does not read back")
-        sha = digest(data)
-        folder = "quarantine" if name == "quarantine" else f"data/{name}"
-        path = f"{folder}/shard-{shard:05d}-of-{of:05d}-{sha[:12]}.parquet"
-        self.storage.put(path, data)
-        return {"table": name, "path": path, "sha256": sha, "rows": table.num_rows, "bytes": len(data)}
-
     # --- reading --------------------------------------------------------------------------------------------
 
     def committed(self) -> dict[int, str]:
-        """Shard number -> name of the commit that counts."""
-        found: dict[int, str] = {}
-        for name in self.storage.names("commits"):
-            found.setdefault(int(name[6:11]), name)  # sorted, so the smallest name of twins wins
-        return found
+        """Shard number -> name of its commit; of several, the smallest name."""
+        commits: dict[int, str] = {}
+        for name in self.storage.names("commits"):  # sorted
+            commits.setdefault(int(name[6:11]), name)
+        return commits
 
     def is_committed(self, shard: int) -> bool:
-        """Whether `shard` counts already; one look where commits have fixed names, a listing elsewhere."""
+        """Whether `shard` is committed: one request where commits have fixed names, else a listing."""
         if self.creates_once:
             return self.storage.exists(f"commits/shard-{shard:05d}.json")
         return shard in self.committed()
@@ -268,7 +266,7 @@ class RunStore:
     # --- the end --------------------------------------------------------------------------------------------
 
     def finish(self, plan: Plan) -> dict[str, Any]:
-        """Write MANIFEST.json and _SUCCESS over the commits of every shard; the manifest."""
+        """Write MANIFEST.json and _SUCCESS from the commits of all shards; returns the manifest."""
         state, rows, reasons, size = SetDigest(), Counter[str](), Counter[str](), 0
         entries = []
         for commit in self.commits():
@@ -306,10 +304,14 @@ class RunStore:
 
 
 def open_input(url: str, attempt: int | None = None) -> tuple[RunStore, str]:
-    """A complete earlier run as input: its last complete attempt, and the digest that names its content."""
+    """The last complete attempt of an earlier run, and the digest of its rows; `ConfigError` where there is none.
+
+    `attempt`: only this one.
+    """
     root = FileStore(url)
-    attempts = [n for n in _attempts(root) if attempt is None or n == attempt]
-    for number in reversed(attempts):
+    numbers = (name.removeprefix("attempt-") for name in root.names("") if name.startswith("attempt-"))
+    attempts = [int(n) for n in numbers if n.isdigit() and attempt in (None, int(n))]
+    for number in sorted(attempts, reverse=True):
         store = RunStore(url, number)
         if store.storage.exists("_SUCCESS"):
             return store, str(store.manifest()["set_digest"])
@@ -317,18 +319,13 @@ def open_input(url: str, attempt: int | None = None) -> tuple[RunStore, str]:
 
 
 def _runs_below(root: FileStore) -> list[str]:
-    """Folders in `root` that hold runs, to be named where `root` itself does not."""
-    found = []
+    """Folders below `root` that hold runs, at most two levels deep."""
+    runs = []
     for name in sorted(root.names("")):
         inner = root.names(name) if "." not in name else []
-        found += [name] if "attempt-00" in inner else []
-        found += [f"{name}/{n}" for n in inner if "." not in n and "attempt-00" in root.names(f"{name}/{n}")]
-    return found
-
-
-def _attempts(root: FileStore) -> list[int]:
-    names = [name for name in root.names("") if name.startswith("attempt-")]
-    return sorted(int(name[8:]) for name in names if name[8:].isdigit())
+        runs += [name] if "attempt-00" in inner else []
+        runs += [f"{name}/{n}" for n in inner if "." not in n and "attempt-00" in root.names(f"{name}/{n}")]
+    return runs
 
 
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

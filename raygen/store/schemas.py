@@ -1,11 +1,7 @@
-"""The tables every stage reads and writes: Arrow schemas, the picture codec, Parquet bytes.
+"""Arrow schemas of the tables that stages read and write, and checks of ids and columns.
 
-Knows what a row of FACES, CONDITIONS, SAMPLES, SCORES, SELECTION, LATENTS, INFLUENCE and METRICS is and how
-pictures and masks become bytes and back, safely. Knows nothing of where tables are stored or who makes them.
-
-Pictures are `struct<bytes, path>` with the Hugging Face feature metadata in the schema, so other tools show
-them as pictures. Parquet is written with page checksums, and with neither a dictionary nor a second
-compression for picture columns.
+Pictures are `struct<bytes, path>` with the Hugging Face feature metadata in the schema, so that other tools show them
+as pictures.
 """
 
 import json
@@ -56,7 +52,7 @@ def picture_schema(fields: Sequence[tuple[str, pa.DataType]], required: Sequence
     return pa.schema([pa.field(n, k, nullable=n not in required) for n, k in fields], metadata=metadata)
 
 
-#: `boxes`: left, top, right, bottom of each face. `keypoints`: x, y and how much each counts. In parts of the sides.
+#: `boxes`: left, top, right, bottom of each face. `keypoints`: x, y, weight. Coordinates are fractions of the sides.
 FACES: Final = picture_schema(
     [
         ("face_id", pa.string()),
@@ -121,9 +117,9 @@ SCORES: Final = picture_schema(
     required=("sample_id", "attempt", "metric", "run_id"),
 )
 
-#: Begin of the error of a SAMPLES row of which no try counts.
+#: Prefix of the error of a SAMPLES row of which no attempt was accepted.
 REFUSED: Final = "refused: "
-#: A row a try: whether it is the one that counts, and why or why not.
+#: A row an attempt: whether it was accepted, and the reason.
 SELECTION: Final = picture_schema(
     [("sample_id", pa.string()), ("attempt", pa.int32()), ("accepted", pa.bool_()), ("reason", pa.string())],
     required=("sample_id", "attempt", "accepted"),
@@ -161,8 +157,8 @@ METRICS: Final = picture_schema(
     required=("run_id", "metric", "slice", "n"),
 )
 
-#: What an export wrote of each row: where its picture lies (`path`, seen from the data set's folder), the piece that
-#: was put together into that file, its place in the one or the other, and the size of its mask.
+#: An exported row: `path` of the file with its picture, relative to the data set; the piece that became part of that
+#: file; the offset and size of the picture in the piece or the file; the size of its mask.
 EXPORTED: Final = picture_schema(
     [
         ("sample_id", pa.string()),
@@ -177,12 +173,12 @@ EXPORTED: Final = picture_schema(
     required=("sample_id", "path", "bytes"),
 )
 
-#: Files that a shard of an export wrote, seen from the data set's folder, byte for byte.
+#: Files that a shard of an export wrote; paths are relative to the data set.
 FILES: Final = picture_schema(
     [("path", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string())], required=("path", "bytes", "sha256")
 )
 
-#: Rows that could not become rows of the table they were meant for, with the reason.
+#: Failed rows of other tables, with the reason.
 QUARANTINE: Final = picture_schema(
     [("id", pa.string()), ("table", pa.string()), ("error", pa.string())], required=("id",)
 )
@@ -214,9 +210,6 @@ def reason_of(error: BaseException) -> str:
     return text.replace("\n", " ")[:300]
 
 
-# --- tables -------------------------------------------------------------------------------------------------
-
-
 def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` in exactly `schema`: order, types and metadata; absent nullable columns become null.
 
@@ -226,19 +219,18 @@ def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
     unknown = sorted(set(table.column_names) - set(schema.names))
     if unknown:
         raise InputError(f"unknown columns {unknown}", reason="columns")
-    columns = [_column(table, field) for field in schema]
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            if not field.nullable:
+                raise InputError(f"column {field.name!r} is missing", reason="columns")
+            columns.append(pa.nulls(table.num_rows, field.type))
+            continue
+        column = table.column(field.name)
+        if not field.nullable and column.null_count:
+            raise InputError(f"column {field.name!r} has {column.null_count} nulls", reason="null")
+        try:
+            columns.append(column if column.type == field.type else column.cast(field.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+            raise InputError(f"column {field.name!r}: {error}", reason="type") from error
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _column(table: pa.Table, field: pa.Field) -> pa.Array | pa.ChunkedArray:
-    if field.name not in table.column_names:
-        if not field.nullable:
-            raise InputError(f"column {field.name!r} is missing", reason="columns")
-        return pa.nulls(table.num_rows, field.type)
-    column = table.column(field.name)
-    if not field.nullable and column.null_count:
-        raise InputError(f"column {field.name!r} has {column.null_count} nulls", reason="null")
-    try:
-        return column if column.type == field.type else column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise InputError(f"column {field.name!r}: {error}", reason="type") from error

@@ -1,7 +1,7 @@
-"""Digests of sets of rows that do not depend on the order of rows or on the cut into shards."""
+"""Digests of sets of rows, independent of the order of the rows and of the shards."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ from raygen.core.hashing import canonical, digest
 __all__ = ["KEYS", "SetDigest", "table_digest"]
 
 _MODULUS: Final = 1 << 2048
-#: What names a row of a table; the digest of a set of rows is taken over these and the row's content.
+#: Key columns of each table.
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "faces": ("face_id",),
     "conditions": ("sample_id",),
@@ -25,7 +25,7 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
 
 
 class SetDigest:
-    """Digest of a set of lines that depends neither on their order nor on how they were cut into shards.
+    """Digest of a set of lines, independent of their order and of how they are divided into shards.
 
     The state is the sum of 2048-bit hashes of the lines (Bellare and Micciancio's AdHash), so shards merge by
     addition and no process ever holds all lines of a large set.
@@ -48,30 +48,24 @@ class SetDigest:
 
 
 def table_digest(name: str, table: pa.Table) -> SetDigest:
-    """Digest of the rows of one table, whatever their order."""
+    """Digest of the rows of one table: a line a row of its key and content, in any order.
+
+    A row of SAMPLES enters by the sha256 of its picture, or the class of its error.
+    """
     state = SetDigest()
-    for line in _lines(name, table):
-        state.add(line)
+    if name == "samples":
+        for row in table.select(["sample_id", "attempt", "image_sha256", "error"]).to_pylist():
+            error = (row["error"] or "error").split(":", 1)[0]
+            state.add(f"{row['sample_id']}:{row['attempt']}:{row['image_sha256'] or error}")
+        return state
+    key = KEYS.get(name, tuple(table.column_names[:1]))
+    for row in table.to_pylist():
+        state.add(":".join([name, *(str(row[part]) for part in key), digest(canonical(_plain(row)))]))
     return state
 
 
-def _lines(name: str, table: pa.Table) -> Iterator[str]:
-    """One line per row: its key and what it holds."""
-    if name == "samples":
-        columns = table.select(["sample_id", "attempt", "image_sha256", "error"]).to_pylist()
-        for row in columns:
-            yield f"{row['sample_id']}:{row['attempt']}:{row['image_sha256'] or _error_class(row['error'])}"
-        return
-    key = KEYS.get(name, tuple(table.column_names[:1]))
-    for row in table.to_pylist():
-        yield ":".join([name, *(str(row[part]) for part in key), digest(canonical(_plain(row)))])
-
-
-def _error_class(error: str | None) -> str:
-    return (error or "error").split(":", 1)[0]
-
-
 def _plain(value: Any) -> Any:
+    """As JSON values; bytes become their sha256."""
     if isinstance(value, bytes):
         return digest(value)
     if isinstance(value, dict):

@@ -11,7 +11,7 @@ from PIL import Image
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASS_INDEX
 from raygen.datasets import JSONLines
-from raygen.planning import FromFaces, columns_needed
+from raygen.planning import FromFaces
 from raygen.store.images import decode_image, decode_mask
 from raygen.training.data import load_training_data
 
@@ -113,7 +113,7 @@ def test_a_picture_as_hint_comes_along_and_is_mirrored(tmp_path: Path) -> None:
     assert batch["present_hint"].tolist() == [True, True, False]
     rows = FromFaces(conditions=("hint",)).rows(faces).to_pylist()
     assert rows[0]["hint"] is not None
-    assert "hint" in columns_needed(FromFaces(conditions=("hint",)))
+    assert "hint" in FromFaces(conditions=("hint",)).columns
 
 
 def test_a_hint_of_another_shape_is_an_error(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from raygen.commands.verify import verify
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, IntegrityError, TooManyBadRows
 from raygen.execution.executor import Progress, execute, local_runner
-from raygen.execution.worker import RunTarget, ShardItem, ShardTask, ShardWorker, SingleWorker
+from raygen.execution.worker import RunTarget, ShardItem, ShardTask, ShardWorker
 from raygen.store.run_store import RunStore
 from tests.fakes import Fake, build, plan_of
 
@@ -121,6 +121,6 @@ def test_progress_counts_rows_and_the_first_commit(tmp_path):
 def test_a_worker_leaves_a_committed_shard_alone(tmp_path):
     plan = plan_of(tmp_path)
     run(tmp_path / "out", plan)
-    place = RunTarget(str(tmp_path / "out"), 0, 8, 6)
-    task = ShardTask((place,), "x", 3, 60.0, SingleWorker(partial(build, Fake(kind="raise", at="r000000"))))
+    target = RunTarget(str(tmp_path / "out"), 0, 8, 6)
+    task = ShardTask((target,), "x", 3, 60.0, partial(build, Fake(kind="raise", at="r000000")))
     assert ShardWorker(task)(ShardItem(0, plan.shards[0])).status == "present"

@@ -62,7 +62,7 @@ def test_without_a_gate_the_card_claims_none(tmp_path):
     assert "No gate refused such faces. An evaluation with `training` would measure it" in card_of(tmp_path / "out")
     best = {**CHOSEN, "on_exhausted": "best"}
     export(gated(store_rows(tmp_path / "best", [sample(i) for i in range(6)], what=best)), tmp_path / "two", "csv")
-    assert "the best one may be here all the same" in card_of(tmp_path / "two")
+    assert "the best image that no such gate refused may be included" in card_of(tmp_path / "two")
 
 
 def test_people_with_few_pictures_are_counted_and_left_out(tmp_path):
@@ -87,11 +87,11 @@ def test_people_with_few_pictures_are_counted_and_left_out(tmp_path):
 
 
 def test_too_many_pictures_for_recordio_are_refused_before_any_work(tmp_path, monkeypatch):
-    monkeypatch.setattr(recordio, "MOST", 14)
+    monkeypatch.setattr(recordio, "MAX_KEY", 14)
     run = store_rows(tmp_path / "run", [sample(i) for i in range(10)])
     with pytest.raises(ConfigError, match="10 pictures of 3 identities are more than float32 labels can number"):
         export(run, tmp_path / "out", "recordio")
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(recordio, "MOST", 15)
+    monkeypatch.setattr(recordio, "MAX_KEY", 15)
     export(run, tmp_path / "out", "recordio")
     assert "hands all of them to its decoder" in card_of(tmp_path / "out")

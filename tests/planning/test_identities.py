@@ -13,7 +13,7 @@ import pytest
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CLASSES, AttributeName
 from raygen.planning import Identities
-from raygen.planning.identity_pool import FacePool, draw
+from raygen.planning.identity_pool import FacePool, draw_donors
 from raygen.store.images import decode_mask, encode_mask, picture
 from raygen.store.lookup import InMemoryRows
 from raygen.store.parquet import Slice, to_parquet
@@ -56,7 +56,7 @@ def people(persons: int = 40, pictures: int = 2, seed: int = 0) -> pa.Table:
 def planned(faces: pa.Table, pieces: int = 1, **fields: object) -> tuple[Rows, tuple[str, ...]]:
     """Rows of a plan, made of its listing in pieces, in any order."""
     config = Identities.model_validate(fields)
-    chosen = config.chosen([faces])
+    chosen = config.choose([faces])
     by_id = {row["face_id"]: row for row in faces.to_pylist()}
 
     def filled(table: pa.Table) -> pa.Table:
@@ -64,8 +64,8 @@ def planned(faces: pa.Table, pieces: int = 1, **fields: object) -> tuple[Rows, t
         at = table.column_names.index("mask")
         return table.set_column(at, table.schema.field("mask"), pa.array(masks, FACES.field("mask").type))
 
-    listing = filled(chosen.listing) if chosen.masked == "listing" else chosen.listing
-    lookup = InMemoryRows(filled(chosen.bank) if chosen.masked == "bank" else chosen.bank)
+    listing = filled(chosen.listing) if chosen.without_masks == "listing" else chosen.listing
+    lookup = InMemoryRows(filled(chosen.donors) if chosen.without_masks == "donors" else chosen.donors)
     cuts = np.linspace(0, listing.num_rows, pieces + 1).astype(int)
     parts = [config.rows(listing.slice(a, b - a), lookup) for a, b in reversed(list(pairwise(cuts)))]
     return [row for part in reversed(parts) for row in part.to_pylist()], chosen.notes
@@ -185,7 +185,7 @@ def test_more_pictures_and_more_identities_keep_the_rows_that_are_there() -> Non
     many, notes = planned(faces, identities=22, pictures=60, balance=["Male", "Young"])
     there = {row["sample_id"]: row for row in many}
     assert [there[row["sample_id"]] for row in few] == few
-    assert "they come again" in notes[-1]
+    assert "donors are used again" in notes[-1]
     lent = Counter(names_of(row["style_reference_b"]) for row in of(many, "id-000000"))
     assert max(lent.values()) - min(lent.values()) <= 1, "nobody lends a third time before all did twice"
 
@@ -256,7 +256,7 @@ def test_a_bank_keeps_rare_groups() -> None:
     faces = people(40, pictures=1)
     faces = faces.take([who for who in range(40) if who % 4 or who < 12])
     config = Identities.model_validate({"identities": 4, "pictures": 3, "balance": ["Male", "Young"], "num_donors": 8})
-    values = config.chosen([faces]).bank["attributes"].to_pylist()
+    values = config.choose([faces]).donors["attributes"].to_pylist()
     assert sorted(Counter((v[MALE], v[YOUNG]) for v in values).items()) == [
         ((-1, -1), 2),
         ((-1, 1), 2),
@@ -309,11 +309,11 @@ def test_what_cannot_be_is_said_at_once(fields: dict[str, object], sentence: str
 
 def test_everybody_lends_once_before_anybody_twice() -> None:
     pool = np.arange(7)
-    drawn = draw(pool, 20, 3, 5)
+    drawn = draw_donors(pool, 20, 3, 5)
     assert [sorted(drawn[i : i + 7]) for i in (0, 7)] == [list(pool)] * 2
-    assert (draw(pool, 4, 3, 5) == drawn[:4]).all()
-    assert (draw(pool, 7, 3, 6) != drawn[:7]).any()
-    assert draw(pool, 4, 3, 5).base is None, "what is drawn holds no pool"
+    assert (draw_donors(pool, 4, 3, 5) == drawn[:4]).all()
+    assert (draw_donors(pool, 7, 3, 6) != drawn[:7]).any()
+    assert draw_donors(pool, 4, 3, 5).base is None, "what is drawn holds no pool"
 
 
 def test_one_picture_under_two_names_is_one_person() -> None:
@@ -363,7 +363,7 @@ def test_a_persons_other_pictures_can_lend() -> None:
     by_id = {row["face_id"]: row for row in faces.to_pylist()}
     rows, notes = planned(faces, identities=20, pictures=5, donors="person", balance=["Male"])
     assert len(rows) == 100
-    assert any("only 3 others" in note for note in notes)
+    assert any("only 3 donors" in note for note in notes)
     for row in rows:
         own = by_id[row["source"]]
         lent = [by_id[f"{row['source'][:-1]}{k}"] for k in range(4) if f"{row['source'][:-1]}{k}" != row["source"]]

@@ -1,7 +1,4 @@
-"""What is put on: glasses, earrings and the necklace. Hats are in `hats`.
-
-Knows their shapes and how they shine. Each is painted over the part of the body that wears it.
-"""
+"""Accessories: glasses, earrings, necklace and hats."""
 
 from dataclasses import dataclass
 
@@ -16,7 +13,7 @@ __all__ = ["earrings", "glasses", "hat", "necklace"]
 
 
 def necklace(canvas: Canvas) -> None:
-    """A chain with a pendant, or beads, on neck and clothes."""
+    """Paint a chain with a pendant, or beads, on neck and clothes."""
     s, box = canvas.scene, canvas.chest_box
     if s.necklace == "none":
         return
@@ -33,7 +30,7 @@ def necklace(canvas: Canvas) -> None:
 
 
 def glasses(canvas: Canvas) -> None:
-    """Clear or dark; the eyes stay eyes in the mask where they can be seen through the glass."""
+    """Paint glasses. Behind clear lenses the mask keeps the classes of the eyes."""
     p, s = canvas.person, canvas.scene
     if s.glasses == "none":
         return
@@ -65,7 +62,7 @@ def glasses(canvas: Canvas) -> None:
 
 
 def _lens(kind: str, a: Field, b: Field) -> Field:
-    """Distance to one of the two lenses, from its middle."""
+    """Distance to a lens, in coordinates from its centre."""
     if kind == "round":
         return ellipse(a, b, 0.158, 0.140)
     if kind == "square":
@@ -78,7 +75,7 @@ def _lens(kind: str, a: Field, b: Field) -> Field:
 
 
 def earrings(canvas: Canvas) -> None:
-    """One at each ear that is not turned away."""
+    """Paint an earring at each visible ear."""
     s = canvas.scene
     if s.earrings == "none":
         return
@@ -108,7 +105,7 @@ _BROW = -0.315
 
 @dataclass(frozen=True)
 class _Hat:
-    """What all hats share: fields over the piece `box`."""
+    """Measures that all hats share: fields over the piece `box`."""
 
     box: Box
     x: Field
@@ -116,7 +113,7 @@ class _Hat:
     rise: Field  # `y` over the edge on the forehead
     w: float  # half width of the head in it
     sag: Field  # how far the edge is bent up at the sides
-    dome: Field  # distance to a hat as tight as it can be
+    dome: Field  # distance to a tight hat
     nx: Field  # slope to the sides
     tone: Field
     main: Colour
@@ -124,7 +121,7 @@ class _Hat:
 
 
 def hat(canvas: Canvas) -> None:
-    """The hat that the scene names, over everything else."""
+    """Paint the hat of the scene, over everything else."""
     s = canvas.scene
     if s.hat == "none":
         return
@@ -167,7 +164,7 @@ def _beanie(canvas: Canvas, h: _Hat) -> None:
     canvas.shade(h.box, canvas.cover(h.dome) * ramp(0.04, 0.0, fold), 0.7)
     colour = canvas.lit(h.trim, h.tone) * (1 + 0.10 * np.sin(h.x * 34))
     canvas.fill(h.box, canvas.cover(fold), colour, "hat")
-    if canvas.person.volume > 0.5:  # a bobble, on the same person always
+    if canvas.person.volume > 0.5:  # a bobble; depends on the person
         tone = canvas.facing(clip(h.x * 7, -0.8, 0.8), clip(h.y * 7 + 5.5, -0.8, 0.8))
         canvas.put(h.box, ellipse(h.x, h.y + 0.79, 0.12, 0.11), h.trim, tone, "hat")
 
@@ -197,7 +194,7 @@ def _bucket(canvas: Canvas, h: _Hat) -> None:
 
 
 def _beret(canvas: Canvas, h: _Hat) -> None:
-    """It hangs to one side."""
+    """A beret hangs to one side."""
     side = 1.0 if canvas.person.part >= 0 else -1.0
     x, y = h.x - side * 0.10, h.y + 0.50 - side * 0.22 * h.x
     cloth = np.minimum(ellipse(x, y, h.w + 0.10, 0.24), np.maximum(h.dome, -0.52 - h.y))

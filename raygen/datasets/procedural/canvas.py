@@ -1,11 +1,10 @@
-"""A picture in the making: where things lie on it, how much light they get, and the strokes that lay them down.
+"""The picture while it is painted: coordinates, light, and strokes.
 
-Knows the three coordinate systems, the light and the samples. Does not know what is painted. Pictures are planar
-while they are painted, float32 [3, n, n], on a grid a few times finer than the result.
+It is planar float32 [3, n, n], on a grid a few times finer than the result. There are three coordinate systems:
 
 - body: upright, moved and zoomed; x [1, n], y [n, 1].
 - head: the body's, rolled about the neck; x, y [n, n].
-- face: places u, v on an ellipsoid that turns and nods, equal to the head's x, y when it looks ahead; [n, n].
+- face: u, v on an ellipsoid that turns and nods, equal to the head's x, y when the head looks ahead; [n, n].
 """
 
 import numpy as np
@@ -27,7 +26,7 @@ _NECK = 0.70
 
 
 class Canvas:
-    """The samples of one picture, `rgb` and the class `label`, with the person and the scene to be painted."""
+    """The samples of one picture, `rgb` and the class `label`, with its person and scene."""
 
     def __init__(self, person: Person, scene: Scene, size: int) -> None:
         self.person, self.scene, self.size = person, scene, size
@@ -53,33 +52,40 @@ class Canvas:
         self.face_box = self.around(0, 0.02, person.width + 0.05, 0.70)
         self.chest_box = self.around(0, 1.05, 1.4, 0.50)
 
-    # --- places ---
+    # --- coordinates ---
 
     def body(self, box: Box) -> tuple[Field, Field]:
+        """Coordinates of the body in the piece `box`."""
         return self._body_x[:, box[1]], self._body_y[box[0]]
 
     def head(self, box: Box) -> tuple[Field, Field]:
+        """Coordinates of the head in the piece `box`."""
         return self._head_x[box], self._head_y[box]
 
     def face(self, box: Box) -> tuple[Field, Field]:
+        """Coordinates of the face in the piece `box`."""
         return self._u[box], self._v[box]
 
     def around(self, x: float, y: float, rx: float, ry: float) -> Box:
-        """The piece of the picture around a place of the head."""
+        """The piece of the picture around a point of the head, with radii `rx` and `ry`."""
         cos, sin = self._cos_roll, self._sin_roll
         bx, by = cos * x - sin * (y - _NECK), sin * x + cos * (y - _NECK) + _NECK
         rx, ry = rx + abs(sin) * ry, ry + abs(sin) * rx
-        out = []
+        slices = []
         for centre, radius, shift in ((by, ry, self.scene.shift[1]), (bx, rx, self.scene.shift[0])):
             low = ((centre - radius) * self.scene.zoom + shift + 1) * self.n / 2
             high = ((centre + radius) * self.scene.zoom + shift + 1) * self.n / 2
             first = min(max(int(low), 0), self.n - 2)
-            out.append(slice(first, max(min(int(high) + 2, self.n), first + 2)))
-        return out[0], out[1]
+            slices.append(slice(first, max(min(int(high) + 2, self.n), first + 2)))
+        return slices[0], slices[1]
 
     def around_on_face(self, u: float, v: float, ru: float, rv: float) -> Box:
-        """The piece around a place of the face, inside `face_box`."""
-        x, y = self._seen(u, v)
+        """The piece around a point of the face, inside `face_box`."""
+        # The point on the ellipsoid, turned and nodded, in head coordinates.
+        a, b = u / self._radii[0], v / self._radii[1]
+        z = float(np.sqrt(max(1 - a * a - b * b, 0)))
+        nodded, z = b * self._cos_pitch + z * self.nod, z * self._cos_pitch - b * self.nod
+        x, y = (a * self._cos_yaw + z * self.turn) * self._radii[0], nodded * self._radii[1]
         small = self.around(x + 0.08 * self.turn, y + 0.05 * self.nod, ru, rv)
         rows, columns = (
             slice(min(max(a.start, b.start), b.stop - 2), max(min(a.stop, b.stop), b.start + 2))
@@ -87,32 +93,25 @@ class Canvas:
         )
         return rows, columns
 
-    def _seen(self, u: float, v: float) -> tuple[float, float]:
-        """Where a place of the face is seen, in head coordinates."""
-        a, b = u / self._radii[0], v / self._radii[1]
-        z = float(np.sqrt(max(1 - a * a - b * b, 0)))
-        y, z = b * self._cos_pitch + z * self.nod, z * self._cos_pitch - b * self.nod
-        return (a * self._cos_yaw + z * self.turn) * self._radii[0], y * self._radii[1]
-
     # --- light ---
 
     def facing(self, nx: Field, ny: Field) -> Field:
-        """How much direct light falls on a slope, 0..1."""
+        """Direct light on a surface with the normal (nx, ny, ·), 0..1."""
         x, y, z = self.scene.sun
         nz = np.sqrt(np.maximum(1 - nx * nx - ny * ny, 0.02))
         return clip((nx * x + ny * y + nz * z + 0.25) * 0.8, 0, 1)
 
     def lit(self, colour: Colour, amount: Field | float) -> Field:
-        """A colour under this much direct light, [3, ...]; shadows of skin-like colours go warm."""
+        """A colour under this much direct light, [3, ...]; shadows are slightly warmer."""
         d = np.asarray(amount, np.float32)
-        out = np.empty((3, *(d.shape or (1, 1))), np.float32)
+        shaded = np.empty((3, *(d.shape or (1, 1))), np.float32)
         for i, warm in enumerate((0.22, 0.06, 0.0)):
             c, light, ambient = colour[i], self.scene.light[i], self.scene.ambient[i]
-            np.multiply(d, -c * light * warm, out=out[i])
-            out[i] += c * light * (1 + warm)
-            out[i] *= d
-            out[i] += c * ambient
-        return out
+            np.multiply(d, -c * light * warm, out=shaded[i])
+            shaded[i] += c * light * (1 + warm)
+            shaded[i] *= d
+            shaded[i] += c * ambient
+        return shaded
 
     # --- strokes ---
 
@@ -124,7 +123,7 @@ class Canvas:
         return t
 
     def fill(self, box: Box, alpha: Field, colour: Colour | Field, name: str | None = None) -> None:
-        """Lay a colour ([3], or [3, h, w]) over what is there, and its class where it covers most."""
+        """Blend in a colour ([3], or [3, h, w]), and set its class where alpha is above 0.5."""
         view = self.rgb[:, box[0], box[1]]
         change = (planes(colour) if isinstance(colour, tuple) else colour) - view
         change *= alpha
@@ -133,7 +132,7 @@ class Canvas:
             self.mark(box, alpha > 0.5, name)
 
     def put(self, box: Box, distance: Field, colour: Colour, amount: Field | float, name: str | None = None) -> None:
-        """Fill the inside of a distance with a colour under this much light."""
+        """Fill the inside of a shape, given as a distance, with a colour under this much light."""
         self.fill(box, self.cover(distance), self.lit(colour, amount), name)
 
     def shade(self, box: Box, alpha: Field, factor: float, tint: Colour = WHITE) -> None:
@@ -149,25 +148,25 @@ class Canvas:
         self.rgb[:, box[0], box[1]] *= 1 + by
 
     def add(self, box: Box, light: Field) -> None:
-        """Add light, [3, h, w]: the shine on what is there."""
+        """Add light, [3, h, w]."""
         self.rgb[:, box[0], box[1]] += light
 
     def mark(self, box: Box, where: npt.NDArray[np.bool_], name: str) -> None:
-        """Set the class, leaving the colours as they are."""
+        """Set the class without changing colours."""
         np.copyto(self.label[box], CLASS_INDEX[name], where=where)
 
     def shows(self, box: Box, *names: str) -> npt.NDArray[np.bool_]:
-        """Where one of these classes is on top so far."""
+        """Where the class is one of `names` so far."""
         label = self.label[box]
-        found = np.zeros(label.shape, np.bool_)
+        shown = np.zeros(label.shape, np.bool_)
         for name in names:
-            found |= label == CLASS_INDEX[name]
-        return found
+            shown |= label == CLASS_INDEX[name]
+        return shown
 
-    # --- the end ---
+    # --- result ---
 
     def finish(self) -> tuple[UInt8Array, UInt8Array]:
-        """Average the samples of each pixel; the class of most of its samples."""
+        """RGB and classes of the pixels: the mean, and the most frequent class, of their samples."""
         rgb, label = self.rgb, self.label
         for _ in range(self.factor.bit_length() - 1):
             rgb = (rgb[:, ::2] + rgb[:, 1::2]) * 0.5

@@ -1,7 +1,4 @@
-"""What covers the shoulders: garments with their collars and patterns, and the necktie.
-
-Knows cloth only; it lies over the neck, which is painted already.
-"""
+"""The background, and clothes with collars, patterns and the necktie."""
 
 from dataclasses import dataclass
 
@@ -27,7 +24,7 @@ class _Cut:
 
 
 def clothes(canvas: Canvas) -> None:
-    """The garment that the collar names."""
+    """Paint the garment of the scene, over the neck."""
     cut = _cut(canvas)
     if canvas.scene.collar in ("shirt", "suit"):
         _open_collar(canvas, cut)
@@ -64,7 +61,7 @@ def _cut(canvas: Canvas) -> _Cut:
 
 
 def _pullover(canvas: Canvas, cut: _Cut) -> None:
-    """One piece with a hem at the neck."""
+    """Paint a garment of one piece with a hem at the neck."""
     box = canvas.chest_box
     garment = np.maximum(cut.body, -cut.neckline)
     canvas.shade(box, ramp(0.05, 0.0, garment) * 0.6 * canvas.shows(box, "neck"), 0.72)
@@ -77,7 +74,7 @@ def _pullover(canvas: Canvas, cut: _Cut) -> None:
 
 
 def _open_collar(canvas: Canvas, cut: _Cut) -> None:
-    """A jacket with the shirt under it, or a shirt, and the flaps of its collar."""
+    """Paint a shirt, or a jacket over a shirt, with the flaps of the collar."""
     s, box = canvas.scene, canvas.chest_box
     main, second, _ = s.cloth
     shirt = np.maximum(cut.body, -(cut.away * 1.6 + cut.y - 0.76) * 0.5)
@@ -105,7 +102,7 @@ def _necktie(canvas: Canvas, cut: _Cut) -> None:
 
 
 def backdrop(canvas: Canvas) -> None:
-    """Fills the picture with what the scene names."""
+    """Fill the picture with the background of the scene."""
     s, x, y = canvas.scene, canvas.x, canvas.y
     c, d = float(np.cos(s.tilt)), float(np.sin(s.tilt))
     along = x * d + y * c
@@ -123,18 +120,13 @@ def backdrop(canvas: Canvas) -> None:
         window = rounded(x - 0.75 * np.sign(d), y + 0.45, 0.42, 0.40, 0.05)
         canvas.rgb += 0.8 * ramp(0.03, -0.03, window) * (second * 0.6 + 0.35 - canvas.rgb)
     elif s.backdrop == "blobs":
-        _blobs(canvas)
-
-
-def _blobs(canvas: Canvas) -> None:
-    """Lights out of focus."""
-    for x, y, radius, which in canvas.scene.blobs:
-        box = _span(canvas.n, y, radius * 1.3), _span(canvas.n, x, radius * 1.3)
-        away = np.sqrt((canvas.x[:, box[1]] - x) ** 2 + (canvas.y[box[0]] - y) ** 2) * (1 / radius)
-        canvas.fill(box, 0.7 * ramp(1.25, 0.75, away), canvas.scene.back[which])
+        for blob_x, blob_y, radius, which in s.blobs:  # lights out of focus
+            box = _span(canvas.n, blob_y, radius * 1.3), _span(canvas.n, blob_x, radius * 1.3)
+            away = np.sqrt((x[:, box[1]] - blob_x) ** 2 + (y[box[0]] - blob_y) ** 2) * (1 / radius)
+            canvas.fill(box, 0.7 * ramp(1.25, 0.75, away), s.back[which])
 
 
 def _span(n: int, centre: float, reach: float) -> slice:
-    """The samples of a row of n within reach of a place in -1..1."""
+    """The samples of a row of n within `reach` of a position in -1..1."""
     first = max(int((centre - reach + 1) / 2 * n), 0)
     return slice(first, max(int((centre + reach + 1) / 2 * n), 0) + 1)

@@ -1,8 +1,4 @@
-"""Drawn faces as a data set: which identities and pictures there are, and which part each belongs to.
-
-Knows the plan of the set; how a face is drawn is known to `procedural` alone. Identities never straddle two parts,
-so a test on `test` meets nobody from training.
-"""
+"""Drawn faces as a data set: identities, pictures and splits. An identity belongs to one split only."""
 
 import hashlib
 import math
@@ -42,8 +38,11 @@ class ProceduralDataSet(DataSet):
         return self
 
     def parts(self) -> list[Split]:
-        """The part of each identity. Shares are exact; who goes where depends on the seed, not on the order."""
-        order = sorted(range(self.identities), key=lambda i: _shuffled(self.seed, i))
+        """The split of each identity. The shares are exact; which identities they are depends on the seed."""
+        order = sorted(
+            range(self.identities),
+            key=lambda i: hashlib.blake2b(f"split:{self.seed}:{i}".encode(), digest_size=8).digest(),
+        )
         tests = min(math.ceil(self.test * self.identities), self.identities - 1)
         vals = min(math.ceil(self.val * self.identities), self.identities - 1 - tests)
         parts: list[Split] = ["train"] * self.identities
@@ -52,7 +51,7 @@ class ProceduralDataSet(DataSet):
         return parts
 
     def listing(self) -> pa.Table:
-        """face_id, identity, variant, split; in order of identity, then variant."""
+        """face_id, identity, variant, split; in the order of identity, then variant."""
         parts = self.parts()
         pairs = [(identity, variant) for identity in range(self.identities) for variant in range(self.pictures)]
         columns = [
@@ -70,7 +69,7 @@ class ProceduralDataSet(DataSet):
         return load_rows(listing, self._row)
 
     def _row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
-        # Imported when faces are drawn, so that parsing a job does not pay for the drawing code.
+        # Imported here, so that reading a job does not import the drawing code.
         from raygen.datasets.procedural.draw import draw
 
         face = draw(self.seed, listed["identity"], listed["variant"], self.size)
@@ -82,7 +81,3 @@ class ProceduralDataSet(DataSet):
             "texts": list(face.texts.items()),
             "identity_id": face.identity_id,
         }
-
-
-def _shuffled(seed: int, identity: int) -> bytes:
-    return hashlib.blake2b(f"split:{seed}:{identity}".encode(), digest_size=8).digest()

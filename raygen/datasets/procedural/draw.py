@@ -1,7 +1,7 @@
-"""Drawn faces: the data set that needs no data.
+"""Drawing a face with its mask, attributes and captions.
 
-Knows which attributes and captions are true of a scene. Who is drawn and what varies is chosen in
-`_procedural_scenes`; how a scene becomes pixels and a mask stands in `painting`.
+`scene_sampler` chooses person and scene, `painting` paints them; here are the attributes and captions that are true of
+them.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raygen.core.face_labels import ATTRIBUTES
-from raygen.datasets.procedural.painting import Person, Scene, paint
+from raygen.datasets.procedural.painting import paint
+from raygen.datasets.procedural.scene import Person, Scene
 from raygen.datasets.procedural.scene_sampler import person_of, scene_of
 
 __all__ = ["SIZES", "DrawnFace", "draw"]
@@ -24,11 +25,11 @@ SIZES: Final = (32, 512)
 
 @dataclass(frozen=True)
 class DrawnFace:
-    """One drawn picture and everything that is known of it.
+    """One drawn picture and its labels.
 
     `pixels` RGB uint8 [size, size, 3]; `mask` class ids uint8 [size, size]; `attributes` int8 [40] of -1 and 1;
     `texts` a caption by recipe: Bangs, Eyeglasses, No_Beard, Smiling, Young, `overall` (all five), and
-    `beard_and_age` (what a mask does not show already).
+    `beard_and_age` (those that a mask does not show).
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -39,7 +40,7 @@ class DrawnFace:
 
 
 def draw(seed: int, identity: int, variant: int, size: int) -> DrawnFace:
-    """Picture `variant` of person `identity`, a pure function of its four arguments.
+    """Picture `variant` of person `identity`; depends on the four arguments only.
 
     The same seed, identity and variant at another size show the same scene. `ValueError` for a size outside
     32..512.
@@ -107,10 +108,19 @@ def _attributes(person: Person, scene: Scene) -> npt.NDArray[np.int8]:
 
 
 def _captions(person: Person, scene: Scene) -> dict[str, str]:
-    who, they, own = ("man", "He", "his") if person.male else ("woman", "She", "her")
+    noun, they, own = ("man", "He", "his") if person.male else ("woman", "She", "her")
+    glasses = f"{they} is not wearing any eyeglasses."
+    if scene.glasses != "none":
+        kind = "sunglasses with dark" if scene.glasses == "dark" else "eyeglasses with clear"
+        rim = "thin" if scene.frame[1] < 0.019 else "thick"
+        glasses = f"{they} is wearing {kind} lenses and a {rim} frame."
+    age = "is in the late teens" if person.age < 20 else "is very old"
+    if 20 <= person.age < 72:
+        decades = ("twenties", "thirties", "forties", "fifties", "sixties", "seventies")
+        age = f"is in the {decades[int(person.age // 10) - 2]}"
     texts = {
         "Bangs": _bangs(person, scene, they, own),
-        "Eyeglasses": _glasses(scene, they),
+        "Eyeglasses": glasses,
         "No_Beard": {
             "none": f"{they} has no beard at all.",
             "stubble": f"{they} has a short stubble on {own} chin and cheeks.",
@@ -120,7 +130,7 @@ def _captions(person: Person, scene: Scene) -> dict[str, str]:
             "full": f"{they} has a full, thick beard.",
         }[person.beard],
         "Smiling": _smile(scene, they),
-        "Young": f"This {who} {_age(person)}.",
+        "Young": f"This {noun} {age}.",
     }
     texts["overall"] = " ".join(texts[name] for name in ("Young", "Bangs", "Eyeglasses", "No_Beard", "Smiling"))
     texts["beard_and_age"] = f"{texts['Young']} {texts['No_Beard']}"
@@ -139,26 +149,9 @@ def _bangs(person: Person, scene: Scene, they: str, own: str) -> str:
     return f"{they} has long bangs that cover almost all of {own} forehead."
 
 
-def _glasses(scene: Scene, they: str) -> str:
-    if scene.glasses == "none":
-        return f"{they} is not wearing any eyeglasses."
-    rim = "thin" if scene.frame[1] < 0.019 else "thick"
-    kind = "sunglasses with dark lenses and" if scene.glasses == "dark" else "eyeglasses with clear lenses and"
-    return f"{they} is wearing {kind} a {rim} frame."
-
-
 def _smile(scene: Scene, they: str) -> str:
     if scene.smile > 0.75:
         return f"{they} is smiling broadly" + (" and showing teeth." if scene.gape else ".")
     if scene.smile > 0.35:
         return f"{they} has a gentle smile" + (" with the mouth slightly open." if scene.gape else ".")
     return f"{they} is hardly smiling." if scene.smile > 0.08 else f"{they} looks serious, without any smile."
-
-
-def _age(person: Person) -> str:
-    if person.age < 20:
-        return "is in the late teens"
-    if person.age >= 72:
-        return "is very old"
-    names = ("twenties", "thirties", "forties", "fifties", "sixties", "seventies")
-    return f"is in the {names[int(person.age // 10) - 2]}"

@@ -1,7 +1,4 @@
-"""What a face looks with and speaks with: eyes, brows and mouth.
-
-Knows their shapes under every expression, and make-up. They lie on a face that is painted already.
-"""
+"""Eyes, brows and mouth under every expression, with make-up; painted on the face."""
 
 from dataclasses import dataclass
 
@@ -9,7 +6,6 @@ import numpy as np
 
 from raygen.datasets.procedural.canvas import Box, Canvas
 from raygen.datasets.procedural.fields import WHITE, Colour, Field, bump, clip, ellipse, mixed, planes, ramp, scaled
-from raygen.datasets.procedural.scene import Person, Scene
 from raygen.datasets.procedural.skin import EYES, MOUTH, face_cover
 
 __all__ = ["brow", "eye", "mouth"]
@@ -23,13 +19,13 @@ class _Mouth:
     u: Field
     y: Field
     half: float  # half its width
-    bent: Field  # squared place between the middle, 0, and the corners, 1
+    bent: Field  # squared position from the middle, 0, to the corners, 1
     wide: Field  # distance beyond the corners
     gap: Field  # between the lips
 
 
 def mouth(canvas: Canvas) -> None:
-    """Lips, and what shows between them; a smile bends them, and deepens the corners."""
+    """Paint the lips and the open mouth; a smile bends the lips and deepens the corners."""
     p, s = canvas.person, canvas.scene
     box = canvas.around_on_face(0, MOUTH + 0.03, p.lip_width * 1.3 + 0.03, 0.22)
     u, v = canvas.face(box)
@@ -51,7 +47,7 @@ def mouth(canvas: Canvas) -> None:
 
 
 def _lips(canvas: Canvas, m: _Mouth) -> Field:
-    """Paints both lips; their coverage."""
+    """Paint both lips; returns their coverage."""
     p, s = canvas.person, canvas.scene
     happy = max(s.smile, 0)
     bow = 1 - 0.22 * np.maximum(1 - (m.u * (1 / 0.035)) ** 2, 0)
@@ -72,7 +68,7 @@ def _lips(canvas: Canvas, m: _Mouth) -> Field:
 
 
 def _open_mouth(canvas: Canvas, m: _Mouth) -> None:
-    """Between the lips: the dark, the tongue, the upper teeth."""
+    """Paint the open mouth: its inside, the tongue, the upper teeth."""
     hole = np.maximum(np.maximum(-m.y - 0.35 * m.gap, m.y - 0.65 * m.gap), m.wide + 0.008)
     inside = canvas.cover(hole)
     canvas.fill(m.box, inside, canvas.lit((0.30, 0.07, 0.08), 0.5), "mouth")
@@ -101,7 +97,7 @@ class _Eye:
 
 
 def eye(canvas: Canvas, side: int) -> None:
-    """One eye with all that is around it; side -1 is the person's right, 1 the left."""
+    """Paint an eye with its socket and lashes; side -1 is the person's right, 1 the left."""
     p, s = canvas.person, canvas.scene
     box = canvas.around_on_face(side * (p.eye_gap + 0.01), EYES - 0.01, 0.24, 0.16)
     u, v = canvas.face(box)
@@ -109,27 +105,22 @@ def eye(canvas: Canvas, side: int) -> None:
     b = v - EYES + p.eye_tilt * a
     q = a * (1 / p.eye_width)
     skewed = (q + 0.14 * (1 - q * q)) ** 2
-    top, bottom = _lids(p, s, np.minimum(skewed, 1.0))
+    arch = np.maximum(1 - np.minimum(skewed, 1.0), 0)
+    bottom = p.eye_height * (0.72 - 0.30 * max(s.smile, 0)) * arch
+    top = -p.eye_height * 1.05 * np.sqrt(arch) * (0.45 + 0.55 * arch)
+    top = bottom + (top - bottom) * s.lids
     e = _Eye(side, box, face_cover(canvas, box), a, b, q, top, bottom, wide=(np.abs(q) - 1) * p.eye_width)
     _socket(canvas, e)
     ball = np.maximum(np.maximum(top - b, b - bottom), e.wide)
     _eyeball(canvas, e, canvas.cover(ball))
     _lashes(canvas, e)
-    # The line of the upper lid belongs to it, so that a shut eye is in the mask too.
+    # The line of the upper lid belongs to the eye, so that a shut eye is in the mask as well.
     lid = np.maximum(np.abs(b - top) - 0.018, e.wide)
     canvas.mark(box, np.minimum(ball, lid) < 0, "l_eye" if side > 0 else "r_eye")
 
 
-def _lids(p: Person, s: Scene, q2: Field) -> tuple[Field, Field]:
-    """Heights of the two lids over an eye, by the squared place between its corners."""
-    arch = np.maximum(1 - q2, 0)
-    bottom = p.eye_height * (0.72 - 0.30 * max(s.smile, 0)) * arch
-    top = -p.eye_height * 1.05 * np.sqrt(arch) * (0.45 + 0.55 * arch)
-    return bottom + (top - bottom) * s.lids, bottom
-
-
 def _socket(canvas: Canvas, e: _Eye) -> None:
-    """The hollow, the upper lid and its crease, the bags."""
+    """Paint the hollow, the upper lid and its crease, the bags."""
     s = canvas.scene
     canvas.shade(e.box, e.face * 0.55 * bump(e.a + 0.05, e.b + 0.075, 0.16, 0.060), 0.78, (1.03, 0.97, 0.96))
     reach = ramp(1.45, 0.75, np.abs(e.q))
@@ -150,7 +141,7 @@ def _socket(canvas: Canvas, e: _Eye) -> None:
 
 
 def _eyeball(canvas: Canvas, e: _Eye, ball: Field) -> None:
-    """White, iris, pupil, the shadow of the lid and two glints."""
+    """Paint white, iris, pupil, the shadow of the lid and two highlights."""
     s = canvas.scene
     bright = 0.70 + 0.30 * ramp(0.0, 0.05, e.b - e.top) - 0.18 * (e.q * e.q)
     canvas.fill(e.box, ball, canvas.lit((0.97, 0.95, 0.93), clip(bright, 0, 1) * 0.80))
@@ -182,7 +173,7 @@ def _lashes(canvas: Canvas, e: _Eye) -> None:
 
 
 def brow(canvas: Canvas, side: int) -> None:
-    """One brow, darker than the hair of the head; sides as for `eye`."""
+    """Paint a brow, darker than the hair of the head; sides as for `eye`."""
     p, s = canvas.person, canvas.scene
     height = EYES - 0.158 - s.raised - 0.3 * (p.eye_height - 0.06)
     box = canvas.around_on_face(side * (p.eye_gap + 0.01), height, 0.26, 0.14)

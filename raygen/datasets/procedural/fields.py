@@ -1,7 +1,4 @@
-"""Arithmetic on fields: arrays with a number for every sample of a piece of a picture.
-
-Distances (negative inside a shape), soft steps, bumps and colours. Knows nothing of faces.
-"""
+"""Arithmetic on fields, arrays with a value for each sample: distances, soft steps, bumps and colours."""
 
 from typing import Any
 
@@ -36,7 +33,7 @@ def ramp(low: float, high: float, x: Field) -> Field:
 
 
 def bump(x: Field, y: Field, a: float, b: float) -> Field:
-    """A round bump of height 1; `a` and `b` are about where it falls to a third, at twice that it ends."""
+    """A round bump of height 1: about a third at the radii `a`, `b`, and 0 from twice these radii."""
     across, along = x * (0.5 / a), y * (0.5 / b)
     r: Field = np.asarray(1 - (across * across + along * along))
     np.maximum(r, 0, out=r)
@@ -59,15 +56,15 @@ def rounded(x: Field, y: Field, a: float | Field, b: float, r: float) -> Field:
 
 
 def planes(colour: Colour | Field) -> Field:
-    """A colour as [3, 1, 1], to meet fields of any size."""
+    """A colour as [3, 1, 1], which broadcasts to fields of any size."""
     return np.asarray(colour, np.float32).reshape(3, 1, 1)
 
 
 def scaled(colour: Colour, by: float) -> Colour:
-    """Darker or lighter by a factor."""
+    """The colour multiplied by a factor."""
     return (colour[0] * by, colour[1] * by, colour[2] * by)
 
 
 def mixed(a: Colour, b: Colour, t: float) -> Colour:
-    """`a` at 0, `b` at 1."""
+    """Linear interpolation: `a` at 0, `b` at 1."""
     return (a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t)

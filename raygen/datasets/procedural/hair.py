@@ -1,7 +1,6 @@
-"""Hair of the head: its outline, the opening in which the face shows, its light and strands.
+"""Hair of the head and of the face.
 
-Knows every haircut. All of a haircut is worked out before any of it is painted, since some of it lies behind the
-neck and some over the face.
+A haircut is computed before any of it is painted, because some of it is behind the neck and some over the face.
 """
 
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ _HAIRLINES = {"receding": -0.475, "crop": -0.42, "bun": -0.43, "afro": -0.36, "c
 
 @dataclass(frozen=True)
 class Hair:
-    """A haircut that is ready to be painted: fields over the piece `box`."""
+    """A haircut to be painted: fields over the piece `box`."""
 
     box: Box
     shell: Field  # distance to the outline of all of it
@@ -44,7 +43,7 @@ class Hair:
 
 @dataclass(frozen=True)
 class _Cut:
-    """The measures of a haircut and the places of the head, over the piece `box`."""
+    """Measures of a haircut and coordinates of the head, over the piece `box`."""
 
     box: Box
     x: Field  # of the head; hair moves less than the face when it turns
@@ -60,7 +59,7 @@ class _Cut:
 
 
 def haircut(canvas: Canvas) -> Hair | None:
-    """None for the bald."""
+    """The haircut of the person; None without hair."""
     if not canvas.person.has_hair:
         return None
     cut = _cut(canvas)
@@ -68,14 +67,14 @@ def haircut(canvas: Canvas) -> Hair | None:
 
 
 def hair_behind(canvas: Canvas, hair: Hair) -> None:
-    """What hangs behind the neck and the ears, in their shadow."""
+    """Paint the hair behind the neck and the ears, in their shadow."""
     if canvas.person.has_long_hair or canvas.person.has_curls:
         _, y = canvas.head(hair.box)
         canvas.fill(hair.box, canvas.cover(hair.shell), hair.rgb * (0.72 - 0.25 * ramp(0.1, 0.5, y)), "hair")
 
 
 def hair_before(canvas: Canvas, hair: Hair) -> None:
-    """What lies on the head and over the face, with its shadow on the skin."""
+    """Paint the hair on the head and over the face, with its shadow on the skin."""
     box = hair.box
     shape = np.maximum(hair.shell, hair.window)
     depth = 0.03 + 0.05 * canvas.person.volume
@@ -126,7 +125,7 @@ def _shell(canvas: Canvas, cut: _Cut) -> Field:
         shell = np.minimum(shell, ellipse(x, y + cut.top + 0.10, 0.17, 0.14))
     if p.style == "quiff":
         shell = np.minimum(shell, ellipse(x - 0.10 * p.part, y + 0.54, width * 0.72, 0.17))
-    if canvas.scene.hat != "none":  # nothing may stand out above it
+    if canvas.scene.hat != "none":  # no hair may stick out above it
         shell = np.maximum(shell, -0.31 - y + 1.3 * np.maximum(np.abs(x) - p.width + 0.01, 0))
     return shell
 
@@ -150,14 +149,14 @@ def _window(canvas: Canvas, cut: _Cut) -> Field:
         window = np.minimum(window, (lock - np.abs(x - 0.02 * canvas.turn + cut.wave)) * 0.95)
     elif p.has_curls:
         window = np.minimum(window, p.width * 0.97 - np.abs(x))
-    # Where the hairline leaves the face there is hair, not what lies behind the head.
+    # Beyond the edge of the face the opening shows hair, not the background.
     edge, _, _ = outline(canvas, x, y)
     opening: Field = np.minimum(window, 4 * np.maximum(y + 0.04, 0) - edge)
     return opening
 
 
 def _hairline(p: Person, u: Field) -> Field:
-    """Height on the face at which the hair begins, before it goes down at the temples."""
+    """Height on the face at which the hair begins, without its descent at the temples."""
     side = -1.0 if p.part < 0 else 1.0
     if p.bangs > 0:
         fringe = np.full_like(u, -0.40) + 0.20 * p.bangs + 0.012 * np.sin(u * 34 + 2 * p.part)
@@ -178,7 +177,7 @@ def _hairline(p: Person, u: Field) -> Field:
 
 
 def _colour(canvas: Canvas, cut: _Cut) -> Field:
-    """Light on it, and strands that fan out from the part and then fall; [3, h, w]."""
+    """Colour under the light, with strands that fan out from the part and then fall; [3, h, w]."""
     p, x, y = canvas.person, cut.x, cut.y
     root = -0.25 * p.part if p.has_long_hair or p.style in ("parting", "quiff") else 0.0
     fan = (x - root) / (0.30 + clip(y + 0.62, 0, 0.45))
@@ -199,7 +198,7 @@ def _colour(canvas: Canvas, cut: _Cut) -> Field:
 
 
 def beard(canvas: Canvas, face: FaceShading) -> None:
-    """Paints whatever grows; the lips are painted after it."""
+    """Paint beard, moustache and sideburns; the lips are painted later."""
     p = canvas.person
     if p.beard == "none" and not p.sideburns:
         return
@@ -218,12 +217,12 @@ def beard(canvas: Canvas, face: FaceShading) -> None:
         alpha = np.maximum(alpha, 0.95 * canvas.cover(side, 3.0))
     alpha = alpha * canvas.cover(face.distance - (0.022 if p.beard == "full" else 0.0))
     canvas.fill(box, alpha, colour)
-    if p.beard == "full":  # it stands out over the edge of the face
+    if p.beard == "full":  # a full beard extends beyond the edge of the face
         canvas.mark(box, (alpha > 0.5) & ~canvas.shows(box, "nose"), "skin")
 
 
 def _stubble(canvas: Canvas, u: Field, v: Field) -> Field:
-    """How dark it is, 0..1."""
+    """Coverage of stubble, 0..1."""
     grown = np.maximum(ramp(0.05, -0.05, _jaw(u, v)), 0.9 * ramp(0.025, -0.02, _moustache(canvas, u, v)))
     darkness: Field = 0.48 * (grown * (1 - ramp(0.02, -0.005, _lips(canvas, u, v))))
     return darkness
@@ -244,7 +243,7 @@ def _whiskers(canvas: Canvas, u: Field, v: Field) -> Field:
     return 0.95 * canvas.cover(np.maximum(shape, -_lips(canvas, u, v) - 0.01), 4.0)
 
 
-# Distances to the parts of the face on which it grows.
+# Distances to the parts of the face where a beard grows.
 
 
 def _moustache(canvas: Canvas, u: Field, v: Field) -> Field:
@@ -270,7 +269,7 @@ def _chin(u: Field, v: Field) -> Field:
 
 
 def _jaw(u: Field, v: Field) -> Field:
-    """Below a line from ear to ear under the cheeks, and the chin."""
+    """The part of the face below a line from ear to ear under the cheeks, with the chin."""
     au = np.abs(u)
     line = 0.115 + 0.55 * np.maximum(0.40 - au, 0) - 0.95 * np.maximum(au - 0.34, 0) * 3
     return np.minimum(np.maximum((line - v) * 0.7, -(v + 0.02)), _chin(u, v))

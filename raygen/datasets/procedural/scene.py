@@ -1,7 +1,4 @@
-"""What a picture shows: a person, and the scene the person is in.
-
-Plain numbers and names, all of them chosen by the caller. Knows nothing of pixels.
-"""
+"""The content of a picture as plain numbers and names: a person, and the scene."""
 
 from dataclasses import dataclass
 
@@ -12,7 +9,7 @@ __all__ = ["Person", "Scene", "hidden_eyes"]
 
 @dataclass(frozen=True)
 class Person:
-    """What stays the same over all pictures of one identity. See the package for lengths."""
+    """What all pictures of an identity have in common. Lengths are as in `painting`."""
 
     male: bool
     age: float
@@ -51,23 +48,23 @@ class Person:
 
     @property
     def has_hair(self) -> bool:
-        """On the head."""
+        """Whether there is hair on the head."""
         return self.style != "bald"
 
     @property
     def has_long_hair(self) -> bool:
-        """Whether it falls beside the face."""
+        """Whether the hair falls beside the face."""
         return self.style in ("bob", "long", "wavy")
 
     @property
     def has_curls(self) -> bool:
-        """Whether it stands off in a round shape."""
+        """Whether the hair has a round shape."""
         return self.style in ("curly", "afro")
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What changes from picture to picture. Angles in radians."""
+    """What differs between the pictures of an identity. Angles are in radians."""
 
     yaw: float
     pitch: float
@@ -105,5 +102,5 @@ class Scene:
 
 
 def hidden_eyes(scene: Scene) -> bool:
-    """Whether nothing of the eyes can be seen."""
+    """Whether the eyes are invisible."""
     return scene.glasses == "dark"

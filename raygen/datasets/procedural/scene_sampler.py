@@ -1,8 +1,4 @@
-"""Who is drawn, and what varies from picture to picture of one person.
-
-Knows chance: every number of a `Person` and a `Scene` is drawn here, from the seed and the numbers of the picture
-alone, before any pixel is painted. Knows nothing of pictures, attributes or captions.
-"""
+"""Random choice of persons and scenes, from a seed and the numbers of identity and picture."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,12 +7,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from raygen.datasets.procedural.painting import Colour, Person, Scene
+from raygen.datasets.procedural.fields import Colour
+from raygen.datasets.procedural.scene import Person, Scene
 
 __all__ = ["person_of", "scene_of"]
 
 
-#: Skins from pale to dark, the ends of the range of each hair colour, eyes, and reds of lips.
+#: Skin from pale to dark, both ends of the range of each hair colour, eye colours, lip colours.
 _SKINS: Final[tuple[Colour, ...]] = (
     (0.99, 0.87, 0.80),
     (0.97, 0.80, 0.69),
@@ -66,23 +63,27 @@ _STYLES: Final = (
 _FRINGED: Final = ("short", "curly", "bun", "bob", "long", "wavy", "crop")
 
 
-class _Dice:
-    """Random choices as plain Python numbers, from a key of words."""
+class _Random:
+    """Random choices as plain Python values, keyed by words."""
 
     def __init__(self, *words: object) -> None:
         data = hashlib.blake2b("|".join(map(str, words)).encode(), digest_size=16, person=b"raygen-faces-2").digest()
         self._r = np.random.Generator(np.random.Philox(key=int.from_bytes(data, "little")))
 
     def chance(self, p: float) -> bool:
+        """True with probability `p`."""
         return bool(self._r.random() < p)
 
     def between(self, low: float, high: float) -> float:
+        """Uniform."""
         return float(self._r.uniform(low, high))
 
     def normal(self, mean: float, deviation: float, low: float = -9.0, high: float = 9.0) -> float:
+        """Normal, clipped to `low`..`high`."""
         return min(max(float(self._r.normal(mean, deviation)), low), high)
 
     def one_of(self, names: Sequence[str], weights: Sequence[float] | None = None) -> str:
+        """One of `names`, with probabilities in proportion to `weights`."""
         shares = [1.0] * len(names) if weights is None else list(weights)
         left = self._r.random() * sum(shares)
         for name, share in zip(names, shares, strict=True):
@@ -92,19 +93,19 @@ class _Dice:
         return names[-1]
 
     def colour(self, a: Colour, b: Colour, jitter: float = 0.0) -> Colour:
-        """Between two colours, each channel a little off."""
+        """Between two colours, with noise on each channel."""
         t, off = self._r.random(), self._r.normal(0, jitter, 3) if jitter else np.zeros(3)
         return _rgb(np.array(a) + (np.array(b) - np.array(a)) * t + off)
 
     def on_scale(self, scale: Sequence[Colour], t: float, jitter: float = 0.0) -> Colour:
-        """At `t` in 0..1 along a scale of colours."""
+        """The colour at `t` in 0..1 of a scale."""
         place = t * (len(scale) - 1)
         low = min(int(place), len(scale) - 2)
         mixed = np.array(scale[low]) + (np.array(scale[low + 1]) - np.array(scale[low])) * (place - low)
         return _rgb(mixed + self._r.normal(0, jitter, 3))
 
     def any_colour(self) -> Colour:
-        """A colour of anything; often one of skin or hair, so that a colour says little about its class."""
+        """Any colour; often one of skin or hair, so that colours say little about classes."""
         kind = self._r.random()
         if kind < 0.24:
             return self.on_scale(_SKINS, self._r.random(), 0.03)
@@ -124,8 +125,8 @@ def _rgb(values: npt.NDArray[np.float64]) -> Colour:
 
 
 def person_of(seed: int, identity: int) -> Person:
-    """What stays the same over all pictures of `identity`."""
-    d = _Dice("person", seed, identity)
+    """The person of `identity`."""
+    d = _Random("person", seed, identity)
     male = d.chance(0.5)
     age = d.between(18, 44) if d.chance(0.62) else d.between(40, 80)
     tone = d.between(0, 1)
@@ -175,7 +176,7 @@ def person_of(seed: int, identity: int) -> Person:
     )
 
 
-def _style(d: _Dice, male: bool, age: float, tone: float) -> str:
+def _style(d: _Random, male: bool, age: float, tone: float) -> str:
     weights: list[float] = (
         [9, 12, 20, 8, 17, 14, 8, 5, 1, 1, 2, 3] if male else [1, 3, 4, 0.6, 5, 1, 10, 6, 9, 17, 22, 21]
     )
@@ -185,7 +186,7 @@ def _style(d: _Dice, male: bool, age: float, tone: float) -> str:
     return d.one_of(_STYLES, weights)
 
 
-def _hair_name(d: _Dice, age: float, light_skin: bool) -> str:
+def _hair_name(d: _Random, age: float, light_skin: bool) -> str:
     if d.chance(min(max((age - 42) / 36, 0.0), 0.85)):
         return "gray"
     names = ("black", "brown", "blond", "red", "dyed")
@@ -193,9 +194,9 @@ def _hair_name(d: _Dice, age: float, light_skin: bool) -> str:
 
 
 def scene_of(seed: int, identity: int, variant: int, person: Person) -> Scene:
-    """What picture `variant` shows beyond the person; the habits of a person tie the pictures together."""
-    d = _Dice("scene", seed, identity, variant)
-    habit = _Dice("habit", seed, identity)
+    """The scene of picture `variant`; habits such as glasses and make-up depend on the identity alone."""
+    d = _Random("scene", seed, identity, variant)
+    habit = _Random("habit", seed, identity)
     side, up = d.between(-0.95, 0.95), d.between(-0.85, -0.15)
     length = float(np.sqrt(side**2 + up**2 + 1))
     warm, power, fill = d.normal(0, 1, -2, 2), d.between(0.52, 0.74), d.between(0.24, 0.42)
@@ -244,7 +245,7 @@ def scene_of(seed: int, identity: int, variant: int, person: Person) -> Scene:
         pattern=d.one_of(("plain", "stripes", "block"), (0.66, 0.20, 0.14)),
         lipstick=_rgb(np.array(_REDS[int(d.between(0, 4.999))]) + d.normal(0, 0.03)) if made_up else None,
         shadow=d.any_colour() if heavy else None,
-        blush=_blush(d, heavy),
+        blush=d.between(0.55, 0.9) if d.chance(0.55 if heavy else 0.08) else 0.0,
         backdrop=d.one_of(("gradient", "blobs", "spot", "stripes", "room"), (0.28, 0.34, 0.20, 0.06, 0.12)),
         back=(d.any_colour(), d.any_colour(), d.any_colour()),
         blobs=tuple(
@@ -254,7 +255,3 @@ def scene_of(seed: int, identity: int, variant: int, person: Person) -> Scene:
         tilt=d.between(-2.4, 2.4),
         blurry=d.chance(0.04),
     )
-
-
-def _blush(d: _Dice, heavy: bool) -> float:
-    return d.between(0.55, 0.9) if d.chance(0.55 if heavy else 0.08) else 0.0

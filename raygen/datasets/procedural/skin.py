@@ -1,7 +1,4 @@
-"""Bare skin: neck, ears and face, its complexion and the nose.
-
-Knows how skin takes light, reddens and wrinkles. What grows on it or is worn on it is painted elsewhere.
-"""
+"""Bare skin: neck, ears and face, with complexion, wrinkles and nose."""
 
 from dataclasses import dataclass
 
@@ -28,17 +25,17 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FaceShading:
-    """The painted face, for what is laid on it: fields over the canvas's `face_box`."""
+    """The painted face, for later layers: fields over `Canvas.face_box`."""
 
     distance: Field  # to its edge
     cover: Field  # 0..1
     tone: Field  # direct light on it, 0..1
-    u: Field  # places on the face as they are seen on the nose, which stands out and so moves more
+    u: Field  # coordinates of the face, shifted at the nose, which moves more when the head turns
     v: Field
 
 
 def neck(canvas: Canvas) -> None:
-    """The neck down to where clothes begin, in the shadow of the head."""
+    """Paint the neck, in the shadow of the head."""
     p = canvas.person
     box = canvas.around(0, 0.75, 0.62, 0.42)
     half = (0.265 if p.male else 0.215) + (0.04 if p.chubby else 0)
@@ -58,7 +55,7 @@ def neck(canvas: Canvas) -> None:
 
 
 def ears(canvas: Canvas) -> None:
-    """Both, each as wide as the turn of the head shows it."""
+    """Paint both ears; the turn of the head makes one wider and one narrower."""
     p = canvas.person
     flesh = mixed(p.skin, (p.skin[0] * 0.98, p.skin[1] * 0.78, p.skin[2] * 0.76), 0.5)
     for side, name in ((-1, "r_ear"), (1, "l_ear")):
@@ -75,7 +72,7 @@ def ears(canvas: Canvas) -> None:
 
 
 def face(canvas: Canvas) -> FaceShading:
-    """Skin under the light, with everything that belongs to it."""
+    """Paint the skin of the face under the light, with complexion and nose."""
     p, s = canvas.person, canvas.scene
     box = canvas.face_box
     distance, across, down = outline(canvas, *canvas.head(box))
@@ -93,19 +90,19 @@ def face(canvas: Canvas) -> FaceShading:
     x, y, z = s.sun
     tone = clip(((nx * x + ny * y + nz * z) * norm + 0.22) * 0.82, 0, 1)
     canvas.fill(box, cover, canvas.lit(p.skin, tone), "skin")
-    # Shine, by the angle to the direction halfway between the light and the eye of the beholder.
+    # Specular highlight (Blinn-Phong): the angle to the direction halfway between light and viewer.
     shine = np.maximum((nx * x + ny * y + nz * (z + 1)) * norm, 0) * (1 / float(np.sqrt(x * x + y * y + (z + 1) ** 2)))
     for _ in range(4):
         shine = shine * shine
     canvas.add(box, cover * (0.30 if p.male else 0.24) * shine * (planes(s.light) * 0.55))
-    painted = FaceShading(distance, cover, tone, u, v)
-    _complexion(canvas, painted)
-    _nose(canvas, painted)
-    return painted
+    shading = FaceShading(distance, cover, tone, u, v)
+    _complexion(canvas, shading)
+    _nose(canvas, shading)
+    return shading
 
 
 def _complexion(canvas: Canvas, face: FaceShading) -> None:
-    """What lies in the skin: blush, hollows, folds, freckles."""
+    """Blush, hollows, folds and freckles."""
     p, s = canvas.person, canvas.scene
     box, cover, u, v = canvas.face_box, face.cover, face.u, face.v
     au = np.abs(u)
@@ -129,7 +126,7 @@ def _complexion(canvas: Canvas, face: FaceShading) -> None:
 
 
 def _lines(canvas: Canvas, face: FaceShading) -> None:
-    """The folds beside the mouth, of age or of a smile; wrinkles of the forehead and at the eyes."""
+    """The folds beside the mouth, of age or a smile; wrinkles on the forehead and at the eyes."""
     p, s = canvas.person, canvas.scene
     box, cover, u, v = canvas.face_box, face.cover, face.u, face.v
     au = np.abs(u)
@@ -152,17 +149,17 @@ def _nose(canvas: Canvas, face: FaceShading) -> None:
     p, s = canvas.person, canvas.scene
     tip, w = NOSE + p.nose_drop, p.nose_width
     box = canvas.around_on_face(0.0, (EYES + tip) / 2, w * 2.3 + 0.10, (tip - EYES) / 2 + 0.17)
-    inner = _inside(box, canvas.face_box)
+    inner = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, canvas.face_box, strict=True))
     cover, u, v = face.cover[inner], face.u[inner], face.v[inner]
     au = np.abs(u)
-    # Its class: bridge, ball and wings.
+    # The class in the mask: bridge, ball and wings.
     side = 0.038 + 0.35 * w * clip((v - EYES) * (1 / (tip - EYES)), 0, 1.3) ** 2
     bridge = np.maximum(np.maximum(au - side, EYES + 0.01 - v), v - tip)
     ball = ellipse(u, v - tip + 0.005, w * 0.62, 0.062)
     wings = ellipse(au - w * 0.72, v - tip - 0.012, w * 0.42, 0.048)
     shape = np.minimum(bridge, np.minimum(ball, wings))
     canvas.mark(box, canvas.cover(shape) * cover > 0.5, "nose")
-    # Its look: the shadow under it, creases round the wings, nostrils, and two glints.
+    # The colours: the shadow under the nose, creases round the wings, nostrils, and two highlights.
     away = s.sun[0]
     below = bump(u + 0.05 * away, v - tip - 0.075, w * 1.05, 0.030)
     canvas.shade(box, cover * 0.75 * below, 0.66, (1.05, 0.95, 0.93))
@@ -174,12 +171,6 @@ def _nose(canvas: Canvas, face: FaceShading) -> None:
     on_ridge = bump(u - 0.014 * away, v - tip + 0.13, 0.018, 0.11)
     glint = 0.26 * on_tip + 0.10 * on_ridge
     canvas.add(box, cover * glint * planes(s.light) * (0.45 + 0.55 * p.skin[0]))
-
-
-def _inside(box: Box, outer: Box) -> Box:
-    """A box in the numbering of the box around it."""
-    rows, columns = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, outer, strict=True))
-    return rows, columns
 
 
 #: Heights of the features.
@@ -202,7 +193,7 @@ def outline(canvas: Canvas, x: Field, y: Field) -> tuple[Field, Field, Field]:
 
 
 def face_cover(canvas: Canvas, box: Box, wider: float = 0.0) -> Field:
-    """Coverage 0..1 of the face, or of a face so much wider."""
+    """Coverage 0..1 of the face, enlarged by `wider`."""
     return canvas.cover(outline(canvas, *canvas.head(box))[0] - wider)
 
 
@@ -230,6 +221,6 @@ def relief(p: Person, s: Scene, u: Field, v: Field) -> Field:
 
 
 def ear_place(canvas: Canvas, side: int) -> tuple[float, float, float]:
-    """Centre, and how wide the ear is seen; side -1 is the person's right, 1 the left."""
+    """Centre of an ear and the factor of its visible width; side -1 is the person's right, 1 the left."""
     x = side * (canvas.person.width * float(np.cos(canvas.scene.yaw)) + 0.012) - 0.05 * canvas.turn
     return x, 0.015 + 0.20 * canvas.nod * -0.5, float(clip(1 - 1.6 * side * canvas.turn, 0.45, 1.35))

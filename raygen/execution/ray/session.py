@@ -1,7 +1,6 @@
-"""The one place that starts or joins Ray.
+"""Starting a local Ray, or joining a running one.
 
-Knows how a local Ray is started so that it cannot hang or be reached from outside: loopback only, more logical
-CPUs than actors, token authentication as Ray sets it. Knows nothing of jobs.
+A local Ray listens on loopback only, has more logical CPUs than the actors ask for, and uses token authentication.
 """
 
 import logging
@@ -21,19 +20,22 @@ __all__ = ["connected", "logical_cpus"]
 
 #: CPUs kept free beside the actors: a pool that takes every CPU never lets Ray Data run its read tasks.
 SPARE_CPUS = 2
-#: Loggers of Ray that warn of what was chosen on purpose: the token, and no progress bars of Ray's own.
+#: Loggers of Ray that warn of settings chosen here on purpose: the token, and no progress bars.
 QUIET = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")
 _UNSAFE = "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA"
 
 
 def logical_cpus(resources: Resources) -> int:
-    """CPUs a local Ray is told to have: the machine's, or what the actors ask for plus the spare ones."""
+    """CPUs that a local Ray is started with: those of the machine, or more if the actors and `SPARE_CPUS` need more."""
     return max(os.cpu_count() or 1, round(resources.workers * resources.cpus) + SPARE_CPUS)
 
 
 @contextmanager
 def connected(resources: Resources) -> Iterator[None]:
-    """Ray for the length of the block. A Ray that was already connected is used and left running."""
+    """Ray for the length of the block. A Ray that is already connected is used and left running.
+
+    `ConfigError` where the environment makes Ray unsafe, `InfrastructureError` where Ray does not start.
+    """
     if os.environ.get(_UNSAFE) == "1":
         raise ConfigError(f"{_UNSAFE}=1 lets a Parquet file run code while it is read; unset it")
     if ray.is_initialized():

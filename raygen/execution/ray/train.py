@@ -1,11 +1,8 @@
-"""Ranks through Ray Train.
+"""Training on several ranks through Ray Train.
 
-Knows how a training function gets its rank, and that a lost worker restarts all ranks from the newest whole
-training state. Does not know what is trained. For several nodes the job's `out` must be a folder that all of them
-see.
-
-Ray Train tries every failure again, and by default starts its workers in another folder. Here only what may work
-later is tried again: a wrong job or damaged data ends the run, and jobs mean their paths as they were written.
+A lost worker restarts all ranks from the newest complete training state. For several nodes the job's `out` has to be a
+folder that all of them see. Ray Train retries every failure; here only `InfrastructureError` and dead workers are
+retried, and paths of a job stay relative to the folder in which it was started.
 """
 
 import json
@@ -35,19 +32,19 @@ RankTask = Callable[[int, int], Iterator[Any]]
 
 
 def _loop(config: dict[str, Any]) -> None:
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would say again what `history.jsonl` says
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its reports repeat `history.jsonl`
     failed = Path(config["failed"])
     if failed.exists():
-        return  # a second try would fail the same way; `run_ranks` reads why
+        return  # a retry would fail the same way; `run_ranks` reads the error
     context = ray.train.get_context()
     try:
         for step in config["task"](context.get_world_rank(), context.get_world_size()):
             ray.train.report(asdict(step))
     except InfrastructureError:
-        raise  # this one may work on another try
+        raise  # a retry may work
     except RaygenError as error:
         failed.parent.mkdir(parents=True, exist_ok=True)
-        message = Exception.__str__(error)  # an InputError's own text puts its reason in front
+        message = Exception.__str__(error)  # str() of an InputError also has its reason
         kind = next(k for k in type(error).__mro__ if k.__module__ == RaygenError.__module__)
         record = {"kind": kind.__name__, "message": message, "reason": getattr(error, "reason", "")}
         failed.write_text(json.dumps(record), encoding="utf-8")
@@ -55,7 +52,7 @@ def _loop(config: dict[str, Any]) -> None:
 
 
 def _recorded(failed: Path) -> RaygenError | None:
-    """The error that a rank wrote down, as it was raised there."""
+    """The error that a rank recorded, as an exception of the same class; None where there is none."""
     if not failed.exists():
         return None
     record = json.loads(failed.read_text(encoding="utf-8"))
@@ -66,20 +63,21 @@ def _recorded(failed: Path) -> RaygenError | None:
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Without a dashboard there is nobody to tell Ray Train's watchman whether the controller lives: each of its
-    questions, and so the end of a training, waits for twelve seconds. A Ray of our own has none, and ends with us.
+    """Leaves out the callback that asks the dashboard whether the controller lives, where there is no dashboard.
+
+    Each of its requests would time out after twelve seconds and delay the end of a training.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        made: list[Any] = super()._create_default_callbacks()
-        return [c for c in made if get_dashboard_url() or type(c).__name__ != "PlacementGroupCleanerCallback"]
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [c for c in callbacks if get_dashboard_url() or type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
 def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
     """Run `task` on `resources.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
 
-    A worker that dies restarts the ranks, at most `resources.max_attempts` times; `task` goes on from its own state.
-    `InfrastructureError` where that is not enough; other errors of `raygen.core.config` come as they were raised.
+    A worker that dies restarts the ranks, at most `resources.max_attempts` times; `task` resumes its own state.
+    `InfrastructureError` where that is not enough; other errors of `raygen.core.errors` are raised as they are.
     """
     storage = os.path.join(os.path.abspath(shared), ".ray-train")
     failed = Path(storage) / f"failed-{uuid.uuid4().hex[:8]}.json"
@@ -94,7 +92,7 @@ def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
                 use_gpu=resources.gpus > 0,
                 resources_per_worker={"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})},
             ),
-            # The name is new each time: a name that was used before would silently go on with Ray's own state.
+            # A new name each time: with a used name Ray Train would silently resume its own state.
             run_config=RunConfig(
                 name=f"train-{uuid.uuid4().hex[:8]}",
                 storage_path=storage,
