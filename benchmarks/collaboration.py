@@ -1,15 +1,16 @@
-"""What collaboration costs: a step against its experts', what is computed once a picture, and a batch against pairs.
+"""Cost of collaborative diffusion: a step, what is computed once per picture, and a batch against single processes.
 
     python benchmarks/collaboration.py [--only step|once|pairs] [--model FOLDER] [--rounds 5] [--json FILE]
 
-One thread (or the accelerator if there is one); cases take turns, ratios are medians over rounds.
+One thread (or the accelerator if there is one). The cases alternate; ratios are medians over rounds.
 
-step   one step of a collaboration against the sum of its experts' steps; experts of one shape as one batched call
-       (`torch.func.vmap` over stacked weights) against one after the other.
-once   condition encoders, keys and values: once a picture against at every step, for 19, 64 and 1,024 tokens.
-pairs  the published way, one process a pair that loads its models each time, against `raygen generate` over 200 pairs;
-       the same weights (FOLDER, or tiny random ones), sampler and steps. The published way is measured on `--pairs`
-       pairs and scaled up; its time without process start and loading stands beside it.
+step   one step of a collaboration against the sum of its experts' steps; experts of equal shape as one batched call
+       (`torch.func.vmap` over stacked weights) against one call after the other.
+once   condition encoders, keys and values: computed once per picture against at every step, for 19, 64 and 1,024
+       tokens.
+pairs  the published script, which is one process per pair and loads its models each time, against `raygen generate`
+       for 200 pairs with the same weights (FOLDER, or tiny random ones), sampler and steps. The published script is
+       timed on `--pairs` pairs and extrapolated, with and without starting the process and loading.
 """
 
 import argparse
@@ -38,7 +39,7 @@ from raygen.models.ldm import LDM, LDMConfig, run_unet
 from raygen.models.text import Tokenizer, TransformerTextConfig, learn_vocabulary
 
 STEPS = 20
-#: One process of the published way: load, make one picture, write it.
+#: One process of the published script: load, generate one picture, write it.
 ONE_PAIR = """
 import json, sys, time
 began = time.perf_counter()
@@ -60,8 +61,8 @@ print(json.dumps({"load": loaded - began, "make": made}))
 
 
 def taking_turns(cases: Mapping[str, Callable[[], object]], rounds: int, times: int = 4) -> dict[str, list[float]]:
-    """Seconds a call, for every case in every round."""
-    found: dict[str, list[float]] = {name: [] for name in cases}
+    """Seconds per call, for every case and round."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
     for call in cases.values():
         call()
     for _ in range(rounds):
@@ -71,21 +72,22 @@ def taking_turns(cases: Mapping[str, Callable[[], object]], rounds: int, times: 
                 call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            found[name].append((time.perf_counter() - began) / times)
-    return found
+            seconds[name].append((time.perf_counter() - began) / times)
+    return seconds
 
 
-def row(name: str, found: list[float], base: list[float]) -> dict[str, Any]:
+def row(name: str, seconds: list[float], base: list[float]) -> dict[str, Any]:
     """A case's time and its ratio to another's, with the spread over rounds."""
-    ratios = [a / b for a, b in zip(found, base, strict=True)]
+    ratios = [a / b for a, b in zip(seconds, base, strict=True)]
     spread = [round(min(ratios), 3), round(max(ratios), 3)]
-    line = {"case": name, "ms": round(1000 * statistics.median(found), 2), "ratio": round(statistics.median(ratios), 3)}
+    milliseconds, ratio = round(1000 * statistics.median(seconds), 2), round(statistics.median(ratios), 3)
+    line = {"case": name, "ms": milliseconds, "ratio": ratio}
     print(json.dumps({**line, "spread": spread}), flush=True)
     return {**line, "spread": spread}
 
 
 def conditions(model: Model, n: int) -> Conditions:
-    """Random ones of the kinds that the model takes."""
+    """Random conditions of the modalities that the model takes."""
     generator = torch.Generator().manual_seed(0)
     size = model.shapes.mask_size
     mask = torch.randint(0, 19, (n, size, size), dtype=torch.uint8, generator=generator)
@@ -106,9 +108,9 @@ def expert(stage: FirstStage, **fields: Any) -> LDM:
         tokenizer = Tokenizer.wordpiece(
             learn_vocabulary(["a person who smiles", "somebody else"]), fields["text"].length
         )
-    made = checkpoint.build(LDMConfig(**{**common, **fields}), stage, seed=0, tokenizer=tokenizer)
-    assert isinstance(made, LDM)
-    return made.eval().requires_grad_(False)
+    model = checkpoint.build(LDMConfig(**{**common, **fields}), stage, seed=0, tokenizer=tokenizer)
+    assert isinstance(model, LDM)
+    return model.eval().requires_grad_(False)
 
 
 def text(length: int) -> TransformerTextConfig:
@@ -117,7 +119,7 @@ def text(length: int) -> TransformerTextConfig:
 
 
 def pair_of_experts(stage: FirstStage) -> dict[str, LDM]:
-    """Two of the same shape: a mask as tokens, and a text."""
+    """Two experts of the same shape: one for masks as tokens, one for texts."""
     return {
         "mask": expert(stage, modalities=("mask",), mask_path="tokens", token_width=64),
         "text": expert(stage, modalities=("text",), text=text(19), token_width=64),  # as many tokens as masks have
@@ -126,16 +128,16 @@ def pair_of_experts(stage: FirstStage) -> dict[str, LDM]:
 
 @torch.inference_mode()
 def steps(device: torch.device, rounds: int, batch: int) -> list[dict[str, Any]]:
-    """One step of everything, and two experts as one call."""
+    """Time of one step: collaboration, experts, and two experts as one call."""
     stage = checkpoint.load_first_stage("bundled")
     experts = pair_of_experts(stage)
     config = CollaborativeConfig(experts=dict.fromkeys(experts, ""), channels=(16, 32, 48), head_dim=16)
     model = Collaborative(config, experts).to(device).eval().requires_grad_(False)
     zt = torch.randn(batch, *model.latent_shape, device=device)
     t = torch.full((batch,), 500, device=device)
-    given = conditions(model, batch)
-    ctx = model.prepare(model.embed(given))
-    own = {name: model.expert(name).prepare(model.expert(name).embed(given)) for name in experts}
+    inputs = conditions(model, batch)
+    ctx = model.prepare(model.embed(inputs))
+    own = {name: model.expert(name).prepare(model.expert(name).embed(inputs)) for name in experts}
 
     bare = {name: {k: v for k, v in part.items() if not k.startswith("kv.")} for name, part in own.items()}
 
@@ -152,9 +154,9 @@ def steps(device: torch.device, rounds: int, batch: int) -> list[dict[str, Any]]
         "its two dynamic diffusers": lambda: model.influence(zt, t, ctx),
         "the same in one batched call": together,
     }
-    found = taking_turns(calls, rounds)
-    base = found["its experts, one after the other"]
-    return [row(name, values, base) for name, values in found.items()]
+    seconds = taking_turns(calls, rounds)
+    base = seconds["its experts, one after the other"]
+    return [row(name, values, base) for name, values in seconds.items()]
 
 
 def batched(
@@ -165,9 +167,9 @@ def batched(
     parameters, buffers = torch.func.stack_module_state(unets)
     tokens = torch.stack([ctx["tokens"] for ctx in own.values()])
 
-    def one(p: Any, b: Any, said: torch.Tensor) -> torch.Tensor:
+    def one(p: Any, b: Any, tokens: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = torch.func.functional_call(
-            unets[0], (p, b), (zt, t), {"encoder_hidden_states": said, "return_dict": False}
+            unets[0], (p, b), (zt, t), {"encoder_hidden_states": tokens, "return_dict": False}
         )[0]
         return output
 
@@ -176,15 +178,15 @@ def batched(
 
 @torch.inference_mode()
 def once(device: torch.device, rounds: int, batch: int) -> list[dict[str, Any]]:
-    """Pictures of `STEPS` steps with what conditions decide made once, or again at each step."""
+    """Pictures of `STEPS` steps with the context of the conditions computed once, or at each step."""
     stage = checkpoint.load_first_stage("bundled")
     masks = expert(stage, modalities=("mask",), mask_path="tokens", token_width=64).to(device)
     texts = expert(stage, modalities=("text",), text=text(64), token_width=64).to(device)
     many = {"mask_tokens": torch.randn(batch, 1024, 64, device=device)}
-    given = {model: conditions(model, batch) for model in (masks, texts)}
+    inputs = {model: conditions(model, batch) for model in (masks, texts)}
     return [
-        *_once("19 mask tokens", masks, lambda: masks.embed(given[masks]), batch, rounds),
-        *_once("64 text tokens, a transformer of two layers", texts, lambda: texts.embed(given[texts]), batch, rounds),
+        *_once("19 mask tokens", masks, lambda: masks.embed(inputs[masks]), batch, rounds),
+        *_once("64 text tokens, a transformer of two layers", texts, lambda: texts.embed(inputs[texts]), batch, rounds),
         *_once("1,024 tokens without an encoder", masks, lambda: many, batch, rounds),
     ]
 
@@ -218,15 +220,15 @@ def _once(name: str, model: LDM, embed: Callable[[], Any], batch: int, rounds: i
                 ctx = model.prepare(embed())
             model.predict(zt, t, ctx)
 
-    found = taking_turns({"all": all_once, "encoders": encoders_once, "nothing": nothing_once}, rounds, 1)
+    seconds = taking_turns({"all": all_once, "encoders": encoders_once, "nothing": nothing_once}, rounds, 1)
     return [
-        row(f"{name}: keys and values at each step", found["encoders"], found["all"]),
-        row(f"{name}: encoders too", found["nothing"], found["all"]),
+        row(f"{name}: keys and values at each step", seconds["encoders"], seconds["all"]),
+        row(f"{name}: encoders too", seconds["nothing"], seconds["all"]),
     ]
 
 
 def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
-    """The published way against one job, both from a shell's point of view."""
+    """The published script against one job, both as commands of a shell."""
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         folder = model or _tiny(root / "model")
@@ -246,7 +248,7 @@ def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
             parts.append(json.loads(done.stdout.splitlines()[-1]))
         each = (time.perf_counter() - began) / count
         inside = statistics.mean(part["make"] for part in parts)
-        what = {
+        settings = {
             "conditions": str(root / "conditions"),
             "checkpoint": folder,
             "sampler": sampler,
@@ -254,7 +256,7 @@ def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
             "shard_rows": 100,
             "codec": "png",
         }
-        (root / "job.yaml").write_text(json.dumps({"kind": "generate", **what, "out": str(root / "samples")}))
+        (root / "job.yaml").write_text(json.dumps({"kind": "generate", **settings, "out": str(root / "samples")}))
         began = time.perf_counter()
         subprocess.run([sys.executable, "-m", "raygen", "generate", str(root / "job.yaml")], check=True, stdout=2)
         mine = (time.perf_counter() - began) / total
@@ -272,8 +274,8 @@ def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
     return [result]
 
 
-def _run(root: Path, kind: str, name: str, what: dict[str, Any]) -> None:
-    make({"kind": kind, **what, "out": str(root / name)}).run(lambda _: None)
+def _run(root: Path, kind: str, name: str, settings: dict[str, Any]) -> None:
+    make({"kind": kind, **settings, "out": str(root / name)}).run(lambda _: None)
 
 
 def _tiny(folder: Path) -> str:
@@ -291,12 +293,12 @@ def _tiny(folder: Path) -> str:
 
 
 def main() -> None:
-    """Print one line a case; write JSON if wanted."""
+    """Print one line per case; write JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=["step", "once", "pairs"])
     parser.add_argument("--model", help="checkpoint of a collaboration, for `pairs`")
-    parser.add_argument("--pairs", type=int, default=20, help="that the published way is measured on")
-    parser.add_argument("--total", type=int, default=200, help="pairs of the job")
+    parser.add_argument("--pairs", type=int, default=20, help="pairs that the published script is timed on")
+    parser.add_argument("--total", type=int, default=200, help="number of pairs of the job")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--json", type=Path)

@@ -1,10 +1,10 @@
-"""How many pictures the rules against somebody else refuse, by the number of people: of embeddings that are stored.
+"""Pictures that the identity gates reject, by the number of people, from stored embeddings.
 
     python benchmarks/collisions.py JUDGED --others 0.9 --real OTHERS --far 0.05 [--people 50 200 400 1000]
 
 `JUDGED`, `OTHERS`: folders of finished evaluations of faces (`score: {identity: {}}`) whose ids begin with the person
-and a dash, as those of drawn faces do; nobody is in both. The first people of `JUDGED` are judged, once by each rule.
-`nearest`: no rule of raygen; share of pictures that are more like a stranger's centre than like their own person's.
+and a dash, like those of drawn faces. No person may be in both. The first people of `JUDGED` are tested with each rule.
+`nearest` is not a rule of raygen: the share of pictures that are nearer to another person's centre than to their own.
 """
 
 import argparse
@@ -20,19 +20,19 @@ from raygen.store.run_store import RunStore
 
 
 def pool_of(folder: str) -> ScorePool:
-    """Embeddings, and who each picture shows."""
-    found = gather_scores(RunStore(f"{folder.rstrip('/')}/scores/reference").tables("scores"))
-    scores = {name: some for name, some in found.items() if name.startswith(IDENTITY)}
+    """Embeddings, and the person of each picture."""
+    embeddings = gather_scores(RunStore(f"{folder.rstrip('/')}/scores/reference").tables("scores"))
+    scores = {name: some for name, some in embeddings.items() if name.startswith(IDENTITY)}
     return ScorePool(scores, {one: one.partition("-")[0] for some in scores.values() for one in some.ids})
 
 
 def nearest(pool: ScorePool) -> float:
-    """Share of pictures that are nearer to a stranger's centre than to the mean of their own person's others."""
-    found = pool.of(IDENTITY)
-    assert found is not None
+    """Share of pictures that are nearer to another person's centre than to the mean of their own person's others."""
+    embeddings = pool.of(IDENTITY)
+    assert embeddings is not None
     names = sorted(set(pool.people.values()))
-    who = np.searchsorted(names, [pool.people[one] for one in found.ids])
-    x = unit(found.vectors)
+    who = np.searchsorted(names, [pool.people[one] for one in embeddings.ids])
+    x = unit(embeddings.vectors)
     sums = np.zeros((len(names), x.shape[1]))
     np.add.at(sums, who, x)
     cosines = x @ unit(sums).T
@@ -42,27 +42,27 @@ def nearest(pool: ScorePool) -> float:
 
 
 def main() -> None:
-    """Print a line for each number of people."""
+    """Print one line per number of people."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("judged")
     parser.add_argument("--real", required=True)
     parser.add_argument("--people", type=int, nargs="+", default=[50, 200, 400, 1000])
     parser.add_argument("--others", type=float, default=0.9)
     parser.add_argument("--far", type=float, nargs="+", default=[0.05])
-    given = parser.parse_args()
-    whole, real = pool_of(given.judged), pool_of(given.real)
-    found = whole.of(IDENTITY)
-    assert found is not None
+    options = parser.parse_args()
+    whole, real = pool_of(options.judged), pool_of(options.real)
+    embeddings = whole.of(IDENTITY)
+    assert embeddings is not None
     names = sorted(set(whole.people.values()))
-    rules = [IdentityGate(others=given.others), *(IdentityGate(far=far, faces="real") for far in given.far)]
-    head = [f"others: {given.others:g}", *(f"far: {far:g} (limit)" for far in given.far), "nearest"]
+    rules = [IdentityGate(others=options.others), *(IdentityGate(far=far, faces="real") for far in options.far)]
+    head = [f"others: {options.others:g}", *(f"far: {far:g} (limit)" for far in options.far), "nearest"]
     print(f"| people | {' | '.join(head)} |\n|{'---|' * (len(head) + 1)}")
-    for n in given.people:
+    for n in options.people:
         some = set(names[:n])
-        keep = [i for i, one in enumerate(found.ids) if whole.people[one] in some]
-        ids = tuple(found.ids[i] for i in keep)
+        keep = [i for i, one in enumerate(embeddings.ids) if whole.people[one] in some]
+        ids = tuple(embeddings.ids[i] for i in keep)
         part = ScorePool(
-            {IDENTITY: ScoreMatrix(ids, found.vectors[keep])},
+            {IDENTITY: ScoreMatrix(ids, embeddings.vectors[keep])},
             {one: whole.people[one] for one in ids},
             {("real", None): real},
         )

@@ -1,13 +1,13 @@
-"""What an identity data set of paper size would take: operations are counted, time follows from a share of a GPU.
+"""Estimated time of an identity data set at the size of the paper, from operation counts and an assumed GPU use.
 
     python benchmarks/cost.py [--steps 12] [--gpus 1 8 64] [--share 0.25 0.35] [--tries 500000 48600 16100]
 
 Counts multiplications and additions (two operations each) of SCA-DM at the size of jobs/papers/scadm_256.yaml with
-random weights: what conditions alone decide, once a picture; one prediction; the decoder of the released VQ-f4. Time
-is arithmetic for a GPU that reaches `share` of `rate`; no GPU was measured. A round of tries is a pass of its own
-and waits for its last shard. The rounds of --tries are those of the 200 generated people (389 of 4,000 refused at
-first, then 129) times 125: not what 10,000 people have. `others: 0.9`, their rule, refuses more of more people; what
-was measured of that, and of `far`, is in benchmarks/README.md, "500,000 pictures".
+random weights: what depends only on the conditions, once per picture; one prediction; the decoder of the released
+VQ-f4. The time is arithmetic for a GPU that reaches `share` of `rate`; no GPU was measured. Each round of attempts is a
+pass of its own and waits for its last shard. The rounds of --tries are those of the 200 generated people (389 of 4,000
+rejected at first, then 129) times 125; for 10,000 people they differ, because the rule `others: 0.9` rejects more with
+more people. Measurements of it and of `far` are in benchmarks/README.md, "500,000 pictures".
 """
 
 import argparse
@@ -40,18 +40,18 @@ def operations() -> dict[str, float]:
     stage_config = load("jobs/papers/vq_f4_256.yaml").model  # type: ignore[attr-defined]
     assert isinstance(stage_config, AutoencoderConfig)
     stage = FirstStage(stage_config).eval()
-    found = {}
+    counts = {}
     with torch.inference_mode():
         with FlopCounterMode(display=False) as counter:
             ctx = model.prepare(model.embed(given))
-        found["once a picture"] = float(counter.get_total_flops())
+        counts["once a picture"] = float(counter.get_total_flops())
         with FlopCounterMode(display=False) as counter:
             model.predict(zt, t, ctx)
-        found["a step"] = float(counter.get_total_flops())
+        counts["a step"] = float(counter.get_total_flops())
         with FlopCounterMode(display=False) as counter:
             stage.decode(torch.randn(1, *stage.latent_shape))
-        found["decoding"] = float(counter.get_total_flops())
-    return found
+        counts["decoding"] = float(counter.get_total_flops())
+    return counts
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""What an export of many rows costs: time, memory of the process, files and bytes.
+"""Cost of exporting many rows: time, memory, files and bytes.
 
     python benchmarks/export.py --rows 500000 --people 10000 --out /tmp/exports
 
-A worker without a model commits rows that share one tiny picture, in shards, into a store; every format is then
-exported in a process of its own, whose largest resident size is read at its end (driver and worker are one process
-here, so it is an upper bound of the driver's). The part of the finish is the driver's alone.
+A worker without a model commits rows that share one tiny picture. Every format is then exported in its own process,
+whose largest resident size is read at the end. Driver and worker are one process here, so this is an upper bound for
+the driver. The final step runs in the driver only.
 """
 
 import argparse
@@ -35,13 +35,13 @@ SHARD = 1024
 
 @dataclass(frozen=True)
 class Shared:
-    """Row numbers -> SAMPLES, all with the same picture; `each` pictures an identity."""
+    """Row numbers -> SAMPLES, all with the same picture; `each` pictures per identity."""
 
     picture: bytes
     each: int
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """No device part."""
+        """No work on the device."""
         return lambda: {"samples": self._samples(rows["index"].to_numpy())}
 
     def _samples(self, numbers: np.ndarray) -> pa.Table:
@@ -66,7 +66,7 @@ def peak_mb() -> float:
 
 
 def commit(rows: int, people: int, size: int, out: Path) -> None:
-    """The rows, planned, cut and committed."""
+    """Plan and commit the rows."""
     pixels = (
         np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(size // 4, 0).repeat(size // 4, 1)
     )
@@ -80,18 +80,18 @@ def commit(rows: int, people: int, size: int, out: Path) -> None:
 
 
 def export(kind: str, samples: Path, out: Path, size: int) -> None:
-    """One format."""
+    """Export in one format."""
     form = {"kind": kind, **({"size": size} if kind == "recordio" else {})}
-    what = {"samples": str(samples), "format": form, "shard_rows": SHARD}
+    settings = {"samples": str(samples), "format": form, "shard_rows": SHARD}
     began = time.perf_counter()
-    facts = make({"kind": "export", **what, "out": str(out)}).run(lambda _: None).facts
+    facts = make({"kind": "export", **settings, "out": str(out)}).run(lambda _: None).facts
     files, size_ = str(facts["data set"]).split(": ")[1].split(" files, ")
     took = f"{time.perf_counter() - began:.0f} s | {facts['finish_s']} s"
     print(f"| {kind} | {took} | {peak_mb():.0f} MB | {files} | {size_.split(' bytes')[0]} |", flush=True)
 
 
 def main() -> None:
-    """See the module."""
+    """Run the steps and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=500_000)
     parser.add_argument("--people", type=int, default=10_000)
@@ -99,17 +99,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--only", choices=("commit", *FORMATS), help="this step, in this process")
-    given = parser.parse_args()
-    if given.only == "commit":
-        commit(given.rows, given.people, given.size, given.out / "samples")
-    elif given.only:
-        export(given.only, given.out / "samples", given.out / given.only, given.size)
+    options = parser.parse_args()
+    if options.only == "commit":
+        commit(options.rows, options.people, options.size, options.out / "samples")
+    elif options.only:
+        export(options.only, options.out / "samples", options.out / options.only, options.size)
     else:
         print(
             "| step | time | of it finish | largest resident size | files | bytes |\n|---|---|---|---|---|---|",
             flush=True,
         )
-        for step in ("commit", *given.formats):
+        for step in ("commit", *options.formats):
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", step], check=True)
 
 

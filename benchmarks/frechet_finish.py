@@ -1,13 +1,13 @@
-"""What the end of a Fréchet distance costs: from two covariances to a number.
+"""Time of the last step of a Fréchet distance: from two covariances to a number.
 
     python benchmarks/frechet_finish.py [--threads 1] [--width 2048] [--rows 10000] [--rounds 3]
 
 cached      a reference with its factor (`FactoredReference`), `frechet_to`: two products and eigvalsh
-whole       `frechet`: the factor of the reference is computed too
-sqrtm       scipy.linalg.sqrtm of the product, as pytorch-fid and clean-fid have it
+whole       `frechet`: the factor of the reference is computed as well
+sqrtm       scipy.linalg.sqrtm of the product, as in pytorch-fid and clean-fid
 
-All in one process, taking turns within a round, on the same random features (not negative, falling spectrum). Times
-are medians over rounds, ratios are medians of the rounds' own ratios, and with them the lowest and the highest.
+All cases run in one process and alternate within a round, on the same random features (not negative, falling
+spectrum). Times are medians over rounds; ratios are taken within a round, with median, lowest and highest.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""What all pairs of a group cost under LPIPS: the matrix at once against a loop over pairs.
+"""Cost of LPIPS for all pairs of a group: the whole matrix at once against a loop over pairs.
 
     python benchmarks/lpips_pairs.py [--network alex] [--pictures 10] [--size 256] [--rounds 3] [--json FILE]
 
-One thread of a CPU, random trunk weights that the script makes. Every case measures the same pictures in one process
-and they take turns within a round. What counts is the ratio to `matrix` of the processor's time, which others on the
-machine blur less than the clock's; the median over rounds.
+One CPU thread, random weights of the trunk. Every case measures the same pictures in one process; cases alternate
+within a round. The result is the ratio of CPU time to that of `matrix`, which depends less on other processes than
+wall-clock time; the median over rounds.
 
 matrix      `LPIPS.pairs`: each picture passes the trunk once
-loop        a pair at a time
-rows        each picture with those before it as one batch: how diversity was measured before
+loop        one pair at a time
+rows        each picture with the earlier ones as one batch: the previous implementation of diversity
 """
 
 import argparse
@@ -69,29 +69,29 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json")
-    given = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    distance = random_lpips(given.network)
-    images = torch.rand(given.pictures, 3, given.size, given.size) * 2 - 1
+    distance = random_lpips(options.network)
+    images = torch.rand(options.pictures, 3, options.size, options.size) * 2 - 1
     cases: dict[str, Callable[[LPIPS, Tensor], Tensor]] = {"matrix": LPIPS.pairs, "loop": loop, "rows": rows}
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    made: dict[str, Tensor] = {}
+    matrices: dict[str, Tensor] = {}
     with torch.inference_mode():
         distance.pairs(images[:2])
-        for _ in range(given.rounds):
+        for _ in range(options.rounds):
             for name, case in cases.items():
                 start = time.process_time()
-                made[name] = case(distance, images)
+                matrices[name] = case(distance, images)
                 seconds[name].append(time.process_time() - start)
     found = {}
     for name in cases:
         ratios = [s / m for s, m in zip(seconds[name], seconds["matrix"], strict=True)]
-        gap = float((made[name] - made["matrix"]).abs().max())
+        gap = float((matrices[name] - matrices["matrix"]).abs().max())
         found[name] = {"ratio": statistics.median(ratios), "ratios": ratios, "largest difference": gap}
         print(f"{name:8} {statistics.median(ratios):6.2f} x   {min(ratios):.2f}..{max(ratios):.2f}   differs {gap:.1e}")
-    if given.json:
-        Path(given.json).write_text(json.dumps({**vars(given), "cases": found}, indent=2))
+    if options.json:
+        Path(options.json).write_text(json.dumps({**vars(options), "cases": found}, indent=2))
 
 
 if __name__ == "__main__":

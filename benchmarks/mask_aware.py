@@ -1,18 +1,18 @@
-"""What the mask-aware loss costs: time and memory of a training step with its terms against without.
+"""Cost of the mask-aware loss: time and memory of a training step with and without its terms.
 
     python benchmarks/mask_aware.py [--base FOLDER] [--batch 16] [--rounds 5] [--json FILE]
 
-One thread (or the accelerator if there is one). A branch beside FOLDER (a trained ldm that reads tokens; a random one
-if none is given), the bundled first stage, our attribute classifier in the place of LPIPS and of a face embedder. Every
-case runs in a process of its own, because memory is what a process took at most; cases take turns within a round,
-ratios are medians over rounds. Operations are counted (convolutions and matrices, forward and backward), so they are
-the same on every machine.
+One thread (or the accelerator if there is one). A branch for FOLDER (a trained ldm that reads tokens; a random one by
+default), the bundled first stage, and the bundled attribute classifier in place of LPIPS and a face embedder. Every
+case runs in its own process, because memory is the maximum of a process; cases alternate within a round, ratios are
+medians over rounds. Operations are counted (convolutions and matrices, forward and backward), so they are the same on
+every machine.
 
-plain       the diffusion loss alone
-T=100       perceptual and face terms for the tenth of the rows that lies below 100
+plain       only the diffusion loss
+T=100       perceptual and face terms for the tenth of the rows with timesteps below 100
 T=1000      for all rows
-T=1000, decoder again    the same, activations of the decoder computed again
-latent      the error in the latent weighted by class, for all rows; nothing is decoded
+T=1000, decoder again    the same, with activation checkpointing of the decoder
+latent      the error of the latents weighted by class, for all rows; nothing is decoded
 """
 
 import argparse
@@ -44,7 +44,7 @@ STEPS = 4
 
 
 def one(case: str, base: str, batch: int) -> dict[str, float]:
-    """Seconds a step, the most memory in MB, and the operations of a step in 10^9, in this process."""
+    """Seconds per step, peak memory in MB, and 10^9 operations per step, measured in this process."""
     from raygen.extractors.base import BundledNetworkConfig
     from raygen.extractors.perceptual import load_embedder, load_perceptual
     from raygen.models import checkpoint
@@ -75,7 +75,7 @@ def one(case: str, base: str, batch: int) -> dict[str, float]:
     size, shape = model.shapes.mask_size, model.latent_shape
     mask = torch.zeros(batch, size, size, dtype=torch.uint8)
     mask[:, size // 4 : -size // 4, size // 4 : -size // 4] = 1
-    given = {
+    inputs = {
         "images": torch.randint(0, 256, (batch, size, size, 3), dtype=torch.uint8, generator=generator),
         "moments": torch.randn(batch, *shape, generator=generator),
         "noise": torch.randn(batch, *shape),
@@ -86,18 +86,18 @@ def one(case: str, base: str, batch: int) -> dict[str, float]:
         "text": torch.ones(batch, max(model.shapes.text_length, 1), dtype=torch.int64),
         **{f"present_{name}": torch.ones(batch, dtype=torch.bool) for name in (*model.modalities, "mask")},
     }
-    given = {name: value.to(device) for name, value in given.items()}
+    inputs = {name: value.to(device) for name, value in inputs.items()}
 
     def step() -> None:
         optimizer.zero_grad()
-        objective(given)["loss"].backward()
+        objective(inputs)["loss"].backward()
         optimizer.step()
 
     with FlopCounterMode(display=False) as counter:
         step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    # One thread's own time does not count what else the machine does; an accelerator's work is only in the wall's.
+    # On a CPU, the thread's own time excludes other processes; the work of an accelerator is only in the wall time.
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     began = clock()
     for _ in range(STEPS):
@@ -124,7 +124,7 @@ def random_base(folder: Path) -> str:
 
 
 def main() -> None:
-    """Print one line a case; write JSON if wanted."""
+    """Print one line per case; write JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="checkpoint of a trained ldm that reads tokens")
     parser.add_argument("--batch", type=int, default=16)
@@ -135,19 +135,19 @@ def main() -> None:
     if options.case:
         print(json.dumps(one(options.case, options.base, options.batch)))
         return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in CASES}
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in CASES}
     with tempfile.TemporaryDirectory() as place:
         base = options.base or random_base(Path(place) / "base")
         for _ in range(options.rounds):
             for name in CASES:
                 command = [sys.executable, __file__, "--case", name, "--base", base, "--batch", str(options.batch)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found[name].append(json.loads(done.stdout.splitlines()[-1]))
+                results[name].append(json.loads(done.stdout.splitlines()[-1]))
     rows = []
-    for name, values in found.items():
+    for name, values in results.items():
         row: dict[str, Any] = {"case": name}
         for key in ("s", "mb", "gflop"):
-            ratios = [a[key] / b[key] for a, b in zip(values, found["plain"], strict=True)]
+            ratios = [a[key] / b[key] for a, b in zip(values, results["plain"], strict=True)]
             row[key] = round(statistics.median(v[key] for v in values), 3)
             row[f"{key}_ratio"] = round(statistics.median(ratios), 3)
             row[f"{key}_spread"] = [round(min(ratios), 3), round(max(ratios), 3)]

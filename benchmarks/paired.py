@@ -1,11 +1,11 @@
-"""Differences between cells of a sweep, row by row: what the intervals of single cells are too wide to show.
+"""Paired differences between cells of a sweep, where the confidence intervals of single cells overlap.
 
     python benchmarks/paired.py runs/sweep/steps ddim-0010:ddpm-0010 ddim-0100:ddim-0010
     python benchmarks/paired.py runs/sweep/steps runs/sweep/many_steps/cells/ddpm-0250:ddpm-0010
 
-All cells of a sweep have the same conditions and noise, so most of what would move one cell would move the other. The
-Fréchet distance is taken to the sweep's reference, with blocks of people left out of both cells; mIoU is resampled over
-the same rows of both. Measures nothing itself: reads the scores of the cells.
+All cells of a sweep have the same conditions and noise, so most of the sampling error is common to two cells. The
+Fréchet distances are taken to the sweep's reference, with blocks of people left out of both cells; mIoU is resampled
+over the same rows of both. Reads the stored scores of the cells and measures nothing itself.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TRIES = 1000
 def distances(
     one: ScoreMatrix, other: ScoreMatrix, reference: Factored, people: Mapping[str, str]
 ) -> tuple[float, float, float]:
-    """Both distances, and half of the interval of their difference."""
+    """Both distances, and the half-width of the confidence interval of their difference."""
     keys = np.array([name_key(people.get(name, name)) for name in one.ids], np.uint64)
     blocks = blocks_of(keys, most_blocks(len(np.unique(keys)), one.vectors.shape[1]))
     half = margin_of_difference(one.vectors, other.vectors, reference, blocks)
@@ -38,7 +38,7 @@ def distances(
 
 
 def mious(one: ScoreMatrix, other: ScoreMatrix) -> tuple[float, float, float, float]:
-    """Both mIoU, and the 95 % bootstrap interval of their difference, over the same draws of rows."""
+    """Both mIoU, and the 95 % bootstrap interval of their difference, over the same resampled rows."""
     parts = [Counts.from_vectors(scored.vectors) for scored in (one, other)]
     random, n = np.random.default_rng(0), len(one.ids)
     found = []
@@ -57,7 +57,7 @@ def _miou(counts: Counts, weight: npt.NDArray[np.int64]) -> float:
 def lines(
     one: RunStore, other: RunStore, real: Mapping[str, ScoreMatrix]
 ) -> Iterator[tuple[str, int, float, float, str]]:
-    """Metric, n, both values and their difference with its interval, over the rows that both have."""
+    """Metric, n, both values and their difference with its interval, over the rows of both."""
     scores, together = [gather_scores(store.tables("scores")) for store in (one, other)], grouping_of(one)
     for name in scores[0].keys() & scores[1].keys():
         ids = frozenset(scores[0][name].ids) & frozenset(scores[1][name].ids)
@@ -75,16 +75,16 @@ def lines(
 
 
 def main() -> None:
-    """See the module."""
+    """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep")
     parser.add_argument("pairs", nargs="+", help="CELL:CELL, each a cell of SWEEP or the folder of a run")
-    given = parser.parse_args()
-    real = gather_scores(ReferenceSet.open(f"{given.sweep}/reference").tables())
+    options = parser.parse_args()
+    real = gather_scores(ReferenceSet.open(f"{options.sweep}/reference").tables())
     print("| | n | first | second | first less second |\n|---|---|---|---|---|")
-    for pair in given.pairs:
+    for pair in options.pairs:
         names = pair.split(":")
-        one, other = (RunStore(name if "/" in name else f"{given.sweep}/cells/{name}") for name in names)
+        one, other = (RunStore(name if "/" in name else f"{options.sweep}/cells/{name}") for name in names)
         title = ", ".join(name.rpartition("/")[2] for name in names)
         for metric, n, a, b, difference in sorted(lines(one, other, real)):
             print(f"| {title}: {metric} | {n:,} | {a:.4f} | {b:.4f} | {difference} |", flush=True)

@@ -1,10 +1,10 @@
-"""Seconds a picture of several checkpoints or samplers, at several step counts, in turns, in one process.
+"""Seconds per picture of several checkpoints or samplers at several step counts, alternating in one process.
 
     python benchmarks/seconds.py runs/scadm/steps/masks runs/scadm/long runs/scadm/sdm_long --steps 50 100 200 1000
     python benchmarks/seconds.py runs/sweep/few_conditions bundled --samplers ddim:50 unipc:12 --pictures 16 --rounds 9
 
-Each round times every one of them once, so that what else the machine does is shared out; ratios are of the same round.
-No scoring, no encoding; a warm-up before the first round does not count.
+Each round times every case once, so that other load on the machine affects all of them; ratios are taken within a
+round. Without scoring and encoding; a warm-up before the first round is not counted.
 """
 
 import argparse
@@ -19,24 +19,24 @@ from raygen.store.parquet import read_slice
 from raygen.store.run_store import open_input
 
 
-def workers(given: argparse.Namespace, steps: int) -> Iterator[TimingWorker]:
-    """One a checkpoint and sampler; a sampler such as `ddim:50` has its own number of steps."""
-    for checkpoint, sampler in product(given.checkpoints, given.samplers):
+def workers(options: argparse.Namespace, steps: int) -> Iterator[TimingWorker]:
+    """One worker per checkpoint and sampler; `ddim:50` is a sampler with its own number of steps."""
+    for checkpoint, sampler in product(options.checkpoints, options.samplers):
         name, _, own = sampler.partition(":")
-        what = {
-            "conditions": given.conditions,
+        settings = {
+            "conditions": options.conditions,
             "checkpoint": checkpoint,
-            "batch": given.pictures,
+            "batch": options.pictures,
             "sampler": {"name": name, "steps": int(own or steps)},
         }
-        job = make({"kind": "generate", **what, "out": "unused"})
+        job = make({"kind": "generate", **settings, "out": "unused"})
         assert isinstance(job, GenerateJob)
-        worker = sample_worker(job.sampling("timed"), None, given.threads)
-        yield TimingWorker(worker, TimingConfig(pictures=given.pictures, rounds=1), checkpoint)
+        worker = sample_worker(job.sampling("timed"), None, options.threads)
+        yield TimingWorker(worker, TimingConfig(pictures=options.pictures, rounds=1), checkpoint)
 
 
 def main() -> None:
-    """See the module."""
+    """Time all cases and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("conditions")
     parser.add_argument("checkpoints", nargs="+")
@@ -45,21 +45,21 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    piece = open_input(given.conditions)[0].slices("conditions")[0]
-    rows = read_slice(piece._replace(rows=given.pictures))
-    checkpoints = [checkpoint.rstrip("/").rpartition("/")[2] for checkpoint in given.checkpoints]
-    pairs = product(checkpoints, given.samplers)
-    names = [one if len(given.samplers) == 1 else f"{one}, {sampler}" for one, sampler in pairs]
+    options = parser.parse_args()
+    piece = open_input(options.conditions)[0].slices("conditions")[0]
+    rows = read_slice(piece._replace(rows=options.pictures))
+    checkpoints = [checkpoint.rstrip("/").rpartition("/")[2] for checkpoint in options.checkpoints]
+    pairs = product(checkpoints, options.samplers)
+    names = [one if len(options.samplers) == 1 else f"{one}, {sampler}" for one, sampler in pairs]
     print("| steps | " + " | ".join(names) + f" | {names[0]} over {names[-1]} (rounds) |")
     print("|---|" + "---|" * (len(names) + 1))
-    for steps in given.steps:
-        timed = list(workers(given, steps))
+    for steps in options.steps:
+        timed = list(workers(options, steps))
         for one in timed:
             one.round(rows)
-        found = [[one.round(rows) for one in timed] for _ in range(given.rounds)]
-        middle = [f"{statistics.median(seconds):.3f} s" for seconds in zip(*found, strict=True)]
-        ratios = [seconds[0] / seconds[-1] for seconds in found]
+        timings = [[one.round(rows) for one in timed] for _ in range(options.rounds)]
+        middle = [f"{statistics.median(seconds):.3f} s" for seconds in zip(*timings, strict=True)]
+        ratios = [seconds[0] / seconds[-1] for seconds in timings]
         rounds = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         print(f"| {steps} | {' | '.join(middle)} | {statistics.median(ratios):.2f} ({rounds}) |", flush=True)
 

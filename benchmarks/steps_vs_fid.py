@@ -1,8 +1,8 @@
-"""Draw what `raygen sweep` measured: a number over steps and over seconds a picture, a line a sampler.
+"""Plots of a sweep: a metric over steps and over seconds per picture, with one line per sampler.
 
     python benchmarks/steps_vs_fid.py runs/sweep/steps runs/sweep/many_steps --out benchmarks/figures
 
-Writes an SVG a metric and axis, and prints the tables of benchmarks/README.md. Measures nothing itself.
+Writes one SVG per metric and axis, and prints the tables of benchmarks/README.md. Measures nothing itself.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def rows_of(folders: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def check(rows: Iterable[Mapping[str, Any]]) -> list[int]:
-    """The numbers of pictures that cells are of: one, or none without cells.
+    """The number of pictures per cell: a list with one number, or empty without cells.
 
     `ConfigError` names two cells that were measured against other references, by other networks or at other sizes;
     `InputError` says which numbers of pictures there are, where there are several.
@@ -44,12 +44,12 @@ def check(rows: Iterable[Mapping[str, Any]]) -> list[int]:
 
 
 def tables(rows: list[Mapping[str, Any]], metric: str) -> Iterator[str]:
-    """Markdown: a row a line, a column a step count; then how many steps are enough."""
-    found = curves(rows, metric)
-    steps = sorted({point.steps for curve in found for point in curve.points})
+    """Markdown tables: a row per line of the plot, a column per step count; then the steps within 5 % of the best."""
+    lines = curves(rows, metric)
+    steps = sorted({point.steps for curve in lines for point in curve.points})
     yield f"| {metric} | " + " | ".join(map(str, steps)) + f" | within {WITHIN:.0%} of its best |"
     yield "|---|" + "---|" * (len(steps) + 1)
-    for curve in found:
+    for curve in lines:
         by = {point.steps: point for point in curve.points}
         cells = [f"{by[s].value:#.3g}" if s in by else "" for s in steps]
         enough, _ = best_steps(curve, metric)
@@ -58,22 +58,23 @@ def tables(rows: list[Mapping[str, Any]], metric: str) -> Iterator[str]:
 
 
 def main() -> None:
-    """See the module."""
+    """Write the plots and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="+", help="folders of `raygen sweep`")
     parser.add_argument("--metrics", nargs="+", default=["fd:raygen-parser", "miou:raygen-parser"])
     parser.add_argument("--out", default="benchmarks/figures")
-    given = parser.parse_args()
-    rows = list(rows_of(given.sweeps))
+    options = parser.parse_args()
+    rows = list(rows_of(options.sweeps))
     try:
         counts = check(rows)
     except RaygenError as error:
         raise SystemExit(str(error)) from error
-    for metric in given.metrics:
-        found = curves(rows, metric)
+    for metric in options.metrics:
+        lines = curves(rows, metric)
         for over in ("steps", "seconds"):
             name = f"{family(metric)}_over_{over}.svg"
-            (Path(given.out) / name).write_text(sweep_plot(found, metric, over=over, standalone=True), encoding="utf-8")
+            figure = sweep_plot(lines, metric, over=over, standalone=True)
+            (Path(options.out) / name).write_text(figure, encoding="utf-8")
         print("\n".join(tables(rows, metric)), end="\n\n")
     print(json.dumps({"n": counts}))
 

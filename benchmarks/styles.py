@@ -1,10 +1,10 @@
-"""SCA-DM: what it is worth to compute scales, shifts, styles, keys and values once a picture.
+"""SCA-DM: gain from computing scales, shifts, styles, keys and values once per picture.
 
     python benchmarks/styles.py [--size small|paper] [--steps 20] [--batch 8] [--rounds 5] [--json FILE]
 
-One thread (or the accelerator if there is one), random weights; cases take turns, ratios are medians over rounds.
-`small` is the model of jobs/scadm/train.yaml, `paper` that of jobs/papers/scadm_256.yaml (2 GB of weights; few steps on
-a CPU).
+One thread (or the accelerator if there is one), random weights; cases alternate, ratios are medians over rounds.
+`small` is the model of jobs/scadm/train.yaml, `paper` that of jobs/papers/scadm_256.yaml (2 GB of weights; use few
+steps on a CPU).
 """
 
 import argparse
@@ -39,13 +39,13 @@ def model_of(size: str) -> SCADM:
     else:
         stage = FirstStage(AutoencoderConfig(stage="pixel", image_size=256, patch=4))
         config = config.model_copy(update={"latent": None})
-    made = checkpoint.build(config, stage, seed=0)
-    assert isinstance(made, SCADM)
-    return made.eval().requires_grad_(False)
+    model = checkpoint.build(config, stage, seed=0)
+    assert isinstance(model, SCADM)
+    return model.eval().requires_grad_(False)
 
 
 def main() -> None:
-    """Print one line a case; write JSON if wanted."""
+    """Print one line per case; write JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=sorted(JOBS), default="small")
     parser.add_argument("--steps", type=int, default=20)
@@ -61,24 +61,24 @@ def main() -> None:
     mask = mask.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
     style, weights = own_style(torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8), mask)
     present = {name: torch.ones(n, dtype=torch.bool) for name in ("mask", "style")}
-    given = Conditions(n=n, mask=mask, style=style, style_weights=weights, present=present).to(device)
+    inputs = Conditions(n=n, mask=mask, style=style, style_weights=weights, present=present).to(device)
     zt = torch.randn(n, *model.latent_shape, device=device)
     t = torch.full((n,), 500, device=device)
 
     def once() -> None:
-        ctx = model.prepare(model.embed(given))
+        ctx = model.prepare(model.embed(inputs))
         for _ in range(options.steps):
             model.predict(zt, t, ctx)
 
     def scales_again() -> None:
-        ctx: dict[str, Any] = dict(model.prepare(model.embed(given)))
-        assert given.mask is not None
+        ctx: dict[str, Any] = dict(model.prepare(model.embed(inputs)))
+        assert inputs.mask is not None
         for _ in range(options.steps):
-            model.predict(zt, t, ctx | modulations(model.unet, given.mask, given.present["mask"], 19))
+            model.predict(zt, t, ctx | modulations(model.unet, inputs.mask, inputs.present["mask"], 19))
 
     def all_again() -> None:
         for _ in range(options.steps):
-            model.predict(zt, t, model.prepare(model.embed(given)))
+            model.predict(zt, t, model.prepare(model.embed(inputs)))
 
     cases: dict[str, Callable[[], None]] = {
         "once a picture": once,

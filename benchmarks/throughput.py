@@ -1,14 +1,14 @@
-"""How much of the device Ray and the commit protocol leave, in one run on one machine.
+"""Overhead of Ray and of the commit protocol, measured in one run on one machine.
 
     python benchmarks/throughput.py [--rounds 3] [--pictures 768] [--only real,emulated,overhead,codec] [--json FILE]
 
-real       pictures a second of `raygen generate` on Ray against the same worker in a bare loop (outputs left in
-           memory, nothing encoded or stored) and against a plain torchrun script, in turn, round by round.
-emulated   a worker that sleeps as long as a GPU at 25 pictures a second would work, 1 to 8 actors.
-overhead   seconds and driver memory a shard, from runs whose worker does nothing.
-codec      pictures a second that one core encodes, and their size, for drawn faces of 256 px.
+real       pictures per second of `raygen generate` on Ray against the same worker in a loop (results are kept in
+           memory, not encoded or stored) and against a plain torchrun script, alternating round by round.
+emulated   a worker that sleeps as long as a GPU with 25 pictures per second would compute, 1 to 8 actors.
+overhead   seconds and driver memory per shard, from runs whose worker does nothing.
+codec      pictures per second that one core encodes, and their size, for drawn faces of 256 px.
 
-Steady rates leave out the first batch or shard of each worker. Ratios are medians over rounds.
+Steady rates exclude the first batch or shard of each worker. Ratios are medians over rounds.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def steady(store: RunStore, workers: int) -> dict[str, float]:
 def run(
     folder: Path, slices: list[Slice], build: Any, workers: int, shard_rows: int
 ) -> tuple[RunStore, dict[str, float]]:
-    """One run on Ray; its store, and what `steady` and the clock say."""
+    """One run on Ray; its store, the result of `steady` and the wall time."""
     store = RunStore(str(folder))
     plan = Plan("generate", run_id(str(folder)), {}, BATCH, make_shards(slices, shard_rows))
     began = time.time()
@@ -88,7 +88,7 @@ def run(
 
 
 def bare(config: SampleConfig, path: Path, batches: int) -> float:
-    """Pictures a second of the same worker in a loop of this process, its results dropped undone."""
+    """Pictures per second of the same worker in a loop in this process; its results are dropped."""
     import pyarrow.parquet as pq
 
     worker = sample_worker(config, None, 1)
@@ -101,7 +101,7 @@ def bare(config: SampleConfig, path: Path, batches: int) -> float:
 
 
 def torchrun(path: Path, checkpoint: str, folder: Path, workers: int, steps: int) -> dict[str, float]:
-    """The plain script: steady rate after each rank's first batch, and its wall time."""
+    """The torchrun script: steady rate after each rank's first batch, and its wall time."""
     command = [
         sys.executable,
         "-m",
@@ -178,7 +178,7 @@ def real(folder: Path, rounds: int, pictures: int, steps: int) -> list[dict[str,
 
 
 def emulated(folder: Path, rate: float, shard_rows: int, shards: int = 4) -> list[dict[str, Any]]:
-    """1 to 8 sleeping devices: what is left of `rate` pictures a second each."""
+    """1 to 8 sleeping devices: the remaining share of `rate` pictures per second each."""
     results = []
     for workers in (1, 2, 4, 8):
         pieces = _ranged(folder, shards * workers * shard_rows)
@@ -191,7 +191,7 @@ def emulated(folder: Path, rate: float, shard_rows: int, shards: int = 4) -> lis
 
 
 def overhead(folder: Path) -> list[dict[str, Any]]:
-    """Seconds a shard, and megabytes of driver memory a million rows at 1,024 rows a shard."""
+    """Seconds per shard, and megabytes of driver memory per million rows with 1,024 rows per shard."""
     counts = (50, 250, 450)
     pieces = _ranged(folder, counts[-1] * 1024)[0]
     marks = []
@@ -214,7 +214,7 @@ def overhead(folder: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def _peak() -> Iterator[list[float]]:
-    """Largest resident memory of this process meanwhile, megabytes: unlike ru_maxrss, not of what came before."""
+    """Peak resident memory of this process in the block, in MB; ru_maxrss would include what came before."""
     process, largest, over = psutil.Process(), [0.0], threading.Event()
 
     def watch() -> None:
@@ -231,7 +231,7 @@ def _peak() -> Iterator[list[float]]:
 
 
 def codec(pictures: int = 96) -> list[dict[str, Any]]:
-    """Pictures a second a core and KiB a picture, each codec on the same drawn faces."""
+    """Pictures per second per core, and KiB per picture, of each codec on the same drawn faces."""
     from raygen.datasets.procedural.draw import draw
 
     faces = [draw(0, i, 0, 256).pixels for i in range(pictures)]
@@ -248,7 +248,7 @@ def codec(pictures: int = 96) -> list[dict[str, Any]]:
 
 
 def _ranged(folder: Path, rows: int) -> list[Slice]:
-    """A file of `rows` bare condition rows, written by another process so that its memory is not this one's."""
+    """A file of `rows` empty condition rows, written by another process to keep its memory out of this one."""
     path = folder / f"rows-{rows}.parquet"
     if not path.exists():
         subprocess.run([sys.executable, __file__, "--rows-file", str(path), str(rows)], check=True)
@@ -266,7 +266,7 @@ def _write_rows(path: Path, rows: int) -> None:
 
 
 def main() -> None:
-    """Run the parts that were asked for; print tables and, if wanted, JSON."""
+    """Run the parts of --only; print tables, and write JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=768)
@@ -280,21 +280,21 @@ def main() -> None:
         _write_rows(Path(options.rows_file[0]), int(options.rows_file[1]))
         return
     parts = options.only.split(",")
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name, connected(Resources(runner="ray", workers=8)):
         folder = Path(name)
         if "codec" in parts:
-            found += codec()
+            results += codec()
         if "emulated" in parts:
-            found += emulated(folder, 25.0, options.shard_rows)
+            results += emulated(folder, 25.0, options.shard_rows)
         if "overhead" in parts:
-            found += overhead(folder)
+            results += overhead(folder)
         if "real" in parts:
-            found += real(folder, options.rounds, options.pictures, options.steps)
-    for row in found:
+            results += real(folder, options.rounds, options.pictures, options.steps)
+    for row in results:
         print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The script people write instead: each rank samples its part of the rows and writes a PNG a picture.
+"""The usual plain script, as a baseline: each rank samples its part of the rows and writes a PNG per picture.
 
     torchrun --nproc-per-node 2 benchmarks/torchrun_sample.py CONDITIONS.parquet CHECKPOINT OUT [BATCH [STEPS]]
 
-No resume, no commits, nothing overlaps. Uses raygen's model and sampler, so only the driving differs.
+It cannot be resumed, commits nothing and overlaps nothing. Model and sampler are those of raygen.
 """
 
 import json
@@ -34,8 +34,8 @@ def main() -> None:
     marks = []
     for start in range(0, rows.num_rows, batch):
         part = rows.slice(start, batch)
-        made = worker(part)["samples"]
-        for name, image in zip(made["sample_id"].to_pylist(), made["image"].to_pylist(), strict=True):
+        samples = worker(part)["samples"]
+        for name, image in zip(samples["sample_id"].to_pylist(), samples["image"].to_pylist(), strict=True):
             (folder / f"{name}.png").write_bytes(image["bytes"])
         marks.append((time.time(), part.num_rows))
     (folder / f"times-{rank}.json").write_text(json.dumps(marks))

@@ -1,10 +1,10 @@
-"""What training costs, case against case in one run: cached latents, checkpointing, half precision, compilation.
+"""Training throughput, case against case: cached latents, activation checkpointing, bfloat16, compilation.
 
     python benchmarks/training.py [--rounds 3] [--steps 12] [--batch 32] [--stage bundled|kl] [--compile] [--json FILE]
 
-The bundled denoiser's shape on 64 px drawn faces, one thread (or the accelerator if there is one). `pictures` encodes
-each batch with the first stage at every step, mirrored at random; `latents` reads what `raygen encode` made once. Cases
-take turns, round by round; ratios are medians over rounds, against `latents`.
+The shape of the bundled denoiser on drawn faces of 64 px, one thread (or the accelerator if there is one). `pictures`
+encodes each batch with the first stage at every step, with random mirroring; `latents` reads the result of `raygen
+encode`. Cases alternate; ratios to `latents` are medians over rounds.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FACES = 512
 
 
 def data(stage: FirstStage, device: torch.device) -> dict[str, TrainingData]:
-    """The same faces as pictures and as moments."""
+    """The same faces as pictures and as latent moments."""
     drawn = ProceduralDataSet(identities=FACES // 4, pictures=4, size=64, seed=3)
     faces: pa.Table = drawn.load(drawn.listing()).drop_columns(["error"])
     pictures = load_training_data([faces], size=64, modalities=["mask", "attributes"])
@@ -47,7 +47,7 @@ def data(stage: FirstStage, device: torch.device) -> dict[str, TrainingData]:
 
 
 def trainer(stage: FirstStage, device: torch.device, batch: int, **fields: Any) -> Trainer:
-    """The bundled denoiser, new."""
+    """The bundled denoiser with new weights."""
     config = LDMConfig(
         modalities=("mask", "attributes"),
         channels=(48, 96, 128),
@@ -60,7 +60,7 @@ def trainer(stage: FirstStage, device: torch.device, batch: int, **fields: Any) 
 
 
 def rate(active: Trainer, arrays: TrainingData, steps: int) -> float:
-    """Pictures a second over `steps`, reading the data as training does but without reading ahead."""
+    """Pictures per second over `steps`, reading the data like training but without prefetching."""
     began = time.perf_counter()
     for _ in range(steps):
         active.update(active.batch(arrays, active.step), 1e-4)
@@ -70,7 +70,7 @@ def rate(active: Trainer, arrays: TrainingData, steps: int) -> float:
 
 
 def main() -> None:
-    """Print one line a case; write JSON if wanted."""
+    """Print one line per case; write JSON with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12)

@@ -1,4 +1,4 @@
-"""Workers for benchmarks: a device that sleeps as long as a GPU would work, and one that does nothing."""
+"""Workers for benchmarks: one that sleeps as long as a GPU would compute, and one that does nothing."""
 
 import time
 from collections.abc import Callable
@@ -14,23 +14,23 @@ from raygen.store.schemas import SAMPLES
 
 @dataclass(frozen=True)
 class Emulated:
-    """Sleeps `rows / rate` seconds, then encodes as many distinct pictures of `size` pixels as a real one would."""
+    """Sleeps `rows / rate` seconds, then encodes as many distinct pictures of `size` pixels as a real worker would."""
 
     rate: float
     size: int = 256
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """The sleep is the device's part."""
+        """Sleeps in place of the device."""
         time.sleep(rows.num_rows / self.rate)
         return lambda: {"samples": _samples(rows, [encode_image(_picture(i, self.size)) for i in range(rows.num_rows)])}
 
 
 @dataclass(frozen=True)
 class Nothing:
-    """Rows in, rows out, no pictures: what is left is the price of a shard."""
+    """Returns rows without pictures, so that only the overhead of a shard remains."""
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
-        """No device part."""
+        """No work on the device."""
         return lambda: {"samples": _samples(rows, [None] * rows.num_rows)}
 
 

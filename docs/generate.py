@@ -166,16 +166,12 @@ def labels() -> str:
 
 def metrics() -> str:
     """Every metric of the registry."""
-    from raygen.metrics import registry
+    from raygen.metrics.registry import REGISTRY
 
-    lines = ["| metric | better | meaning |", "|---|---|---|"]
-    if records := getattr(registry, "REGISTRY", None):
-        lines = ["| metric | title | better | warns below n | meaning |", "|---|---|---|---|---|"]
-        for record in records.values():
-            low = f"{record.min_n:,}" if record.min_n else ""
-            lines.append(f"| `{record.name}` | {record.title} | {record.better} | {low} | {record.meaning} |")
-    else:
-        lines += [f"| `{n}` | {registry.better(n)} | {text} |" for n, text in registry.OVERVIEW.items()]
+    lines = ["| metric | title | better | warns below n | meaning |", "|---|---|---|---|---|"]
+    for record in REGISTRY.values():
+        low = f"{record.min_n:,}" if record.min_n else ""
+        lines.append(f"| `{record.name}` | {record.title} | {record.better} | {low} | {record.meaning} |")
     return "\n".join(lines)
 
 

@@ -1,7 +1,4 @@
-"""The command line: parse, call, print. No logic.
-
-Exit codes: 0 ok, 2 configuration or input, 3 too many bad rows, 4 infrastructure, 5 integrity, 130 interrupted.
-"""
+"""The command line: parse the words, call a command, print its result, exit with its code."""
 
 import sys
 from pathlib import Path
@@ -19,133 +16,182 @@ from raygen.store.run_store import RunStore
 __all__ = ["app", "main"]
 
 
+HELP = (
+    "Generate very large, labelled, reproducible face data sets with diffusion models, on one machine or a Ray "
+    "cluster.\n\n"
+    "Most commands run a job: a YAML file with the settings of one command. `raygen init COMMAND` prints one with all "
+    "settings; the folder jobs/ has examples. Settings can be overridden on the command line. To continue an "
+    "interrupted job, run the same command again.\n\n"
+    "Example: raygen generate job.yaml sampler.steps=25 resources.runner=ray resources.workers=8 out=runs/samples\n\n"
+    "Exit codes: 0 success, 2 error in the configuration or the input, 3 too many rows failed, 4 infrastructure failed "
+    "(storage, workers, time), 5 stored data is damaged, 130 interrupted."
+)
+JOBS, TOOLS = "Jobs (raygen COMMAND JOB.yaml)", "Tools"
 app = typer.Typer(
     name="raygen",
-    help="Very large, labelled, reproducible face data sets from diffusion models, on Ray.",
+    help=HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-INTERRUPTED = KeyboardInterrupt("what is committed stays; the same command goes on where this one stopped")
-JobFile = Annotated[Path, typer.Argument(help="job file (YAML)", show_default=False)]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="overrides: seed=3 resources.runner=ray", show_default=False)
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="resolve, count and estimate; write nothing")]
+INTERRUPTED = KeyboardInterrupt("committed shards are kept; run the same command again to continue")
 
 
 def _register(name: str, command: Command) -> None:
+    """Add a command that runs jobs of one kind."""
+    JobFile = Annotated[Path, typer.Argument(help="job file (YAML)", metavar="JOB.yaml", show_default=False)]
+    Overrides = Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="settings that replace those of the file, as dotted keys", metavar="KEY=VALUE", show_default=False
+        ),
+    ]
+    DryRun = Annotated[
+        bool, typer.Option("--dry-run", help="print the complete job, and estimate rows, bytes and time; write nothing")
+    ]
+
     def run_job(job: JobFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
         loaded = load(str(job), overrides or (), name)
         if dry_run:
             _estimate(loaded)
-        else:
-            _run(name, loaded)
+            return
+        with console.progress(name) as progress:
+            result = loaded.run(progress)
+        console.heading(f"{name}: {result.out}")
+        console.facts(result.facts)
 
-    app.command(name, help=command.summary)(run_job)
+    text = (
+        f"{command.help}\n\nReads {command.reads}, writes {command.writes}.\n\n"
+        f"`raygen init {name}` prints a job file with all settings.\n\n"
+        f"Example: raygen {name} job.yaml {command.example} out=runs/{name}"
+    )
+    app.command(name, help=text, short_help=command.summary, rich_help_panel=JOBS)(run_job)
 
 
 for _name, _command in COMMANDS.items():
     _register(_name, _command)
 
 
-def _run(name: str, job: Job) -> None:
-    with console.progress(name) as progress:
-        result = job.run(progress)
-    console.heading(f"{name}: {result.out}")
-    console.facts(result.facts)
-
-
 def _estimate(job: Job) -> None:
+    """Print a job with all its defaults, and what it would take."""
     console.console.print(yaml.safe_dump(job.document(), sort_keys=False).rstrip(), markup=False)
     estimate = job.estimate()
     console.heading("dry run: nothing was written")
     shards = {"shards": f"{estimate.shards} ({estimate.done_shards} are committed already)"} if estimate.shards else {}
     workers = "one worker" if job.resources.workers == 1 else f"{job.resources.workers} workers"
-    console.facts(
-        {
-            "rows": estimate.rows,
-            **shards,
-            "bytes": f"about {console.size(estimate.bytes)}",
-            "time": f"about {console.duration(estimate.seconds)} with {workers}"
-            if estimate.seconds
-            else "not estimated",
-        }
-    )
+    seconds = f"about {console.duration(estimate.seconds)} with {workers}" if estimate.seconds else "not estimated"
+    console.facts({"rows": estimate.rows, **shards, "bytes": f"about {console.size(estimate.bytes)}", "time": seconds})
     for note in estimate.notes:
         console.console.print(f"  {note}", markup=False)
 
 
-KindName = Annotated[str, typer.Argument(help=f"one of {', '.join(COMMANDS)}", metavar="KIND", show_default=False)]
+KindName = Annotated[str, typer.Argument(help=f"one of {', '.join(COMMANDS)}", metavar="COMMAND", show_default=False)]
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
+def init(
+    kind: KindName,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="kinds to choose, such as data=folder, model=ldm, format=webdataset; default: the first of each",
+            metavar="KEY=KIND",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Print a job file with all settings, their descriptions and defaults.
+
+    Example: raygen init ingest data=folder > job.yaml
+    """
+    from raygen.commands.schema import job_template
+
+    choices = {}
+    for word in kinds or ():
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word!r}: a kind is chosen with KEY=KIND, such as data=folder")
+        choices[key.removesuffix(".kind")] = value
+    sys.stdout.write(job_template(kind, choices))
+
+
+@app.command(rich_help_panel=TOOLS)
 def schema(kind: KindName) -> None:
-    """Print the JSON schema of the job files of a command."""
+    """Print the JSON schema of the job files of a command, for editors and other programs."""
     from raygen.commands.schema import schema_text
 
     sys.stdout.write(schema_text(kind))
 
 
-@app.command()
-def init(kind: KindName) -> None:
-    """Print a commented job file with every default: raygen init generate > job.yaml."""
-    from raygen.commands.schema import job_template
-
-    sys.stdout.write(job_template(kind))
-
-
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def quickstart(
-    out: Annotated[Path, typer.Option(help="folder for everything it makes")] = Path("runs/quickstart"),
-    train: Annotated[bool, typer.Option("--train", help="train the models from nothing first (10 minutes)")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Ray actors")] = 2,
-    pictures: Annotated[int, typer.Option(min=64, help="pictures to generate")] = 1024,
-    seed: Annotated[int, typer.Option(min=0, help="of the faces and the noise")] = 7,
+    out: Annotated[Path, typer.Option(help="folder for all results")] = Path("runs/quickstart"),
+    train: Annotated[
+        bool, typer.Option("--train", help="train the models first, in place of the bundled ones (10 minutes)")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="number of Ray actors")] = 2,
+    pictures: Annotated[int, typer.Option(min=64, help="number of pictures to generate")] = 1024,
+    seed: Annotated[int, typer.Option(min=0, help="seed of the drawn faces and of the noise")] = 7,
 ) -> None:
-    """Draw faces, plan, generate on a local Ray, evaluate, report. No GPU, data, weights or network."""
+    """Draw faces, plan, generate and evaluate on a local Ray, write a report.
+
+    Takes a few minutes. Needs no GPU, data, weights or network.
+    """
     from raygen.commands.quickstart import Quickstart, run_quickstart
 
     run_quickstart(Quickstart(out=str(out), train=train, workers=workers, pictures=pictures, seed=seed))
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def verify(
-    folder: Annotated[str, typer.Argument(help="folder of a run, such as runs/quickstart/samples")],
-    attempt: Annotated[int, typer.Option(min=0)] = 0,
+    folder: Annotated[
+        str, typer.Argument(help="folder or URL of a run, such as runs/quickstart/samples", show_default=False)
+    ],
+    attempt: Annotated[int, typer.Option(min=0, help="number of the attempt to check")] = 0,
     decode: Annotated[bool, typer.Option(help="also decode every picture")] = True,
 ) -> None:
-    """Prove that every planned row is there exactly once and every byte is as committed."""
+    """Check that every planned row is there exactly once and every byte is as committed.
+
+    Exits with 5 where that is not so.
+    """
     from raygen.commands.verify import verify as check
 
-    found = check(RunStore(folder, attempt), decode=decode)
-    console.heading(f"verify: {found.url}")
+    result = check(RunStore(folder, attempt), decode=decode)
+    console.heading(f"verify: {result.url}")
     console.facts(
         {
-            "run_id": found.run_id,
-            "shards": f"{found.committed} of {found.shards} committed",
-            "rows": dict(found.rows),
-            "pictures": f"{found.pictures:,} {'decoded' if decode else 'not decoded'}",
-            **({} if found.files is None else {"data set": f"{found.files:,} files as they were exported"}),
-            "bytes": console.size(found.bytes),
-            "quarantined": found.quarantined,
-            "set_digest": found.set_digest,
-            "orphans": len(found.orphans),
+            "run_id": result.run_id,
+            "shards": f"{result.committed} of {result.shards} committed",
+            "rows": dict(result.rows),
+            "pictures": f"{result.pictures:,} {'decoded' if decode else 'not decoded'}",
+            **({} if result.files is None else {"data set": f"{result.files:,} files as they were exported"}),
+            "bytes": console.size(result.bytes),
+            "quarantined": result.quarantined,
+            "set_digest": result.set_digest,
+            "orphans": len(result.orphans),
         }
     )
-    for problem in found.problems[:50]:
+    for problem in result.problems[:50]:
         console.console.print(f"  problem: {problem}", markup=False)
-    console.console.print("  [green]all well[/green]" if found.ok else f"  [red]{len(found.problems)} problems[/red]")
-    raise typer.Exit(0 if found.ok else 5)
+    verdict = "[green]no problems[/green]" if result.ok else f"[red]{len(result.problems)} problems[/red]"
+    console.console.print(f"  {verdict}")
+    raise typer.Exit(0 if result.ok else 5)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def report(
-    folder: Annotated[Path, typer.Argument(help="run folder, such as runs/quickstart")],
-    out: Annotated[Path | None, typer.Option(help="file to write; default FOLDER/report.html")] = None,
-    faces: Annotated[str | None, typer.Option(help="ingest run that rows refer to, where it lies elsewhere")] = None,
+    folder: Annotated[
+        Path, typer.Argument(help="folder of one or more runs, such as runs/quickstart", show_default=False)
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="file to write; default: FOLDER/report.html", show_default=False)
+    ] = None,
+    faces: Annotated[
+        str | None,
+        typer.Option(help="folder of the ingest run that rows refer to; default: found in FOLDER", show_default=False),
+    ] = None,
 ) -> None:
-    """Write the report of a run folder: one HTML file that needs no network."""
+    """Write a report of a folder of runs: one HTML file that needs no network."""
     from raygen.report.build import build_report
 
     if not folder.is_dir():
@@ -153,18 +199,37 @@ def report(
     console.heading(f"report: {build_report(str(folder), None if out is None else str(out), faces=faces)}")
 
 
-@app.command("import")
+@app.command("import", rich_help_panel=TOOLS)
 def import_(
     words: Annotated[
-        list[str], typer.Argument(help="FAMILY (or auto), FILE…, OUT; with --inspect FILE… alone", show_default=False)
+        list[str],
+        typer.Argument(
+            help="family of the checkpoint, or auto; its files; the folder to write. With --inspect only the files",
+            metavar="FAMILY FILE... OUT",
+            show_default=False,
+        ),
     ],
-    look: Annotated[bool, typer.Option("--inspect", help="say what the files are; write nothing")] = False,
-    image_size: Annotated[int | None, typer.Option(help="side of its pictures; default: as published")] = None,
-    weights: Annotated[str | None, typer.Option(help="ema or raw; default: as published")] = None,
-    scaling_factor: Annotated[float | None, typer.Option(help="of its latents; default: as published")] = None,
-    vocabulary: Annotated[str | None, typer.Option(help="of its text encoder: vocab.txt, folder or name")] = None,
+    look: Annotated[bool, typer.Option("--inspect", help="print what the files contain; write nothing")] = False,
+    image_size: Annotated[
+        int | None, typer.Option(help="side of the pictures in pixels; default: as published", show_default=False)
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="weights to use, ema or raw; default: as published", show_default=False)
+    ] = None,
+    scaling_factor: Annotated[
+        float | None, typer.Option(help="factor of the latents; default: as published", show_default=False)
+    ] = None,
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(help="vocabulary of the text encoder: vocab.txt, a folder or a name", show_default=False),
+    ] = None,
 ) -> None:
-    """Published checkpoints -> our folders: every tensor is used, left behind for a reason, or an error."""
+    """Convert a published checkpoint to the diffusers layout.
+
+    Every tensor is converted or left out for a stated reason; any other tensor is an error. Exits with 2 on errors.
+
+    Example: raygen import auto model.ckpt runs/model
+    """
     from raygen.convert.convert import convert, inspect
     from raygen.convert.families import FAMILIES
     from raygen.convert.parts import Options
@@ -175,7 +240,7 @@ def import_(
     if look:
         account = inspect(files, family, options)
     elif len(files) < 2:
-        raise ConfigError(f"import takes a family, files and a folder; families: {', '.join(FAMILIES)}, or auto")
+        raise ConfigError(f"import needs FAMILY FILE... OUT; families: {', '.join(FAMILIES)}, auto")
     else:
         account = convert(family, files[:-1], files[-1], options)
     console.heading(f"import: {files[0] if look else files[-1]}")
@@ -185,25 +250,28 @@ def import_(
     raise typer.Exit(2 if account.problems else 0)
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def doctor(
-    folder: Annotated[str, typer.Option(help="where results would go; a URL or a folder")] = "runs",
+    folder: Annotated[str, typer.Option(help="folder or URL that results would be written to")] = "runs",
 ) -> None:
-    """Check versions, accelerator, Ray, storage and the working folder."""
+    """Check versions, accelerator, Ray, storage and disk space.
+
+    Exits with 4 where a check fails.
+    """
     from raygen.commands.doctor import examine
 
+    marks = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad [/red]"}
     checks = examine(folder)
     for check in checks:
-        mark = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad [/red]"}[check.status]
-        console.console.print(f"  {mark} [bold]{check.name}[/bold]: ", end="")
+        console.console.print(f"  {marks[check.status]} [bold]{check.name}[/bold]: ", end="")
         console.console.print(check.detail, markup=False)
     raise typer.Exit(4 if any(check.status == "bad" for check in checks) else 0)
 
 
 def main() -> None:
-    """Entry point: errors that raygen raises on purpose become one sentence and their exit code."""
+    """Entry point: an error that raygen raises on purpose is printed as one sentence and sets the exit code."""
     try:
-        code = app(standalone_mode=False)  # of `typer.Exit`, which is not raised this far
+        code = app(standalone_mode=False)  # the code of a `typer.Exit`, which is caught inside
     except RaygenError as error:
         console.failure(error)
         sys.exit(error.exit_code)
@@ -211,10 +279,10 @@ def main() -> None:
         console.failure(INTERRUPTED)
         sys.exit(130)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error that the parser found
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
             error.show()
             sys.exit(error.exit_code)
         raise
-    if code == 130:  # the parser turns an interrupt into a quiet exit
+    if code == 130:  # typer turns an interrupt into a silent exit
         console.failure(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -57,14 +57,14 @@ def test_help_names_every_verb(tmp_path):
 def test_a_job_runs_is_repeated_and_is_verified(tmp_path, job):
     first = raygen("ingest", job(), cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    assert "2 (0 were there already)" in first.stdout
+    assert "2 (0 were already committed)" in first.stdout
     again = raygen("ingest", job(), cwd=tmp_path)
-    assert "2 (2 were there already)" in again.stdout
+    assert "2 (2 were already committed)" in again.stdout
     digest = json.loads((tmp_path / "faces/attempt-00/MANIFEST.json").read_text())["set_digest"]
     assert digest in first.stdout.split()  # whole, in one line, also in a narrow pipe
     checked = raygen("verify", "faces", cwd=tmp_path)
     assert checked.returncode == 0
-    assert "all well" in checked.stdout
+    assert "no problems" in checked.stdout
 
 
 def test_a_dry_run_prints_the_resolved_job_and_writes_nothing(tmp_path, job):
@@ -121,7 +121,7 @@ def test_an_interrupt_says_what_stays(tmp_path, job):
     finally:
         running.kill()
     assert running.returncode == 130
-    assert "the same command goes on" in said
+    assert "run the same command again" in said
     assert "Traceback" not in said
 
 
@@ -194,5 +194,5 @@ def test_doctor_finds_an_open_dashboard_and_files_that_run_code(tmp_path):
         RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA="1",
     )
     assert shown.returncode == 4
-    assert "whoever reaches it runs code" in shown.stdout
+    assert "anyone who can reach it can run code" in shown.stdout
     assert "lets Parquet files run code" in shown.stdout

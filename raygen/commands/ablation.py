@@ -1,14 +1,14 @@
-"""`raygen ablation`: the same few jobs for several variants of one setting, and one table of what came out.
+"""`raygen ablation`: the same jobs for several variants of a setting, and one table of their metrics.
 
-Knows how variants become jobs and how their numbers become one METRICS table. Does not know what any job does; each
-stage is a job that could be run by hand, and goes on where an earlier command left it.
-
-    out/NAME/              what `shared` jobs make, once
-    out/VARIANT/NAME/      what `stages` make; an evaluation writes into out/VARIANT itself
+    out/NAME/              results of the `shared` jobs, which run once
+    out/VARIANT/NAME/      results of the `stages`; an evaluation writes into out/VARIANT itself
     out/metrics/           metrics.parquet, metrics.json of all variants; table.md
 
-Only what was measured alike is put into one table: against the same reference, by the same networks and protocol, over
-as many rows. Where variants made unequal numbers of pictures, all are judged by the rows that each of them has.
+Each stage is an ordinary job. Finished stages are not repeated when the command is run again.
+
+The table has only comparable numbers: measured against the same reference, with the same networks and protocol, over
+the same number of rows. Where variants have unequal numbers of pictures, all are measured on the rows they have in
+common.
 """
 
 import json
@@ -27,7 +27,7 @@ from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
 from raygen.commands.registry import COMMANDS, job_type
 from raygen.commands.train import TrainJob
-from raygen.core.config import override, parse
+from raygen.core.config import nearest, override, parse
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.evaluation.aggregate import write_metrics
 from raygen.evaluation.comparison import (
@@ -48,46 +48,52 @@ from raygen.store.schemas import METRICS
 __all__ = ["JOB", "AblationJob"]
 
 
+#: Names of variants and jobs; they become folders.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class AblationJob(Job):
-    """Variants of one setting -> one METRICS table.
+    """Several jobs for each variant of a setting -> one METRICS table.
 
-    Jobs without `out`; in their texts `{shared}` and `{variant}` stand for the two folders.
+    The jobs are written without `out`. In their values, `{shared}` stands for `out` and `{variant}` for `out/VARIANT`.
     """
 
     kind: Literal["ablation"] = "ablation"
-    shared: dict[str, dict[str, Any]] = Field(default_factory=dict, description="jobs that run once, by folder")
-    stages: dict[str, dict[str, Any]] = Field(..., min_length=1, description="jobs that run for every variant")
+    shared: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="jobs that run once, by name; the result of job NAME is in {shared}/NAME"
+    )
+    stages: dict[str, dict[str, Any]] = Field(
+        ...,
+        min_length=1,
+        description="jobs that run for every variant, by name; the result of job NAME is in {variant}/NAME",
+    )
     variants: dict[str, tuple[str, ...]] = Field(
-        ..., min_length=1, description="overrides of the stages, as on the command line: model.loss.gamma=0.5"
+        ...,
+        min_length=1,
+        description="overrides of the stages for each variant, by its name, such as {p2: [model.loss.gamma=0.5]}; an "
+        "empty list is the stages as they are",
     )
 
     @model_validator(mode="after")
-    def _named(self) -> "AblationJob":
+    def _check_jobs(self) -> "AblationJob":
         for name in (*self.shared, *self.stages, *self.variants):
             if not NAME.fullmatch(name):
-                raise ValueError(f"{name!r} cannot be the name of a folder")
+                raise ValueError(f"{name!r} cannot be the name of a folder; use letters, digits, '.', '_' and '-'")
         if both := set(self.shared) & set(self.variants):
             raise ValueError(f"{sorted(both)} are names of shared jobs and of variants")
-        for words in self.variants.values():
-            for word in words:
-                if word.partition(".")[0] not in self.stages:
-                    raise ValueError(f"{word!r} changes none of the stages {', '.join(self.stages)}")
-        return self
-
-    @model_validator(mode="after")
-    def _every_job_is_one(self) -> "AblationJob":
+        for overrides in self.variants.values():
+            for assignment in overrides:
+                if assignment.partition(".")[0] not in self.stages:
+                    raise ValueError(f"{assignment!r} changes none of the stages {', '.join(self.stages)}")
         list(self.jobs())
         return self
 
     def jobs(self) -> Iterator[tuple[str, str, Job]]:
-        """(variant or nothing, stage, job) in the order in which they run."""
+        """(variant or an empty string, stage, job) in the order in which they run."""
         for name, document in self.shared.items():
             yield "", name, self._job(name, document, "", f"{self.out}/{name}")
-        for variant, words in self.variants.items():
-            for name, document in override(self.stages, words).items():
+        for variant, overrides in self.variants.items():
+            for name, document in override(self.stages, overrides).items():
                 folder = f"{self.out}/{variant}"
                 out = folder if document.get("kind") == "evaluate" else f"{folder}/{name}"
                 yield variant, name, self._job(name, document, variant, out)
@@ -96,8 +102,9 @@ class AblationJob(Job):
         kind = str(document.get("kind"))
         stages = [command for command, record in COMMANDS.items() if record.stage]
         if kind not in stages:
-            raise ConfigError(f"{name}: kind: must be one of {', '.join(stages)} (got {document.get('kind')!r})")
-        filled = _fill(document, {"{shared}": self.out, "{variant}": f"{self.out}/{variant}"})
+            message = f"must be one of {', '.join(stages)} (got {document.get('kind')!r}){nearest(kind, stages)}"
+            raise ConfigError(f"{name}: kind: {message}")
+        filled = fill_placeholders(document, {"{shared}": self.out, "{variant}": f"{self.out}/{variant}"})
         resources = {**self.resources.model_dump(exclude_unset=True), **filled.get("resources", {})}
         job: Job = parse(
             job_type(kind), {**filled, "resources": resources, "out": out}, f"{variant or 'shared'}/{name}"
@@ -105,136 +112,119 @@ class AblationJob(Job):
         return job
 
     def run(self, report: ProgressCallback) -> Result:
-        """Every job in turn, then the table."""
+        """Run every job in turn, then write the table."""
         began = time.time()
         measured: dict[str, list[dict[str, Any]]] = {}
         for variant, name, job in self.jobs():
             label = f"{variant}/{name}" if variant else name
 
-            def say(progress: Any, label: str = label) -> None:
+            def report_with_label(progress: Any, label: str = label) -> None:
                 note = progress.note or f"{progress.done_rows:,}/{progress.rows:,} rows"
                 progress.note = f"{label}: {note.removeprefix(f'{label}: ')}"
                 report(progress)
 
-            job.run(say)
+            job.run(report_with_label)
             if isinstance(job, EvaluateJob):
-                measured.setdefault(variant, []).extend(_rows(job, variant, name))
-                _check(measured)  # before hours go into the next variant
-        table = self._metrics()
-        return Result(self.out, {**_headline_metrics(table), "seconds": round(time.time() - began, 1)})
+                measured.setdefault(variant, []).extend(evaluation_rows(job, variant, name))
+                check_comparable(measured)  # now, and not after hours of work on the next variant
+        table = self.collect_metrics()
+        facts = {
+            variant: {metric: round(value, 4) for metric, value in values.items()}
+            for variant, values in grid(table.to_pylist()).values.items()
+        }
+        return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
 
     def estimate(self) -> Estimate:
-        """Of the jobs whose inputs are there; the others are named."""
+        """The sum of the jobs whose inputs exist; the other jobs are named in the notes."""
         rows, size, seconds = 0, 0, 0.0
-        notes = ["rows, bytes and time are of the jobs whose inputs are there; those that wait come on top"]
+        notes = ["rows, bytes and time are of the jobs whose inputs exist; the waiting jobs come on top"]
         for variant, name, job in self.jobs():
             label = f"{variant}/{name}" if variant else name
             try:
-                found = job.estimate()
+                estimate = job.estimate()
             except RaygenError:
-                notes.append(f"{label}: waits for the jobs before it")
+                notes.append(f"{label}: waits for earlier jobs")
                 continue
-            rows, size, seconds = rows + found.rows, size + found.bytes, seconds + found.seconds
-            notes.append(f"{label}: {'; '.join(found.notes)}")
+            rows, size, seconds = rows + estimate.rows, size + estimate.bytes, seconds + estimate.seconds
+            notes.append(f"{label}: {'; '.join(estimate.notes)}")
         return Estimate(rows, 0, 0, size, seconds, tuple(notes))
 
-    def _metrics(self) -> pa.Table:
-        """All numbers of all variants, the variant in each one's protocol; written to `out/metrics`.
+    def collect_metrics(self) -> pa.Table:
+        """METRICS of all variants, with the variant in each row's protocol; also written to `out/metrics`.
 
-        `ConfigError` where they were not measured alike, `InputError` where distances are of unequal n.
+        `ConfigError` where they were not measured with one protocol, `InputError` where distances have unequal n.
         """
         rows: list[dict[str, Any]] = []
-        common = self._common()
+        common = self._common_rows()
         for variant, name, job in self.jobs():
             if isinstance(job, EvaluateJob):
-                rows += _rows(job, variant, name, common.get(name) if variant else None)
+                rows += evaluation_rows(job, variant, name, common.get(name) if variant else None)
             elif isinstance(job, TrainJob) and variant:
-                rows += _trained(job, variant, name)
+                rows += training_rows(job, variant, name)
             elif isinstance(job, GenerateJob) and variant:
-                rows += _made(job, variant, name)
+                rows += generation_rows(job, variant, name)
         by_variant: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             by_variant.setdefault(str(variant_of(row)), []).append(row)
-        _check(by_variant)
+        check_comparable(by_variant)
         for column, cells in side_by_side(rows).items():
             check_counts(column, cells)
         table = pa.Table.from_pylist(rows, METRICS)
         folder = FileStore(f"{self.out}/metrics")
         write_metrics(folder, rows)
-        folder.put("table.md", _markdown(table).encode())
+        folder.put("table.md", markdown_table(grid(table.to_pylist())).encode())
         return table
 
-    def _common(self) -> dict[str, dict[str, frozenset[str]]]:
-        """Of each stage that judges, the measurements with unequal numbers of rows, and the ids that all of them have.
+    def _common_rows(self) -> dict[str, dict[str, frozenset[str]]]:
+        """By stage and score, the ids that all variants have, for the scores of unequal numbers of rows.
 
-        Those that have no row in common are left as they are: their means stand with their n, distances are refused.
+        A score without any common row is left out: its means stay as they are, with their own n, and distances are
+        refused.
         """
-        found: dict[str, dict[str, list[frozenset[str]]]] = {}
+        ids_of: dict[str, dict[str, list[frozenset[str]]]] = {}
         for variant, name, job in self.jobs():
             if variant and isinstance(job, EvaluateJob):
-                for measurement, ids in job.rows().items():
-                    found.setdefault(name, {}).setdefault(measurement, []).append(ids)
+                for score, ids in job.rows().items():
+                    ids_of.setdefault(name, {}).setdefault(score, []).append(ids)
         common = {
             name: {
-                measurement: ids
-                for measurement, sets in by.items()
-                if len({len(one) for one in sets}) > 1 and (ids := frozenset.intersection(*sets))
+                score: ids
+                for score, sets in scores.items()
+                if len({len(ids) for ids in sets}) > 1 and (ids := frozenset.intersection(*sets))
             }
-            for name, by in found.items()
+            for name, scores in ids_of.items()
         }
-        return {name: by for name, by in common.items() if by}
+        return {name: scores for name, scores in common.items() if scores}
 
 
-def _rows(
+def evaluation_rows(
     job: EvaluateJob, variant: str, stage: str, common: Mapping[str, frozenset[str]] | None = None
 ) -> list[dict[str, Any]]:
-    """METRICS of an evaluation that has run; of `common`, ids by measurement, where that is not None."""
+    """METRICS of an evaluation that has run; with `common` (ids by score) only over these rows."""
     if common is None:
-        found = from_parquet(FileStore(f"{job.out}/metrics").get("metrics.parquet"))
-        return [{**row, "protocol": _named(row["protocol"], variant, stage)} for row in found.to_pylist()]
-    said = {"rows": "those that all variants have"}
-    return [{**row, "protocol": _named(row["protocol"], variant, stage, said)} for row in job.over(common).to_pylist()]
+        rows = from_parquet(FileStore(f"{job.out}/metrics").get("metrics.parquet")).to_pylist()
+        return [{**row, "protocol": _add_variant(row["protocol"], variant, stage)} for row in rows]
+    more = {"rows": "those that all variants have"}
+    return [
+        {**row, "protocol": _add_variant(row["protocol"], variant, stage, more)} for row in job.over(common).to_pylist()
+    ]
 
 
-def _check(measured: Mapping[str, list[dict[str, Any]]]) -> None:
-    """`ConfigError` where rows of variants were not measured alike."""
-    columns = side_by_side(row for found in measured.values() for row in found)
-    for column, cells in columns.items():
-        check_protocols(column, cells)
-    check_names({variant: [cells[variant] for cells in columns.values() if variant in cells] for variant in measured})
-
-
-def _fill(value: Any, places: Mapping[str, str]) -> Any:
-    """A copy with the placeholders in its texts replaced."""
-    if isinstance(value, str):
-        for place, text in places.items():
-            value = value.replace(place, text)
-        return value
-    if isinstance(value, Mapping):
-        return {key: _fill(item, places) for key, item in value.items()}
-    return [_fill(item, places) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _named(protocol: str, variant: str, stage: str, more: Mapping[str, str] | None = None) -> str:
-    return json.dumps({**json.loads(protocol), **(more or {}), "variant": variant, "stage": stage}, sort_keys=True)
-
-
-def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
-    """A training's last loss, and a first stage's scores, as METRICS rows."""
+def training_rows(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
+    """The final loss of a training, and the reconstruction scores of a first stage, as METRICS rows."""
     facts = json.loads((Path(job.out) / "training" / "result.json").read_text(encoding="utf-8"))
     protocol = {"steps": facts["steps"], "parameters": facts["parameters"], "trained_s": facts["trained_s"]}
     values = {"loss": facts.get("loss"), **facts.get("reconstruction", {})}
     scored = facts.get("scored", {})
-    pictures = scored.get("pictures", 0)
-    judged = {"split": scored.get("split"), "size": getattr(job.model, "image_size", None)}
+    reconstruction = {**protocol, "split": scored.get("split"), "size": getattr(job.model, "image_size", None)}
     row = {"run_id": facts["run_id"], "slice": stage, "ci_low": None, "ci_high": None, "reference": None}
     return [
         {
             **row,
             "metric": metric,
             "value": value,
-            "n": facts["pictures"] if metric == "loss" else pictures,
-            "protocol": _named(json.dumps(protocol if metric == "loss" else {**protocol, **judged}), variant, stage),
+            "n": facts["pictures"] if metric == "loss" else scored.get("pictures", 0),
+            "protocol": _add_variant(json.dumps(protocol if metric == "loss" else reconstruction), variant, stage),
             "created": datetime.now(UTC),
         }
         for metric, value in values.items()
@@ -242,15 +232,15 @@ def _trained(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
     ]
 
 
-def _made(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
-    """What a picture cost: a worker's seconds over the pictures of its shards, without start and loading."""
+def generation_rows(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
+    """Seconds per picture on one worker as a METRICS row, without starting the worker and loading the model."""
     store, _ = open_input(job.out)
     commits = list(store.commits())
-    made = sum(commit.rows("samples") for commit in commits)
-    if not made:
+    pictures = sum(commit.rows("samples") for commit in commits)
+    if not pictures:
         return []
     environment = commits[0].environment
-    resources = {name: environment.get(name) for name in ("device", "dtype", "threads", "torch")}
+    resources = {key: environment.get(key) for key in ("device", "dtype", "threads", "torch")}
     protocol = {
         **resources,
         "workers": job.resources.workers,
@@ -263,8 +253,8 @@ def _made(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
             "run_id": store.plan().run_id,
             "metric": SECONDS,
             "slice": "all",
-            "value": sum(commit.timings["work_s"] for commit in commits) / made,
-            "n": made,
+            "value": sum(commit.timings["work_s"] for commit in commits) / pictures,
+            "n": pictures,
             "ci_low": None,
             "ci_high": None,
             "reference": None,
@@ -274,28 +264,41 @@ def _made(job: GenerateJob, variant: str, stage: str) -> list[dict[str, Any]]:
     ]
 
 
-def _headline_metrics(table: pa.Table) -> dict[str, object]:
-    values = grid(table.to_pylist()).values
-    return {variant: {name: round(value, 4) for name, value in found.items()} for variant, found in values.items()}
+def check_comparable(measured: Mapping[str, list[dict[str, Any]]]) -> None:
+    """`ConfigError` where METRICS rows of variants were not measured with one protocol."""
+    columns = side_by_side(row for rows in measured.values() for row in rows)
+    for column, cells in columns.items():
+        check_protocols(column, cells)
+    check_names({variant: [cells[variant] for cells in columns.values() if variant in cells] for variant in measured})
 
 
-def _markdown(table: pa.Table) -> str:
-    found = grid(table.to_pylist())
-    columns = found.columns
-    lines = ["| variant | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
-    for variant in found.values:
-        lines.append(f"| {variant} | " + " | ".join(_cell(found, variant, name) for name in columns) + " |")
-    counts = ("" if (n := found.n_of(name)) is None else f"{n:,}" for name in columns)
+def fill_placeholders(value: Any, folders: Mapping[str, str]) -> Any:
+    """A copy of a job document with the placeholders in its strings replaced by folders."""
+    if isinstance(value, str):
+        for placeholder, folder in folders.items():
+            value = value.replace(placeholder, folder)
+        return value
+    if isinstance(value, Mapping):
+        return {key: fill_placeholders(item, folders) for key, item in value.items()}
+    return [fill_placeholders(item, folders) for item in value] if isinstance(value, list | tuple) else value
+
+
+def markdown_table(values: Grid) -> str:
+    """A row per variant and a column per metric; a value has its own n where the variants' n differ."""
+    lines = ["| variant | " + " | ".join(values.columns) + " |", "|" + "---|" * (len(values.columns) + 1)]
+    for variant, by_metric in values.values.items():
+        cells = []
+        for metric in values.columns:
+            own_n = f" (n {values.n[variant][metric]:,})" if metric in by_metric and values.n_of(metric) is None else ""
+            cells.append(f"{by_metric[metric]:.4g}{own_n}" if metric in by_metric else "")
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    counts = ("" if (n := values.n_of(metric)) is None else f"{n:,}" for metric in values.columns)
     lines.append("| *n* | " + " | ".join(counts) + " |")
     return "\n".join(lines) + "\n"
 
 
-def _cell(found: Grid, variant: str, name: str) -> str:
-    """A value, with its own n where variants differ there: of means, which may stand beside each other all the same."""
-    if name not in found.values[variant]:
-        return ""
-    own = "" if found.n_of(name) is not None else f" (n {found.n[variant][name]:,})"
-    return f"{found.values[variant][name]:.4g}{own}"
+def _add_variant(protocol: str, variant: str, stage: str, more: Mapping[str, str] | None = None) -> str:
+    return json.dumps({**json.loads(protocol), **(more or {}), "variant": variant, "stage": stage}, sort_keys=True)
 
 
 JOB = AblationJob

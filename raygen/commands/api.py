@@ -1,4 +1,4 @@
-"""raygen from Python: run a job, read any table, score a folder of pictures."""
+"""raygen from Python: run a job, read the tables of a run, score a folder of pictures."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from raygen.commands.base import ProgressCallback, Result
 from raygen.commands.registry import load, make
-from raygen.core.config import Resources, override
+from raygen.core.config import Resources, nearest, override
 from raygen.core.errors import ConfigError
 from raygen.execution.executor import execute, local_runner
 from raygen.store.filesystem import FileStore
@@ -20,7 +20,7 @@ from raygen.store.schemas import SAMPLES, SCHEMAS, cast
 
 __all__ = ["evaluate", "load_dataset", "run"]
 
-#: Which table of a run is read where none is named: the first one that is there.
+#: The table of a run that is read where none is named: the first one that exists.
 MAIN_TABLES: Final = ("samples", "faces", "conditions", "latents", "selection", "scores")
 Format = Literal["arrow", "pandas", "datasets"]
 
@@ -28,8 +28,8 @@ Format = Literal["arrow", "pandas", "datasets"]
 def run(job: str | Path | Mapping[str, Any], *overrides: str, progress: ProgressCallback = lambda _: None) -> Result:
     """Run a job: a YAML file or a dictionary with the same keys, with `a.b=c` overrides.
 
-    Finished shards are kept: a second call goes on where the first one stopped. Returns the folder and facts about the
-    run. Raises the errors of `raygen.core.errors`; `progress` is called with a `Progress` now and then.
+    Finished shards are kept: a second call continues where the first one stopped. Returns the folder and facts about
+    the run. `progress` is called with a `Progress` after each shard. Raises the errors of `raygen.core.errors`.
     """
     loaded = make(override(job, overrides)) if isinstance(job, Mapping) else load(str(job), overrides)
     return loaded.run(progress)
@@ -66,7 +66,17 @@ def load_dataset(
     `ConfigError` where the run is not finished or has no such table.
     """
     url = str(folder)
-    rows = _metrics(url) if table == "metrics" else _committed(url, table, columns)
+    if table == "metrics":
+        rows = _metrics(url)
+    else:
+        if table is not None and table not in SCHEMAS:
+            known = (*SCHEMAS, "metrics")
+            raise ConfigError(f"table: must be one of {', '.join(known)} (got {table!r}){nearest(table, known)}")
+        store, _ = open_input(url)
+        name = table or next((name for name in MAIN_TABLES if store.has(name)), None)
+        if name is None or not store.has(name):
+            raise ConfigError(f"{url}: the run of `raygen {store.plan().kind}` has no table {name or 'with rows'}")
+        rows = pa.concat_tables(store.tables(name, columns))
     if columns is not None:
         rows = rows.select(list(columns))
     if format == "arrow":
@@ -78,21 +88,20 @@ def load_dataset(
         from datasets.table import InMemoryTable
     except ImportError as error:
         raise ConfigError("format='datasets' needs the package `datasets`: pip install datasets") from error
-    return Dataset(InMemoryTable(_without_maps(rows)))
+    return Dataset(InMemoryTable(maps_as_lists(rows)))
 
 
-def _without_maps(rows: pa.Table) -> pa.Table:
-    """Map columns as lists of (key, value) structs: `datasets` 5.2 refuses a table that has a map anywhere."""
+def maps_as_lists(rows: pa.Table) -> pa.Table:
+    """Map columns as lists of (key, value) structs, because `datasets` 5.2 refuses tables with maps."""
     for position, field in enumerate(rows.schema):
         if pa.types.is_map(field.type):
             pairs = pa.list_(pa.struct([("key", field.type.key_type), ("value", field.type.item_type)]))
-            columns = [pa.array([_pairs(value) for value in rows[field.name].to_pylist()], pairs)]
-            rows = rows.set_column(position, pa.field(field.name, pairs), columns)
+            values = [
+                None if entries is None else [{"key": key, "value": value} for key, value in entries]
+                for entries in rows[field.name].to_pylist()
+            ]
+            rows = rows.set_column(position, pa.field(field.name, pairs), [pa.array(values, pairs)])
     return rows
-
-
-def _pairs(value: list[tuple[Any, Any]] | None) -> list[dict[str, Any]] | None:
-    return None if value is None else [{"key": key, "value": item} for key, item in value]
 
 
 def _metrics(url: str) -> pa.Table:
@@ -100,16 +109,6 @@ def _metrics(url: str) -> pa.Table:
         if FileStore(url).exists(name):
             return from_parquet(FileStore(url).get(name))
     raise ConfigError(f"{url}: no metrics.parquet here; name the folder of an evaluation")
-
-
-def _committed(url: str, table: str | None, columns: Sequence[str] | None) -> pa.Table:
-    if table is not None and table not in SCHEMAS:
-        raise ConfigError(f"table: must be one of {', '.join((*SCHEMAS, 'metrics'))} (got {table!r})")
-    store, _ = open_input(url)
-    name = table or next((name for name in MAIN_TABLES if store.has(name)), None)
-    if name is None or not store.has(name):
-        raise ConfigError(f"{url}: the run of `raygen {store.plan().kind}` has no table {name or 'with rows'}")
-    return pa.concat_tables(store.tables(name, columns))
 
 
 def evaluate(
@@ -121,27 +120,40 @@ def evaluate(
     progress: ProgressCallback = lambda _: None,
     **settings: Any,
 ) -> dict[str, float]:
-    """Score pictures against real ones; the numbers of the whole set by metric, such as `fd:raygen-parser`.
+    """Score pictures against real ones; the metrics of the whole set by name, such as `fd:raygen-parser`.
 
     Each of `samples` and `reference` is a folder of pictures (cropped to squares of `size` pixels) or the folder of a
-    finished run. `settings` are those of `raygen evaluate` (`score`, `compare`, `slices` …). With `out` everything is
-    kept there: METRICS with protocols and intervals, scores of each picture. `ConfigError` and `InputError` as the
-    commands raise them.
+    finished run. `settings` are those of `raygen evaluate` (`score`, `compare`, `slices` …). With `out` the results are
+    kept there: METRICS with protocols and confidence intervals, and the scores of each picture. Raises the errors of
+    `raygen evaluate`.
     """
     with tempfile.TemporaryDirectory() if out is None else nullcontext(str(out)) as folder:
-        judged = _samples(str(samples), f"{folder}/pictures", size, progress)
-        real = _faces(str(reference), f"{folder}/reference_pictures", size, progress)
-        make({"kind": "evaluate", "samples": judged, "reference": real, **settings, "out": f"{folder}"}).run(progress)
+        job = {
+            "kind": "evaluate",
+            "samples": samples_run(str(samples), f"{folder}/pictures", size, progress),
+            "reference": _faces_run(str(reference), f"{folder}/reference_pictures", size, progress),
+            **settings,
+            "out": folder,
+        }
+        make(job).run(progress)
         rows = _metrics(str(folder)).to_pylist()
     return {row["metric"]: row["value"] for row in rows if row["slice"] == "all"}
 
 
-def _is_run(url: str) -> bool:
-    return any(FileStore(url).exists(f"{place}plan.json") for place in ("attempt-00/", ""))
+def samples_run(url: str, out: str, size: int, progress: ProgressCallback) -> str:
+    """Folder of a run with SAMPLES: `url` itself, or a run in `out` with the pictures of a folder or of FACES."""
+    if _is_run(url) and open_input(url)[0].has("samples"):
+        return url
+    faces, content = open_input(_faces_run(url, f"{out}/faces", size, progress))
+    shards = make_shards(faces.slices("faces"), 1024)
+    plan = Plan("samples", content[:16], {"faces": content}, 1024, shards)
+    store = RunStore(f"{out}/samples")
+    execute(store, plan, FacesAsSamples, Resources(), local_runner, max_error_fraction=0.0)
+    return f"{out}/samples"
 
 
-def _faces(url: str, out: str, size: int, progress: ProgressCallback) -> str:
-    """The run itself, or an ingest run of a folder of pictures."""
+def _faces_run(url: str, out: str, size: int, progress: ProgressCallback) -> str:
+    """Folder of a run with FACES: `url` itself, or an ingest run in `out` of a folder of pictures."""
     if _is_run(url) or FileStore(url).exists("reference.json"):
         return url
     data = {"kind": "folder", "root": url, "size": size, "crop": "center"}
@@ -149,27 +161,19 @@ def _faces(url: str, out: str, size: int, progress: ProgressCallback) -> str:
     return out
 
 
-def _samples(url: str, out: str, size: int, progress: ProgressCallback) -> str:
-    """A run with SAMPLES: the run itself, or the pictures of a folder or of FACES as samples."""
-    if _is_run(url) and open_input(url)[0].has("samples"):
-        return url
-    faces, content = open_input(_faces(url, f"{out}/faces", size, progress))
-    shards = make_shards(faces.slices("faces"), 1024)
-    plan = Plan("samples", content[:16], {"faces": content}, 1024, shards)
-    store = RunStore(f"{out}/samples")
-    execute(store, plan, _AsSamples, Resources(), local_runner, max_error_fraction=0.0)
-    return f"{out}/samples"
+def _is_run(url: str) -> bool:
+    return any(FileStore(url).exists(f"{folder}plan.json") for folder in ("attempt-00/", ""))
 
 
-class _AsSamples:
-    """FACES rows as SAMPLES rows, so that any set of pictures can be judged."""
+class FacesAsSamples:
+    """Worker that turns FACES into SAMPLES, so that any set of pictures can be evaluated."""
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
         """See `Worker.start`."""
         table = rows.rename_columns(["sample_id" if name == "face_id" else name for name in rows.column_names])
         for field in SAMPLES:
             if field.name not in table.column_names:
-                # Not generated here, so there is no sampler, checkpoint or seed to name.
+                # These pictures were not generated here: they have no sampler, checkpoint or seed.
                 blank = None if field.nullable else "" if pa.types.is_string(field.type) else 0
                 table = table.append_column(field, pa.array([blank] * rows.num_rows, field.type))
         return lambda: {"samples": cast(table.select(SAMPLES.names), SAMPLES)}

@@ -1,7 +1,6 @@
-"""What every job has in common: what, where, out; and how work over shards is prepared, estimated and run.
+"""What every job has in common, and how a job over shards is planned, estimated and run.
 
-Knows the way from a job to a plan and through the loop over shards. Knows no particular job, and imports Ray
-only where a job asks for it.
+Ray is imported only for a job with `resources.runner: ray`.
 """
 
 import time
@@ -40,6 +39,7 @@ __all__ = [
     "run_sharded",
     "runner_of",
     "store_listing",
+    "sum_estimates",
     "time_one_batch",
 ]
 
@@ -48,19 +48,22 @@ ProgressCallback = Callable[[Progress], None]
 
 
 class Sharding(Config):
-    """Settings of every job over shards."""
+    """How rows are divided into shards, and how many of them may fail."""
 
     shard_rows: int = Field(
-        1024, ge=1, le=1_000_000, description="input rows in a shard, the unit of commit; cut to whole batches"
+        1024,
+        ge=1,
+        le=1_000_000,
+        description="input rows per shard, the unit of work and of commit; rounded down to whole batches",
     )
     max_error_fraction: float = Field(
-        0.01, ge=0, le=1, description="fraction of rows that may fail before the run does"
+        0.01, ge=0, le=1, description="fraction of rows that may fail; the run fails with exit code 3 where more do"
     )
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a job ended, for whoever prints it: where the result is, and facts by name."""
+    """How a job ended: `out`, the folder or URL of the result, and facts about it by name, to be printed."""
 
     out: str
     facts: Mapping[str, object]
@@ -68,7 +71,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a dry run can say. Seconds come from really working on a few rows here."""
+    """Size and time of a job. `bytes` and `seconds` are extrapolated from a few rows that were processed here."""
 
     rows: int
     shards: int
@@ -79,50 +82,52 @@ class Estimate:
 
 
 class Job(Config):
-    """A job: its settings, `resources` and `out`. Subclasses add `kind: Literal[...]` and their settings."""
+    """Base of all jobs. Subclasses add `kind: Literal[...]` and their settings."""
 
-    resources: Resources = Field(default_factory=Resources, description="where and how wide the job runs")
-    out: str = Field(..., min_length=1, description="folder or URL that the result goes to")
+    resources: Resources = Field(default_factory=Resources, description="where the job runs, and with how many workers")
+    out: str = Field(
+        ..., min_length=1, description="folder or URL, such as s3://bucket/run, that the result is written to"
+    )
 
     def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The settings without `kind`, `resources`, `out` and those of `exclude`, as plain values."""
         return self.model_dump(mode="json", exclude={"kind", "resources", "out", *exclude})
 
     def document(self) -> dict[str, Any]:
-        """The job as its file would say it: kind, settings, resources, out."""
+        """The job as plain values, as in a job file: kind, settings, resources, out."""
         kind, resources = getattr(self, "kind", None), self.resources.model_dump(mode="json")
         return {"kind": kind, **self.settings(), "resources": resources, "out": self.out}
 
     @abstractmethod
     def run(self, report: ProgressCallback) -> Result:
-        """Do it; `report` hears of progress. Raises the errors of `raygen.core.config`."""
+        """Run the job; `report` is called with the progress. Raises the errors of `raygen.core.errors`."""
 
     @abstractmethod
     def estimate(self) -> Estimate:
-        """Rows, shards, bytes and time, without writing anything."""
+        """Rows, shards, bytes and seconds of the job. Writes nothing."""
 
 
 class ShardedJob(Job, Sharding):
-    """A job that is one pass over shards."""
+    """A job that is one pass over the shards of its input."""
 
     @abstractmethod
     def prepare(self, *, write: bool) -> "PreparedRun":
-        """Plan and worker; with `write`, inputs that the job makes itself are stored for the actors to read."""
+        """Plan and worker of the job. With `write`, input rows that the job makes itself are stored for the actors."""
 
     def run(self, report: ProgressCallback) -> Result:
-        """Every shard, committed exactly once."""
+        """Process every shard that is not committed yet."""
         work = self.prepare(write=True)
-        said = {"note": "; ".join(work.notes)} if work.notes else {}
-        return Result(self.out, {**outcome_facts(run_sharded(work, self.resources, report)), **said})
+        facts = outcome_facts(run_sharded(work, self.resources, report))
+        return Result(self.out, {**facts, "note": "; ".join(work.notes)} if work.notes else facts)
 
     def estimate(self) -> Estimate:
-        """Work on one batch of the first shard, keep nothing, and scale up."""
+        """Process one batch of the first shard, discard the result, and scale up."""
         return estimate_cost(self.prepare(write=False), self.resources)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Input rows by slices, and the name of their content."""
+    """Input rows as slices of files, and the digest of their content."""
 
     slices: Sequence[Slice]
     digest: str
@@ -130,25 +135,28 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRun(PlannedRun):
-    """A planned run with its worker: `build` is called in each actor, and has to be picklable."""
+    """A planned run with its worker: `build` is called in each actor, and has to be picklable.
+
+    `first`: rows to estimate with where the inputs are not written yet. `notes`: remarks on the plan for the user.
+    """
 
     build: Callable[[], Worker]
-    first: pa.Table | None = None  # rows to probe where the inputs are not written yet
-    notes: tuple[str, ...] = ()  # what a person should know of the plan
+    first: pa.Table | None = None
+    notes: tuple[str, ...] = ()
 
 
 def open_inputs(url: str, table: str) -> Inputs:
     """The committed rows of `table` of a complete earlier run; `ConfigError` where there is none."""
     store, content = open_input(url)
     if not store.has(table):
-        raise ConfigError(f"{url}: holds what `raygen {store.plan().kind}` makes, and no rows of {table.upper()}")
+        raise ConfigError(f"{url}: is the result of `raygen {store.plan().kind}` and has no table {table.upper()}")
     return Inputs(store.slices(table), content)
 
 
 def store_listing(listing: pa.Table, out: str, *also: str, write: bool) -> Inputs:
-    """Rows that the driver made, as an input: stored under `out` with `write`, so that actors read what it saw.
+    """Rows that the driver made, as inputs. With `write` they are stored under `out`, where actors read them.
 
-    `also`: digests of what else the rows mean.
+    `also`: digests of other content that the rows refer to; they become part of the inputs' digest.
     """
     data = to_parquet(listing, row_group_rows=4096)
     name = f"listing-{digest(data)[:12]}.parquet"
@@ -178,7 +186,7 @@ def plan_run(
 
 
 def runner_of(resources: Resources) -> Runner:
-    """The plain loop or Ray; Ray is imported here and nowhere else outside `cluster`."""
+    """The runner that `resources` name: a loop in this process, or Ray actors. Imports Ray where it is asked for."""
     if resources.runner == "local":
         return local_runner
     from raygen.execution.ray.actors import ray_runner
@@ -192,12 +200,12 @@ def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallbac
 
 
 def outcome_facts(outcome: Outcome) -> dict[str, object]:
-    """What a person wants to know of a finished pass."""
+    """Counts, rate and digests of a finished pass over shards, to be printed."""
     manifest, progress = outcome.manifest, outcome.progress
     return {
         "rows": manifest["rows"],
         "quarantined": manifest["quarantined"] or "none",
-        "shards": f"{manifest['shards']} ({progress.resumed_shards} were there already)",
+        "shards": f"{manifest['shards']} ({progress.resumed_shards} were already committed)",
         "bytes": manifest["bytes"],
         "rows_per_s": round(progress.rate, 1),
         "run_id": manifest["run_id"],
@@ -207,47 +215,57 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Throughput:
-    """What a row takes on one worker, measured on `rows` of them."""
+    """Seconds and bytes per row on one worker, measured on `rows` rows."""
 
     seconds: float
-    bytes: int
+    bytes: float
     rows: int
 
 
 def estimate_cost(work: PreparedRun, resources: Resources) -> Estimate:
-    """What `work` would make and how long it would take: one batch done here, scaled up, nothing kept."""
+    """Size and time of `work`, extrapolated from one batch that is processed here and discarded."""
     rate = time_one_batch(work)
     return extrapolate(work, resources, rate, (f"timed on {rate.rows} rows with one worker on this machine",))
 
 
 def time_one_batch(work: PreparedRun) -> Throughput:
-    """One batch done here, nothing kept."""
+    """Process one batch here and discard the result."""
     size = min(work.plan.batch, max(work.plan.rows, 1))
-    rows = work.first if work.first is not None else _head(work.plan, size, work.columns)
-    rows = rows.slice(0, size)
+    if work.first is not None:
+        rows = work.first.slice(0, size)
+    else:
+        piece = work.plan.shards[0].inputs[0]
+        rows = read_slice(piece._replace(rows=min(piece.rows, size)), work.columns)
     worker = work.build()
-    worker.start(rows.slice(0, 1))()  # lazy imports and first-call costs are not the rate
+    worker.start(rows.slice(0, 1))()  # the first call pays for lazy imports
     began = time.perf_counter()
     tables = worker.start(rows)()
-    each = (time.perf_counter() - began) / max(rows.num_rows, 1)
-    return Throughput(each, sum(table.nbytes for table in tables.values()) // max(rows.num_rows, 1), rows.num_rows)
+    seconds = (time.perf_counter() - began) / max(rows.num_rows, 1)
+    size_bytes = sum(table.nbytes for table in tables.values())
+    return Throughput(seconds, size_bytes // max(rows.num_rows, 1), rows.num_rows)
 
 
 def extrapolate(work: PreparedRun, resources: Resources, rate: Throughput, notes: tuple[str, ...]) -> Estimate:
-    """All of `work` at a rate; shards that are committed take no time."""
+    """Size and time of all of `work` at a rate; committed shards take no time."""
     done = len(work.store.committed())
     left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
     return Estimate(
         work.plan.rows,
         len(work.plan.shards),
         done,
-        rate.bytes * work.plan.rows,
+        int(rate.bytes * work.plan.rows),
         rate.seconds * left / resources.workers,
         (*work.notes, *notes),
     )
 
 
-def _head(plan: Plan, rows: int, columns: tuple[str, ...] | None) -> pa.Table:
-    shard = plan.shards[0]
-    piece = shard.inputs[0]
-    return read_slice(piece._replace(rows=min(piece.rows, rows)), columns)
+def sum_estimates(parts: Sequence[Estimate], notes: tuple[str, ...]) -> Estimate:
+    """The estimates of several passes that run one after the other, as one."""
+    return Estimate(
+        sum(part.rows for part in parts),
+        sum(part.shards for part in parts),
+        sum(part.done_shards for part in parts),
+        sum(part.bytes for part in parts),
+        sum(part.seconds for part in parts),
+        notes,
+    )

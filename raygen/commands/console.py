@@ -1,7 +1,4 @@
-"""What a person sees while something runs: a bar on a terminal, heartbeat lines elsewhere.
-
-Knows `Progress` and plain facts. Knows no job; prints, and decides nothing.
-"""
+"""Output on the terminal: facts in two columns, errors, and progress as a bar or, without a terminal, as lines."""
 
 import sys
 import time
@@ -26,7 +23,7 @@ HEARTBEAT_S = 10.0
 
 
 def size(count: float) -> str:
-    """Bytes for a person."""
+    """A number of bytes with a unit, such as `1.5 MB`."""
     for unit in ("B", "KB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -35,7 +32,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person."""
+    """A number of seconds with a unit, such as `12 min`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -53,7 +50,7 @@ def facts(values: Mapping[str, object]) -> None:
     width = max(map(len, values), default=0)
     for name, value in values.items():
         console.print(f"  [dim]{escape(f'{name:<{width}}')}[/dim]  ", end="")
-        console.print(_text(value), markup=False)  # never folded: a digest is there to be copied
+        console.print(_text(value), markup=False)  # never wrapped, so that a digest can be copied
 
 
 def _text(value: object) -> str:
@@ -65,13 +62,13 @@ def _text(value: object) -> str:
 
 
 def failure(error: BaseException) -> None:
-    """An error that raygen raised on purpose: its name and its sentence, no traceback."""
+    """Name and message of an error that raygen raised on purpose, without a traceback."""
     errors.print(f"[red]{type(error).__name__}[/red]: ", end="")
     errors.print(str(error), markup=False)
 
 
 class _Lines:
-    """Heartbeat lines: one at the start, one every few seconds, one at the end."""
+    """Progress as lines: one at the start, one every `HEARTBEAT_S` seconds, one at the end."""
 
     def __init__(self, label: str) -> None:
         self.label = label
@@ -82,38 +79,35 @@ class _Lines:
         now = time.monotonic()
         if now - self.last < HEARTBEAT_S and (state.note or state.done_shards < state.shards):
             return
-        line = self._line(state)
+        line = f"{state.done_rows / max(state.rows, 1):.0%}, {state.note}"
+        if not state.note:
+            remaining = "" if state.eta_s is None else f", {duration(state.eta_s)} left"
+            failed = f", {state.bad} failed" if state.bad else ""
+            line = (
+                f"{state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}, "
+                f"{state.rate:.1f} rows/s{remaining}{failed}"
+            )
         if line == self.line:
             return
         self.last, self.line = now, line
         print(f"  {self.label}: {line}", flush=True)
 
-    def _line(self, state: Progress) -> str:
-        if state.note:
-            return f"{state.done_rows / max(state.rows, 1):.0%}, {state.note}"
-        eta = "" if state.eta_s is None else f", {duration(state.eta_s)} left"
-        bad = f", {state.bad} bad" if state.bad else ""
-        return (
-            f"{state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}, "
-            f"{state.rate:.1f}/s{eta}{bad}"
-        )
-
 
 class _Bar:
-    """One bar for one pass."""
+    """Progress as one bar."""
 
     def __init__(self, bars: Bars, label: str) -> None:
         self.bars = bars
         self.task = bars.add_task(label, total=None, rate="")
 
     def __call__(self, state: Progress) -> None:
-        rate = state.note or (f"{state.rate:.1f}/s" if state.new_rows else "")
+        rate = state.note or (f"{state.rate:.1f} rows/s" if state.new_rows else "")
         self.bars.update(self.task, total=state.rows, completed=state.done_rows, rate=rate)
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Any]:
-    """A callable that takes `Progress`; what it shows depends on where the output goes."""
+    """A callable that is given `Progress` and prints it: a bar on a terminal, lines elsewhere."""
     if not sys.stdout.isatty():
         yield _Lines(label)
         return

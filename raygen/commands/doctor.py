@@ -1,27 +1,27 @@
-"""`raygen doctor`: is this machine ready, and what is wrong if not.
+"""`raygen doctor`: checks that this machine is ready to run raygen.
 
-Knows versions, the accelerator, how torch and torchvision must match, Ray's authentication, storage. Changes
-nothing except a probe file that it removes. Prints no secret: credentials are only said to be there or not.
+Nothing is changed except for a probe file in the output folder, which is removed again. Credentials are never printed,
+only whether there are any. A new check is a function in `CHECKS`.
 """
 
 import os
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from raygen.core.errors import RaygenError
 from raygen.store.filesystem import FileStore
 
-__all__ = ["Check", "examine"]
+__all__ = ["CHECKS", "Check", "examine"]
 
 
-PACKAGES = (
+PACKAGES: Final = (
     "raygen",
     "ray",
     "torch",
@@ -34,14 +34,15 @@ PACKAGES = (
     "s3fs",
     "scipy",
 )
-#: `ray job submit --working-dir` uploads the folder; Ray refuses more than this.
-WORKING_DIR_LIMIT = 500e6
-SKIPPED = {".venv", ".git", "runs", "__pycache__", ".mypy_cache", ".ruff_cache", "node_modules"}
+#: Bytes. `ray job submit --working-dir` uploads the folder; Ray refuses more than this.
+WORKING_DIR_LIMIT: Final = 500e6
+#: Folders that are not counted as part of the working folder.
+SKIPPED: Final = frozenset({".venv", ".git", "runs", "__pycache__", ".mypy_cache", ".ruff_cache", "node_modules"})
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding."""
+    """The result of one check: `ok`, `note` (worth knowing) or `bad` (has to be fixed)."""
 
     name: str
     status: Literal["ok", "note", "bad"]
@@ -49,24 +50,26 @@ class Check:
 
 
 def examine(folder: str) -> list[Check]:
-    """Every check, in the order in which a person would mend things."""
-    return [*_versions(), *_torch(), *_ray(), *_storage(folder), *_working_folder(), *_disk()]
+    """Run all checks; `folder` is the folder or URL that results would be written to."""
+    return [result for check in CHECKS for result in check(folder)]
 
 
-def _versions() -> Iterator[Check]:
-    found, absent = [f"python {sys.version.split()[0]}"], []
+def package_versions(folder: str) -> Iterator[Check]:
+    """Python's version is supported, and the required packages are installed."""
+    installed, missing = [f"python {sys.version.split()[0]}"], []
     for name in PACKAGES:
         try:
-            found.append(f"{name} {version(name)}")
+            installed.append(f"{name} {version(name)}")
         except PackageNotFoundError:
-            absent.append(name)
-    fits = (3, 11) <= sys.version_info[:2] < (3, 14)
-    yield Check("versions", "ok" if fits and not absent else "bad", ", ".join(found))
-    if absent:
-        yield Check("packages", "bad", f"not installed: {', '.join(absent)}")
+            missing.append(name)
+    supported = (3, 11) <= sys.version_info[:2] < (3, 14)
+    yield Check("versions", "ok" if supported and not missing else "bad", ", ".join(installed))
+    if missing:
+        yield Check("packages", "bad", f"not installed: {', '.join(missing)}")
 
 
-def _torch() -> Iterator[Check]:
+def accelerator(folder: str) -> Iterator[Check]:
+    """Which GPUs torch sees, and whether torchvision's compiled operations fit the installed torch."""
     try:
         import torch
     except ImportError as error:
@@ -76,7 +79,7 @@ def _torch() -> Iterator[Check]:
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
         yield Check("accelerator", "ok", f"{torch.cuda.device_count()} x {', '.join(sorted(names))}")
     else:
-        yield Check("accelerator", "note", f"none; everything runs on {os.cpu_count()} CPU cores")
+        yield Check("accelerator", "note", f"no GPU; everything runs on {os.cpu_count()} CPU cores")
     try:
         import torchvision
 
@@ -87,44 +90,49 @@ def _torch() -> Iterator[Check]:
         yield Check("torchvision", "bad", detail)
 
 
-def _ray() -> Iterator[Check]:
+def ray_security(folder: str) -> Iterator[Check]:
+    """Ray asks for its token, the token file is private, and no setting lets a network or a file run code."""
     mode = os.environ.get("RAY_AUTH_MODE", "not set")
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     if token.is_file():
-        open_to_all = stat.S_IMODE(token.stat().st_mode) & 0o077
-        detail = f"RAY_AUTH_MODE {mode}; token file present"
-        yield Check("ray token", "bad" if open_to_all else "ok", detail + (", readable by others" * bool(open_to_all)))
+        readable = stat.S_IMODE(token.stat().st_mode) & 0o077
+        detail = f"RAY_AUTH_MODE {mode}; token file present" + (", readable by other users" if readable else "")
+        yield Check("ray token", "bad" if readable else "ok", detail)
     else:
-        yield Check("ray token", "note", f"RAY_AUTH_MODE {mode}; no token file yet (a local run makes one)")
+        yield Check("ray token", "note", f"RAY_AUTH_MODE {mode}; no token file yet (a local run creates one)")
     if mode != "token" and (os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_API_SERVER_ADDRESS")):
         yield Check("ray jobs", "note", "`ray job submit` sends the token only with RAY_AUTH_MODE=token exported")
     if os.environ.get("RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA") == "1":
         yield Check("ray data", "bad", "RAY_DATA_AUTOLOAD_CLOUDPICKLE_TENSOR_METADATA=1 lets Parquet files run code")
     dashboard = os.environ.get("RAY_DASHBOARD_HOST", "127.0.0.1")
     if dashboard not in ("127.0.0.1", "localhost", "::1") and mode != "token":
-        yield Check("ray dashboard", "bad", f"listens on {dashboard} without a token: whoever reaches it runs code")
+        detail = f"listens on {dashboard} without a token: anyone who can reach it can run code"
+        yield Check("ray dashboard", "bad", detail)
 
 
-def _storage(folder: str) -> Iterator[Check]:
+def storage(folder: str) -> Iterator[Check]:
+    """The output folder can be written, and whether it refuses to create a file twice."""
     try:
-        storage = FileStore(folder)
-        storage.require()
-        once = storage.creates_once()
+        store = FileStore(folder)
+        store.require()
+        creates_once = store.creates_once()
     except RaygenError as error:
         yield Check("storage", "bad", str(error))
         return
-    if once:
-        yield Check("storage", "ok", f"{folder} can be written, and refuses a second create")
+    if creates_once:
+        yield Check("storage", "ok", f"{folder} is writable and has create-only writes")
     else:
-        yield Check("storage", "note", f"{folder} can be written; no create-only writes, so commits get content names")
+        detail = f"{folder} is writable; it has no create-only writes, so commits are named by their content"
+        yield Check("storage", "note", detail)
     if urlsplit(folder).scheme in ("s3", "s3a"):
-        known = "AWS_ACCESS_KEY_ID" in os.environ or (Path.home() / ".aws" / "credentials").is_file()
-        yield Check(
-            "credentials", "ok" if known else "note", "found" if known else "none found; instance role or anonymous"
-        )
+        if "AWS_ACCESS_KEY_ID" in os.environ or (Path.home() / ".aws" / "credentials").is_file():
+            yield Check("credentials", "ok", "found")
+        else:
+            yield Check("credentials", "note", "none found; an instance role or anonymous access is used")
 
 
-def _working_folder() -> Iterator[Check]:
+def local_disk(folder: str) -> Iterator[Check]:
+    """The working folder is small enough to be uploaded to a cluster, and there is free space on its disk."""
     total = 0
     for root, folders, files in os.walk("."):
         folders[:] = [name for name in folders if name not in SKIPPED]
@@ -133,8 +141,15 @@ def _working_folder() -> Iterator[Check]:
             break
     detail = f"{total / 1e6:.1f} MB would be uploaded by `ray job submit --working-dir .`"
     yield Check("working folder", "ok" if total < WORKING_DIR_LIMIT else "bad", detail)
-
-
-def _disk() -> Iterator[Check]:
     free = shutil.disk_usage(".").free
-    yield Check("disk", "ok" if free > 5e9 else "note", f"{free / 1e9:.0f} GB free here")
+    yield Check("disk", "ok" if free > 5e9 else "note", f"{free / 1e9:.0f} GB free in the working folder")
+
+
+#: In the order in which problems are best fixed.
+CHECKS: Final[tuple[Callable[[str], Iterator[Check]], ...]] = (
+    package_versions,
+    accelerator,
+    ray_security,
+    storage,
+    local_disk,
+)

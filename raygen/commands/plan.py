@@ -1,12 +1,13 @@
-"""`raygen plan`: FACES, or nothing, -> CONDITIONS.
+"""`raygen plan`: FACES, or nothing -> CONDITIONS, the rows that say which pictures to generate.
 
-Knows where a planning function's input comes from. Knows no particular experiment.
+out/attempt-00/data/conditions/     CONDITIONS
+out/listing-*.parquet               input rows that the driver made: edits of a file, the chosen identities
 """
 
 import json
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -22,103 +23,98 @@ from raygen.store.run_store import RunStore, make_shards
 __all__ = ["JOB", "PlanJob"]
 
 
-#: Faces that are looked at together where the driver looks at all of them.
-PIECE = 256
+#: Faces that the driver reads at once where it has to read all of them.
+FACES_AT_ONCE: Final = 256
 
 
 class PlanJob(ShardedJob):
-    """FACES -> CONDITIONS.
-
-    Which experiment, over which faces.
-    """
+    """FACES -> CONDITIONS: the rows of one experiment."""
 
     kind: Literal["plan"] = "plan"
-    planning: AnyPlanning
-    faces: str | None = Field(None, description="folder of an ingest run")
+    planning: AnyPlanning = Field(description="experiment that writes the rows, chosen by its `kind`")
+    faces: str | None = Field(
+        None, description="folder of an ingest run, which the rows are made from; not needed by `unconditional`"
+    )
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of condition rows."""
         planning = self.planning
-        columns: tuple[str, ...] | None
+        columns: tuple[str, ...] | None = None
         first: pa.Table | None = None
         lookup: RowLookup | None = None
         notes: tuple[str, ...] = ()
         if isinstance(planning, Unconditional):
-            given, columns = Inputs([Slice(RANGE, 0, planning.count)], f"{RANGE}{planning.count}"), None
+            inputs = Inputs([Slice(RANGE, 0, planning.count)], f"{RANGE}{planning.count}")
         elif self.faces is None:
             raise ConfigError(f"faces: planning {planning.kind!r} needs the folder of an ingest run")
         elif isinstance(planning, EditsFromFile):
-            first, columns = _lines(planning.file), None
-            given = store_listing(first, self.out, open_inputs(self.faces, "faces").digest, write=write)
+            first = read_edits(planning.file)
+            inputs = store_listing(first, self.out, open_inputs(self.faces, "faces").digest, write=write)
             lookup = StoredRows(self.faces, ("mask", "texts", "attributes"))
         elif isinstance(planning, Identities):
-            columns = None
-            given, lookup, first, notes = self._people(planning, self.faces, write=write)
+            inputs, lookup, first, notes = self._choose_identities(planning, self.faces, write=write)
         else:
-            given, columns = open_inputs(self.faces, "faces"), planning.columns
-        rows = max(2, self.shard_rows // planning.factor)  # partners come from the same piece
-        plan = plan_run("plan", {"planning": planning}, given, batch=min(rows, 1024), shard_rows=rows)
+            inputs, columns = open_inputs(self.faces, "faces"), planning.columns
+        rows = max(2, self.shard_rows // planning.factor)  # a face and its partner are rows of the same shard
+        plan = plan_run("plan", {"planning": planning}, inputs, batch=min(rows, 1024), shard_rows=rows)
         build = partial(PlanWorker, planning, lookup)
         store, allowed = RunStore(self.out), self.max_error_fraction
         return PreparedRun(store, plan, allowed, columns, build=build, first=first, notes=notes)
 
-    def _people(
+    def _choose_identities(
         self, planning: Identities, faces: str, *, write: bool
     ) -> tuple[Inputs, InMemoryRows, pa.Table, tuple[str, ...]]:
-        """A row for each identity, and the faces that lend; both stored, so that actors read what was chosen here.
+        """One input row per identity, and the bank of donors; both are stored, so that actors read what was chosen.
 
-        Reads every face once, a few at a time, and the masks that are used once more.
+        Every face is read once, a few at a time, and the masks that are used are read once more.
         """
         source = open_inputs(faces, "faces")
-        chosen = planning.choose(
-            (piece.read(planning.columns) for piece in make_shards(source.slices, PIECE)), _names(planning.names)
-        )
-        stored = StoredRows(faces, ("mask",))
-        listing, bank = (
-            _masked(table, stored) if chosen.without_masks == name else table
-            for name, table in (("listing", chosen.listing), ("donors", chosen.donors))
-        )
-        held = store_listing(bank, self.out, write=write)
-        given = store_listing(listing, self.out, source.digest, held.digest, write=write)
-        return given, InMemoryRows(held.slices[0] if write else bank), listing, chosen.notes
+        names = None
+        if planning.names is not None:
+            names = [line.strip() for line in _read_text(planning.names).splitlines() if line.strip()]
+        tables = (shard.read(planning.columns) for shard in make_shards(source.slices, FACES_AT_ONCE))
+        chosen = planning.choose(tables, names)
+        listing, bank = chosen.listing, chosen.donors
+        if chosen.without_masks == "listing":
+            listing = with_masks(listing, StoredRows(faces, ("mask",)))
+        elif chosen.without_masks == "donors":
+            bank = with_masks(bank, StoredRows(faces, ("mask",)))
+        stored_bank = store_listing(bank, self.out, write=write)
+        inputs = store_listing(listing, self.out, source.digest, stored_bank.digest, write=write)
+        return inputs, InMemoryRows(stored_bank.slices[0] if write else bank), listing, chosen.notes
 
 
-def _masked(rows: pa.Table, faces: StoredRows) -> pa.Table:
-    """`rows` with the masks of their faces."""
+def with_masks(rows: pa.Table, faces: StoredRows) -> pa.Table:
+    """`rows` with the masks of the faces named in `face_id`."""
     ids = rows["face_id"].to_pylist()
-    found = faces(ids)
-    masks = pa.array([found[name]["mask"] for name in ids], rows.schema.field("mask").type)
+    by_id = faces(ids)
+    masks = pa.array([by_id[face_id]["mask"] for face_id in ids], rows.schema.field("mask").type)
     return rows.set_column(rows.column_names.index("mask"), rows.schema.field("mask"), masks)
 
 
-def _names(path: str | None) -> list[str] | None:
-    """The lines of a file of names; they are checked with the plan."""
-    return None if path is None else [line.strip() for line in _text(path).splitlines() if line.strip()]
+def read_edits(path: str) -> pa.Table:
+    """The lines of a JSON Lines file of edits, each validated; `ConfigError` names the line that is wrong."""
+    lines = [line for line in _read_text(path).split("\n") if line.strip()]
+    numbers: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            document = json.loads(line)
+        except ValueError as error:
+            raise ConfigError(f"{path}: line {number} is not JSON: {error}") from error
+        edit: EditLine = parse(EditLine, document, f"{path}: line {number}")
+        if edit.edit_id in numbers:
+            raise ConfigError(f"{path}: lines {numbers[edit.edit_id]} and {number} both have edit_id {edit.edit_id!r}")
+        numbers[edit.edit_id] = number
+    if not lines:
+        raise ConfigError(f"{path}: no edits")
+    return pa.table({"line": lines})
 
 
-def _text(path: str) -> str:
+def _read_text(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _lines(path: str) -> pa.Table:
-    """The lines of a file of edits, each checked; `ConfigError` names the line."""
-    texts = [text for text in _text(path).split("\n") if text.strip()]
-    names: dict[str, int] = {}
-    for number, text in enumerate(texts, 1):
-        try:
-            document = json.loads(text)
-        except ValueError as error:
-            raise ConfigError(f"{path}: line {number} is not JSON: {error}") from error
-        line: EditLine = parse(EditLine, document, f"{path}: line {number}")
-        if line.edit_id in names:
-            raise ConfigError(f"{path}: lines {names[line.edit_id]} and {number} are both {line.edit_id!r}")
-        names[line.edit_id] = number
-    if not texts:
-        raise ConfigError(f"{path}: no edits")
-    return pa.table({"line": texts})
 
 
 JOB = PlanJob

@@ -1,6 +1,9 @@
-"""`raygen quickstart`: the main job from nothing, as the same jobs a user would write.
+"""`raygen quickstart`: a data set from nothing, made with the jobs that a user would write.
 
-Knows which jobs follow each other and with what settings. Does nothing that a job file could not do.
+out/faces  out/conditions  out/samples     results of ingest, plan and generate
+out/scores  out/metrics                    results of evaluate
+out/models                                 with --train: the trained models, and what they were trained on
+out/report.html                            the report
 """
 
 import shutil
@@ -8,7 +11,9 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from pydantic import Field
 
 from raygen.commands import console
 from raygen.commands.base import Result
@@ -21,49 +26,75 @@ from raygen.report import build
 __all__ = ["Quickstart", "run_quickstart"]
 
 
-SIZE = 64
-#: Identities of the drawn faces that the bundled models were trained on begin at 0 under this seed; the
-#: quickstart draws people under other seeds.
-TRAINING_SEED = 0
-#: Drawn people that `--train` learns from, four pictures each.
-TRAINING_PEOPLE = 640
-#: Found by trying (benchmarks/README.md): noise levels after Karras do not suit a schedule that ends in pure noise.
-SAMPLER = {"name": "unipc", "steps": 10}
-GUIDANCE = 1.5
-#: Seconds of training each model gets with `--train`, on two cores.
+#: Side of the pictures in pixels.
+SIZE: Final = 64
+#: The bundled models were trained on drawn faces of this seed; the quickstart draws its faces with another one.
+TRAINING_SEED: Final = 0
+#: Identities that `--train` draws to train on, four pictures each.
+TRAINING_IDENTITIES: Final = 640
+#: Found by experiment (benchmarks/README.md): Karras noise levels do not suit a schedule that ends in pure noise.
+SAMPLER: Final = {"name": "unipc", "steps": 10}
+GUIDANCE: Final = 1.5
+#: Seconds that each model is trained for with `--train`, on two cores.
 BUDGET = {"parser": 40.0, "first_stage": 60.0, "model": 160.0}
-#: Steps of warm-up there: the recipes' own would be half of so short a training.
-WARMUP = 40
+#: Warm-up steps with `--train`; the recipes' own number would be half of so short a training.
+WARMUP: Final = 40
 
 
 class Quickstart(Config):
     """Settings of the quickstart."""
 
-    out: str = "runs/quickstart"
-    train: bool = False
-    workers: int = 2
-    pictures: int = 1024
-    seed: int = 7
+    out: str = Field("runs/quickstart", description="folder for all results")
+    train: bool = Field(False, description="train the models first, in place of the bundled ones")
+    workers: int = Field(2, description="number of Ray actors")
+    pictures: int = Field(1024, description="number of pictures to generate, rounded up to a multiple of four")
+    seed: int = Field(7, description="seed of the drawn faces and of the noise")
 
 
 def run_quickstart(settings: Quickstart) -> None:
-    """Draw, (train,) plan, generate, evaluate, report; prints where everything is."""
+    """Draw faces, (train,) plan, generate, evaluate, report; prints where the results are."""
     began = time.time()
     out = Path(settings.out)
     resources = Resources(runner="ray", workers=settings.workers)
     console.heading(f"raygen quickstart: {settings.pictures:,} pictures into {out}")
     with connected(resources):
-        models = _train(out, resources) if settings.train else {"model": "bundled", "parser": "bundled"}
-        facts = _make(settings, out, resources, models)
+        models = {"model": "bundled", "parser": "bundled"}
+        if settings.train:
+            models = train_models(out / "models", resources)
+        facts = make_data_set(settings, out, resources, models)
     command = "make quickstart" if settings == Quickstart() else f"raygen quickstart --out {out}"
     page = build.build_report(str(out), command=command)
-    _print_summary(settings, out, page, facts, time.time() - began)
+    console.heading(f"done in {console.duration(time.time() - began)}")
+    console.facts(
+        {
+            **facts,
+            "report": page,
+            "pictures": f"{out}/samples (Parquet; opens with pandas, DuckDB, datasets)",
+            "drawn faces": f"{out}/faces",
+            "conditions": f"{out}/conditions",
+            "scores": f"{out}/scores and {out}/metrics",
+        }
+    )
+    console.heading("next")
+    console.console.print(f"  open {page} in a browser", markup=False)
+    generate = f"raygen generate jobs/generate_quickstart.yaml conditions={out}/conditions sampler.steps=25"
+    commands = {
+        f"raygen verify {out}/samples": "check that every row is there exactly once, and every byte as committed",
+        f"{generate} --dry-run": "estimate how long more steps would take",
+        "raygen doctor": "check that this machine is ready for larger runs",
+    }
+    if not shutil.which("raygen"):
+        commands = {f". {Path(sys.prefix)}/bin/activate": "put `raygen` on the PATH", **commands}
+    for line, purpose in commands.items():
+        console.console.print(f"  {line}    # {purpose}", markup=False)
 
 
-def _make(settings: Quickstart, out: Path, resources: Resources, models: Mapping[str, str]) -> Mapping[str, object]:
-    """Faces, conditions, pictures, scores: four jobs."""
-    people = -(-settings.pictures // 4)
-    data = {"kind": "procedural", "identities": people, "pictures": 4, "size": SIZE, "seed": settings.seed}
+def make_data_set(
+    settings: Quickstart, out: Path, resources: Resources, models: Mapping[str, str]
+) -> Mapping[str, object]:
+    """Run four jobs (ingest, plan, generate, evaluate); the facts of the last one."""
+    identities = -(-settings.pictures // 4)
+    data = {"kind": "procedural", "identities": identities, "pictures": 4, "size": SIZE, "seed": settings.seed}
     parser = {"kind": "small", "folder": models["parser"]}
     score = {"parser": parser, "features": parser, "classifier": {"kind": "small", "folder": "bundled"}}
     _step("ingest", "draw faces", resources, out / "faces", {"data": data, "shard_rows": 128})
@@ -93,62 +124,31 @@ def _make(settings: Quickstart, out: Path, resources: Resources, models: Mapping
     return _step("evaluate", "evaluate", resources, out, evaluation).facts
 
 
-def _train(out: Path, resources: Resources) -> dict[str, str]:
-    """The bundled models again, from nothing, in minutes instead of hours."""
-    root = out / "models"
-    data = {"kind": "procedural", "identities": TRAINING_PEOPLE, "pictures": 4, "size": SIZE, "seed": TRAINING_SEED}
-    faces = str(root / "faces")
-    _step("ingest", "draw faces to train on", resources, Path(faces), {"data": data, "shard_rows": 256})
-    recipes = _recipes(faces, root)
+def train_models(root: Path, resources: Resources) -> dict[str, str]:
+    """Train smaller versions of the bundled models in minutes: their recipes, with a time limit instead of steps."""
+    faces, first_stage, latents = (str(root / name) for name in ("faces", "first_stage", "latents"))
+    recipes: dict[str, dict[str, Any]] = {}
+    for name, seconds in BUDGET.items():
+        settings = recipe(name)
+        training = {key: value for key, value in settings["training"].items() if key != "steps"}
+        training |= {"max_seconds": seconds, "warmup": WARMUP}
+        recipes[name] = {**settings, "faces": faces, "training": training}
+    recipes["model"] |= {"first_stage": first_stage, "latents": latents}
+    data = {"kind": "procedural", "identities": TRAINING_IDENTITIES, "pictures": 4, "size": SIZE, "seed": TRAINING_SEED}
+    _step("ingest", "draw training faces", resources, Path(faces), {"data": data, "shard_rows": 256})
     for name in ("parser", "first_stage"):
         _step("train", f"train {name}", resources, root / name, recipes[name])
-    latents = {"faces": faces, "checkpoint": str(root / "first_stage"), "shard_rows": 512}
-    _step("encode", "encode latents", resources, root / "latents", latents)
+    encoding = {"faces": faces, "checkpoint": first_stage, "shard_rows": 512}
+    _step("encode", "encode latents", resources, Path(latents), encoding)
     _step("train", "train model", resources, root / "model", recipes["model"])
     return {"parser": str(root / "parser"), "model": str(root / "model")}
 
 
-def _recipes(faces: str, root: Path) -> dict[str, dict[str, Any]]:
-    """The `what` of the three trainings: the bundled recipes with a time limit instead of a number of steps."""
-    recipes = {name: {**recipe(name), "faces": faces} for name in BUDGET}
-    for name, seconds in BUDGET.items():
-        training = {k: v for k, v in recipes[name]["training"].items() if k != "steps"}
-        recipes[name]["training"] = {**training, "max_seconds": seconds, "warmup": WARMUP}
-    recipes["model"] |= {"first_stage": str(root / "first_stage"), "latents": str(root / "latents")}
-    return recipes
-
-
 def _step(kind: str, label: str, resources: Resources, out: Path, settings: dict[str, Any]) -> Result:
-    """One job, with its settings saved beside what it makes."""
+    """Run one job, and print how long it took."""
     job = make({"kind": kind, **settings, "resources": resources.model_dump(), "out": str(out)}, label)
     began = time.time()
     with console.progress(label) as progress:
         result = job.run(progress)
     console.console.print(f"  {label}: {console.duration(time.time() - began)}")
     return result
-
-
-def _print_summary(settings: Quickstart, out: Path, page: object, facts: Mapping[str, object], seconds: float) -> None:
-    console.heading(f"done in {console.duration(seconds)}")
-    console.facts(
-        {
-            **facts,
-            "report": page,
-            "pictures": f"{out}/samples (Parquet; opens with pandas, DuckDB, datasets)",
-            "drawn faces": f"{out}/faces",
-            "conditions": f"{out}/conditions",
-            "scores": f"{out}/scores and {out}/metrics",
-        }
-    )
-    console.heading("next")
-    activate = [] if shutil.which("raygen") else [(f". {Path(sys.prefix)}/bin/activate", "so that `raygen` is found")]
-    again = f"raygen generate jobs/generate_quickstart.yaml conditions={out}/conditions sampler.steps=25"
-    steps = [
-        *activate,
-        (f"raygen verify {out}/samples", "every row exactly once, every byte as committed"),
-        (f"{again} --dry-run", "more steps: how long would it take"),
-        ("raygen doctor", "is this machine ready for more"),
-    ]
-    console.console.print(f"  look at {page} in a browser", markup=False)
-    for command, why in steps:
-        console.console.print(f"  {command}    # {why}", markup=False)

@@ -1,4 +1,4 @@
-"""The table of commands that run job files, and the way from a file or a dictionary to a job.
+"""The table of commands that run job files; reading a job from a file or a dictionary.
 
 A command is a module `raygen/commands/NAME.py` with a `JOB` class, and one line in `COMMANDS`. The module is imported
 when the command is used, so that making a plan does not import torch.
@@ -15,50 +15,88 @@ from raygen.core.errors import ConfigError
 
 __all__ = ["COMMANDS", "Command", "job_type", "load", "make"]
 
-#: What `raygen init` writes where a value has to be filled in.
+#: Written by `raygen init` in place of a value that has to be filled in.
 PLACEHOLDER: Final = "???"
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command reads and writes, and one sentence about it."""
+    """What a command reads and writes, and one sentence about it.
+
+    `stage`: whether its jobs may be stages of an ablation. `example`: overrides that are shown in its help.
+    """
 
     reads: str
     writes: str
     help: str
-    #: Whether it may be a stage of an ablation.
     stage: bool = True
+    example: str = "resources.workers=8"
 
     @property
     def summary(self) -> str:
         """One line for `raygen --help`."""
-        return f"{self.reads} -> {self.writes}: {self.help}"
+        return f"{self.help} ({self.reads} -> {self.writes})"
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
-    "ingest": Command("raw data", "FACES", "read, check and store pictures, masks, attributes and texts."),
-    "plan": Command("FACES", "CONDITIONS", "the rows that say which pictures to generate."),
-    "encode": Command("FACES", "LATENTS", "run the first stage once."),
-    "train": Command("FACES", "checkpoint", "train a first stage, a denoiser, a parser, a classifier or an embedder."),
-    "generate": Command("CONDITIONS", "SAMPLES", "generate the pictures."),
-    "edit": Command("CONDITIONS and FACES", "SAMPLES", "edit existing pictures."),
-    "evaluate": Command("SAMPLES and FACES", "METRICS", "score the pictures against real ones."),
-    "select": Command("SAMPLES", "SELECTION", "apply gates, retry what they reject, keep what passes.", stage=False),
-    "sweep": Command(
-        "CONDITIONS", "METRICS", "compare samplers, steps, guidance and checkpoints on the same rows.", stage=False
+    "ingest": Command(
+        "raw data",
+        "FACES",
+        "Read, check and store pictures with their masks, attributes and texts.",
+        example="data.size=128",
     ),
-    "ablation": Command("jobs", "METRICS", "run the same jobs for several variants of a setting.", stage=False),
+    "plan": Command(
+        "FACES", "CONDITIONS", "Write the rows that say which pictures to generate.", example="planning.per_face=4"
+    ),
+    "encode": Command(
+        "FACES", "LATENTS", "Encode pictures with a first stage (autoencoder), for training.", example="batch=64"
+    ),
+    "train": Command(
+        "FACES",
+        "checkpoint",
+        "Train a first stage, a diffusion model, a parser, a classifier or a face embedder.",
+        example="training.steps=10000",
+    ),
+    "generate": Command(
+        "CONDITIONS", "SAMPLES", "Generate pictures with a diffusion model.", example="sampler.steps=25 guidance=2"
+    ),
+    "edit": Command("CONDITIONS and FACES", "SAMPLES", "Edit existing pictures.", example="sampler.steps=25"),
+    "evaluate": Command(
+        "SAMPLES and FACES", "METRICS", "Score pictures and compare them with real ones.", example="score.features=null"
+    ),
+    "select": Command(
+        "SAMPLES",
+        "SELECTION",
+        "Generate pictures, reject those that fail a gate, try these again.",
+        stage=False,
+        example="max_retries=3",
+    ),
+    "sweep": Command(
+        "CONDITIONS",
+        "METRICS",
+        "Compare samplers, step counts, guidance weights and checkpoints on the same rows.",
+        stage=False,
+        example="'steps=[10, 20]'",
+    ),
+    "ablation": Command(
+        "jobs",
+        "METRICS",
+        "Run the same jobs for several variants of a setting, and compare them.",
+        stage=False,
+        example="stages.model.training.steps=2000",
+    ),
     "export": Command(
         "SAMPLES or FACES",
         "data set",
-        "write image folders, RecordIO, WebDataset, Hugging Face or CSV, with a data card.",
+        "Write image folders, RecordIO, WebDataset, Hugging Face or CSV files, with a data card.",
         stage=False,
+        example="format.kind=webdataset",
     ),
 }
 
 
 def job_type(name: str) -> type[Job]:
-    """The job class of a command; `ConfigError` names the known ones."""
+    """The job class of a command; `ConfigError` lists the commands and names the nearest one."""
     if name not in COMMANDS:
         raise ConfigError(f"kind: must be one of {', '.join(COMMANDS)} (got {name!r}){nearest(name, COMMANDS)}")
     return cast(type[Job], import_module(f"raygen.commands.{name}").JOB)
@@ -67,18 +105,18 @@ def job_type(name: str) -> type[Job]:
 def load(path: str, assignments: Sequence[str] = (), command: str | None = None) -> Job:
     """The job in a YAML file with `a.b=c` overrides applied.
 
-    `ConfigError` names the file, the key, the allowed values and the nearest known key; or says that the file is
-    a job of another command.
+    `ConfigError` names the file, the key, the allowed values and the nearest known key. It is also raised where
+    `command` is given and the job is for another command.
     """
     document = override(read_yaml(path), assignments)
     kind = str(document.get("kind"))
     if command is not None and kind in COMMANDS and kind != command:
-        raise ConfigError(f"{path}: this is a job for `raygen {kind}`, not `raygen {command}`")
+        raise ConfigError(f"{path}: is a job for `raygen {kind}`, not `raygen {command}`")
     return make(document, path)
 
 
 def make(document: Mapping[str, Any], source: str = "job") -> Job:
-    """The job that a dictionary with `kind`, settings, `resources` and `out` describes; `ConfigError` as for `load`."""
+    """The job of a dictionary with `kind`, settings, `resources` and `out`; raises `ConfigError` like `load`."""
     if missing := _placeholders(document):
         raise ConfigError(f"{source}: {', '.join(missing)}: still {PLACEHOLDER}; fill in a value")
     try:
@@ -89,7 +127,7 @@ def make(document: Mapping[str, Any], source: str = "job") -> Job:
 
 
 def _placeholders(node: object, path: str = "") -> list[str]:
-    """Dotted paths of the values that `raygen init` left open."""
+    """Dotted paths of the values that are still `PLACEHOLDER`."""
     if node == PLACEHOLDER:
         return [path]
     if isinstance(node, Mapping):

@@ -1,21 +1,19 @@
-"""`raygen select`: make pictures, refuse those that fail their gates, try these again, and keep what counts. Or faces
-that are there already: those that pass are kept.
+"""`raygen select`: generate pictures, reject those that fail a gate, and try these again with other noise. Or test the
+faces of an ingest run, and keep those that pass.
 
-Knows the rounds, where each lies, and what is said of them afterwards. Does not know how a picture is made, measured or
-judged.
-
-    out/samples/                the first attempt, or the folder that `samples` names
-    out/rerolls/attempt-01/ …   what was tried again, with other noise
-    out/selected/               SAMPLES and SCORES of the tries that count, SELECTION of all: a run like any other
-                                (of `faces`: FACES, and SELECTION)
-    out/real/…                  measurements of real faces: those that nobody may look like, and of `faces`
-    out/attempts.json           where the pictures of each attempt lie
-    out/metrics/selection.*     what the tries were worth, by how rare the mask is
+    out/samples/                the first attempt, unless `samples` names its folder
+    out/rerolls/attempt-01/ …   the further attempts
+    out/selected/               the accepted SAMPLES and their SCORES, and SELECTION of all rows: a run like any other
+                                (with `faces`: FACES and SELECTION)
+    out/real/…                  scores of real faces: those that gates compare with, and those of `faces`
+    out/attempts.json           folders of the attempts
+    out/metrics/selection.*     METRICS of the attempts, by how rare the mask is
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +22,6 @@ from pydantic import Field, model_validator
 
 from raygen.commands.base import (
     Estimate,
-    Inputs,
     Job,
     PreparedRun,
     ProgressCallback,
@@ -67,10 +64,10 @@ if TYPE_CHECKING:
     AnyGate: TypeAlias = Gate
 else:
     AnyGate = gate_field()
-#: What a selection sets for each attempt itself.
-OWN = frozenset({"attempt"})
-#: What the attempts have in common and a reader of the selection wants to know; none of it names a path.
-SETTINGS = (
+#: Settings of a generate job that a selection sets itself.
+OWN: Final = frozenset({"attempt"})
+#: Settings of the generate job that are stored with the selection. None of them is a path.
+SETTINGS: Final = (
     "checkpoint",
     "sampler",
     "guidance",
@@ -85,57 +82,60 @@ SETTINGS = (
     "missing",
     "codec",
 )
-#: Of a planning: files of the machine that it was made on.
-FILES = frozenset({"names", "file"})
+#: Settings of a planning that are paths of the machine it ran on.
+FILES: Final = frozenset({"names", "file"})
 
 
 class SelectJob(Job):
-    """CONDITIONS -> SAMPLES of which each passed its gates, and SELECTION.
-
-    Pictures, rules, and how often a picture may be tried.
-    """
+    """CONDITIONS -> the SAMPLES that pass all gates, and SELECTION."""
 
     kind: Literal["select"] = "select"
     generate: dict[str, Any] | None = Field(
-        None, description="settings of a generate job; its `score` is what gates read"
+        None, description="settings of a generate job; gates read what its `score` measures. Or name `faces`"
     )
-    samples: str | None = Field(None, description="folder of a finished run of it; none: OUT/samples")
-    faces: str | None = Field(None, description="in place of `generate`: folder of an ingest run; nothing is made")
-    score: ScoreConfig | None = Field(None, description="of `faces`: what gates read")
-    gates: tuple[AnyGate, ...] = Field(..., min_length=1, description="a picture counts if it passes all of them")
-    max_retries: int = Field(2, ge=0, le=20, description="how often what was refused is tried again")
+    samples: str | None = Field(
+        None, description="folder of a finished run of `generate`, used as the first attempt; default: OUT/samples"
+    )
+    faces: str | None = Field(
+        None, description="folder of an ingest run whose faces are tested, in place of `generate`; nothing is generated"
+    )
+    score: ScoreConfig | None = Field(None, description="with `faces`: measurements that the gates read")
+    gates: tuple[AnyGate, ...] = Field(
+        ..., min_length=1, description="tests of a picture, chosen by their `kind`; it is accepted if it passes all"
+    )
+    max_retries: int = Field(
+        2, ge=0, le=20, description="how many more attempts rejected pictures get, each with different noise"
+    )
     on_exhausted: OnExhausted = Field(
         "leave_out",
-        description="after the last round: leave_out, or best: the best by the first gate counts, of those that were "
-        "refused for their quality alone (`score`, identity.min)",
+        description="what to do with a row that never passed. leave_out: no picture. best: the best picture by the "
+        "first gate, among those rejected only for their quality (by a `score` gate or the `min` of `identity`)",
     )
-    failure_analysis: FailureAnalysisConfig = Field(default_factory=FailureAnalysisConfig)
+    failure_analysis: FailureAnalysisConfig = Field(
+        default_factory=FailureAnalysisConfig, description="analysis of the rejected pictures"
+    )
 
     @model_validator(mode="after")
-    def _attempts_are_its_own(self) -> "SelectJob":
+    def _check_settings(self) -> "SelectJob":
         if (self.generate is None) == (self.faces is None):
             raise ValueError("name either `generate` or `faces`")
         if self.faces is not None and (self.score is None or self.samples is not None):
-            raise ValueError("`faces` are judged by what `score` measures, and are not `samples`")
-        if self.faces is not None and (again := sorted({"max_retries", "on_exhausted"} & self.model_fields_set)):
-            raise ValueError(f"`faces` are tried once, so {' and '.join(again)} cannot be kept")
+            raise ValueError("`faces` needs `score`, and cannot be used with `samples`")
+        if self.faces is not None and (unused := sorted({"max_retries", "on_exhausted"} & self.model_fields_set)):
+            raise ValueError(f"`faces` are tried once; remove {' and '.join(unused)}")
         if self.score is not None and self.faces is None:
-            raise ValueError("`score` belongs to `faces`; pictures that are made have generate.score")
-        if mine := sorted(OWN & set(self.generate or ())):
-            raise ValueError(f"generate: {', '.join(mine)} is what a selection sets for each round")
-        return self
-
-    @model_validator(mode="after")
-    def _gates_find_their_measurements(self) -> "SelectJob":
+            raise ValueError("`score` can only be used with `faces`; for generated pictures set generate.score")
+        if own := sorted(OWN & set(self.generate or ())):
+            raise ValueError(f"generate: {', '.join(own)} is set by the selection")
         if self._score is None:
-            raise ConfigError("generate.score: gates judge what is measured; give `score: {}` at least")
+            raise ConfigError("generate.score: gates need measurements; set at least `score: {}`")
         return self
 
     @property
     def _score(self) -> ScoreConfig | None:
-        return self.score if self.faces is not None else self._job(0).score
+        return self.score if self.faces is not None else self._generate_job(0).score
 
-    def _job(self, attempt: int) -> GenerateJob:
+    def _generate_job(self, attempt: int) -> GenerateJob:
         assert self.generate is not None
         out = f"{self.out}/rerolls" if attempt else self.samples or f"{self.out}/samples"
         document = {
@@ -147,186 +147,169 @@ class SelectJob(Job):
         }
         return parse(GenerateJob, document, "generate")
 
+    def _scoring_job(self, faces: str, score: ScoreConfig | None) -> EvaluateJob:
+        """The job that scores real faces, with a folder for each set of faces and each configuration."""
+        settings = (score or ScoreConfig()).model_dump()
+        document = {
+            "kind": "evaluate",
+            "reference": faces,
+            "score": settings,
+            "resources": self.resources.model_dump(),
+            "out": f"{self.out}/real/{run_id([faces, settings])}",
+        }
+        job: EvaluateJob = parse(EvaluateJob, document, "faces")
+        return job
+
     def run(self, report: ProgressCallback) -> Result:
-        """The rounds, then the rows that count, then what is said of them."""
+        """Run the attempts, write the accepted rows, then the metrics of the selection."""
         rounds = RetryState(self.gates, self.on_exhausted)
         real: dict[RealFaces, ScorePool] = {}
         for gate in self.gates:
             if gate.real_faces is not None:
                 self._check_real_faces(gate, gate.real_faces[0])
-                real[gate.real_faces] = real.get(gate.real_faces) or self._real(gate.name, gate.real_faces, report)
+                real[gate.real_faces] = real.get(gate.real_faces) or self._score_faces(gate, gate.real_faces, report)
         attempts: dict[int, ScoredAttempt] = {}
-        again: list[str] | None = None
+        rejected: list[str] | None = None
         for attempt in range(self.max_retries + 1 if self.faces is None else 1):
-            if again is not None and not again:
+            if rejected is not None and not rejected:
                 break
-            attempts[attempt] = self._made(attempt, again, report)
-            again = self._judge(rounds, attempt, attempts[attempt], real)
+            attempts[attempt] = self._run_attempt(attempt, rejected, report)
+            rejected = self._judge(rounds, attempt, attempts[attempt], real)
         rounds.settle()
-        places = {str(attempt): made.rows.url for attempt, made in attempts.items()}
-        FileStore(self.out).put(ATTEMPTS, json.dumps(places, indent=1).encode())
+        folders = {str(attempt): scored.rows.url for attempt, scored in attempts.items()}
+        FileStore(self.out).put(ATTEMPTS, json.dumps(folders, indent=1).encode())
         work = self._selected(rounds, attempts)
         work.store.create(work.plan)  # first, so that no other selection in the same folder gets these gates
         work.store.storage.put(GATES_FILE, json.dumps(rounds.describe(), indent=1).encode())
         run_sharded(work, self.resources, report)
         rows = analyze_failures(self.failure_analysis, rounds, attempts[0], work.plan.run_id)
         write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")
-        return Result(self.out, self._facts(rounds, len(attempts)))
+        facts = selection_facts(rounds, retries=None if self.faces is not None else len(attempts) - 1)
+        return Result(self.out, {**facts, "set_digest": open_input(f"{self.out}/selected")[1]})
 
     def estimate(self) -> Estimate:
-        """Of the first attempt; nobody knows yet how much will be tried again."""
+        """The first attempt only; how many pictures will be tried again is not known yet."""
         if self.faces is not None:
-            return self._measuring(self.faces, self.score).estimate()
-        found = estimate_cost(self._job(0).prepare(write=False), self.resources)
-        note = f"the first attempt alone; at most {self.max_retries} rounds of what is refused come on top"
-        return Estimate(found.rows, found.shards, found.done_shards, found.bytes, found.seconds, (*found.notes, note))
+            return self._scoring_job(self.faces, self.score).estimate()
+        first = estimate_cost(self._generate_job(0).prepare(write=False), self.resources)
+        note = f"first attempt only; at most {self.max_retries} more attempts of the rejected pictures come on top"
+        return replace(first, notes=(*first.notes, note))
 
-    def _made(self, attempt: int, again: Sequence[str] | None, report: ProgressCallback) -> ScoredAttempt:
-        """Pictures of one attempt, and what they are measured to be."""
+    def _run_attempt(self, attempt: int, rejected: Sequence[str] | None, report: ProgressCallback) -> ScoredAttempt:
+        """Generate and score the pictures of one attempt: all rows, or the `rejected` ones in the same order."""
         if self.faces is not None:
-            job = self._measuring(self.faces, self.score)
-            job.run(report)
-            return ScoredAttempt(open_input(self.faces)[0], RunStore(f"{job.out}/scores/reference"), "faces")
-        work = self._attempt(attempt, again)
+            scoring = self._scoring_job(self.faces, self.score)
+            scoring.run(report)
+            return ScoredAttempt(open_input(self.faces)[0], RunStore(f"{scoring.out}/scores/reference"), "faces")
+        job = self._generate_job(attempt)
+        if rejected is None:
+            work = job.prepare(write=True)
+        else:
+            ids = pa.array(rejected, pa.string())
+            tables = [read_slice(piece) for piece in open_inputs(job.conditions, "conditions").slices]
+            rows = pa.concat_tables([table.filter(pc.is_in(table["sample_id"], ids)) for table in tables])
+            work = job.planned(store_listing(rows, f"{self.out}/rerolls", write=True))
         run_sharded(work, self.resources, report)
         return ScoredAttempt(work.store, work.store)
 
-    def _measuring(self, faces: str, score: ScoreConfig | None) -> EvaluateJob:
-        """The job that measures faces, in a folder of its own for each set and each way to measure."""
-        said = (score or ScoreConfig()).model_dump()
-        document = {
-            "kind": "evaluate",
-            "reference": faces,
-            "score": said,
-            "resources": self.resources.model_dump(),
-            "out": f"{self.out}/real/{run_id([faces, said])}",
-        }
-        job: EvaluateJob = parse(EvaluateJob, document, "faces")
-        return job
-
-    def _attempt(self, attempt: int, again: Sequence[str] | None) -> PreparedRun:
-        job = self._job(attempt)
-        if again is None:
-            return job.prepare(write=True)
-        # A new plan of the rows that were refused, in the order of the first one.
-        wanted = pa.array(again, pa.string())
-        found = []
-        for piece in open_inputs(job.conditions, "conditions").slices:
-            table = read_slice(piece)
-            found.append(table.filter(pc.is_in(table["sample_id"], wanted)))
-        return job.planned(store_listing(pa.concat_tables(found), f"{self.out}/rerolls", write=True))
-
     def _check_real_faces(self, gate: Gate, faces: str) -> None:
-        """`ConfigError` where no embedder is configured, or every judged face would resemble itself."""
+        """`ConfigError` where no embedder is configured, or every tested face would resemble itself."""
         if self._score is None or self._score.identity is None:
             raise ConfigError(f"gates: {gate.name} needs `score.identity`, the embedder that faces are compared with")
-        if not gate.refuses_real_people or self.faces is None:
-            return
-        if open_input(faces)[1] == open_input(self.faces)[1]:
-            raise ConfigError(f"gates: {gate.name}.faces: {faces} are the judged faces: all are like themselves")
+        if gate.refuses_real_people and self.faces is not None and open_input(faces)[1] == open_input(self.faces)[1]:
+            raise ConfigError(f"gates: {gate.name}.faces: {faces} are the tested faces: all are like themselves")
 
-    def _real(self, name: str, whom: RealFaces, report: ProgressCallback) -> ScorePool:
-        """Embeddings of the real faces that a gate names, made once."""
+    def _score_faces(self, gate: Gate, real_faces: RealFaces, report: ProgressCallback) -> ScorePool:
+        """Embeddings of the real faces (folder, split) that a gate compares with."""
         assert self._score is not None
-        said = ScoreConfig(parser=None, features=None, classifier=None, identity=self._score.identity)
-        job = self._measuring(whom[0], said)
+        folder, split = real_faces
+        score = ScoreConfig(parser=None, features=None, classifier=None, identity=self._score.identity)
+        job = self._scoring_job(folder, score)
         job.run(report)
-        faces = open_input(whom[0])[0]
+        faces = open_input(folder)[0]
         splits = column(faces, "faces", "face_id", "split")
-        used = frozenset(one for one, split in splits.items() if whom[1] in (None, split))
-        scores = select_ids(gather_scores(RunStore(f"{job.out}/scores/reference").tables("scores")), used)
+        ids = frozenset(face_id for face_id, face_split in splits.items() if split in (None, face_split))
+        scores = select_ids(gather_scores(RunStore(f"{job.out}/scores/reference").tables("scores")), ids)
         if not scores:
-            raise ConfigError(f"gates: {name}.split: {whom[0]} has no faces of {whom[1]!r}")
-        return ScorePool(
-            scores, {k: v for k, v in column(faces, "faces", "face_id", "identity_id").items() if k in used}
-        )
+            raise ConfigError(f"gates: {gate.name}.split: {folder} has no faces of {split!r}")
+        people = column(faces, "faces", "face_id", "identity_id")
+        return ScorePool(scores, {face_id: person for face_id, person in people.items() if face_id in ids})
 
     def _judge(
-        self, rounds: RetryState, attempt: int, made: ScoredAttempt, real: Mapping[RealFaces, ScorePool]
+        self, rounds: RetryState, attempt: int, scored: ScoredAttempt, real: Mapping[RealFaces, ScorePool]
     ) -> list[str]:
-        """The ids of an attempt that are to be tried again."""
-        needs = tuple(name for gate in self.gates for name in gate.needs)
+        """Apply the gates to one attempt; the ids of the rejected rows."""
         ids: list[str] = []
         people: dict[str, str] = {}
-        for table in made.read("identity_id"):
-            names = table["id"].to_pylist()
-            ids += names
-            people |= {one: who for one, who in zip(names, table["identity_id"].to_pylist(), strict=True) if who}
-        pool = ScorePool(gather_scores(_only(made.scores.tables("scores"), needs)), people, real)
-        # Of the first attempt: of what is tried again it may be all that nothing can be measured of.
+        for table in scored.read("identity_id"):
+            table_ids = table["id"].to_pylist()
+            ids += table_ids
+            pairs = zip(table_ids, table["identity_id"].to_pylist(), strict=True)
+            people |= {row_id: person for row_id, person in pairs if person}
+        needs = tuple(name for gate in self.gates for name in gate.needs)
+        pool = ScorePool(gather_scores(scores_of(scored.scores.tables("scores"), needs)), people, real)
+        # Only for the first attempt: a later one may consist of rows that cannot be measured.
         for gate in self.gates if ids and not attempt else ():
             if any(pool.of(kind) is None for kind in gate.needs):
                 key = "score" if self.faces is not None else "generate.score"
-                raise ConfigError(f"gates: nothing was measured that {gate.name} reads; see {key}")
-        return rounds.judge(attempt, ids, pool, failures(made))
+                raise ConfigError(f"gates: {key} does not measure what {gate.name} needs")
+        return rounds.judge(attempt, ids, pool, failures(scored))
 
     def _selected(self, rounds: RetryState, attempts: Mapping[int, ScoredAttempt]) -> PreparedRun:
-        """The pass that brings together what counts."""
-        table = listing(rounds, attempts)
-        given: Inputs = store_listing(table, f"{self.out}/rerolls", write=True)
+        """The pass that copies the accepted rows. Its plan has the settings that the data card shows."""
+        inputs = store_listing(listing(rounds, attempts), f"{self.out}/rerolls", write=True)
         first = attempts[0].rows.plan()
-        # Of faces also who drew them, so that an export says of them what it would have said of all.
-        tried = {
-            "max_retries": self.max_retries,
-            "on_exhausted": self.on_exhausted,
-            "score": first.settings.get("score"),
-        }
         settings = {
             "gates": [gate.model_dump(mode="json") for gate in self.gates],
             "limits": [dict(limits) for limits in rounds.limits],
-            **(tried if self.faces is None else {"data": first.settings.get("data")}),
             "judged_by": sorted({name.partition(":")[2] for name in rounds.accepted.scores}),
-            "attempts": {str(n): made.rows.plan().run_id for n, made in attempts.items()},
-            **({} if self.faces is not None else self._origin(first)),
+            "attempts": {str(attempt): scored.rows.plan().run_id for attempt, scored in attempts.items()},
         }
+        if self.faces is not None:
+            settings["data"] = first.settings.get("data")
+        else:
+            settings |= {
+                "max_retries": self.max_retries,
+                "on_exhausted": self.on_exhausted,
+                "score": first.settings.get("score"),
+            }
+            settings["generate"] = {name: first.settings[name] for name in SETTINGS if name in first.settings}
+            planning = open_input(self._generate_job(0).conditions)[0].plan().settings.get("planning")
+            if isinstance(planning, Mapping):
+                settings["planning"] = {key: value for key, value in planning.items() if key not in FILES}
         rows = max(shard.rows for shard in first.shards)
-        name = run_id({"kind": "select", "settings": settings, "inputs": given.digest})
-        plan = Plan("select", name, settings, rows, make_shards(given.slices, rows))
+        name = run_id({"kind": "select", "settings": settings, "inputs": inputs.digest})
+        plan = Plan("select", name, settings, rows, make_shards(inputs.slices, rows))
         return PreparedRun(RunStore(f"{self.out}/selected"), plan, 1.0, build=SelectWorker)
 
-    def _origin(self, first: Plan) -> dict[str, Any]:
-        """How the first attempt made its pictures, and how their conditions were planned, for who gets only these."""
-        said = {name: first.settings[name] for name in SETTINGS if name in first.settings}
-        planning = open_input(self._job(0).conditions)[0].plan().settings.get("planning")
-        planned = {k: v for k, v in planning.items() if k not in FILES} if isinstance(planning, Mapping) else None
-        return {"generate": said, **({} if planned is None else {"planning": planned})}
 
-    def _facts(self, rounds: RetryState, attempts: int) -> dict[str, object]:
-        chosen = [t for tries in rounds.tries.values() if (t := accepted_rows(tries)) is not None]
-        first = sum(t.attempt == 0 and t.reason is None for t in chosen)
-        again = sum(t.attempt > 0 and t.reason is None for t in chosen)
-        made = open_input(f"{self.out}/selected")[1]
-        refused = {name: n for name, n in rounds.refused.items() if n}
-        best = len(chosen) - first - again
-        return {
-            "rows": len(rounds.tries),
-            "passed at once": first,
-            **({f"passed in {attempts - 1} more rounds": again} if self.faces is None else {}),
-            **({"the best of what failed": best} if self.on_exhausted == "best" else {}),
-            "left out": len(rounds.tries) - len(chosen),
-            **_pictures_each(rounds.each()),
-            "refusals": ", ".join(f"{name} {n:,}" for name, n in refused.items()) or "none",
-            "set_digest": made,
-        }
-
-
-def _pictures_each(people: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """How many pictures identities have now, and how many have fewer than were planned."""
-    if not people:
-        return {}
-    have = [n for _, n in people.values()]
-    fewer = sum(n < planned for planned, n in people.values())
-    said = (
-        f"{min(have)} at least, {np.median(have):g} in the median; {fewer:,} of {len(have):,} have fewer than planned"
-    )
-    return {"pictures of an identity": f"{said}, {have.count(0):,} have none"}
-
-
-def _only(tables: Iterator[pa.Table], kinds: Sequence[str]) -> Iterator[pa.Table]:
-    """Rows of the measurements whose names begin with one of `kinds`."""
+def scores_of(tables: Iterator[pa.Table], prefixes: Sequence[str]) -> Iterator[pa.Table]:
+    """The SCORES whose metrics begin with one of `prefixes`."""
     for table in tables:
-        names = [n for n in table["metric"].unique().to_pylist() if n.startswith(tuple(kinds))]
+        names = [name for name in table["metric"].unique().to_pylist() if name.startswith(tuple(prefixes))]
         yield table.filter(pc.is_in(table["metric"], pa.array(names, pa.string())))
+
+
+def selection_facts(rounds: RetryState, retries: int | None) -> dict[str, object]:
+    """Counts of a finished selection, to be printed; `retries` is None for faces, which are tried once."""
+    accepted = [row for tries in rounds.tries.values() if (row := accepted_rows(tries)) is not None]
+    first = sum(row.attempt == 0 and row.reason is None for row in accepted)
+    later = sum(row.attempt > 0 and row.reason is None for row in accepted)
+    facts: dict[str, object] = {"rows": len(rounds.tries), "passed at once": first}
+    if retries is not None:
+        facts[f"passed in {retries} more rounds"] = later
+    if rounds.on_exhausted == "best":
+        facts["the best of what failed"] = len(accepted) - first - later
+    facts["left out"] = len(rounds.tries) - len(accepted)
+    if people := rounds.each():
+        counts = [count for _, count in people.values()]
+        fewer = sum(count < planned for planned, count in people.values())
+        facts["pictures of an identity"] = (
+            f"at least {min(counts)}, median {np.median(counts):g}; {fewer:,} of {len(counts):,} identities have fewer "
+            f"than planned, {counts.count(0):,} have none"
+        )
+    refused = [f"{name} {count:,}" for name, count in rounds.refused.items() if count]
+    return {**facts, "refusals": ", ".join(refused) or "none"}
 
 
 JOB = SelectJob

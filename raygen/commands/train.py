@@ -1,12 +1,12 @@
 """`raygen train`: FACES (and LATENTS) -> a checkpoint folder.
 
-A rank loads the data, trains, and on rank 0 writes history, sheets and the checkpoint.
+    out/model_index.json …     the checkpoint, after the last step
+    out/training/step-…/       training states, to continue from
+    out/training/history.jsonl one line per record; also in tensorboard/
+    out/training/sheets/       sample pictures during the training
+    out/training/result.json   run id, steps, loss and other facts, after the last step
 
-    out/model_index.json …     the checkpoint, once training has ended
-    out/training/step-…/       training state, to go on from
-    out/training/history.jsonl one line a record; also in tensorboard/
-    out/training/sheets/       pictures on the way
-    out/training/result.json   what came out
+Every rank loads the data and trains; rank 0 writes the files.
 """
 
 import json
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import pyarrow.compute as pc
 import torch
@@ -42,15 +42,15 @@ from raygen.training.recipe import (
     required_fields,
     text_config_of,
 )
-from raygen.training.trainer import TrainConfig, Trainer, TrainStep, train
+from raygen.training.trainer import Trainer, TrainStep, train
 
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
 
-#: Parameters above which a dry run does not try a step on a CPU.
-LARGEST_TIMED = 50_000_000
-#: Faces left out that a result names.
-MENTIONED = 3
+#: A dry run on a CPU does not time the steps of a model with more parameters than this.
+LARGEST_TIMED: Final = 50_000_000
+#: Number of skipped faces whose reasons are listed in the result.
+LISTED_FACES: Final = 3
 
 
 class TrainJob(TrainRecipe, Job):
@@ -59,7 +59,7 @@ class TrainJob(TrainRecipe, Job):
     kind: Literal["train"] = "train"
 
     def run(self, report: ProgressCallback) -> Result:
-        """Train to the end, going on from what an earlier command left."""
+        """Train to the end, continuing from the last training state in `out`."""
         Path(self.out).mkdir(parents=True, exist_ok=True)
         began = time.time()
         folder = Path(self.out) / "training"
@@ -67,166 +67,156 @@ class TrainJob(TrainRecipe, Job):
             if self.resources.runner == "ray":
                 from raygen.execution.ray.train import run_ranks
 
-                run_ranks(partial(_rank, self), self.resources, self.out)
+                run_ranks(partial(train_rank, self), self.resources, self.out)
             else:
-                for _ in _rank(self, 0, 1):
+                for _ in train_rank(self, 0, 1):
                     pass
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
 
     def estimate(self) -> Estimate:
-        """Parameters, and the time of a few steps scaled up; nothing is written.
+        """Parameters, and the time extrapolated from a few steps; nothing is written.
 
-        Parameters are counted without making the model. Where data is not there yet, or a model is too large for
-        this machine, time is not estimated, and a note says so.
+        Parameters are counted without allocating the model. Where data is missing, or a model is too large for this
+        machine, the time is not estimated, and a note says why.
         """
-        recipe = self
-        notes = [f"missing: {error}" for error in _absent(self)]
-        counts: dict[str, int] = {}
+        notes = [f"missing: {error}" for error in self.missing_inputs()]
+        parameters = 0
         try:
-            counts = count_parameters(recipe.model, recipe.first_stage)
+            counts = count_parameters(self.model, self.first_stage)
+            parameters = sum(counts.values())
             notes += [f"{name}: {number:,} parameters" for name, number in counts.items()]
         except RaygenError as error:
             notes.append(f"parameters are not counted: {error}")
-        size = sum(counts.values()) * (2 if recipe.save_dtype == "float16" else 4)
-        if sum(counts.values()) > LARGEST_TIMED and not torch.cuda.is_available():
-            notes.append("time is not estimated: too large to try a step on a CPU")
+        size = parameters * (2 if self.save_dtype == "float16" else 4)
+        if parameters > LARGEST_TIMED and not torch.cuda.is_available():
+            notes.append("time is not estimated: the model is too large to time a step on a CPU")
             return Estimate(0, 0, 0, size, 0.0, tuple(notes))
         try:
             tokenizer = self.tokenizer()
             arrays, objective = self.arrays(tokenizer), self.objective(tokenizer)
         except RaygenError as error:
             return Estimate(0, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
-        each = _seconds_a_step(Trainer(objective, recipe.training, device=_device()), arrays) / self.resources.workers
-        limits = (recipe.training.max_seconds, (recipe.training.steps or 1e12) * each)
-        seconds = min(v for v in limits if v is not None)
-        notes.append(f"{len(arrays):,} rows, batch {recipe.training.batch}, {1 / each:.2f} steps a second")
+        trainer = Trainer(objective, self.training, device=_device())
+        batch = trainer.batch(arrays, 0)
+        trainer.update(batch, 0.0)  # the first step pays for initialisation
+        began = time.perf_counter()
+        for _ in range(3):
+            trainer.update(batch, 0.0)
+        step_s = (time.perf_counter() - began) / 3 / self.resources.workers
+        limits = (self.training.max_seconds, (self.training.steps or 1e12) * step_s)
+        seconds = min(limit for limit in limits if limit is not None)
+        notes.append(f"{len(arrays):,} rows, batch {self.training.batch}, {1 / step_s:.2f} steps per second")
         return Estimate(len(arrays), 0, 0, size, seconds, tuple(notes))
 
+    def missing_inputs(self) -> Iterator[RaygenError]:
+        """The error of each input that does not exist yet."""
+        folders = [folder for folder in (self.first_stage, self.init) if folder is not None]
+        opens: list[Callable[[], object]] = [
+            *(partial(open_input, url) for url in (self.faces, self.latents) if url is not None),
+            *(partial(checkpoint.digest, folder) for folder in (*folders, *folders_of(self.model).values())),
+        ]
+        for open_one in opens:
+            try:
+                open_one()
+            except RaygenError as error:
+                yield error
+
     def tokenizer(self) -> Tokenizer | None:
-        """Of a model that reads texts: its experts', its base's, or one whose words are learned from the faces."""
-        model = self.model
-        if folders := folders_of(model):
-            found = (checkpoint.load_tokenizer(folder) for folder in folders.values())
-            return next((tokenizer for tokenizer in found if tokenizer is not None), None)
+        """The tokenizer of a model that reads texts: of its experts, of `init`, or learned from the faces."""
+        if folders := folders_of(self.model):
+            tokenizers = (checkpoint.load_tokenizer(folder) for folder in folders.values())
+            return next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
         if self.init is not None:
             return checkpoint.load_tokenizer(self.init)
-        text = text_config_of(model)
-        return None if text is None else tokenizer_of(text, self._texts)
 
-    def _texts(self) -> Iterator[str]:
-        faces, _ = open_input(self.faces)
-        for table in faces.tables("faces", ["split", "texts"]):
-            kept = table if self.split is None else table.filter(pc.equal(table["split"], self.split))
-            yield from (text for text in texts_of(kept, self.caption).to_pylist() if text is not None)
+        def texts() -> Iterator[str]:
+            for table in open_input(self.faces)[0].tables("faces", ["split", "texts"]):
+                rows = table if self.split is None else table.filter(pc.equal(table["split"], self.split))
+                yield from (text for text in texts_of(rows, self.caption).to_pylist() if text is not None)
+
+        text = text_config_of(self.model)
+        return None if text is None else tokenizer_of(text, texts)
 
     def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingData:
-        """The training data in memory."""
-        recipe = self
-        faces, _ = open_input(recipe.faces)
+        """The training data in memory; `ConfigError` where it has more identities than `identity.identities`."""
+        faces, _ = open_input(self.faces)
         columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
-        size, modalities = required_fields(recipe.model, recipe.first_stage)
-        pictures = "style" in modalities or (recipe.mask_aware is not None and recipe.mask_aware.decodes)
-        modalities = tuple(sorted({*modalities, *(["mask"] if recipe.mask_aware is not None else [])}))
-        places = [] if recipe.mask_aware is None else recipe.mask_aware.places
-        columns += [*places, *(["hint"] if "hint" in modalities else []), *(["identity_id"] if recipe.identity else [])]
-        if recipe.latents is None or not is_denoiser(recipe.model):
+        size, modalities = required_fields(self.model, self.first_stage)
+        pictures = "style" in modalities or (self.mask_aware is not None and self.mask_aware.decodes)
+        modalities = tuple(sorted({*modalities, *(["mask"] if self.mask_aware is not None else [])}))
+        places = [] if self.mask_aware is None else self.mask_aware.places
+        columns += [*places, *(["hint"] if "hint" in modalities else []), *(["identity_id"] if self.identity else [])]
+        if self.latents is None or not is_denoiser(self.model):
             arrays = load_training_data(
                 faces.tables("faces", columns),
                 size=size,
                 modalities=modalities,
-                split=recipe.split,
+                split=self.split,
                 tokenize=tokenizer,
-                caption=recipe.caption,
+                caption=self.caption,
                 places=places,
-                people=recipe.identity is not None,
+                people=self.identity is not None,
             )
-            return _with_centres(arrays, self)
-        latents, _ = open_input(recipe.latents)
-        assert recipe.first_stage is not None
+            people = 0 if arrays.identity is None else int(arrays.identity.max()) + 1
+            if self.identity is not None and people > self.identity.identities:
+                raise ConfigError(f"identity.identities: {self.faces} has {people:,} people; set at least this number")
+            return arrays
+        latents, _ = open_input(self.latents)
+        assert self.first_stage is not None
         return load_training_data(
-            faces.tables("faces", [c for c in columns if c != "image" or pictures]),
+            faces.tables("faces", [name for name in columns if name != "image" or pictures]),
             size=size,
             modalities=modalities,
             latents=latents.tables("latents"),
-            autoencoder=checkpoint.digest(recipe.first_stage),
-            split=recipe.split,
+            autoencoder=checkpoint.digest(self.first_stage),
+            split=self.split,
             tokenize=tokenizer,
-            caption=recipe.caption,
+            caption=self.caption,
             pictures=pictures,
             places=places,
         )
 
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
-        """A fresh objective, its weights drawn from the training seed."""
+        """A new objective, with weights drawn from the training seed."""
         return build_objective(self, tokenizer)
-
-
-def _with_centres(arrays: TrainingData, recipe: TrainRecipe) -> TrainingData:
-    """The arrays; `ConfigError` where there are more people than an embedder has centres for."""
-    people = 0 if arrays.identity is None else int(arrays.identity.max()) + 1
-    if recipe.identity is not None and people > recipe.identity.identities:
-        raise ConfigError(f"recipe.identity.identities: {recipe.faces} has {people:,} people; give as many or more")
-    return arrays
-
-
-def _absent(recipe: TrainRecipe) -> Iterator[RaygenError]:
-    """What each input that is not there says."""
-    looks: list[Callable[[], object]] = [
-        partial(open_input, url) for url in (recipe.faces, recipe.latents) if url is not None
-    ]
-    folders = [folder for folder in (recipe.first_stage, recipe.init) if folder is not None]
-    folders += folders_of(recipe.model).values()
-    looks += [partial(checkpoint.digest, folder) for folder in folders]
-    for look in looks:
-        try:
-            look()
-        except RaygenError as error:
-            yield error
-
-
-def _seconds_a_step(trainer: Trainer, arrays: TrainingData) -> float:
-    batch = trainer.batch(arrays, 0)
-    trainer.update(batch, 0.0)  # the first one pays for what is only done once
-    began = time.perf_counter()
-    for _ in range(3):
-        trainer.update(batch, 0.0)
-    return (time.perf_counter() - began) / 3
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]:
-    """Everything one rank does: data, training, and on rank 0 sheets, records and the checkpoint."""
+def train_rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]:
+    """Everything that one rank does: load the data, train, and on rank 0 write records, sheets and the checkpoint."""
     set_deterministic_precision(job.resources.threads)
     folder, config = Path(job.out) / "training", job.training
     tokenizer = job.tokenizer()
     arrays = job.arrays(tokenizer)
-    if _is_done(job, arrays):
+    if is_finished(job, arrays):
         return
     trainer = Trainer(job.objective(tokenizer), config, device=_device(), rank=rank, world_size=world_size)
-    journal = TrainingLogger(folder) if rank == 0 else None
+    logger = TrainingLogger(folder) if rank == 0 else None
     last = None
+    every = config.sheet_every
     for step in train(trainer, arrays, folder):
-        if journal is not None:
-            journal.write(step)
-            if _sheet_is_due(step.step, config):
+        if logger is not None:
+            logger.write(step)
+            # A record covers several steps: a sheet is due if one of them is a multiple of `sheet_every`.
+            if every is not None and step.step // every > max(0, step.step - config.log_every) // every:
                 with trainer.averaged():
-                    journal.picture(step.step, sheet(trainer.objective, arrays, trainer.device))
+                    logger.picture(step.step, sheet(trainer.objective, arrays, trainer.device))
         last = step
         yield step
-    if journal is not None:
-        _finish(job, trainer, arrays, last)
-        journal.close()
+    if logger is not None:
+        write_result(job, trainer, arrays, last)
+        logger.close()
 
 
-def _is_done(job: TrainJob, arrays: TrainingData) -> bool:
-    """Whether an earlier command ended this very training; its checkpoint stays as it is, to the byte.
+def is_finished(job: TrainJob, arrays: TrainingData) -> bool:
+    """Whether this training has ended already; its checkpoint is then left as it is.
 
-    `ConfigError` where it was another one: going on from its end with more steps would be neither of the two, as
-    the learning rate had already come down.
+    `ConfigError` where another training has ended in `out`: its learning rate has come down, so continuing it would
+    give neither of the two.
     """
     out = Path(job.out)
     try:
@@ -235,11 +225,11 @@ def _is_done(job: TrainJob, arrays: TrainingData) -> bool:
         return False
     if not any((out / name).is_file() for name in ("raygen.json", "model.safetensors")):
         return False
-    mine = _run_id(job, arrays)
-    if facts.get("run_id") != mine:
+    expected = _run_id(job, arrays)
+    if facts.get("run_id") != expected:
         raise ConfigError(
             f"{job.out} holds another training that has ended ({facts.get('run_id')}, {facts.get('steps')} steps; this "
-            f"one is {mine}): other settings or data. Choose another `out`"
+            f"one is {expected}): other settings or data. Choose another `out`"
         )
     return True
 
@@ -249,14 +239,13 @@ def _run_id(job: TrainJob, arrays: TrainingData) -> str:
     return run_id({"settings": job.settings(), "data": arrays.digest, **({"experts": experts} if experts else {})})
 
 
-def _sheet_is_due(step: int, config: TrainConfig) -> bool:
-    """Whether the steps of this record passed a multiple of `sheet_every`."""
-    every = config.sheet_every
-    return every is not None and step // every > max(0, step - config.log_every) // every
-
-
-def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: TrainStep | None) -> None:
+def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: TrainStep | None) -> None:
+    """Write the checkpoint, with the recipe that made it, and then result.json."""
     module = trainer.objective.module
+    skipped = "none"
+    if arrays.left_out:
+        more = "; …" if len(arrays.left_out) > LISTED_FACES else ""
+        skipped = f"{len(arrays.left_out)}: {'; '.join(arrays.left_out[:LISTED_FACES])}{more}"
     facts: dict[str, Any] = {
         "run_id": _run_id(job, arrays),
         "steps": trainer.step,
@@ -264,7 +253,7 @@ def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: TrainSt
         "trained_s": round(trainer.elapsed, 1),
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         **({"loss": last.loss, "images_per_s": round(last.images_per_s, 1)} if last else {}),
-        "left_out": _left_out(arrays),
+        "left_out": skipped,
     }
     with trainer.averaged():
         if (network := NETWORKS.get(job.model.kind)) is not None:
@@ -273,16 +262,8 @@ def _finish(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: TrainSt
     (Path(job.out) / "training" / "result.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
-def _left_out(arrays: TrainingData) -> str:
-    """Faces that could not be trained on, and why."""
-    if not arrays.left_out:
-        return "none"
-    more = "; …" if len(arrays.left_out) > MENTIONED else ""
-    return f"{len(arrays.left_out)}: {'; '.join(arrays.left_out[:MENTIONED])}{more}"
-
-
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
-    """The checkpoint in `out`, with the recipe that made it."""
+    """Write the checkpoint into `out`; its digest. `InfrastructureError` where that fails."""
     out = Path(job.out)
     extra = {"recipe": job.model_dump(mode="json"), "result": facts}
     save = checkpoint.save if is_denoiser(job.model) else NETWORKS[job.model.kind].save
@@ -299,8 +280,8 @@ def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
         temporary.rmdir()
     except OSError as error:
         raise InfrastructureError(
-            f"{job.out}: the checkpoint cannot be written ({error.strerror or error}); the training state is whole, "
-            "and the same command ends the job"
+            f"{job.out}: the checkpoint cannot be written ({error.strerror or error}); the training state is "
+            "complete: run the same command again to write it"
         ) from error
     return digest
 

@@ -1,11 +1,10 @@
-"""Proof that a stored run is what it says: every planned row exactly once, every byte as committed.
+"""Integrity check of a stored run: every planned row exactly once, every byte as committed.
 
-Knows the store's layout and the plan, and that an export has files beside its rows. Trusts nothing else: files are
-read again, hashed, decoded, counted. Holds eight bytes a row, never pictures.
+All files are read again, hashed, decoded and counted; nothing is taken from the run's own summary. Memory grows by
+eight bytes a row.
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ from raygen.core.hashing import digest
 from raygen.exports.finalize import check
 from raygen.store.images import decode_image
 from raygen.store.parquet import RANGE, from_parquet
-from raygen.store.run_store import Commit, Plan, RunStore, Shard
+from raygen.store.run_store import Commit, RunStore, Shard
 from raygen.store.set_digest import KEYS, SetDigest, table_digest
 
 __all__ = ["IntegrityReport", "verify"]
@@ -26,7 +25,7 @@ __all__ = ["IntegrityReport", "verify"]
 
 @dataclass
 class IntegrityReport:
-    """What was checked and what is wrong with it; `problems` is empty where all is well.
+    """What was checked, and a sentence for each problem; `problems` is empty for an intact run.
 
     `files` counts the good files of an export's data set, and is None for other runs.
     """
@@ -46,150 +45,131 @@ class IntegrityReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong. Orphans (files of tries that did not win) are harmless."""
+        """Whether there are no problems. Orphans (files of tries that were not committed) are harmless."""
         return not self.problems
 
 
 def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
-    """Check every commit, file, row and picture of `store`; `decode=False` leaves the pictures out."""
+    """Check every commit, file, row and picture of `store`; `decode=False` does not decode the pictures.
+
+    Problems of the run are in the report. Raises `ConfigError` where `store` has no plan.
+    """
     plan = store.plan()
-    result = IntegrityReport(store.storage.url, plan.run_id, len(plan.shards))
-    seen: dict[str, list[npt.NDArray[np.uint64]]] = {}
-    state = SetDigest()
-    named: set[str] = set()
-    for commit in _commits(store, plan, result):
-        result.committed += 1
-        result.quarantined += sum(commit.quarantined.values())
-        state = state.merge(_check_shard(store, plan, commit, result, seen, named, decode))
-    result.set_digest = state.hex()
-    _check_ids(seen, result)
-    _check_end(store, result)
-    if plan.kind == "export":
-        found = check(store)
-        result.files, result.bytes = found.files, result.bytes + found.bytes
-        result.problems += found.problems
-    result.orphans = sorted(set(_files(store)) - named)
-    return result
-
-
-def _commits(store: RunStore, plan: Plan, result: IntegrityReport) -> Iterator[Commit]:
-    done = store.committed()
-    missing = [shard.index for shard in plan.shards if shard.index not in done]
-    if missing:
-        result.problems.append(f"{len(missing)} shards are not committed: {missing[:10]}")
-    unknown = sorted(set(done) - {shard.index for shard in plan.shards})
-    if unknown:
-        result.problems.append(f"commits of shards that the plan does not have: {unknown[:10]}")
-    for index in sorted(set(done) - set(unknown)):
+    report = IntegrityReport(store.storage.url, plan.run_id, len(plan.shards))
+    committed, planned = set(store.committed()), {shard.index for shard in plan.shards}
+    if missing := sorted(planned - committed):
+        report.problems.append(f"{len(missing)} shards are not committed: {missing[:10]}")
+    if unknown := sorted(committed - planned):
+        report.problems.append(f"there are commits of shards that are not in the plan: {unknown[:10]}")
+    row_keys: dict[str, list[npt.NDArray[np.uint64]]] = {}
+    set_digest = SetDigest()
+    committed_files: set[str] = set()
+    for index in sorted(committed & planned):
         try:
-            yield store.commit_of(index)
-        except Exception as error:  # a damaged record is a finding, not the end of the check
-            result.problems.append(f"shard {index}: {error}")
+            commit = store.commit_of(index)
+        except Exception as error:  # a damaged record is one problem of the run, not the end of the check
+            report.problems.append(f"shard {index}: {error}")
+            continue
+        report.committed += 1
+        report.quarantined += sum(commit.quarantined.values())
+        committed_files |= {str(entry["path"]) for entry in commit.files}
+        set_digest = set_digest.merge(_check_shard(store, plan.shards[index], commit, report, row_keys, decode))
+    report.set_digest = set_digest.hex()
+    for table, parts in row_keys.items():
+        keys = np.concatenate(parts)
+        duplicates = len(keys) - len(np.unique(keys))
+        if duplicates and table != "quarantine":
+            report.problems.append(f"{table}: {duplicates} rows have an id that another row has")
+    _check_end(store, report, is_export=plan.kind == "export")
+    folders = ["quarantine", *(f"data/{table}" for table in store.storage.names("data"))]
+    stored = {f"{folder}/{name}" for folder in folders for name in store.storage.names(folder)}
+    report.orphans = sorted(stored - committed_files)
+    return report
 
 
 def _check_shard(
     store: RunStore,
-    plan: Plan,
+    shard: Shard,
     commit: Commit,
-    result: IntegrityReport,
-    seen: dict[str, list[npt.NDArray[np.uint64]]],
-    named: set[str],
+    report: IntegrityReport,
+    row_keys: dict[str, list[npt.NDArray[np.uint64]]],
     decode: bool,
 ) -> SetDigest:
-    state = SetDigest()
+    """Check the files of one commit; the set digest of the rows that were read. Adds the hashed ids to `row_keys`."""
+    set_digest = SetDigest()
     for entry in commit.files:
-        named.add(str(entry["path"]))
-        table = _read(store, entry, result)
+        table = _read_table(store, entry, report)
         if table is None:
             continue
         name = str(entry["table"])
-        result.rows[name] += table.num_rows
-        state = state.merge(table_digest(name, table))
-        seen.setdefault(name, []).append(_keys(name, table))
+        report.rows[name] += table.num_rows
+        set_digest = set_digest.merge(table_digest(name, table))
+        columns = [table[key].to_pylist() for key in KEYS.get(name, tuple(table.column_names[:1]))]
+        ids = (":".join(map(str, values)) for values in zip(*columns, strict=True))
+        hashes = (int(digest(row_id.encode())[:16], 16) for row_id in ids)
+        row_keys.setdefault(name, []).append(np.fromiter(hashes, dtype=np.uint64, count=table.num_rows))
         if decode and "image" in table.column_names:
-            _check_pictures(name, table, result)
-        if name == "samples":
-            _check_planned(plan.shards[commit.shard], table, result)
-    if state.state != commit.digest.state:
-        result.problems.append(f"shard {commit.shard}: its rows do not give the committed digest")
-    return state
+            _check_images(name, table, report)
+        if name == "samples" and not any(piece.path == RANGE for piece in shard.inputs):
+            try:
+                planned = shard.read(["sample_id"])["sample_id"].to_pylist()
+            except (ConfigError, InputError):  # the conditions were moved or removed: only the count can be checked
+                if table.num_rows != shard.rows:
+                    report.problems.append(f"shard {shard.index}: {table.num_rows} rows, {shard.rows} planned")
+            else:
+                if sorted(planned) != sorted(table["sample_id"].to_pylist()):
+                    report.problems.append(f"shard {shard.index}: its rows are not the planned ones")
+    if set_digest.state != commit.digest.state:
+        report.problems.append(f"shard {commit.shard}: its rows do not have the committed digest")
+    return set_digest
 
 
-def _read(store: RunStore, entry: dict[str, Any], result: IntegrityReport) -> pa.Table | None:
+def _read_table(store: RunStore, entry: dict[str, Any], report: IntegrityReport) -> pa.Table | None:
+    """The table of a committed file; None, and a problem in the report, where it is missing or damaged."""
     path = str(entry["path"])
     try:
         data = store.storage.get(path)
     except OSError:
-        result.problems.append(f"{path}: missing")
+        report.problems.append(f"{path}: missing")
         return None
-    result.bytes += len(data)
+    report.bytes += len(data)
     if digest(data) != entry["sha256"]:
-        result.problems.append(f"{path}: sha256 differs from the commit")
+        report.problems.append(f"{path}: sha256 differs from the commit")
         return None
     try:
         table = from_parquet(data)
     except InputError as error:
-        result.problems.append(f"{path}: {error}")
+        report.problems.append(f"{path}: {error}")
         return None
     if table.num_rows != entry["rows"]:
-        result.problems.append(f"{path}: {table.num_rows} rows, {entry['rows']} committed")
+        report.problems.append(f"{path}: {table.num_rows} rows, {entry['rows']} committed")
     return table
 
 
-def _keys(name: str, table: pa.Table) -> npt.NDArray[np.uint64]:
-    columns = [table[part].to_pylist() for part in KEYS.get(name, tuple(table.column_names[:1]))]
-    lines = (":".join(map(str, parts)) for parts in zip(*columns, strict=True))
-    return np.fromiter((int(digest(line.encode())[:16], 16) for line in lines), dtype=np.uint64, count=table.num_rows)
-
-
-def _check_ids(seen: dict[str, list[npt.NDArray[np.uint64]]], result: IntegrityReport) -> None:
-    for name, parts in seen.items():
-        keys = np.concatenate(parts) if parts else np.empty(0, np.uint64)
-        double = len(keys) - len(np.unique(keys))
-        if double and name != "quarantine":
-            result.problems.append(f"{name}: {double} rows have an id that another row has")
-
-
-def _check_planned(shard: Shard, table: pa.Table, result: IntegrityReport) -> None:
-    """The samples of a shard must be exactly the condition rows it was given."""
-    if any(piece.path == RANGE for piece in shard.inputs):
-        return
-    try:
-        planned = shard.read(["sample_id"])["sample_id"].to_pylist()
-    except (ConfigError, InputError):
-        # The conditions may have been moved away since; then only the number can be held against the plan.
-        if table.num_rows != shard.rows:
-            result.problems.append(f"shard {shard.index}: {table.num_rows} rows, {shard.rows} planned")
-        return
-    if sorted(planned) != sorted(table["sample_id"].to_pylist()):
-        result.problems.append(f"shard {shard.index}: its rows are not the planned ones")
-
-
-def _check_pictures(name: str, table: pa.Table, result: IntegrityReport) -> None:
+def _check_images(name: str, table: pa.Table, report: IntegrityReport) -> None:
+    """Decode every picture and compare it with its stored hash."""
     ids = table[table.column_names[0]].to_pylist()
     hashes = table["image_sha256"].to_pylist() if "image_sha256" in table.column_names else [None] * len(ids)
-    for row, value, sha in zip(ids, table["image"].to_pylist(), hashes, strict=True):
-        if value is None:
+    for row_id, image, sha256 in zip(ids, table["image"].to_pylist(), hashes, strict=True):
+        if image is None:
             continue
-        result.pictures += 1
+        report.pictures += 1
         try:
-            decode_image(value["bytes"])
+            decode_image(image["bytes"])
         except InputError as error:
-            result.problems.append(f"{name} {row}: {error}")
-        if sha is not None and digest(value["bytes"]) != sha:
-            result.problems.append(f"{name} {row}: image_sha256 differs")
+            report.problems.append(f"{name} {row_id}: {error}")
+        if sha256 is not None and digest(image["bytes"]) != sha256:
+            report.problems.append(f"{name} {row_id}: image_sha256 differs")
 
 
-def _check_end(store: RunStore, result: IntegrityReport) -> None:
+def _check_end(store: RunStore, report: IntegrityReport, *, is_export: bool) -> None:
+    """Check the records of a finished run, and the files of an exported data set."""
     if not store.storage.exists("_SUCCESS"):
-        result.problems.append("_SUCCESS is missing: the run has not ended well")
-    elif store.manifest().get("set_digest") != result.set_digest:
-        result.problems.append("MANIFEST.json has another set digest than the rows")
-
-
-def _files(store: RunStore) -> Iterator[str]:
-    for table in store.storage.names("data"):
-        for name in store.storage.names(f"data/{table}"):
-            yield f"data/{table}/{name}"
-    for name in store.storage.names("quarantine"):
-        yield f"quarantine/{name}"
+        report.problems.append("_SUCCESS is missing: the run did not finish")
+    elif store.manifest().get("set_digest") != report.set_digest:
+        report.problems.append("MANIFEST.json has another set digest than the rows")
+    if is_export:
+        data_set = check(store)
+        report.files = data_set.files
+        report.bytes += data_set.bytes
+        report.problems += data_set.problems

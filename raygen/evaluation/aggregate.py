@@ -170,29 +170,27 @@ def aggregate(
                 _mean_over_images(table, slice_, name, scored, protocols)
             elif name.startswith(DIVERSITY):
                 _diversity(table, slice_, name, scored, protocols, grouping)
-    real = sets.get("reference", {})
-    for slice_, scores in sets.items():
-        for name, scored in scores.items():
-            if name.startswith(FEATURES) and slice_ != "reference" and name in real:
-                part = FACE if name.endswith(FACE) else ""
-                protocol = {**protocols.get(name.partition(":")[2].removesuffix(FACE), {})}
-                protocol |= {"region": "bounding box of the face in the mask"} if part else {}
-                protocol |= {"reference": protocols["reference"]} if "reference" in protocols else {}
-                generated, others = features_of(scored), features_of(real[name])
-                more = MetricRows(run_id, reference)
-                if compare is not None:
-                    network = frechet_name.removeprefix("fid").removeprefix("fd") + part
-                    factored = partial(cache.of, name, others)
-                    left_out = add_feature_metrics(
-                        more.add, slice_, network, generated, others, protocol, compare, factored
-                    )
-                    protocol |= {"left_out": left_out} if left_out else {}
-                if min(len(scored.ids), len(real[name].ids)) > 1:  # one picture has no covariance
-                    factored_reference = cache.of(name, others)
-                    add_frechet(
-                        table.add, slice_, frechet_name + part, generated, factored_reference, protocol, grouping
-                    )
-                table.rows += more.rows
+    real = {name: features_of(s) for name, s in sets.get("reference", {}).items() if name.startswith(FEATURES)}
+    others = [(slice_, name, s) for slice_, scores in sets.items() for name, s in scores.items() if name in real]
+    for slice_, name, scored in others:
+        if slice_ == "reference":
+            continue
+        part = FACE if name.endswith(FACE) else ""
+        protocol = {**protocols.get(name.partition(":")[2].removesuffix(FACE), {})}
+        protocol |= {"region": "bounding box of the face in the mask"} if part else {}
+        protocol |= {"reference": protocols["reference"]} if "reference" in protocols else {}
+        generated, more = features_of(scored), MetricRows(run_id, reference)
+        if compare is not None:
+            network = frechet_name.removeprefix("fid").removeprefix("fd") + part
+            factored = partial(cache.of, name, real[name])
+            left_out = add_feature_metrics(
+                more.add, slice_, network, generated, real[name], protocol, compare, factored
+            )
+            protocol |= {"left_out": left_out} if left_out else {}
+        if min(len(generated.ids), len(real[name].ids)) > 1:  # one picture has no covariance
+            factored_reference = cache.of(name, real[name])
+            add_frechet(table.add, slice_, frechet_name + part, generated, factored_reference, protocol, grouping)
+        table.rows += more.rows
     return table.table()
 
 

@@ -228,9 +228,8 @@ def check_names(rows: Mapping[str, Sequence[Row]]) -> None:
         for row in own_rows:
             metric = lookup(row["metric"])
             if metric.better and not metric.describes_network:
-                kind = metric.name.replace(
-                    "fid", "fd"
-                )  # distances over Inception and over other features are of one kind
+                # Distances over Inception (fid) and over other features (fd) are of one kind.
+                kind = metric.name.replace("fid", "fd")
                 names.setdefault(f"{kind} [{row['slice']}]", {}).setdefault(variant, set()).add(row["metric"])
     for kind, by_variant in names.items():
         for (variant, first), (other, second) in combinations(by_variant.items(), 2):

@@ -103,7 +103,15 @@ class PairwiseWorker:
         """Each row with the earlier rows of its group, so that every pair is measured once."""
         if self.similarity is None:
             return
-        earlier = {row["sample_id"]: self._before(row["group_id"], row["sample_id"]) for row in rows}
+        if self._groups is None:
+            self._groups = {}
+            table = self.others.all(["group_id", "sample_id"])
+            for group_id, row_id in zip(table["group_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True):
+                self._groups.setdefault(group_id, []).append(row_id)
+        earlier: dict[str, list[str]] = {}
+        for row in rows:
+            names = [] if row["group_id"] is None else self._groups.get(row["group_id"], [])
+            earlier[row["sample_id"]] = names[: names.index(row["sample_id"])] if row["sample_id"] in names else []
         missing = {name for names in earlier.values() for name in names} - set(images)
         known = {**images, **_pictures(self.others, missing)}
         groups: dict[str, dict[str, list[str]]] = {}
@@ -115,17 +123,6 @@ class PairwiseWorker:
         for name in earlier:
             if name in sums:
                 yield name, f"{DIVERSITY}:{self.similarity.name}", sums[name]
-
-    def _before(self, group: str | None, name: str) -> list[str]:
-        """Ids of the rows before `name` in its group, in the whole run."""
-        if self._groups is None:
-            self._groups = {}
-            table = self.others.all(["group_id", "sample_id"])
-            for group_id, row_id in zip(table["group_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True):
-                if group_id is not None:
-                    self._groups.setdefault(group_id, []).append(row_id)
-        names = self._groups.get(group, []) if group is not None else []
-        return names[: names.index(name)] if name in names else []
 
 
 def _sums(

@@ -144,22 +144,15 @@ class Scorer:
         if self.classifier is not None and "attributes" in rows.column_names and len(ids):
             scores += self._attributes(ids, tensor, rows["attributes"].to_pylist())
         if self.clip is not None and "text" in rows.column_names:
-            scores += self._texts(ids, tensor, rows["text"].to_pylist())
+            texts = {i: text for i, text in enumerate(rows["text"].to_pylist()) if text}
+            if texts:
+                cosines = self.clip.scores(tensor[list(texts)], list(texts.values()))
+                scores += _each([ids[i] for i in texts], self.clip.name, cosines[:, None])
         if real is not None and self.config.reconstruction:
             scores += self._pairs(ids, images, real)
         elif self.sources is not None and "source" in rows.column_names:
             scores += self._to_source(ids, images, rows["source"].to_pylist())
         return score_table(scores, self.run_id, self.attempt)
-
-    def _texts(
-        self, ids: Sequence[str], images: torch.Tensor, texts: Sequence[str | None]
-    ) -> list[tuple[str, str, list[float]]]:
-        assert self.clip is not None
-        with_text = [i for i, text in enumerate(texts) if text]
-        if not with_text:
-            return []
-        cosines = self.clip.scores(images[with_text], [str(texts[i]) for i in with_text])
-        return _each([ids[i] for i in with_text], self.clip.name, cosines[:, None])
 
     def _to_source(
         self, ids: Sequence[str], images: UInt8Array, names: Sequence[str | None]

@@ -1,7 +1,4 @@
-"""What a parser, a feature extractor and an attribute classifier are, which there are, and how one is asked for.
-
-Knows the interfaces and the closed unions of specs. Does not know how any network works.
-"""
+"""Interfaces, configurations and loaders of face parsers, feature extractors and attribute classifiers."""
 
 import hashlib
 from collections.abc import Mapping
@@ -36,12 +33,12 @@ __all__ = [
 ]
 
 
-#: Files of weights in a folder that transformers saved a model in, the first that is there.
+#: Weight files of a model folder of transformers, in order of preference.
 TRANSFORMERS: Final = ("model.safetensors", "pytorch_model.bin")
 
 
 class Parser(Protocol):
-    """Finds the 19 classes in pictures."""
+    """Segments pictures into the 19 classes."""
 
     name: str
     sha256: str
@@ -51,12 +48,12 @@ class Parser(Protocol):
         ...
 
     def protocol(self) -> Mapping[str, Any]:
-        """What a number made with it depends on."""
+        """The settings that its numbers depend on, for METRICS."""
         ...
 
 
 class FeatureExtractor(Protocol):
-    """Turns pictures into vectors. `metric` is the name that a Fréchet distance over them may carry."""
+    """Maps pictures to feature vectors. `metric` is the name of a Fréchet distance over them: `fid@…` or `fd:…`."""
 
     name: str
     metric: str
@@ -67,12 +64,12 @@ class FeatureExtractor(Protocol):
         ...
 
     def protocol(self) -> Mapping[str, Any]:
-        """What a number made with it depends on."""
+        """The settings that its numbers depend on, for METRICS."""
         ...
 
 
 class Classifier(Protocol):
-    """Says which of the 40 attributes a picture has."""
+    """Predicts the 40 attributes of pictures."""
 
     name: str
     sha256: str
@@ -82,11 +79,11 @@ class Classifier(Protocol):
         ...
 
     def probabilities(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> float32 [B, 40]; above one half is yes."""
+        """uint8 [B, H, W, 3] -> probabilities float32 [B, 40]; an attribute is present above 0.5."""
         ...
 
     def protocol(self) -> Mapping[str, Any]:
-        """What a number made with it depends on."""
+        """The settings that its numbers depend on, for METRICS."""
         ...
 
 
@@ -119,9 +116,9 @@ FeatureConfig = Annotated[BundledNetworkConfig | InceptionConfig, Field(discrimi
 
 
 def load_parser(config: BundledNetworkConfig | PublishedParserConfig, device: torch.device) -> Parser:
-    """The parser of a config on `device`; errors as its loader has them."""
+    """The parser of a config on `device`; errors as `load_bundled` and `load_published`."""
     if isinstance(config, BundledNetworkConfig):
-        return _OwnParser(config, device)
+        return _BundledParserExtractor(config, device)
     from raygen.extractors.face_parsers import load_published
 
     return load_published(config.kind, config.weights, config.sha256, device)
@@ -130,7 +127,7 @@ def load_parser(config: BundledNetworkConfig | PublishedParserConfig, device: to
 def load_features(config: BundledNetworkConfig | InceptionConfig, device: torch.device) -> FeatureExtractor:
     """The feature extractor of a config on `device`."""
     if isinstance(config, BundledNetworkConfig):
-        return _OwnParser(config, device)
+        return _BundledParserExtractor(config, device)
     from raygen.extractors.inception import load_inception
 
     return load_inception(config.weights, config.protocol, config.sha256, device)
@@ -138,41 +135,39 @@ def load_features(config: BundledNetworkConfig | InceptionConfig, device: torch.
 
 def load_classifier(config: BundledNetworkConfig, device: torch.device) -> Classifier:
     """The attribute classifier of a config on `device`."""
-    return _OwnClassifier(config, device)
+    return _BundledClassifierExtractor(config, device)
 
 
 def network_digest(config: Any, kind: str) -> str:
-    """sha256 of the weights that a config of this module (or of LPIPS) names, without loading them.
+    """sha256 of the weights of a config of an extractor, without loading them.
 
-    `kind`: parser or classifier, which says what `bundled` is.
+    `kind`: the bundled network that `bundled` stands for, such as `parser`. Weights whose name only their loader can
+    resolve (`hub`) are identified by their configured sha256 or by that name.
     """
     if isinstance(config, BundledNetworkConfig):
         return bundled_digest(resolve(config.folder, kind))
-    path = _weights(config)
-    if path is None or not path.is_file():  # a name that its loader knows where to look for
+    if hasattr(config, "weights"):
+        path: Path | None = Path(config.weights)
+    else:
+        path = next((candidate for name in TRANSFORMERS if (candidate := Path(config.folder) / name).is_file()), None)
+    if path is None or not path.is_file():
         return str(config.sha256 or getattr(config, "weights", None) or config.folder)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _weights(config: Any) -> Path | None:
-    """The file of a config that names one, or a folder that transformers saved a model in."""
-    if hasattr(config, "weights"):
-        return Path(config.weights)
-    return next((path for name in TRANSFORMERS if (path := Path(config.folder) / name).is_file()), None)
-
-
 def by_content(config: Config, kind: str) -> dict[str, Any]:
-    """A network as plans name it: with the sha256 of its weights in place of where they lie; `kind` as above.
+    """A config of a network as plans record it: the sha256 of its weights instead of their path.
 
-    So the same file at two places is one network, and another file at the same place is another one.
+    The same file at two paths is one network; another file at the same path is another network. `kind`: see
+    `network_digest`.
     """
-    said = config.model_dump(mode="json", exclude={"folder", "weights"})
-    return {**said, "sha256": network_digest(config, kind)}
+    settings = config.model_dump(mode="json", exclude={"folder", "weights"})
+    return {**settings, "sha256": network_digest(config, kind)}
 
 
-class _Own:
-    """A network of ours with its name, and pictures as it wants them."""
+class _BundledExtractor:
+    """A bundled network with its name, and the preparation of pictures for it."""
 
     name: str
     net: BundledNetwork
@@ -185,7 +180,7 @@ class _Own:
         return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
 
     def protocol(self) -> Mapping[str, Any]:
-        """What a number made with it depends on."""
+        """The settings that its numbers depend on, for METRICS."""
         size = self.net.config.image_size
         return {
             "network": self.name,
@@ -195,8 +190,8 @@ class _Own:
         }
 
 
-class _OwnParser(_Own):
-    """A small parser as both: labels, and its bottleneck as features."""
+class _BundledParserExtractor(_BundledExtractor):
+    """The bundled parser as a `Parser`, and as a `FeatureExtractor` by its bottleneck."""
 
     name = "raygen-parser"
     metric = "fd:raygen-parser"
@@ -217,14 +212,14 @@ class _OwnParser(_Own):
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
-        """See `Features.features`."""
+        """See `FeatureExtractor.features`."""
         with full_precision():
             vectors: Tensor = self.net.features(self._pixels(images)).float().cpu()
         return vectors
 
 
-class _OwnClassifier(_Own):
-    """A small attribute classifier."""
+class _BundledClassifierExtractor(_BundledExtractor):
+    """The bundled classifier as a `Classifier`."""
 
     name = "raygen-attributes"
 

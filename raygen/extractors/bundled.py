@@ -1,7 +1,7 @@
-"""The bundled networks that look at pictures: a parser, an attribute classifier, a face embedder; of drawn faces.
+"""The bundled networks: a face parser, an attribute classifier and a face embedder, trained on drawn faces.
 
-Knows their shapes, the augmentation they are trained with, and their checkpoint folders. The parser's pooled
-bottleneck is a feature vector for Fréchet distances. Numbers carry their names; they replace no published network.
+The pooled bottleneck of the parser is the feature vector of Fréchet distances without Inception. The networks are small
+and do not replace published ones; every number carries the name of its network.
 """
 
 import hashlib
@@ -80,7 +80,7 @@ class BundledNetwork(nn.Module):
         super().__init__()
         self.config = config
         c = config.channels
-        self.stem = _block(12, c[0])  # pixels of 2x2 squares as channels: full resolution costs most and adds little
+        self.stem = _block(12, c[0])  # on 2x2 pixels as channels: full resolution adds cost and little accuracy
         self.down = nn.ModuleList(_block(a, b, stride=2) for a, b in itertools.pairwise(c))
 
     def trunk(self, pixels: Tensor) -> list[Tensor]:
@@ -119,8 +119,8 @@ class BundledParser(BundledNetwork):
 class BundledClassifier(BundledNetwork):
     """Pixels [B, 3, H, W] in -1..1 -> logits of the 40 attributes [B, 40].
 
-    An earring is a few pixels and hair half a picture: every level says what is there on the whole (mean) and
-    anywhere at all (maximum). A smile is where the corners of the mouth are: the coarsest level says where.
+    Attributes differ in size, so every level is pooled by its mean (hair) and by its maximum (an earring). The
+    coarsest level is also used unpooled, as some attributes depend on positions (a smile).
     """
 
     def __init__(self, config: BundledClassifierConfig) -> None:
@@ -138,7 +138,7 @@ class BundledClassifier(BundledNetwork):
 
 
 class BundledEmbedder(BundledNetwork):
-    """Pixels [B, 3, H, W] in -1..1 -> who it is, vectors of length 1 [B, width]: people are compared by cosine."""
+    """Pixels [B, 3, H, W] in -1..1 -> identity embeddings of length 1 [B, width], compared by cosine."""
 
     def __init__(self, config: BundledEmbedderConfig) -> None:
         super().__init__(config)
@@ -148,14 +148,16 @@ class BundledEmbedder(BundledNetwork):
         self.head = nn.Linear(inside, config.width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Colours and textures count wherever they are (means of all levels), shapes where they are (the coarsest)."""
+        """Embeddings from the means of all levels (colours, textures) and the coarsest level unpooled (shapes)."""
         maps = self.trunk(pixels)
         read = torch.cat([*(x.mean(dim=(2, 3)) for x in maps), maps[-1].flatten(1)], dim=1)
         return F.normalize(self.head(self.norm(read)), dim=1)
 
 
-#: Every shape a folder can hold, and its class.
-_Specs = Annotated[BundledParserConfig | BundledClassifierConfig | BundledEmbedderConfig, Field(discriminator="kind")]
+#: Every configuration that a folder can hold.
+_AnyNetworkConfig = Annotated[
+    BundledParserConfig | BundledClassifierConfig | BundledEmbedderConfig, Field(discriminator="kind")
+]
 Net = TypeVar("Net", BundledParser, BundledClassifier, BundledEmbedder)
 
 SHAPES: Final[Mapping[type[BundledNetwork], type[Config]]] = {
@@ -177,10 +179,10 @@ def _block(inside: int, out: int, stride: int = 1) -> nn.Sequential:
 
 
 def augment(pixels: Tensor, uniform: Tensor) -> Tensor:
-    """Other colours, light, sharpness and a little noise, by five numbers in [0, 1) a picture.
+    """Augments pixels [B, 3, H, W] in -1..1 in colour, brightness, sharpness and noise, by `uniform` [B, 8] in [0, 1).
 
-    `pixels` [B, 3, H, W] in -1..1; `uniform` [B, 8]. Generated pictures are a little softer and off in colour;
-    a parser that has seen only clean ones would count that against their shape.
+    Generated pictures are softer than photographs and off in colour; a parser trained without augmentation would score
+    that as a wrong shape.
     """
     u = (uniform * 2 - 1).view(-1, 8, 1, 1)  # -1..1
     mean = pixels.mean(dim=(2, 3), keepdim=True)
@@ -194,20 +196,24 @@ def augment(pixels: Tensor, uniform: Tensor) -> Tensor:
 
 
 def save_bundled(model: BundledNetwork, folder: Path, *, weights: str, extra: Mapping[str, Any]) -> str:
-    """Write config.json (config and recipe) and the weights into `folder`; the digest."""
+    """Writes config.json (config, labels and `extra`) and the weights into `folder`; returns the digest.
+
+    `weights`: `float16`, or float32 for any other value.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     dtype = torch.float16 if weights == "float16" else torch.float32
     tensors = {n: t.detach().cpu().to(dtype).contiguous() for n, t in model.state_dict().items()}
     (folder / WEIGHTS).write_bytes(serialize(tensors, metadata={"format": "pt"}))
     labels = {"parser": CLASSES, "classifier": ATTRIBUTES}.get(model.config.kind)
-    said = {} if labels is None else {"labels": labels}
-    document = {"network": model.config.model_dump(mode="json"), **said, "extra": dict(extra)}
+    document: dict[str, Any] = {"network": model.config.model_dump(mode="json"), "extra": dict(extra)}
+    if labels is not None:
+        document["labels"] = labels
     (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return bundled_digest(folder)
 
 
 def bundled_digest(folder: str | Path) -> str:
-    """sha256 of the weights file."""
+    """sha256 of the weights file; `ConfigError` where there is none."""
     try:
         return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
     except OSError as error:
@@ -215,7 +221,7 @@ def bundled_digest(folder: str | Path) -> str:
 
 
 def load_bundled(folder: str | Path, kind: type[Net]) -> Net:
-    """The network of a folder, ready to use.
+    """The network in a folder, in evaluation mode and without gradients.
 
     `ConfigError` where there is none or it is of another kind; `InputError` where a file is damaged.
     """
@@ -223,7 +229,7 @@ def load_bundled(folder: str | Path, kind: type[Net]) -> Net:
     bundled_digest(root)
     try:
         document = json.loads((root / "config.json").read_text(encoding="utf-8"))
-        config: Any = parse(_Specs, document["network"], str(root / "config.json"))
+        config: Any = parse(_AnyNetworkConfig, document["network"], str(root / "config.json"))
         shape = SHAPES[kind]
         if not isinstance(config, shape):
             raise ConfigError(f"{root}: holds a {config.kind}, not a {shape.model_fields['kind'].default}")

@@ -1,10 +1,9 @@
-"""How well a picture fits a text: the cosine of CLIP's two embeddings, from a folder the user has.
+"""CLIP score: the cosine of the CLIP embeddings of a picture and a text, from a local folder of `transformers`.
 
-Knows what CLIP wants of a picture and of a text, and which files make such a folder. Knows neither captions nor what
-is done with a cosine. Fetches nothing and runs no code of the folder.
+Downloads nothing and runs no code of the folder. Cosines of different models are not comparable, so the name of the
+metric has the digest of the weights.
 
-Source: Radford et al. 2021; Hessel et al. 2021 (CLIPScore), of which this is the cosine before it is clipped at 0 and
-scaled. What a cosine is depends on the model, so its name is that of the weights.
+Sources: Radford et al. 2021; Hessel et al. 2021 (CLIPScore), of which this is the cosine, neither clipped nor scaled.
 """
 
 import json
@@ -27,7 +26,7 @@ __all__ = ["ClipConfig", "ClipScore", "load_clip"]
 
 
 VOCABULARIES: Final = ("tokenizer.json", "vocab.json")
-#: A table of 0, 1, 2 … that older files carry along.
+#: A buffer 0, 1, 2 … in older weight files.
 COUNTERS: Final = "position_ids"
 #: Pillow's number of the bicubic filter.
 BICUBIC: Final = 3
@@ -43,8 +42,8 @@ class ClipConfig(Config):
     sha256: str | None = Field(None, description="whole or leading digits of the weights file; refuse any other")
 
 
-class _Preparation(NamedTuple):
-    """Short side, height and width of the crop, and the statistics of the channels."""
+class _Preprocessing(NamedTuple):
+    """Short side after the resize, height and width of the crop, mean and standard deviation of the channels."""
 
     side: int
     crop: tuple[int, int]
@@ -53,20 +52,20 @@ class _Preparation(NamedTuple):
 
 
 class ClipScore:
-    """Pictures and texts -> how well each picture fits its text."""
+    """Pictures and texts -> the cosine of each picture and its text."""
 
-    def __init__(self, network: Any, tokenizer: Any, preparation: _Preparation, sha256: str) -> None:
+    def __init__(self, network: Any, tokenizer: Any, preprocessing: _Preprocessing, sha256: str) -> None:
         self.network = network.eval().requires_grad_(False)
-        self.tokenizer, self.preparation, self.sha256 = tokenizer, preparation, sha256
+        self.tokenizer, self.preprocessing, self.sha256 = tokenizer, preprocessing, sha256
         self.name = f"clip:{sha256[:8]}"
         self.length = int(network.config.text_config.max_position_embeddings)
         self.device = next(network.parameters()).device
 
     @torch.inference_mode()
     def scores(self, images: Tensor, texts: Sequence[str]) -> Tensor:
-        """uint8 [B, H, W, 3] and a text a picture -> cosine float32 [B] in -1..1, neither clipped nor scaled.
+        """uint8 [B, H, W, 3] and a text a picture -> cosines float32 [B] in -1..1, neither clipped nor scaled.
 
-        `ValueError` where there are not as many texts as pictures. A text that occurs twice is encoded once.
+        `ValueError` where the numbers of pictures and texts differ. Equal texts are encoded once.
         """
         if len(images) != len(texts):
             raise ValueError(f"{len(images)} pictures, but {len(texts)} texts")
@@ -74,47 +73,46 @@ class ClipScore:
             return torch.zeros(0)
         place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         unique = list(place)
+        text_parts, image_parts = [], []
         with full_precision():
-            words = torch.cat([self._texts(unique[at : at + CHUNK]) for at in range(0, len(unique), CHUNK)])
-            seen = torch.cat([self._images(part) for part in torch.split(images, CHUNK)])
-            cosine: Tensor = (seen * words[[place[text] for text in texts]]).sum(dim=1)
+            for start in range(0, len(unique), CHUNK):
+                tokens = self.tokenizer(
+                    unique[start : start + CHUNK],
+                    padding=True,
+                    truncation=True,
+                    max_length=self.length,
+                    return_tensors="pt",
+                ).to(self.device)
+                output = self.network.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"])
+                text_parts.append(F.normalize(self.network.text_projection(output.pooler_output), dim=1))
+            for part in torch.split(images, CHUNK):
+                pixels = _preprocess(part.to(self.device), self.preprocessing)
+                output = self.network.vision_model(pixel_values=pixels)
+                image_parts.append(F.normalize(self.network.visual_projection(output.pooler_output), dim=1))
+            text_vectors = torch.cat(text_parts)[[place[text] for text in texts]]
+            cosine: Tensor = (torch.cat(image_parts) * text_vectors).sum(dim=1)
         return cosine.float().cpu()
 
     def protocol(self) -> Mapping[str, Any]:
-        """What a number made with it depends on."""
-        vision, (height, width) = self.network.config.vision_config, self.preparation.crop
+        """The settings that its numbers depend on, for METRICS."""
+        vision, (height, width) = self.network.config.vision_config, self.preprocessing.crop
         layers, side = vision.num_hidden_layers, vision.image_size
         return {
             "network": self.name,
             "sha256": self.sha256,
             "model": f"ViT {vision.hidden_size} x {layers}, patch {vision.patch_size}, {side} px",
-            "input": f"short side {self.preparation.side} px bicubic antialias, {height} x {width} px of the centre",
+            "input": f"short side {self.preprocessing.side} px bicubic antialias, {height} x {width} px of the centre",
             "text": f"cut to {self.length} tokens",
             "score": "cosine, not clipped, not times 100",
             "precision": "fp32",
         }
 
-    def _images(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> unit vectors [B, D]."""
-        pixels = _prepared(images.to(self.device), self.preparation)
-        vectors: Tensor = self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
-        return F.normalize(vectors, dim=1)
-
-    def _texts(self, texts: list[str]) -> Tensor:
-        """Texts -> unit vectors [B, D]."""
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.length, return_tensors="pt")
-        found = self.network.text_model(
-            input_ids=tokens["input_ids"].to(self.device), attention_mask=tokens["attention_mask"].to(self.device)
-        )
-        vectors: Tensor = self.network.text_projection(found.pooler_output)
-        return F.normalize(vectors, dim=1)
-
 
 def load_clip(config: ClipConfig, device: torch.device) -> ClipScore:
     """The score of a config on `device`.
 
-    `ConfigError` where the folder is not there, is no CLIP model, or lacks a part; `InputError` (`weights`) where the
-    weights are others than `sha256` or `config.json` say.
+    `ConfigError` where the folder or a part of it is missing, or it is not a CLIP model; `InputError` (`weights`) where
+    the weights do not match `sha256` or `config.json`.
     """
     folder = Path(config.folder)
     network_config = _config(folder)
@@ -124,15 +122,23 @@ def load_clip(config: ClipConfig, device: torch.device) -> ClipScore:
     tensors, sha256 = read_weights(path, config.sha256)
     from transformers import AutoTokenizer, CLIPImageProcessor
 
-    preparation = _preparation(_part(CLIPImageProcessor, folder, "picture preprocessor"), folder)
-    if not any((folder / name).is_file() for name in VOCABULARIES):  # the library would make an empty one
+    processor = _part(CLIPImageProcessor, folder, "picture preprocessor")
+    side = int((processor.size or {}).get("shortest_edge") or 0)
+    height, width = (int((processor.crop_size or {}).get(name) or 0) for name in ("height", "width"))
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+    usual = all(getattr(processor, step) for step in steps) and int(processor.resample) == BICUBIC
+    fits = 0 < min(height, width) <= max(height, width) <= side
+    if not usual or not fits or abs(processor.rescale_factor * 255 - 1) > 1e-6:
+        raise ConfigError(f"{folder}: prepares pictures otherwise than CLIP (bicubic short side, centre, mean)")
+    preprocessing = _Preprocessing(side, (height, width), tuple(processor.image_mean), tuple(processor.image_std))
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make an empty tokenizer
         raise ConfigError(f"{folder}: the tokenizer of CLIP is missing, neither {' nor '.join(VOCABULARIES)}")
     tokenizer = _part(AutoTokenizer, folder, "tokenizer")
     if len(tokenizer) > network_config.text_config.vocab_size:
         raise ConfigError(
             f"{folder}: the tokenizer has {len(tokenizer)} tokens, the model {network_config.text_config.vocab_size}"
         )
-    return ClipScore(_network(network_config, tensors, path).to(device), tokenizer, preparation, sha256)
+    return ClipScore(_network(network_config, tensors, path).to(device), tokenizer, preprocessing, sha256)
 
 
 def _config(folder: Path) -> Any:
@@ -154,28 +160,16 @@ def _config(folder: Path) -> Any:
 
     try:
         return CLIPConfig.from_dict(document)
-    except Exception as error:  # the library checks a configuration with errors of its own
+    except Exception as error:  # transformers raises errors of many classes here
         raise ConfigError(f"{path}: not a configuration of CLIP ({error})") from error
 
 
-def _part(kind: Any, folder: Path, what: str) -> Any:
+def _part(kind: Any, folder: Path, title: str) -> Any:
+    """A processor or tokenizer of the folder; `ConfigError` names it by its `title`."""
     try:
         return kind.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the library raises anything from OSError to its tokenizers' bare Exception
-        raise ConfigError(f"{folder}: the {what} of CLIP is missing or cannot be read ({error})") from error
-
-
-def _preparation(processor: Any, folder: Path) -> _Preparation:
-    """What the folder's processor does; `ConfigError` where it is not what CLIP does."""
-    side = int((processor.size or {}).get("shortest_edge") or 0)
-    crop = processor.crop_size or {}
-    height, width = (int(crop.get(name) or 0) for name in ("height", "width"))
-    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-    usual = all(getattr(processor, step) for step in steps) and int(processor.resample) == BICUBIC
-    fits = 0 < min(height, width) <= max(height, width) <= side
-    if not usual or not fits or abs(processor.rescale_factor * 255 - 1) > 1e-6:
-        raise ConfigError(f"{folder}: prepares pictures otherwise than CLIP (bicubic short side, centre, mean)")
-    return _Preparation(side, (height, width), tuple(processor.image_mean), tuple(processor.image_std))
+    except Exception as error:  # transformers raises OSError, ValueError or a bare Exception
+        raise ConfigError(f"{folder}: the {title} of CLIP is missing or cannot be read ({error})") from error
 
 
 def _network(config: Any, tensors: Mapping[str, Tensor], path: Path) -> Any:
@@ -187,27 +181,32 @@ def _network(config: Any, tensors: Mapping[str, Tensor], path: Path) -> Any:
     if broken:
         raise InputError(f"{path}: {min(broken)} is not finite", reason="weights")
     try:
-        network, found = CLIPModel.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+        network, report = CLIPModel.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     except RuntimeError as error:
         raise InputError(f"{path}: is not the CLIP of its config.json ({error})", reason="weights") from error
-    for what, names in (("is missing", found["missing_keys"]), ("is no parameter of CLIP", found["unexpected_keys"])):
+    for problem, names in (
+        ("is missing", report["missing_keys"]),
+        ("is no parameter of CLIP", report["unexpected_keys"]),
+    ):
         if names:
-            raise InputError(f"{path}: {min(names)} {what}", reason="weights")
+            raise InputError(f"{path}: {min(names)} {problem}", reason="weights")
     return network.float()
 
 
-def _prepared(images: Tensor, preparation: _Preparation) -> Tensor:
-    """uint8 [B, H, W, 3] -> normalised pixels [B, 3, h, w], resized to whole levels as Pillow does.
+def _preprocess(images: Tensor, preprocessing: _Preprocessing) -> Tensor:
+    """uint8 [B, H, W, 3] -> normalised pixels [B, 3, h, w], as CLIPImageProcessor of Pillow computes them, in a batch.
 
-    The long side, and half of what it is too long, are cut down to whole pixels.
+    The long side, and the offset of the crop, are rounded down to whole pixels.
     """
+    # CLIPImageProcessor is not used, because its bits differ: with transformers 5.23.0, on random pictures of 64 to
+    # 1024 pixels, by up to 2 of 255 levels, for the torchvision and for the Pillow processor.
     short = min(images.shape[1:3])
-    height, width = (int(preparation.side * length / short) for length in images.shape[1:3])
+    height, width = (int(preprocessing.side * length / short) for length in images.shape[1:3])
     x = images.movedim(-1, 1).float()
-    for size in ((images.shape[1], width), (height, width)):  # Pillow clamps and rounds between both directions
+    for size in ((images.shape[1], width), (height, width)):  # Pillow clamps and rounds between the two directions
         if tuple(x.shape[-2:]) != size:
             x = F.interpolate(x, size, mode="bicubic", align_corners=False, antialias=True).clamp(0, 255).round()
-    top, left = ((a - b) // 2 for a, b in zip((height, width), preparation.crop, strict=True))
-    x = x[..., top : top + preparation.crop[0], left : left + preparation.crop[1]] / 255
-    mean, deviation = (x.new_tensor(v).view(3, 1, 1) for v in (preparation.mean, preparation.deviation))
+    top, left = ((a - b) // 2 for a, b in zip((height, width), preprocessing.crop, strict=True))
+    x = x[..., top : top + preprocessing.crop[0], left : left + preprocessing.crop[1]] / 255
+    mean, deviation = (x.new_tensor(v).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.deviation))
     return (x - mean) / deviation

@@ -1,8 +1,4 @@
-"""Face embedders that say who a picture shows: vectors that are compared by cosine.
-
-Knows which embedders there are, what each wants to see, and which files may be opened how. Knows no people and no
-thresholds. Fetches nothing.
-"""
+"""Face embedders: identity vectors of pictures, compared by cosine. Weights are local files; nothing is downloaded."""
 
 import hashlib
 from collections.abc import Mapping
@@ -26,12 +22,12 @@ from raygen.extractors.perceptual import DeepFeatures, TorchScriptConfig, VGGFac
 __all__ = ["FaceEmbedder", "FaceEmbedderConfig", "ONNXEmbedderConfig", "load_face_embedder"]
 
 
-#: Sides that networks were made for, where the job names none.
+#: Default input sides of the networks.
 SIDES: Final[Mapping[str, int]] = {"vggface2": 224, "torchscript": 112, "onnx": 112}
 
 
 class ONNXEmbedderConfig(Config):
-    """Any embedder as an ONNX file: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
+    """An embedder as an ONNX model: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
     weights: str = Field(..., description="file; what it keeps in other files is not read")
@@ -45,7 +41,7 @@ AnyEmbedder = Annotated[
 
 
 class FaceEmbedderConfig(Config):
-    """Who looks at faces, and at what part of the picture."""
+    """A face embedder, and the part of the picture that it sees."""
 
     network: AnyEmbedder = Field(default_factory=BundledNetworkConfig)
     region: Literal["picture", "face"] = Field(
@@ -55,7 +51,7 @@ class FaceEmbedderConfig(Config):
 
 
 class FaceEmbedder:
-    """Pictures -> vectors of length 1."""
+    """Pictures -> identity vectors of length 1."""
 
     name: str
     sha256: str
@@ -66,7 +62,7 @@ class FaceEmbedder:
         self.size = config.size or SIDES.get(config.network.kind, 64)
 
     def embed(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> float32 [B, D]."""
+        """uint8 [B, H, W, 3] -> float32 [B, D] of length 1."""
         pixels = images.movedim(-1, 1).float() / 127.5 - 1
         size = (self.size, self.size)
         if pixels.shape[-2:] != size:
@@ -76,10 +72,11 @@ class FaceEmbedder:
         return F.normalize(vectors.float().flatten(1), dim=1).cpu()
 
     def _vectors(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, size, size] in -1..1 -> vectors of any length [B, D]."""
         raise NotImplementedError
 
     def protocol(self) -> Mapping[str, Any]:
-        """What a number made with it depends on."""
+        """The settings that its numbers depend on, for METRICS."""
         return {
             "network": self.name,
             "sha256": self.sha256,
@@ -111,7 +108,7 @@ class _Bundled(FaceEmbedder):
 
 
 class _Deep(FaceEmbedder):
-    """The last map of a network, averaged over its places."""
+    """The last feature map of a network, averaged over its pixels."""
 
     def __init__(self, config: FaceEmbedderConfig, network: DeepFeatures, device: torch.device) -> None:
         super().__init__(config)
@@ -139,25 +136,25 @@ class _ONNX(FaceEmbedder):
             raise InputError(f"{path}: sha256 is {self.sha256}, not {network.sha256}", reason="weights")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # what is wrong is raised
+        options.log_severity_level = 4  # errors are raised, not printed
         try:
-            # From bytes: a model in memory has no folder that further files could be read from.
+            # From bytes, so that the model cannot read other files of its folder.
             self.session = onnxruntime.InferenceSession(data, options, providers=onnxruntime.get_available_providers())
         except Exception as error:
             raise InputError(f"{path}: no ONNX model ({type(error).__name__})", reason="weights") from error
         self.input = self.session.get_inputs()[0].name
 
     def _vectors(self, pixels: Tensor) -> Tensor:
-        given = (pixels if self.channels == "rgb" else pixels.flip(1)).cpu().numpy()
+        array = (pixels if self.channels == "rgb" else pixels.flip(1)).cpu().numpy()
         try:
-            found = self.session.run(None, {self.input: np.ascontiguousarray(given)})[0]
+            vectors = self.session.run(None, {self.input: np.ascontiguousarray(array)})[0]
         except Exception as error:
-            raise ConfigError(f"{self.name}: does not take pixels {list(given.shape)}: {str(error)[:200]}") from error
-        return torch.from_numpy(np.asarray(found, np.float32))
+            raise ConfigError(f"{self.name}: does not take pixels {list(array.shape)}: {str(error)[:200]}") from error
+        return torch.from_numpy(np.asarray(vectors, np.float32))
 
 
 def load_face_embedder(config: FaceEmbedderConfig, device: torch.device) -> FaceEmbedder:
-    """The embedder of a config; `ConfigError` where its file is not there, `InputError` where it is another."""
+    """The embedder of a config; `ConfigError` where its file is missing, `InputError` where it is another file."""
     network = config.network
     if isinstance(network, BundledNetworkConfig):
         return _Bundled(config, network, device)

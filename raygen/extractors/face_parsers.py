@@ -1,8 +1,7 @@
-"""The two face parsers that the field measures with, from weight files the user has.
+"""The two published face parsers, with the parameter names of their weight files, and the reading of weight files.
 
-ParseNet is the U-Net of CelebAMask-HQ's `face_parsing`; BiSeNet is the ResNet-18 network of face-parsing.PyTorch.
-Knows their shapes, the names of their published parameters, what each expects of a picture, and its label order.
-Fetches nothing: neither network's weights may be passed on, so none are here.
+ParseNet is the U-Net of CelebAMask-HQ's `face_parsing`; BiSeNet is the ResNet-18 network of face-parsing.PyTorch. The
+licences of their weights do not allow redistribution, so they are local files of the user.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,11 +21,11 @@ __all__ = ["BiSeNet", "ParseNet", "PublishedNetwork", "fill", "load_published", 
 
 
 Net = TypeVar("Net", bound=nn.Module)
-#: Side of the square that both networks were trained on and see every picture as.
+#: Input side of both networks.
 SIDE: Final = 512
 #: Pictures a pass: logits of one take 20 MB.
 CHUNK: Final = 8
-#: Fewer digits of a sha256 than this say nothing.
+#: Fewest digits of a sha256 that identify a file.
 MIN_DIGITS: Final = 8
 #: The file of an imported network in its folder.
 OWN_WEIGHTS: Final = "model.safetensors"
@@ -36,31 +35,27 @@ OWN_WEIGHTS: Final = "model.safetensors"
 
 
 def read_weights(path: str | Path, sha256: str | None = None) -> tuple[dict[str, Tensor], str]:
-    """Tensors of a file of weights by name, and the file's sha256; `path` may be a folder that an import made.
+    """Tensors of a weight file by name, and its sha256; `path` may also be a folder of `raygen import`.
 
-    `sha256` may be the whole digest or its first digits. `ConfigError` where there is no file; `InputError` for another
-    file (`weights`) or one that is a program (`unsafe`). Nothing in the file is run.
+    `sha256`: the whole expected digest or its first digits. `ConfigError` where there is no file; `InputError` for
+    another file (`weights`) or one that calls code (`unsafe`). Nothing in the file is run.
     """
     source = Path(path) / OWN_WEIGHTS if Path(path).is_dir() else Path(path)
     file = open_weights(source)
     if sha256 is not None:
-        _check_digest(path, file.sha256, sha256.lower())
-    # A copy: the file may be written anew while its network is used.
+        if len(sha256) < MIN_DIGITS or set(sha256.lower()) - set("0123456789abcdef"):
+            raise ConfigError(f"sha256 {sha256.lower()!r}: at least {MIN_DIGITS} hexadecimal digits are needed")
+        if not file.sha256.startswith(sha256.lower()):
+            raise InputError(f"{path}: sha256 is {file.sha256}, not {sha256.lower()}", reason="weights")
+    # Copies, because the file may be overwritten while its network is used.
     return {name: entry.read().clone() for name, entry in file.tensors.items()}, file.sha256
 
 
-def _check_digest(path: str | Path, found: str, wanted: str) -> None:
-    if len(wanted) < MIN_DIGITS or set(wanted) - set("0123456789abcdef"):
-        raise ConfigError(f"sha256 {wanted!r}: at least {MIN_DIGITS} hexadecimal digits are needed")
-    if not found.startswith(wanted):
-        raise InputError(f"{path}: sha256 is {found}, not {wanted}", reason="weights")
-
-
 def fill(make: Callable[[], Net], tensors: Mapping[str, Tensor], source: str | Path) -> Net:
-    """The network that `make` builds with exactly these tensors, float32, ready to measure with.
+    """The network of `make` with exactly these tensors, in float32 and evaluation mode.
 
-    `InputError` (`weights`) names the first parameter that is missing, left over, of another shape or not finite.
-    Batch counters do nothing at inference, and files written before they existed lack them.
+    `InputError` (`weights`) names the first parameter that is missing, unexpected, of another shape or not finite.
+    Batch counters may be missing: they are not used at inference, and old files do not have them.
     """
     with torch.device("meta"):
         network = make()
@@ -75,16 +70,17 @@ def fill(make: Callable[[], Net], tensors: Mapping[str, Tensor], source: str | P
     return network.float().eval().requires_grad_(False)
 
 
-def _problem(wanted: Tensor | None, found: Tensor | None) -> str | None:
-    if wanted is None:
+def _problem(expected: Tensor | None, tensor: Tensor | None) -> str | None:
+    """What is wrong with the tensor of a parameter; None where nothing is."""
+    if expected is None:
         return "is no parameter of this network"
-    if found is None:
+    if tensor is None:
         return "is missing"
-    if wanted.shape != found.shape:
-        return f"has shape {tuple(found.shape)}, not {tuple(wanted.shape)}"
-    if wanted.is_floating_point() != found.is_floating_point():
-        return f"is {found.dtype}"
-    return None if bool(torch.isfinite(found).all()) else "is not finite"
+    if expected.shape != tensor.shape:
+        return f"has shape {tuple(tensor.shape)}, not {tuple(expected.shape)}"
+    if expected.is_floating_point() != tensor.is_floating_point():
+        return f"is {tensor.dtype}"
+    return None if bool(torch.isfinite(tensor).all()) else "is not finite"
 
 
 # --- ParseNet -----------------------------------------------------------------------------------------------
@@ -120,7 +116,7 @@ class ParseNet(nn.Module):
 
 
 class _Pair(nn.Module):
-    """Two 3x3 convolutions, each with a norm; the convolutions keep a bias although the norm cancels it."""
+    """Two 3x3 convolutions with norms; the published weights have biases, which the norms cancel."""
 
     def __init__(self, inside: int, out: int) -> None:
         super().__init__()
@@ -133,7 +129,7 @@ class _Pair(nn.Module):
 
 
 class _Up(nn.Module):
-    """Twice the size, beside the map of the way down (which comes first)."""
+    """Doubles the size and concatenates the skip connection in front."""
 
     def __init__(self, inside: int, out: int) -> None:
         super().__init__()
@@ -151,8 +147,8 @@ class _Up(nn.Module):
 class BiSeNet(nn.Module):
     """Normalised pixels [B, 3, H, W] -> logits [B, 19, H, W] in face-parsing.PyTorch's own order.
 
-    The published network returns three maps and every user takes the first; the heads of the other two, which
-    only helped its training, are kept for their parameters and never run.
+    The published network returns three maps, of which the first is used. The heads of the two others served training;
+    they are here for their parameters and are never run.
     """
 
     def __init__(self) -> None:
@@ -164,7 +160,7 @@ class BiSeNet(nn.Module):
         self.conv_out32 = _Head(128, 64)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of every pixel, from an eighth of the resolution."""
+        """Logits of every pixel, resized from an eighth of the resolution."""
         logits = self.conv_out(self.ffm(*self.cp(x)))
         return F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=True)
 
@@ -191,7 +187,7 @@ class _Head(nn.Module):
 
 
 class _Refine(nn.Module):
-    """Channels weighed by what the whole picture shows."""
+    """Channel attention by global average pooling."""
 
     def __init__(self, inside: int, out: int) -> None:
         super().__init__()
@@ -219,7 +215,7 @@ class _Fusion(nn.Module):
 
 
 class _ContextPath(nn.Module):
-    """Maps at an eighth of the size: the trunk's own, and the one that has seen the whole picture."""
+    """Two maps at 1/8 of the size: of the trunk, and with global context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,17 +269,17 @@ class _Residual(nn.Module):
         return F.relu(y + self.downsample(x))
 
 
-# --- what a picture goes through ----------------------------------------------------------------------------
+# --- preprocessing and inference -----------------------------------------------------------------------------
 
 
 def _for_parsenet(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> [B, 3, 512, 512] in -1..1; nearest by centres, as the released code's Pillow takes it."""
+    """uint8 [B, H, W, 3] -> [B, 3, 512, 512] in -1..1; nearest by pixel centres, as Pillow in the released code."""
     x = images.movedim(-1, 1).float()
     return (F.interpolate(x, (SIDE, SIDE), mode="nearest-exact") / 255 - 0.5) / 0.5
 
 
 def _for_bisenet(images: Tensor) -> Tensor:
-    """uint8 [B, H, W, 3] -> [B, 3, 512, 512] with ImageNet's mean and deviation."""
+    """uint8 [B, H, W, 3] -> [B, 3, 512, 512], normalised with the mean and deviation of ImageNet."""
     x = F.interpolate(images.movedim(-1, 1).float(), (SIDE, SIDE), mode="bilinear", antialias=True) / 255
     mean, deviation = (x.new_tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     return (x - mean) / deviation
@@ -302,18 +298,18 @@ class PublishedNetwork:
 
     @torch.inference_mode()
     def parse(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> official class ids uint8 [B, H, W], whatever order the network has inside."""
+        """uint8 [B, H, W, 3] -> official class ids uint8 [B, H, W]."""
+        parts = []
         with full_precision():
-            return torch.cat([self._labels(part) for part in torch.split(images, CHUNK)])
-
-    def _labels(self, images: Tensor) -> Tensor:
-        logits = self.network(self._prepare(images.to(self.device)))
-        if logits.shape[-2:] != images.shape[1:3]:
-            logits = F.interpolate(logits, images.shape[1:3], mode="bilinear")
-        return self._official[logits.argmax(dim=1)].cpu()
+            for part in torch.split(images, CHUNK):
+                logits = self.network(self._prepare(part.to(self.device)))
+                if logits.shape[-2:] != part.shape[1:3]:
+                    logits = F.interpolate(logits, part.shape[1:3], mode="bilinear")
+                parts.append(self._official[logits.argmax(dim=1)].cpu())
+        return torch.cat(parts)
 
     def protocol(self) -> Mapping[str, Any]:
-        """What a number made with it depends on."""
+        """The settings that its numbers depend on, for METRICS."""
         nearest = self.name == "parsenet"
         return {
             "network": self.name,
@@ -328,7 +324,7 @@ class PublishedNetwork:
 def load_published(
     kind: Literal["parsenet", "bisenet"], weights: str, sha256: str | None, device: torch.device
 ) -> PublishedNetwork:
-    """A published parser from a file of its weights; errors as `read_weights` and `fill` have them."""
+    """A published parser from a weight file; errors as `read_weights` and `fill`."""
     tensors, digest = read_weights(weights, sha256)
     network = fill(ParseNet, tensors, weights) if kind == "parsenet" else fill(BiSeNet, tensors, weights)
     return PublishedNetwork(kind, network.to(device), digest)

@@ -1,13 +1,14 @@
-"""The Inception network of 2015, the one behind every number called FID, and three ways to feed it.
+"""The Inception network of 2015 that FID is defined by, with the resize of three protocols.
 
-Knows its topology in the key layout of `pt_inception-2015-12-05-6726825d.pth`, where it differs from later Inceptions
-(average pools that do not count padding, and one max pool that was meant to be an average), and the resize of each
-protocol. The name `fid` is given only to the published file. Fetches nothing and knows no statistics.
+The key layout is that of `pt_inception-2015-12-05-6726825d.pth`. The network differs from later Inceptions in average
+pools that do not count padding, and in one max pool in place of an average. Only distances over the published weights
+are named `fid`. Nothing is downloaded.
 
 Sources: Szegedy et al. 2016; Heusel et al. 2017; Parmar et al. 2022 (`fid@clean`).
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,7 +25,7 @@ __all__ = ["FILE", "PUBLISHED", "Inception2015", "InceptionFeatures", "load_ince
 
 FidProtocol = Literal["fid@tf1", "fid@clean", "fid@pytorch"]
 FILE: Final = "pt_inception-2015-12-05-6726825d.pth"
-#: First digits of the published file's sha256, as its own name has them.
+#: First digits of the sha256 of the published file, as in its name.
 PUBLISHED: Final = "6726825d"
 SIDE: Final = 299
 #: Pictures a pass.
@@ -34,14 +35,15 @@ EPS: Final = 1e-3
 
 # --- the network --------------------------------------------------------------------------------------------
 
-#: A convolution: name, outputs, kernel, stride. A branch is steps in a row; a step of two runs both on the same input.
+#: A convolution: name, outputs, kernel, stride. A branch is a sequence of steps; both parts of a forked step have the
+#: same input.
 Conv = tuple[str, int, tuple[int, int], int]
 Branch = list[list[Conv]]
 Pool = Callable[[Tensor], Tensor]
 
 
 class _Convolution(nn.Module):
-    """Convolution, norm, ReLU. With `same` the sides stay as they are."""
+    """Convolution, norm, ReLU. `same`: padded, so that the sides stay the same at stride 1."""
 
     def __init__(self, inside: int, out: int, kernel: tuple[int, int], stride: int = 1, *, same: bool = True) -> None:
         super().__init__()
@@ -54,7 +56,7 @@ class _Convolution(nn.Module):
 
 
 class _Mixed(nn.Module):
-    """Branches side by side; the last one pools first. `width` is how many channels come out."""
+    """Concatenated branches, and a last one that pools first. `width`: number of output channels."""
 
     def __init__(self, inside: int, branches: list[Branch], pool: Pool, pooled: int) -> None:
         super().__init__()
@@ -71,23 +73,19 @@ class _Mixed(nn.Module):
             self.branch_pool = _Convolution(inside, pooled, (1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = [self._through(branch, x) for branch in self.branches]
+        maps = []
+        for branch in self.branches:
+            y = x
+            for step in branch:
+                y = torch.cat([self.get_submodule(name)(y) for name, *_ in step], dim=1)
+            maps.append(y)
         pool = self.pool(x)
         maps.append(self.branch_pool(pool) if self.pooled else pool)
         return torch.cat(maps, dim=1)
 
-    def _through(self, branch: Branch, x: Tensor) -> Tensor:
-        for step in branch:
-            x = torch.cat([self.get_submodule(name)(x) for name, *_ in step], dim=1)
-        return x
-
 
 def _average(x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def _largest(x: Tensor) -> Tensor:
-    return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
 def _halved(x: Tensor) -> Tensor:
@@ -95,7 +93,7 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def _row(prefix: str, *convs: tuple[int, tuple[int, int]] | tuple[int, tuple[int, int], int]) -> Branch:
-    """Numbered convolutions one after another: `prefix`_1, `prefix`_2 …"""
+    """Consecutive convolutions with the names `prefix`_1, `prefix`_2 …"""
     return [[(f"{prefix}_{i}", c[0], c[1], c[2] if len(c) == 3 else 1)] for i, c in enumerate(convs, 1)]
 
 
@@ -147,7 +145,7 @@ def _fork(prefix: str) -> list[Conv]:
 
 
 class Inception2015(nn.Module):
-    """Normalised pixels [B, 3, 299, 299] -> features [B, 2048]. The classifier `fc` is not passed."""
+    """Normalised pixels [B, 3, 299, 299] -> features [B, 2048]. `forward` does not apply the classifier `fc`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,11 +164,11 @@ class Inception2015(nn.Module):
         self.Mixed_6e = _block_c(self.Mixed_6d.width, 192)
         self.Mixed_7a = _block_d(self.Mixed_6e.width)
         self.Mixed_7b = _block_e(self.Mixed_7a.width, _average)
-        self.Mixed_7c = _block_e(self.Mixed_7b.width, _largest)
+        self.Mixed_7c = _block_e(self.Mixed_7b.width, partial(F.max_pool2d, kernel_size=3, stride=1, padding=1))
         self.fc = nn.Linear(self.Mixed_7c.width, 1008)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last pool's vector."""
+        """Features of the last pool."""
         x = _halved(self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x))))
         x = _halved(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)))
         for name, block in self.named_children():
@@ -183,25 +181,23 @@ class Inception2015(nn.Module):
 
 
 def resize(images: Tensor, protocol: FidProtocol) -> Tensor:
-    """uint8 [B, H, W, 3] -> what the network sees under `protocol`, float32 [B, 3, 299, 299]."""
+    """uint8 [B, H, W, 3] -> input of the network by `protocol`, float32 [B, 3, 299, 299]."""
     x = images.movedim(-1, 1).float()
     if protocol == "fid@tf1":
-        return (_tf1_bilinear(x) - 128) / 128
+        # TensorFlow 1 samples pixel i at i * old / new, and not at its centre.
+        top, bottom, dy = _neighbours(x.shape[-2], x.device)
+        left, right, dx = _neighbours(x.shape[-1], x.device)
+        x = x[..., left] + (x[..., right] - x[..., left]) * dx
+        x = x[..., top, :] + (x[..., bottom, :] - x[..., top, :]) * dy[:, None]
+        return (x - 128) / 128
     if protocol == "fid@clean":
         x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", align_corners=False, antialias=True)
         return (x.clamp(0, 255) - 128) / 128
     return 2 * F.interpolate(x / 255, (SIDE, SIDE), mode="bilinear", align_corners=False) - 1
 
 
-def _tf1_bilinear(x: Tensor) -> Tensor:
-    """TensorFlow 1's resize: pixel `i` is taken from `i * old / new`, not from where its centre lies."""
-    top, bottom, dy = _neighbours(x.shape[-2], x.device)
-    left, right, dx = _neighbours(x.shape[-1], x.device)
-    x = x[..., left] + (x[..., right] - x[..., left]) * dx
-    return x[..., top, :] + (x[..., bottom, :] - x[..., top, :]) * dy[:, None]
-
-
 def _neighbours(size: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices [299] of the lower and upper neighbour of each output pixel in `size` pixels, and its weight [299]."""
     place = torch.arange(SIDE, dtype=torch.float32, device=device) * torch.tensor(size / SIDE, dtype=torch.float32)
     low = place.long()
     return low, (low + 1).clamp(max=size - 1), place - low
@@ -215,7 +211,7 @@ _INPUT: Final[Mapping[str, str]] = {
 
 
 class InceptionFeatures:
-    """The network as `Features`, under one protocol."""
+    """The network as a `FeatureExtractor`, with one protocol."""
 
     def __init__(self, network: Inception2015, protocol: FidProtocol, sha256: str) -> None:
         self.network, self.sha256 = network, sha256
@@ -234,18 +230,18 @@ class InceptionFeatures:
         return torch.cat(parts).float().cpu()
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> class logits float32 [B, 1008] without the bias, as the Inception Score takes them."""
+        """uint8 [B, H, W, 3] -> class logits float32 [B, 1008] without the bias, for the inception score."""
         return self.logits_of(self.features(images))
 
     @torch.inference_mode()
     def logits_of(self, features: Tensor) -> Tensor:
-        """Features [B, 2048] that are at hand -> the same logits, without looking at the pictures again."""
+        """Features [B, 2048] -> class logits float32 [B, 1008] without the bias."""
         with full_precision():
-            found = F.linear(features.to(self.device), self.network.fc.weight)
-        return found.float().cpu()
+            logits = F.linear(features.to(self.device), self.network.fc.weight)
+        return logits.float().cpu()
 
     def protocol(self) -> Mapping[str, Any]:
-        """What a number made with it depends on."""
+        """The settings that its numbers depend on, for METRICS."""
         return {
             "network": self.name,
             "sha256": self.sha256,
@@ -255,9 +251,9 @@ class InceptionFeatures:
 
 
 def load_inception(weights: str, protocol: FidProtocol, sha256: str | None, device: torch.device) -> InceptionFeatures:
-    """The network from `weights`, a path or `hub` for torch's own cache; nothing is ever downloaded.
+    """The network from `weights`, a path or `hub` for the cache of torch.hub; nothing is downloaded.
 
-    Without `sha256` only the published file is accepted; with it, that file, whose distances are then no `fid`.
+    Without `sha256` only the published file is accepted; with it another file, whose distances are named `fd`.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / FILE if weights == "hub" else Path(weights)
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""LPIPS over VGG-16 or AlexNet, through the `lpips` package, from weights the user has.
+"""LPIPS over VGG-16 or AlexNet by the `lpips` package, and the distances of all pairs with one pass of each picture.
 
-Knows where torchvision keeps both trunks and how their layers are called inside the package, which brings the small
-calibrated layers itself; and how all pairs of a group cost one pass of each picture. Fetches nothing.
+The package has the calibrated linear layers; the trunks are weight files of torchvision that the user has. Nothing is
+downloaded.
 
 Source: Zhang et al. 2018, equation 1. All pairs: |a - b|² = a² + b² - 2ab, summed over a layer as one product.
 """
@@ -28,7 +28,7 @@ Trunk = Literal["vgg", "alex"]
 
 
 class _Trunk(NamedTuple):
-    """What it is called, its file in torchvision's cache, and floats a pixel in the widest of its maps."""
+    """Name, file in the cache of torchvision, and floats per pixel of the widest feature map."""
 
     title: str
     file: str
@@ -42,13 +42,13 @@ TRUNKS: Final[Mapping[str, _Trunk]] = {
 #: Names of the files in torchvision's cache; each ends with the first digits of its sha256.
 FILES: Final[Mapping[str, str]] = {name: trunk.file for name, trunk in TRUNKS.items()}
 FEATURES: Final = "features."
-#: Added to the length of a place's vector, as the package does.
+#: Added to the length of a feature vector, as the package does.
 EPS: Final = 1e-10
-#: Pictures a pass of the trunk where all pairs are wanted.
+#: Pictures a pass of the trunk for all pairs.
 CHUNK: Final = 8
-#: Bytes of maps of one layer that may be held at once.
+#: Bytes of the feature maps of one layer that are held at once.
 HELD: Final = 1 << 30
-#: Numbers a product: few enough to stay in a core's cache, and enough to keep an accelerator busy.
+#: Numbers of one product: on a CPU few enough for the cache of a core, on a GPU enough to keep it busy.
 BLOCK: Final[Mapping[str, int]] = {"cpu": 1 << 17, "cuda": 1 << 24}
 
 
@@ -62,7 +62,7 @@ class LPIPSConfig(Config):
 
 
 class LPIPS(nn.Module):
-    """Two pictures [B, 3, H, W] in -1..1 -> a distance a picture [B]. Never trained, never saved."""
+    """Distance [B] of pictures [B, 3, H, W] in -1..1 to others of the same shape. Never trained or saved."""
 
     def __init__(self, network: Any, sha256: str) -> None:
         super().__init__()
@@ -74,52 +74,52 @@ class LPIPS(nn.Module):
         """Name of the network below: `vgg` or `alex`."""
         return str(self.network.pnet_type)
 
-    def forward(self, made: Tensor, real: Tensor) -> Tensor:
-        """Gradients reach both pictures."""
-        distance: Tensor = self.network(made, real).flatten()
+    def forward(self, generated: Tensor, real: Tensor) -> Tensor:
+        """Distances [B]; gradients reach both pictures."""
+        distance: Tensor = self.network(generated, real).flatten()
         return distance
 
     @torch.inference_mode()
     def pairs(self, images: Tensor) -> Tensor:
         """Pictures [n, 3, H, W] in -1..1 -> distances of all pairs float64 [n, n], exactly 0 on the diagonal.
 
-        Every picture passes the trunk once, in whole float32. Where the maps of all would take more than `HELD`, tiles
-        of them pass in pairs instead: more passes, bounded memory. Has no gradients.
+        Every picture passes the trunk once, in full float32. Where the feature maps of all would take more than `HELD`
+        bytes, pairs of tiles pass instead: more passes, bounded memory. Without gradients.
         """
-        n, place = len(images), 4 * images.shape[-2] * images.shape[-1]
-        fit = max(2, HELD // (place * TRUNKS[self.network.pnet_type].widest))
+        n, pixel_bytes = len(images), 4 * images.shape[-2] * images.shape[-1]
+        fit = max(2, HELD // (pixel_bytes * TRUNKS[self.network.pnet_type].widest))
         if n <= fit:
             return self._tile(images)
-        found = images.new_zeros(n, n, dtype=torch.float64)
-        for one, other in combinations(torch.split(torch.arange(n, device=images.device), fit // 2), 2):
-            both = torch.cat([one, other])
-            found[both[:, None], both] = self._tile(images[both])
-        return found
+        distances = images.new_zeros(n, n, dtype=torch.float64)
+        for tile, other in combinations(torch.split(torch.arange(n, device=images.device), fit // 2), 2):
+            both = torch.cat([tile, other])
+            distances[both[:, None], both] = self._tile(images[both])
+        return distances
 
     def _tile(self, images: Tensor) -> Tensor:
-        """All pairs with the maps of one layer held for every picture."""
-        found = images.new_zeros(len(images), len(images), dtype=torch.float64)
+        """Distances of all pairs, with the feature maps of one layer at a time."""
+        distances = images.new_zeros(len(images), len(images), dtype=torch.float64)
         layers = [part for name, part in self.network.net.named_children() if name.startswith("slice")]
-        if images.device.type == "cpu":  # a quarter of the trunk's time there
+        if images.device.type == "cpu":  # saves a quarter of the time there
             images = images.contiguous(memory_format=torch.channels_last)
         with full_precision():
             maps = [self.network.scaling_layer(part) for part in torch.split(images, CHUNK)]
             for layer, lin in zip(layers, self.network.lins, strict=True):
-                for i in range(len(maps)):  # in place, so that two layers are never held
+                for i in range(len(maps)):  # in place, so that two layers are not held at once
                     maps[i] = layer(maps[i])
-                found += _layer_pairs(maps, lin.model[-1].weight.flatten().double())
-        return found
+                distances += _layer_pairs(maps, lin.model[-1].weight.flatten().double())
+        return distances
 
     def train(self, mode: bool = True) -> "LPIPS":
-        """Stays in evaluation: its dropout would make the distance random."""
+        """Stays in evaluation mode, as dropout would make the distance random."""
         return super().train(False)
 
 
 def _layer_pairs(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Maps [b, C, h, w] and channel weights [C] -> weighed squared distances of one layer, float64 [n, n].
+    """Feature maps [b, C, h, w] and channel weights [C] -> weighted squared distances of one layer, float64 [n, n].
 
-    Weights may be negative, so none is split into two roots. Unit vectors are rounded to float32 as in the package;
-    their products and sums, whose difference may be small, are not.
+    Weights may be negative, so their square roots cannot be taken. Unit vectors are float32 as in the package; products
+    and sums are float64, because their difference may be small.
     """
     flat = [x.movedim(1, -1).flatten(1, 2) for x in maps]
     n, places = sum(map(len, flat)), flat[0].shape[1]
@@ -130,14 +130,14 @@ def _layer_pairs(maps: Sequence[Tensor], weights: Tensor) -> Tensor:
         x = (x / (torch.linalg.vector_norm(x, dim=-1, keepdim=True) + EPS)).double()
         gram += (x * weights).flatten(1) @ x.flatten(1).T
     own = gram.diagonal()
-    # One sum of both triangles: two subtractions in turn would round (i, j) and (j, i) apart.
+    # One sum of both triangles, so that (i, j) and (j, i) are rounded alike.
     return (own[:, None] + own - (gram + gram.T)) / places
 
 
 def load_lpips(config: LPIPSConfig) -> LPIPS:
-    """The distance of a spec.
+    """The distance of a config.
 
-    `ConfigError` where the weights are not there, with the two ways on; `InputError` (`weights`) where the file is
+    `ConfigError` where the weights are missing, with the alternatives; `InputError` (`weights`) where the file is
     another one or does not hold the network.
     """
     import lpips
@@ -153,19 +153,14 @@ def load_lpips(config: LPIPSConfig) -> LPIPS:
     published = Path(trunk.file).stem.rpartition("-")[2]
     tensors, sha256 = read_weights(path, config.sha256 or published)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package calls torchvision as older versions wanted it
+        warnings.simplefilter("ignore")  # the package uses a deprecated call of torchvision
         network = lpips.LPIPS(net=config.network, pnet_rand=True, verbose=False)
-    _fill(network.net, tensors, path, trunk.title)
-    return LPIPS(network, sha256)
-
-
-def _fill(trunk: Any, tensors: Mapping[str, Tensor], path: Path, title: str) -> None:
-    """torchvision's `features.17.weight` is `slice4.17.weight` in the package; the classifier is not used."""
     state = {}
-    for name, wanted in trunk.state_dict().items():
-        layer = name.partition(".")[2]
-        found = tensors.get(FEATURES + layer)
-        if found is None or found.shape != wanted.shape:
-            raise InputError(f"{path}: is not {title} ({layer} is missing or differs)", reason="weights")
-        state[name] = found.float()
-    trunk.load_state_dict(state)
+    for name, expected in network.net.state_dict().items():
+        layer = name.partition(".")[2]  # `slice4.17.weight` is `features.17.weight` of torchvision
+        tensor = tensors.get(FEATURES + layer)
+        if tensor is None or tensor.shape != expected.shape:
+            raise InputError(f"{path}: is not {trunk.title} ({layer} is missing or differs)", reason="weights")
+        state[name] = tensor.float()
+    network.net.load_state_dict(state)
+    return LPIPS(network, sha256)

@@ -1,7 +1,4 @@
-"""Networks whose feature maps compare two pictures while gradients flow: LPIPS, face embedders, and our classifier.
-
-Knows where each network's layers are, how they are weighed, and which files may be opened how. Knows no loss and no
-mask. Fetches nothing.
+"""Networks whose feature maps compare two pictures with gradients: LPIPS, face embedders, the bundled classifier.
 
 Sources: Zhang et al. 2018 (LPIPS); Cao et al. 2018 (VGGFace2), the ResNet-50 that halves in the first convolution of a
 block, as its converted Caffe weights want it; layer weights from "Improving Latent Diffusion with Perceptual Mask-Aware
@@ -30,7 +27,7 @@ from raygen.extractors.lpips import LPIPSConfig, load_lpips
 __all__ = ["DeepFeatures", "EmbedderConfig", "TorchScriptConfig", "VGGFace2Config", "load_embedder", "load_perceptual"]
 
 
-#: Of the five maps of the VGGFace2 network, as released.
+#: Weights of the five feature maps of the VGGFace2 network, as released.
 VGGFACE2_WEIGHTS: Final = (0.1, 0.0025, 0.025, 0.05, 0.005)
 
 
@@ -43,7 +40,7 @@ class VGGFace2Config(Config):
 
 
 class TorchScriptConfig(Config):
-    """An embedder in a TorchScript file: pixels [B, 3, H, W] in -1..1 -> features. The file is a program and is run."""
+    """An embedder in a TorchScript file: pixels [B, 3, H, W] in -1..1 -> features. The file is code that is run."""
 
     kind: Literal["torchscript"] = "torchscript"
     weights: str = Field(..., description="file")
@@ -53,9 +50,7 @@ class TorchScriptConfig(Config):
     @model_validator(mode="after")
     def _trusted(self) -> "TorchScriptConfig":
         if not self.trust or self.sha256 is None or len(self.sha256) != 64:
-            raise ValueError(
-                "a TorchScriptConfig file is a program: it is run only with `trust: true` and its whole sha256"
-            )
+            raise ValueError("a TorchScript file is code: it is run only with `trust: true` and its whole sha256")
         return self
 
 
@@ -63,13 +58,13 @@ EmbedderConfig = Annotated[BundledNetworkConfig | VGGFace2Config | TorchScriptCo
 
 
 class DeepFeatures(nn.Module):
-    """A frozen network as the maps of some of its layers. Never trained, never saved."""
+    """The feature maps of some layers of a frozen network. Never trained or saved."""
 
     def __init__(self, network: nn.Module, name: str, sha256: str, weights: Sequence[float]) -> None:
-        """`weights`: of the layers."""
+        """`weights`: one for each layer, in `difference`."""
         super().__init__()
         self.network = network.eval()
-        for parameter in self.network.parameters():  # one by one: a TorchScriptConfig module knows no other way
+        for parameter in self.network.parameters():  # a TorchScript module has no requires_grad_()
             parameter.requires_grad_(False)
         self.name, self.sha256, self.weights = name, sha256, tuple(weights)
 
@@ -78,17 +73,17 @@ class DeepFeatures(nn.Module):
         raise NotImplementedError
 
     def difference(self, one: Tensor, other: Tensor, layer: int) -> Tensor:
-        """Maps [B, C, h, w] of both pictures -> how much they differ at each place, [B, 1, h, w]."""
+        """Feature maps [B, C, h, w] of two pictures -> weighted squared distance at each pixel, [B, 1, h, w]."""
         a, b = (F.normalize(x, dim=1, eps=1e-10) for x in (one, other))
         return self.weights[layer] * (a - b).square().sum(dim=1, keepdim=True)
 
     def train(self, mode: bool = True) -> "DeepFeatures":
-        """Stays in evaluation."""
+        """Stays in evaluation mode."""
         return super().train(False)
 
 
-class _Small(DeepFeatures):
-    """Every level of our attribute classifier."""
+class _BundledFeatures(DeepFeatures):
+    """All levels of the bundled attribute classifier."""
 
     def __init__(self, config: BundledNetworkConfig) -> None:
         folder = resolve(config.folder, "classifier")
@@ -104,8 +99,8 @@ class _Small(DeepFeatures):
         return self.network.trunk(pixels if same else F.interpolate(pixels, size, mode="bilinear", antialias=True))
 
 
-class _LPIPS(DeepFeatures):
-    """The five maps of its trunk with the channel weights of LPIPS v0.1."""
+class _LPIPSFeatures(DeepFeatures):
+    """The five feature maps of the trunk, with the channel weights of LPIPS v0.1."""
 
     def __init__(self, config: LPIPSConfig) -> None:
         loaded = load_lpips(config)
@@ -117,25 +112,25 @@ class _LPIPS(DeepFeatures):
         return list(network.net(network.scaling_layer(pixels)))
 
     def difference(self, one: Tensor, other: Tensor, layer: int) -> Tensor:
-        """See `DeepFeatures.difference`; channels are weighed as the package does."""
-        # A place that is masked is 0 in every channel, and the root of 0 has no gradient.
+        """See `DeepFeatures.difference`; channels are weighted as in the package."""
+        # A masked pixel is 0 in every channel, and the square root has no gradient at 0.
         lengths = (x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt() + 1e-10 for x in (one, other))
         a, b = (x / length for x, length in zip((one, other), lengths, strict=True))
         network: Any = self.network
-        made: Tensor = network.lins[layer]((a - b).square())
-        return made
+        distance: Tensor = network.lins[layer]((a - b).square())
+        return distance
 
 
 def load_perceptual(config: BundledNetworkConfig | LPIPSConfig) -> DeepFeatures:
     """The network of a perceptual term; errors as for `load_lpips` and `load_bundled`."""
-    return _Small(config) if isinstance(config, BundledNetworkConfig) else _LPIPS(config)
+    return _BundledFeatures(config) if isinstance(config, BundledNetworkConfig) else _LPIPSFeatures(config)
 
 
 # --- face embedders -----------------------------------------------------------------------------------------
 
 
 class _VGGFace2Net(nn.Module):
-    """ResNet-50 with strides where VGGFace2's weights have them; ends before the classifier."""
+    """ResNet-50 with the strides of the VGGFace2 weights, without the classifier."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,8 +144,8 @@ class _VGGFace2Net(nn.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
 
 
-class _VGGFace2(DeepFeatures):
-    """What the first convolution says before its norm, and the four stages."""
+class _VGGFace2Features(DeepFeatures):
+    """Outputs of the first convolution, before its norm, and of the four stages."""
 
     def __init__(self, config: VGGFace2Config) -> None:
         tensors, sha256 = read_weights(config.weights, config.sha256)
@@ -158,18 +153,18 @@ class _VGGFace2(DeepFeatures):
         super().__init__(fill(_VGGFace2Net, kept, config.weights), "vggface2-resnet50", sha256, VGGFACE2_WEIGHTS)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
-        """See `DeepFeatures.maps`; channels are blue, green, red in 0..255, without their means, as released."""
+        """See `DeepFeatures.maps`; the input is BGR in 0..255 without subtracting means, as released."""
         net: Any = self.network
         first = net.conv1((pixels.flip(1) + 1) * 127.5)
-        found, x = [first], net.maxpool(net.relu(net.bn1(first)))
+        maps, x = [first], net.maxpool(net.relu(net.bn1(first)))
         for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
             x = stage(x)
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
 
-class _TorchScript(DeepFeatures):
-    """What the program says, as one map."""
+class _TorchScriptFeatures(DeepFeatures):
+    """The output of a TorchScript module as one feature map."""
 
     def __init__(self, config: TorchScriptConfig) -> None:
         path = Path(config.weights)
@@ -177,23 +172,23 @@ class _TorchScript(DeepFeatures):
             data = path.read_bytes()
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-        found = hashlib.sha256(data).hexdigest()
-        if found != (config.sha256 or "").lower():
-            raise InputError(f"{path}: sha256 is {found}, not the trusted {config.sha256}", reason="weights")
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != (config.sha256 or "").lower():
+            raise InputError(f"{path}: sha256 is {digest}, not the trusted {config.sha256}", reason="weights")
         try:
             network = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
         except Exception as error:
-            raise InputError(f"{path}: no TorchScriptConfig ({type(error).__name__})", reason="weights") from error
-        super().__init__(network, path.name, found, [1.0])
+            raise InputError(f"{path}: no TorchScript module ({type(error).__name__})", reason="weights") from error
+        super().__init__(network, path.name, digest, [1.0])
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """See `DeepFeatures.maps`."""
-        made: Tensor = self.network(pixels)
-        return [made if made.ndim == 4 else made.flatten(1)[:, :, None, None]]
+        features: Tensor = self.network(pixels)
+        return [features if features.ndim == 4 else features.flatten(1)[:, :, None, None]]
 
 
 def load_embedder(config: BundledNetworkConfig | VGGFace2Config | TorchScriptConfig) -> DeepFeatures:
-    """The face embedder of a config; `ConfigError` where its file is not there, `InputError` where it is another."""
+    """The face embedder of a config; `ConfigError` where its file is missing, `InputError` where it is another file."""
     if isinstance(config, BundledNetworkConfig):
-        return _Small(config)
-    return _VGGFace2(config) if isinstance(config, VGGFace2Config) else _TorchScript(config)
+        return _BundledFeatures(config)
+    return _VGGFace2Features(config) if isinstance(config, VGGFace2Config) else _TorchScriptFeatures(config)

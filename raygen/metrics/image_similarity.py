@@ -134,7 +134,7 @@ class Similarity:
         return np.asarray(1 - distance.double().cpu().numpy())
 
     def protocol(self) -> dict[str, Any]:
-        """The protocol: settings that a number depends on."""
+        """The settings that its numbers depend on, for METRICS."""
         if self._lpips is None:
             return {**SSIM}
         return {

@@ -316,7 +316,7 @@ def test_errors_say_what_is_wrong(world, tmp_path):
         make({"kind": "generate", "conditions": "x", "checkpoint": "y", "guidence": 2, "out": "z"})
     with pytest.raises(ConfigError, match="no complete run"):
         do("generate", tmp_path / "o", {"conditions": str(tmp_path / "none"), "checkpoint": str(world / "model")})
-    with pytest.raises(ConfigError, match="holds what `raygen ingest` makes, and no rows of CONDITIONS"):
+    with pytest.raises(ConfigError, match="is the result of `raygen ingest` and has no table CONDITIONS"):
         do("generate", tmp_path / "o", {"conditions": str(world / "faces"), "checkpoint": str(world / "model")})
     with pytest.raises(ConfigError, match=r"holds no run .* there are runs in conditions, faces"):
         verify(RunStore(str(world)))

@@ -73,7 +73,7 @@ def test_people_with_few_pictures_are_counted_and_left_out(tmp_path):
     assert "| identities with fewer than the 4 that were planned | 2 |" in card_of(tmp_path / "all")
     for kind in FORMATS:
         result = export(run, tmp_path / kind, kind, min_pictures=3)
-        assert result.facts["left out"] == "2 not selected, 1 of people with too few"
+        assert result.facts["left out"] == "2 not selected, 1 of identities with too few pictures"
         assert result.facts["pictures"] == "7 of 2 identities"
         card = card_of(tmp_path / kind)
         assert "| rows left out because their identity has too few pictures | 1 |" in card

@@ -73,7 +73,7 @@ def test_a_killed_export_goes_on_and_ends_in_the_same_bytes(run, tmp_path, kind,
     before = len(RunStore(str(tmp_path / "out")).committed())
     assert before == (2 if at == 3 else 10)
     result = export(run, tmp_path / "out", kind)
-    assert result.facts["shards"] == f"10 ({before} were there already)"
+    assert result.facts["shards"] == f"10 ({before} were already committed)"
     assert tree(tmp_path / "out/dataset") == tree(tmp_path / "golden/dataset")
     assert not (tmp_path / "out/attempt-00/pieces").exists()
     assert not (tmp_path / "out/attempt-00/staging").exists()

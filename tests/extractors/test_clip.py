@@ -141,9 +141,9 @@ def test_pictures_are_prepared_as_by_pillow(folder: Path, score: ClipScore, heig
     images = pictures(2, height, width)
     given = [Image.fromarray(image.numpy()) for image in images]
     truth = CLIPImageProcessorPil.from_pretrained(folder)(given, return_tensors="pt")["pixel_values"]
-    found = clip._prepared(images, score.preparation)
+    found = clip._preprocess(images, score.preprocessing)
     assert found.shape == truth.shape
-    levels = (found - torch.as_tensor(truth)).abs() * torch.tensor(score.preparation.deviation).view(3, 1, 1) * 255
+    levels = (found - torch.as_tensor(truth)).abs() * torch.tensor(score.preprocessing.deviation).view(3, 1, 1) * 255
     assert float(levels.max()) < 2.01
     assert float(levels.mean()) < (0.02 if height == width else 0.3), "some tall pictures Pillow resizes down first"
     cosine = score.scores(images, TEXTS[:2])

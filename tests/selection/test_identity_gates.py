@@ -439,7 +439,9 @@ def test_a_selection_refuses_real_people_and_says_who(world: Path, embedder: str
     facts = make(job).run(quiet).facts
     assert facts["left out"] == facts["rows"] == 18
     assert facts["refusals"] == "leak 36"
-    assert facts["pictures of an identity"].startswith("0 at least, 0 in the median; 6 of 6 have fewer than planned, 6")
+    assert facts["pictures of an identity"].startswith(
+        "at least 0, median 0; 6 of 6 identities have fewer than planned, 6"
+    )
     blind = document(world, "blind", gates=gates)
     with pytest.raises(ConfigError, match=r"leak needs `score.identity`"):
         make(blind).run(quiet)
@@ -505,7 +507,9 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
     assert (facts["rows"], facts["passed at once"]) == (len(rows), len(expected))
     have = [len(stay[who]) for who in stay]
     few = sum(n < 3 for n in have)
-    text = f"{min(have)} at least, {np.median(have):g} in the median; {few} of 6 have fewer than planned, 0 have none"
+    text = (
+        f"at least {min(have)}, median {np.median(have):g}; {few} of 6 identities have fewer than planned, 0 have none"
+    )
     assert facts["pictures of an identity"] == text
     said = pa.concat_tables(store.tables("selection")).to_pylist()
     assert {r["sample_id"] for r in said if r["accepted"]} == {row["face_id"] for row in expected}
@@ -548,10 +552,10 @@ def test_how_alike_strangers_are_is_measured_on_the_faces_that_a_gate_names(worl
     ("what", "said"),
     [
         ({"generate": {}}, "either `generate` or `faces`"),
-        ({"score": None}, "what `score` measures"),
-        ({"samples": "runs/x"}, "are not `samples`"),
-        ({"on_exhausted": "best"}, "tried once, so on_exhausted cannot be kept"),
-        ({"max_retries": 3}, "tried once, so max_retries cannot be kept"),
+        ({"score": None}, "`faces` needs `score`"),
+        ({"samples": "runs/x"}, "cannot be used with `samples`"),
+        ({"on_exhausted": "best"}, "tried once; remove on_exhausted"),
+        ({"max_retries": 3}, "tried once; remove max_retries"),
     ],
 )
 def test_faces_are_not_made(world: Path, embedder: str, what: dict, said: str) -> None:

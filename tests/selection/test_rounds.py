@@ -268,8 +268,8 @@ def test_a_killed_selection_ends_as_an_undisturbed_one(world: Path, chosen: Path
 
 def test_a_gate_that_nothing_was_measured_for_is_an_error(world: Path) -> None:
     job = document(world, "blind", gates=[{"kind": "score", "metric": "clip", "min": 0.1}])
-    with pytest.raises(ConfigError, match=r"nothing was measured that clip reads"):
+    with pytest.raises(ConfigError, match=r"generate.score does not measure what clip needs"):
         make(job).run(quiet)
     job["generate"]["score"] = None
-    with pytest.raises(ConfigError, match="gates judge what is measured"):
+    with pytest.raises(ConfigError, match="gates need measurements"):
         make(job)

@@ -313,7 +313,7 @@ def test_torchscript_only_with_trust_and_its_digest(tmp_path: Path) -> None:
     network = load_embedder(TorchScriptConfig(weights=str(path), trust=True, sha256=sha256))
     assert network.maps(torch.rand(2, 3, 16, 16))[0].shape == (2, 8, 1, 1)
     for fields in ({}, {"trust": True}, {"sha256": sha256}, {"trust": True, "sha256": sha256[:16]}):
-        with pytest.raises(ValueError, match="a TorchScriptConfig file is a program"):
+        with pytest.raises(ValueError, match="a TorchScript file is code"):
             TorchScriptConfig(weights=str(path), **fields)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="not the trusted"):
         load_embedder(TorchScriptConfig(weights=str(path), trust=True, sha256="0" * 64))
