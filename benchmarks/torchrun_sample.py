@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from raygen.models.schedule import SamplerConfig
+from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.worker import SampleConfig, SampleWorker
 
 

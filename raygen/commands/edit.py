@@ -11,7 +11,7 @@ from raygen.core.errors import ConfigError
 from raygen.models.checkpoint import check_mixing
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedule import SamplerConfig
+from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig
 from raygen.sampling.imagic import EditWorker, ImagicConfig
 from raygen.sampling.worker import SampleConfig

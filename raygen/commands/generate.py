@@ -27,7 +27,7 @@ from raygen.models.checkpoint import check_mixing, modalities
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.conditions import MODALITIES
 from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedule import SamplerConfig
+from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.guidance import Guidance, GuidanceParametrization
 from raygen.sampling.worker import SampleConfig, SampleWorker, shares_model
 from raygen.store.images import Codec

@@ -44,7 +44,7 @@ from raygen.report.selection import ATTEMPTS
 from raygen.selection import gate_field
 from raygen.selection.failures import FailureAnalysisConfig, analyze_failures
 from raygen.selection.gates import Gate, RealFaces, ScorePool
-from raygen.selection.rounds import (
+from raygen.selection.retries import (
     OnExhausted,
     RetryState,
     ScoredAttempt,

@@ -21,7 +21,7 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.checkpoint_files import OWN_WEIGHTS, Writing, write_json, write_weights
-from raygen.models.schedule import SamplerConfig
+from raygen.models.schedulers import SamplerConfig
 from raygen.store.weight_file import Entry, WeightFile, open_weights
 
 __all__ = ["MAPPING", "ConversionReport", "convert", "inspect"]

@@ -43,7 +43,7 @@ from raygen.models.collaborative import Collaborative, CollaborativeConfig
 from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
 from raygen.models.ldm import LDM, LDMConfig
 from raygen.models.scadm import SCADM, SCADMConfig
-from raygen.models.schedule import NoiseSchedule
+from raygen.models.schedulers import NoiseSchedule
 from raygen.models.text import FrozenText, PretrainedTextConfig
 
 __all__ = ["FAMILIES", "PublishedFamily", "guess"]

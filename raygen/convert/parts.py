@@ -12,7 +12,7 @@ from raygen.convert.key_maps import Rename, averaged, first_stage_names, unet_na
 from raygen.core.errors import ConfigError, InputError
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
-from raygen.models.schedule import NoiseSchedule
+from raygen.models.schedulers import NoiseSchedule
 from raygen.models.text import TextConfig, Tokenizer, tokenizer_of
 
 __all__ = [

@@ -42,7 +42,7 @@ from raygen.models.checkpoint_files import (
 )
 from raygen.models.expert_mixing import Mixing
 from raygen.models.family import BuildInputs, CountInputs, Family
-from raygen.models.schedule import SamplerConfig, build_sampler, diffusers_scheduler
+from raygen.models.schedulers import SamplerConfig, build_sampler, diffusers_scheduler
 from raygen.models.text import Tokenizer
 
 __all__ = [

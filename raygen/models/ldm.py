@@ -33,7 +33,7 @@ from raygen.models.checkpoint_files import (
 from raygen.models.condition_encoders import AttributeEncoder, MaskEncoder, MaskTokenEncoder
 from raygen.models.conditions import Conditions
 from raygen.models.family import BuildInputs, CountInputs, Family
-from raygen.models.schedule import NoiseSchedule
+from raygen.models.schedulers import NoiseSchedule
 from raygen.models.text import (
     FrozenText,
     PretrainedTextConfig,

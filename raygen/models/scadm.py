@@ -32,7 +32,7 @@ from raygen.models.checkpoint_files import OWN_WEIGHTS, OpenedCheckpoint, Writin
 from raygen.models.conditions import Conditions
 from raygen.models.family import CountInputs, Family
 from raygen.models.ldm import prepared_context, run_unet
-from raygen.models.schedule import NoiseSchedule
+from raygen.models.schedulers import NoiseSchedule
 from raygen.models.spade import modulated, modulations, one_hot, spade_blocks
 from raygen.models.style_encoder import StyleEncoder
 

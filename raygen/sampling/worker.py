@@ -24,7 +24,7 @@ from raygen.models import checkpoint
 from raygen.models.base import Model, Record
 from raygen.models.conditions import Conditions
 from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedule import SamplerConfig, advance, build_sampler, uses_step_noise
+from raygen.models.schedulers import SamplerConfig, advance, build_sampler, uses_step_noise
 from raygen.sampling.guidance import Guidance, GuidanceParametrization, GuidedDenoiser, build_guidance
 from raygen.sampling.influence import X0, InfluenceRecorder
 from raygen.sampling.noise import batch_noise, noise_key

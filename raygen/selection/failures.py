@@ -16,7 +16,7 @@ from raygen.core.types import Float64Array, UInt8Array
 from raygen.evaluation.aggregate import MetricRows
 from raygen.metrics.image_similarity import bootstrap_mean
 from raygen.metrics.mask_rarity import COMPARED, KINDS, SHARE, Frequencies, small
-from raygen.selection.rounds import Attempt, RetryState, ScoredAttempt, accepted_rows
+from raygen.selection.retries import Attempt, RetryState, ScoredAttempt, accepted_rows
 from raygen.store.images import decode_mask
 
 __all__ = ["FailureAnalysisConfig", "analyze_failures", "rarities"]

@@ -1,5 +1,6 @@
 """The public names of `raygen`: run a job, read tables, score pictures; nothing heavy is imported early."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from PIL import Image
 
 import raygen
 from raygen import ConfigError, evaluate, load_dataset, run
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +81,29 @@ def test_a_folder_of_pictures_is_scored(faces: Path, tmp_path: Path) -> None:
     assert noise["fd:raygen-parser"] > 100 * abs(same["fd:raygen-parser"]) + 0.01
     kept = load_dataset(tmp_path / "scored", "metrics", format="pandas")
     assert kept.loc[kept["metric"] == "fd:raygen-parser", "n"].tolist()[0] == 12
+
+
+@pytest.fixture(scope="module")
+def quickstart(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/quickstart as the quickstart leaves it, of twelve pictures, and the jobs of the repository."""
+    root = tmp_path_factory.mktemp("examples")
+    (root / "jobs").symlink_to(ROOT / "jobs")
+    (root / "runs/quickstart").mkdir(parents=True)
+    (root / "runs/quickstart/faces").symlink_to(faces)
+    out = root / "runs/quickstart"
+    run({"kind": "plan", "faces": str(faces), "planning": {"kind": "from_faces"}, "out": f"{out}/conditions"})
+    job = {"kind": "generate", "conditions": f"{out}/conditions", "checkpoint": "bundled", "out": f"{out}/samples"}
+    run(job, "sampler.steps=2", "batch=4")
+    run({"kind": "evaluate", "samples": f"{out}/samples", "reference": str(faces), "out": str(out)}, "batch=4")
+    return root
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reference/api.md"])
+def test_the_examples_run(page: str, quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every Python block of the page, one after the other, in a folder with a quickstart."""
+    monkeypatch.chdir(quickstart)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, page, "exec"), {})
+    assert Image.open("face.png").size == (64, 64)

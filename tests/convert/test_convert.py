@@ -26,7 +26,7 @@ from raygen.models.collaborative import Collaborative
 from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM
 from raygen.models.scadm import SCADM
-from raygen.models.schedule import NoiseSchedule, SamplerConfig, advance, build_sampler
+from raygen.models.schedulers import NoiseSchedule, SamplerConfig, advance, build_sampler
 from raygen.store.run_store import RunStore
 from tests.convert.published_networks import (
     CLASSES,

@@ -14,7 +14,7 @@ from raygen.extractors.base import BundledNetworkConfig, load_features
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.ldm import LDMConfig
-from raygen.models.schedule import SamplerConfig
+from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.schemas import CONDITIONS
 from raygen.training.losses import AutoencoderObjective, AutoencoderObjectiveConfig

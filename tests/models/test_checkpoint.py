@@ -12,7 +12,7 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.schedule import NoiseSchedule
+from raygen.models.schedulers import NoiseSchedule
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -15,7 +15,7 @@ from raygen.models.collaborative import Collaborative, CollaborativeConfig, Dyna
 from raygen.models.conditions import ConditionDropout, Conditions
 from raygen.models.expert_mixing import ConstantMixing, DifferenceMixing, PaperMixing, ReleasedMixing
 from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.schedule import NoiseSchedule
+from raygen.models.schedulers import NoiseSchedule
 from raygen.models.text import Tokenizer, TransformerTextConfig, learn_vocabulary
 from raygen.sampling.guidance import build_guidance
 from raygen.training.losses import DiffusionObjective, SimpleLoss

@@ -12,7 +12,7 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import Conditions
 from raygen.models.expert_mixing import PaperMixing
-from raygen.models.schedule import SamplerConfig, build_sampler
+from raygen.models.schedulers import SamplerConfig, build_sampler
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.worker import denoise
 from raygen.training.losses import DiffusionObjective, SimpleLoss
@@ -26,7 +26,7 @@ from raygen.core.config import Config
 from raygen.models.base import Model
 from raygen.models.checkpoint_files import OWN_WEIGHTS, fill, write_weights
 from raygen.models.family import Family
-from raygen.models.schedule import NoiseSchedule
+from raygen.models.schedulers import NoiseSchedule
 
 
 class ToyConfig(Config):

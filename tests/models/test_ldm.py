@@ -8,7 +8,7 @@ from raygen.models.checkpoint import build
 from raygen.models.condition_encoders import MaskEncoder
 from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.schedule import NoiseSchedule
+from raygen.models.schedulers import NoiseSchedule
 
 STAGE = AutoencoderConfig(image_size=16, channels=(8, 8))
 SMALL = {"channels": (32, 32), "attention": (False, True), "token_width": 16, "mask_channels": 4}

@@ -25,7 +25,7 @@ from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.schedule import SamplerConfig
+from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.pipeline import FacePipeline
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import encode_mask, picture_column

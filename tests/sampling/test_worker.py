@@ -15,7 +15,7 @@ from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.base import Model
 from raygen.models.conditions import Conditions, Shapes
 from raygen.models.ldm import LDMConfig
-from raygen.models.schedule import NoiseSchedule, SamplerConfig, build_sampler
+from raygen.models.schedulers import NoiseSchedule, SamplerConfig, build_sampler
 from raygen.sampling import noise as sampling_noise
 from raygen.sampling import worker as sampling_worker
 from raygen.sampling.guidance import build_guidance

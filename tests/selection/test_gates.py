@@ -14,7 +14,7 @@ from raygen.exports.row_scan import GATES_FILE, ExportSource
 from raygen.selection import GATES
 from raygen.store.run_store import open_input
 from tests.exports.export_runs import export
-from tests.selection.test_rounds import document, quiet, tables, world
+from tests.selection.test_retries import document, quiet, tables, world
 
 __all__ = ["world"]  # a fixture
 

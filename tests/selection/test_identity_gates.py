@@ -22,10 +22,10 @@ from raygen.report.identities import identities
 from raygen.selection import centroids
 from raygen.selection.gates import ScoreGate, ScorePool
 from raygen.selection.identity_gates import IdentityGate, LeakGate
-from raygen.selection.rounds import RetryState, accepted_rows
+from raygen.selection.retries import RetryState, accepted_rows
 from raygen.store.run_store import RunStore, open_input
 from tests.drawn import drawn, quiet
-from tests.selection.test_rounds import document
+from tests.selection.test_retries import document
 
 
 def pool(vectors: dict[str, list[float]], people: dict[str, str] | None = None, real: dict | None = None) -> ScorePool:

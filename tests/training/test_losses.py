@@ -10,7 +10,7 @@ from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.conditions import ConditionDropout
 from raygen.models.ldm import LDMConfig
-from raygen.models.schedule import NoiseSchedule
+from raygen.models.schedulers import NoiseSchedule
 from raygen.training.losses import (
     AutoencoderObjective,
     AutoencoderObjectiveConfig,

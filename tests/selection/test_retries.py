@@ -23,7 +23,7 @@ from raygen.evaluation.aggregate import ScoreMatrix
 from raygen.metrics.mask_rarity import SIDE, Frequencies, small
 from raygen.report.build import build_report
 from raygen.selection.gates import ScoreGate, ScorePool
-from raygen.selection.rounds import RetryState, accepted_rows
+from raygen.selection.retries import RetryState, accepted_rows
 from raygen.store.parquet import from_parquet
 from raygen.store.run_store import RunStore, open_input
 from tests.drawn import drawn, quiet

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from raygen.core.errors import ConfigError
-from raygen.models.schedule import NoiseSchedule, SamplerConfig, advance, build_sampler, uses_step_noise
+from raygen.models.schedulers import NoiseSchedule, SamplerConfig, advance, build_sampler, uses_step_noise
 
 V = NoiseSchedule(prediction_type="v_prediction")
 ZERO_SNR = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
