@@ -61,8 +61,12 @@ class CelebADialog(CelebAFiles):
     """CelebA-HQ faces with captions. A picture without an entry (5380 in the published file) has no texts."""
 
     kind: Literal["celeba_dialog"] = "celeba_dialog"
-    captions: str | None = Field(None, description="captions JSON; none tries the usual names")
-    recipes: tuple[Recipe, ...] = Field(("overall", "beard_and_age"), min_length=1, description="texts to keep")
+    captions: str | None = Field(None, description="JSON file of the captions; default: found by its usual names")
+    recipes: tuple[Recipe, ...] = Field(
+        ("overall", "beard_and_age"),
+        min_length=1,
+        description="texts to store for each face: each recipe joins captions into one text",
+    )
 
     def _texts(self, files: Files) -> Mapping[int, Mapping[str, str] | InputError]:
         source_and_text = files.optional_text(self.captions, CAPTION_FILES)

@@ -148,15 +148,21 @@ class _Annotations(NamedTuple):
 class CelebAFiles(PictureFiles):
     """The pictures, masks and text files of CelebA-HQ: the base of CelebAMask-HQ and CelebA-Dialog."""
 
-    images: str | None = Field(None, description="folder of the pictures; none tries the usual names")
+    images: str | None = Field(None, description="folder of the pictures; default: found by its usual names")
     masks: Literal["auto", "parts", "index"] = Field(
-        "auto", description="parts: one PNG a class; index: one mask a picture; auto: either, or no masks"
+        "auto",
+        description="parts: one PNG per class and face; index: ready-made class-index masks; "
+        "auto: whichever exists, or no masks",
     )
-    mask_folder: str | None = Field(None, description="folder of the masks, one a picture; none tries the usual names")
-    attributes: str | None = Field(None, description="attribute file; none tries the usual names")
-    identities: str | None = Field(None, description="identity file; none tries the usual names")
-    split: SplitName = Field("codiff", description="published split")
-    split_file: str | None = Field(None, description="validation list (taming) or mapping file (official)")
+    mask_folder: str | None = Field(
+        None, description="folder of the ready-made masks; default: found by its usual names"
+    )
+    attributes: str | None = Field(None, description="attribute file; default: found by its usual name")
+    identities: str | None = Field(None, description="identity file; default: found by its usual name")
+    split: SplitName = Field("codiff", description="which published split into train, val and test is used")
+    split_file: str | None = Field(
+        None, description="file of the split: the validation list for taming, the mapping to CelebA for official"
+    )
 
     def listing(self) -> pa.Table:
         """A row a picture, in the order of the numbers; `reason` and `problem` say why a row cannot be loaded."""

@@ -25,9 +25,9 @@ class FFHQ(PictureFiles):
     """Flickr-Faces-HQ: `00000/00000.png` to `69000/69999.png`, also below `images1024x1024/`, also flat."""
 
     kind: Literal["ffhq"] = "ffhq"
-    images: str | None = Field(None, description="folder of the pictures; none tries the published names")
+    images: str | None = Field(None, description="folder of the pictures; default: found by its published names")
     split: Literal["published", "none"] = Field(
-        "published", description="published: 60,000 train, 10,000 val; none: all train"
+        "published", description="published: 60,000 faces for train, 10,000 for val; none: all for train"
     )
 
     def listing(self) -> pa.Table:

@@ -237,8 +237,10 @@ class PictureFiles(DataSet):
     root: str = Field(min_length=1, description="folder or fsspec URL")
     size: int | None = Field(None, ge=8, le=4096, description="side of the stored square pictures and masks, pixels")
     crop: Literal["none", "center"] = Field("none", description="cut the largest centred square out first")
-    resample: Literal["lanczos", "box"] = Field("lanczos", description="filter for pictures; masks take the nearest")
-    limit: int | None = Field(None, ge=1, description="only the first so many faces")
+    resample: Literal["lanczos", "box"] = Field(
+        "lanczos", description="filter for resizing pictures; masks are resized with nearest"
+    )
+    limit: int | None = Field(None, ge=1, description="read only this many faces; default: all")
 
     @abstractmethod
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -289,10 +291,12 @@ class Folder(PictureFiles):
 
     kind: Literal["folder"] = "folder"
     identity: Literal["folder", "none"] = Field(
-        "none", description="folder: pictures of one folder show one person; none: identities are unknown"
+        "none", description="folder: each folder has the pictures of one person; none: persons are not known"
     )
-    masks: str | None = Field(None, description="folder of masks with the pictures' relative names")
-    split: Split = Field("train", description="the part that all of these pictures belong to")
+    masks: str | None = Field(
+        None, description="folder of masks with the same relative names as the pictures; default: no masks"
+    )
+    split: Split = Field("train", description="split that all pictures belong to")
 
     def listing(self) -> pa.Table:
         """face_id, split, image, mask?, identity_id?; sorted by the pictures' relative names."""

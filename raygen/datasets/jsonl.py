@@ -31,11 +31,12 @@ class JSONLines(PictureFiles):
     """A line a picture; only `target` is required. Names are relative to `root`."""
 
     kind: Literal["jsonl"] = "jsonl"
-    file: str = Field(..., min_length=1, description="the JSON-lines file, relative to root")
+    file: str = Field(..., min_length=1, description="JSON Lines file with a face per line, relative to root")
     masks: Literal["classes", "person"] = Field(
-        "classes", description="classes: 0..18; person: pixels that are not black are the person, stored as one class"
+        "classes",
+        description="classes: class indices 0 to 18; person: every pixel that is not black is the person, one class",
     )
-    split: Split = Field("train", description="the part that all of these pictures belong to")
+    split: Split = Field("train", description="split that all pictures belong to")
 
     def listing(self) -> pa.Table:
         """face_id, split, image, mask?, hint?, line (JSON of the rest); in the order of the file."""

@@ -44,11 +44,18 @@ SUBSET = 1000
 class FeatureMetricsConfig(Config):
     """Which numbers, besides the Fréchet distance, compare the features of two sets."""
 
-    kid: bool = Field(True, description="unbiased over all pairs, with an interval: fit for few rows")
-    kid_subsets: bool = Field(False, description="mean and deviation over 100 random subsets of 1,000, as others do")
-    knn: int | None = Field(5, ge=1, le=100, description="k of precision, recall, density and coverage; or none")
+    kid: bool = Field(True, description="KID, unbiased over all pairs, with a confidence interval; suited to few rows")
+    kid_subsets: bool = Field(
+        False, description="KID as mean and deviation over 100 random subsets of 1,000 rows, as in other tools"
+    )
+    knn: int | None = Field(
+        5,
+        ge=1,
+        le=100,
+        description="number of neighbours k of precision, recall, density and coverage; null computes none",
+    )
     fid_infinity: bool = Field(
-        False, description="Fréchet distance extrapolated to endless rows (2.5 per value or more)"
+        False, description="Fréchet distance extrapolated to infinitely many rows; needs 2.5 rows per feature value"
     )
 
 

@@ -24,9 +24,15 @@ ScoreSets = Mapping[str, Mapping[str, ScoreMatrix]]
 class MemorizationConfig(Config):
     """The training pictures. Where `reference` is the same data set, its other splits are what was held out."""
 
-    faces: str = Field(..., description="folder of an ingest run")
-    split: str | None = Field("train", description="rows that were trained on; none: all of them")
-    q: float = Field(0.01, gt=0, lt=0.5, description="share of held-out faces that count as near to training")
+    faces: str = Field(..., description="folder of the ingest run with the training faces")
+    split: str | None = Field("train", description="split that the model was trained on; default: all faces")
+    q: float = Field(
+        0.01,
+        gt=0,
+        lt=0.5,
+        description="quantile of the held-out faces' distances to the training faces below which a "
+        "picture counts as memorized",
+    )
 
 
 def compare_to_training(

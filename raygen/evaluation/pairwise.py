@@ -33,11 +33,13 @@ class PairwiseConfig(Config):
     """What to compare. Pictures of the two runs belong together by `sample_id`, so their noise is the same."""
 
     baseline: str | None = Field(
-        None, description="generate run with the same rows: change inside and outside of `style_parts`, and leakage"
+        None,
+        description="folder of a generate run with the same rows, to measure the change inside and "
+        "outside of `style_parts` (leakage)",
     )
-    margin: int = Field(0, ge=0, le=256, description="pixels around the border of the parts that count as neither")
-    diversity: bool = Field(False, description="mean distance between the pictures of a group")
-    lpips: LPIPSConfig | None = Field(None, description="distance is LPIPS instead of 1 - SSIM")
+    margin: int = Field(0, ge=0, le=256, description="pixels around the border of the parts that are left out")
+    diversity: bool = Field(False, description="mean distance between the pictures of a group_id")
+    lpips: LPIPSConfig | None = Field(None, description="LPIPS network: the distance is LPIPS in place of 1 - SSIM")
 
     @model_validator(mode="after")
     def _measures_something(self) -> "PairwiseConfig":

@@ -46,27 +46,42 @@ BUNDLED_KINDS: Final = {"parser": "parser", "features": "parser", "classifier": 
 class ScoreConfig(Config):
     """Which networks measure, and which measurements are made. None leaves a measurement out."""
 
-    parser: ParserConfig | None = Field(default_factory=BundledNetworkConfig)
-    features: FeatureConfig | None = Field(default_factory=BundledNetworkConfig)
-    classifier: BundledNetworkConfig | None = Field(
-        default_factory=BundledNetworkConfig, description="of the 40 attributes"
+    parser: ParserConfig | None = Field(
+        default_factory=BundledNetworkConfig,
+        description="face parser that compares pictures with their masks (mIoU); null does not",
     )
-    face_features: bool = Field(False, description="features of the face's bounding box in the wanted mask, too")
-    similarity: bool = Field(False, description="SSIM to the face that a row's `source` names")
-    text: ClipConfig | None = Field(None, description="CLIP model for how well pictures fit their text")
-    logits: bool = Field(False, description="class logits of Inception as well, for the inception score")
+    features: FeatureConfig | None = Field(
+        default_factory=BundledNetworkConfig,
+        description="network whose features the Fréchet distance compares; null computes none",
+    )
+    classifier: BundledNetworkConfig | None = Field(
+        default_factory=BundledNetworkConfig,
+        description="classifier that compares pictures with their 40 attributes; null does not",
+    )
+    face_features: bool = Field(
+        False, description="also compute the features of the face only, in the bounding box of the wanted mask"
+    )
+    similarity: bool = Field(False, description="SSIM between a picture and the face that its `source` names")
+    text: ClipConfig | None = Field(
+        None, description="CLIP model that measures how well pictures fit their text; default none"
+    )
+    logits: bool = Field(False, description="also store the class logits of Inception, for the inception score")
     reconstruction: bool = Field(
         False,
-        description="SSIM, PSNR, and LPIPS where `lpips` is there, to that face; of a round trip, to what went in",
+        description="SSIM, PSNR, and LPIPS if `lpips` is set, between a picture and the face that its "
+        "`source` names; in a round trip, its input",
     )
-    lpips: LPIPSConfig | None = Field(None, description="weights of LPIPS, for `reconstruction`")
+    lpips: LPIPSConfig | None = Field(None, description="LPIPS network for `reconstruction`; default none")
     condition_size: int | None = Field(
         None,
         ge=1,
         le=1024,
-        description="side that masks had as conditions, such as 32: mask accuracy at that size, too",
+        description="side of the masks that the model reads, such as 32: mIoU is also measured at that "
+        "size; default none",
     )
-    identity: FaceEmbedderConfig | None = Field(None, description="face embedder: who each picture shows")
+    identity: FaceEmbedderConfig | None = Field(
+        None, description="face embedder, for identity gates and verification; default none"
+    )
 
     @model_validator(mode="after")
     def _logits_are_inceptions(self) -> "ScoreConfig":

@@ -168,16 +168,25 @@ ROC_HEAD: Final = "set,threshold,far,tar"
 class VerificationConfig(Config):
     """Settings of face verification."""
 
-    far: tuple[float, ...] = Field((1e-3, 1e-4), description="shares of impostors that may be accepted")
-    most: int = Field(20_000, ge=2, description="pictures that are compared, of whole people; time grows as its square")
+    far: tuple[float, ...] = Field(
+        (1e-3, 1e-4), description="false accept rates at which the true accept rate (TAR) is reported"
+    )
+    most: int = Field(
+        20_000,
+        ge=2,
+        description="largest number of pictures that are compared, of whole people; time grows with its square",
+    )
     pairs: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="pairs in pairs.txt and pairs.csv, half of them genuine, with their accuracy; 0 draws none",
+        description="number of pairs in pairs.txt and pairs.csv, half of them genuine, whose accuracy is "
+        "reported; 0 draws none",
     )
-    folds: int = Field(10, ge=1, le=100, description="parts that pairs are in, as LFW's; no two share a person")
-    seed: int = Field(0, ge=0, description="of the pairs")
+    folds: int = Field(
+        10, ge=1, le=100, description="number of folds of the pairs, as in LFW; two folds share no person"
+    )
+    seed: int = Field(0, ge=0, description="seed of the drawn pairs")
 
 
 def verification_metrics(

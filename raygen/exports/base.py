@@ -152,7 +152,7 @@ class Export(Config):
     size: int | None = Field(
         None, ge=8, le=4096, description="side of the exported pictures, pixels; none keeps the stored size"
     )
-    codec: PictureCodec = Field("png", description="png and webp are lossless")
+    codec: PictureCodec = Field("png", description="file format of the pictures; png and webp are lossless")
     quality: int = Field(95, ge=1, le=100, description="quality of jpeg")
 
     @property

@@ -60,12 +60,14 @@ TABLE: Final = ["| | |", "|---|---|"]
 class CardConfig(Config):
     """Parts of the data card that raygen cannot know."""
 
-    title: str | None = Field(None, description="name of the data set; none makes one")
-    licence: str | None = Field(None, description="of the data set, as Hugging Face spells it, such as cc-by-4.0")
-    licences: Mapping[str, str] = Field(
-        default_factory=dict, description="licence of a network by its name or sha256, or their first letters"
+    title: str | None = Field(None, description="name of the data set; default: made from the run")
+    licence: str | None = Field(
+        None, description="licence of the data set as an identifier of the Hugging Face hub, such as cc-by-4.0"
     )
-    intended_use: str | None = Field(None, description="replaces the default paragraph on intended use")
+    licences: Mapping[str, str] = Field(
+        default_factory=dict, description="licences of networks, by their name or sha256, or the first letters of these"
+    )
+    intended_use: str | None = Field(None, description="paragraph on the intended use, in place of the generated one")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class FolderExport(Export):
     identity_folders: ClassVar[bool] = True
 
     kind: Literal["folder"] = "folder"
-    masks: bool = Field(True, description="also write masks, as PNG of class indices")
+    masks: bool = Field(True, description="also write the masks, as PNG files of class indices")
 
     def pack(self, part: int, parts: int, rows: Sequence[ExportRow]) -> PackedShard:
         """Every picture and mask, and the lines of the labels."""

@@ -42,7 +42,7 @@ class HuggingFaceExport(Export):
     hub_files: ClassVar[str | None] = "data/train-*.parquet"
 
     kind: Literal["huggingface"] = "huggingface"
-    masks: bool = Field(True, description="also write masks, as PNG of class indices")
+    masks: bool = Field(True, description="also write the masks, as PNG files of class indices")
 
     def pack(self, part: int, parts: int, rows: Sequence[ExportRow]) -> PackedShard:
         """One file. The offset of a row is its number in the file."""

@@ -76,8 +76,10 @@ class RecordIOExport(Export):
     identity_folders: ClassVar[bool] = True
 
     kind: Literal["recordio"] = "recordio"
-    size: int = Field(112, ge=8, le=4096, description="side of pictures; InsightFace's networks take 112")
-    codec: PictureCodec = Field("jpeg", description="published data sets use jpeg; png is lossless")
+    size: int = Field(
+        112, ge=8, le=4096, description="side in pixels that pictures are resized to; InsightFace's networks take 112"
+    )
+    codec: PictureCodec = Field("jpeg", description="file format of the pictures: jpeg is usual, png is lossless")
 
     def check(self, rows: int, identities: int) -> None:
         """See `Export.check` and `MAX_KEY`: keys of pictures and identities are stored as labels."""

@@ -25,7 +25,7 @@ class WebDatasetExport(Export):
     hub_files: ClassVar[str | None] = "train-*.tar"
 
     kind: Literal["webdataset"] = "webdataset"
-    masks: bool = Field(True, description="also write masks, as PNG of class indices")
+    masks: bool = Field(True, description="also write the masks, as PNG files of class indices")
 
     def pack(self, part: int, parts: int, rows: Sequence[ExportRow]) -> PackedShard:
         """One tar."""

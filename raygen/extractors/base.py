@@ -99,7 +99,7 @@ class PublishedParserConfig(Config):
 
     kind: Literal["parsenet", "bisenet"]
     weights: str = Field(..., description="state dict or safetensors file")
-    sha256: str | None = Field(None, description="refuse any other file")
+    sha256: str | None = Field(None, description="sha256 that the file must have")
 
 
 class InceptionConfig(Config):
@@ -107,8 +107,14 @@ class InceptionConfig(Config):
 
     kind: Literal["inception"] = "inception"
     weights: str = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
-    protocol: Literal["fid@tf1", "fid@clean", "fid@pytorch"] = "fid@clean"
-    sha256: str | None = Field(None, description="whole or leading digits; none demands the published file")
+    protocol: Literal["fid@tf1", "fid@clean", "fid@pytorch"] = Field(
+        "fid@clean",
+        description="resize and weights of the FID: fid@clean as "
+        "clean-fid, fid@pytorch as pytorch-fid, fid@tf1 as the original",
+    )
+    sha256: str | None = Field(
+        None, description="sha256 that the file must have, or its first digits; default: that of the published file"
+    )
 
 
 ParserConfig = Annotated[BundledNetworkConfig | PublishedParserConfig, Field(discriminator="kind")]

@@ -45,9 +45,11 @@ class BundledParserConfig(Config):
     """Shape of a small parser. Pictures of another size are resized to `image_size` and the labels back."""
 
     kind: Literal["parser"] = "parser"
-    image_size: int = Field(64, ge=16, le=512)
+    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
     channels: tuple[int, ...] = Field(
-        (16, 32, 64, 96), min_length=2, description="one a level; each further one halves"
+        (16, 32, 64, 96),
+        min_length=2,
+        description="channels of each level; every level after the first halves the resolution",
     )
 
 
@@ -55,22 +57,28 @@ class BundledClassifierConfig(Config):
     """Shape of a small attribute classifier. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["classifier"] = "classifier"
-    image_size: int = Field(64, ge=16, le=512)
+    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
     channels: tuple[int, ...] = Field(
-        (16, 32, 64, 96), min_length=2, max_length=6, description="one a level; each further one halves"
+        (16, 32, 64, 96),
+        min_length=2,
+        max_length=6,
+        description="channels of each level; every level after the first halves the resolution",
     )
-    hidden: int = Field(128, ge=8)
+    hidden: int = Field(128, ge=8, description="width of the hidden layer of the head")
 
 
 class BundledEmbedderConfig(Config):
     """Shape of a small face embedder. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["embedder"] = "embedder"
-    image_size: int = Field(64, ge=16, le=512)
+    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
     channels: tuple[int, ...] = Field(
-        (16, 32, 64, 96), min_length=2, max_length=6, description="one a level; each further one halves"
+        (16, 32, 64, 96),
+        min_length=2,
+        max_length=6,
+        description="channels of each level; every level after the first halves the resolution",
     )
-    width: int = Field(128, ge=2, description="numbers of an embedding")
+    width: int = Field(128, ge=2, description="number of values of an embedding")
 
 
 class BundledNetwork(nn.Module):

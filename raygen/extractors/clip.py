@@ -39,7 +39,9 @@ class ClipConfig(Config):
 
     kind: Literal["clip"] = "clip"
     folder: str = Field(..., description="folder with config.json, weights, preprocessor and tokenizer of a CLIP model")
-    sha256: str | None = Field(None, description="whole or leading digits of the weights file; refuse any other")
+    sha256: str | None = Field(
+        None, description="sha256 that the weights file must have, or its first digits; default: any file"
+    )
 
 
 class _Preprocessing(NamedTuple):

@@ -30,9 +30,9 @@ class ONNXEmbedderConfig(Config):
     """An embedder as an ONNX model: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
-    weights: str = Field(..., description="file; what it keeps in other files is not read")
-    sha256: str | None = Field(None, description="refuse any other file")
-    channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colours")
+    weights: str = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    sha256: str | None = Field(None, description="sha256 that the file must have")
+    channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
 
 
 AnyEmbedder = Annotated[
@@ -43,11 +43,18 @@ AnyEmbedder = Annotated[
 class FaceEmbedderConfig(Config):
     """A face embedder, and the part of the picture that it sees."""
 
-    network: AnyEmbedder = Field(default_factory=BundledNetworkConfig)
-    region: Literal["picture", "face"] = Field(
-        "picture", description="the whole picture, or the bounding box of the face in its mask"
+    network: AnyEmbedder = Field(
+        default_factory=BundledNetworkConfig, description="network that embeds faces, chosen by its `kind`"
     )
-    size: int | None = Field(None, ge=16, le=1024, description="side it is brought to; none: as the network was made")
+    region: Literal["picture", "face"] = Field(
+        "picture", description="embed the whole picture, or the bounding box of the face in its mask"
+    )
+    size: int | None = Field(
+        None,
+        ge=16,
+        le=1024,
+        description="side in pixels that the region is resized to; default: the input size of the network",
+    )
 
 
 class FaceEmbedder:

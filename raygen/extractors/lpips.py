@@ -55,10 +55,12 @@ BLOCK: Final[Mapping[str, int]] = {"cpu": 1 << 17, "cuda": 1 << 24}
 class LPIPSConfig(Config):
     """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
 
-    weight: float = Field(1.0, gt=0)
+    weight: float = Field(1.0, gt=0, description="weight of the distance in a loss")
     weights: str = Field("hub", description="torchvision's file of the network, or `hub` for torchvision's own cache")
-    sha256: str | None = Field(None, description="whole or leading digits; none demands the published file")
-    network: Trunk = Field("vgg", description="VGG-16, as losses use it, or AlexNet, as papers measure")
+    sha256: str | None = Field(
+        None, description="sha256 that the file must have, or its first digits; default: that of the published file"
+    )
+    network: Trunk = Field("vgg", description="vgg: VGG-16, usual in losses; alex: AlexNet, usual in evaluations")
 
 
 class LPIPS(nn.Module):

@@ -36,16 +36,16 @@ class VGGFace2Config(Config):
 
     kind: Literal["vggface2"] = "vggface2"
     weights: str = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
-    sha256: str | None = Field(None, description="refuse any other file")
+    sha256: str | None = Field(None, description="sha256 that the file must have")
 
 
 class TorchScriptConfig(Config):
     """An embedder in a TorchScript file: pixels [B, 3, H, W] in -1..1 -> features. The file is code that is run."""
 
     kind: Literal["torchscript"] = "torchscript"
-    weights: str = Field(..., description="file")
-    trust: bool = Field(False, description="true: run what is in the file")
-    sha256: str | None = Field(None, description="whole; of the very file that is trusted")
+    weights: str = Field(..., description="TorchScript file")
+    trust: bool = Field(False, description="true: run the code in the file, which is a program")
+    sha256: str | None = Field(None, description="complete sha256 of the trusted file")
 
     @model_validator(mode="after")
     def _trusted(self) -> "TorchScriptConfig":

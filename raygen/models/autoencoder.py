@@ -51,16 +51,27 @@ class AutoencoderConfig(Config):
     """
 
     kind: Literal["autoencoder"] = "autoencoder"
-    stage: Literal["kl", "vq", "dc", "pixel"] = "kl"
-    image_size: int = Field(64, ge=8, le=4096, description="height and width of the pictures")
-    patch: int = Field(2, ge=1, le=16, description="space-to-depth factor in front")
-    channels: tuple[int, ...] = Field((32, 64), min_length=1, description="one a level; each further one halves")
-    layers_per_block: int = Field(1, ge=1, le=8)
-    latent_channels: int = Field(4, ge=1, le=64)
-    mid_attention: bool = Field(True, description="kl and vq")
-    codes: int = Field(512, ge=2, description="vq only: size of the codebook")
-    latents_mean: tuple[float, ...] | None = Field(None, description="dc only: one a channel, found by training")
-    latents_std: tuple[float, ...] | None = Field(None, description="dc only: one a channel, found by training")
+    stage: Literal["kl", "vq", "dc", "pixel"] = Field(
+        "kl",
+        description="kind of the first stage: KL or VQ autoencoder, deep-compression autoencoder (dc), or raw pixels",
+    )
+    image_size: int = Field(64, ge=8, le=4096, description="height and width of the pictures in pixels")
+    patch: int = Field(
+        2, ge=1, le=16, description="factor of the space-to-depth transform before the first convolution; 1 is none"
+    )
+    channels: tuple[int, ...] = Field(
+        (32, 64), min_length=1, description="channels of each level; every level after the first halves the resolution"
+    )
+    layers_per_block: int = Field(1, ge=1, le=8, description="residual blocks per level")
+    latent_channels: int = Field(4, ge=1, le=64, description="channels of the latents")
+    mid_attention: bool = Field(True, description="kl and vq only: self-attention in the middle block")
+    codes: int = Field(512, ge=2, description="vq only: number of codes in the codebook")
+    latents_mean: tuple[float, ...] | None = Field(
+        None, description="dc only: mean of each latent channel, set by the training"
+    )
+    latents_std: tuple[float, ...] | None = Field(
+        None, description="dc only: standard deviation of each latent channel, set by the training"
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> "AutoencoderConfig":

@@ -61,12 +61,20 @@ class CollaborativeConfig(Config):
     """
 
     kind: Literal["collaborative"] = "collaborative"
-    experts: dict[str, str] = Field(..., min_length=1, description="name -> checkpoint folder of a trained ldm")
-    channels: tuple[int, ...] = Field((32, 64, 96, 160), min_length=1, description="of a diffuser, one a level")
-    head_dim: int | None = Field(None, ge=1, description="of a diffuser's attention; none takes its expert's")
+    experts: dict[str, str] = Field(
+        ..., min_length=1, description="checkpoint folders of the trained ldm experts, by name"
+    )
+    channels: tuple[int, ...] = Field(
+        (32, 64, 96, 160), min_length=1, description="channels of each level of a dynamic diffuser"
+    )
+    head_dim: int | None = Field(
+        None, ge=1, description="channels per attention head of a dynamic diffuser; default: those of its expert"
+    )
     time: Literal["additive", "scale_shift"] = Field("additive", description="scale_shift is AdaLN")
     nulls: tuple[str, ...] | None = Field(
-        None, description="experts trained with condition dropout, which can do without; none asks their recipes"
+        None,
+        description="experts trained with condition dropout, which can do without their condition; "
+        "default: read from their recipes",
     )
 
     @field_validator("experts")

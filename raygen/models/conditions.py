@@ -266,8 +266,10 @@ class ConditionDropout(Config):
     `null` hides all of them; `only[m]` hides all but m. Their sum is at most 1; the rest is seen whole.
     """
 
-    null: float = Field(0.1, ge=0, le=1)
-    only: dict[str, float] = Field(default_factory=dict, description="modality -> how often it is seen alone")
+    null: float = Field(0.1, ge=0, le=1, description="fraction of rows that are trained without any condition")
+    only: dict[str, float] = Field(
+        default_factory=dict, description="fractions of rows that are trained with one condition only, by its name"
+    )
 
     @model_validator(mode="after")
     def _at_most_one(self) -> "ConditionDropout":

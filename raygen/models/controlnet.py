@@ -46,12 +46,14 @@ class ControlNetConfig(Config):
     """The base of a branch, and the hint that the branch reads."""
 
     kind: Literal["control"] = "control"
-    base: str = Field(..., description="checkpoint folder of a trained ldm that reads tokens; it stays as it is")
+    base: str = Field(..., description="checkpoint folder of a trained ldm that reads tokens; it stays frozen")
     hint: Literal["none", "mask", "picture"] = Field(
-        "none", description="what the branch sees beside what the base sees; a picture is the column `hint`, a pose say"
+        "none",
+        description="what the branch reads in addition to the base: the mask, or the picture in the "
+        "column `hint`, such as a pose",
     )
     hint_channels: tuple[int, ...] | None = Field(
-        None, description="of the hint's encoder; each further one halves. None takes the published ones that fit"
+        None, description="channels of each level of the hint's encoder; default: the published ones that fit"
     )
 
 

@@ -63,10 +63,14 @@ class ReleasedMixing(Mixing):
     """
 
     kind: Literal["released"] = "released"
-    fading: tuple[str, ...] = Field(("mask",), description="experts that count less and less as a picture gets clearer")
-    schedule: Literal["cosine_decay", "linear_decay", "none"] = "cosine_decay"
-    boosted: tuple[str, ...] = Field(("mask",), description="experts that count `boost` times as much afterwards")
-    boost: float = Field(2.0, gt=0)
+    fading: tuple[str, ...] = Field(("mask",), description="experts whose influence fades out during sampling")
+    schedule: Literal["cosine_decay", "linear_decay", "none"] = Field(
+        "cosine_decay", description="how the influence fades out over the steps"
+    )
+    boosted: tuple[str, ...] = Field(
+        ("mask",), description="experts whose influence is multiplied by `boost` afterwards"
+    )
+    boost: float = Field(2.0, gt=0, description="factor of the boosted experts")
 
     @property
     def learned(self) -> bool:
@@ -108,7 +112,9 @@ class ConstantMixing(Mixing):
     """
 
     kind: Literal["constant"] = "constant"
-    weights: dict[str, float] = Field(default_factory=dict, description="expert -> weight; divided by their sum")
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="weights of the experts by name; they are divided by their sum"
+    )
 
     @property
     def learned(self) -> bool:
@@ -140,7 +146,9 @@ class DifferenceMixing(Mixing):
     """
 
     kind: Literal["difference"] = "difference"
-    weights: dict[str, float] = Field(default_factory=dict, description="expert -> weight, 1 where it is not named")
+    weights: dict[str, float] = Field(
+        default_factory=dict, description="weights of the experts by name; 1 for experts that are not named"
+    )
 
     @property
     def learned(self) -> bool:

@@ -57,34 +57,55 @@ class LDMConfig(Config):
     """Shape of a latent diffusion model; its first stage is handed in beside it."""
 
     kind: Literal["ldm"] = "ldm"
-    modalities: tuple[Modality, ...] = Field((), description="conditions it takes")
-    required: tuple[Modality, ...] = Field((), description="conditions a row must have")
-    noise: NoiseSchedule = Field(default_factory=NoiseSchedule)
-    latent: tuple[int, int, int] | None = Field(
-        None, description="channels, height, width that its first stage must have; none takes what it has"
+    modalities: tuple[Modality, ...] = Field(
+        (), description="conditions that the model takes, such as [mask, attributes]; empty is unconditional"
     )
-    channels: tuple[int, ...] = Field((64, 96, 128), min_length=1, description="one a level; each further one halves")
-    layers_per_block: int = Field(1, ge=1, le=8)
-    attention: tuple[bool, ...] = Field((False, True, True), description="one a level")
-    head_dim: int = Field(32, ge=4, description="channels of an attention head")
-    heads: int | None = Field(None, ge=1, description="heads on every level, instead of head_dim")
+    required: tuple[Modality, ...] = Field((), description="conditions that every row must have")
+    noise: NoiseSchedule = Field(default_factory=NoiseSchedule, description="noise schedule of the forward process")
+    latent: tuple[int, int, int] | None = Field(
+        None,
+        description="latent shape [channels, height, width] that the first stage must have; default: the "
+        "shape that it has",
+    )
+    channels: tuple[int, ...] = Field(
+        (64, 96, 128),
+        min_length=1,
+        description="channels of each level; every level after the first halves the resolution",
+    )
+    layers_per_block: int = Field(1, ge=1, le=8, description="residual blocks per level")
+    attention: tuple[bool, ...] = Field((False, True, True), description="for each level, whether it has attention")
+    head_dim: int = Field(32, ge=4, description="channels per attention head")
+    heads: int | None = Field(None, ge=1, description="number of attention heads on every level, in place of head_dim")
     time: Literal["additive", "scale_shift"] = Field(
         "additive",
-        description="how the time enters residual blocks: added, or as scale and shift after the norm (AdaLN)",
+        description="how the timestep enters the residual blocks: added, or as scale and shift after the norm (AdaLN)",
     )
-    mask_path: Literal["channels", "tokens"] = Field("channels", description="how masks enter")
-    mask_channels: int = Field(16, ge=1, description="maps the mask becomes; channels only")
-    mask_side: int = Field(32, ge=4, le=128, description="side of the shapes that become tokens; tokens only")
-    mask_class_embedding: bool = Field(True, description="tokens of two classes of one shape differ; tokens only")
-    attribute_path: Literal["tokens", "vector", "both"] = Field("both", description="how attributes enter")
-    attribute_tokens: int = Field(4, ge=1, le=256)
+    mask_path: Literal["channels", "tokens"] = Field(
+        "channels", description="how masks enter: as input channels or as tokens"
+    )
+    mask_channels: int = Field(
+        16, ge=1, description="input channels only: number of feature maps that the mask is encoded to"
+    )
+    mask_side: int = Field(
+        32, ge=4, le=128, description="tokens only: side of the class masks that are turned into tokens"
+    )
+    mask_class_embedding: bool = Field(
+        True,
+        description="tokens only: add a class embedding, so that equal shapes of two classes give different tokens",
+    )
+    attribute_path: Literal["tokens", "vector", "both"] = Field(
+        "both", description="how attributes enter: as tokens, or as a vector that is added to the timestep embedding"
+    )
+    attribute_tokens: int = Field(4, ge=1, le=256, description="number of tokens that the attributes are encoded to")
     text: TextConfig | None = Field(
-        None, description="encoder, where text is a modality; none is the papers' transformer"
+        None, description="text encoder of a model with the modality text; default: the papers' transformer"
     )
     constant_token: bool = Field(
-        False, description="one token that says nothing, so that a model without tokens can have a branch beside it"
+        False,
+        description="give the model one constant token, so that a model without token conditions can have "
+        "a control branch",
     )
-    token_width: int = Field(64, ge=8)
+    token_width: int = Field(64, ge=8, description="channels of a token")
 
     @model_validator(mode="after")
     def _consistent(self) -> "LDMConfig":

@@ -47,10 +47,10 @@ ATTENTION: Final = "attention/"
 class StyleConfig(Config):
     """Shape of the style encoder; the defaults are the published ones, for references of 256 pixels."""
 
-    base: int = Field(4, ge=1, description="channels a class at full size; doubled by each halving")
-    downs: int = Field(6, ge=1, le=8, description="halvings")
-    ups: int = Field(5, ge=1, le=8, description="halvings undone; each gives one scale")
-    width: int = Field(256, ge=1, description="of a class at one scale")
+    base: int = Field(4, ge=1, description="channels per class at full resolution; doubled at each halving")
+    downs: int = Field(6, ge=1, le=8, description="number of halvings of the resolution")
+    ups: int = Field(5, ge=1, le=8, description="number of doublings afterwards; each gives the styles of one scale")
+    width: int = Field(256, ge=1, description="values of the style of one class at one scale")
     aligned: bool = Field(True, description="the decoder's groups line up with the classes; not so as released")
 
     @property
@@ -67,17 +67,26 @@ class SCADMConfig(Config):
     """
 
     kind: Literal["scadm"] = "scadm"
-    noise: NoiseSchedule = Field(default_factory=NoiseSchedule)
+    noise: NoiseSchedule = Field(default_factory=NoiseSchedule, description="noise schedule of the forward process")
     latent: tuple[int, int, int] | None = Field(
-        None, description="channels, height, width that its first stage must have; none takes what it has"
+        None,
+        description="latent shape [channels, height, width] that the first stage must have; default: the "
+        "shape that it has",
     )
-    channels: tuple[int, ...] = Field((224, 448, 672, 896), min_length=2, description="one a level")
-    layers_per_block: int = Field(2, ge=1, le=8)
-    attention: tuple[bool, ...] = Field((False, True, True, True), description="one a level; always in the middle")
-    head_dim: int = Field(32, ge=4, description="channels of an attention head")
-    spade_hidden: int = Field(128, ge=4, description="channels between mask and scale")
-    gating: Gating = "hard"
-    style: StyleConfig | None = Field(default_factory=StyleConfig, description="none: no references, as in SDM")
+    channels: tuple[int, ...] = Field((224, 448, 672, 896), min_length=2, description="channels of each level")
+    layers_per_block: int = Field(2, ge=1, le=8, description="residual blocks per level")
+    attention: tuple[bool, ...] = Field(
+        (False, True, True, True), description="for each level, whether it has attention; the middle always has"
+    )
+    head_dim: int = Field(32, ge=4, description="channels per attention head")
+    spade_hidden: int = Field(128, ge=4, description="channels between the mask and the scales and shifts of SPADE")
+    gating: Gating = Field(
+        "hard",
+        description="styles that a pixel reads. hard: of its class only; paper: as in equation 8; none: of all classes",
+    )
+    style: StyleConfig | None = Field(
+        default_factory=StyleConfig, description="style encoder of the reference picture; null has none, as in SDM"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "SCADMConfig":

@@ -48,12 +48,18 @@ class NoiseSchedule(Config):
     `v_prediction`, since eps says nothing about a picture that is not there.
     """
 
-    timesteps: int = Field(1000, ge=2, le=100_000, description="T, steps of the forward process")
-    beta_start: float = Field(0.0015, gt=0, lt=1)
-    beta_end: float = Field(0.0195, gt=0, lt=1)
-    beta_schedule: BetaSchedule = Field("scaled_linear", description="scaled_linear: linear in sqrt(beta)")
-    prediction_type: PredictionType = "epsilon"
-    rescale_betas_zero_snr: bool = False
+    timesteps: int = Field(1000, ge=2, le=100_000, description="number of steps T of the forward process")
+    beta_start: float = Field(0.0015, gt=0, lt=1, description="noise variance beta of the first step")
+    beta_end: float = Field(0.0195, gt=0, lt=1, description="noise variance beta of the last step")
+    beta_schedule: BetaSchedule = Field(
+        "scaled_linear", description="how beta grows; scaled_linear is linear in sqrt(beta)"
+    )
+    prediction_type: PredictionType = Field(
+        "epsilon", description="what the network predicts: the noise (epsilon), v, or the clean sample"
+    )
+    rescale_betas_zero_snr: bool = Field(
+        False, description="rescale beta so that the last step is pure noise (zero terminal SNR)"
+    )
 
     @model_validator(mode="after")
     def _zero_snr_needs_v(self) -> "NoiseSchedule":
@@ -160,10 +166,14 @@ class SamplerConfig(Config):
     981 for 50 steps, and it stops at abar[0] instead of 1. A name of `PRESETS` replaces all fields: `sampler: fast`.
     """
 
-    name: SamplerName = "unipc"
-    steps: int = Field(12, ge=1, le=1000, description="evaluations of the network (of each guidance term)")
-    eta: float = Field(0.0, ge=0, le=1, description="ddim only: 0 deterministic, 1 as noisy as ddpm")
-    spacing: Spacing | None = None
+    name: SamplerName = Field("unipc", description="name of the sampler")
+    steps: int = Field(
+        12, ge=1, le=1000, description="number of steps; each evaluates the network once per guidance term"
+    )
+    eta: float = Field(0.0, ge=0, le=1, description="ddim only: 0 is deterministic, 1 has the noise of ddpm")
+    spacing: Spacing | None = Field(
+        None, description="spacing of the timesteps, as in diffusers; default: that of the sampler"
+    )
 
     @model_validator(mode="before")
     @classmethod

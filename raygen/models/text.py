@@ -52,12 +52,20 @@ class TransformerTextConfig(Config):
     """
 
     kind: Literal["transformer"] = "transformer"
-    vocabulary: str = "learned"
-    vocabulary_size: int | None = Field(None, ge=5, description="what to expect where the vocabulary is not at hand")
-    length: int = Field(77, ge=4, le=512, description="tokens of a text; longer ones are cut, shorter ones filled")
-    layers: int = Field(32, ge=1, le=64)
-    heads: int = Field(8, ge=1)
-    head_dim: int = Field(64, ge=4)
+    vocabulary: str = Field(
+        "learned",
+        description="`learned` from the training texts, a vocab.txt file, "
+        "a folder with one, or the name of a tokenizer on the hub",
+    )
+    vocabulary_size: int | None = Field(
+        None, ge=5, description="size of the vocabulary, to count parameters where the vocabulary is not available"
+    )
+    length: int = Field(
+        77, ge=4, le=512, description="number of tokens of a text; longer texts are truncated, shorter ones padded"
+    )
+    layers: int = Field(32, ge=1, le=64, description="number of transformer layers")
+    heads: int = Field(8, ge=1, description="attention heads per layer")
+    head_dim: int = Field(64, ge=4, description="channels per attention head")
     inner: int = Field(2560, ge=8, description="width of the feed-forward layers")
 
 
@@ -65,8 +73,10 @@ class PretrainedTextConfig(Config):
     """A frozen text encoder of the `transformers` library, with its own tokenizer."""
 
     kind: Literal["pretrained"] = "pretrained"
-    name: str = Field(..., description="folder, or name on the hub")
-    length: int = Field(77, ge=4, le=512)
+    name: str = Field(..., description="folder of a text encoder, or its name on the Hugging Face hub")
+    length: int = Field(
+        77, ge=4, le=512, description="number of tokens of a text; longer texts are truncated, shorter ones padded"
+    )
 
 
 TextConfig = Annotated[TransformerTextConfig | PretrainedTextConfig, Field(discriminator="kind")]

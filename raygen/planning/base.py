@@ -17,7 +17,7 @@ class Planning(Config):
     """An experiment: a way to write CONDITIONS rows. Subclasses set `kind: Literal[...]` and add their settings."""
 
     kind: str
-    seed: int = Field(0, ge=0, description="kept in every row")
+    seed: int = Field(0, ge=0, description="seed of the random choices of the plan; stored in every row")
 
     @abstractmethod
     def rows(self, inputs: pa.Table, faces: RowLookup | None = None) -> pa.Table:

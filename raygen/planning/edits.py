@@ -32,7 +32,9 @@ class _Editing(Planning):
     """Base of plans of edits: a row is one (edit, alpha), and the rows of an edit follow each other."""
 
     alphas: tuple[float, ...] = Field(
-        ALPHAS, min_length=1, description="how far to go, one picture each; 1 is the target"
+        ALPHAS,
+        min_length=1,
+        description="strengths of the edit, one picture each; 0 is the unedited face, 1 the target",
     )
 
     @property
@@ -95,8 +97,12 @@ class EditsFromFile(_Editing):
     """The edits of a JSON-lines file, one `EditLine` each."""
 
     kind: Literal["edits"] = "edits"
-    file: str = Field(..., description="JSON lines: edit_id, source, and text, mask_of, parts, attributes as wanted")
-    caption: str = Field("overall", description="which of a face's texts stands where an edit brings none")
+    file: str = Field(
+        ...,
+        description="JSON Lines file with an edit per line: edit_id, source, and optionally text, "
+        "mask_of, parts, attributes",
+    )
+    caption: str = Field("overall", description="name of the text in `texts` that is used where an edit has none")
 
     def rows(self, inputs: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """Lines (column `line`, checked) -> CONDITIONS; an edit whose face or mask is missing has an error."""
@@ -135,11 +141,19 @@ class EditsFromPairs(_Editing):
     """
 
     kind: Literal["edit_pairs"] = "edit_pairs"
-    change: Sentence = "Smiling"
-    text: bool = Field(True, description="take the sentence about it from the partner; else keep the caption")
-    sentences: tuple[Sentence, ...] = Field(CAPTIONED, min_length=1, description="texts that a caption is joined from")
-    parts: tuple[ClassName, ...] = Field((), description="parts of the partner's mask, in place of the face's own")
-    splits: tuple[str, ...] = Field((), description="only faces of these splits; empty takes all")
+    change: Sentence = Field(
+        "Smiling", description="attribute that the edit adds or removes; the partner is a face with the other value"
+    )
+    text: bool = Field(
+        True,
+        description="take the sentence about the attribute from the partner's caption; false keeps the "
+        "face's own caption",
+    )
+    sentences: tuple[Sentence, ...] = Field(
+        CAPTIONED, min_length=1, description="names of the texts in `texts` that are joined into the caption"
+    )
+    parts: tuple[ClassName, ...] = Field((), description="classes that are copied from the partner's mask")
+    splits: tuple[str, ...] = Field((), description="use only faces of these splits, such as [test]; empty uses all")
 
     @model_validator(mode="after")
     def _caption_describes_change(self) -> "EditsFromPairs":

@@ -20,10 +20,12 @@ class FromFaces(Planning):
     """Each face's own conditions, `per_face` times with different noise."""
 
     kind: Literal["from_faces"] = "from_faces"
-    conditions: tuple[Modality, ...] = ("mask", "attributes")
-    per_face: int = Field(1, ge=1, le=100_000, description="pictures asked for from each face's conditions")
-    splits: tuple[str, ...] = Field((), description="only faces of these splits; empty takes all")
-    caption: str = Field("overall", description="which of a face's texts becomes the row's text")
+    conditions: tuple[Modality, ...] = Field(
+        ("mask", "attributes"), description="conditions that are taken from each face"
+    )
+    per_face: int = Field(1, ge=1, le=100_000, description="rows per face, which differ in their noise only")
+    splits: tuple[str, ...] = Field((), description="use only faces of these splits, such as [test]; empty uses all")
+    caption: str = Field("overall", description="name of the text in `texts` that becomes the text of the row")
 
     @property
     def factor(self) -> int:
@@ -64,8 +66,8 @@ class Unconditional(Planning):
     """`count` rows without conditions."""
 
     kind: Literal["unconditional"] = "unconditional"
-    count: int = Field(..., ge=1)
-    prefix: str = "s"
+    count: int = Field(..., ge=1, description="number of rows")
+    prefix: str = Field("s", description="beginning of every sample_id")
 
     @property
     def factor(self) -> int:

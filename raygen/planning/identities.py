@@ -82,16 +82,22 @@ class KeptTraits(Config):
 
     styles: tuple[ClassName, ...] = Field(
         ("skin", "nose", "l_eye", "r_eye", "l_brow", "r_brow", "u_lip", "l_lip"),
-        description="parts that a reference must show. Parts in neither list look like the reference where it has them",
+        description="classes with the style of the reference face, which must show them; a class in "
+        "neither list has it where the reference shows it",
     )
-    attributes: tuple[Attribute, ...] = Field(_KEPT, description="as the reference has them; in neither list: unknown")
+    attributes: tuple[Attribute, ...] = Field(
+        _KEPT, description="attributes with the values of the reference face; an attribute in neither list is unknown"
+    )
 
 
 class VariedTraits(Config):
     """What each picture takes from its donor."""
 
-    styles: tuple[ClassName, ...] = ("hair", "hat", "eye_g", "ear_r", "neck_l", "cloth", "background")
-    attributes: tuple[Attribute, ...] = _VARIED
+    styles: tuple[ClassName, ...] = Field(
+        ("hair", "hat", "eye_g", "ear_r", "neck_l", "cloth", "background"),
+        description="classes with the style of the donor",
+    )
+    attributes: tuple[Attribute, ...] = Field(_VARIED, description="attributes with the values of the donor")
 
 
 @dataclass(frozen=True)
@@ -118,27 +124,36 @@ class Identities(Planning):
     """
 
     kind: Literal["identities"] = "identities"
-    identities: int = Field(..., ge=1, le=1_000_000)
-    pictures: int = Field(..., ge=1, le=10_000, description="of each identity")
+    identities: int = Field(..., ge=1, le=1_000_000, description="number of identities")
+    pictures: int = Field(..., ge=1, le=10_000, description="pictures of each identity")
     identity_source: Literal["styles", "attributes", "both"] = Field(
-        "styles", description="what distinguishes identities: the looks of a face, its kept attributes, or both"
+        "styles",
+        description="what identities differ in: styles (the appearance of a face), its kept attributes, or both",
     )
-    keep: KeptTraits = Field(default_factory=KeptTraits)
-    vary: VariedTraits = Field(default_factory=VariedTraits)
-    masks: Literal["bank", "own", "none"] = Field("bank", description="of the donor, of the reference, or none at all")
+    keep: KeptTraits = Field(default_factory=KeptTraits, description="what all pictures of an identity share")
+    vary: VariedTraits = Field(default_factory=VariedTraits, description="what each picture takes from its donor")
+    masks: Literal["bank", "own", "none"] = Field(
+        "bank", description="where masks come from: bank (the donor), own (the reference face), or none"
+    )
     donors: Literal["others", "person"] = Field(
-        "others", description="donors: other people, or the other pictures of the same person"
+        "others",
+        description="others: donors are other people; person: other pictures of the same person, where there are any",
     )
-    num_donors: int = Field(10_000, ge=1, le=1_000_000, description="faces that lend; a worker holds their masks")
+    num_donors: int = Field(
+        10_000,
+        ge=1,
+        le=1_000_000,
+        description="number of faces that can be donors; a worker keeps their masks in memory",
+    )
     match_attributes: tuple[Attribute, ...] = Field(
-        ("Male",), description="attributes in which donor and reference agree, besides `balance`"
+        ("Male",), description="attributes that donor and reference must share, besides `balance`"
     )
     balance: tuple[Attribute, ...] = Field(
-        (), max_length=6, description="attributes; each combination of their values gets the same number of identities"
+        (), max_length=6, description="attributes whose combinations get equal numbers of identities; default none"
     )
-    splits: tuple[str, ...] = Field((), description="only faces of these splits; empty takes all")
-    prefix: str = Field("id-", description="of the names id-000000, id-000001 …")
-    names: str | None = Field(None, description="text file with a name for each identity, one a line, in place of it")
+    splits: tuple[str, ...] = Field((), description="use only faces of these splits, such as [test]; empty uses all")
+    prefix: str = Field("id-", description="beginning of the identity_ids, as in id-000000, id-000001 …")
+    names: str | None = Field(None, description="text file with an identity_id per line, in place of prefix and number")
 
     @field_validator("prefix")
     @classmethod

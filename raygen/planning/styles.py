@@ -29,11 +29,15 @@ class Styles(Planning):
     """
 
     kind: Literal["styles"] = "styles"
-    experiment: Literal["reconstruction", "swap", "partial", "interpolation", "noise", "mixed"] = "reconstruction"
-    parts: tuple[ClassName, ...] = Field((), description="of the face; empty takes all")
-    steps: int = Field(5, ge=2, le=1000, description="interpolation: pictures from one style to the other")
-    per_face: int = Field(1, ge=1, le=100_000, description="pictures of each row, each with its own noise")
-    splits: tuple[str, ...] = Field((), description="only faces of these splits; empty takes all")
+    experiment: Literal["reconstruction", "swap", "partial", "interpolation", "noise", "mixed"] = Field(
+        "reconstruction", description="where mask and style of a row come from"
+    )
+    parts: tuple[ClassName, ...] = Field((), description="classes whose style is changed; empty changes all")
+    steps: int = Field(
+        5, ge=2, le=1000, description="interpolation only: number of pictures from one style to the other"
+    )
+    per_face: int = Field(1, ge=1, le=100_000, description="rows per face, which differ in their noise only")
+    splits: tuple[str, ...] = Field((), description="use only faces of these splits, such as [test]; empty uses all")
 
     @model_validator(mode="after")
     def _parts_named(self) -> "Styles":

@@ -32,11 +32,17 @@ LEAST: Final = 0.05
 class EditJudgeConfig(Config):
     """The networks that measure how much an edit changed, and how similar it is to the input."""
 
-    parser: ParserConfig | None = Field(default_factory=BundledNetworkConfig, description="of target masks")
-    classifier: BundledNetworkConfig | None = Field(
-        default_factory=BundledNetworkConfig, description="of target attributes"
+    parser: ParserConfig | None = Field(
+        default_factory=BundledNetworkConfig,
+        description="face parser that compares the edited picture with the target mask",
     )
-    lpips: LPIPSConfig | None = Field(None, description="similarity is 1 - LPIPS instead of SSIM")
+    classifier: BundledNetworkConfig | None = Field(
+        default_factory=BundledNetworkConfig,
+        description="classifier that compares the edited picture with the target attributes",
+    )
+    lpips: LPIPSConfig | None = Field(
+        None, description="LPIPS network: similarity to the original is 1 - LPIPS in place of SSIM"
+    )
 
 
 class EditJudge:

@@ -44,11 +44,11 @@ POSTERIOR, EMBEDDING, TUNING = 1 << 40, 1 << 41, 1 << 42
 class ImagicConfig(Config):
     """Steps and learning rates. The defaults are those of the released scripts, for models of 400 M parameters."""
 
-    embedding_steps: int = Field(500, ge=0, description="of the embedding")
-    embedding_lr: float = Field(1e-3, gt=0)
-    tuning_steps: int = Field(1000, ge=0, description="of the denoiser")
-    tuning_lr: float = Field(1e-6, gt=0)
-    batch: int = Field(1, ge=1, le=256, description="noises a step")
+    embedding_steps: int = Field(500, ge=0, description="optimisation steps of the embedding")
+    embedding_lr: float = Field(1e-3, gt=0, description="learning rate of the embedding")
+    tuning_steps: int = Field(1000, ge=0, description="fine-tuning steps of the model")
+    tuning_lr: float = Field(1e-6, gt=0, description="learning rate of the model")
+    batch: int = Field(1, ge=1, le=256, description="noise samples per step")
 
 
 # --- fitting ------------------------------------------------------------------------------------------------

@@ -20,8 +20,10 @@ __all__ = ["SharedTiming", "TimingConfig", "TimingWorker", "seconds_of"]
 class TimingConfig(Config):
     """How many pictures and rounds are timed."""
 
-    pictures: int = Field(32, ge=1, le=4096, description="at once; at most the batch of the sweep")
-    rounds: int = Field(3, ge=1, le=100, description="that count; one before them does not")
+    pictures: int = Field(
+        32, ge=1, le=4096, description="pictures that are timed at once; at most the batch of the sweep"
+    )
+    rounds: int = Field(3, ge=1, le=100, description="number of timed rounds, after one round of warm-up")
 
 
 class TimingWorker:

@@ -95,7 +95,7 @@ class SampleConfig(Config):
     missing: Literal["null", "quarantine"] = "null"
     influence_steps: int = Field(0, ge=0, le=1000)
     seed: int = Field(0, ge=0)
-    noise: Literal["sample", "group"] = "sample"
+    noise: Literal["sample", "group"] = Field("sample", description="noise schedule of the forward process")
     attempt: int = Field(0, ge=0)
     batch: int = Field(32, ge=1, le=4096)
     codec: Codec = "webp"

@@ -25,7 +25,7 @@ __all__ = ["FailureAnalysisConfig", "analyze_failures", "rarities"]
 class FailureAnalysisConfig(Config):
     """Which masks are rare."""
 
-    rare: float = Field(0.1, gt=0, lt=1, description="share of masks that count as rare")
+    rare: float = Field(0.1, gt=0, lt=1, description="fraction of the masks that are called rare")
 
 
 def rarities(made: ScoredAttempt) -> dict[str, float]:

@@ -150,12 +150,17 @@ class ScoreGate(Gate):
 
     kind: Literal["score"] = "score"
     metric: Literal["miou", "pixel_accuracy", "attributes", "ssim", "clip"] = Field(
-        "miou", description="of one picture; attributes: share of what was asked for that is there"
+        "miou",
+        description="measurement of one picture; attributes is the fraction of the wanted "
+        "attributes that the picture has",
     )
-    classes: tuple[str, ...] = Field((), description="only these classes (miou) or attributes; empty: all")
-    min: float | None = Field(None, description="lower values are refused")
+    classes: tuple[str, ...] = Field((), description="only these classes (miou) or attributes; empty uses all")
+    min: float | None = Field(None, description="smallest value that passes")
     reject_fraction: float | None = Field(
-        None, gt=0, lt=1, description="or: the share of the first attempt that is refused"
+        None,
+        gt=0,
+        lt=1,
+        description="in place of `min`: the fraction of the first attempt that is rejected, which sets the limit",
     )
 
     @model_validator(mode="after")

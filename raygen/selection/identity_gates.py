@@ -39,11 +39,13 @@ class IdentityGate(Gate):
         None,
         gt=0,
         lt=1,
-        description="in place of `max_other_similarity`: the cosine that this share of pictures of real people "
-        "exceeds with one of as many other people as there are identities here",
+        description="in place of `max_other_similarity`: the rate at which pictures of real people would "
+        "be rejected, among as many other people as there are identities; needs `faces`",
     )
-    faces: str | None = Field(None, description="of `max_false_rate`: folder of an ingest run of real people")
-    split: str | None = Field(None, description="of `faces`: only those of this split; none: all")
+    faces: str | None = Field(
+        None, description="folder of the ingest run of real people that `max_false_rate` is measured on"
+    )
+    split: str | None = Field(None, description="split of `faces` to use; default: all")
     max_duplicate_similarity: float | None = Field(
         None, ge=-1, le=1, description="largest cosine with another picture of the identity"
     )
@@ -157,11 +159,15 @@ class LeakGate(Gate):
     refuses_real_people: ClassVar[bool] = True
 
     kind: Literal["leak"] = "leak"
-    faces: str = Field(..., description="folder of an ingest run: real people that must not be shown")
-    split: str | None = Field(None, description="only faces of this split, such as train; none: all")
+    faces: str = Field(..., description="folder of the ingest run of real people that no picture may resemble")
+    split: str | None = Field(None, description="split of `faces` to use, such as train; default: all")
     max: float | None = Field(None, ge=-1, le=1, description="largest cosine with a real face")
     max_false_rate: float | None = Field(
-        None, gt=0, lt=1, description="or: the cosine that this share of pairs of different real people reaches"
+        None,
+        gt=0,
+        lt=1,
+        description="in place of `max`: the rate at which pairs of different real "
+        "people would be called the same, which sets the limit",
     )
 
     @model_validator(mode="after")

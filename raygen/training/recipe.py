@@ -189,27 +189,50 @@ def count_parameters(model: TrainableConfig, first_stage: str | None) -> dict[st
 class TrainRecipe(Config):
     """What to train, on what, for how long."""
 
-    model: TrainableConfig
-    faces: str = Field(..., description="folder of an ingest run")
-    split: str | None = Field(None, description="only faces of this split")
-    first_stage: str | None = Field(None, description="denoiser: folder of a trained first stage, or pixels-64")
-    latents: str | None = Field(None, description="denoiser: folder of an encode run; none encodes at each step")
-    init: str | None = Field(None, description="denoiser: checkpoint of the same shape to begin with")
-    caption: str = Field("overall", description="denoiser with text: which of a face's texts")
-    loss: DiffusionLoss = Field(default_factory=MinSNRLoss, description="denoiser")
-    dropout: ConditionDropout = Field(default_factory=ConditionDropout, description="denoiser")
-    attention_loss: AttentionLoss | None = Field(None, description="scadm: attention scores should name the class")
+    model: TrainableConfig = Field(description="network to train, chosen by its `kind`")
+    faces: str = Field(..., description="folder of the ingest run with the training faces")
+    split: str | None = Field(None, description="train only on faces of this split, such as train; default: all faces")
+    first_stage: str | None = Field(
+        None, description="diffusion models only: folder of a trained first stage, `bundled`, or pixels-64 for none"
+    )
+    latents: str | None = Field(
+        None, description="diffusion models only: folder of an encode run; default: pictures are encoded at each step"
+    )
+    init: str | None = Field(
+        None,
+        description="diffusion models only: checkpoint with the same architecture to start from; default: "
+        "random weights",
+    )
+    caption: str = Field(
+        "overall", description="models with texts only: name of the text in `texts` that is the caption"
+    )
+    loss: DiffusionLoss = Field(
+        default_factory=MinSNRLoss,
+        description="diffusion models only: weighting of the loss over timesteps, chosen by its `kind`",
+    )
+    dropout: ConditionDropout = Field(
+        default_factory=ConditionDropout,
+        description="diffusion models only: how often conditions are dropped, which guidance needs",
+    )
+    attention_loss: AttentionLoss | None = Field(
+        None, description="scadm only: extra loss by which attention scores predict the class; default none"
+    )
     mask_aware: MaskAwareConfig | None = Field(
-        None, description="denoiser: what the estimate looks like counts as well"
+        None, description="diffusion models only: extra loss on the decoded estimate of the picture; default none"
     )
     reconstruction: AutoencoderObjectiveConfig = Field(
-        default_factory=AutoencoderObjectiveConfig, description="autoencoder"
+        default_factory=AutoencoderObjectiveConfig, description="autoencoder only: weights of the terms of its loss"
     )
-    identity: IdentityLoss | None = Field(None, description="embedder: how people are told apart")
-    validation_split: str | None = Field(None, description="autoencoder: scored at the end; none scores training faces")
-    validation_pictures: int = Field(512, ge=1, description="autoencoder: how many, at most")
-    training: TrainConfig
-    save_dtype: Literal["float32", "float16"] = Field("float32", description="of the checkpoint's files")
+    identity: IdentityLoss | None = Field(None, description="embedder only: loss that separates identities")
+    validation_split: str | None = Field(
+        None,
+        description="autoencoder only: split whose reconstruction is scored at the end; default: the training faces",
+    )
+    validation_pictures: int = Field(
+        512, ge=1, description="autoencoder only: largest number of pictures that are scored at the end"
+    )
+    training: TrainConfig = Field(description="optimiser, batch, length and records of the training")
+    save_dtype: Literal["float32", "float16"] = Field("float32", description="precision of the stored weights")
 
     @model_validator(mode="after")
     def _complete(self) -> "TrainRecipe":

@@ -24,12 +24,12 @@ class ProceduralDataSet(DataSet):
     """`identities` people x `pictures` each, drawn from `seed` alone."""
 
     kind: Literal["procedural"] = "procedural"
-    identities: int = Field(100, ge=1, le=1_000_000)
-    pictures: int = Field(4, ge=1, le=1_000, description="pictures of each identity")
-    size: int = Field(64, ge=32, le=512, description="side, pixels")
-    seed: int = Field(0, ge=0, lt=1 << 63)
-    val: float = Field(0.05, ge=0, lt=1, description="share of the identities for validation, rounded up")
-    test: float = Field(0.1, ge=0, lt=1, description="share of the identities for testing, rounded up")
+    identities: int = Field(100, ge=1, le=1_000_000, description="number of people to draw")
+    pictures: int = Field(4, ge=1, le=1_000, description="pictures per person")
+    size: int = Field(64, ge=32, le=512, description="side of the square pictures in pixels")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="seed of the drawn faces")
+    val: float = Field(0.05, ge=0, lt=1, description="fraction of the people in the split val, rounded up")
+    test: float = Field(0.1, ge=0, lt=1, description="fraction of the people in the split test, rounded up")
 
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> Self:

@@ -37,15 +37,17 @@ class AutoencoderObjectiveConfig(Config):
     """
 
     kind: Literal["autoencoder"] = "autoencoder"
-    l1: float = Field(1.0, ge=0)
-    edges: float = Field(0.5, ge=0)
-    perceptual: Literal["none"] | LPIPSConfig = Field("none", description="`none`, or LPIPS and its weights")
-    kl: float = Field(1e-6, ge=0)
-    codebook: float = Field(1.0, ge=0, description="vq only")
+    l1: float = Field(1.0, ge=0, description="weight of the L1 error of the pixels")
+    edges: float = Field(0.5, ge=0, description="weight of the L1 error of the image gradients")
+    perceptual: Literal["none"] | LPIPSConfig = Field(
+        "none", description="perceptual term: `none`, or LPIPS with its weights"
+    )
+    kl: float = Field(1e-6, ge=0, description="weight of the KL divergence of the latents")
+    codebook: float = Field(1.0, ge=0, description="vq only: weight of the codebook loss")
     codebook_form: Literal["fixed", "released"] = Field(
         "fixed", description="vq only: beta 0.25 on the commitment, or on the codebook as in the released weights"
     )
-    discriminator: DiscriminatorConfig | None = None
+    discriminator: DiscriminatorConfig | None = Field(None, description="adversarial term; default none")
 
 
 class AutoencoderObjective(Objective):

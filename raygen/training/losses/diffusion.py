@@ -37,8 +37,10 @@ class P2Loss(Config):
     """
 
     kind: Literal["p2"] = "p2"
-    k: float = Field(1.0, gt=0)
-    gamma: float = Field(0.5, ge=0, le=4)
+    k: float = Field(1.0, gt=0, description="constant k of the weight 1 / (k + SNR)^gamma")
+    gamma: float = Field(
+        0.5, ge=0, le=4, description="exponent of the weight 1 / (k + SNR)^gamma; 0 is the simple loss"
+    )
 
     def weights(self, schedule: NoiseSchedule) -> Tensor:
         """float32 [T], at most k ** -gamma; exactly 1 for gamma 0."""
@@ -49,7 +51,7 @@ class MinSNRLoss(Config):
     """Hang et al. 2023: the error in z has weight min(SNR, gamma); written as a weight on the eps or v error."""
 
     kind: Literal["min_snr"] = "min_snr"
-    gamma: float = Field(5.0, gt=0)
+    gamma: float = Field(5.0, gt=0, description="largest signal-to-noise ratio that a timestep is weighted with")
 
     def weights(self, schedule: NoiseSchedule) -> Tensor:
         """float32 [T]: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
@@ -68,7 +70,7 @@ class AttentionLoss(Config):
     it (`mse`). Hard gates alone leave queries and keys without a gradient.
     """
 
-    weight: float = Field(0.01, gt=0, description="the released configuration's")
+    weight: float = Field(0.01, gt=0, description="weight of the term; default: that of the released configuration")
     kind: Literal["bce", "mse"] = "bce"
 
     def of(self, scores: Tensor, mask: Tensor, present: Tensor) -> Tensor:

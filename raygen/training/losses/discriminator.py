@@ -23,12 +23,14 @@ class DiscriminatorConfig(Config):
     `group` gives the same step for any number of ranks.
     """
 
-    start: int = Field(50_001, ge=0, description="first step it takes part in")
-    weight: float = Field(0.5, gt=0, description="of its share in the first stage's loss, times the adaptive weight")
-    adaptive: bool = Field(True, description="scale its gradient to that of the reconstruction at the last layer")
-    channels: int = Field(64, ge=8, le=512)
-    layers: int = Field(3, ge=1, le=6, description="strided convolutions; 3 judge patches of 70 pixels")
-    norm: Literal["group", "batch"] = "group"
+    start: int = Field(50_001, ge=0, description="first training step with the adversarial term")
+    weight: float = Field(0.5, gt=0, description="weight of the adversarial term, multiplied by the adaptive weight")
+    adaptive: bool = Field(
+        True, description="scale the term's gradient to that of the reconstruction at the last layer"
+    )
+    channels: int = Field(64, ge=8, le=512, description="channels of the first layer")
+    layers: int = Field(3, ge=1, le=6, description="number of strided convolutions; 3 see patches of 70 pixels")
+    norm: Literal["group", "batch"] = Field("group", description="normalisation layers")
 
 
 class PatchDiscriminator(nn.Sequential):

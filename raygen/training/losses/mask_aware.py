@@ -42,24 +42,32 @@ CROP: Final = 254
 class MaskAwareConfig(Config):
     """What counts besides the diffusion loss, and for which steps. The defaults are the paper's best run."""
 
-    below: int = Field(100, ge=0, description="T: only for timesteps below it")
-    perceptual: float = Field(0.2, ge=0, le=1, description="l1, of the masked perceptual term")
-    face: float = Field(0.5, ge=0, le=1, description="l2, of the face-feature term")
-    keypoints: float = Field(0.0, ge=0, le=1, description="l3, of the picture's error around given keypoints")
-    latent: float = Field(0.0, ge=0, le=1, description="l4, of the error in the latent weighted by class: no decoder")
+    below: int = Field(100, ge=0, description="timestep T below which the terms are computed")
+    perceptual: float = Field(0.2, ge=0, le=1, description="weight l1 of the masked perceptual term")
+    face: float = Field(0.5, ge=0, le=1, description="weight l2 of the face-feature term")
+    keypoints: float = Field(
+        0.0, ge=0, le=1, description="weight l3 of the error of the picture around given keypoints"
+    )
+    latent: float = Field(
+        0.0, ge=0, le=1, description="weight l4 of the error of the latents, weighted by class; needs no decoder"
+    )
     reading: Literal["map", "features"] = Field(
-        "map", description="weigh the map of differences (as released), or mask the features (as the paper says)"
+        "map", description="apply the mask to the map of differences (as released) or to the features (as in the paper)"
     )
     network: BundledNetworkConfig | LPIPSConfig = Field(
         default_factory=LPIPSConfig,
-        description="of the perceptual term: LPIPS, or kind: small, the attribute classifier",
+        description="network of the perceptual term: LPIPS, or `kind: small`, the attribute classifier",
     )
-    embedder: EmbedderConfig | None = Field(None, description="of the face term; needed where face is above 0")
+    embedder: EmbedderConfig | None = Field(
+        None, description="network of the face-feature term; required where `face` is above 0"
+    )
     classes: dict[ClassName, float] = Field(
-        default_factory=dict, description="weight of a class in the masked terms; others 1, background 0"
+        default_factory=dict, description="weights of classes in the masked terms; others have 1, the background 0"
     )
-    crop: int = Field(CROP, ge=16, le=1024, description="side of a face crop")
-    checkpoint_decoder: bool = Field(False, description="compute activations of the decoder again, do not keep them")
+    crop: int = Field(CROP, ge=16, le=1024, description="side of the face crop in pixels")
+    checkpoint_decoder: bool = Field(
+        False, description="recompute the activations of the decoder in the backward pass, to save memory"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "MaskAwareConfig":

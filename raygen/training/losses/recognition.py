@@ -69,9 +69,13 @@ class ClassifierObjective(Objective):
 class IdentityLoss(Config):
     """Softmax over cosines to people, with a margin for the right one (CosFace: Wang et al. 2018, equation 4)."""
 
-    identities: int = Field(..., ge=2, description="people in the training pictures, at most; each gets a centre")
-    scale: float = Field(24.0, gt=0, description="s, that cosines are multiplied with")
-    margin: float = Field(0.2, ge=0, lt=1, description="m, that the right cosine has to be better by")
+    identities: int = Field(
+        ..., ge=2, description="largest number of identities in the training data; each has a learned centre"
+    )
+    scale: float = Field(24.0, gt=0, description="factor s of the cosines")
+    margin: float = Field(
+        0.2, ge=0, lt=1, description="margin m by which the cosine with the right centre has to be larger"
+    )
 
 
 class EmbedderObjective(Objective):
