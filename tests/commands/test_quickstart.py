@@ -33,10 +33,10 @@ def test_the_bundle_is_small_and_holds_no_pickle():
 @pytest.mark.usefixtures("ray_session")
 def test_quickstart_makes_scores_and_reports(tmp_path, capsys):
     out = tmp_path / "run"
-    run_quickstart(Quickstart(out=str(out), pictures=256))
+    run_quickstart(Quickstart(out=str(out), pictures=128))
     for part, table in PARTS.items():
         store = RunStore(str(out / part))
-        assert store.manifest()["rows"][table] == 256
+        assert store.manifest()["rows"][table] == 128
         assert verify(store).ok
     found = metrics_of(out)
     ratio = found["miou", "all"] / found["miou", "roundtrip"]
@@ -47,7 +47,7 @@ def test_quickstart_makes_scores_and_reports(tmp_path, capsys):
     said = capsys.readouterr().out
     assert all(word in said for word in ("report.html", "raygen verify", "samples"))
     # the same command again does nothing twice
-    run_quickstart(Quickstart(out=str(out), pictures=256))
+    run_quickstart(Quickstart(out=str(out), pictures=128))
     record = json.loads((out / "samples/attempt-00/run.json").read_text())
     assert (record["resumed_shards"], record["new_rows"]) == (record["shards"], 0)
 
@@ -56,8 +56,8 @@ def test_quickstart_makes_scores_and_reports(tmp_path, capsys):
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_quickstart_trains_from_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(quickstart, "BUDGET", dict.fromkeys(quickstart.BUDGET, 4.0))
-    monkeypatch.setattr(quickstart, "TRAINING_PEOPLE", 40)
+    monkeypatch.setattr(quickstart, "BUDGET", dict.fromkeys(quickstart.BUDGET, 2.0))
+    monkeypatch.setattr(quickstart, "TRAINING_IDENTITIES", 40)
     out = tmp_path / "run"
     run_quickstart(Quickstart(out=str(out), pictures=64, workers=1, train=True))
     sample = pq.read_table(next((out / "samples/attempt-00/data/samples").iterdir())).slice(0, 1).to_pylist()[0]

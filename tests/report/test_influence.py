@@ -199,7 +199,7 @@ def test_edits_on_actors_are_the_edits_of_the_loop(world: Path, tmp_path: Path, 
     paths = {"conditions": str(world / "two/conditions"), "faces": str(world / "two/faces")}
     what = {**document, **paths, "checkpoint": str(world / "model"), "shard_rows": 6}
     del what["judges"]  # what the job found, not what it was told
-    (tmp_path / "job.yaml").write_text(json.dumps({**document, **what}))
+    (tmp_path / "job.yaml").write_text(json.dumps(what))
     result = load(str(tmp_path / "job.yaml")).run(lambda _: None)
     assert (
         result.facts["set_digest"]
