@@ -4,7 +4,6 @@ import ast
 import importlib
 import re
 import shlex
-from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
 
@@ -22,13 +21,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*DOCS.rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 CLI = typer.main.get_command(app).commands
-#: Documented before they are built. Each mark ends by itself when the code has what its condition looks for.
-NO_SECTION = pytest.mark.xfail(
-    find_spec("raygen.report.section") is None, strict=True, reason="sections of a report have no class yet"
-)
-OLD_GATES = pytest.mark.xfail(
-    "max_retries" not in job_type("select").model_fields, strict=True, reason="gates and retries have their old keys"
-)
+#: Settings of a generate job whose scores every gate can read.
+SCORED = {"conditions": "rows", "checkpoint": "bundled", "score": {"identity": {}}}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 #: The command whose settings the tables of a page describe.
 SETTINGS = {
@@ -57,11 +51,6 @@ def name_of(page):
 
 def page_of(name):
     return (ROOT if name in ("README.md", "CONTRIBUTING.md") else DOCS) / name
-
-
-def marked(names, marks):
-    """Parameters by the name of a page, some with a mark."""
-    return [pytest.param(name, id=name, marks=marks.get(name, ())) for name in names]
 
 
 def blocks(page, language):
@@ -106,7 +95,7 @@ def test_every_page_is_in_the_navigation():
     assert sorted(listed) == sorted(name_of(page) for page in PAGES if page.is_relative_to(DOCS))
 
 
-@pytest.mark.parametrize("name", marked(map(name_of, PAGES), {"results.md": OLD_GATES}))
+@pytest.mark.parametrize("name", list(map(name_of, PAGES)))
 def test_commands_exist_and_their_jobs_take_the_overrides(name, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands(page_of(name)):
@@ -120,7 +109,7 @@ def test_commands_exist_and_their_jobs_take_the_overrides(name, monkeypatch):
             load(words[2], [word for word in words[3:] if not word.startswith("-")], name)
 
 
-@pytest.mark.parametrize("name", marked(map(name_of, PAGES), {"extend/report-section.md": NO_SECTION}))
+@pytest.mark.parametrize("name", list(map(name_of, PAGES)))
 def test_python_compiles_and_what_it_imports_exists(name):
     for text in blocks(page_of(name), "python"):
         for node in ast.walk(ast.parse(text, name)):
@@ -131,12 +120,12 @@ def test_python_compiles_and_what_it_imports_exists(name):
             exec(compile(text, name, "exec"), {"__name__": "snippet"})
 
 
-@pytest.mark.parametrize("name", marked(map(name_of, PAGES), {"guides/select.md": OLD_GATES}))
+@pytest.mark.parametrize("name", list(map(name_of, PAGES)))
 def test_yaml_is_a_job_or_part_of_one(name):
     for text in blocks(page_of(name), "yaml"):
         document = override(yaml.safe_load(text), [])  # as `load` does, so that a key `null` is a word
         if "gates" in document and "kind" not in document:
-            document = {"kind": "select", "generate": {"score": {"identity": {}}}, "out": "runs/x", **document}
+            document = {"kind": "select", "generate": SCORED, "out": "runs/x", **document}
         make(document)
 
 
@@ -174,7 +163,7 @@ def says(cell, field):
     return cell != "none" or default in (None, (), {})
 
 
-@pytest.mark.parametrize("page", marked(SETTINGS, {"guides/select.md": OLD_GATES}))
+@pytest.mark.parametrize("page", SETTINGS)
 def test_settings_exist_and_have_the_defaults_that_a_guide_says(page):
     job = job_type(SETTINGS[page])
     checked = 0
@@ -187,7 +176,6 @@ def test_settings_exist_and_have_the_defaults_that_a_guide_says(page):
     assert checked
 
 
-@OLD_GATES
 def test_settings_of_gates_exist():
     gates = {
         get_args(gate.model_fields["kind"].annotation)[0]: gate

@@ -176,9 +176,9 @@ def plan_run(
     shard_rows: int,
     attempt: int = 0,
 ) -> Plan:
-    """The plan of a run, named by `settings` and the digest of the inputs.
+    """The plan of a run over `inputs`. The run id is a hash of `settings` and of the inputs' digest.
 
-    Shards are whole multiples of the batch, so that every full batch holds the same rows with any number of workers.
+    Shards are whole multiples of the batch, so that a batch holds the same rows on any number of workers.
     """
     rows = max(batch, shard_rows // batch * batch)
     parts = {"kind": kind, "settings": settings, "inputs": inputs.digest, "shard_rows": rows, "attempt": attempt}
@@ -195,7 +195,7 @@ def runner_of(resources: Resources) -> Runner:
 
 
 def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallback) -> Outcome:
-    """All shards of `work`; see `raygen.execution.executor.execute` for the errors."""
+    """Process the missing shards of `work`. Raises the errors of `execute_all`."""
     return execute_all([work], work.build, resources, runner_of(resources), report=report)[0]
 
 

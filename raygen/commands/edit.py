@@ -1,7 +1,4 @@
-"""`raygen edit`: CONDITIONS of edits and the FACES they change -> SAMPLES, SCORES, and SELECTION of the best alpha.
-
-Knows which checkpoint, faces and rows. Does not know how an edit is made or judged.
-"""
+"""`raygen edit`: CONDITIONS of edits and the FACES they change -> SAMPLES, SCORES, and SELECTION of the best alpha."""
 
 from functools import partial
 from typing import Literal
@@ -27,44 +24,58 @@ __all__ = ["JOB", "EditJob"]
 
 
 class EditJob(ShardedJob):
-    """CONDITIONS and FACES -> SAMPLES; an edit is a batch, so its alphas are never apart.
-
-    Which model edits which pictures, and how.
-    """
+    """CONDITIONS and FACES -> SAMPLES. A batch is one edit with all its alphas."""
 
     kind: Literal["edit"] = "edit"
-    conditions: str = Field(..., description="folder of a plan run of edits")
+    conditions: str = Field(..., description="folder of a plan run with planning `edits` or `edit_pairs`")
     faces: str = Field(..., description="folder of the ingest run whose pictures are edited")
-    checkpoint: str = Field(..., description="model folder, or `bundled`")
-    imagic: ImagicConfig = Field(default_factory=ImagicConfig)
-    judge: EditJudgeConfig = Field(default_factory=EditJudgeConfig)
-    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
-    mixing: AnyMixing | None = Field(None, description="of a collaboration: how experts are mixed; none is `paper`")
-    missing: Literal["null", "quarantine"] = Field(
-        "null", description="an edit without a condition the model takes: use what it was trained for, or refuse it"
+    checkpoint: str = Field(..., description="folder of a model in the diffusers layout, or `bundled`")
+    imagic: ImagicConfig = Field(
+        default_factory=ImagicConfig, description="fine-tuning of the embedding and of the model to each picture"
     )
-    influence_steps: int = Field(0, ge=0, le=1000, description="steps whose influence maps and estimates are kept")
-    seed: int = Field(0, ge=0, description="with edit_id and attempt the key of an edit's noise")
-    attempt: int = Field(0, ge=0, le=99, description="another attempt has other noise and a folder of its own")
-    codec: Codec = "webp"
-    shard_rows: int = Field(48, ge=1, le=1_000_000, description="rows in a shard; cut to whole edits")
+    judge: EditJudgeConfig = Field(
+        default_factory=EditJudgeConfig, description="networks that choose the best alpha of each edit"
+    )
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="sampler and number of steps")
+    mixing: AnyMixing | None = Field(
+        None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"
+    )
+    missing: Literal["null", "quarantine"] = Field(
+        "null",
+        description="edits that lack a condition of the model. null: edit without it, as trained with condition "
+        "dropout; quarantine: store the edit as failed",
+    )
+    influence_steps: int = Field(
+        0, ge=0, le=1000, description="steps whose influence maps and intermediate estimates are stored; default none"
+    )
+    seed: int = Field(0, ge=0, description="seed of the noise; noise depends on the seed, edit_id and attempt only")
+    attempt: int = Field(
+        0, ge=0, le=99, description="number of the attempt; each has other noise and its own folder attempt-NN"
+    )
+    codec: Codec = Field("webp", description="file format of the stored pictures; both are lossless")
+    shard_rows: int = Field(
+        48,
+        ge=1,
+        le=1_000_000,
+        description="input rows per shard, the unit of work and of commit; rounded down to whole edits",
+    )
 
     def prepare(self, *, write: bool) -> PreparedRun:
-        """Plan the shards of edits. Checkpoint and faces enter by their content, not by their paths."""
+        """Plan the shards of edits. Checkpoint and faces enter the run id by content, not by path."""
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         settings["faces"] = open_inputs(self.faces, "faces").digest
         settings["judges"] = EditJudge.digests(self.judge)
         if self.mixing is not None:
             check_mixing(resolve(self.checkpoint), self.mixing)
-        given = open_inputs(self.conditions, "conditions")
-        if not given.slices:
-            raise ConfigError(f"{self.conditions}: has no edits")
-        first = read_slice(given.slices[0], ["edit_id"])["edit_id"].to_pylist()
+        inputs = open_inputs(self.conditions, "conditions")
+        if not inputs.slices:
+            raise ConfigError(f"{self.conditions}: no edits")
+        first = read_slice(inputs.slices[0], ["edit_id"])["edit_id"].to_pylist()
         if first[0] is None:
-            raise ConfigError(f"{self.conditions}: no plan of edits (see planning `edits`, `edit_pairs`)")
+            raise ConfigError(f"{self.conditions}: not a plan of edits; plan it with planning `edits` or `edit_pairs`")
         alphas = next((i for i, name in enumerate(first) if name != first[0]), len(first))
-        plan = plan_run("edit", settings, given, batch=alphas, shard_rows=self.shard_rows, attempt=self.attempt)
+        plan = plan_run("edit", settings, inputs, batch=alphas, shard_rows=self.shard_rows, attempt=self.attempt)
         fields = (set(SampleConfig.model_fields) & set(EditJob.model_fields)) - {"checkpoint"}
         values = {name: getattr(self, name) for name in fields}
         config = SampleConfig(run_id=plan.run_id, checkpoint=resolve(self.checkpoint), batch=alphas, **values)

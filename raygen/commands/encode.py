@@ -1,7 +1,4 @@
-"""`raygen encode`: FACES -> LATENTS, once for a first stage.
-
-Knows which checkpoint and which rows. Does not know how a first stage works.
-"""
+"""`raygen encode`: FACES -> LATENTS, so that the first stage does not run at every step of a training."""
 
 from functools import partial
 from typing import Literal
@@ -18,16 +15,13 @@ __all__ = ["JOB", "EncodeJob"]
 
 
 class EncodeJob(ShardedJob):
-    """FACES -> LATENTS.
-
-    Which faces through which first stage.
-    """
+    """FACES -> LATENTS of one first stage."""
 
     kind: Literal["encode"] = "encode"
-    faces: str = Field(..., description="folder of an ingest run")
-    checkpoint: str = Field(..., description="folder of a first stage, or of a model that has one")
-    horizontal_flips: bool = Field(True, description="also encode the mirrored picture, as a row of its own")
-    batch: int = Field(32, ge=1, le=4096)
+    faces: str = Field(..., description="folder of an ingest run, whose pictures are encoded")
+    checkpoint: str = Field(..., description="folder of a first stage, or of a model with a first stage; or `bundled`")
+    horizontal_flips: bool = Field(True, description="also encode the mirrored pictures, as rows of their own")
+    batch: int = Field(32, ge=1, le=4096, description="pictures that are encoded at once")
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of latents."""

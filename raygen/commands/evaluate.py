@@ -1,17 +1,14 @@
-"""`raygen evaluate`: SAMPLES (and reference FACES) -> SCORES -> METRICS; FACES alone -> a reference to compare with.
+"""`raygen evaluate`: SAMPLES and reference FACES -> SCORES -> METRICS. FACES alone -> a reference to compare with.
 
-Knows which sets are scored, what is scored already, and where the table goes. Does not know how anything is
-measured.
-
-    out/scores/{samples,reference,roundtrip,related}/   SCORES, as stores of their own
-    out/metrics/metrics.parquet  metrics.json   METRICS
-    out/metrics/closest.json  duplicates.json   pairs of a sample and a training face, and of two samples: the nearest
-    out/metrics/pictures.json                   folders that the pictures of these pairs are in
-    out/metrics/verification.json  roc.csv      cosines of genuine and impostor pairs; FAR and TAR by threshold
-    out/metrics/pairs.txt  pairs.csv            pairs as LFW lists them; the same by `sample_id`
-    out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse; only if there are any
-    out/metrics/common/                         METRICS over the rows that all variants of an ablation have
-    out/reference.json                          what the reference is; the folder is one that others may name
+out/scores/{samples,reference,roundtrip,related}/   SCORES, each a run of its own
+out/metrics/metrics.parquet  metrics.json   METRICS
+out/metrics/closest.json  duplicates.json   nearest pairs of a sample and a training face, and of two samples
+out/metrics/pictures.json                   folders of the pictures of these pairs
+out/metrics/verification.json  roc.csv      cosines of genuine and impostor pairs; FAR and TAR by threshold
+out/metrics/pairs.txt  pairs.csv            pairs in the format of LFW; the same by `sample_id`
+out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse, if there are any
+out/metrics/common/                         METRICS over the rows that all variants of an ablation have
+out/reference.json                          description of the reference; other jobs may name this folder
 """
 
 import json
@@ -34,6 +31,7 @@ from raygen.commands.base import (
     open_inputs,
     plan_run,
     run_sharded,
+    sum_estimates,
 )
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError, InputError
@@ -44,7 +42,7 @@ from raygen.evaluation.external_stats import compare_to_statistics
 from raygen.evaluation.feature_metrics import FeatureMetricsConfig, Grouping, few_rows
 from raygen.evaluation.memorization import MemorizationConfig, ScoreSets, compare_to_training
 from raygen.evaluation.pairwise import COLUMNS, PairwiseConfig, PairwiseWorker
-from raygen.evaluation.pairwise import protocols as relations
+from raygen.evaluation.pairwise import protocols as pairwise_protocols
 from raygen.evaluation.reference import ReferenceSet, find_unpaired
 from raygen.evaluation.scoring import ScoreConfig, Scorer, ScoreWorker
 from raygen.evaluation.slices import by_slices, check_slices, column, grouping_of, select_ids
@@ -60,6 +58,7 @@ from raygen.evaluation.verification import (
     roc_lines,
     verification_metrics,
 )
+from raygen.extractors.base import FeatureExtractor
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.sampling.encode import RoundTrip
 from raygen.store.filesystem import FileStore
@@ -71,63 +70,75 @@ from raygen.store.set_digest import KEYS
 __all__ = ["JOB", "EvaluateJob"]
 
 
-#: Measurements of how pictures were made; no later look at them can have these.
+#: Scores that can only be measured while pictures are generated.
 MADE: Final = ("influence", "edit")
-#: Passes over what is judged.
+#: Passes that score the samples.
 OF_SAMPLES: Final = ("samples", "related")
 TRAINING: Final = "training"
 UNPAIRED: Final = "unpaired.json"
-#: Folder of the numbers over only those rows that others have too.
+#: Folder of the metrics over the rows that all variants of an ablation have.
 COMMON: Final = "metrics/common"
+#: By set: the run with its pictures, their table, and the column of their ids.
+Stores = Mapping[str, tuple[RunStore, str, str]]
 
 
 class EvaluateJob(Job, Sharding):
-    """SAMPLES -> METRICS.
-
-    What is judged, against what, and how.
-    """
+    """SAMPLES and reference FACES -> METRICS."""
 
     kind: Literal["evaluate"] = "evaluate"
-    samples: str | None = Field(None, description="folder of a generate run; without it the reference is prepared")
+    samples: str | None = Field(
+        None, description="folder of the generate, edit or select run to evaluate; without it, `reference` is prepared"
+    )
     reference: str | None = Field(
-        None, description="folder of an ingest run, the real pictures, or of an evaluation that scored them"
+        None,
+        description="folder of an ingest run with the real pictures, or of an evaluate run that has scored them",
     )
-    round_trip: str | None = Field(None, description="checkpoint whose first stage the reference also goes through")
-    score: ScoreConfig = Field(default_factory=ScoreConfig)
-    pairwise: PairwiseConfig | None = Field(None, description="what only two pictures together say")
+    round_trip: str | None = Field(
+        None,
+        description="checkpoint whose first stage encodes and decodes the reference; it is scored as a further set",
+    )
+    score: ScoreConfig = Field(default_factory=ScoreConfig, description="measurements of each picture")
+    pairwise: PairwiseConfig | None = Field(
+        None, description="measurements of pairs of pictures: change, leakage and diversity; default none"
+    )
     compare: FeatureMetricsConfig | None = Field(
-        None, description="KID, precision and recall … beside the Fréchet distance"
+        None, description="comparisons of features besides the Fréchet distance: KID, precision, recall; default none"
     )
-    slices: tuple[str, ...] = Field((), description="attributes, classes or `identity`: all numbers by these, too")
+    slices: tuple[str, ...] = Field(
+        (), description="attributes, classes or `identity`: METRICS are also computed for each of their values"
+    )
     memorization: MemorizationConfig | None = Field(
-        None, description="faces that the model was trained on: did it copy them?"
+        None, description="comparison with the training faces, to find memorized pictures; default none"
     )
     verification: VerificationConfig | None = Field(
-        None, description="EER and TAR over pairs of pictures; needs `score.identity` and rows that say who they are"
+        None,
+        description="face verification: EER and TAR over pairs of pictures; needs `score.identity` and rows with "
+        "`identity_id`; default none",
     )
     reference_stats: str | None = Field(
         None,
-        description="mu and sigma of other tools, as .npz or as torch saved them: the Fréchet distance to them, too",
+        description="file with mean and covariance of features (.npz, or saved by torch) from another tool, to which "
+        "the Fréchet distance is computed as well",
     )
-    batch: int = Field(32, ge=1, le=4096)
+    batch: int = Field(32, ge=1, le=4096, description="pictures that are scored at once")
 
     @model_validator(mode="after")
-    def _says_what_is_judged(self) -> "EvaluateJob":
+    def _check_settings(self) -> "EvaluateJob":
         if self.samples is None and self.reference is None:
             raise ValueError("name `samples`, or a `reference` to prepare")
         if self.reference_stats is not None and (self.samples is None or self.score.features is None):
-            raise ValueError("`reference_stats` needs `samples`, and `score.features` of the network that they are of")
+            raise ValueError("`reference_stats` needs `samples`, and the `score.features` that it was computed with")
         if self.samples is None and self.pairwise is not None:
-            raise ValueError("`pairwise` compares `samples`, and none are named")
+            raise ValueError("`pairwise` needs `samples`")
         if self.verification is not None and self.score.identity is None:
-            raise ValueError("`verification` needs `score.identity`, the embedder that people are told apart with")
+            raise ValueError("`verification` needs `score.identity`, a face embedder")
         check_slices(self.slices)
         if self.memorization is not None and (self.reference is None or self.score.features is None):
-            raise ValueError("`memorization` needs `score.features`, and a `reference` of faces that were held out")
+            raise ValueError("`memorization` needs `score.features`, and a `reference` of held-out faces")
         return self
 
     def run(self, report: ProgressCallback) -> Result:
-        """Score what is not scored yet, then compute."""
+        """Score the pictures that are not scored yet, then compute the metrics."""
         if (key := self.score.to_source) and self.reference is None:
             raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
         reference, samples = self._reference(), self._samples()
@@ -139,15 +150,15 @@ class EvaluateJob(Job, Sharding):
         return Result(self.out, self._write(self._sets(passes, reference, samples), reference, samples))
 
     def rows(self) -> dict[str, frozenset[str]]:
-        """Ids of what is judged, by measurement, once `run` has ended."""
+        """Ids of the scored samples by score. Call it after `run`."""
         reference, samples = self._reference(), self._samples()
         sets = self._sets(self._passes(reference, samples), reference, samples)
-        return {name: frozenset(found.ids) for name, found in sets.get("all", {}).items()}
+        return {name: frozenset(matrix.ids) for name, matrix in sets.get("all", {}).items()}
 
     def over(self, rows: Mapping[str, frozenset[str]]) -> pa.Table:
-        """METRICS as `run` has them, but over these ids of these measurements; also in `metrics/common`.
+        """METRICS over only the rows with these ids (by score); also written to `metrics/common`.
 
-        For after `run`: nothing is scored again, and what `run` wrote stays.
+        Call it after `run`: nothing is scored again, and the files of `run` stay.
         """
         reference, samples = self._reference(), self._samples()
         sets = self._sets(self._passes(reference, samples), reference, samples)
@@ -159,34 +170,25 @@ class EvaluateJob(Job, Sharding):
     def _sets(
         self, passes: Mapping[str, PreparedRun], reference: ReferenceSet | None, samples: RunStore | None
     ) -> dict[str, dict[str, ScoreMatrix]]:
-        """Scores of all sets, where every pass has ended."""
+        """Scores of all sets, after the passes have run."""
         sets: dict[str, dict[str, ScoreMatrix]] = {}
         if samples is not None and "samples" not in passes:
             sets["all"] = gather_scores(samples.tables("scores"))
         if reference is not None and reference.scores is not None:
             sets["reference"] = gather_scores(reference.tables())
         for name, work in passes.items():
-            found = gather_scores(work.store.tables("scores"))
-            sets.setdefault("all" if name in OF_SAMPLES else name, {}).update(found)
-        if samples is not None and "samples" in passes and samples.has("scores"):  # what only their making could know
-            made = gather_scores(samples.tables("scores"))
-            sets["all"] |= {name: found for name, found in made.items() if name.partition(":")[0] in MADE}
+            scores = gather_scores(work.store.tables("scores"))
+            sets.setdefault("all" if name in OF_SAMPLES else name, {}).update(scores)
+        if samples is not None and "samples" in passes and samples.has("scores"):
+            scores = gather_scores(samples.tables("scores"))
+            sets["all"] |= {name: matrix for name, matrix in scores.items() if name.partition(":")[0] in MADE}
         return sets
 
     def estimate(self) -> Estimate:
-        """Of all passes together."""
-        parts = [
-            estimate_cost(work, self.resources) for work in self._passes(self._reference(), self._samples()).values()
-        ]
-        notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
-        return Estimate(
-            sum(p.rows for p in parts),
-            sum(p.shards for p in parts),
-            sum(p.done_shards for p in parts),
-            sum(p.bytes for p in parts),
-            sum(p.seconds for p in parts),
-            notes,
-        )
+        """The sum of all passes."""
+        passes = self._passes(self._reference(), self._samples()).values()
+        parts = [estimate_cost(work, self.resources) for work in passes]
+        return sum_estimates(parts, tuple(dict.fromkeys(note for part in parts for note in part.notes)))
 
     def _samples(self) -> RunStore | None:
         return None if self.samples is None else open_input(self.samples)[0]
@@ -195,14 +197,16 @@ class EvaluateJob(Job, Sharding):
         return None if self.reference is None else ReferenceSet.open(self.reference)
 
     def _passes(self, reference: ReferenceSet | None, samples: RunStore | None) -> dict[str, PreparedRun]:
-        """The sets that have to be scored. What was scored before, or while it was made, is not scored again."""
+        """The passes over sets that are not scored yet, neither by an evaluation nor while they were generated."""
         passes = {}
         if reference is not None and samples is not None:
             reference.check(self.score.by_content(), samples)
             if (key := self.score.to_source) and reference.scores is not None:
                 raise ConfigError(f"score.{key}: needs the pictures; name their ingest run as `reference`")
-        if self.samples is not None and samples is not None and not self._scored_inline(samples):
-            passes["samples"] = self._pass("samples", self.samples, "samples", None)
+        if self.samples is not None and samples is not None:
+            scored = samples.plan().settings.get("score") == self.score.by_content() and samples.has("scores")
+            if not scored:
+                passes["samples"] = self._pass("samples", self.samples, "samples", None)
         if reference is not None and reference.scores is None:
             passes["reference"] = self._pass("reference", reference.url, "faces", None)
         if reference is not None and self.round_trip is not None:
@@ -212,24 +216,21 @@ class EvaluateJob(Job, Sharding):
         if self.memorization is not None:
             if reference is not None:
                 reference.check_size(open_input(self.memorization.faces)[0], "faces")
-            only = ScoreConfig(parser=None, classifier=None, features=self.score.features)
-            passes[TRAINING] = self._pass(TRAINING, self.memorization.faces, "faces", None, only)
+            features = ScoreConfig(parser=None, classifier=None, features=self.score.features)
+            passes[TRAINING] = self._pass(TRAINING, self.memorization.faces, "faces", None, features)
         if self.pairwise is not None and self.samples is not None:
-            passes["related"] = self._related(self.pairwise, self.samples)
+            passes["related"] = self._pairwise_pass(self.pairwise, self.samples)
         return passes
 
-    def _related(self, pairwise: PairwiseConfig, samples: str) -> PreparedRun:
-        """One more look at the samples, each beside another."""
-        before = None if pairwise.baseline is None else open_input(pairwise.baseline)[1]
-        settings = {"set": "related", "pairwise": pairwise.model_copy(update={"baseline": before})}
-        given, threads = open_inputs(samples, "samples"), self.resources.threads
-        plan = plan_run("evaluate", settings, given, batch=self.batch, shard_rows=self.shard_rows)
+    def _pairwise_pass(self, pairwise: PairwiseConfig, samples: str) -> PreparedRun:
+        """A pass over the samples that compares each with a related one."""
+        baseline = None if pairwise.baseline is None else open_input(pairwise.baseline)[1]
+        settings = {"set": "related", "pairwise": pairwise.model_copy(update={"baseline": baseline})}
+        inputs, threads = open_inputs(samples, "samples"), self.resources.threads
+        plan = plan_run("evaluate", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         build = partial(PairwiseWorker, pairwise, samples, run_id=plan.run_id, threads=threads)
         store = RunStore(f"{self.out}/scores/related")
         return PreparedRun(store, plan, self.max_error_fraction, COLUMNS, build=build)
-
-    def _scored_inline(self, samples: RunStore) -> bool:
-        return samples.plan().settings.get("score") == self.score.by_content() and samples.has("scores")
 
     def _pass(
         self, name: str, url: str, table: str, checkpoint: str | None, score: ScoreConfig | None = None
@@ -240,14 +241,36 @@ class EvaluateJob(Job, Sharding):
             "score": score.by_content(),
             "checkpoint": None if checkpoint is None else checkpoint_digest(checkpoint),
         }
-        given = open_inputs(url, table)
+        inputs = open_inputs(url, table)
         key = KEYS[table][0]
-        plan = plan_run("evaluate", settings, given, batch=self.batch, shard_rows=self.shard_rows)
+        plan = plan_run("evaluate", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         sources = self.reference if table == "samples" else None
-        build = partial(_score_worker, score, self.resources.threads, checkpoint, sources, plan.run_id)
+        build = partial(score_worker, score, self.resources.threads, checkpoint, sources, plan.run_id)
         columns = (key, "image", "mask", "attributes", "source", "text")
         store = RunStore(f"{self.out}/scores/{name}")
         return PreparedRun(store, plan, self.max_error_fraction, columns, build=build)
+
+    def _protocols(
+        self, reference: ReferenceSet | None, samples: RunStore | None
+    ) -> tuple[str, dict[str, Mapping[str, Any]], FeatureExtractor | None]:
+        """Run id of the METRICS, protocols by metric, and the network of the features."""
+        parts = {
+            "samples": None if self.samples is None else open_input(self.samples)[1],
+            "reference": None if reference is None else reference.content,
+            "score": self.score.by_content(),
+            "pairwise": self.pairwise,
+        }
+        name = run_id({"kind": "evaluate", **parts})
+        scorer, plan = Scorer(self.score, run_id=name), None if samples is None else samples.plan()
+        protocols: dict[str, Mapping[str, Any]] = {
+            **scorer.protocols(),
+            "edit": {"judges": plan.settings.get("judges", {}) if plan else {}},
+        }
+        if reference is not None:
+            protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
+        if self.pairwise is not None:
+            protocols |= pairwise_protocols(self.pairwise)
+        return name if plan is None else plan.run_id, protocols, scorer.features
 
     def _write(
         self,
@@ -256,124 +279,112 @@ class EvaluateJob(Job, Sharding):
         samples: RunStore | None,
         where: str = "metrics",
     ) -> dict[str, object]:
-        """metrics.parquet and metrics.json in the folder `where`; the headline numbers by name."""
-        content = None if self.samples is None else open_input(self.samples)[1]
-        against = None if reference is None else reference.content
-        parts = {
-            "samples": content,
-            "reference": against,
-            "score": self.score.by_content(),
-            "pairwise": self.pairwise,
-        }
-        name = run_id({"kind": "evaluate", **parts})
-        observer = Scorer(self.score, run_id=name)
-        plan = None if samples is None else samples.plan()
-        protocols: dict[str, Mapping[str, Any]] = {
-            **observer.protocols(),
-            "edit": {"judges": plan.settings.get("judges", {}) if plan else {}},
-        }
-        if reference is not None:
-            protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
-        if self.pairwise is not None:
-            protocols |= relations(self.pairwise)
-        training, named = sets.pop(TRAINING, None), name if plan is None else plan.run_id
-        features, together = observer.features, Grouping() if samples is None else grouping_of(samples)
+        """Write METRICS of the sets into the folder `where`; the metrics of whole sets by name, to be printed."""
+        folder = FileStore(f"{self.out}/{where}")
+        content = None if reference is None else reference.content
+        run, protocols, features = self._protocols(reference, samples)
+        stores = pictures_of(reference, samples)
+        facts = write_unpaired(stores if self.score.parser is not None else {}, protocols, folder)
+        training, grouping = sets.pop(TRAINING, None), Grouping() if samples is None else grouping_of(samples)
         finish = partial(
             aggregate,
-            run_id=named,
-            reference=against,
+            run_id=run,
+            reference=content,
             protocols=protocols,
             frechet_name="" if features is None else features.metric,
             compare=self.compare,
-            grouping=together,
+            grouping=grouping,
         )
-        folder = FileStore(f"{self.out}/{where}")
-        facts = self._unpaired(folder, protocols, reference, samples)
         tables = [finish(sets)]
         if self.slices:
             people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
             tables += by_slices(self.slices, sets, people, finish)
         if self.reference_stats is not None and features is not None:
-            tables.append(compare_to_statistics(self.reference_stats, sets["all"], features, named, together))
+            tables.append(compare_to_statistics(self.reference_stats, sets["all"], features, run, grouping))
         if self.memorization is not None and training is not None and reference is not None and features is not None:
-            rows = MetricRows(named, against)
-            closest, twins = compare_to_training(self.memorization, sets, training, reference, features, rows)
-            folder.put("closest.json", json.dumps(closest, indent=1).encode())
-            folder.put("duplicates.json", json.dumps(twins, indent=1).encode())
-            places = {"samples": self.samples, "training": self.memorization.faces}
-            folder.put("pictures.json", json.dumps(places, indent=1).encode())
+            rows = MetricRows(run, content)
+            closest, duplicates = compare_to_training(self.memorization, sets, training, reference, features, rows)
+            folders = {"samples": self.samples, "training": self.memorization.faces}
+            for file, document in (("closest", closest), ("duplicates", duplicates), ("pictures", folders)):
+                folder.put(f"{file}.json", json.dumps(document, indent=1).encode())
             tables.append(rows.table())
         if self.verification is not None:
-            tables.append(self._verified(self.verification, sets, protocols, folder, MetricRows(named, against)))
-        found = pa.concat_tables(tables).to_pylist()
-        write_metrics(folder, found)
-        whole = [row for row in found if "/" not in row["slice"]]
+            rows = MetricRows(run, content)
+            write_verification(self.verification, stores, sets, protocols, folder, rows)
+            tables.append(rows.table())
+        metrics = pa.concat_tables(tables).to_pylist()
+        write_metrics(folder, metrics)
+        whole = [row for row in metrics if "/" not in row["slice"]]
         return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | few_rows(whole) | facts
 
-    def _verified(
-        self,
-        config: VerificationConfig,
-        sets: ScoreSets,
-        protocols: Mapping[str, Any],
-        folder: FileStore,
-        rows: MetricRows,
-    ) -> pa.Table:
-        """METRICS of verification in each set; histograms, rates by threshold, and pairs of the first set as files."""
-        stores = {"all": (self._samples(), "samples", "sample_id")}
-        real = self._reference()
-        if real is not None and real.scores is None:  # of one that was scored elsewhere nobody knows who is who
-            stores["reference"] = (open_input(real.url)[0], "faces", "face_id")
-        shown: dict[str, Any] = {}
-        roc = [ROC_HEAD]
-        for where, (store, table, key) in stores.items():
-            name = next((n for n in sets.get(where, {}) if n.startswith(IDENTITY)), None)
-            if name is None or store is None:
-                continue
-            people, variants = identities_of(store, table, key)
-            given = where, name, sets[where][name], people
-            protocol = protocols.get(name.removeprefix(IDENTITY), {})
-            if config.pairs and not shown:
-                pairs = pairs_of(config, *given, variants, protocol, rows)
-                folder.put("pairs.txt", as_lfw(pairs).encode())
-                folder.put("pairs.csv", as_csv(pairs).encode())
-            elif config.pairs:
-                with suppress(InputError):  # a reference of fewer people is no reason to say nothing of the others
-                    pairs_of(config, *given, variants, protocol, rows)
-            found = verification_metrics(config, *given, protocol, rows)
-            shown[where] = histogram(found)
-            roc += roc_lines(where, found)
-        folder.put("verification.json", json.dumps(shown).encode())
-        folder.put("roc.csv", "\n".join([*roc, ""]).encode())
-        return rows.table()
 
-    def _unpaired(
-        self,
-        folder: FileStore,
-        protocols: dict[str, Mapping[str, Any]],
-        reference: ReferenceSet | None,
-        samples: RunStore | None,
-    ) -> dict[str, object]:
-        """Rows with a picture and no mask, or the reverse: as facts, as `unpaired.json`, and beside mIoU."""
-        stores = {"all": (samples, "samples", "sample_id")} if samples is not None else {}
-        if reference is not None and reference.scores is None:
-            stores |= {"reference": (open_input(reference.url)[0], "faces", "face_id")}
-        facts: dict[str, object] = {}
-        lists = {}
-        for where, (store, table, key) in stores.items() if self.score.parser is not None else ():
-            found = find_unpaired(store, table, key)
-            if found is not None and (counts := found.counts()):
-                lists[table] = {"without_mask": found.without_mask, "without_picture": found.without_picture}
-                protocols[f"unpaired/{where}"] = {"not_compared": counts}
-                facts |= {f"{name} [{where}]": f"{n:,} of {found.rows:,} rows" for name, n in counts.items()}
-        if lists:
-            folder.put(UNPAIRED, json.dumps(lists, indent=1).encode())
-            facts["listed in"] = folder.address(UNPAIRED)
-        elif folder.exists(UNPAIRED):
-            folder.remove(UNPAIRED)
-        return facts
+def pictures_of(reference: ReferenceSet | None, samples: RunStore | None) -> Stores:
+    """The runs with the pictures of the samples and of the reference.
+
+    A reference that was scored elsewhere is left out, because its masks and identities are not at hand.
+    """
+    stores: dict[str, tuple[RunStore, str, str]] = {}
+    if samples is not None:
+        stores["all"] = (samples, "samples", "sample_id")
+    if reference is not None and reference.scores is None:
+        stores["reference"] = (open_input(reference.url)[0], "faces", "face_id")
+    return stores
 
 
-def _score_worker(
+def write_verification(
+    config: VerificationConfig,
+    stores: Stores,
+    sets: ScoreSets,
+    protocols: Mapping[str, Any],
+    folder: FileStore,
+    rows: MetricRows,
+) -> None:
+    """Add the verification METRICS of each set to `rows`; write verification.json, roc.csv and the pairs of one set."""
+    histograms: dict[str, Any] = {}
+    roc = [ROC_HEAD]
+    for where, (store, table, key) in stores.items():
+        name = next((name for name in sets.get(where, {}) if name.startswith(IDENTITY)), None)
+        if name is None:
+            continue
+        people, variants = identities_of(store, table, key)
+        protocol = protocols.get(name.removeprefix(IDENTITY), {})
+        scores = sets[where][name]
+        if config.pairs and not histograms:
+            pairs = pairs_of(config, where, name, scores, people, variants, protocol, rows)
+            folder.put("pairs.txt", as_lfw(pairs).encode())
+            folder.put("pairs.csv", as_csv(pairs).encode())
+        elif config.pairs:
+            with suppress(InputError):  # too few pairs in the reference are no error of the evaluation
+                pairs_of(config, where, name, scores, people, variants, protocol, rows)
+        verification = verification_metrics(config, where, name, scores, people, protocol, rows)
+        histograms[where] = histogram(verification)
+        roc += roc_lines(where, verification)
+    folder.put("verification.json", json.dumps(histograms).encode())
+    folder.put("roc.csv", "\n".join([*roc, ""]).encode())
+
+
+def write_unpaired(stores: Stores, protocols: dict[str, Mapping[str, Any]], folder: FileStore) -> dict[str, object]:
+    """Count the rows with a picture and no mask, or the reverse, which mIoU leaves out.
+
+    The counts are returned as facts to be printed, and added to `protocols`. The ids are in `unpaired.json`.
+    """
+    facts: dict[str, object] = {}
+    lists = {}
+    for where, (store, table, key) in stores.items():
+        unpaired = find_unpaired(store, table, key)
+        if unpaired is not None and (counts := unpaired.counts()):
+            lists[table] = {"without_mask": unpaired.without_mask, "without_picture": unpaired.without_picture}
+            protocols[f"unpaired/{where}"] = {"not_compared": counts}
+            facts |= {f"{name} [{where}]": f"{n:,} of {unpaired.rows:,} rows" for name, n in counts.items()}
+    if lists:
+        folder.put(UNPAIRED, json.dumps(lists, indent=1).encode())
+        facts["listed in"] = folder.address(UNPAIRED)
+    elif folder.exists(UNPAIRED):
+        folder.remove(UNPAIRED)
+    return facts
+
+
+def score_worker(
     score: ScoreConfig, threads: int, checkpoint: str | None, sources: str | None, run_id: str
 ) -> ScoreWorker:
     """`checkpoint`: a first stage that pictures pass through. `sources`: folder of the faces that samples name."""

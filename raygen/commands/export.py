@@ -160,8 +160,7 @@ class ExportJob(ShardedJob):
         return ExportSource.open(self.faces, "faces")
 
     def _listing(self, source: ExportSource) -> ExportListing:
-        form = self.format
-        naming = NamingScheme(source.key, identity_folders=form.identity_folders, no_dots=form.no_dots)
+        naming = NamingScheme(source.key, identity_folders=self.format.identity_folders, no_dots=self.format.no_dots)
         listing = scan(
             source,
             naming,

@@ -1,7 +1,4 @@
-"""`raygen generate`: CONDITIONS -> SAMPLES, and SCORES while the pictures are still pixels.
-
-Knows which checkpoint, sampler and rows. Does not know how a picture is made or measured.
-"""
+"""`raygen generate`: CONDITIONS -> SAMPLES, and SCORES of the pictures before they are encoded."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -42,47 +39,66 @@ __all__ = ["JOB", "GenerateJob", "SharedSampler", "sample_worker"]
 
 
 class GenerateJob(ShardedJob):
-    """CONDITIONS -> SAMPLES.
-
-    Which model makes which pictures, and how.
-    """
+    """CONDITIONS -> SAMPLES: one picture per row."""
 
     kind: Literal["generate"] = "generate"
-    conditions: str = Field(..., description="folder of a plan run")
-    checkpoint: str = Field(..., description="model folder, or `bundled`")
-    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    conditions: str = Field(..., description="folder of a plan run, whose rows are generated")
+    checkpoint: str = Field(..., description="folder of a model in the diffusers layout, or `bundled`")
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="sampler and number of steps")
     guidance: Guidance = Field(
-        1.0, description="one weight for all conditions, or a weight a modality; 1 costs nothing"
+        1.0,
+        description="guidance weight w: one number, or a weight per condition such as {mask: 1.5, text: 3}; 1 is no "
+        "guidance and the fastest",
     )
     guidance_parametrization: GuidanceParametrization = Field(
-        "cfg", description="cfg: e0 + w (e - e0), 1 is no guidance; cfg_minus_one: e + w (e - e0), 0 is no guidance"
+        "cfg",
+        description="meaning of the weight w. cfg: e0 + w (e - e0), so 1 is no guidance; cfg_minus_one: "
+        "e + w (e - e0), so 0 is no guidance",
     )
-    negative_keeps: tuple[str, ...] = Field((), description="conditions that e0 keeps, such as mask")
+    negative_keeps: tuple[str, ...] = Field(
+        (), description="conditions that the unconditional prediction e0 keeps, such as [mask]; default none"
+    )
     use_conditions: tuple[str, ...] | None = Field(
-        None, description="conditions that are used, where rows have more; none uses all, an empty list nothing"
+        None, description="conditions of the rows that are used; default: all; an empty list uses none"
     )
-    references: str | None = Field(None, description="folder of the ingest run that styles are taken from")
-    seed: int = Field(0, ge=0, description="with sample_id and attempt the key of a picture's noise")
+    references: str | None = Field(
+        None, description="folder of the ingest run with the faces that rows take styles from, or are scored against"
+    )
+    seed: int = Field(0, ge=0, description="seed of the noise; noise depends on the seed, sample_id and attempt only")
     noise: Literal["sample", "group"] = Field(
-        "sample", description="group: rows of a group_id start from the same noise, as an interpolation wants it"
+        "sample",
+        description="sample: each row has its own noise; group: rows with the same group_id share it, as in an "
+        "interpolation",
     )
-    attempt: int = Field(0, ge=0, le=99, description="another attempt has other noise and a folder of its own")
-    batch: int = Field(32, ge=1, le=4096, description="pictures at once; part of what bytes depend on")
-    codec: Codec = "webp"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    mixing: AnyMixing | None = Field(None, description="of a collaboration: how experts are mixed; none is `paper`")
+    attempt: int = Field(
+        0, ge=0, le=99, description="number of the attempt; each has other noise and its own folder attempt-NN"
+    )
+    batch: int = Field(
+        32, ge=1, le=4096, description="pictures generated at once; changing it can change the last bits of pictures"
+    )
+    codec: Codec = Field("webp", description="file format of the stored pictures; both are lossless")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the model")
+    mixing: AnyMixing | None = Field(
+        None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"
+    )
     missing: Literal["null", "quarantine"] = Field(
-        "null", description="a row without a condition the model takes: use what it was trained for, or refuse the row"
+        "null",
+        description="rows that lack a condition of the model. null: generate without it, as trained with condition "
+        "dropout; quarantine: store the row as failed",
     )
-    influence_steps: int = Field(0, ge=0, le=1000, description="steps whose influence maps and estimates are kept")
-    score: ScoreConfig | None = Field(None, description="also measure each picture before it is encoded")
+    influence_steps: int = Field(
+        0, ge=0, le=1000, description="steps whose influence maps and intermediate estimates are stored; default none"
+    )
+    score: ScoreConfig | None = Field(
+        None, description="measurements of each picture before it is encoded; default none"
+    )
 
     def prepare(self, *, write: bool) -> PreparedRun:
-        """See `planned`: of the rows that the job names."""
+        """Plan the shards of the rows of `conditions`; see `planned`."""
         return self.planned(open_inputs(self.conditions, "conditions"))
 
     def planned(self, rows: Inputs) -> PreparedRun:
-        """Plan the shards of pictures of `rows`. Checkpoint and judges enter by their content, not by their paths."""
+        """Plan the shards of `rows`. Checkpoint and networks enter the run id by content, not by path."""
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         if unknown := sorted(set(self.use_conditions or ()) - set(modalities(resolve(self.checkpoint)))):
@@ -99,7 +115,7 @@ class GenerateJob(ShardedJob):
         return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build)
 
     def run(self, report: ProgressCallback) -> Result:
-        """See `ShardedJob.run`; says where rows carry conditions that the model does not read."""
+        """See `ShardedJob.run`. The facts also list the conditions that the model does not read."""
         work = self.prepare(write=True)
         facts = outcome_facts(run_sharded(work, self.resources, report))
         unread = self._unread(work)
@@ -108,18 +124,18 @@ class GenerateJob(ShardedJob):
     def estimate(self) -> Estimate:
         """See `ShardedJob.estimate`."""
         work = self.prepare(write=False)
-        found, unread = estimate_cost(work, self.resources), self._unread(work)
-        notes = (*found.notes, f"not read by this model: {', '.join(unread)}") if unread else found.notes
-        return replace(found, notes=notes)
+        estimate, unread = estimate_cost(work, self.resources), self._unread(work)
+        notes = (f"not read by this model: {', '.join(unread)}",) if unread else ()
+        return replace(estimate, notes=(*estimate.notes, *notes))
 
     def _unread(self, work: PreparedRun) -> list[str]:
-        """Conditions of the first row that the model does not take: they were not asked of it."""
+        """Conditions of the first row that the model does not read."""
         row = read_slice(work.plan.shards[0].inputs[0]._replace(rows=1), MODALITIES).to_pylist()[0]
         read = modalities(resolve(self.checkpoint))
         return [name for name in MODALITIES if row[name] is not None and name not in read]
 
     def sampling(self, run_id: str) -> SampleConfig:
-        """What a worker of this job is told."""
+        """The configuration of a worker of this job."""
         fields = (set(SampleConfig.model_fields) & set(GenerateJob.model_fields)) - {"checkpoint"}
         values = {name: getattr(self, name) for name in fields}
         return SampleConfig(run_id=run_id, checkpoint=resolve(self.checkpoint), **values)

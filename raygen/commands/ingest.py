@@ -1,7 +1,7 @@
 """`raygen ingest`: raw data -> FACES.
 
-Knows that a data set's listing is cut into shards and stored beside the result, so that actors read what the
-driver saw. Knows no particular data set.
+out/attempt-00/data/faces/     FACES
+out/listing-*.parquet          list of the files that were found, which the workers read
 """
 
 from functools import partial
@@ -19,14 +19,11 @@ __all__ = ["JOB", "IngestJob"]
 
 
 class IngestJob(ShardedJob):
-    """Raw data -> FACES.
-
-    Which data set, and how its rows are cut.
-    """
+    """Raw data -> FACES."""
 
     kind: Literal["ingest"] = "ingest"
-    data: AnyDataSet
-    batch: int = Field(64, ge=1, description="listing rows a worker takes at once")
+    data: AnyDataSet = Field(description="data set to read, chosen by its `kind`")
+    batch: int = Field(64, ge=1, description="pictures that are read at once")
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """List the data set and plan its shards."""

@@ -58,13 +58,13 @@ class PlanJob(ShardedJob):
         rows = max(2, self.shard_rows // planning.factor)  # a face and its partner are rows of the same shard
         plan = plan_run("plan", {"planning": planning}, inputs, batch=min(rows, 1024), shard_rows=rows)
         build = partial(PlanWorker, planning, lookup)
-        store, allowed = RunStore(self.out), self.max_error_fraction
-        return PreparedRun(store, plan, allowed, columns, build=build, first=first, notes=notes)
+        store, max_errors = RunStore(self.out), self.max_error_fraction
+        return PreparedRun(store, plan, max_errors, columns, build=build, first=first, notes=notes)
 
     def _choose_identities(
         self, planning: Identities, faces: str, *, write: bool
     ) -> tuple[Inputs, InMemoryRows, pa.Table, tuple[str, ...]]:
-        """One input row per identity, and the bank of donors; both are stored, so that actors read what was chosen.
+        """One input row per identity, and the donors; both are stored, so that actors read what was chosen.
 
         Every face is read once, a few at a time, and the masks that are used are read once more.
         """
@@ -74,14 +74,14 @@ class PlanJob(ShardedJob):
             names = [line.strip() for line in _read_text(planning.names).splitlines() if line.strip()]
         tables = (shard.read(planning.columns) for shard in make_shards(source.slices, FACES_AT_ONCE))
         chosen = planning.choose(tables, names)
-        listing, bank = chosen.listing, chosen.donors
+        listing, donors = chosen.listing, chosen.donors
         if chosen.without_masks == "listing":
             listing = with_masks(listing, StoredRows(faces, ("mask",)))
         elif chosen.without_masks == "donors":
-            bank = with_masks(bank, StoredRows(faces, ("mask",)))
-        stored_bank = store_listing(bank, self.out, write=write)
-        inputs = store_listing(listing, self.out, source.digest, stored_bank.digest, write=write)
-        return inputs, InMemoryRows(stored_bank.slices[0] if write else bank), listing, chosen.notes
+            donors = with_masks(donors, StoredRows(faces, ("mask",)))
+        stored_donors = store_listing(donors, self.out, write=write)
+        inputs = store_listing(listing, self.out, source.digest, stored_donors.digest, write=write)
+        return inputs, InMemoryRows(stored_donors.slices[0] if write else donors), listing, chosen.notes
 
 
 def with_masks(rows: pa.Table, faces: StoredRows) -> pa.Table:

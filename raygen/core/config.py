@@ -56,20 +56,30 @@ def tagged_union(table: Mapping[str, type[Config]]) -> Any:
 class Resources(Config):
     """Where and how wide a job runs. Not part of `run_id`: the rows are the same everywhere."""
 
-    runner: Literal["local", "ray"] = Field("local", description="plain loop in this process, or Ray actors")
-    workers: int = Field(1, ge=1, le=4096, description="actors (ray) or ranks (train)")
-    cpus: float = Field(1, ge=0, le=1024, description="logical CPUs an actor asks Ray for")
-    gpus: float = Field(0, ge=0, le=64, description="GPUs an actor asks Ray for")
-    threads: int = Field(1, ge=1, le=1024, description="compute threads in an actor; part of bit-equality on a CPU")
-    address: str | None = Field(
-        None, description="Ray address; none starts a local one on loopback, or joins $RAY_ADDRESS"
+    runner: Literal["local", "ray"] = Field("local", description="local: a loop in this process; ray: Ray actors")
+    workers: int = Field(1, ge=1, le=4096, description="number of Ray actors, or of ranks for a training")
+    cpus: float = Field(1, ge=0, le=1024, description="CPUs that Ray reserves for each worker")
+    gpus: float = Field(0, ge=0, le=64, description="GPUs that Ray reserves for each worker; a fraction shares a GPU")
+    threads: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="compute threads of each worker; on a CPU, another number can change the last bits",
     )
-    max_attempts: int = Field(3, ge=1, le=100, description="starts of a shard in one run before it is set aside")
+    address: str | None = Field(
+        None, description="address of a Ray cluster; default: $RAY_ADDRESS, or else a local Ray is started"
+    )
+    max_attempts: int = Field(
+        3, ge=1, le=100, description="attempts to process a shard before it is set aside (quarantined)"
+    )
     shard_timeout_s: float = Field(
-        1800, gt=0, description="a shard that takes longer is stopped with its stack written down"
+        1800, gt=0, description="seconds after which a shard is stopped; the stack trace is logged"
     )
     stall_timeout_s: float = Field(
-        1800, gt=0, description="no shard finished for so long (or 5 x p95): the run ends with 4"
+        1800,
+        gt=0,
+        description="seconds without a finished shard after which the run fails with exit code 4; less once shards "
+        "have finished: 5 times the 95th percentile of their seconds, at least 300",
     )
 
 

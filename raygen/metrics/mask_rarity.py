@@ -10,7 +10,7 @@ import numpy as np
 from raygen.core.face_labels import CLASSES
 from raygen.core.types import AnyArray, Float64Array, UInt8Array
 
-__all__ = ["KINDS", "SHARE", "SIDE", "WHENS", "Frequencies", "small"]
+__all__ = ["COMPARED", "KINDS", "SHARE", "SIDE", "Frequencies", "small"]
 
 
 #: Side that masks are resized to before they are counted, by nearest neighbour.
@@ -20,7 +20,7 @@ PRIOR: Final = 0.5
 #: Groups of samples, in the order in which they are shown.
 KINDS: Final = ("all", "refused", "refused, rare mask", "refused, usual mask", "passed at once")
 #: Attempts that are compared.
-WHENS: Final = ("first try", "second try", "what counts")
+COMPARED: Final = ("first try", "second try", "accepted")
 #: METRICS name of the share of refused samples that passed in a later attempt.
 SHARE: Final = "mended"
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from raygen.core.errors import ConfigError
-from raygen.metrics.mask_rarity import KINDS, SHARE, WHENS
+from raygen.metrics.mask_rarity import COMPARED, KINDS, SHARE
 from raygen.report.images import ImageWithMask, find_rows, image_with_mask
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
@@ -81,7 +81,7 @@ def section(run: RunFolder) -> Section | None:
 def _kinds(rows: Sequence[Mapping[str, Any]]) -> Iterator[FailureKind]:
     by_slice = {(str(row["metric"]).partition(":")[0], row["slice"]): row for row in rows}
     for name in KINDS:
-        tries = [by_slice.get(("picture", f"{name}/{when}")) for when in WHENS]
+        tries = [by_slice.get(("picture", f"{name}/{when}")) for when in COMPARED]
         first, later = tries[0], by_slice.get((SHARE, name))
         if first is not None:
             means = [None if row is None else (row["value"], row["ci_low"], row["ci_high"]) for row in tries]

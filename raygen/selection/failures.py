@@ -15,7 +15,7 @@ from raygen.core.config import Config
 from raygen.core.types import Float64Array, UInt8Array
 from raygen.evaluation.aggregate import MetricRows
 from raygen.metrics.image_similarity import bootstrap_mean
-from raygen.metrics.mask_rarity import KINDS, SHARE, WHENS, Frequencies, small
+from raygen.metrics.mask_rarity import COMPARED, KINDS, SHARE, Frequencies, small
 from raygen.selection.rounds import Attempt, RetryState, ScoredAttempt, accepted_rows
 from raygen.store.images import decode_mask
 
@@ -85,8 +85,8 @@ def _kinds(rounds: RetryState, rare: Mapping[str, float], limit: float) -> dict[
 
 
 def _values(samples: Sequence[Sequence[Attempt]]) -> dict[str, Float64Array]:
-    """Finite values by `WHENS`: of the first try, of the second where there is one, and of the accepted one."""
+    """Finite values by `COMPARED`: of the first try, of the second where there is one, and of the accepted one."""
     first, second = [tries[0].value for tries in samples], [tries[1].value for tries in samples if len(tries) > 1]
     accepted = [attempt.value for tries in samples if (attempt := accepted_rows(tries)) is not None]
-    by_try = zip(WHENS, (first, second, accepted), strict=True)
+    by_try = zip(COMPARED, (first, second, accepted), strict=True)
     return {name: np.array([value for value in values if np.isfinite(value)]) for name, values in by_try}

@@ -1,7 +1,5 @@
 """Files of named tensors: what they hold, without reading it, and each tensor as a view of the mapped file.
 
-Knows safetensors, both formats of `torch.save` and pickled arrays of numpy. Knows neither models nor names.
-
 A view costs no memory of its own: its pages belong to the file. Tensors must lie within the file, and none may be
 larger than what it stores, so a header cannot ask for more memory than the file has bytes.
 """

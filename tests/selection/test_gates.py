@@ -10,7 +10,7 @@ import pytest
 import raygen.commands.select
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
-from raygen.exports.row_scan import GATES_FILE, Source
+from raygen.exports.row_scan import GATES_FILE, ExportSource
 from raygen.selection import GATES
 from raygen.store.run_store import open_input
 from tests.exports.export_runs import export
@@ -77,8 +77,8 @@ def test_a_selection_keeps_what_its_gates_say(world: Path) -> None:
     store, _ = open_input(str(world / "said/selected"))
     sentence = "Images with a mean IoU below 0.01 were refused."
     assert json.loads(store.storage.get(GATES_FILE)) == [{"description": sentence, "refuses_real_people": False}]
-    assert Source.open(str(world / "said/selected"), "samples").gates[0]["description"] == sentence
-    assert Source.open(str(world / "said/samples"), "samples").gates == [], "no selection, no gates"
+    assert ExportSource.open(str(world / "said/selected"), "samples").gates[0]["description"] == sentence
+    assert ExportSource.open(str(world / "said/samples"), "samples").gates == [], "no selection, no gates"
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ class ProceduralDataSet(DataSet):
     @model_validator(mode="after")
     def _leaves_some_to_train(self) -> Self:
         if self.val + self.test >= 1:
-            raise ValueError("val and test together leave nobody to train on")
+            raise ValueError("val and test together leave no identity for training")
         return self
 
     def parts(self) -> list[Split]:
