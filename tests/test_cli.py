@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
+from raygen.cli import app
 from raygen.commands.registry import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -48,10 +51,40 @@ def job(tmp_path):
     return write
 
 
-def test_help_names_every_verb(tmp_path):
+def test_help_lists_the_commands_in_groups_and_the_exit_codes(tmp_path):
     shown = raygen("--help", cwd=tmp_path)
     assert shown.returncode == 0
-    assert all(verb in shown.stdout for verb in (*COMMANDS, "quickstart", "verify", "report", "doctor"))
+    jobs, tools = shown.stdout.partition("─ Tools ─")[::2]
+    assert "─ Jobs" in jobs
+    assert all(f"│ {command} " in jobs for command in COMMANDS)
+    tool_names = ("init", "schema", "quickstart", "verify", "report", "import", "doctor")
+    assert all(f"│ {command} " in tools for command in tool_names)
+    text = " ".join(shown.stdout.split())
+    codes = "0 success, 2 error in the configuration or the input, 3 too many rows failed, 4 infrastructure failed"
+    assert codes in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_job_command_has_tables_template_and_an_example(command):
+    shown = CliRunner().invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    text = " ".join(shown.output.split())
+    assert f"Reads {COMMANDS[command].reads}, writes {COMMANDS[command].writes}." in text
+    assert f"`raygen init {command}` prints a job file" in text
+    assert f"Example: raygen {command} job.yaml" in text
+
+
+def test_every_option_of_a_tool_is_described():
+    for command in typer.main.get_command(app).commands.values():
+        assert all(getattr(parameter, "help", None) for parameter in command.params), command.name
+
+
+def test_init_prints_a_job_file_that_runs(tmp_path):
+    shown = raygen("init", "ingest", "data=procedural", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    text = shown.stdout.replace("identities: ???", "identities: 2").replace("out: ???", "out: faces")
+    (tmp_path / "job.yaml").write_text(text)
+    assert raygen("ingest", "job.yaml", "data.size=32", "--dry-run", cwd=tmp_path).returncode == 0
 
 
 def test_a_job_runs_is_repeated_and_is_verified(tmp_path, job):
@@ -88,6 +121,11 @@ def test_a_dry_run_prints_the_resolved_job_and_writes_nothing(tmp_path, job):
         (["verify", "nothing"], 2, "plan.json is missing"),
         (["report", "nothing"], 2, "no such folder"),
         (["unknown"], 2, "unknown"),
+        (["generat"], 2, "Did you mean 'generate'?"),
+        (["init", "ingst"], 2, "did you mean 'ingest'?"),
+        (["schema", "ingst"], 2, "did you mean 'ingest'?"),
+        (["init", "ingest", "data=foldr"], 2, "did you mean 'folder'?"),
+        (["init", "ingest", "folder"], 2, "KEY=KIND"),
         (["ingest", "job.yaml", "out=/proc/nowhere"], 2, "/proc/nowhere: no such bucket or folder"),
     ],
 )

@@ -81,7 +81,7 @@ class _Lines:
             return
         line = f"{state.done_rows / max(state.rows, 1):.0%}, {state.note}"
         if not state.note:
-            remaining = "" if state.eta_s is None else f", {duration(state.eta_s)} left"
+            remaining = f", {duration(state.eta_s)} left" if state.eta_s else ""
             failed = f", {state.bad} failed" if state.bad else ""
             line = (
                 f"{state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}, "

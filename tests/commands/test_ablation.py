@@ -75,7 +75,7 @@ def test_every_variant_is_made_and_tabled_once(tmp_path: Path) -> None:
 
 def test_a_dry_run_names_what_waits(tmp_path: Path) -> None:
     estimate = make(document(tmp_path / "out")).estimate()
-    assert "gamma-1/samples: waits for the jobs before it" in estimate.notes
+    assert "gamma-1/samples: waits for earlier jobs" in estimate.notes
     assert not (tmp_path / "out").exists()
 
 

@@ -48,6 +48,32 @@ def test_a_template_with_its_blanks_filled_in_is_the_default_job(tmp_path: Path)
     assert filled == make({"kind": "generate", "conditions": "rows", "checkpoint": "bundled", "out": "pictures"})
 
 
+def test_a_template_shows_the_chosen_kind() -> None:
+    first = yaml.safe_load(job_template("export"))["format"]
+    chosen = yaml.safe_load(job_template("export", {"format": "webdataset"}))["format"]
+    assert (first["kind"], chosen["kind"]) == ("folder", "webdataset")
+    assert yaml.safe_load(job_template("generate", {"mixing": "constant"}))["mixing"] == {
+        "kind": "constant",
+        "weights": {},
+    }
+    with pytest.raises(ConfigError, match=r"format: must be one of folder, .*did you mean 'webdataset'"):
+        job_template("export", {"format": "webdatset"})
+    with pytest.raises(
+        ConfigError, match=r"fromat: not a setting with kinds of `raygen export`; did you mean 'format'"
+    ):
+        job_template("export", {"fromat": "csv"})
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_setting_is_described_and_lines_are_short(name: str) -> None:
+    schema = job_schema(name)
+    for config in (schema, *schema.get("$defs", {}).values()):
+        for key, field in config.get("properties", {}).items():
+            assert key == "kind" or field.get("description"), f"{config.get('title')}.{key}"
+    comments = [line for line in job_template(name).splitlines() if line.lstrip().startswith("# ")]
+    assert max(map(len, comments)) <= 120
+
+
 def test_a_kind_that_is_not_known_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"must be one of ingest, .*did you mean 'generate'"):
         make({"kind": "generat", "out": "x"})
