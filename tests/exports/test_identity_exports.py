@@ -59,7 +59,7 @@ def test_the_card_says_how_a_selection_was_planned_made_and_gated(tmp_path):
 def test_without_a_gate_the_card_claims_none(tmp_path):
     run = store_rows(tmp_path / "run", [sample(i) for i in range(6)])
     export(run, tmp_path / "out", "csv")
-    assert "No gate refused such faces. An evaluation with `training` would measure it" in card_of(tmp_path / "out")
+    assert "No gate refused such faces. An evaluation with `memorization` would measure it" in card_of(tmp_path / "out")
     best = {**CHOSEN, "on_exhausted": "best"}
     export(gated(store_rows(tmp_path / "best", [sample(i) for i in range(6)], what=best)), tmp_path / "two", "csv")
     assert "the best image that no such gate refused may be included" in card_of(tmp_path / "two")

@@ -523,8 +523,8 @@ def test_faces_that_pass_are_kept_and_the_others_say_why(world: Path, embedder: 
     told = make({**form, "out": f"{world}/listed"}).run(quiet).facts
     assert told["left out"] == f"{len(rows) - len(expected)} not selected"
     card = (world / "listed/dataset/README.md").read_text()
-    assert "a program drew every one of them" in card, "a selection of drawn faces is drawn"
-    assert "| raygen-identity | judged what goes in |" in card
+    assert "all were made by a drawing program" in card, "a selection of drawn faces is drawn"
+    assert "| raygen-identity | selected them |" in card
     sentence = (
         f"Images with a face similarity (cosine) above {twins:g} to another image of their identity were refused."
     )
