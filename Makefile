@@ -41,7 +41,7 @@ docs: $(READY) ## build the documentation into site/; a broken link is an error
 
 check: lint types imports docs test ## everything that CI runs
 
-bench: $(READY) ## the benchmarks of benchmarks/README.md that need no GPU
+bench: $(READY) ## the benchmarks of docs/results.md that need no GPU
 	$(BIN)/python benchmarks/throughput.py
 
 lock: $(VENV)/.uv ## write requirements.lock anew from the ranges in pyproject.toml

@@ -7,7 +7,7 @@ random weights: what depends only on the conditions, once per picture; one predi
 VQ-f4. The time is arithmetic for a GPU that reaches `share` of `rate`; no GPU was measured. Each round of attempts is a
 pass of its own and waits for its last shard. The rounds of --tries are those of the 200 generated people (389 of 4,000
 rejected at first, then 129) times 125; for 10,000 people they differ, because the rule `others: 0.9` rejects more with
-more people. Measurements of it and of `far` are in benchmarks/README.md, "500,000 pictures".
+more people. Measurements of it and of `far` are in docs/results.md, "500,000 pictures".
 """
 
 import argparse

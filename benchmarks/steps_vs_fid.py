@@ -1,8 +1,8 @@
 """Plots of a sweep: a metric over steps and over seconds per picture, with one line per sampler.
 
-    python benchmarks/steps_vs_fid.py runs/sweep/steps runs/sweep/many_steps --out benchmarks/figures
+    python benchmarks/steps_vs_fid.py runs/sweep/steps runs/sweep/many_steps --out docs/figures
 
-Writes one SVG per metric and axis, and prints the tables of benchmarks/README.md. Measures nothing itself.
+Writes one SVG per metric and axis, and prints the tables of docs/results.md. Measures nothing itself.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweeps", nargs="+", help="folders of `raygen sweep`")
     parser.add_argument("--metrics", nargs="+", default=["fd:raygen-parser", "miou:raygen-parser"])
-    parser.add_argument("--out", default="benchmarks/figures")
+    parser.add_argument("--out", default="docs/figures")
     options = parser.parse_args()
     rows = list(rows_of(options.sweeps))
     try:

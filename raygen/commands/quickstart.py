@@ -32,7 +32,7 @@ SIZE: Final = 64
 TRAINING_SEED: Final = 0
 #: Identities that `--train` draws to train on, four pictures each.
 TRAINING_IDENTITIES: Final = 640
-#: Found by experiment (benchmarks/README.md): Karras noise levels do not suit a schedule that ends in pure noise.
+#: Found by experiment (docs/results.md): Karras noise levels do not suit a schedule that ends in pure noise.
 SAMPLER: Final = {"name": "unipc", "steps": 10}
 GUIDANCE: Final = 1.5
 #: Seconds that each model is trained for with `--train`, on two cores.

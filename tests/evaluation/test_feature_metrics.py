@@ -306,7 +306,7 @@ def test_slices_give_every_number_again(world: Path) -> None:
     [
         ({"slices": ["Mael"]}, "did you mean 'Male'"),
         ({"slices": ["hatt"]}, "did you mean 'hat'"),
-        ({"memorization": {"faces": "x"}, "reference": None}, "a `reference` of faces that were held out"),
+        ({"memorization": {"faces": "x"}, "reference": None}, "a `reference` of held-out faces"),
     ],
 )
 def test_what_cannot_be_compared_is_said_first(tmp_path: Path, what: dict, message: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raygen.commands.sweep import _steps_within_5pct
+from raygen.commands.sweep import steps_within_5pct
 from raygen.core.errors import InputError
 from raygen.evaluation.aggregate import ScoreMatrix, aggregate, write_metrics
 from raygen.evaluation.comparison import CELL, check_counts, check_names, side_by_side
@@ -127,7 +127,7 @@ def test_sweeps_follow_the_record(tmp_path: Path) -> None:
     assert [measure.metric for measure in measures] == ["sharpness:net", "miou:net"]
     assert measures[0].lines[0].steps == 10
     assert "higher is better" in measures[0].plots[0]
-    assert list(_steps_within_5pct(rows)) == ["miou:net, ddim", "sharpness:net, ddim"]
+    assert list(steps_within_5pct(rows)) == ["miou:net, ddim", "sharpness:net, ddim"]
 
 
 @pytest.mark.usefixtures("registered")
