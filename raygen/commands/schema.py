@@ -55,7 +55,9 @@ def job_template(name: str, kinds: Mapping[str, str] | None = None) -> str:
     unused = dict(kinds or {})
     fields = {key: job.model_fields[key] for key in job.model_fields if key not in ("kind", "resources", "out")}
     lines = [
-        f"# raygen {name}: {COMMANDS[name].summary}",
+        f"# raygen {name} JOB.yaml",
+        f"# {COMMANDS[name].help}",
+        f"# {COMMANDS[name].reads} -> {COMMANDS[name].writes}",
         "# Replace every ??? and delete what you do not need.",
         f"kind: {name}",
     ]
