@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX, AttributeName, ClassName
+from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX
 from raygen.core.types import Int64Array
 from raygen.planning.base import Planning, conditions_table
 from raygen.planning.identity_pool import (
@@ -21,36 +20,13 @@ from raygen.planning.identity_pool import (
     class_bits,
     draw_donors,
 )
+from raygen.planning.identity_traits import IN_MASK, Attribute, KeptTraits, VariedTraits
 from raygen.store.filenames import portable_ids
 from raygen.store.lookup import Row, RowLookup
 from raygen.store.schemas import ATTRIBUTE_LIST, CONDITIONS, FACES, check_id
 
 __all__ = ["ChosenFaces", "Identities"]
 
-
-_BY_CASEFOLD: Final = {name.casefold(): name for name in ATTRIBUTES}
-#: An attribute in any case.
-Attribute = Annotated[
-    AttributeName,
-    BeforeValidator(lambda name: _BY_CASEFOLD.get(name.casefold(), name) if isinstance(name, str) else name),
-]
-#: Attributes that are visible in a mask: rows with the same mask agree in them, rows with different masks may not.
-IN_MASK: Final = frozenset(
-    (
-        "Bald",
-        "Bangs",
-        "Eyeglasses",
-        "Mouth_Slightly_Open",
-        "Receding_Hairline",
-        "Smiling",
-        "Wearing_Earrings",
-        "Wearing_Hat",
-        "Wearing_Necklace",
-    )
-)
-_HAIR: Final = ("Black_Hair", "Blond_Hair", "Brown_Hair", "Gray_Hair", "Straight_Hair", "Wavy_Hair")
-_VARIED: Final = tuple(n for n in ATTRIBUTES if n in IN_MASK or n in _HAIR or n in ("Blurry", "Wearing_Necktie"))
-_KEPT: Final = tuple(n for n in ATTRIBUTES if n not in _VARIED)
 
 #: A row an identity. Its digest is part of the run id.
 _LISTING: Final = pa.schema(
@@ -75,29 +51,6 @@ _DONORS: Final = pa.schema(
         FACES.field("mask"),
     ]
 )
-
-
-class KeptTraits(Config):
-    """What all pictures of an identity have in common."""
-
-    styles: tuple[ClassName, ...] = Field(
-        ("skin", "nose", "l_eye", "r_eye", "l_brow", "r_brow", "u_lip", "l_lip"),
-        description="classes with the style of the reference face, which must show them; a class in "
-        "neither list has it where the reference shows it",
-    )
-    attributes: tuple[Attribute, ...] = Field(
-        _KEPT, description="attributes with the values of the reference face; an attribute in neither list is unknown"
-    )
-
-
-class VariedTraits(Config):
-    """What each picture takes from its donor."""
-
-    styles: tuple[ClassName, ...] = Field(
-        ("hair", "hat", "eye_g", "ear_r", "neck_l", "cloth", "background"),
-        description="classes with the style of the donor",
-    )
-    attributes: tuple[Attribute, ...] = Field(_VARIED, description="attributes with the values of the donor")
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def test_a_dry_run_probes_the_fewest_steps_of_each_line(world: Path, monkeypatch
     assert found.seconds == pytest.approx(2 * (ddim + unipc))
     assert any("8 cells" in note for note in found.notes)
     assert any("fewest steps of each of 4 lines" in note for note in found.notes)
-    assert any("scaled by their predictions" in note for note in found.notes)
+    assert any("scaled by their steps" in note for note in found.notes)
     assert not (world / "dry").exists()
 
 
@@ -203,7 +203,7 @@ def test_actors_make_the_same_cells(world: Path, swept: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"generate": {"sampler": {"name": "ddim"}}}, "sampler are what a sweep sets"),
+        ({"generate": {"sampler": {"name": "ddim"}}}, "sampler are set by the sweep"),
         ({"generate": {"bach": 3}}, "did you mean 'batch'"),
         ({"samplers": [{"name": "ddim"}, {"name": "ddim"}]}, "ddim is there twice"),
         ({"samplers": [{"name": "unipc", "eta": 1}]}, "eta is an option of ddim"),
