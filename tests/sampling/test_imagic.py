@@ -327,7 +327,7 @@ def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> No
     assert samples.num_rows == 6
     assert samples["error"].null_count == 6
     assert sum(t["accepted"].to_pylist().count(True) for t in store.tables("selection")) == 3
-    assert "3 were there" in load(str(tmp_path / "samples.yaml")).run(lambda _: None).facts["shards"]
+    assert "3 were already committed" in load(str(tmp_path / "samples.yaml")).run(lambda _: None).facts["shards"]
     for line, match in (
         ({"edit_id": "e", "sauce": "x"}, r"line 1: sauce: .*source"),
         ({"edit_id": "my edit", "source": "f0"}, "line 1: edit_id"),
