@@ -87,7 +87,7 @@ def test_the_seed_decides_who_is_tested_on():
 
 
 def test_shares_that_leave_nobody_are_refused():
-    with pytest.raises(ValidationError, match="nobody to train on"):
+    with pytest.raises(ValidationError, match="leave no identity for training"):
         ProceduralDataSet(val=0.5, test=0.5)
 
 
