@@ -9,7 +9,7 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -17,6 +17,8 @@ import pyarrow as pa
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+
+from raygen.core.config import config_classes
 
 ROOT: Final = Path(__file__).parent.parent
 PLACEHOLDER: Final = re.compile(r"^<!-- generate: (\w+) -->$", re.M)
@@ -207,17 +209,10 @@ def _collect(annotation: Any, into: dict[str, type[BaseModel]]) -> None:
     """The models below an annotation, or below the fields of a model, by class name."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         for field in annotation.model_fields.values():
-            for model in _models(field.annotation):
+            for model in config_classes(field.annotation):
                 if model.__name__ not in into:
                     into[model.__name__] = model
                     _collect(model, into)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models(argument)
 
 
 def _rows(fields: Mapping[str, FieldInfo]) -> str:

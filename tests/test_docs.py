@@ -14,7 +14,7 @@ import yaml
 from docs import generate
 from raygen.cli import app
 from raygen.commands.registry import COMMANDS, job_type, load, make
-from raygen.core.config import override
+from raygen.core.config import config_classes, override
 from raygen.core.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -136,7 +136,7 @@ def field_of(model, path):
         field = next((m.model_fields[part] for m in models if part in m.model_fields), None)
         if field is None:
             return None
-        models = list(generate._models(field.annotation))
+        models = config_classes(field.annotation)
     return field
 
 
@@ -179,7 +179,7 @@ def test_settings_exist_and_have_the_defaults_that_a_guide_says(page):
 def test_settings_of_gates_exist():
     gates = {
         get_args(gate.model_fields["kind"].annotation)[0]: gate
-        for gate in generate._models(job_type("select").model_fields["gates"].annotation)
+        for gate in config_classes(job_type("select").model_fields["gates"].annotation)
     }
     name = ""
     for cells in rows(DOCS / "guides" / "select.md", "gate"):

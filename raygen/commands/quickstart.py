@@ -69,7 +69,7 @@ def run_quickstart(settings: Quickstart) -> None:
         {
             **facts,
             "report": page,
-            "pictures": f"{out}/samples (Parquet; opens with pandas, DuckDB, datasets)",
+            "pictures": f"{out}/samples (Parquet: pandas, DuckDB; `datasets` through raygen.load_dataset)",
             "drawn faces": f"{out}/faces",
             "conditions": f"{out}/conditions",
             "scores": f"{out}/scores and {out}/metrics",

@@ -28,7 +28,7 @@ from pydantic import (
 
 from raygen.core.errors import ConfigError
 
-__all__ = ["Config", "Resources", "nearest", "override", "parse", "read_yaml", "tagged_union"]
+__all__ = ["Config", "Resources", "config_classes", "nearest", "override", "parse", "read_yaml", "tagged_union"]
 
 
 MAX_YAML_BYTES = 1 << 20
@@ -185,19 +185,19 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
 
 def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
     """The valid field names at `loc`; in a union of configs those of the chosen member."""
-    models = _models(kind)
+    models = config_classes(kind)
     for part in loc[:-1]:
         chosen = [model for model in models if part in _tags(model)]
         fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
-        models = chosen or [inner for field in fields for inner in _models(field.annotation)] or models
+        models = chosen or [inner for field in fields for inner in config_classes(field.annotation)] or models
     return [name for model in models for name in model.model_fields]
 
 
-def _models(kind: Any) -> list[type[BaseModel]]:
-    """The configs in a type: itself, or the members of a union."""
+def config_classes(kind: Any) -> list[type[BaseModel]]:
+    """The Config classes that an annotation mentions, in order: itself, members of a union, elements of a container."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return [kind]
-    return [model for argument in get_args(kind) for model in _models(argument)]
+    return [model for argument in get_args(kind) for model in config_classes(argument)]
 
 
 def _tags(model: type[BaseModel]) -> tuple[Any, ...]:

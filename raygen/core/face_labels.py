@@ -34,30 +34,6 @@ __all__ = [
 ]
 
 
-#: The 19 semantic classes; a mask holds their indices. Left and right are the person's own sides.
-CLASSES: Final = (
-    "background",
-    "skin",
-    "nose",
-    "eye_g",
-    "l_eye",
-    "r_eye",
-    "l_brow",
-    "r_brow",
-    "l_ear",
-    "r_ear",
-    "mouth",
-    "u_lip",
-    "l_lip",
-    "hair",
-    "hat",
-    "ear_r",
-    "neck_l",
-    "neck",
-    "cloth",
-)
-CLASS_INDEX: Final[Mapping[str, int]] = {name: index for index, name in enumerate(CLASSES)}
-
 ClassName = Literal[
     "background",
     "skin",
@@ -79,6 +55,9 @@ ClassName = Literal[
     "neck",
     "cloth",
 ]
+#: The 19 semantic classes; a mask holds their indices. Left and right are the person's own sides.
+CLASSES: Final[tuple[ClassName, ...]] = get_args(ClassName)
+CLASS_INDEX: Final[Mapping[str, int]] = {name: index for index, name in enumerate(CLASSES)}
 
 #: Official colour of each class, uint8 [19, 3].
 PALETTE: Final[UInt8Array] = np.array(
