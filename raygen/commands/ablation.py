@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from raygen.commands.base import Estimate, Job, ProgressCallback, Result
+from raygen.commands.base import Estimate, Job, ProgressCallback, Result, report_stage
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
 from raygen.commands.registry import COMMANDS, job_type
@@ -117,13 +117,7 @@ class AblationJob(Job):
         measured: dict[str, list[dict[str, Any]]] = {}
         for variant, name, job in self.jobs():
             label = f"{variant}/{name}" if variant else name
-
-            def report_with_label(progress: Any, label: str = label) -> None:
-                note = progress.note or f"{progress.done_rows:,}/{progress.rows:,} rows"
-                progress.note = f"{label}: {note.removeprefix(f'{label}: ')}"
-                report(progress)
-
-            job.run(report_with_label)
+            job.run(report_stage(report, label))
             if isinstance(job, EvaluateJob):
                 measured.setdefault(variant, []).extend(evaluation_rows(job, variant, name))
                 check_comparable(measured)  # now, and not after hours of work on the next variant

@@ -6,7 +6,7 @@ Ray is imported only for a job with `resources.runner: ray`.
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +36,7 @@ __all__ = [
     "open_inputs",
     "outcome_facts",
     "plan_run",
+    "report_stage",
     "run_sharded",
     "runner_of",
     "store_listing",
@@ -197,6 +198,15 @@ def runner_of(resources: Resources) -> Runner:
 def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallback) -> Outcome:
     """Process the missing shards of `work`. Raises the errors of `execute_all`."""
     return execute_all([work], work.build, resources, runner_of(resources), report=report)[0]
+
+
+def report_stage(report: ProgressCallback, stage: str) -> ProgressCallback:
+    """`report` for one stage of a job; the stages of a stage are named after it: `gamma-1/scores/reference`."""
+
+    def report_with_stage(progress: Progress) -> None:
+        report(replace(progress, stage="/".join(filter(None, (stage, progress.stage)))))
+
+    return report_with_stage
 
 
 def outcome_facts(outcome: Outcome) -> dict[str, object]:

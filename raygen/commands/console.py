@@ -77,7 +77,9 @@ class _Lines:
 
     def __call__(self, state: Progress) -> None:
         now = time.monotonic()
-        if now - self.last < HEARTBEAT_S and (state.note or state.done_shards < state.shards):
+        name = f"{self.label} {state.stage}".rstrip()
+        unfinished = state.note or state.done_shards < state.shards
+        if now - self.last < HEARTBEAT_S and unfinished and self.line.startswith(f"  {name}: "):
             return
         line = f"{state.done_rows / max(state.rows, 1):.0%}, {state.note}"
         if not state.note:
@@ -87,10 +89,11 @@ class _Lines:
                 f"{state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}, "
                 f"{state.rate:.1f} rows/s{remaining}{failed}"
             )
+        line = f"  {name}: {line}"
         if line == self.line:
             return
         self.last, self.line = now, line
-        print(f"  {self.label}: {line}", flush=True)
+        print(line, flush=True)
 
 
 class _Bar:
@@ -98,11 +101,18 @@ class _Bar:
 
     def __init__(self, bars: Bars, label: str) -> None:
         self.bars = bars
+        self.label = label
         self.task = bars.add_task(label, total=None, rate="")
 
     def __call__(self, state: Progress) -> None:
         rate = state.note or (f"{state.rate:.1f} rows/s" if state.new_rows else "")
-        self.bars.update(self.task, total=state.rows, completed=state.done_rows, rate=rate)
+        self.bars.update(
+            self.task,
+            description=f"{self.label} {state.stage}".rstrip(),
+            total=state.rows,
+            completed=state.done_rows,
+            rate=rate,
+        )
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from raygen.commands.base import (
     estimate_cost,
     open_inputs,
     plan_run,
+    report_stage,
     run_sharded,
     sum_estimates,
 )
@@ -143,8 +144,8 @@ class EvaluateJob(Job, Sharding):
             raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
         reference, samples = self._reference(), self._samples()
         passes = self._passes(reference, samples)
-        for work in passes.values():
-            run_sharded(work, self.resources, report)
+        for name, work in passes.items():
+            run_sharded(work, self.resources, report_stage(report, name))
         if reference is not None and "reference" in passes:
             reference.record(self.score.by_content(), self.out)
         return Result(self.out, self._write(self._sets(passes, reference, samples), reference, samples))

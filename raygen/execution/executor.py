@@ -46,6 +46,7 @@ class Progress:
     new_rows: int = 0
     first_commit_s: float | None = None
     note: str = ""
+    stage: str = ""  # part of a job that has several
 
     @property
     def rate(self) -> float:

@@ -11,8 +11,9 @@ import pytest
 from raygen.commands.registry import load
 from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
-from raygen.report import edits
+from raygen.report import edits, influence
 from raygen.report.build import build_report
+from raygen.report.run_folder import RunFolder
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import decode_image
 from raygen.store.run_store import open_input
@@ -116,7 +117,7 @@ def test_the_report_draws_both(world: Path) -> None:
     assert "alpha 1.5" in page
 
 
-def test_curves_over_alpha(world: Path) -> None:
+def test_curves_over_alpha(world: Path, tmp_path: Path) -> None:
     store, _ = open_input(str(world / "two/samples"))
     found = edits.edit_scores(store.slices("scores"))
     assert found is not None
@@ -124,6 +125,9 @@ def test_curves_over_alpha(world: Path) -> None:
     assert sum(point.chosen for point in found.by_alpha) == pytest.approx(1)
     assert found.n == sum(sum(t["accepted"].to_pylist()) for t in store.tables("selection"))
     assert edits.edit_scores([]) is None
+    (tmp_path / "faces").symlink_to(world / "two/faces")
+    assert edits.section(RunFolder.open(str(tmp_path))) is None
+    assert influence.section(RunFolder.open(str(tmp_path))) is None
 
 
 def test_metrics_of_edits_and_of_pictures_scored_later(world: Path, tmp_path: Path) -> None:
