@@ -142,5 +142,5 @@ def test_people_have_to_be_counted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="an embedder needs `identity`"):
         make({"kind": "train", **what, "out": f"{tmp_path}/net"})
     job = {"kind": "train", **what, "identity": {"identities": 3}, "out": f"{tmp_path}/net"}
-    with pytest.raises(ConfigError, match="has 4 people; give as many or more"):
+    with pytest.raises(ConfigError, match="has 4 people; set at least this number"):
         make(job).run(lambda _: None)
