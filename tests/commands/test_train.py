@@ -68,6 +68,7 @@ def test_text_mask_and_attributes_train_together_and_are_guided_apart(world: Pat
             {
                 "conditions": str(world / "conditions"),
                 "checkpoint": str(tmp_path / "model"),
+                "ignore": ["attributes"],
                 "batch": 8,
                 "sampler": {"steps": 2},
                 "guidance": guidance,
@@ -144,6 +145,7 @@ def test_a_branch_trains_with_what_its_estimate_looks_like(world: Path, tmp_path
         {
             "conditions": str(world / "conditions"),
             "checkpoint": str(tmp_path / "branch"),
+            "ignore": ["attributes", "text"],
             "batch": 8,
             "sampler": {"name": "dpmpp_2m", "steps": 3},
         },

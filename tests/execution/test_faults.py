@@ -87,7 +87,7 @@ def test_a_hanging_shard_is_ended_with_its_stack_and_set_aside(tmp_path, plan):
 def test_more_actors_than_cpus_is_a_sentence_not_a_hang(tmp_path, plan):
     with pytest.raises(InfrastructureError, match="would leave none"):
         run(tmp_path / "out", plan, workers=50)
-    with pytest.raises(InfrastructureError, match="an actor asks for 1 GPU"):
+    with pytest.raises(InfrastructureError, match="1 worker asks for 1 GPU"):
         run(tmp_path / "out2", plan, gpus=1)
 
 
