@@ -278,15 +278,16 @@ def import_(
 @app.command(rich_help_panel=TOOLS)
 def doctor(
     folder: Annotated[str, typer.Option(help="folder or URL that results would be written to")] = "runs",
+    upload: Annotated[bool, typer.Option("--upload", help="check only what `ray job submit` would upload")] = False,
 ) -> None:
     """Check versions, accelerator, Ray, storage and disk space.
 
     Exits with 4 where a check fails.
     """
-    from raygen.commands.doctor import examine
+    from raygen.commands.doctor import examine, working_folder
 
     marks = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad [/red]"}
-    checks = examine(folder)
+    checks = list(working_folder()) if upload else examine(folder)
     for check in checks:
         console.console.print(f"  {marks[check.status]} [bold]{check.name}[/bold]: ", end="")
         console.console.print(check.detail, markup=False)

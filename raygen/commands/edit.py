@@ -63,7 +63,7 @@ class EditJob(ShardedJob):
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of edits. Checkpoint and faces enter the run id by content, not by path."""
-        settings = self.settings(exclude={"conditions", "ignore", "shard_rows", "max_error_fraction"})
+        settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         settings["faces"] = open_inputs(self.faces, "faces").digest
         settings["judges"] = EditJudge.digests(self.judge)
@@ -79,10 +79,10 @@ class EditJob(ShardedJob):
         values = {name: getattr(self, name) for name in fields}
         config = SampleConfig(run_id=plan.run_id, checkpoint=resolve(self.checkpoint), batch=alphas, **values)
         check_sampling(config)
-        check_conditions(inputs.slices, config, self.ignore, references=True)
+        notes = check_conditions(inputs.slices, config, self.ignore, references=True)
         faces = StoredRows(self.faces, ("image", "mask", "attributes"))
         build = partial(EditWorker, config, self.imagic, self.judge, faces, threads=self.resources.threads)
-        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build)
+        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build, notes=notes)
 
 
 JOB = EditJob

@@ -94,11 +94,11 @@ class GenerateJob(ShardedJob):
 
         Everything that the rows and the model's folder tell is checked here, before anything is written.
         """
-        settings = self.settings(exclude={"conditions", "ignore", "shard_rows", "max_error_fraction"})
+        settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         config = self.sampling("")
         check_sampling(config)
-        check_conditions(rows.slices, config, self.ignore, references=self.references is not None)
+        notes = check_conditions(rows.slices, config, self.ignore, references=self.references is not None)
         if self.score is not None:
             settings["score"] = self.score.by_content()
             if self.score.to_source and self.references is None:
@@ -108,7 +108,7 @@ class GenerateJob(ShardedJob):
         plan = plan_run("generate", settings, rows, batch=self.batch, shard_rows=self.shard_rows, attempt=self.attempt)
         config = config.model_copy(update={"run_id": plan.run_id})
         build = partial(sample_worker, config, self.score, self.resources.threads, self.references)
-        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build)
+        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build, notes=notes)
 
     def sampling(self, run_id: str) -> SampleConfig:
         """The configuration of a worker of this job."""

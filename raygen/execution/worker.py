@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from raygen.core.errors import ConfigError, InputError, RaygenError, StorageError, to_record
 from raygen.core.version import __version__
+from raygen.store.filesystem import PERMANENT
 from raygen.store.run_store import RunStore, Shard
 from raygen.store.schemas import QUARANTINE, SCHEMAS, cast
 
@@ -138,9 +139,12 @@ class ShardWorker:
                 return self._attempt(item)
         except (ConfigError, StorageError) as error:  # every attempt would meet it
             return ShardSummary(item.run, index, "refused", refusal=to_record(error))
-        except InputError as error:
+        except InputError as error:  # a file that reads badly may have been read badly
             return ShardSummary(item.run, index, "failed", error=str(error), refusal=to_record(error))
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in PERMANENT:
+                full = StorageError(f"shard {index}: {error.strerror}")
+                return ShardSummary(item.run, index, "refused", refusal=to_record(full))
             # Out of memory, a lost bucket or a defect fails the attempt. It never becomes a failed row.
             trace = traceback.format_exc(limit=-6)
             sys.stderr.write(f"shard {index}:\n{trace}")

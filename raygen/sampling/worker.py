@@ -154,8 +154,10 @@ def conditions_in(rows: Sequence[Slice]) -> frozenset[str]:
     return frozenset(columns[name] for name in table.column_names if table[name].null_count < table.num_rows)
 
 
-def check_conditions(rows: Sequence[Slice], config: SampleConfig, ignore: Collection[str], *, references: bool) -> None:
-    """`ConfigError` where rows have a condition that the model cannot read and that is not in `ignore`.
+def check_conditions(
+    rows: Sequence[Slice], config: SampleConfig, ignore: Collection[str], *, references: bool
+) -> tuple[str, ...]:
+    """Remarks for the user; `ConfigError` where rows have a condition that the model cannot read, not in `ignore`.
 
     A model that does not read a condition makes pictures without it, and nothing about these pictures would tell:
     identities whose looks change, edits that change nothing. With `use_conditions` the choice was made. `references`:
@@ -172,6 +174,8 @@ def check_conditions(rows: Sequence[Slice], config: SampleConfig, ignore: Collec
             f"Use a model that reads {names}, plan rows without {them}, or accept pictures that do not depend on "
             f"{them} with ignore=[{', '.join(sorted({*ignore, *unread}))}]"
         )
+    ignored = sorted((present - reads) & set(ignore))
+    return (f"the pictures do not depend on {', '.join(ignored)} of the rows (`ignore`)",) if ignored else ()
 
 
 class SampleWorker:

@@ -189,10 +189,11 @@ def test_what_is_written_on_the_way(world: Path, tmp_path: Path) -> None:
         {
             "conditions": str(world / "conditions"),
             "checkpoint": str(tmp_path / "model"),
+            "ignore": ["attributes", "text"],
             "sampler": {"steps": 1},
         },
     )
-    assert made["not read by this model"] == "attributes, text"
+    assert made["note"] == "the pictures do not depend on attributes, text of the rows (`ignore`)"
     folder = tmp_path / "model/training"
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
