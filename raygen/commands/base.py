@@ -251,7 +251,7 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
         "quarantined": manifest["quarantined"] or "none",
         "shards": f"{manifest['shards']} ({progress.resumed_shards} were already committed)",
         "bytes": manifest["bytes"],
-        "rows_per_s": round(progress.rate, 1),
+        **({"rows_per_s": round(progress.rate, 1)} if progress.new_rows else {}),
         "run_id": manifest["run_id"],
         "set_digest": manifest["set_digest"],
     }
