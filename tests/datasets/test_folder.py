@@ -12,7 +12,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.datasets.folder import Files, Folder, refuse_collisions, safe_id
+from raygen.datasets.files import Files, refuse_collisions, safe_id
+from raygen.datasets.folder import Folder
 from raygen.store.images import decode_image, decode_mask, encode_image, encode_mask
 from raygen.store.schemas import check_id
 
@@ -139,8 +140,11 @@ def test_missing_folders_empty_folders_and_files_are_configuration_errors(tmp_pa
 def test_a_ring_of_links_is_an_error_and_not_a_hang(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/ring").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match="symbolic links"):
+    with pytest.raises(ConfigError) as caught:
         Folder(root=str(tmp_path)).listing()
+    assert str(caught.value) == (
+        f"{tmp_path}/a/ring: a symbolic link leads back to a folder above it, so the listing has no end; remove it"
+    )
 
 
 class NoSuchBucket(Exception):
@@ -238,7 +242,7 @@ def test_center_crop_takes_the_middle_and_nothing_is_squeezed(tmp_path):
     save(tmp_path / "x.png", array)
     cropped = only(Folder(root=str(tmp_path), crop="center"))["image"]["bytes"]
     np.testing.assert_array_equal(decode_image(cropped), array[:, 3:13])
-    assert only(Folder(root=str(tmp_path), size=8))["error"].startswith("size: 16x10 is not square")
+    assert only(Folder(root=str(tmp_path), size=8))["error"].startswith(f"size: {tmp_path}/x.png: 16x10 is not square")
 
 
 @pytest.mark.parametrize(("name", "resample"), [("lanczos", Image.Resampling.LANCZOS), ("box", Image.Resampling.BOX)])
@@ -269,7 +273,7 @@ def test_a_mask_may_have_another_size_but_not_another_shape(tmp_path):
     save(tmp_path / "m/wide.png", np.ones((32, 40), np.uint8))
     ok, wide = rows(Folder(root=str(tmp_path / "p"), masks=str(tmp_path / "m"), crop="center"))
     assert decode_mask(ok["mask"]["bytes"]).shape == (32, 32)
-    assert wide["error"] == "size: mask 40x32 on a picture 64x64"
+    assert wide["error"] == f"size: {tmp_path}/p/wide.png: mask 40x32 on a picture 64x64"
 
 
 def test_a_picture_without_the_mask_it_was_promised_is_an_error_row(tmp_path):
@@ -312,12 +316,12 @@ def bad_files():
     png, jpg = encode_image(pixels(40, 40), "png"), io.BytesIO()
     Image.fromarray(pixels(40, 40)).save(jpg, "JPEG")
     deep = io.BytesIO()
-    Image.fromarray(np.zeros((9, 9), np.uint16)).save(deep, "PNG")
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(deep, "TIFF")
     return {
         "bomb.png": (bomb(), "bomb"),
         "cut-too.jpg": (jpg.getvalue()[:500], "truncated"),
         "cut.png": (png[: len(png) // 2], "truncated"),
-        "deep.png": (deep.getvalue(), "mode"),
+        "deep.tif": (deep.getvalue(), "mode"),
         "flip.png": (flipped(png, len(png) // 2), "corrupt"),
         "html.png": (b"<html>404 Not Found</html>", "not_an_image"),
         "none.png": (b"", "empty"),
@@ -353,9 +357,10 @@ def test_a_flipped_bit_anywhere_in_a_png_mask_is_noticed_or_harmless():
     ("name", "save_as", "array", "reason"),
     [
         ("1.png", {}, np.full((12, 12), 19, np.uint8), "label"),
-        ("1.png", {}, np.full((12, 12, 3), 7, np.uint8), "palette"),
+        ("1.png", {}, np.full((12, 12, 3), (7, 8, 9), np.uint8), "palette"),
         ("1.jpg", {}, np.zeros((12, 12), np.uint8), "lossy"),
-        ("1.png", {}, np.zeros((12, 12), np.uint16), "mode"),
+        ("1.png", {}, np.full((12, 12), 300, np.uint16), "label"),
+        ("1.png", {}, np.zeros((12, 12), bool), "mode"),
         ("1.bmp", {"format": "PNG"}, np.zeros((12, 12), np.uint8), "extension"),
     ],
 )
