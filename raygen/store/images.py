@@ -164,8 +164,8 @@ def _reduced(image: Image.Image, factor: int) -> Image.Image:
     kept, info = image.format, image.info
     if image.has_transparency_data:
         image = image.convert("RGBA")
-    elif image.mode != "L":
-        image = to_rgb(image)
+    else:
+        image = image.convert("L") if image.mode in ("1", "L") else to_rgb(image)
     small = image.reduce(factor)
     small.format, small.info = kept, {key: value for key, value in info.items() if key != "transparency"}
     return small

@@ -43,9 +43,13 @@ def only(dataset):
 def test_pictures_are_found_recursively_in_order_and_other_files_are_not(tmp_path):
     for name in ("b/2.png", "a/1.png", "a/deep/er/3.PNG", "z.jpg", ".hidden/4.png", "__MACOSX/5.png", ".6.png"):
         save(tmp_path / name, pixels())
-    (tmp_path / "README").write_text("credits")
+    for name in ("@eaDir/z.jpg/SYNOPHOTO_THUMB_M.jpg", "b/@eaDir/2.png", "#recycle/7.png", "$RECYCLE.BIN/8.png"):
+        save(tmp_path / name, pixels())
+    for name in ("README", "a/Thumbs.db", "a/desktop.ini", "a/raw.heic", "b/raw.HEIC", "b/anim.gif"):
+        (tmp_path / name).write_text("x")
     listing = Folder(root=str(tmp_path)).listing()
     assert listing["face_id"].to_pylist() == ["a-1", "a-deep-er-3", "b-2", "z"]
+    assert listing.schema.metadata == {b"note": b"left out: 2 .heic, 1 without ending, 1 .gif"}
     assert set(listing["split"].to_pylist()) == {"train"}
 
 
@@ -123,6 +127,32 @@ def test_identity_comes_from_folders_or_from_nowhere(tmp_path):
     assert known["more-s1-1"]["identity_id"] == "more-s1"
     assert known["stray"]["error"].startswith("identity:")
     assert {row["identity_id"] for row in rows(Folder(root=str(tmp_path)))} == {None}
+
+
+def test_a_level_names_the_person_above_videos_and_frames(tmp_path):
+    for name in ("p1/v1/1.png", "p1/v2/1.png", "p2/v1/1.png", "p2/2.png", "stray.png"):
+        save(tmp_path / name, pixels())
+    found = {r["face_id"]: r for r in rows(Folder(root=str(tmp_path), identity="folder", level=1))}
+    people = {name: row["identity_id"] for name, row in found.items()}
+    assert people == {"p1-v1-1": "p1", "p1-v2-1": "p1", "p2-v1-1": "p2", "p2-2": "p2", "stray": None}
+    assert found["stray"]["error"].startswith(f"identity: {tmp_path}/stray.png: ")
+    deeper = {r["face_id"]: r for r in rows(Folder(root=str(tmp_path), identity="folder", level=2))}
+    assert deeper["p1-v1-1"]["identity_id"] == "p1-v1"
+    assert deeper["p2-2"]["error"].startswith("identity: ")
+    with pytest.raises(ValueError, match="level"):
+        Folder(root=str(tmp_path), level=1)
+
+
+def test_pictures_in_no_persons_folder_are_refused_together_with_the_way_out(tmp_path):
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, pixels())
+    with pytest.raises(
+        ConfigError, match=r"all 2 pictures lie directly in root \(such as 'a\.png'\).*`identity: none`"
+    ):
+        Folder(root=str(tmp_path), identity="folder").listing()
+    save(tmp_path / "c/d.png", pixels())
+    with pytest.raises(ConfigError, match="less than 2 folders deep"):
+        Folder(root=str(tmp_path), identity="folder", level=2).listing()
 
 
 # --- missing places ---
@@ -283,6 +313,18 @@ def test_a_picture_without_the_mask_it_was_promised_is_an_error_row(tmp_path):
     one, two = rows(Folder(root=str(tmp_path / "p"), masks=str(tmp_path / "m")))
     assert one["error"].startswith("no_mask:")
     assert two["error"] is None
+
+
+def test_masks_that_all_have_other_names_are_a_configuration_error(tmp_path):
+    save(tmp_path / "p/1.png", pixels())
+    save(tmp_path / "m/1_mask.png", np.ones((12, 12), np.uint8))
+    with pytest.raises(ConfigError, match="a mask is '1_mask', a picture '1'"):
+        Folder(root=str(tmp_path / "p"), masks=str(tmp_path / "m")).listing()
+
+
+def test_labels_need_masks(tmp_path):
+    with pytest.raises(ValueError, match="labels"):
+        Folder(root=str(tmp_path), labels="face_parsing")
 
 
 def test_an_empty_or_missing_mask_folder_is_a_configuration_error(tmp_path):
