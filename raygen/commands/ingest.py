@@ -17,7 +17,8 @@ from raygen.core.hashing import canonical
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import IngestWorker
 from raygen.datasets.pictures import file_addresses
-from raygen.store.run_store import Plan, RunStore
+from raygen.store.filesystem import FileStore
+from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "IngestJob"]
 
@@ -37,27 +38,30 @@ class IngestJob(ShardedJob):
         note = (listing.schema.metadata or {}).get(b"note", b"").decode()
         notes = (f"masks: {self.data.count_masks(listing):,} of {len(listing):,}", *([note] if note else []))
         listing = listing.replace_schema_metadata(None)
-        inputs = store_listing(listing, self.out, write=False)
-        plan = plan_run("ingest", {"data": self.data}, inputs, batch=self.batch, shard_rows=self.shard_rows)
-        store = RunStore(self.out)
-        refuse_changed_files(store, plan, listing)
-        store_listing(listing, self.out, write=write)
+        store, settings = RunStore(self.out), {"data": self.data}
+        if write:
+            FileStore(self.out).require()
+        refuse_changed_files(store, settings, listing)
+        inputs = store_listing(listing, self.out, write=write)
+        plan = plan_run("ingest", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         build = partial(IngestWorker, self.data)
         return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing, notes=notes)
 
 
-def refuse_changed_files(store: RunStore, plan: Plan, listing: pa.Table) -> None:
+def refuse_changed_files(store: RunStore, settings: Mapping[str, Any], listing: pa.Table) -> None:
     """`ConfigError` where `store` holds a run of the same settings over other files, with the names of some of them."""
     if not store.storage.exists("plan.json"):
         return
     stored = store.plan()
-    if stored.run_id == plan.run_id or canonical(stored.settings) != canonical(plan.settings):
-        return
+    if stored.kind != "ingest" or canonical(stored.settings) != canonical(settings):
+        return  # the caller is told which settings differ
     try:
-        before = pa.concat_tables([shard.read() for shard in stored.shards]).to_pylist()
+        before = pa.concat_tables([shard.read() for shard in stored.shards])
     except (OSError, ConfigError):
-        return  # the listing was removed; the caller is told that the inputs differ
-    old, new = ({row["face_id"]: row for row in rows} for rows in (before, listing.to_pylist()))
+        return  # the listing was removed: the caller is told that the inputs differ
+    if before.equals(listing):
+        return
+    old, new = ({row["face_id"]: row for row in rows.to_pylist()} for rows in (before, listing))
     groups = {
         "changed": [name for key in new if key in old for name in _changed(old[key], new[key])],
         "new": [_name(row) for key, row in new.items() if key not in old],

@@ -359,7 +359,7 @@ def test_values_of_0_and_1_are_remarked(tmp_path):
 def test_a_damaged_attribute_file_is_a_configuration_error(tmp_path):
     picture(tmp_path / "0.jpg")
     attribute_file(tmp_path, {0: values(0)}, names=(*ATTRIBUTES[:-1], "Old"))
-    with pytest.raises(ConfigError, match="line 2: .*missing: Young; unknown: Old"):
+    with pytest.raises(ConfigError, match=r"line 2: .*missing: Young; unknown: Old"):
         CelebAMask(root=str(tmp_path)).listing()
     attribute_file(tmp_path, {0: values(0), "00000": values(0)})
     with pytest.raises(ConfigError, match="line 4: names picture 0 a second time"):

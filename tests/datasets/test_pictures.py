@@ -102,10 +102,8 @@ def test_an_opaque_alpha_channel_is_dropped(tmp_path):
 def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, name):
     """Pillow (11.0 to 13.0) clips 16-bit grey at 255 where it is converted to RGB."""
     ramp = np.linspace(0, 65_535, 64).astype(np.uint16).reshape(8, 8)
-    assert (
-        np.asarray(Image.fromarray(ramp).convert("RGB")).max()
-        == np.asarray(Image.fromarray(ramp).convert("RGB"))[0, 1, 0]
-    )
+    clipped = np.asarray(Image.fromarray(ramp).convert("RGB"))
+    assert (clipped[ramp > 255] == 255).all()
     (tmp_path / name).write_bytes(encoded(ramp, {"png": "PNG", "tif": "TIFF", "pgm": "PPM"}[name[2:]]))
     stored = decode_image(only(Folder(root=str(tmp_path)))["image"]["bytes"])
     np.testing.assert_array_equal(stored[..., 0], np.round(ramp / 257).astype(np.uint8))
