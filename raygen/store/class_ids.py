@@ -7,7 +7,7 @@ from PIL import Image
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import CLASSES, FACE_PARSING_TO_OFFICIAL, PALETTE, from_palette
-from raygen.core.types import UInt8Array
+from raygen.core.types import AnyArray, Int64Array, UInt8Array
 
 __all__ = ["LabelOrder", "class_ids"]
 
@@ -30,10 +30,10 @@ def class_ids(image: Image.Image, label_order: LabelOrder = "celebamask") -> UIn
     `InputError`: `palette` for unknown or ambiguous colours, `label` for an index above 18, `transparent` where a
     transparent pixel hides a class, `mode` for anything else.
     """
-    ids, by_colour = _ids(image)
-    if int(ids.max(initial=0)) >= len(CLASSES):
-        raise InputError(f"label {int(ids.max())} is above {len(CLASSES) - 1}", reason="label")
-    ids = ids.astype(np.uint8)
+    values, by_colour = _ids(image)
+    if int(values.max(initial=0)) >= len(CLASSES):
+        raise InputError(f"label {int(values.max())} is above {len(CLASSES) - 1}", reason="label")
+    ids: UInt8Array = values.astype(np.uint8)
     if image.has_transparency_data:
         hidden = np.asarray(image.convert("RGBA").getchannel("A")) < 255
         if (hidden & (ids != 0)).any():
@@ -42,7 +42,7 @@ def class_ids(image: Image.Image, label_order: LabelOrder = "celebamask") -> UIn
     return mapped
 
 
-def _ids(image: Image.Image) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.integer]], bool]:
+def _ids(image: Image.Image) -> tuple[AnyArray, bool]:
     """Indices [H, W], and whether they come from official colours."""
     if image.mode == "P":
         return _palette_ids(image)
@@ -104,7 +104,7 @@ def _palette_ids(image: Image.Image) -> tuple[UInt8Array, bool]:
     return index, False
 
 
-def _classes(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _classes(colours: Int64Array, palette: Int64Array) -> Int64Array:
     """Class of each colour [n, 3], or -1.
 
     A palette of nothing but greys up to 18 is that of a grey mask which an optimiser turned into a palette picture.
@@ -115,7 +115,7 @@ def _classes(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:  # type: i
     return np.where(equal.any(axis=1), equal.argmax(axis=1), -1)
 
 
-def _nearest(colours: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def _nearest(colours: Int64Array) -> Int64Array:
     """The coloured class within `_NEAR` of each colour [n, 3], or -1."""
     difference = np.abs(colours[:, None] - PALETTE[None].astype(np.int64)).max(axis=2)  # [n, 19]
     difference[:, 0] = 255

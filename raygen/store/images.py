@@ -149,7 +149,7 @@ def open_image(
 _PILLOW_LIMIT: Final = threading.Lock()
 
 
-def _header(data: bytes, formats: Sequence[str]) -> Image.Image:
+def _header(data: bytes, formats: tuple[str, ...]) -> Image.Image:
     """A picture whose pixels are not decoded yet. Pillow's own limit of pixels is lower than what cameras make."""
     with _PILLOW_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
