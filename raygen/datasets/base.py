@@ -14,7 +14,7 @@ from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.store.schemas import FACES, check_id, reason_of
 
-__all__ = ["FACES_OR_ERROR", "DataSet", "IngestWorker", "faces_table", "load_rows"]
+__all__ = ["FACES_OR_ERROR", "DataSet", "IngestWorker", "faces_table", "is_outage", "load_rows"]
 
 
 #: FACES with a column `error`; rows with an error are quarantined.
@@ -55,7 +55,7 @@ def load_rows(listing: pa.Table, load: Callable[[Mapping[str, Any]], Mapping[str
             check_id(row["face_id"])
             rows.append({"split": "train", **load(row), "face_id": row["face_id"]})
         except (InputError, OSError, ValueError, OverflowError) as error:
-            if isinstance(error, OSError) and _is_outage(error):
+            if isinstance(error, OSError) and is_outage(error):
                 raise
             rows.append(_failed(row, error))
     try:
@@ -69,7 +69,7 @@ _UNFIT: Final = (ValueError, OverflowError, TypeError)
 _OUTAGES: Final = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.ESTALE})
 
 
-def _is_outage(error: OSError) -> bool:
+def is_outage(error: OSError) -> bool:
     """Whether the storage or the machine is at fault, so that the same file may be readable later."""
     return isinstance(error, ConnectionError | TimeoutError) or error.errno in _OUTAGES
 

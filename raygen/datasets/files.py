@@ -51,6 +51,7 @@ class Files:
         self._details: dict[str, Mapping[str, Any]] = {}  # address -> what the storage lists about the file
         with self._explained():
             self._fs, root = fsspec.core.url_to_fs(url)
+            self._fs.invalidate_cache()  # an earlier listing in this process may be older than the files
             self._root = str(root).rstrip("/")
             self.local = isinstance(self._fs, LocalFileSystem)
             if not self._fs.exists(root):
@@ -150,6 +151,8 @@ class Files:
                 facts = (stat.st_size, stat.st_mtime_ns)
         except (OSError, ValueError, KeyError):
             return "absent"
+        except Exception as error:  # see `_explained`; the error has to name this file, not the folder
+            raise ConfigError(f"{address}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
         return hashlib.sha256(repr(tuple(map(str, facts))).encode()).hexdigest()[:12]
 
     def _entry(self, address: str) -> Mapping[str, Any]:

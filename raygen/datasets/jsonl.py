@@ -18,6 +18,7 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX, Split
 from raygen.core.types import UInt8Array
 from raygen.datasets.annotations import RepeatedKey, parse_json
+from raygen.datasets.base import is_outage
 from raygen.datasets.files import Files, refuse_collisions, safe_id
 from raygen.datasets.pictures import LABELS, PictureFile, PictureFiles, read_mask, read_part
 from raygen.store.class_ids import LabelOrder
@@ -97,7 +98,9 @@ class JSONLines(PictureFiles):
             return self._row(listed)
         except InputError as error:
             raise InputError(f"{listed['line']}: {error.args[0]}", reason=error.reason) from error
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        except OSError as error:
+            if is_outage(error):
+                raise
             raise InputError(f"{listed['line']}: {error}", reason=type(error).__name__) from error
 
     def _row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -150,7 +150,12 @@ def read_picture(address: str, *, size: int | None = None, background: Backgroun
 
 def _opaque(image: Image.Image, background: Background | None) -> Image.Image:
     """RGB of a picture with an alpha channel or a transparent colour, laid on the background."""
-    layer = to_rgb(image).convert("RGBA") if image.mode.startswith("I") else image.convert("RGBA")
+    if image.mode.startswith("I"):  # Pillow converts no 16-bit grey with a transparent value
+        layer = to_rgb(image).convert("RGBA")
+        visible = np.asarray(image) != image.info.get("transparency")
+        layer.putalpha(Image.fromarray(np.where(visible, 255, 0).astype(np.uint8)))
+    else:
+        layer = image.convert("RGBA")
     if layer.getchannel("A").getextrema()[0] == 255:
         return layer.convert("RGB")
     if background is None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -112,6 +112,62 @@ def test_a_bad_row_keeps_its_place(tmp_path: Path, fields: dict[str, Any], reaso
     assert rows[0]["error"] is None
     reason, _, text = reason.partition(": ")
     assert rows[1]["error"].startswith(f"{reason}: train.jsonl: line 2: {text}")
+
+
+ODD = [
+    *(
+        0,
+        -1,
+        1e308,
+        10**400,
+        True,
+        "",
+        "x",
+        "\0",
+        "\ud83d",
+        "a/../..",
+        "/",
+        ".",
+        "..",
+        "~",
+        "://",
+        "memory://",
+        "zip://a::b",
+    ),
+    *(
+        [],
+        [[]],
+        [None],
+        [""],
+        ["\ud83d"],
+        [[1, 2, 3, 4]],
+        [[float("inf")] * 4],
+        [[True] * 4],
+        [[1e39, 0, 0]],
+        {},
+        {"a": 1},
+    ),
+    *([[[]]], [{}], ["a" * 5000], "n" * 300, "a.png/b.png"),
+]
+
+
+@pytest.mark.parametrize("key", ["target", "mask", "hint", "prompts", "face_bbox", "keypoints"])
+@pytest.mark.parametrize("masks", ["classes", "person"])
+def test_no_value_of_a_line_ends_the_run(tmp_path: Path, key: str, masks: Literal["classes", "person"]) -> None:
+    root = write(tmp_path)
+    good = {"target": "b.png", "prompts": ["x"]}
+    for value in ODD:
+        line = {"target": "a.png", key: value}
+        (root / "train.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(line)}\n")
+        data = JSONLines(root=str(root), file="train.jsonl", masks=masks)
+        if key == "target" and not isinstance(value, str):
+            with pytest.raises(ConfigError, match="line 2"):
+                data.listing()
+            continue
+        listing = data.listing()
+        rows = data.load(listing).to_pylist()
+        assert rows[0]["error"] is None, value
+        assert rows[1]["error"] is None or "line 2" in rows[1]["error"], (value, rows[1]["error"])
 
 
 def test_null_is_none_for_every_optional_key(tmp_path: Path) -> None:

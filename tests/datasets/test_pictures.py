@@ -66,6 +66,10 @@ def transparent(form):
         return encoded(np.dstack([red, alpha]), "PNG")
     if form == "LA":
         return encoded(np.dstack([red[..., 0], alpha]), "PNG")
+    if form == "16 bit":
+        return encoded(np.where(alpha == 0, 5, 65_535).astype(np.uint16), "PNG", transparency=5)
+    if form == "grey":
+        return encoded(red[..., 0], "PNG", transparency=0)
     if form == "colour":
         return encoded(red, "PNG", transparency=(0, 255, 0))
     if form == "webp":
@@ -75,7 +79,7 @@ def transparent(form):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("form", ["RGBA", "LA", "colour", "webp", "palette"])
+@pytest.mark.parametrize("form", ["RGBA", "LA", "colour", "grey", "16 bit", "webp", "palette"])
 def test_transparent_pixels_have_the_stated_colour_and_never_a_hidden_one(tmp_path, form):
     (tmp_path / ("x.webp" if form == "webp" else "x.png")).write_bytes(transparent(form))
     error = only(Folder(root=str(tmp_path)))["error"]
