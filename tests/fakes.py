@@ -4,6 +4,7 @@ A module of its own, so that Ray's actors can import what they are sent. It impo
 seconds on it.
 """
 
+import errno
 import os
 import signal
 import time
@@ -11,10 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+from fsspec.implementations.memory import MemoryFileSystem
 
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest, run_id
 from raygen.execution.worker import Tables
 from raygen.store.images import encode_image, picture_column
@@ -55,6 +60,10 @@ class Fake:
         if self.kind == "raise_once":
             os.unlink(self.trouble)
             raise MemoryError("out of memory on the device")
+        if self.kind == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.kind == "damaged":
+            raise InputError("the input is damaged", reason="parquet")
         if self.kind == "raise":
             raise RuntimeError("a defect")
         if self.kind == "hang":
@@ -80,6 +89,11 @@ def build(fake: Fake) -> Fake:
     return fake
 
 
+def build_refused(message: str) -> Fake:
+    """What an actor calls where the settings do not fit the model."""
+    raise ConfigError(message)
+
+
 def plan_of(folder: Path, rows: int = 96, *, shard_rows: int = 16, batch: int = 8, name: object = "test") -> Plan:
     """A plan over condition rows r000000 … written into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,3 +103,20 @@ def plan_of(folder: Path, rows: int = 96, *, shard_rows: int = 16, batch: int = 
     path.write_bytes(to_parquet(table))
     shards = make_shards([Slice(str(path), 0, rows)], shard_rows)
     return Plan("generate", run_id({"name": name, "rows": rows}), {"name": name}, batch, shards)
+
+
+class Shelf(MemoryFileSystem):
+    """A storage that is neither a disk nor a known service: `shelf://folder/file`, in the memory of this process."""
+
+    protocol = "shelf"
+    store: ClassVar[dict[str, object]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("shelf://", "memory://")))
+
+    @classmethod
+    def register(cls) -> None:
+        """Let fsspec open such URLs."""
+        fsspec.register_implementation("shelf", cls, clobber=True)

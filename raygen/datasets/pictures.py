@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import Field
 
 from raygen.core.errors import InputError
+from raygen.core.location import Location
 from raygen.core.types import BoolArray, UInt8Array
 from raygen.datasets.base import DataSet, load_rows
 from raygen.datasets.files import Files, Noticed, base_name, join, read
@@ -201,7 +202,7 @@ def read_part(address: str) -> BoolArray:
 class PictureFiles(DataSet):
     """Base of data sets of picture files: where the files are, and how pictures are cropped and resized."""
 
-    root: str = Field(min_length=1, description="folder or fsspec URL")
+    root: Location = Field(min_length=1, description="folder or fsspec URL")
     size: int | None = Field(None, ge=8, le=4096, description="side of the stored square pictures and masks, pixels")
     crop: Literal["none", "center"] = Field("none", description="cut the largest centred square out first")
     resample: Literal["lanczos", "box"] = Field(

@@ -16,6 +16,7 @@ from raygen.datasets.files import Files, refuse_collisions, safe_id
 from raygen.datasets.folder import Folder
 from raygen.store.images import decode_image, decode_mask, encode_image, encode_mask
 from raygen.store.schemas import check_id
+from tests.fakes import Shelf
 
 
 def pixels(height=12, width=12, seed=0):
@@ -188,20 +189,20 @@ class Broken(MemoryFileSystem):
         raise NoSuchBucket("the bucket does not exist")
 
 
-@pytest.mark.parametrize("root", ["broken://bucket/faces", "memory://nowhere", "nosuchprotocol://x"])
+@pytest.mark.parametrize("root", ["broken://bucket/faces", "shelf://nowhere", "nosuchprotocol://x"])
 def test_a_missing_bucket_is_a_configuration_error(root):
     fsspec.register_implementation("broken", Broken, clobber=True)
+    Shelf.register()
     with pytest.raises(ConfigError, match=root):
         Folder(root=root).listing()
 
 
 def test_any_fsspec_url_is_read(tmp_path):
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file("/faces-test/a/1.png", encode_image(pixels(), "png"))
-    dataset = Folder(root="memory://faces-test", identity="folder")
-    assert dataset.listing()["image"].to_pylist() == ["memory://faces-test/a/1.png"]
+    Shelf.register()
+    fsspec.filesystem("shelf").pipe_file("/faces-test/a/1.png", encode_image(pixels(), "png"))
+    dataset = Folder(root="shelf://faces-test", identity="folder")
+    assert dataset.listing()["image"].to_pylist() == ["shelf://faces-test/a/1.png"]
     assert only(dataset)["identity_id"] == "a"
-    memory.rm("/faces-test", recursive=True)
 
 
 def test_pictures_in_a_zip_are_read(tmp_path):

@@ -15,6 +15,7 @@ from raygen.datasets.folder import Folder
 from raygen.datasets.pictures import read_picture
 from raygen.store import images
 from raygen.store.images import decode_image
+from tests.fakes import Shelf
 
 
 def pixels(height=12, width=12, seed=0):
@@ -205,9 +206,10 @@ def test_with_content_only_the_bytes_count(tmp_path):
 
 
 def test_one_listing_is_enough_on_remote_storage(monkeypatch):
-    memory = fsspec.filesystem("memory")
+    Shelf.register()
+    memory = fsspec.filesystem("shelf")
     memory.pipe({f"/versions-test/{name}.png": encoded(pixels(), "PNG") for name in "ab"})
-    dataset = Folder(root="memory://versions-test")
+    dataset = Folder(root="shelf://versions-test")
     before = versions(dataset)
     memory.pipe_file("/versions-test/b.png", encoded(pixels(seed=1), "PNG"))
     for call in ("info", "ls"):
@@ -218,12 +220,11 @@ def test_one_listing_is_enough_on_remote_storage(monkeypatch):
         assert not [path for path in calls if path.endswith(".png")], "no request for each file"
     assert after["a"] == before["a"]
     assert after["b"] != before["b"]
-    files = Files("memory://versions-test")
-    assert files.versions([["memory://versions-test/b.png"], ["memory://versions-test/c.png"]], "time") == [
+    files = Files("shelf://versions-test")
+    assert files.versions([["shelf://versions-test/b.png"], ["shelf://versions-test/c.png"]], "time") == [
         after["b"],
         ["absent"],
     ], "files that were not listed are looked up in their folder"
-    memory.rm("/versions-test", recursive=True)
 
 
 def test_files_in_a_zip_change_with_their_checksum(tmp_path):
