@@ -17,7 +17,7 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASSES, SplitName, split_of
 from raygen.core.types import BoolArray, UInt8Array
 from raygen.datasets.annotations import attribute_lines, attribute_note, attribute_values, lines_by_number
-from raygen.datasets.files import Files, join, refuse_collisions
+from raygen.datasets.files import Files, join, left_out, refuse_collisions
 from raygen.datasets.pictures import LABELS, PictureFiles, read_mask, read_part
 from raygen.store.class_ids import LabelOrder
 
@@ -130,7 +130,7 @@ class CelebAFiles(PictureFiles):
     def listing(self) -> pa.Table:
         """A row a picture, in the order of the numbers; `reason` and `problem` say why a row cannot be loaded."""
         files = Files(self.root)
-        images = self._images(files)
+        images, others = self._images(files)
         parts, masks = self._masks(files)
         if not (parts or masks) and self.masks != "auto":
             raise ConfigError(f"{self.root}: holds no masks of the kind {self.masks!r}")
@@ -151,16 +151,18 @@ class CelebAFiles(PictureFiles):
                 rows.append({**row, **self._labels(number, annotations)})
             except InputError as error:
                 rows.append({**row, "reason": error.reason, "problem": error.args[0]})
-        note = "" if annotations.attributes is None else attribute_note(annotations.attributes)
-        return self.listing_table(files, rows, LISTING, note)
+        notes = (others, "" if annotations.attributes is None else attribute_note(annotations.attributes))
+        return self.listing_table(files, rows, LISTING, "; ".join(filter(None, notes)))
 
-    def _images(self, files: Files) -> dict[int, str]:
-        """Number -> name of the picture, from the first folder that has any."""
+    def _images(self, files: Files) -> tuple[dict[int, str], str]:
+        """Number -> name of the picture, from the first folder that has any; and a note on its other files."""
         for folder in IMAGE_FOLDERS if self.images is None else (self.images,):
-            images = [(match[1], name) for name in files.names(folder, depth=1) if (match := _IMAGE.fullmatch(name))]
+            names = files.names(folder, depth=1)
+            images = [(match[1], name) for name in names if (match := _IMAGE.fullmatch(name))]
             refuse_collisions((f"{int(number):05d}", name) for number, name in images)
             if images:
-                return {int(number): f"{folder}/{name}" if folder else name for number, name in images}
+                others = left_out(name for name in names if not _IMAGE.fullmatch(name)) if folder else ""
+                return {int(number): f"{folder}/{name}" if folder else name for number, name in images}, others
         folders = f"in {self.images}/" if self.images else f"in {'/, '.join(IMAGE_FOLDERS[:-1])}/ or flat"
         raise ConfigError(f"{self.root}: holds no pictures named by number {folders}{files.examples()}")
 

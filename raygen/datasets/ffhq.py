@@ -8,7 +8,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError
-from raygen.datasets.files import Files, refuse_collisions
+from raygen.datasets.files import Files, left_out, refuse_collisions
 from raygen.datasets.pictures import PictureFiles
 
 __all__ = ["FFHQ"]
@@ -38,7 +38,8 @@ class FFHQ(PictureFiles):
         """face_id (the five-digit number), split, image; in the order of the numbers."""
         files = Files(self.root)
         for folder in IMAGE_FOLDERS if self.images is None else (self.images,):
-            matches = [(match, name) for name in files.names(folder, depth=2) if (match := _IMAGE.fullmatch(name))]
+            names = files.names(folder, depth=2)
+            matches = [(match, name) for name in names if (match := _IMAGE.fullmatch(name))]
             if matches:
                 break
         else:
@@ -56,7 +57,7 @@ class FFHQ(PictureFiles):
             }
             for number, name in sorted(images)[: self.limit]
         ]
-        return self.listing_table(files, rows, _LISTING)
+        return self.listing_table(files, rows, _LISTING, left_out(n for n in names if not _IMAGE.fullmatch(n)))
 
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The FACES row of one listing row."""

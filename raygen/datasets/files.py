@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from fsspec.implementations.local import LocalFileSystem
 from raygen.core.errors import ConfigError, InputError
 from raygen.store.schemas import check_id
 
-__all__ = ["Files", "Noticed", "base_name", "join", "read", "refuse_collisions", "safe_id", "system_file"]
+__all__ = ["Files", "Noticed", "base_name", "join", "left_out", "read", "refuse_collisions", "safe_id", "system_file"]
 
 
 #: How a changed file is noticed: by its size and time (or ETag), or by a hash of its content.
@@ -41,6 +42,12 @@ def system_file(name: str) -> bool:
     """Whether a relative name is that of a hidden file, or lies in a hidden folder or one of the system."""
     parts = name.lower().split("/")
     return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts) or parts[-1] in _SYSTEM_FILES
+
+
+def left_out(names: Iterable[str]) -> str:
+    """`left out: 3 .gif, 1 .txt`: how many of these files there are, by ending; those of the system do not count."""
+    endings = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names if not system_file(name))
+    return f"left out: {', '.join(f'{n:,} {ending}' for ending, n in endings.most_common(8))}" if endings else ""
 
 
 class Files:

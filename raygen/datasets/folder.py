@@ -1,8 +1,7 @@
 """Any folder of pictures as a data set."""
 
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final, Literal, Self
 
@@ -11,7 +10,7 @@ from pydantic import Field, model_validator
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import Split
-from raygen.datasets.files import Files, refuse_collisions, safe_id, system_file
+from raygen.datasets.files import Files, left_out, refuse_collisions, safe_id, system_file
 from raygen.datasets.pictures import FORMAT_OF, LABELS, PictureFiles, is_picture, read_mask
 from raygen.store.class_ids import LabelOrder
 
@@ -52,11 +51,9 @@ class Folder(PictureFiles):
         mask_addresses = set(masks.values())
         everything = [name for name in files.names() if not system_file(name)]
         names = [name for name in everything if is_picture(name) and files.address(name) not in mask_addresses]
-        left_out = _left_out(everything)
+        note = left_out(name for name in everything if not is_picture(name))
         if not names:
-            raise ConfigError(
-                f"{self.root}: holds no pictures ({', '.join(sorted(FORMAT_OF))}); {left_out}".rstrip("; ")
-            )
+            raise ConfigError(f"{self.root}: holds no pictures ({', '.join(sorted(FORMAT_OF))}); {note}".rstrip("; "))
         refuse_collisions((safe_id(_stem(name)), name) for name in names)
         persons = {name: self._person(name) for name in names}
         if self.identity == "folder":
@@ -78,7 +75,7 @@ class Folder(PictureFiles):
             }
             for name in names[: self.limit]
         ]
-        return self.listing_table(files, rows, _LISTING, left_out)
+        return self.listing_table(files, rows, _LISTING, note)
 
     def _person(self, name: str) -> str:
         """The folders that name the person in a picture; empty where there is none."""
@@ -117,12 +114,6 @@ class Folder(PictureFiles):
 
 
 _LISTING: Final = pa.schema([(n, pa.string()) for n in ("face_id", "split", "image", "mask", "identity_id")])
-
-
-def _left_out(names: Iterable[str]) -> str:
-    """`left out: 3 .gif, 1 .txt`: how many files are no pictures, by ending; empty where all are."""
-    endings = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names if not is_picture(name))
-    return f"left out: {', '.join(f'{n:,} {ending}' for ending, n in endings.most_common(8))}" if endings else ""
 
 
 def _stem(name: str) -> str:

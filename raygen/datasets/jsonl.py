@@ -64,6 +64,8 @@ class JSONLines(PictureFiles):
         refuse_collisions((row["face_id"], row["name"]) for row in rows)
         if len({row["face_id"] for row in rows}) != len(rows):
             raise ConfigError(f"{self.file}: a picture is listed twice")
+        if self.labels != "celebamask" and not any(row.get("mask") for row in rows):
+            raise ConfigError(f"{self.file}: `labels: {self.labels}` is for masks, and no line has one")
         rows = [{key: row[key] for key in row if key != "name"} for row in rows[: self.limit]]
         return self.listing_table(files, rows, _LISTING)
 

@@ -385,6 +385,13 @@ def test_identities(tmp_path):
     assert [row["identity_id"] for row in rows(CelebAMask(root=str(tmp_path)))] == ["3698", "59"]
 
 
+def test_other_files_among_the_pictures_are_counted(tmp_path):
+    picture(tmp_path / "CelebA-HQ-img/0.jpg")
+    for name in ("1.gif", "2.gif", "face.jpg", "Thumbs.db"):
+        (tmp_path / "CelebA-HQ-img" / name).touch()
+    assert CelebAMask(root=str(tmp_path)).listing().schema.metadata == {b"note": b"left out: 2 .gif, 1 .jpg"}
+
+
 def test_two_files_with_one_number_are_refused(tmp_path):
     for name in ("7.jpg", "00007.png"):
         picture(tmp_path / name)

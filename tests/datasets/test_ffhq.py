@@ -63,7 +63,9 @@ def test_a_bad_file_is_a_row_beside_good_ones(tmp_path):
 
 def test_names_of_stylegans_data_set_tool(tmp_path):
     tree(tmp_path, ["00000/img00000000.png", "00060/img00060001.png"])
-    (tmp_path / "dataset.json").write_text("{}")
+    for name in ("dataset.json", "00000/00002.tif", "00000/00003.tif", ".DS_Store"):
+        (tmp_path / name).write_text("{}")
     listing = FFHQ(root=str(tmp_path)).listing()
+    assert listing.schema.metadata == {b"note": b"left out: 2 .tif, 1 .json"}
     assert listing["face_id"].to_pylist() == ["00000", "60001"]
     assert listing["split"].to_pylist() == ["train", "val"]

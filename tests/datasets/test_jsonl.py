@@ -204,6 +204,8 @@ def test_labels_of_face_parsing_are_mapped_for_class_masks_only(tmp_path: Path) 
     )
     mask = decode_mask(data.load(data.listing())["mask"][0]["bytes"].as_py())
     assert np.unique(mask).tolist() == [0, CLASS_INDEX["r_brow"]], "3 is r_brow there"
+    with pytest.raises(ConfigError, match="no line has one"):
+        JSONLines(root=str(write(tmp_path, {"target": "b.png"})), file="train.jsonl", labels="face_parsing").listing()
     with pytest.raises(ValueError, match="labels"):
         JSONLines(root=str(tmp_path), file="train.jsonl", labels="face_parsing", masks="person")
 
