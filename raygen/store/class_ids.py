@@ -88,13 +88,10 @@ def _palette_ids(image: Image.Image) -> tuple[UInt8Array, bool]:
         table = np.zeros(256, np.uint8)
         table[used] = by_colour
         return table[index], True
-    if unclear := [i for i, k in zip(used.tolist(), by_colour.tolist(), strict=True) if k >= 0 and (i, k) != (0, 0)]:
-        i = unclear[0]
-        raise InputError(
-            f"some palette colours are official and others are not: index {i} has the colour of class "
-            f"{by_colour[used.tolist().index(i)]}; {_WAY_OUT}",
-            reason="palette",
-        )
+    for i, k in zip(used.tolist(), by_colour.tolist(), strict=True):
+        if k >= 0 and k != i:
+            text = f"palette index {i} has the official colour of class {k}, and not all colours are official"
+            raise InputError(f"{text}; {_WAY_OUT}", reason="palette")
     near = _nearest(colours)
     coloured = colours.max(axis=1) > _NEAR
     if coloured.any() and (near[coloured] >= 0).all() and (near != used)[coloured].any():

@@ -77,8 +77,9 @@ def test_a_grey_mask_that_an_optimiser_stored_with_a_palette_keeps_its_values():
         np.repeat(np.arange(256)[:, None], 3, axis=1),
         np.zeros((19, 3)),
         PALETTE,
+        np.vstack([PALETTE[:10], np.arange(27).reshape(9, 3) + 100]),
     ],
-    ids=["other", "ramp", "grey", "black", "official"],
+    ids=["other", "ramp", "grey", "black", "official", "official as far as known"],
 )
 def test_indices_count_where_the_palette_is_official_or_has_no_official_colour(colours):
     np.testing.assert_array_equal(decode_mask(png(with_palette(mask(), colours))), mask())
@@ -88,7 +89,7 @@ def test_a_palette_that_is_partly_official_is_refused():
     colours = PALETTE.copy()
     colours[[1, 2]] = PALETTE[[2, 1]]
     colours[13] = (1, 2, 3)
-    with pytest.raises(InputError, match="index 1 has the colour of class 2") as caught:
+    with pytest.raises(InputError, match="index 1 has the official colour of class 2") as caught:
         decode_mask(png(with_palette(mask(), colours)))
     assert caught.value.reason == "palette"
 
