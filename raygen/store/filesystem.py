@@ -63,6 +63,13 @@ class FileStore:
         """Write or overwrite `name` atomically: readers see all of it or nothing."""
         self._write(name, data, once=False)
 
+    def update(self, name: str, data: bytes) -> None:
+        """`put`, unless `name` holds these bytes already: a repeated command leaves its results as they are."""
+        with suppress(FileNotFoundError):
+            if self.get(name) == data:
+                return
+        self.put(name, data)
+
     def put_once(self, name: str, data: bytes) -> bool:
         """Create `name`; False if it exists. Atomic where `creates_once()`."""
         return self._write(name, data, once=True)
