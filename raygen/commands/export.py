@@ -132,6 +132,7 @@ class ExportJob(ShardedJob):
                 "data card": f"{self.out}/{CARD}",
                 "finish_s": round(time.time() - began, 1),
                 **{name: facts[name] for name in ("shards", "rows_per_s", "run_id", "set_digest")},
+                **({"warning": "; ".join(warnings)} if (warnings := self.format.warnings()) else {}),
             },
         )
 
@@ -146,7 +147,7 @@ class ExportJob(ShardedJob):
         exported = worker.start(rows)()["exported"]
         seconds = (time.perf_counter() - began) / rows.num_rows
         size = sum(value or 0 for key in ("bytes", "mask_bytes") for value in exported[key].to_pylist()) / rows.num_rows
-        notes = [f"timed on {rows.num_rows} rows with one worker on this machine"]
+        notes = [f"timed on {rows.num_rows} rows with one worker on this machine", *self.format.warnings()]
         if listing.failed or listing.unselected:
             notes.append(f"left out: {listing.failed:,} failed before, {listing.unselected:,} not selected")
         if listing.too_few:

@@ -145,6 +145,8 @@ def _front_matter(title: str, config: CardConfig, format: Export, source: Export
     if format.hub_files is not None:
         files = [{"split": "train", "path": format.hub_files}]
         fields["configs"] = [{"config_name": "default", "data_files": files}]
+    if (features := format.hub_features(masks=totals.masks > 0)) is not None:
+        fields["dataset_info"] = {"config_name": "default", "features": features}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
