@@ -18,6 +18,7 @@ from raygen.core.face_labels import ATTRIBUTES, CLASSES, SplitName, split_of
 from raygen.core.types import UInt8Array
 from raygen.datasets.folder import Files, PictureFiles, read, read_mask, refuse_collisions
 from raygen.store.images import decode_image
+from raygen.store.schemas import FACES
 
 __all__ = ["CelebAFiles", "CelebAMask", "attribute_values", "merge_parts", "number_of"]
 
@@ -53,7 +54,7 @@ LISTING: Final = pa.schema(
         ("mask", pa.string()),
         ("parts", pa.list_(pa.string())),
         ("attributes", pa.string()),
-        ("texts", pa.map_(pa.string(), pa.string())),
+        FACES.field("texts"),
         ("identity_id", pa.string()),
         ("reason", pa.string()),
         ("problem", pa.string()),

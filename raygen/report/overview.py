@@ -49,7 +49,8 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         conditions = [name for name in ("mask", "attributes", "text") if first.get(name)]
         names = {"joint": "all"}
         # A weight of 1 is no guidance.
-        weights = [f"{names.get(k, k)} {weight:g}" for k, weight in first.get("guidance") or [] if weight != 1]
+        guidance = (first.get("guidance") or {}).items()
+        weights = [f"{names.get(k, k)} {weight:g}" for k, weight in guidance if weight not in (None, 1)]
         facts = [
             ("Model", f"checkpoint {str(first.get('checkpoint') or 'unknown')[:12]}"),
             ("Conditions", " + ".join(conditions) or "none"),

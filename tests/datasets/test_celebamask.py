@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX, CLASSES, PALETTE, colorize
+from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX, CLASSES, PALETTE, attribute_list, colorize
 from raygen.datasets.base import FACES_OR_ERROR, IngestWorker
 from raygen.datasets.celebamask import CelebAMask, attribute_values, merge_parts, number_of
 from raygen.store.images import decode_image, decode_mask
@@ -209,13 +209,13 @@ def test_attributes_with_irregular_spacing(tmp_path, name):
         picture(tmp_path / f"CelebA-HQ-img/{number}.jpg")
     attribute_file(tmp_path, {0: values(0), 12: values(12), 13: values(13)}, name=name)
     found = rows(CelebAMask(root=str(tmp_path)))
-    assert [row["attributes"] for row in found] == [values(0), values(12)]
+    assert [attribute_list(row["attributes"]) for row in found] == [values(0), values(12)]
 
 
 def test_attributes_follow_the_names_in_the_file(tmp_path):
     picture(tmp_path / "0.jpg")
     attribute_file(tmp_path, {0: list(reversed(values(0)))}, names=tuple(reversed(ATTRIBUTES)))
-    assert only(CelebAMask(root=str(tmp_path)))["attributes"] == values(0)
+    assert attribute_list(only(CelebAMask(root=str(tmp_path)))["attributes"]) == values(0)
 
 
 def test_without_the_file_attributes_are_null(tmp_path):
@@ -239,7 +239,7 @@ def test_bad_attribute_values_cost_their_own_row(tmp_path):
     reasons = [row["error"] and row["error"].split(":")[0] for row in found]
     assert reasons == ["attributes", "attributes", "attributes", None, "attributes", "attributes"]
     assert "5_o_Clock_Shadow is '2'" in found[0]["error"]
-    assert found[3]["attributes"][0] == 0
+    assert found[3]["attributes"]["5_o_Clock_Shadow"] == 0
 
 
 def test_a_damaged_attribute_file_is_a_configuration_error(tmp_path):

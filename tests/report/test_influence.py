@@ -77,20 +77,19 @@ def test_maps_are_the_shares_of_the_scores(world: Path) -> None:
     store, _ = open_input(str(world / "one/samples"))
     maps = pa.concat_tables(store.tables("influence"))
     scores = [r for r in pa.concat_tables(store.tables("scores")).to_pylist() if r["metric"].startswith("influence:")]
-    assert maps.num_rows == 12 * 3
+    assert maps.num_rows == 12 * 3 * 3, "a row for each picture, kept step, and expert or estimate"
     assert len(scores) == 12 * 2
     vectors = {(r["sample_id"], r["metric"].partition(":")[2]): r["vector"] for r in scores}
     steps = sorted(set(maps["step"].to_pylist()), reverse=True)
     assert len(steps) == 3
-    for row in maps.to_pylist():
-        held = dict(row["maps"])
-        assert set(held) == {"mask", "text", "x0"}
-        shares = {name: decode_image(held[name]["bytes"])[..., 0].astype(float) / 255 for name in ("mask", "text")}
+    held = {(r["sample_id"], r["step"], r["name"]): r["map"]["bytes"] for r in maps.to_pylist()}
+    for row_id, step in {(row_id, step) for row_id, step, _ in held}:
+        shares = {name: decode_image(held[row_id, step, name])[..., 0].astype(float) / 255 for name in ("mask", "text")}
         np.testing.assert_allclose(shares["mask"] + shares["text"], 1, atol=1.01 / 255)
-        if row["step"] in (steps[0], steps[-1]):  # the first and the last step are kept
-            place = 0 if row["step"] == steps[0] else 3
-            assert shares["mask"].mean() == pytest.approx(vectors[row["sample_id"], "mask"][place], abs=1 / 255)
-    last = {r["sample_id"]: dict(r["maps"])["x0"]["bytes"] for r in maps.to_pylist() if r["step"] == steps[-1]}
+        if step in (steps[0], steps[-1]):  # the first and the last step are kept
+            place = 0 if step == steps[0] else 3
+            assert shares["mask"].mean() == pytest.approx(vectors[row_id, "mask"][place], abs=1 / 255)
+    last = {row_id: data for (row_id, step, name), data in held.items() if (step, name) == (steps[-1], "x0")}
     assert decode_image(last[maps["sample_id"][0].as_py()]).shape == (16, 16, 3)
 
 
