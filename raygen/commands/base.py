@@ -7,7 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from pydantic import Field
@@ -17,9 +17,11 @@ from raygen.core.errors import ConfigError
 from raygen.core.hashing import digest, run_id
 from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, execute_all, local_runner
 from raygen.execution.worker import Worker
+from raygen.metrics.noise import check_noise
 from raygen.store.filesystem import FileStore
+from raygen.store.lookup import evenly, images_of
 from raygen.store.parquet import Slice, read_slice, to_parquet
-from raygen.store.run_store import Plan, make_shards, open_input
+from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 
 __all__ = [
     "Estimate",
@@ -33,6 +35,7 @@ __all__ = [
     "Throughput",
     "estimate_cost",
     "extrapolate",
+    "noise_facts",
     "open_inputs",
     "outcome_facts",
     "plan_run",
@@ -118,7 +121,7 @@ class ShardedJob(Job, Sharding):
     def run(self, report: ProgressCallback) -> Result:
         """Process every shard that is not committed yet."""
         work = self.prepare(write=True)
-        facts = outcome_facts(run_sharded(work, self.resources, report))
+        facts = outcome_facts(run_sharded(work, self.resources, report)) | noise_facts(work.store)
         return Result(self.out, {**facts, "note": "; ".join(work.notes)} if work.notes else facts)
 
     def estimate(self) -> Estimate:
@@ -221,6 +224,18 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
         "run_id": manifest["run_id"],
         "set_digest": manifest["set_digest"],
     }
+
+
+#: Pictures of a run that are looked at.
+LOOKED_AT: Final = 64
+
+
+def noise_facts(store: RunStore, name: str = "warning") -> dict[str, object]:
+    """Says how many pictures of SAMPLES or FACES, evenly spaced, are noise or of one colour; empty where none are."""
+    table = next((table for table in ("samples", "faces") if store.has(table)), None)
+    pieces = [] if table is None else store.slices(table)
+    found = check_noise(images_of(evenly(pieces, LOOKED_AT, ["image"])))
+    return {name: sentence} if found is not None and (sentence := found.sentence()) else {}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from raygen.commands.base import (
     Result,
     Sharding,
     estimate_cost,
+    noise_facts,
     open_inputs,
     plan_run,
     report_stage,
@@ -290,6 +291,8 @@ class EvaluateJob(Job, Sharding):
         run, protocols, features = self._protocols(reference, samples)
         stores = pictures_of(reference, samples)
         facts = write_unpaired(stores if self.score.parser is not None else {}, protocols, folder)
+        for where, (store, _, _) in stores.items():
+            facts |= noise_facts(store, "warning" if where == "all" else f"warning [{where}]")
         training, grouping = sets.pop(TRAINING, None), Grouping() if samples is None else grouping_of(samples)
         finish = partial(
             aggregate,

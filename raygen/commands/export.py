@@ -22,6 +22,7 @@ from raygen.commands.base import (
     ShardedJob,
     Throughput,
     extrapolate,
+    noise_facts,
     outcome_facts,
     plan_run,
     run_sharded,
@@ -96,7 +97,9 @@ class ExportJob(ShardedJob):
     def run(self, report: ProgressCallback) -> Result:
         """Export every shard, then join the pieces and write the card."""
         source, scores = self._source(), self._scores()
-        listing = self._listing(source)
+        listing, noise = self._listing(source), {}
+        if self.format.pictures:
+            noise = noise_facts(source.store)
         work = self._prepared(source, listing, write=True)
         outcome = run_sharded(work, self.resources, report)
 
@@ -109,6 +112,7 @@ class ExportJob(ShardedJob):
                 totals,
                 scores,
                 marks=self._marks(source),
+                warning=str(noise.get("warning", "")),
                 job=self.public_document(source),
             )
 
@@ -132,7 +136,9 @@ class ExportJob(ShardedJob):
                 "data card": f"{self.out}/{CARD}",
                 "finish_s": round(time.time() - began, 1),
                 **{name: facts[name] for name in ("shards", "rows_per_s", "run_id", "set_digest")},
-                **({"warning": "; ".join(warnings)} if (warnings := self.format.warnings()) else {}),
+                **(
+                    {"warning": "; ".join(warnings)} if (warnings := (*self.format.warnings(), *noise.values())) else {}
+                ),
             },
         )
 

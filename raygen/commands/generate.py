@@ -15,6 +15,7 @@ from raygen.commands.base import (
     Result,
     ShardedJob,
     estimate_cost,
+    noise_facts,
     open_inputs,
     outcome_facts,
     plan_run,
@@ -117,7 +118,7 @@ class GenerateJob(ShardedJob):
     def run(self, report: ProgressCallback) -> Result:
         """See `ShardedJob.run`. The facts also list the conditions that the model does not read."""
         work = self.prepare(write=True)
-        facts = outcome_facts(run_sharded(work, self.resources, report))
+        facts = outcome_facts(run_sharded(work, self.resources, report)) | noise_facts(work.store)
         unread = self._unread(work)
         return Result(self.out, {**facts, **({"not read by this model": ", ".join(unread)} if unread else {})})
 

@@ -91,11 +91,13 @@ def write_card(
     scores: Sequence[Mapping[str, Any]],
     *,
     marks: bool,
+    warning: str = "",
     job: Mapping[str, Any],
 ) -> str:
     """README.md of the data set: YAML front matter, then Markdown.
 
-    `scores`: METRICS rows. `marks`: whether pictures are marked as synthetic. `job`: the job as the card prints it.
+    `scores`: METRICS rows. `marks`: whether pictures are marked as synthetic. `warning`: what was found where pictures
+    are noise. `job`: the job as the card prints it.
     """
     kind = {"model": "synthetic faces", "program": "drawn faces", None: "faces"}[source.made_by]
     if source.store.plan().kind == "edit":
@@ -106,6 +108,7 @@ def write_card(
     parts = [
         _front_matter(title, config, format, source, totals),
         f"# {title}",
+        *([f"> **Warning.** {warning}"] if warning else []),
         _summary(source, listing, totals, marks),
         f"## What is in it\n\n{_counts(listing, totals, source)}\n\n{format.usage()}\n\n{check}",
         f"## How it was made\n\n{_provenance(source, listing)}",
