@@ -34,6 +34,7 @@ from raygen.commands.generate import GenerateJob, SharedSampler
 from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
+from raygen.core.location import Location
 from raygen.evaluation.aggregate import FEATURES, MetricRows, aggregate, gather_scores, write_metrics
 from raygen.evaluation.comparison import CELL, WITHIN, best_steps, curves
 from raygen.evaluation.feature_metrics import FeatureMetricsConfig, ReferenceCache, few_rows
@@ -105,11 +106,11 @@ class SweepJob(Job):
     """
 
     kind: Literal["sweep"] = "sweep"
-    conditions: str = Field(..., description="folder of a plan run with the rows that every cell generates")
-    reference: str = Field(
+    conditions: Location = Field(..., description="folder of a plan run with the rows that every cell generates")
+    reference: Location = Field(
         ..., description="folder of an ingest run with the real pictures, or of an evaluate run that has scored them"
     )
-    checkpoints: dict[str, str] = Field(
+    checkpoints: dict[str, Location] = Field(
         default_factory=lambda: {"bundled": "bundled"},
         min_length=1,
         description="checkpoints by name: a model folder, or `bundled`",
