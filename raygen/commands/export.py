@@ -99,9 +99,9 @@ class ExportJob(ShardedJob):
     def run(self, report: ProgressCallback) -> Result:
         """Export every shard, then join the pieces and write the card."""
         source, scores = self._source(), self._scores()
-        listing, noise = self._listing(source), {}
-        if self.format.pictures:
-            noise = noise_facts(source.store)
+        listing = self._listing(source)
+        noise = str(noise_facts(source.store).get("warning", "")) if self.format.pictures else ""
+        warnings = [*self.format.warnings(), *filter(None, [noise])]
         work = self._prepared(source, listing, write=True)
         outcome = run_sharded(work, self.resources, report)
 
@@ -114,7 +114,7 @@ class ExportJob(ShardedJob):
                 totals,
                 scores,
                 marks=self._marks(source),
-                warning=str(noise.get("warning", "")),
+                warning=noise,
                 job=self.public_document(source),
             )
 
@@ -138,9 +138,7 @@ class ExportJob(ShardedJob):
                 "data card": f"{self.out}/{CARD}",
                 "finish_s": round(time.time() - began, 1),
                 **{name: facts[name] for name in ("shards", "rows_per_s", "run_id", "set_digest")},
-                **(
-                    {"warning": "; ".join(warnings)} if (warnings := (*self.format.warnings(), *noise.values())) else {}
-                ),
+                **({"warning": "; ".join(warnings)} if warnings else {}),
             },
         )
 

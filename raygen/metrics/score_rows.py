@@ -24,23 +24,30 @@ NAMES: Final = {
 }
 #: Kinds whose vectors are counts of pixels by class.
 COUNTED: Final = ("segmentation", "condition")
+#: Kinds whose vectors of several values are also one number.
+VALUED: Final = (*COUNTED, "attributes", "diversity", "influence")
 
 
 def score_table(scores: Iterable[tuple[str, str, Sequence[float]]], run_id: str, attempt: int = 0) -> pa.Table:
     """SCORES of (id, measurement, vector), such as `("a", "segmentation:raygen-parser", [57 counts])`."""
-    rows = [
-        {
-            "sample_id": row_id,
-            "attempt": attempt,
-            "metric": metric,
-            "run_id": run_id,
-            "value": _value(metric.partition(":")[0], vector),
-            "names": value_names(metric, len(vector)),
-            "vector": vector,
-        }
-        for row_id, metric, vector in scores
-    ]
-    return pa.Table.from_pylist(rows, SCORES)
+    rows = list(scores)
+    places: dict[str, list[int]] = {}
+    for place, (_, metric, _) in enumerate(rows):
+        places.setdefault(metric, []).append(place)
+    values: list[float | None] = [None] * len(rows)
+    for metric, own in places.items():
+        for place, value in zip(own, _values(metric, [rows[place][2] for place in own]), strict=True):
+            values[place] = value
+    columns = {
+        "sample_id": [row_id for row_id, _, _ in rows],
+        "attempt": [attempt] * len(rows),
+        "metric": [metric for _, metric, _ in rows],
+        "run_id": [run_id] * len(rows),
+        "value": values,
+        "names": [value_names(metric, len(vector)) for _, metric, vector in rows],
+        "vector": [vector for _, _, vector in rows],
+    }
+    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
 
 
 @cache
@@ -58,27 +65,30 @@ def value_names(metric: str, width: int) -> tuple[str, ...] | None:
     return NAMES.get(kind)
 
 
-def _value(kind: str, vector: Sequence[float]) -> float | None:
-    """A vector as one number.
+def _values(metric: str, vectors: Sequence[Sequence[float]]) -> list[float | None]:
+    """Each vector of a measurement as one number.
 
     `segmentation`: mIoU of the picture. `condition`: share of correct pixels. `attributes`: share of those asked for
-    that are right. `diversity`: mean distance. `influence`: mean over steps. A vector of one value: that value. None
+    that are right. `diversity`: mean distance. `influence`: mean over steps. Vectors of one value: that value. None
     for others, and where nothing was asked for.
     """
-    values = np.asarray(vector, np.float64)
+    kind = metric.partition(":")[0]
+    if kind not in VALUED and len(vectors[0]) != 1:
+        return [None] * len(vectors)
+    table = np.asarray(vectors, np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         match kind:
             case "segmentation":
-                value = per_picture_miou(Counts.from_vectors(values[None]))[0]
+                values = per_picture_miou(Counts.from_vectors(table))
             case "condition":
-                counts = Counts.from_vectors(values[None]).total()
-                value = counts.both.sum() / counts.wanted.sum()
+                counts = Counts.from_vectors(table)
+                values = counts.both.sum(axis=1) / counts.wanted.sum(axis=1)
             case "attributes":
-                value = np.isin(values, RIGHT).sum() / (values != UNKNOWN).sum()
+                values = np.isin(table, RIGHT).sum(axis=1) / (table != UNKNOWN).sum(axis=1)
             case "diversity":
-                value = values[0] / values[1]
+                values = table[:, 0] / table[:, 1]
             case "influence":
-                value = values[: len(values) // 2].mean()
+                values = table[:, : table.shape[1] // 2].mean(axis=1)
             case _:
-                value = values[0] if len(values) == 1 else np.nan
-    return float(value) if np.isfinite(value) else None
+                values = table[:, 0]
+    return [float(value) if np.isfinite(value) else None for value in values]

@@ -61,6 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "conditions": str(two / "conditions"),
             "faces": str(two / "faces"),
             "checkpoint": str(root / "model"),
+            "ignore": ["attributes"],
             "imagic": {"embedding_steps": 1, "tuning_steps": 1},
             "sampler": sampler,
             "shard_rows": 6,
