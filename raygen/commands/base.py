@@ -260,15 +260,16 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
     }
 
 
-#: Pictures of a run that are looked at.
+#: Pictures of a run that are looked at, and how many of them follow each other.
 LOOKED_AT: Final = 64
+BLOCK: Final = 8
 
 
 def noise_facts(store: RunStore, name: str = "warning") -> dict[str, object]:
-    """Says how many pictures of SAMPLES or FACES, evenly spaced, are noise or of one colour; empty where none are."""
+    """Says how many of a few pictures of SAMPLES or FACES are noise or of one colour; empty where none are."""
     table = next((table for table in ("samples", "faces") if store.has(table)), None)
     pieces = [] if table is None else store.slices(table)
-    found = check_noise(images_of(evenly(pieces, LOOKED_AT, ["image"])))
+    found = check_noise(images_of(evenly(pieces, LOOKED_AT, ["image"], block=BLOCK)))
     return {name: sentence} if found is not None and (sentence := found.sentence()) else {}
 
 

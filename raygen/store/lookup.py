@@ -91,15 +91,23 @@ def _runs(positions: Iterable[tuple[Slice, int]]) -> list[tuple[Slice, list[int]
     return runs
 
 
-def evenly(pieces: Sequence[Slice], count: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """At most `count` rows, evenly spaced through all pieces."""
+def evenly(pieces: Sequence[Slice], count: int, columns: Sequence[str], *, block: int = 1) -> Iterator[dict[str, Any]]:
+    """At most `count` rows, evenly spaced through all pieces; in blocks of rows that follow each other.
+
+    A file is read by row groups, so that a block costs as much as a row.
+    """
     total = sum(piece.rows for piece in pieces)
-    count = min(count, total)
+    if block > 1 and total <= count:
+        for piece in pieces:
+            yield from read_slice(piece, columns).to_pylist()
+        return
+    count = min(count // block, total)
     places = [int((i + 0.5) * total / count) for i in range(count)]
     start = 0
     for piece in pieces:
         for place in (p - start for p in places if start <= p < start + piece.rows):
-            yield from read_slice(piece._replace(start=piece.start + place, rows=1), columns).to_pylist()
+            part = piece._replace(start=piece.start + place, rows=min(block, piece.rows - place))
+            yield from read_slice(part, columns).to_pylist()
         start += piece.rows
 
 
