@@ -95,7 +95,8 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "influence": {
         "sample_id": ROW["sample_id"],
-        "step": "timestep t",
+        "step": "number of the step, from 0, the first out of noise",
+        "timestep": "timestep t of that step",
         "name": "expert, or `x0`",
         "map": "influence map of the expert; for `x0` the estimate of the image",
     },

@@ -43,7 +43,7 @@ def section(run: RunFolder) -> Section | None:
     if run.images is None or not samples:
         return None
     means, n = _mean_influence(run.images.slices("scores"))
-    steps = sorted({row["step"] for rows in samples for row in rows}, reverse=True)
+    steps = list({row["step"]: row["timestep"] for row in samples[0]}.values())
     series = [
         Series(f"{name} (mean {np.mean(values):.2f})", [DataPoint(i + 1, value) for i, value in enumerate(values)])
         for name, values in means.items()
@@ -72,7 +72,7 @@ def _samples(pieces: Sequence[Slice]) -> Iterator[list[dict[str, Any]]]:
         places = pc.indices_nonzero(pc.equal(ids, ids[0])).to_pylist()
         part = piece._replace(start=piece.start + places[0], rows=places[-1] - places[0] + 1)
         rows = [row for row in read_slice(part).to_pylist() if row["sample_id"] == ids[0].as_py()]
-        yield sorted(rows, key=lambda row: -int(row["step"]))
+        yield sorted(rows, key=lambda row: int(row["step"]))
 
 
 def _tile_rows(rows: Sequence[Mapping[str, Any]]) -> list[InfluenceRow]:

@@ -147,8 +147,14 @@ LATENTS: Final = picture_schema(
 
 #: A row a map: of an expert by its name, or of `x0`.
 INFLUENCE: Final = picture_schema(
-    [("sample_id", pa.string()), ("step", pa.int32()), ("name", pa.string()), ("map", IMAGE)],
-    required=("sample_id", "step", "name"),
+    [
+        ("sample_id", pa.string()),
+        ("step", pa.int32()),
+        ("timestep", pa.int32()),
+        ("name", pa.string()),
+        ("map", IMAGE),
+    ],
+    required=("sample_id", "step", "timestep", "name"),
 )
 
 METRICS: Final = picture_schema(
