@@ -25,6 +25,8 @@ PLACEHOLDER: Final = re.compile(r"^<!-- generate: (\w+) -->$", re.M)
 LINK: Final = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
 #: Addresses of scripts that the theme loads where a page needs them.
 REMOTE_SCRIPT: Final = re.compile(r"https?://[^\"'`\s]+?/(?=iframe-worker|mermaid@|resize-observer)[^\"'`\s]*")
+#: Longer types are cut in the middle.
+LONGEST: Final = 120
 #: Longer lists of values are not repeated in a cell.
 MAX_CHOICES: Final = 14
 
@@ -161,6 +163,7 @@ def tables() -> str:
 
 def _arrow(kind: pa.DataType) -> str:
     text = re.sub(r"(?:element|item): ", "", str(kind))
+    text = re.sub(r"^(struct<\w+: \w+), .*(, \w+: \w+>)$", r"\1, …\2", text) if len(text) > LONGEST else text
     return f"`{text.replace('struct<bytes: binary, path: string>', 'image')}`"
 
 
