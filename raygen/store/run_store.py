@@ -22,7 +22,8 @@ from raygen.store.set_digest import SetDigest, table_digest
 
 __all__ = ["Commit", "Plan", "RunStore", "Shard", "make_shards", "open_input"]
 
-FORMAT: Final = 1
+#: Form of the files of a run; 2 since tables have names in place of maps and positions.
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,15 @@ class Plan(NamedTuple):
         return canonical({**head, "files": files, "shards": shards})
 
     @staticmethod
-    def from_json(data: bytes) -> "Plan":
-        """Reads `to_json`; `IntegrityError` where the data is damaged."""
+    def from_json(data: bytes, url: str = "") -> "Plan":
+        """Reads `to_json`; `IntegrityError` where the data is damaged, `ConfigError` for a run of another raygen."""
         try:
             raw = json.loads(data)
+            if raw["format"] != FORMAT:
+                raise ConfigError(
+                    f"{url} has files of format {raw['format']}, and this raygen reads {FORMAT}; make the run again, "
+                    "or read it with the raygen that made it"
+                )
             pieces = [tuple(Slice(raw["files"][f], s, n) for f, s, n in shard) for shard in raw["shards"]]
             shards = [Shard(i, inputs) for i, inputs in enumerate(pieces)]
             return Plan(raw["kind"], raw["run_id"], raw["settings"], raw["batch"], shards)
@@ -153,7 +159,7 @@ class RunStore:
     def plan(self) -> Plan:
         """The stored plan; `ConfigError` where there is none."""
         try:
-            return Plan.from_json(self.storage.get("plan.json"))
+            return Plan.from_json(self.storage.get("plan.json"), self.storage.url)
         except (FileNotFoundError, NotADirectoryError) as error:
             below = _runs_below(FileStore(self.url))
             hint = f"; there are runs in {', '.join(below)}" if below else ""
