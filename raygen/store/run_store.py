@@ -95,11 +95,7 @@ class Plan(NamedTuple):
         """Reads `to_json`; `IntegrityError` where the data is damaged, `ConfigError` for a run of another raygen."""
         try:
             raw = json.loads(data)
-            if raw["format"] != FORMAT:
-                raise ConfigError(
-                    f"{url} has files of format {raw['format']}, and this raygen reads {FORMAT}; make the run again, "
-                    "or read it with the raygen that made it"
-                )
+            _check_format(raw, url)
             pieces = [tuple(Slice(raw["files"][f], s, n) for f, s, n in shard) for shard in raw["shards"]]
             shards = [Shard(i, inputs) for i, inputs in enumerate(pieces)]
             return Plan(raw["kind"], raw["run_id"], raw["settings"], raw["batch"], shards)
@@ -309,13 +305,14 @@ class RunStore:
         return self.storage.exists("_SUCCESS")
 
     def manifest(self) -> dict[str, Any]:
-        """MANIFEST.json; `ConfigError` where the run is not complete."""
+        """MANIFEST.json; `ConfigError` where the run is not complete, or of another raygen."""
         try:
             manifest = json.loads(self.storage.get("MANIFEST.json"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"{self.storage.url} is not complete (MANIFEST.json is missing)") from error
         if not isinstance(manifest, dict):
             raise IntegrityError(f"{self.storage.url}/MANIFEST.json is damaged")
+        _check_format(manifest, self.storage.url)
         return manifest
 
 
@@ -332,6 +329,15 @@ def open_input(url: str, attempt: int | None = None) -> tuple[RunStore, str]:
         if store.is_complete():
             return store, str(store.manifest()["set_digest"])
     raise ConfigError(f"{url}: no complete run is here" + (" (it has unfinished shards)" if attempts else ""))
+
+
+def _check_format(record: Mapping[str, Any], url: str) -> None:
+    """`ConfigError` where a plan or a manifest is of a raygen whose tables have another form."""
+    if record["format"] != FORMAT:
+        raise ConfigError(
+            f"{url} has files of format {record['format']}, and this raygen reads {FORMAT}; make the run again, or read "
+            "it with the raygen that made it"
+        )
 
 
 def _runs_below(root: FileStore) -> list[str]:
