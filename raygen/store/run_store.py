@@ -333,10 +333,10 @@ def open_input(url: str, attempt: int | None = None) -> tuple[RunStore, str]:
 
 def _check_format(record: Mapping[str, Any], url: str) -> None:
     """`ConfigError` where a plan or a manifest is of a raygen whose tables have another form."""
-    if record["format"] != FORMAT:
+    if (found := record.get("format")) != FORMAT:
         raise ConfigError(
-            f"{url} has files of format {record['format']}, and this raygen reads {FORMAT}; make the run again, or read "
-            "it with the raygen that made it"
+            f"{url} has files of format {found}, and this raygen reads {FORMAT}; make the run again, or read it with "
+            "the raygen that made it"
         )
 
 
