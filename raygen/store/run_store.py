@@ -310,7 +310,7 @@ class RunStore:
             manifest = json.loads(self.storage.get("MANIFEST.json"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"{self.storage.url} is not complete (MANIFEST.json is missing)") from error
-        if not isinstance(manifest, dict):
+        if not isinstance(manifest, dict) or "format" not in manifest:
             raise IntegrityError(f"{self.storage.url}/MANIFEST.json is damaged")
         _check_format(manifest, self.storage.url)
         return manifest
@@ -333,7 +333,7 @@ def open_input(url: str, attempt: int | None = None) -> tuple[RunStore, str]:
 
 def _check_format(record: Mapping[str, Any], url: str) -> None:
     """`ConfigError` where a plan or a manifest is of a raygen whose tables have another form."""
-    if (found := record.get("format")) != FORMAT:
+    if (found := record["format"]) != FORMAT:
         raise ConfigError(
             f"{url} has files of format {found}, and this raygen reads {FORMAT}; make the run again, or read it with "
             "the raygen that made it"
