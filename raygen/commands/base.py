@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config, Resources
-from raygen.core.errors import ConfigError, InputError, TooManyBadRows
+from raygen.core.errors import ConfigError, InputError, RaygenError, TooManyBadRows
 from raygen.core.hashing import digest, run_id
 from raygen.core.location import Location
 from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, bad_rows_text, execute_all, local_runner
@@ -269,7 +269,10 @@ def noise_facts(store: RunStore, name: str = "warning") -> dict[str, object]:
     """Says how many of a few pictures of SAMPLES or FACES are noise or of one colour; empty where none are."""
     table = next((table for table in ("samples", "faces") if store.has(table)), None)
     pieces = [] if table is None else store.slices(table)
-    found = check_noise(images_of(evenly(pieces, LOOKED_AT, ["image"], block=BLOCK)))
+    try:
+        found = check_noise(images_of(evenly(pieces, LOOKED_AT, ["image"], block=BLOCK)))
+    except RaygenError:  # a file is gone or damaged, which `raygen verify` says
+        return {}
     return {name: sentence} if found is not None and (sentence := found.sentence()) else {}
 
 
