@@ -66,7 +66,7 @@ class ReferenceSet:
     def record(self, score: Mapping[str, Any], out: str) -> None:
         """Writes the file that `open` reads, for the evaluation in `out`, which scored these pictures with `score`."""
         record = {"faces": self.content, "made": self.made, "size": self.size, "score": score}
-        FileStore(out).put(FILE, json.dumps(record, indent=1, sort_keys=True).encode())
+        FileStore(out).update(FILE, json.dumps(record, indent=1, sort_keys=True).encode())
 
     def tables(self) -> Iterator[pa.Table]:
         """SCORES of the reference; none where it is not scored yet."""
@@ -163,7 +163,7 @@ def write_unpaired(stores: Stores, protocols: dict[str, Mapping[str, Any]], fold
             protocols[f"unpaired/{where}"] = {"not_compared": counts}
             facts |= {f"{name} [{where}]": f"{n:,} of {unpaired.rows:,} rows" for name, n in counts.items()}
     if lists:
-        folder.put(UNPAIRED, json.dumps(lists, indent=1).encode())
+        folder.update(UNPAIRED, json.dumps(lists, indent=1).encode())
         facts["listed in"] = folder.address(UNPAIRED)
     elif folder.exists(UNPAIRED):
         folder.remove(UNPAIRED)
