@@ -13,7 +13,7 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.ldm import LDMConfig
 
-SIZE = 16
+SIZE = 32
 #: Facts about a command and not about its result: times, and what was running.
 VOLATILE = {
     "created",
@@ -63,7 +63,7 @@ def job(kind: str, root: Path, out: Path | str) -> dict[str, Any]:
     }
     settings: dict[str, dict[str, Any]] = {
         "ingest": {
-            "data": {"kind": "procedural", "identities": 4, "pictures": 2, "size": SIZE, "seed": 1},
+            "data": {"kind": "procedural", "identities": 4, "pictures": 2, "size": 32, "seed": 1},
             "batch": 4,
             "shard_rows": 4,
         },
