@@ -15,6 +15,7 @@ import traceback
 import zlib
 from pathlib import Path
 
+import s3fs  # noqa: F401 - imported once, before the forks
 import torch
 
 from raygen import cli
