@@ -53,7 +53,8 @@ def finish(
                 paths, sums = (table[name].to_pylist() for name in ("path", "sha256"))
                 file.write("".join(f"{sha}  {path}\n" for path, sha in zip(paths, sums, strict=True)).encode())
             file.write("".join(f"{sha}  {path}\n" for path, (_, sha) in sorted(assembly.written.items())).encode())
-        storage.put(f"{DATASET}/{CARD}", text)
+        # In `STAGING`, as all files of the data set: what a kill leaves there is no file of the data set.
+        storage.put_all({f"{DATASET}/{CARD}": text}, STAGING)
         storage.put(RECORD, canonical({**asdict(totals), "made": assembly.written}))
     storage.remove_folder(PIECES)
     storage.remove_folder(STAGING)
@@ -62,14 +63,18 @@ def finish(
 
 
 def _totals(assembly: Assembly, manifest: Mapping[str, Any]) -> ExportTotals:
-    """Totals of the committed rows and the files of the data set, without card and check sums."""
+    """Totals of the committed rows, and of the committed and assembled files: without card and check sums.
+
+    The folder is not listed: it may hold what an earlier try left, and a listing of many files takes long.
+    """
     rows = masks = 0
     for table in assembly.tables():
         rows += table.num_rows
         masks += table.num_rows - table["mask_bytes"].null_count
-    for name in (CARD, SUMS):  # left by an earlier finish that was killed
-        assembly.storage.remove(f"{DATASET}/{name}")
-    files, size = assembly.storage.total(DATASET)
+    sizes = [size for size, _ in assembly.written.values()]
+    files, size = len(sizes), sum(sizes)
+    for table in assembly.store.tables("files", ["bytes"]):
+        files, size = files + table.num_rows, size + sum(table["bytes"].to_pylist())
     reasons = dict(manifest["quarantined"])
     return ExportTotals(rows, sum(reasons.values()), files, size, masks, reasons)
 

@@ -58,13 +58,24 @@ if at == 98:
         def remove_folder(self, name):
             os.kill(os.getpid(), signal.SIGKILL)
     finishing.FileStore = Dies
+if at == 97:
+    import platform
+    platform.node = lambda: "another-machine"
+    replace = os.replace
+    def dies(source, target):
+        if str(target).endswith("README.md"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+    os.replace = dies
 what = {"samples": sys.argv[1], "format": {"kind": sys.argv[3]}, "shard_rows": 4}
 make({"kind": "export", **what, "out": sys.argv[2]}).run(lambda _: None)
 """
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.parametrize("at", [3, 98, 99], ids=["in a shard", "before pieces go", "before the card"])
+@pytest.mark.parametrize(
+    "at", [3, 97, 98, 99], ids=["in a shard", "elsewhere, in the card", "before pieces go", "before the card"]
+)
 def test_a_killed_export_goes_on_and_ends_in_the_same_bytes(run, tmp_path, kind, at):
     export(run, tmp_path / "golden", kind)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
