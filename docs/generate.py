@@ -90,7 +90,8 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "influence": {
         "sample_id": ROW["sample_id"],
-        "step": "timestep t",
+        "step": "number of the step, from 0, the first out of noise",
+        "timestep": "timestep t of that step",
         "maps": "influence map of each expert, and `x0`, the estimate of the image",
     },
     "metrics": {

@@ -3,17 +3,19 @@
 from functools import partial
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
-from raygen.models.checkpoint import check_mixing
+from raygen.core.no_effect import refuse_without_effect
+from raygen.models.checkpoint import check_mixing, check_sampler
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig
 from raygen.sampling.imagic import EditWorker, ImagicConfig
+from raygen.sampling.no_effect import SAMPLING
 from raygen.sampling.worker import SampleConfig
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
@@ -60,12 +62,18 @@ class EditJob(ShardedJob):
         description="input rows per shard, the unit of work and of commit; rounded down to whole edits",
     )
 
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> "EditJob":
+        refuse_without_effect(self, SAMPLING)
+        return self
+
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of edits. Checkpoint and faces enter the run id by content, not by path."""
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         settings["faces"] = open_inputs(self.faces, "faces").digest
         settings["judges"] = EditJudge.digests(self.judge)
+        check_sampler(resolve(self.checkpoint), self.sampler)
         if self.mixing is not None:
             check_mixing(resolve(self.checkpoint), self.mixing)
         inputs = open_inputs(self.conditions, "conditions")

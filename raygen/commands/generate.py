@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raygen.commands.base import (
     Estimate,
@@ -22,13 +22,15 @@ from raygen.commands.base import (
 )
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
+from raygen.core.no_effect import refuse_without_effect
 from raygen.evaluation.scoring import ScoreConfig, Scorer
-from raygen.models.checkpoint import check_mixing, modalities
+from raygen.models.checkpoint import check_mixing, check_sampler, modalities
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.conditions import MODALITIES
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.guidance import Guidance, GuidanceParametrization
+from raygen.sampling.no_effect import SAMPLING
 from raygen.sampling.worker import SampleConfig, SampleWorker, shares_model
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
@@ -93,6 +95,11 @@ class GenerateJob(ShardedJob):
         None, description="measurements of each picture before it is encoded; default none"
     )
 
+    @model_validator(mode="after")
+    def _every_setting_has_an_effect(self) -> "GenerateJob":
+        refuse_without_effect(self, SAMPLING)
+        return self
+
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of the rows of `conditions`; see `planned`."""
         return self.planned(open_inputs(self.conditions, "conditions"))
@@ -103,6 +110,7 @@ class GenerateJob(ShardedJob):
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         if unknown := sorted(set(self.use_conditions or ()) - set(modalities(resolve(self.checkpoint)))):
             raise ConfigError(f"use_conditions: the model does not take {', '.join(unknown)}")
+        check_sampler(resolve(self.checkpoint), self.sampler)
         if self.mixing is not None:
             check_mixing(resolve(self.checkpoint), self.mixing)
         if self.score is not None:

@@ -31,6 +31,7 @@ from raygen.commands.base import (
 )
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob, SharedSampler
+from raygen.core.assets import resolve
 from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
@@ -42,6 +43,7 @@ from raygen.evaluation.scoring import ScoreConfig, Scorer
 from raygen.evaluation.slices import grouping_of, select_ids
 from raygen.execution.executor import PlannedRun, execute_all
 from raygen.metrics.registry import SECONDS, lookup
+from raygen.models.checkpoint import check_sampler
 from raygen.models.schedulers import SamplerConfig, SamplerName, Spacing
 from raygen.sampling.guidance import Guidance
 from raygen.sampling.timing import SharedTiming, TimingConfig, seconds_of
@@ -183,6 +185,8 @@ class SweepJob(Job):
                     "conditions": self.conditions,
                     "score": self.score.model_dump(),
                 }
+                if guidance == 1.0:  # it has no effect in this cell, and in others it may
+                    generate.pop("negative_keeps", None)
                 document = self._document("generate", generate, f"cells/{label}")
                 yield Cell(label, settings, parse(GenerateJob, document, label))
 
@@ -191,6 +195,9 @@ class SweepJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Score the reference, generate and score all cells in one pass, time them, write the table."""
+        cells = list(self.cells())
+        for cell in cells:  # before the reference is scored, which may take long
+            check_sampler(resolve(cell.job.checkpoint), cell.job.sampler)
         reference, score = ReferenceSet.open(self.reference), self.score.by_content()
         if reference.scores is None:
             settings = {"reference": self.reference, "score": self.score.model_dump()}
@@ -198,7 +205,6 @@ class SweepJob(Job):
             job.run(report)
             reference = ReferenceSet.open(job.out)
         reference.check_networks(score)
-        cells = list(self.cells())
         works = [cell.job.prepare(write=True) for cell in cells]
         configs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
         build = self._sampler(configs, self.score)

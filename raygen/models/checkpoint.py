@@ -42,13 +42,14 @@ from raygen.models.checkpoint_files import (
 )
 from raygen.models.expert_mixing import Mixing
 from raygen.models.family import BuildInputs, CountInputs, Family
-from raygen.models.schedulers import SamplerConfig, build_sampler, diffusers_scheduler
+from raygen.models.schedulers import NoiseSchedule, SamplerConfig, build_sampler, diffusers_scheduler
 from raygen.models.text import Tokenizer
 
 __all__ = [
     "FAMILIES",
     "build",
     "check_mixing",
+    "check_sampler",
     "count",
     "digest",
     "family_of",
@@ -173,7 +174,7 @@ def _write(
         if family.is_plain(model):
             index["_class_name"], stage_folder = "LDMPipeline", PLAIN_STAGE
         document |= family.save(model, folder, writing, index)
-        scheduler = diffusers_scheduler(build_sampler(model.schedule, sampler or SamplerConfig(name="ddim", steps=50)))
+        scheduler = diffusers_scheduler(model.schedule, sampler or SamplerConfig(name="ddim", steps=50))
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
     if first_stage.net is not None:
@@ -223,6 +224,16 @@ def check_mixing(folder: str | Path, mixing: Mixing) -> None:
     if family is None or family.check_mixing is None:
         raise ConfigError(f"mixing: {opened.root} holds one denoiser, there is nothing to mix")
     family.check_mixing(family.parse(opened), mixing)
+
+
+def check_sampler(folder: str | Path, sampler: SamplerConfig) -> None:
+    """`ConfigError` where the model of a folder cannot be sampled so, without loading it; see `build_sampler`."""
+    build_sampler(_schedule(_open_model(folder)), sampler)
+
+
+def _schedule(opened: OpenedCheckpoint) -> NoiseSchedule:
+    family = _family(opened)
+    return family.schedule(family.parse(opened), {name: _schedule(p) for name, p in family.inside(opened).items()})
 
 
 def first_stage_config(folder: str | Path) -> AutoencoderConfig:

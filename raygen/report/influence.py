@@ -42,7 +42,7 @@ def section(run: RunFolder) -> Section | None:
     if run.images is None or not samples:
         return None
     means, n = _mean_influence(run.images.slices("scores"))
-    steps = sorted({row["step"] for rows in samples for row in rows}, reverse=True)
+    steps = [row["timestep"] for row in samples[0]]
     series = [
         Series(f"{name} (mean {np.mean(values):.2f})", [DataPoint(i + 1, value) for i, value in enumerate(values)])
         for name, values in means.items()
@@ -70,7 +70,7 @@ def _samples(pieces: Sequence[Slice]) -> Iterator[list[dict[str, Any]]]:
         ids = read_slice(piece, ["sample_id"])["sample_id"]
         places = pc.indices_nonzero(pc.equal(ids, ids[0])).to_pylist()
         rows = [read_slice(piece._replace(start=piece.start + at, rows=1)).to_pylist()[0] for at in places]
-        yield sorted(rows, key=lambda row: -int(row["step"]))
+        yield sorted(rows, key=lambda row: int(row["step"]))
 
 
 def _tile_rows(rows: Sequence[Mapping[str, Any]]) -> list[InfluenceRow]:

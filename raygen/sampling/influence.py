@@ -47,10 +47,10 @@ class InfluenceRecorder:
         for name, share in shares.items():
             self._means.setdefault(name, []).append(share.flatten(1).mean(dim=1))
             self._spreads.setdefault(name, []).append(share.flatten(1).std(dim=1, correction=0))
-        if self._taken in self._chosen:
+        if self._taken in self._chosen:  # by step: a sampler may give two of them one t
             maps = {name: (share[:, 0] * 255).round().to(torch.uint8) for name, share in shares.items()}
             maps[X0] = to_uint8(self._decode(self.record[X0][: self.rows]))
-            self._maps[self.timesteps[self._taken]] = maps
+            self._maps[self._taken] = maps
         self._taken += 1
         self.record.clear()
 
@@ -72,13 +72,14 @@ class InfluenceRecorder:
     def maps(self, ids: Sequence[str], good: Sequence[int], codec: Codec) -> pa.Table:
         """INFLUENCE rows of the good rows: maps of 8 bits a pixel of the latent, 255 being all, and the picture `x0`.
 
-        `step` is t.
+        `step` counts from 0, the first one out of noise; `timestep` is its t.
         """
         rows = []
-        for t, maps in self._maps.items():
+        for step, maps in self._maps.items():
             arrays = {name: values.cpu().numpy() for name, values in maps.items()}
             for i in good:
                 files = {n: encode_image(v[i], codec) if n == X0 else encode_mask(v[i]) for n, v in arrays.items()}
                 pictures = [(name, picture(file)) for name, file in files.items()]
-                rows.append({"sample_id": ids[i], "step": t, "maps": pictures})
+                t = self.timesteps[step]
+                rows.append({"sample_id": ids[i], "step": step, "timestep": t, "maps": pictures})
         return pa.Table.from_pylist(rows, INFLUENCE)

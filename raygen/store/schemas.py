@@ -134,8 +134,13 @@ LATENTS: Final = picture_schema(
 )
 
 INFLUENCE: Final = picture_schema(
-    [("sample_id", pa.string()), ("step", pa.int32()), ("maps", pa.map_(pa.string(), IMAGE))],
-    required=("sample_id", "step"),
+    [
+        ("sample_id", pa.string()),
+        ("step", pa.int32()),
+        ("timestep", pa.int32()),
+        ("maps", pa.map_(pa.string(), IMAGE)),
+    ],
+    required=("sample_id", "step", "timestep"),
 )
 
 METRICS: Final = picture_schema(

@@ -13,6 +13,7 @@ from torch import nn
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
+from raygen.core.no_effect import refuse_without_effect
 from raygen.extractors.bundled import (
     BundledClassifier,
     BundledClassifierConfig,
@@ -45,6 +46,7 @@ from raygen.training.losses import (
     Objective,
     ParserObjective,
 )
+from raygen.training.no_effect import TRAINING
 from raygen.training.reconstruction import finish_autoencoder
 from raygen.training.trainer import TrainConfig
 
@@ -251,6 +253,7 @@ class TrainRecipe(Config):
                 raise ValueError(
                     "attention_loss needs activations as they are: set training.gradient_checkpointing=false"
                 )
+        refuse_without_effect(self, TRAINING)
         return self
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from raygen.commands.registry import load
 from raygen.core.errors import ConfigError
@@ -14,6 +15,7 @@ from raygen.models import checkpoint
 from raygen.report import edits, influence
 from raygen.report.build import build_report
 from raygen.report.run_folder import RunFolder
+from raygen.sampling.influence import InfluenceRecorder
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import decode_image
 from raygen.store.run_store import open_input
@@ -80,8 +82,9 @@ def test_maps_are_the_shares_of_the_scores(world: Path) -> None:
     assert maps.num_rows == 12 * 3
     assert len(scores) == 12 * 2
     vectors = {(r["sample_id"], r["metric"].partition(":")[2]): r["vector"] for r in scores}
-    steps = sorted(set(maps["step"].to_pylist()), reverse=True)
-    assert len(steps) == 3
+    steps = sorted(set(maps["step"].to_pylist()))
+    assert steps == [0, 2, 3], "evenly spaced ones of four, counted from noise"
+    assert dict(zip(maps["step"].to_pylist(), maps["timestep"].to_pylist(), strict=True)) == {0: 999, 2: 499, 3: 249}
     for row in maps.to_pylist():
         held = dict(row["maps"])
         assert set(held) == {"mask", "text", "x0"}
@@ -92,6 +95,17 @@ def test_maps_are_the_shares_of_the_scores(world: Path) -> None:
             assert shares["mask"].mean() == pytest.approx(vectors[row["sample_id"], "mask"][place], abs=1 / 255)
     last = {r["sample_id"]: dict(r["maps"])["x0"]["bytes"] for r in maps.to_pylist() if r["step"] == steps[-1]}
     assert decode_image(last[maps["sample_id"][0].as_py()]).shape == (16, 16, 3)
+
+
+def test_maps_are_kept_by_step_also_where_two_steps_have_one_timestep() -> None:
+    recorder = InfluenceRecorder(rows=1, keep=3)
+    recorder.begin([999, 999, 0], lambda z: z)
+    for share in (0.2, 0.4, 0.6):
+        recorder.record |= {"influence/mask": torch.full((1, 1, 2, 2), share), "x0": torch.zeros(1, 3, 2, 2)}
+        recorder.step()
+    rows = recorder.maps(["a"], [0], "png").to_pylist()
+    assert [(row["step"], row["timestep"]) for row in rows] == [(0, 999), (1, 999), (2, 0)]
+    assert [int(decode_image(dict(row["maps"])["mask"]["bytes"])[0, 0, 0]) for row in rows] == [51, 102, 153]
 
 
 def test_metrics_say_what_each_expert_counted(world: Path) -> None:
