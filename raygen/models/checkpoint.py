@@ -44,6 +44,7 @@ from raygen.models.expert_mixing import Mixing
 from raygen.models.family import BuildInputs, CountInputs, Family
 from raygen.models.schedulers import NoiseSchedule, SamplerConfig, build_sampler, diffusers_scheduler
 from raygen.models.text import Tokenizer
+from raygen.models.weight_variants import weight_file
 
 __all__ = [
     "FAMILIES",
@@ -269,7 +270,7 @@ def digest(folder: str | Path) -> str:
         return hashlib.sha256(str(folder).encode()).hexdigest()
     root = Path(resolve(str(folder)))
     _open(root)
-    files = {p.relative_to(root): p for p in root.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file()}
+    files = {p.relative_to(root): p for p in root.rglob("*") if _makes_the_model(p)}
     lines = []
     for name, path in files.items():
         if name.parts[0] == "training":
@@ -282,6 +283,14 @@ def digest(folder: str | Path) -> str:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         lines.append(f"{name.as_posix()} {sha256}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _makes_the_model(path: Path) -> bool:
+    """Whether a file is read when its folder is loaded; pickles are where there is nothing else."""
+    if path.suffix == ".bin":
+        first = weight_file(path.parent)
+        return first is not None and ".bin" in first.suffixes
+    return path.suffix in (".safetensors", ".json") and path.is_file()
 
 
 # --- opening ------------------------------------------------------------------------------------------------

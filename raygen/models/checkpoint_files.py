@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from raygen.core.config import parse
 from raygen.core.errors import InputError
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.store.file_kinds import check_start
 
 __all__ = [
     "DIFFUSERS_WEIGHTS",
@@ -128,7 +129,11 @@ def read_first_stage(opened: OpenedCheckpoint) -> FirstStage:
 def fill(module: nn.Module, path: Path) -> None:
     """Load weights into `module`: exactly its names and shapes, as float32; `InputError` (`checkpoint`) otherwise."""
     try:
+        if path.is_file():
+            check_start(path)
         tensors: dict[str, Tensor] = load_file(path)
+    except InputError as error:
+        raise InputError(str(error).partition(": ")[2], reason="checkpoint") from error
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: {error}", reason="checkpoint") from error
     expected = module.state_dict()
