@@ -87,12 +87,18 @@ def write_diffusers(module: Any, folder: Path, writing: Writing, index: dict[str
 
 
 def write_weights(module: nn.Module, path: Path, writing: Writing) -> None:
-    """All tensors of `module` as safetensors, without a second copy of them in memory; folders are made."""
+    """All tensors of `module` as safetensors, without a second copy of them in memory; folders are made.
+
+    Only tied weights, such as T5's embedding, are copied: safetensors refuses tensors that share memory.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: tensor.detach().cpu().to(writing.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in module.state_dict().items()
-    }
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, given in module.state_dict().items():
+        tensor = given.detach().cpu().to(writing.dtype if given.is_floating_point() else given.dtype).contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in places else tensor
+        places.add(place)
     path.touch()
     mode = path.stat().st_mode  # safetensors would make the file readable for its owner only
     save_file(tensors, path, metadata={"format": "pt", **writing.metadata})

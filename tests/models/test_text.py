@@ -13,7 +13,14 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.text import PretrainedTextConfig, Tokenizer, TransformerTextConfig, learn_vocabulary, tokenizer_of
+from raygen.models.text import (
+    FrozenText,
+    PretrainedTextConfig,
+    Tokenizer,
+    TransformerTextConfig,
+    learn_vocabulary,
+    tokenizer_of,
+)
 from raygen.sampling.guidance import build_guidance
 
 TEXTS = ["This man is in the thirties.", "She has no bangs and her whole forehead is visible.", "He is smiling."]
@@ -305,6 +312,25 @@ def test_a_checkpoint_holds_what_is_read_of_an_encoder_and_nothing_of_its_librar
     (folder / "config.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match="names differ from the config's"):
         checkpoint.load(tmp_path / "model")
+
+
+def test_an_encoder_with_tied_weights_is_kept(tmp_path: Path) -> None:
+    """T5 has one embedding under two names, and safetensors refuses tensors that share memory."""
+    from transformers import T5Config, T5EncoderModel
+
+    words = tokenizer()
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    frozen = FrozenText(T5EncoderModel(T5Config(vocab_size=len(words), **shape)))
+    text = PretrainedTextConfig(name="t5", length=12)
+    config = LDMConfig(
+        modalities=("text",), channels=(8, 16), attention=(False, True), head_dim=8, token_width=16, text=text
+    )
+    made = LDM(config, stage(), tokenizer=words, frozen_text=frozen).eval()
+    checkpoint.save(made, tmp_path / "model")
+    loaded = checkpoint.load(tmp_path / "model")
+    with torch.no_grad():
+        tokens = made.embed(made.null(1))["text_tokens"]
+        torch.testing.assert_close(loaded.embed(made.null(1))["text_tokens"], tokens)
 
 
 def test_a_pretrained_encoder_is_frozen_and_travels_with_the_checkpoint(pretrained: Path, tmp_path: Path) -> None:
