@@ -3,17 +3,26 @@
 #
 #   . .venv/bin/activate; export RAY_AUTH_MODE=token
 #   ray start --head --num-cpus=4 --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1
-#   jobs/submit.sh generate jobs/generate_quickstart.yaml out="$PWD/runs/submitted"
+#   jobs/submit.sh generate jobs/generate_quickstart.yaml \
+#     conditions="$PWD/runs/quickstart/conditions" out="$PWD/runs/submitted"
 #
 # The nodes must have raygen's requirements installed; the code itself travels with --working-dir. Paths in the
-# job are read by the cluster: give absolute ones, or URLs. `ray job submit` itself returns only 0 or 1; the exit
-# code of the job is in run.json beside the result.
+# job are read by the cluster: give absolute ones, or URLs; relative ones are refused. `ray job submit` itself returns
+# only 0 or 1; the exit code of the job is in run.json beside the result.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [ $# -lt 2 ]; then
+  echo "usage: jobs/submit.sh COMMAND JOB.yaml [KEY=VALUE]..." >&2
+  exit 2
+fi
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
-verb="$1"; job="$2"; shift 2
+python -m raygen doctor --upload
+command="$1"; job="$2"; shift 2
+environment="$(python -c 'import json, os
+print(json.dumps({"excludes": [".git", ".venv", "runs", "benchmarks/results"],
+                  "env_vars": {"RAYGEN_SUBMITTED_FROM": os.getcwd()}}))')"
 exec ray job submit \
   --address "${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}" \
   --working-dir . \
-  --runtime-env-json '{"excludes": [".git", ".venv", "runs", "benchmarks/results"]}' \
-  -- python -m raygen "$verb" "$job" resources.runner=ray "$@"
+  --runtime-env-json "$environment" \
+  -- python -m raygen "$command" "$job" resources.runner=ray "$@"

@@ -9,6 +9,8 @@ used, so that `import raygen` needs neither torch nor Ray.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from raygen.core.version import __version__
+
 if TYPE_CHECKING:
     from raygen.commands.api import evaluate, load_dataset, run
     from raygen.commands.base import Result
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
         InputError,
         IntegrityError,
         RaygenError,
+        StorageError,
         TooManyBadRows,
     )
     from raygen.sampling.pipeline import FacePipeline
@@ -32,7 +35,9 @@ __all__ = [
     "IntegrityReport",
     "RaygenError",
     "Result",
+    "StorageError",
     "TooManyBadRows",
+    "__version__",
     "evaluate",
     "load_dataset",
     "run",

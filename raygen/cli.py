@@ -10,7 +10,11 @@ import yaml
 from raygen.commands import console
 from raygen.commands.base import Job
 from raygen.commands.registry import COMMANDS, Command, load
-from raygen.core.errors import ConfigError, RaygenError
+from raygen.core.config import parse
+from raygen.core.errors import ConfigError, RaygenError, StorageError
+from raygen.core.location import is_remote, redact
+from raygen.core.version import __version__
+from raygen.store.filesystem import PERMANENT
 from raygen.store.run_store import RunStore
 
 __all__ = ["app", "main"]
@@ -31,10 +35,25 @@ app = typer.Typer(
     name="raygen",
     help=HELP,
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 INTERRUPTED = KeyboardInterrupt("committed shards are kept; run the same command again to continue")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.console.print(f"raygen {__version__}", markup=False)
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
 
 
 def _register(name: str, command: Command) -> None:
@@ -55,6 +74,8 @@ def _register(name: str, command: Command) -> None:
         if dry_run:
             _estimate(loaded)
             return
+        if idle := loaded.resources.idle():
+            console.note(idle)
         with console.progress(name) as progress:
             result = loaded.run(progress)
         console.heading(f"{name}: {result.out}")
@@ -78,11 +99,12 @@ def _estimate(job: Job) -> None:
     estimate = job.estimate()
     console.heading("dry run: nothing was written")
     shards = {"shards": f"{estimate.shards} ({estimate.done_shards} are committed already)"} if estimate.shards else {}
-    workers = "one worker" if job.resources.workers == 1 else f"{job.resources.workers} workers"
+    alone = job.resources.workers == 1 or job.resources.runner == "local"
+    workers = "one worker" if alone else f"{job.resources.workers} workers"
     seconds = f"about {console.duration(estimate.seconds)} with {workers}" if estimate.seconds else "not estimated"
     console.facts({"rows": estimate.rows, **shards, "bytes": f"about {console.size(estimate.bytes)}", "time": seconds})
-    for note in estimate.notes:
-        console.console.print(f"  {note}", markup=False)
+    for note in filter(None, (*estimate.notes, job.resources.idle())):
+        console.note(note)
 
 
 KindName = Annotated[str, typer.Argument(help=f"one of {', '.join(COMMANDS)}", metavar="COMMAND", show_default=False)]
@@ -125,7 +147,7 @@ def schema(kind: KindName) -> None:
 
 @app.command(rich_help_panel=TOOLS)
 def quickstart(
-    out: Annotated[Path, typer.Option(help="folder for all results")] = Path("runs/quickstart"),
+    out: Annotated[str, typer.Option(help="folder for all results")] = "runs/quickstart",
     train: Annotated[
         bool, typer.Option("--train", help="train the models first, in place of the bundled ones (10 minutes)")
     ] = False,
@@ -139,7 +161,8 @@ def quickstart(
     """
     from raygen.commands.quickstart import Quickstart, run_quickstart
 
-    run_quickstart(Quickstart(out=str(out), train=train, workers=workers, pictures=pictures, seed=seed))
+    settings = {"out": out, "train": train, "workers": workers, "pictures": pictures, "seed": seed}
+    run_quickstart(parse(Quickstart, settings, "quickstart"))
 
 
 @app.command(rich_help_panel=TOOLS)
@@ -181,7 +204,7 @@ def verify(
 @app.command(rich_help_panel=TOOLS)
 def report(
     folder: Annotated[
-        Path, typer.Argument(help="folder of one or more runs, such as runs/quickstart", show_default=False)
+        str, typer.Argument(help="folder of one or more runs, such as runs/quickstart", show_default=False)
     ],
     out: Annotated[
         Path | None, typer.Option(help="file to write; default: FOLDER/report.html", show_default=False)
@@ -194,9 +217,11 @@ def report(
     """Write a report of a folder of runs: one HTML file that needs no network."""
     from raygen.report.build import build_report
 
-    if not folder.is_dir():
+    if is_remote(folder):
+        raise ConfigError(f"{redact(folder)}: a report is made of a local folder; copy the run first")
+    if not Path(folder).is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    console.heading(f"report: {build_report(str(folder), None if out is None else str(out), faces=faces)}")
+    console.heading(f"report: {build_report(folder, None if out is None else str(out), faces=faces)}")
 
 
 @app.command("import", rich_help_panel=TOOLS)
@@ -253,15 +278,16 @@ def import_(
 @app.command(rich_help_panel=TOOLS)
 def doctor(
     folder: Annotated[str, typer.Option(help="folder or URL that results would be written to")] = "runs",
+    upload: Annotated[bool, typer.Option("--upload", help="check only what `ray job submit` would upload")] = False,
 ) -> None:
     """Check versions, accelerator, Ray, storage and disk space.
 
     Exits with 4 where a check fails.
     """
-    from raygen.commands.doctor import examine
+    from raygen.commands.doctor import examine, working_folder
 
     marks = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad [/red]"}
-    checks = examine(folder)
+    checks = list(working_folder()) if upload else examine(folder)
     for check in checks:
         console.console.print(f"  {marks[check.status]} [bold]{check.name}[/bold]: ", end="")
         console.console.print(check.detail, markup=False)
@@ -275,6 +301,12 @@ def main() -> None:
     except RaygenError as error:
         console.failure(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in PERMANENT:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        console.failure(StorageError(f"{error.strerror}{place}; what was committed is kept"))
+        sys.exit(StorageError.exit_code)
     except KeyboardInterrupt:
         console.failure(INTERRUPTED)
         sys.exit(130)

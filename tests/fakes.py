@@ -4,6 +4,7 @@ A module of its own, so that Ray's actors can import what they are sent. It impo
 seconds on it.
 """
 
+import errno
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest, run_id
 from raygen.execution.worker import Tables
 from raygen.store.images import encode_image, picture_column
@@ -55,6 +57,10 @@ class Fake:
         if self.kind == "raise_once":
             os.unlink(self.trouble)
             raise MemoryError("out of memory on the device")
+        if self.kind == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.kind == "damaged":
+            raise InputError("the input is damaged", reason="parquet")
         if self.kind == "raise":
             raise RuntimeError("a defect")
         if self.kind == "hang":
@@ -78,6 +84,11 @@ def _table(rows: pa.Table, ids: list[str], pixels: list[np.ndarray], bad: str) -
 def build(fake: Fake) -> Fake:
     """What an actor calls."""
     return fake
+
+
+def build_refused(message: str) -> Fake:
+    """What an actor calls where the settings do not fit the model."""
+    raise ConfigError(message)
 
 
 def plan_of(folder: Path, rows: int = 96, *, shard_rows: int = 16, batch: int = 8, name: object = "test") -> Plan:

@@ -3,18 +3,21 @@
 Ray is imported only for a job with `resources.runner: ray`.
 """
 
+import os
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raygen.core.config import Config, Resources
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest, run_id
+from raygen.core.location import Location
 from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, execute_all, local_runner
 from raygen.execution.worker import Worker
 from raygen.store.filesystem import FileStore
@@ -31,10 +34,12 @@ __all__ = [
     "ShardedJob",
     "Sharding",
     "Throughput",
+    "check_splits",
     "estimate_cost",
     "extrapolate",
     "open_inputs",
     "outcome_facts",
+    "parallel_workers",
     "plan_run",
     "report_stage",
     "run_sharded",
@@ -86,9 +91,21 @@ class Job(Config):
     """Base of all jobs. Subclasses add `kind: Literal[...]` and their settings."""
 
     resources: Resources = Field(default_factory=Resources, description="where the job runs, and with how many workers")
-    out: str = Field(
+    out: Location = Field(
         ..., min_length=1, description="folder or URL, such as s3://bucket/run, that the result is written to"
     )
+
+    @model_validator(mode="after")
+    def _find_accelerator(self) -> "Job":
+        if self.resources.runner == "local" and self.resources.gpus:
+            import torch
+
+            if not torch.cuda.is_available():
+                raise ValueError(
+                    f"resources.gpus is {self.resources.gpus:g}, and torch finds no GPU on this machine; set "
+                    "resources.gpus=0 to run on the CPU, or resources.runner=ray with a cluster that has one"
+                )
+        return self
 
     def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The settings without `kind`, `resources`, `out` and those of `exclude`, as plain values."""
@@ -179,11 +196,28 @@ def plan_run(
 ) -> Plan:
     """The plan of a run over `inputs`. The run id is a hash of `settings` and of the inputs' digest.
 
-    Shards are whole multiples of the batch, so that a batch holds the same rows on any number of workers.
+    Shards are whole multiples of the batch, so that a batch holds the same rows on any number of workers. Raises
+    `InputError` where the inputs have no rows, and `ConfigError` where a shard is smaller than a batch.
     """
-    rows = max(batch, shard_rows // batch * batch)
+    if not any(piece.rows for piece in inputs.slices):
+        raise InputError(f"{kind}: the input has no rows", reason="empty")
+    if shard_rows < batch:
+        raise ConfigError(f"shard_rows: {shard_rows} is less than one batch; set batch to {shard_rows} or less")
+    rows = shard_rows // batch * batch
     parts = {"kind": kind, "settings": settings, "inputs": inputs.digest, "shard_rows": rows, "attempt": attempt}
     return Plan(kind, run_id(parts), settings, batch, make_shards(inputs.slices, rows))
+
+
+def check_splits(faces: str, splits: Collection[str], key: str) -> None:
+    """`InputError` where a split named by the setting `key` has no faces in the ingest run `faces`."""
+    if not splits:
+        return
+    counts: Counter[str] = Counter()
+    for table in open_input(faces)[0].tables("faces", ["split"]):
+        counts.update(str(name) for name in table["split"].to_pylist())
+    if empty := sorted(set(splits) - set(counts)):
+        there = ", ".join(f"{name} ({number:,})" for name, number in sorted(counts.items()))
+        raise InputError(f"{key}: {faces} has no faces in {', '.join(empty)}; it has {there}", reason="empty")
 
 
 def runner_of(resources: Resources) -> Runner:
@@ -255,8 +289,21 @@ def time_one_batch(work: PreparedRun) -> Throughput:
     return Throughput(seconds, size_bytes // max(rows.num_rows, 1), rows.num_rows)
 
 
+def parallel_workers(resources: Resources) -> float:
+    """How many times faster than one worker `resources` are: on this machine no more workers than it has cores."""
+    if resources.runner == "local":
+        return 1.0
+    if resources.gpus or resources.address or os.environ.get("RAY_ADDRESS"):
+        return float(resources.workers)
+    return min(float(resources.workers), max(1.0, (os.cpu_count() or 1) / resources.threads))
+
+
 def extrapolate(work: PreparedRun, resources: Resources, rate: Throughput, notes: tuple[str, ...]) -> Estimate:
     """Size and time of all of `work` at a rate; committed shards take no time."""
+    width = parallel_workers(resources)
+    if width < resources.workers:
+        cores = os.cpu_count() or 1
+        notes = (*notes, f"{resources.workers} workers share the {cores} cores of this machine")
     done = len(work.store.committed())
     left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
     return Estimate(
@@ -264,7 +311,7 @@ def extrapolate(work: PreparedRun, resources: Resources, rate: Throughput, notes
         len(work.plan.shards),
         done,
         int(rate.bytes * work.plan.rows),
-        rate.seconds * left / resources.workers,
+        rate.seconds * left / width,
         (*work.notes, *notes),
     )
 

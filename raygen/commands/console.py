@@ -11,9 +11,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from raygen.core.location import redact
 from raygen.execution.executor import Progress
 
-__all__ = ["console", "duration", "facts", "failure", "heading", "progress", "size"]
+__all__ = ["console", "duration", "facts", "failure", "heading", "note", "progress", "size"]
 
 
 console = Console(highlight=False, soft_wrap=True)
@@ -32,7 +33,8 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A number of seconds with a unit, such as `12 min`."""
+    """A number of seconds with a unit, such as `12 min`; 0 where it is negative."""
+    seconds = max(seconds, 0.0)
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -43,6 +45,11 @@ def duration(seconds: float) -> str:
 def heading(text: str) -> None:
     """One bold line."""
     console.print(f"[bold]{text}[/bold]")
+
+
+def note(text: str) -> None:
+    """One indented line."""
+    console.print(f"  {text}", markup=False)
 
 
 def facts(values: Mapping[str, object]) -> None:
@@ -64,7 +71,7 @@ def _text(value: object) -> str:
 def failure(error: BaseException) -> None:
     """Name and message of an error that raygen raised on purpose, without a traceback."""
     errors.print(f"[red]{type(error).__name__}[/red]: ", end="")
-    errors.print(str(error), markup=False)
+    errors.print(redact(str(error)), markup=False)
 
 
 class _Lines:

@@ -7,6 +7,7 @@ only whether there are any. A new check is a function in `CHECKS`.
 import os
 import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from raygen.core.errors import RaygenError
 from raygen.store.filesystem import FileStore
 
-__all__ = ["CHECKS", "Check", "examine"]
+__all__ = ["CHECKS", "Check", "examine", "working_folder"]
 
 
 PACKAGES: Final = (
@@ -34,8 +35,10 @@ PACKAGES: Final = (
     "s3fs",
     "scipy",
 )
-#: Bytes. `ray job submit --working-dir` uploads the folder; Ray refuses more than this.
-WORKING_DIR_LIMIT: Final = 500e6
+#: Bytes. The server of `ray job submit --working-dir` refuses a larger package; the client of Ray 2.60 names 512 MiB.
+WORKING_DIR_LIMIT: Final = 100 * 2**20
+#: Endings of files that hold weights.
+WEIGHTS: Final = frozenset({".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".onnx"})
 #: Folders that are not counted as part of the working folder.
 SKIPPED: Final = frozenset({".venv", ".git", "runs", "__pycache__", ".mypy_cache", ".ruff_cache", "node_modules"})
 
@@ -133,16 +136,42 @@ def storage(folder: str) -> Iterator[Check]:
 
 def local_disk(folder: str) -> Iterator[Check]:
     """The working folder is small enough to be uploaded to a cluster, and there is free space on its disk."""
-    total = 0
-    for root, folders, files in os.walk("."):
-        folders[:] = [name for name in folders if name not in SKIPPED]
-        total += sum(os.lstat(os.path.join(root, name)).st_size for name in files)
-        if total > 4 * WORKING_DIR_LIMIT:
-            break
-    detail = f"{total / 1e6:.1f} MB would be uploaded by `ray job submit --working-dir .`"
-    yield Check("working folder", "ok" if total < WORKING_DIR_LIMIT else "bad", detail)
+    yield from working_folder()
     free = shutil.disk_usage(".").free
     yield Check("disk", "ok" if free > 5e9 else "note", f"{free / 1e9:.0f} GB free in the working folder")
+
+
+def working_folder() -> Iterator[Check]:
+    """What `ray job submit --working-dir .` uploads, and which weights it leaves out because of .gitignore."""
+    sizes = {name: os.lstat(name).st_size for name in _listed_by_git("--cached") or _walked() if os.path.exists(name)}
+    total = sum(sizes.values())
+    detail = f"{total / 1e6:.1f} MB in {len(sizes):,} files would be uploaded by `ray job submit --working-dir .`"
+    if total > WORKING_DIR_LIMIT:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        named = ", ".join(f"{name} ({sizes[name] / 1e6:.0f} MB)" for name in largest)
+        detail += f", and Ray's server refuses more than {WORKING_DIR_LIMIT / 2**20:.0f} MiB; the largest are {named}"
+    yield Check("working folder", "ok" if total <= WORKING_DIR_LIMIT else "bad", detail)
+    weights = [name for name in _listed_by_git("--ignored") if Path(name).suffix in WEIGHTS]
+    if weights:
+        named = ", ".join(weights[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
+        detail = f"{named}: named by .gitignore, so they are not uploaded; give jobs an absolute path or a URL of them"
+        yield Check("weights", "note", detail)
+
+
+def _listed_by_git(which: str) -> list[str]:
+    """Files of the working folder that git tracks or ignores, without those of `SKIPPED`; empty outside of git."""
+    command = ["git", "ls-files", "-z", "--others", "--exclude-standard", which]
+    try:
+        listed = subprocess.run(command, capture_output=True, check=True).stdout.decode().split("\0")
+    except (OSError, subprocess.CalledProcessError, UnicodeDecodeError):
+        return []
+    return [name for name in listed if name and not SKIPPED & set(Path(name).parts)]
+
+
+def _walked() -> Iterator[str]:
+    for root, folders, files in os.walk("."):
+        folders[:] = [name for name in folders if name not in SKIPPED]
+        yield from (os.path.join(root, name) for name in files)
 
 
 #: In the order in which problems are best fixed.

@@ -8,15 +8,15 @@ from pydantic import Field, model_validator
 from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
+from raygen.core.location import Location
 from raygen.core.no_effect import refuse_without_effect
-from raygen.models.checkpoint import check_mixing, check_sampler
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig
 from raygen.sampling.imagic import EditWorker, ImagicConfig
 from raygen.sampling.no_effect import SAMPLING
-from raygen.sampling.worker import SampleConfig
+from raygen.sampling.worker import IGNORE, SampleConfig, check_conditions, check_sampling
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
@@ -29,9 +29,10 @@ class EditJob(ShardedJob):
     """CONDITIONS and FACES -> SAMPLES. A batch is one edit with all its alphas."""
 
     kind: Literal["edit"] = "edit"
-    conditions: str = Field(..., description="folder of a plan run with planning `edits` or `edit_pairs`")
-    faces: str = Field(..., description="folder of the ingest run whose pictures are edited")
-    checkpoint: str = Field(..., description="folder of a model in the diffusers layout, or `bundled`")
+    conditions: Location = Field(..., description="folder of a plan run with planning `edits` or `edit_pairs`")
+    faces: Location = Field(..., description="folder of the ingest run whose pictures are edited")
+    checkpoint: Location = Field(..., description="folder of a model in the diffusers layout, or `bundled`")
+    ignore: tuple[Literal["mask", "attributes", "text", "style", "hint"], ...] = Field((), description=IGNORE)
     imagic: ImagicConfig = Field(
         default_factory=ImagicConfig, description="fine-tuning of the embedding and of the model to each picture"
     )
@@ -73,9 +74,6 @@ class EditJob(ShardedJob):
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         settings["faces"] = open_inputs(self.faces, "faces").digest
         settings["judges"] = EditJudge.digests(self.judge)
-        check_sampler(resolve(self.checkpoint), self.sampler)
-        if self.mixing is not None:
-            check_mixing(resolve(self.checkpoint), self.mixing)
         inputs = open_inputs(self.conditions, "conditions")
         if not inputs.slices:
             raise ConfigError(f"{self.conditions}: no edits")
@@ -87,9 +85,11 @@ class EditJob(ShardedJob):
         fields = (set(SampleConfig.model_fields) & set(EditJob.model_fields)) - {"checkpoint"}
         values = {name: getattr(self, name) for name in fields}
         config = SampleConfig(run_id=plan.run_id, checkpoint=resolve(self.checkpoint), batch=alphas, **values)
+        check_sampling(config)
+        notes = check_conditions(inputs.slices, config, self.ignore, references=True)
         faces = StoredRows(self.faces, ("image", "mask", "attributes"))
         build = partial(EditWorker, config, self.imagic, self.judge, faces, threads=self.resources.threads)
-        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build)
+        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build, notes=notes)
 
 
 JOB = EditJob

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
+from raygen.core.location import Location
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.sampling.encode import EncodeConfig, EncodeWorker
 from raygen.store.run_store import RunStore
@@ -18,8 +19,10 @@ class EncodeJob(ShardedJob):
     """FACES -> LATENTS of one first stage."""
 
     kind: Literal["encode"] = "encode"
-    faces: str = Field(..., description="folder of an ingest run, whose pictures are encoded")
-    checkpoint: str = Field(..., description="folder of a first stage, or of a model with a first stage; or `bundled`")
+    faces: Location = Field(..., description="folder of an ingest run, whose pictures are encoded")
+    checkpoint: Location = Field(
+        ..., description="folder of a first stage, or of a model with a first stage; or `bundled`"
+    )
     horizontal_flips: bool = Field(True, description="also encode the mirrored pictures, as rows of their own")
     batch: int = Field(32, ge=1, le=4096, description="pictures that are encoded at once")
 

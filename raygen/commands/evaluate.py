@@ -37,6 +37,7 @@ from raygen.commands.base import (
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import run_id
+from raygen.core.location import Location
 from raygen.core.types import UInt8Array
 from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, aggregate, gather_scores, write_metrics
 from raygen.evaluation.external_stats import compare_to_statistics
@@ -87,14 +88,14 @@ class EvaluateJob(Job, Sharding):
     """SAMPLES and reference FACES -> METRICS."""
 
     kind: Literal["evaluate"] = "evaluate"
-    samples: str | None = Field(
+    samples: Location | None = Field(
         None, description="folder of the generate, edit or select run to evaluate; without it, `reference` is prepared"
     )
-    reference: str | None = Field(
+    reference: Location | None = Field(
         None,
         description="folder of an ingest run with the real pictures, or of an evaluate run that has scored them",
     )
-    round_trip: str | None = Field(
+    round_trip: Location | None = Field(
         None,
         description="checkpoint whose first stage encodes and decodes the reference; it is scored as a further set",
     )
@@ -116,7 +117,7 @@ class EvaluateJob(Job, Sharding):
         description="face verification: EER and TAR over pairs of pictures; needs `score.identity` and rows with "
         "`identity_id`; default none",
     )
-    reference_stats: str | None = Field(
+    reference_stats: Location | None = Field(
         None,
         description="file with mean and covariance of features (.npz, or saved by torch) from another tool, to which "
         "the Fréchet distance is computed as well",

@@ -21,6 +21,7 @@ from raygen.commands.base import (
     Result,
     ShardedJob,
     Throughput,
+    check_splits,
     extrapolate,
     outcome_facts,
     plan_run,
@@ -29,6 +30,7 @@ from raygen.commands.base import (
 )
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
+from raygen.core.location import Location
 from raygen.exports import AnyExport
 from raygen.exports.base import DATASET
 from raygen.exports.columns import NamingScheme
@@ -53,14 +55,14 @@ class ExportJob(ShardedJob):
     """SAMPLES or FACES -> a data set."""
 
     kind: Literal["export"] = "export"
-    samples: str | None = Field(
+    samples: Location | None = Field(
         None, description="folder of a generate, edit or select run, whose SAMPLES are exported; or name `faces`"
     )
-    faces: str | None = Field(
+    faces: Location | None = Field(
         None, description="folder of an ingest run, whose FACES are exported; photographs are not marked as synthetic"
     )
     format: AnyExport = Field(description="file format of the data set, chosen by its `kind`")
-    scores: str | None = Field(
+    scores: Location | None = Field(
         None, description="folder of an evaluate run of these samples, whose numbers the data card shows; default none"
     )
     provenance: bool = Field(
@@ -157,6 +159,7 @@ class ExportJob(ShardedJob):
         if self.samples is not None:
             return ExportSource.open(self.samples, "samples")
         assert self.faces is not None
+        check_splits(self.faces, self.splits, "splits")
         return ExportSource.open(self.faces, "faces")
 
     def _listing(self, source: ExportSource) -> ExportListing:

@@ -1,40 +1,31 @@
 """`raygen generate`: CONDITIONS -> SAMPLES, and SCORES of the pictures before they are encoded."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from raygen.commands.base import (
-    Estimate,
     Inputs,
     PreparedRun,
-    ProgressCallback,
-    Result,
     ShardedJob,
-    estimate_cost,
     open_inputs,
-    outcome_facts,
     plan_run,
-    run_sharded,
 )
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
+from raygen.core.location import Location
 from raygen.core.no_effect import refuse_without_effect
 from raygen.evaluation.scoring import ScoreConfig, Scorer
-from raygen.models.checkpoint import check_mixing, check_sampler, modalities
 from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.models.conditions import MODALITIES
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.guidance import Guidance, GuidanceParametrization
 from raygen.sampling.no_effect import SAMPLING
-from raygen.sampling.worker import SampleConfig, SampleWorker, shares_model
+from raygen.sampling.worker import IGNORE, SampleConfig, SampleWorker, check_conditions, check_sampling, shares_model
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
-from raygen.store.parquet import read_slice
 from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "GenerateJob", "SharedSampler", "sample_worker"]
@@ -44,8 +35,8 @@ class GenerateJob(ShardedJob):
     """CONDITIONS -> SAMPLES: one picture per row."""
 
     kind: Literal["generate"] = "generate"
-    conditions: str = Field(..., description="folder of a plan run, whose rows are generated")
-    checkpoint: str = Field(..., description="folder of a model in the diffusers layout, or `bundled`")
+    conditions: Location = Field(..., description="folder of a plan run, whose rows are generated")
+    checkpoint: Location = Field(..., description="folder of a model in the diffusers layout, or `bundled`")
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="sampler and number of steps")
     guidance: Guidance = Field(
         1.0,
@@ -63,7 +54,8 @@ class GenerateJob(ShardedJob):
     use_conditions: tuple[str, ...] | None = Field(
         None, description="conditions of the rows that are used; default: all; an empty list uses none"
     )
-    references: str | None = Field(
+    ignore: tuple[Literal["mask", "attributes", "text", "style", "hint"], ...] = Field((), description=IGNORE)
+    references: Location | None = Field(
         None, description="folder of the ingest run with the faces that rows take styles from, or are scored against"
     )
     seed: int = Field(0, ge=0, description="seed of the noise; noise depends on the seed, sample_id and attempt only")
@@ -105,42 +97,25 @@ class GenerateJob(ShardedJob):
         return self.planned(open_inputs(self.conditions, "conditions"))
 
     def planned(self, rows: Inputs) -> PreparedRun:
-        """Plan the shards of `rows`. Checkpoint and networks enter the run id by content, not by path."""
+        """Plan the shards of `rows`. Checkpoint and networks enter the run id by content, not by path.
+
+        Everything that the rows and the model's folder tell is checked here, before anything is written.
+        """
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
-        if unknown := sorted(set(self.use_conditions or ()) - set(modalities(resolve(self.checkpoint)))):
-            raise ConfigError(f"use_conditions: the model does not take {', '.join(unknown)}")
-        check_sampler(resolve(self.checkpoint), self.sampler)
-        if self.mixing is not None:
-            check_mixing(resolve(self.checkpoint), self.mixing)
+        config = self.sampling("")
+        check_sampling(config)
+        notes = check_conditions(rows.slices, config, self.ignore, references=self.references is not None)
         if self.score is not None:
             settings["score"] = self.score.by_content()
+            if self.score.to_source and self.references is None:
+                raise ConfigError(f"score.{self.score.to_source}: needs `references`, the folder of the source faces")
         if self.references is not None:
             settings["references"] = open_inputs(self.references, "faces").digest
         plan = plan_run("generate", settings, rows, batch=self.batch, shard_rows=self.shard_rows, attempt=self.attempt)
-        config = self.sampling(plan.run_id)
+        config = config.model_copy(update={"run_id": plan.run_id})
         build = partial(sample_worker, config, self.score, self.resources.threads, self.references)
-        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build)
-
-    def run(self, report: ProgressCallback) -> Result:
-        """See `ShardedJob.run`. The facts also list the conditions that the model does not read."""
-        work = self.prepare(write=True)
-        facts = outcome_facts(run_sharded(work, self.resources, report))
-        unread = self._unread(work)
-        return Result(self.out, {**facts, **({"not read by this model": ", ".join(unread)} if unread else {})})
-
-    def estimate(self) -> Estimate:
-        """See `ShardedJob.estimate`."""
-        work = self.prepare(write=False)
-        estimate, unread = estimate_cost(work, self.resources), self._unread(work)
-        notes = (f"not read by this model: {', '.join(unread)}",) if unread else ()
-        return replace(estimate, notes=(*estimate.notes, *notes))
-
-    def _unread(self, work: PreparedRun) -> list[str]:
-        """Conditions of the first row that the model does not read."""
-        row = read_slice(work.plan.shards[0].inputs[0]._replace(rows=1), MODALITIES).to_pylist()[0]
-        read = modalities(resolve(self.checkpoint))
-        return [name for name in MODALITIES if row[name] is not None and name not in read]
+        return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build, notes=notes)
 
     def sampling(self, run_id: str) -> SampleConfig:
         """The configuration of a worker of this job."""
@@ -157,8 +132,6 @@ def sample_worker(
     With `score`, pictures are measured before they are encoded.
     """
     faces = None if references is None else StoredRows(references, ("image", "mask"))
-    if score is not None and score.to_source and faces is None:
-        raise ConfigError(f"score.{score.to_source}: needs `references`, the folder of the faces that rows name")
     observe = None if score is None else Scorer(score, run_id=config.run_id, attempt=config.attempt, sources=faces)
     return SampleWorker(config, observe=observe, threads=threads, references=faces)
 

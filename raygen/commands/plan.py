@@ -10,11 +10,20 @@ from pathlib import Path
 from typing import Final, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from raygen.commands.base import Inputs, PreparedRun, ShardedJob, open_inputs, plan_run, store_listing
+from raygen.commands.base import (
+    Inputs,
+    PreparedRun,
+    ShardedJob,
+    check_splits,
+    open_inputs,
+    plan_run,
+    store_listing,
+)
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
+from raygen.core.location import Location
 from raygen.planning import AnyPlanning, EditLine, EditsFromFile, Identities, PlanWorker, Unconditional
 from raygen.store.lookup import InMemoryRows, RowLookup, StoredRows
 from raygen.store.parquet import RANGE, Slice
@@ -32,9 +41,15 @@ class PlanJob(ShardedJob):
 
     kind: Literal["plan"] = "plan"
     planning: AnyPlanning = Field(description="experiment that writes the rows, chosen by its `kind`")
-    faces: str | None = Field(
+    faces: Location | None = Field(
         None, description="folder of an ingest run, which the rows are made from; not needed by `unconditional`"
     )
+
+    @model_validator(mode="after")
+    def _require_faces(self) -> "PlanJob":
+        if self.faces is None and not isinstance(self.planning, Unconditional):
+            raise ValueError(f"planning {self.planning.kind!r} needs `faces`, the folder of an ingest run")
+        return self
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of condition rows."""
@@ -43,23 +58,24 @@ class PlanJob(ShardedJob):
         first: pa.Table | None = None
         lookup: RowLookup | None = None
         notes: tuple[str, ...] = ()
+        faces = self.faces or ""
+        check_splits(faces, getattr(planning, "splits", ()), "planning.splits")
         if isinstance(planning, Unconditional):
             inputs = Inputs([Slice(RANGE, 0, planning.count)], f"{RANGE}{planning.count}")
-        elif self.faces is None:
-            raise ConfigError(f"faces: planning {planning.kind!r} needs the folder of an ingest run")
         elif isinstance(planning, EditsFromFile):
             first = read_edits(planning.file)
-            inputs = store_listing(first, self.out, open_inputs(self.faces, "faces").digest, write=write)
-            lookup = StoredRows(self.faces, ("mask", "texts", "attributes"))
+            inputs = store_listing(first, self.out, open_inputs(faces, "faces").digest, write=write)
+            lookup = StoredRows(faces, ("mask", "texts", "attributes"))
         elif isinstance(planning, Identities):
-            inputs, lookup, first, notes = self._choose_identities(planning, self.faces, write=write)
+            inputs, lookup, first, notes = self._choose_identities(planning, faces, write=write)
         else:
-            inputs, columns = open_inputs(self.faces, "faces"), planning.columns
+            inputs, columns = open_inputs(faces, "faces"), planning.columns
         rows = max(2, self.shard_rows // planning.factor)  # a face and its partner are rows of the same shard
         plan = plan_run("plan", {"planning": planning}, inputs, batch=min(rows, 1024), shard_rows=rows)
         build = partial(PlanWorker, planning, lookup)
         store, max_errors = RunStore(self.out), self.max_error_fraction
-        return PreparedRun(store, plan, max_errors, columns, build=build, first=first, notes=notes)
+        without_rows = f"no face of {faces} has what planning {planning.kind!r} needs"
+        return PreparedRun(store, plan, max_errors, columns, without_rows, build=build, first=first, notes=notes)
 
     def _choose_identities(
         self, planning: Identities, faces: str, *, write: bool

@@ -20,6 +20,7 @@ from raygen.commands.base import Result
 from raygen.commands.registry import make
 from raygen.core.assets import recipe
 from raygen.core.config import Config, Resources
+from raygen.core.location import LocalLocation
 from raygen.execution.ray.session import connected
 from raygen.report import build
 
@@ -44,7 +45,7 @@ WARMUP: Final = 40
 class Quickstart(Config):
     """Settings of the quickstart."""
 
-    out: str = Field("runs/quickstart", description="folder for all results")
+    out: LocalLocation = Field("runs/quickstart", description="folder for all results")
     train: bool = Field(False, description="train the models first, in place of the bundled ones")
     workers: int = Field(2, description="number of Ray actors")
     pictures: int = Field(1024, description="number of pictures to generate, rounded up to a multiple of four")

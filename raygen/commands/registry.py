@@ -30,7 +30,7 @@ class Command:
     writes: str
     help: str
     stage: bool = True
-    example: str = "resources.workers=8"
+    example: str = "resources.runner=ray resources.workers=8"
 
     @property
     def summary(self) -> str:

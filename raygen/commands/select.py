@@ -36,6 +36,7 @@ from raygen.commands.generate import GenerateJob
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
+from raygen.core.location import Location
 from raygen.evaluation.aggregate import gather_scores, write_metrics
 from raygen.evaluation.scoring import ScoreConfig
 from raygen.evaluation.slices import column, select_ids
@@ -93,10 +94,10 @@ class SelectJob(Job):
     generate: dict[str, Any] | None = Field(
         None, description="settings of a generate job; gates read what its `score` measures. Or name `faces`"
     )
-    samples: str | None = Field(
+    samples: Location | None = Field(
         None, description="folder of a finished run of `generate`, used as the first attempt; default: OUT/samples"
     )
-    faces: str | None = Field(
+    faces: Location | None = Field(
         None, description="folder of an ingest run whose faces are tested, in place of `generate`; nothing is generated"
     )
     score: ScoreConfig | None = Field(None, description="with `faces`: measurements that the gates read")

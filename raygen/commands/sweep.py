@@ -31,10 +31,10 @@ from raygen.commands.base import (
 )
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob, SharedSampler
-from raygen.core.assets import resolve
 from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
+from raygen.core.location import Location
 from raygen.evaluation.aggregate import FEATURES, MetricRows, aggregate, gather_scores, write_metrics
 from raygen.evaluation.comparison import CELL, WITHIN, best_steps, curves
 from raygen.evaluation.feature_metrics import FeatureMetricsConfig, ReferenceCache, few_rows
@@ -43,11 +43,10 @@ from raygen.evaluation.scoring import ScoreConfig, Scorer
 from raygen.evaluation.slices import grouping_of, select_ids
 from raygen.execution.executor import PlannedRun, execute_all
 from raygen.metrics.registry import SECONDS, lookup
-from raygen.models.checkpoint import check_sampler
 from raygen.models.schedulers import SamplerConfig, SamplerName, Spacing
 from raygen.sampling.guidance import Guidance
 from raygen.sampling.timing import SharedTiming, TimingConfig, seconds_of
-from raygen.sampling.worker import SampleConfig
+from raygen.sampling.worker import SampleConfig, check_sampling
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import Plan, RunStore, Shard
 
@@ -107,11 +106,11 @@ class SweepJob(Job):
     """
 
     kind: Literal["sweep"] = "sweep"
-    conditions: str = Field(..., description="folder of a plan run with the rows that every cell generates")
-    reference: str = Field(
+    conditions: Location = Field(..., description="folder of a plan run with the rows that every cell generates")
+    reference: Location = Field(
         ..., description="folder of an ingest run with the real pictures, or of an evaluate run that has scored them"
     )
-    checkpoints: dict[str, str] = Field(
+    checkpoints: dict[str, Location] = Field(
         default_factory=lambda: {"bundled": "bundled"},
         min_length=1,
         description="checkpoints by name: a model folder, or `bundled`",
@@ -197,7 +196,7 @@ class SweepJob(Job):
         """Score the reference, generate and score all cells in one pass, time them, write the table."""
         cells = list(self.cells())
         for cell in cells:  # before the reference is scored, which may take long
-            check_sampler(resolve(cell.job.checkpoint), cell.job.sampler)
+            check_sampling(cell.job.sampling(""))
         reference, score = ReferenceSet.open(self.reference), self.score.by_content()
         if reference.scores is None:
             settings = {"reference": self.reference, "score": self.score.model_dump()}

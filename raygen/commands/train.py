@@ -19,13 +19,16 @@ from typing import Any, Final, Literal
 
 import pyarrow.compute as pc
 import torch
+from pydantic import Field
 
-from raygen.commands.base import Estimate, Job, ProgressCallback, Result
+from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
 from raygen.core.errors import ConfigError, InfrastructureError, RaygenError
 from raygen.core.hashing import run_id
+from raygen.core.location import LocalLocation
 from raygen.core.precision import set_deterministic_precision
 from raygen.models import checkpoint
 from raygen.models.text import Tokenizer, tokenizer_of
+from raygen.store.filesystem import FileStore
 from raygen.store.run_store import open_input
 from raygen.training.data import TrainingData, load_training_data, texts_of
 from raygen.training.logger import TrainingLogger, followed
@@ -58,9 +61,11 @@ class TrainJob(TrainRecipe, Job):
 
     kind: Literal["train"] = "train"
 
+    out: LocalLocation = Field(..., description="folder that the checkpoint is written to")
+
     def run(self, report: ProgressCallback) -> Result:
         """Train to the end, continuing from the last training state in `out`."""
-        Path(self.out).mkdir(parents=True, exist_ok=True)
+        FileStore(self.out).require()
         began = time.time()
         folder = Path(self.out) / "training"
         with followed(folder, report, self.training):
@@ -81,7 +86,7 @@ class TrainJob(TrainRecipe, Job):
         machine, the time is not estimated, and a note says why.
         """
         notes = [f"missing: {error}" for error in self.missing_inputs()]
-        parameters = 0
+        parameters, rows = 0, 0 if notes else self._count_rows()
         try:
             counts = count_parameters(self.model, self.first_stage)
             parameters = sum(counts.values())
@@ -91,23 +96,29 @@ class TrainJob(TrainRecipe, Job):
         size = parameters * (2 if self.save_dtype == "float16" else 4)
         if parameters > LARGEST_TIMED and not torch.cuda.is_available():
             notes.append("time is not estimated: the model is too large to time a step on a CPU")
-            return Estimate(0, 0, 0, size, 0.0, tuple(notes))
+            return Estimate(rows, 0, 0, size, 0.0, tuple(notes))
         try:
             tokenizer = self.tokenizer()
             arrays, objective = self.arrays(tokenizer), self.objective(tokenizer)
         except RaygenError as error:
-            return Estimate(0, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
+            return Estimate(rows, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
         trainer = Trainer(objective, self.training, device=_device())
         batch = trainer.batch(arrays, 0)
         trainer.update(batch, 0.0)  # the first step pays for initialisation
         began = time.perf_counter()
         for _ in range(3):
             trainer.update(batch, 0.0)
-        step_s = (time.perf_counter() - began) / 3 / self.resources.workers
+        step_s = (time.perf_counter() - began) / 3 / parallel_workers(self.resources)
         limits = (self.training.max_seconds, (self.training.steps or 1e12) * step_s)
         seconds = min(limit for limit in limits if limit is not None)
         notes.append(f"{len(arrays):,} rows, batch {self.training.batch}, {1 / step_s:.2f} steps per second")
         return Estimate(len(arrays), 0, 0, size, seconds, tuple(notes))
+
+    def _count_rows(self) -> int:
+        """Number of training faces, without reading any picture."""
+        tables = open_input(self.faces)[0].tables("faces", ["split"])
+        splits = (name for table in tables for name in table["split"].to_pylist())
+        return sum(self.split is None or name == self.split for name in splits)
 
     def missing_inputs(self) -> Iterator[RaygenError]:
         """The error of each input that does not exist yet."""

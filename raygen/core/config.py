@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from raygen.core.errors import ConfigError
+from raygen.core.location import redact
 
 __all__ = ["Config", "Resources", "config_classes", "nearest", "override", "parse", "read_yaml", "tagged_union"]
 
@@ -81,6 +82,14 @@ class Resources(Config):
         description="seconds without a finished shard after which the run fails with exit code 4; less once shards "
         "have finished: 5 times the 95th percentile of their seconds, at least 300",
     )
+
+    def idle(self) -> str:
+        """A sentence about settings that the local runner does not use; empty where there are none."""
+        if self.runner == "ray" or (self.workers == 1 and self.address is None):
+            return ""
+        unused = [f"workers={self.workers}"] if self.workers > 1 else []
+        unused += [f"address={self.address}"] if self.address is not None else []
+        return f"the local runner is one worker; {' and '.join(unused)} need resources.runner=ray"
 
 
 def nearest(value: str, known: Iterable[str]) -> str:
@@ -173,6 +182,9 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
     where = ".".join(keys) or "(top)"
     if problem["type"] == "extra_forbidden":
         return f"{where}: unknown key" + nearest(str(problem["loc"][-1]), _known_keys(kind, problem["loc"]))
+    if problem["type"] == "value_error":
+        message = str(problem["ctx"]["error"])
+        return redact(f"{where}: {message}" if keys else message)
     message = f"{where}: {problem['msg']}"
     if problem["type"] == "literal_error":
         names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
@@ -180,7 +192,7 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
         return message + nearest(str(problem.get("input")), names)
     if problem["type"] != "missing":
         message += f" (got {problem.get('input')!r})"[:200]
-    return message
+    return redact(message)
 
 
 def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:

@@ -1,8 +1,19 @@
 """Exceptions and the exit code of each."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-__all__ = ["ConfigError", "InfrastructureError", "InputError", "IntegrityError", "RaygenError", "TooManyBadRows"]
+__all__ = [
+    "ConfigError",
+    "InfrastructureError",
+    "InputError",
+    "IntegrityError",
+    "RaygenError",
+    "StorageError",
+    "TooManyBadRows",
+    "from_record",
+    "to_record",
+]
 
 
 class RaygenError(Exception):
@@ -49,7 +60,27 @@ class InfrastructureError(RaygenError):
     exit_code = 4
 
 
+class StorageError(InfrastructureError):
+    """A disk is full or read-only, or an account has no space left: another attempt would fail the same way."""
+
+
 class IntegrityError(RaygenError):
     """Stored bytes differ from their commit, or two attempts of a shard differ."""
 
     exit_code = 5
+
+
+def to_record(error: RaygenError) -> dict[str, str]:
+    """Class, message and reason of an error, to be sent to another process or written as JSON."""
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
+    # str() of an InputError also has its reason.
+    return {"kind": kind, "message": Exception.__str__(error), "reason": getattr(error, "reason", "")}
+
+
+def from_record(record: Mapping[str, str]) -> RaygenError:
+    """The error of `to_record`, of the same class."""
+    if record["kind"] == "InputError":
+        return InputError(record["message"], reason=record["reason"])
+    known = (ConfigError, TooManyBadRows, StorageError, InfrastructureError, IntegrityError)
+    kinds = {kind.__name__: kind for kind in known}
+    return kinds.get(record["kind"], RaygenError)(record["message"])

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import Split
+from raygen.core.location import Location
 from raygen.core.types import UInt8Array
 from raygen.datasets.base import DataSet, load_rows
 from raygen.store.images import FORMATS, decode_image, decode_mask, encode_image, encode_mask, picture
@@ -234,7 +235,7 @@ def read_mask(address: str) -> UInt8Array:
 class PictureFiles(DataSet):
     """Base of data sets of picture files: where the files are, and how pictures are cropped and resized."""
 
-    root: str = Field(min_length=1, description="folder or fsspec URL")
+    root: Location = Field(min_length=1, description="folder or fsspec URL")
     size: int | None = Field(None, ge=8, le=4096, description="side of the stored square pictures and masks, pixels")
     crop: Literal["none", "center"] = Field("none", description="cut the largest centred square out first")
     resample: Literal["lanczos", "box"] = Field(

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
+from raygen.core.location import Location
 from raygen.evaluation.aggregate import FEATURES, MetricRows, ScoreMatrix, features_of
 from raygen.evaluation.feature_metrics import add_memorization
 from raygen.evaluation.reference import ReferenceSet
@@ -24,7 +25,7 @@ ScoreSets = Mapping[str, Mapping[str, ScoreMatrix]]
 class MemorizationConfig(Config):
     """The training pictures. Where `reference` is the same data set, its other splits are what was held out."""
 
-    faces: str = Field(..., description="folder of the ingest run with the training faces")
+    faces: Location = Field(..., description="folder of the ingest run with the training faces")
     split: str | None = Field("train", description="split that the model was trained on; default: all faces")
     q: float = Field(
         0.01,

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from raygen.core.config import Config
 from raygen.core.errors import InputError
+from raygen.core.location import Location
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
 from raygen.evaluation.scoring import score_table
@@ -32,7 +33,7 @@ COLUMNS: Final = ("sample_id", "image", "mask", "style_parts", "group_id")
 class PairwiseConfig(Config):
     """What to compare. Pictures of the two runs belong together by `sample_id`, so their noise is the same."""
 
-    baseline: str | None = Field(
+    baseline: Location | None = Field(
         None,
         description="folder of a generate run with the same rows, to measure the change inside and "
         "outside of `style_parts` (leakage)",

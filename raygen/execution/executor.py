@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raygen.core.config import Resources
-from raygen.core.errors import InfrastructureError, IntegrityError, TooManyBadRows
+from raygen.core.errors import InfrastructureError, InputError, IntegrityError, TooManyBadRows, from_record
 from raygen.core.hashing import canonical
+from raygen.core.location import redact
 from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
 from raygen.store.run_store import Plan, RunStore
 
@@ -56,7 +57,7 @@ class Progress:
     @property
     def eta_s(self) -> float | None:
         """Seconds to the end at this rate; None before the first shard."""
-        return (self.rows - self.done_rows) / self.rate if self.new_rows else None
+        return max(self.rows - self.done_rows, 0) / self.rate if self.new_rows else None
 
     @staticmethod
     def together(parts: Sequence["Progress"]) -> "Progress":
@@ -81,12 +82,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run to execute: its folder, its plan, the fraction of rows that may fail, the input columns it reads."""
+    """A run to execute: its folder, its plan, the fraction of rows that may fail, the input columns it reads.
+
+    `without_rows`: why the run may end without any row, which is then an `InputError`; empty where it may.
+    """
 
     store: RunStore
     plan: Plan
     max_error_fraction: float
     columns: tuple[str, ...] | None = None
+    without_rows: str = ""
 
     @property
     def target(self) -> RunTarget:
@@ -101,6 +106,8 @@ class _RunState:
         self.run = run
         self.divergent: list[int] = []
         self.errors: list[str] = []
+        self.refusal: dict[str, str] | None = None
+        self.unchanged = False
         self.progress = Progress(len(run.plan.shards), run.plan.rows)
 
     def resume(self) -> None:
@@ -108,6 +115,7 @@ class _RunState:
         missing, progress = self.run.store.missing(self.run.plan), self.progress
         progress.resumed_shards = progress.done_shards = progress.shards - len(missing)
         progress.done_rows = progress.rows - sum(shard.rows for shard in missing)
+        self.unchanged = not missing and self.run.store.is_complete()
 
     def count(self, summary: ShardSummary) -> None:
         """Add the result of one attempt of a shard."""
@@ -123,6 +131,7 @@ class _RunState:
         else:
             progress.failed_tries += 1
             self.errors.append(f"shard {summary.shard}: {summary.error}")
+            self.refusal = summary.refusal or self.refusal
         if summary.divergent:
             self.divergent.append(summary.shard)
 
@@ -130,18 +139,24 @@ class _RunState:
         """Write the manifest of the complete run; see `execute` for the errors."""
         store, plan = self.run.store, self.run.plan
         missing = store.missing(plan)
+        if missing and self.refusal is not None:
+            raise from_record(self.refusal)
         if missing:
             detail = "; ".join(dict.fromkeys(self.errors)) or "no worker finished them"
             raise InfrastructureError(f"{len(missing)} of {len(plan.shards)} shards are not committed: {detail[:1500]}")
         reasons: Counter[str] = Counter()
+        rows = 0
         for commit in store.commits():
             reasons.update(commit.quarantined)
+            rows += sum(int(entry["rows"]) for entry in commit.files)
+        if rows == 0 and self.run.without_rows:
+            raise InputError(f"{store.url}: no rows: {self.run.without_rows}", reason="empty")
         bad = self.progress.bad = sum(reasons.values())
         if bad > self.run.max_error_fraction * plan.rows:
             listed = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(5))
             allowed = f"at most {self.run.max_error_fraction:.2%} are allowed"
             raise TooManyBadRows(f"{bad} of {plan.rows} rows failed ({listed}); {allowed}")
-        manifest = store.finish(plan)
+        manifest = store.manifest() if self.unchanged else store.finish(plan)
         if self.divergent:
             raise IntegrityError(
                 f"shards {self.divergent[:20]} gave other rows in a second attempt; the first commit is kept"
@@ -151,14 +166,19 @@ class _RunState:
     def record(
         self, resources: Resources, error: BaseException | None, manifest: Mapping[str, Any] | None = None
     ) -> None:
-        """Write run.json: exit code, error, counts, resources and versions of this command."""
+        """Write run.json: exit code, error, counts, resources and versions of this command.
+
+        Nothing is written where the run was complete before: run.json then tells how its rows were made.
+        """
+        if self.unchanged:
+            return
         plan, progress = self.run.plan, self.progress
         seconds = time.time() - progress.began
         record = {
             "run_id": plan.run_id,
             "kind": plan.kind,
             "exit_code": 0 if error is None else getattr(error, "exit_code", 130),
-            "error": "" if error is None else f"{type(error).__name__}: {error}"[:2000],
+            "error": "" if error is None else redact(f"{type(error).__name__}: {error}")[:2000],
             "shards": progress.shards,
             "committed_shards": progress.done_shards,
             "resumed_shards": progress.resumed_shards,
@@ -192,7 +212,7 @@ def execute(
 
     Raises `InfrastructureError` where shards stay uncommitted, `TooManyBadRows` above the fraction
     `max_error_fraction`, `IntegrityError` where two attempts of a shard gave different rows. `run.json` is written in
-    every case.
+    every case but one: a run that was complete before stays as it is.
     """
     run = PlannedRun(store, plan, max_error_fraction, columns)
     return execute_all([run], build, resources, runner, report=report)[0]
@@ -259,5 +279,7 @@ def _run_missing(
         if not missing:
             return
         for summary in runner(missing, task, resources):
+            if summary.status == "refused" and summary.refusal is not None:
+                raise from_record(summary.refusal)
             states[summary.run].count(summary)
             report(Progress.together([state.progress for state in states]))

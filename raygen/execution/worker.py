@@ -22,6 +22,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import pyarrow as pa
 
+from raygen.core.errors import ConfigError, InputError, RaygenError, StorageError, to_record
+from raygen.core.version import __version__
+from raygen.store.filesystem import PERMANENT
 from raygen.store.run_store import RunStore, Shard
 from raygen.store.schemas import QUARANTINE, SCHEMAS, cast
 
@@ -103,7 +106,7 @@ class ShardSummary:
 
     run: int
     shard: int
-    status: str  # committed | present | failed | exhausted
+    status: str  # committed | present | failed | exhausted | refused
     rows: int = 0
     bad: int = 0
     bytes: int = 0
@@ -111,6 +114,7 @@ class ShardSummary:
     divergent: bool = False
     error: str = ""
     worker: str = ""
+    refusal: dict[str, str] | None = None  # `to_record` of an error that raygen raised on purpose
 
 
 class ShardWorker:
@@ -118,11 +122,35 @@ class ShardWorker:
 
     def __init__(self, task: ShardTask) -> None:
         self.task = task
-        self.worker = task.build()
+        self.refusal: dict[str, str] | None = None
+        try:
+            self.worker = task.build()
+        except RaygenError as error:  # a dead actor would be started again, and Ray would print its stack each time
+            self.refusal = to_record(error)
         self.threads = ThreadPoolExecutor(MAX_PENDING, thread_name_prefix="finish")
 
     def __call__(self, item: ShardItem) -> ShardSummary:
         """Work on one shard. A failure is returned as a summary; only a dead process returns none."""
+        index = item.shard.index
+        if self.refusal is not None:
+            return ShardSummary(item.run, index, "refused", refusal=self.refusal)
+        try:
+            with _time_limit(self.task.timeout_s, f"shard {index}"):
+                return self._attempt(item)
+        except (ConfigError, StorageError) as error:  # every attempt would meet it
+            return ShardSummary(item.run, index, "refused", refusal=to_record(error))
+        except InputError as error:  # a file that reads badly may have been read badly
+            return ShardSummary(item.run, index, "failed", error=str(error), refusal=to_record(error))
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in PERMANENT:
+                full = StorageError(f"shard {index}: {error.strerror}")
+                return ShardSummary(item.run, index, "refused", refusal=to_record(full))
+            # Out of memory, a lost bucket or a defect fails the attempt. It never becomes a failed row.
+            trace = traceback.format_exc(limit=-6)
+            sys.stderr.write(f"shard {index}:\n{trace}")
+            return ShardSummary(item.run, index, "failed", error=f"{type(error).__name__}: {error}"[:500])
+
+    def _attempt(self, item: ShardItem) -> ShardSummary:
         target, index = self.task.runs[item.run], item.shard.index
         store = RunStore(target.url, target.attempt)
         if store.is_committed(index):
@@ -131,14 +159,7 @@ class ShardWorker:
         if attempt == 0:
             error = f"{self.task.max_attempts} starts without a commit"
             return ShardSummary(item.run, index, "exhausted", error=error)
-        try:
-            with _time_limit(self.task.timeout_s, f"shard {index}"):
-                return self._work(item, store, attempt)
-        except Exception as error:
-            # Out of memory, a lost bucket or a defect fails the attempt. It never becomes a failed row.
-            trace = traceback.format_exc(limit=-6)
-            sys.stderr.write(f"shard {index}, attempt {attempt}:\n{trace}")
-            return ShardSummary(item.run, index, "failed", error=f"{type(error).__name__}: {error}"[:500])
+        return self._work(item, store, attempt)
 
     def _work(self, item: ShardItem, store: RunStore, attempt: int) -> ShardSummary:
         began = time.time()
@@ -191,8 +212,9 @@ class ShardWorker:
 
 def versions() -> dict[str, str]:
     """The Python, the machine and the packages that output bytes depend on, by name."""
-    packages = ("raygen", "torch", "diffusers", "numpy", "pillow", "pyarrow")
+    packages = ("torch", "diffusers", "numpy", "pillow", "pyarrow")
     return {
+        "raygen": __version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
         **{name: _installed_version(name) for name in packages},

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from raygen.core.assets import resolve
 from raygen.core.config import Config
+from raygen.core.location import Location
 from raygen.core.precision import full_precision
 from raygen.extractors.bundled import BundledClassifier, BundledNetwork, BundledParser, bundled_digest, load_bundled
 
@@ -91,14 +92,14 @@ class BundledNetworkConfig(Config):
     """A bundled network, or one of its kind from a folder."""
 
     kind: Literal["small"] = "small"
-    folder: str = Field("bundled", description="folder of a trained network, or `bundled`")
+    folder: Location = Field("bundled", description="folder of a trained network, or `bundled`")
 
 
 class PublishedParserConfig(Config):
     """A parser that the field uses, from weights the user has."""
 
     kind: Literal["parsenet", "bisenet"]
-    weights: str = Field(..., description="state dict or safetensors file")
+    weights: Location = Field(..., description="state dict or safetensors file")
     sha256: str | None = Field(None, description="sha256 that the file must have")
 
 
@@ -106,7 +107,7 @@ class InceptionConfig(Config):
     """The 2015 Inception network, the only one whose Fréchet distance is called `fid`."""
 
     kind: Literal["inception"] = "inception"
-    weights: str = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
+    weights: Location = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
     protocol: Literal["fid@tf1", "fid@clean", "fid@pytorch"] = Field(
         "fid@clean",
         description="resize and weights of the FID: fid@clean as "

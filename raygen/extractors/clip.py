@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import Location
 from raygen.core.precision import full_precision
 from raygen.extractors.base import TRANSFORMERS
 from raygen.extractors.face_parsers import read_weights
@@ -38,7 +39,9 @@ class ClipConfig(Config):
     """A CLIP model as `transformers` saves it."""
 
     kind: Literal["clip"] = "clip"
-    folder: str = Field(..., description="folder with config.json, weights, preprocessor and tokenizer of a CLIP model")
+    folder: Location = Field(
+        ..., description="folder with config.json, weights, preprocessor and tokenizer of a CLIP model"
+    )
     sha256: str | None = Field(
         None, description="sha256 that the weights file must have, or its first digits; default: any file"
     )

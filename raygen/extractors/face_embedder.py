@@ -14,6 +14,7 @@ from torch import Tensor
 from raygen.core.assets import resolve
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import Location
 from raygen.core.precision import full_precision
 from raygen.extractors.base import BundledNetworkConfig
 from raygen.extractors.bundled import BundledEmbedder, bundled_digest, load_bundled
@@ -30,7 +31,7 @@ class ONNXEmbedderConfig(Config):
     """An embedder as an ONNX model: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
-    weights: str = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
     sha256: str | None = Field(None, description="sha256 that the file must have")
     channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
 

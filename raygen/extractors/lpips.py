@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import Location
 from raygen.core.precision import full_precision
 from raygen.extractors.face_parsers import read_weights
 
@@ -56,7 +57,9 @@ class LPIPSConfig(Config):
     """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
 
     weight: float = Field(1.0, gt=0, description="weight of the distance in a loss")
-    weights: str = Field("hub", description="torchvision's file of the network, or `hub` for torchvision's own cache")
+    weights: Location = Field(
+        "hub", description="torchvision's file of the network, or `hub` for torchvision's own cache"
+    )
     sha256: str | None = Field(
         None, description="sha256 that the file must have, or its first digits; default: that of the published file"
     )

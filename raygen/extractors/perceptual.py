@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from raygen.core.assets import resolve
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import Location
 from raygen.extractors.base import BundledNetworkConfig
 from raygen.extractors.bundled import BundledClassifier, bundled_digest, load_bundled
 from raygen.extractors.face_parsers import fill, read_weights
@@ -35,7 +36,7 @@ class VGGFace2Config(Config):
     """The ResNet-50 of VGGFace2, from weights the user has."""
 
     kind: Literal["vggface2"] = "vggface2"
-    weights: str = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
+    weights: Location = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
     sha256: str | None = Field(None, description="sha256 that the file must have")
 
 
@@ -43,7 +44,7 @@ class TorchScriptConfig(Config):
     """An embedder in a TorchScript file: pixels [B, 3, H, W] in -1..1 -> features. The file is code that is run."""
 
     kind: Literal["torchscript"] = "torchscript"
-    weights: str = Field(..., description="TorchScript file")
+    weights: Location = Field(..., description="TorchScript file")
     trust: bool = Field(False, description="true: run the code in the file, which is a program")
     sha256: str | None = Field(None, description="complete sha256 of the trusted file")
 

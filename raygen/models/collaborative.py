@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
+from raygen.core.location import Location
 from raygen.models.attention import own_cross_attention
 from raygen.models.autoencoder import FirstStage, require_same_stage, same_stage
 from raygen.models.base import Context, Model, Record, Tokens
@@ -61,7 +62,7 @@ class CollaborativeConfig(Config):
     """
 
     kind: Literal["collaborative"] = "collaborative"
-    experts: dict[str, str] = Field(
+    experts: dict[str, Location] = Field(
         ..., min_length=1, description="checkpoint folders of the trained ldm experts, by name"
     )
     channels: tuple[int, ...] = Field(

@@ -22,7 +22,7 @@ from raygen.store.images import decode_image, decode_mask, fit_image, fit_mask
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import reason_of
 
-__all__ = ["MODALITIES", "ConditionDropout", "Conditions", "Shapes", "Tokenize", "drop", "style_of"]
+__all__ = ["MODALITIES", "STYLE_COLUMNS", "ConditionDropout", "Conditions", "Shapes", "Tokenize", "drop", "style_of"]
 
 STYLE_COLUMNS: Final = ("style_reference_a", "style_reference_b", "style_parts", "style_mix")
 #: The condition columns that can become tensors here; `style` is read from the columns `style_*`.

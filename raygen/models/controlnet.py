@@ -23,6 +23,7 @@ from torch import Tensor, cat, nn
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASSES
+from raygen.core.location import Location
 from raygen.models.attention import own_cross_attention, use_context
 from raygen.models.autoencoder import FirstStage, require_same_stage
 from raygen.models.base import Context, Model, Record, Tokens
@@ -46,7 +47,7 @@ class ControlNetConfig(Config):
     """The base of a branch, and the hint that the branch reads."""
 
     kind: Literal["control"] = "control"
-    base: str = Field(..., description="checkpoint folder of a trained ldm that reads tokens; it stays frozen")
+    base: Location = Field(..., description="checkpoint folder of a trained ldm that reads tokens; it stays frozen")
     hint: Literal["none", "mask", "picture"] = Field(
         "none",
         description="what the branch reads in addition to the base: the mask, or the picture in the "

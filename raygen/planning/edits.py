@@ -12,6 +12,7 @@ from scipy.ndimage import distance_transform_edt
 from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASS_INDEX, CLASSES, ClassName
+from raygen.core.location import Location
 from raygen.planning.base import Planning, conditions_table
 from raygen.store.images import decode_mask, encode_mask, picture
 from raygen.store.lookup import Row, RowLookup
@@ -97,7 +98,7 @@ class EditsFromFile(_Editing):
     """The edits of a JSON-lines file, one `EditLine` each."""
 
     kind: Literal["edits"] = "edits"
-    file: str = Field(
+    file: Location = Field(
         ...,
         description="JSON Lines file with an edit per line: edit_id, source, and optionally text, "
         "mask_of, parts, attributes",

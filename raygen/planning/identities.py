@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX
+from raygen.core.location import Location
 from raygen.core.types import Int64Array
 from raygen.planning.base import Planning, conditions_table
 from raygen.planning.identity_pool import (
@@ -106,7 +107,9 @@ class Identities(Planning):
     )
     splits: tuple[str, ...] = Field((), description="use only faces of these splits, such as [test]; empty uses all")
     prefix: str = Field("id-", description="beginning of the identity_ids, as in id-000000, id-000001 …")
-    names: str | None = Field(None, description="text file with an identity_id per line, in place of prefix and number")
+    names: Location | None = Field(
+        None, description="text file with an identity_id per line, in place of prefix and number"
+    )
 
     @field_validator("prefix")
     @classmethod

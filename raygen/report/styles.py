@@ -50,7 +50,8 @@ def section(run: RunFolder) -> Section | None:
     names = {name for group in groups for row in group for name in _references(row).values()}
     faces = find_rows(run.faces, "face_id", names, ["image"])
     parts = [CLASSES[part] for part in groups[0][0]["style_parts"] or ()]
-    variables = {"parts": parts, "groups": [_group(group, faces) for group in groups]}
+    unread = "style" in run.images.plan.settings.get("ignore", ())
+    variables = {"unread": unread, "parts": parts, "groups": [_group(group, faces) for group in groups]}
     return Section("styles", "Styles", "styles.html.j2", variables)
 
 

@@ -11,7 +11,7 @@ from raygen.core.errors import ConfigError
 from raygen.models.base import Context, Model, Record, concatenate
 from raygen.models.conditions import Conditions
 
-__all__ = ["Guidance", "GuidanceParametrization", "GuidedDenoiser", "build_guidance"]
+__all__ = ["Guidance", "GuidanceParametrization", "GuidedDenoiser", "build_guidance", "check_guidance"]
 
 #: One weight for all conditions together, or a weight a modality; 1 is no guidance.
 Guidance = float | dict[str, float]
@@ -52,21 +52,34 @@ def build_guidance(
     e0 + sum of w_m (e_m - e0), e_m conditioned on m and on `against`. e0 is conditioned on `against` alone. A joint
     weight that adds nothing is one evaluation. `ConfigError` names a modality the model does not take.
     """
-    if unknown := sorted(set(against) - model.modalities):
-        raise ConfigError(f"guidance against {unknown}: the model takes {sorted(model.modalities) or 'no conditions'}")
+    check_guidance(model.modalities, guidance, parametrization, against)
     if isinstance(guidance, Mapping):
-        if unknown := sorted(set(guidance) - model.modalities):
-            raise ConfigError(f"guidance of {unknown}: the model takes {sorted(model.modalities) or 'no conditions'}")
-        if parametrization != "cfg":
-            raise ConfigError(f"guidance by modality has the form 'cfg', not {parametrization!r}")
         terms = [(conditions.keep({name, *against}), float(weight)) for name, weight in sorted(guidance.items())]
     else:
-        # A model without conditions has one prediction, whatever the weight.
         scale = float(guidance) + (1.0 if parametrization == "cfg_minus_one" else 0.0)
-        terms = [(conditions, scale if model.modalities else 1.0)]
+        terms = [(conditions, scale)]
     terms.append((conditions.keep(against), 1.0 - sum(weight for _, weight in terms)))
     used = [(c, w) for c, w in terms if w != 0]
     if len(used) > 1 or isinstance(guidance, Mapping):
         model.must_do_without("guidance subtracts predictions without conditions")
     ctx = concatenate([model.prepare(model.embed(c)) for c, _ in used]) if model.modalities else {}
     return GuidedDenoiser(ctx, tuple(w for _, w in used), whole=not isinstance(guidance, Mapping))
+
+
+def check_guidance(
+    modalities: Collection[str],
+    guidance: Guidance,
+    parametrization: GuidanceParametrization = "cfg",
+    against: Collection[str] = (),
+) -> None:
+    """`ConfigError` where a model that takes the conditions `modalities` cannot be guided so."""
+    takes = f"the model takes {', '.join(sorted(modalities)) or 'no conditions'}"
+    if unknown := sorted(set(against) - set(modalities)):
+        raise ConfigError(f"negative_keeps: {', '.join(unknown)}: {takes}")
+    if isinstance(guidance, Mapping):
+        if unknown := sorted(set(guidance) - set(modalities)):
+            raise ConfigError(f"guidance: {', '.join(unknown)}: {takes}")
+        if parametrization != "cfg":
+            raise ConfigError(f"guidance: a weight per condition has the parametrization cfg, not {parametrization}")
+    elif not modalities and guidance != (1.0 if parametrization == "cfg" else 0.0):
+        raise ConfigError(f"guidance: {guidance:g} has no effect: {takes}; leave it out")

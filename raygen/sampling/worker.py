@@ -7,7 +7,7 @@ class, the number of threads and the versions of the libraries.
 import copy
 import hashlib
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
@@ -17,22 +17,39 @@ from pydantic import Field
 from torch import Tensor
 
 from raygen.core.config import Config
+from raygen.core.errors import ConfigError
 from raygen.core.pixels import to_uint8
 from raygen.core.precision import set_deterministic_precision, tf32
 from raygen.core.types import BoolArray, UInt8Array
 from raygen.models import checkpoint
 from raygen.models.base import Model, Record
-from raygen.models.conditions import Conditions
+from raygen.models.conditions import MODALITIES, STYLE_COLUMNS, Conditions
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedulers import SamplerConfig, advance, build_sampler, uses_step_noise
-from raygen.sampling.guidance import Guidance, GuidanceParametrization, GuidedDenoiser, build_guidance
+from raygen.sampling.guidance import (
+    Guidance,
+    GuidanceParametrization,
+    GuidedDenoiser,
+    build_guidance,
+    check_guidance,
+)
 from raygen.sampling.influence import X0, InfluenceRecorder
 from raygen.sampling.noise import batch_noise, noise_key
 from raygen.store.images import Codec, encode_image, picture_column
 from raygen.store.lookup import RowLookup
+from raygen.store.parquet import Slice, read_slice
 from raygen.store.schemas import SAMPLES, SCORES, cast
 
-__all__ = ["SampleConfig", "SampleWorker", "ScoreBatch", "denoise", "pick_device", "shares_model", "to_host"]
+__all__ = [
+    "SampleConfig",
+    "SampleWorker",
+    "ScoreBatch",
+    "check_sampling",
+    "denoise",
+    "pick_device",
+    "shares_model",
+    "to_host",
+]
 
 #: (pictures uint8 [n, H, W, 3], their rows) -> SCORES rows.
 ScoreBatch = Callable[[UInt8Array, pa.Table], pa.Table]
@@ -41,6 +58,11 @@ StepNoise = Callable[[int], Tensor]
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 JOINT: Final = "joint"
+#: Description of the setting `ignore` of jobs that sample.
+IGNORE: Final = (
+    "conditions of the rows that the model may leave unread, such as [style]; any other condition that it cannot read "
+    "is an error"
+)
 
 
 # --- the loop -----------------------------------------------------------------------------------------------
@@ -112,6 +134,49 @@ def pick_device(name: str) -> torch.device:
 def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
     """Whether both can use one loaded model."""
     return all(getattr(a, name) == getattr(b, name) for name in ("checkpoint", "dtype", "device", "mixing"))
+
+
+def check_sampling(config: SampleConfig) -> None:
+    """`ConfigError` where the model of `config.checkpoint` cannot be sampled so, without loading it."""
+    reads = checkpoint.modalities(config.checkpoint)
+    if unknown := sorted(set(config.use_conditions or ()) - reads):
+        takes = ", ".join(sorted(reads)) or "no conditions"
+        raise ConfigError(f"use_conditions: {', '.join(unknown)}: the model takes {takes}")
+    check_guidance(reads, config.guidance, config.guidance_parametrization, config.negative_keeps)
+    checkpoint.check_sampler(config.checkpoint, config.sampler)
+    if config.mixing is not None:
+        checkpoint.check_mixing(config.checkpoint, config.mixing)
+
+
+def conditions_in(rows: Sequence[Slice]) -> frozenset[str]:
+    """The conditions that rows of CONDITIONS have; those of the first file are looked at."""
+    columns = {name: name for name in MODALITIES} | {STYLE_COLUMNS[0]: "style"}
+    table = read_slice(rows[0], list(columns)) if rows else pa.table({})
+    return frozenset(columns[name] for name in table.column_names if table[name].null_count < table.num_rows)
+
+
+def check_conditions(
+    rows: Sequence[Slice], config: SampleConfig, ignore: Collection[str], *, references: bool
+) -> tuple[str, ...]:
+    """Remarks for the user; `ConfigError` where rows have a condition that the model cannot read, not in `ignore`.
+
+    A model that does not read a condition makes pictures without it, and nothing about these pictures would tell:
+    identities whose looks change, edits that change nothing. With `use_conditions` the choice was made. `references`:
+    whether the faces that styles are taken from are known.
+    """
+    reads, present = checkpoint.modalities(config.checkpoint), conditions_in(rows)
+    if "style" in reads & present and not references:
+        raise ConfigError("references: the rows take styles from faces; name the folder of their ingest run")
+    unread = sorted(present - reads - set(ignore)) if config.use_conditions is None else []
+    if unread:
+        names, them = ", ".join(unread), "it" if len(unread) == 1 else "them"
+        raise ConfigError(
+            f"checkpoint: the rows have {names}, and this model reads {', '.join(sorted(reads)) or 'no conditions'}. "
+            f"Use a model that reads {names}, plan rows without {them}, or accept pictures that do not depend on "
+            f"{them} with ignore=[{', '.join(sorted({*ignore, *unread}))}]"
+        )
+    ignored = sorted((present - reads) & set(ignore))
+    return (f"the pictures do not depend on {', '.join(ignored)} of the rows (`ignore`)",) if ignored else ()
 
 
 class SampleWorker:

@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from raygen.core.errors import ConfigError
+from raygen.core.location import Location
 from raygen.core.types import Float32Array
 from raygen.evaluation.verification import IDENTITY
 from raygen.metrics.verification import BLOCK, unit, verification
@@ -42,7 +43,7 @@ class IdentityGate(Gate):
         description="in place of `max_other_similarity`: the rate at which pictures of real people would "
         "be rejected, among as many other people as there are identities; needs `faces`",
     )
-    faces: str | None = Field(
+    faces: Location | None = Field(
         None, description="folder of the ingest run of real people that `max_false_rate` is measured on"
     )
     split: str | None = Field(None, description="split of `faces` to use; default: all")
@@ -159,7 +160,7 @@ class LeakGate(Gate):
     refuses_real_people: ClassVar[bool] = True
 
     kind: Literal["leak"] = "leak"
-    faces: str = Field(..., description="folder of the ingest run of real people that no picture may resemble")
+    faces: Location = Field(..., description="folder of the ingest run of real people that no picture may resemble")
     split: str | None = Field(None, description="split of `faces` to use, such as train; default: all")
     max: float | None = Field(None, ge=-1, le=1, description="largest cosine with a real face")
     max_false_rate: float | None = Field(

@@ -5,6 +5,7 @@ because on object stores an exception in the middle would publish half a file.
 """
 
 import ctypes
+import errno
 import os
 import shutil
 import tempfile
@@ -13,18 +14,20 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TypeVar
-from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from raygen.core.errors import ConfigError, InfrastructureError
+from raygen.core.errors import ConfigError, InfrastructureError, StorageError
+from raygen.core.location import check_credentials, redact
 
-__all__ = ["FileStore"]
+__all__ = ["PERMANENT", "FileStore"]
 
 
 T = TypeVar("T")
 RETRIES = 4
+#: Errors of a disk that another attempt does not mend: full, over quota, read-only.
+PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class FileStore:
@@ -32,16 +35,17 @@ class FileStore:
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url).rstrip("/")
-        parts = urlsplit(self.url)
-        if parts.username or parts.password:
-            raise ConfigError("a storage address must not carry a user or password; use the environment's credentials")
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            check_credentials(self.url)
+        except ValueError as error:
+            raise ConfigError(f"{redact(self.url)} {error}") from None
+        try:
+            # As a keyword: fsspec's cache of listings copies the setting when the client is made. A cached listing
+            # hides what other processes wrote, and then a finished run looks unfinished.
+            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise ConfigError(f"{self.url}: {error}") from error
         self.local = isinstance(self._fs, LocalFileSystem)
-        if not self.local:
-            self._fs.use_listings_cache = False
 
     def path(self, name: str) -> str:
         """Full path of `name` in the file system."""
@@ -61,18 +65,31 @@ class FileStore:
 
     def _write(self, name: str, data: bytes, *, once: bool) -> bool:
         try:
-            if self.local:
-                return _write_local(Path(self.path(name)), data, once=once)
-            if once and _retry(lambda: self._fs.exists(self.path(name))):
-                return False
-            _retry(lambda: self._fs.pipe_file(self.path(name), data, mode="create" if once else "overwrite"))
-            return True
+            with self._explained(name):
+                if self.local:
+                    return _write_local(Path(self.path(name)), data, once=once)
+                if once and _retry(lambda: self._fs.exists(self.path(name))):
+                    return False
+                _retry(lambda: self._fs.pipe_file(self.path(name), data, mode="create" if once else "overwrite"))
+                return True
         except FileExistsError:
             return False
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        """Raise what another attempt to write `name` cannot mend as an error that says what to do."""
+        try:
+            yield
         except FileNotFoundError as error:
             raise ConfigError(f"{self.url}: no such bucket or folder") from error
+        except (NotADirectoryError, IsADirectoryError) as error:
+            raise ConfigError(f"{self.url}: {name!r} cannot be written ({error.strerror or error})") from error
         except PermissionError as error:
             raise ConfigError(f"{self.url}: not allowed to write {name!r}") from error
+        except OSError as error:
+            if error.errno not in PERMANENT:
+                raise
+            raise StorageError(f"{self.url}: {name!r} cannot be written: {error.strerror}") from error
 
     def put_all(self, files: Mapping[str, bytes], staging: str) -> None:
         """`put` for many small files: with one sync of the disk, or in parallel on remote storage.
@@ -80,14 +97,12 @@ class FileStore:
         Each file is visible as a whole or not at all. Local files are written in the folder `staging` first, so that a
         killed process leaves no partial files among the finished ones.
         """
-        if not self.local:
-            _retry(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}))
-            return
-        try:
+        with self._explained(staging):
+            if not self.local:
+                _retry(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}))
+                return
             Path(self.path(staging)).mkdir(parents=True, exist_ok=True)
             _write_together({Path(self.path(name)): data for name, data in files.items()}, Path(self.path(staging)))
-        except PermissionError as error:
-            raise ConfigError(f"{self.url}: not allowed to write {staging!r}") from error
 
     @contextmanager
     def building(self, name: str, staging: str) -> Iterator[BinaryIO]:
@@ -96,21 +111,23 @@ class FileStore:
         Writes a local temporary file, which becomes `name` atomically when the block ends without an error.
         """
         folder = Path(self.path(staging)) if self.local else Path(tempfile.gettempdir())
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+        with self._explained(name):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
         try:
-            with os.fdopen(handle, "wb", buffering=1 << 20) as file:
+            with self._explained(name), os.fdopen(handle, "wb", buffering=1 << 20) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            if self.local:
-                path = Path(self.path(name))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.chmod(temporary, 0o644)
-                os.replace(temporary, path)
-                _sync_folder(path.parent)
-            else:
-                _retry(lambda: self._fs.put_file(temporary, self.path(name)))
+            with self._explained(name):
+                if self.local:
+                    path = Path(self.path(name))
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    os.chmod(temporary, 0o644)
+                    os.replace(temporary, path)
+                    _sync_folder(path.parent)
+                else:
+                    _retry(lambda: self._fs.put_file(temporary, self.path(name)))
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -201,7 +218,7 @@ class FileStore:
         probe = f".probe-{os.getpid()}-{time.time_ns()}"
         try:
             self.put(probe, b"raygen")
-        except ConfigError:
+        except (ConfigError, StorageError):
             raise
         except Exception as error:  # credentials, endpoint, DNS: every back end has its own exception classes
             name = type(error).__name__

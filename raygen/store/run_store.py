@@ -133,11 +133,17 @@ class RunStore:
     # --- plan -----------------------------------------------------------------------------------------------
 
     def create(self, plan: Plan) -> None:
-        """Store the plan; `ConfigError` where the folder has another plan, with the keys that differ."""
+        """Store the plan; `ConfigError` where the folder has another plan, with the keys that differ.
+
+        The plan of a run whose settings were refused before its first shard was started is replaced.
+        """
         if self.storage.put_once("plan.json", plan.to_json()):
             return
         stored = self.plan()
         if stored.run_id != plan.run_id:
+            if not self.storage.names("starts") and not self.storage.names("commits"):
+                self.storage.put("plan.json", plan.to_json())
+                return
             changed = _changes(dict(stored.settings), json.loads(canonical(plan.settings))) or ["its inputs"]
             raise ConfigError(
                 f"{self.storage.url} holds another run ({stored.run_id}, this one is {plan.run_id}); "
@@ -292,6 +298,10 @@ class RunStore:
         self.storage.put("_SUCCESS", canonical({k: v for k, v in manifest.items() if k != "files"}))
         return manifest
 
+    def is_complete(self) -> bool:
+        """Whether the run has ended with success."""
+        return self.storage.exists("_SUCCESS")
+
     def manifest(self) -> dict[str, Any]:
         """MANIFEST.json; `ConfigError` where the run is not complete."""
         try:
@@ -313,7 +323,7 @@ def open_input(url: str, attempt: int | None = None) -> tuple[RunStore, str]:
     attempts = [int(n) for n in numbers if n.isdigit() and attempt in (None, int(n))]
     for number in sorted(attempts, reverse=True):
         store = RunStore(url, number)
-        if store.storage.exists("_SUCCESS"):
+        if store.is_complete():
             return store, str(store.manifest()["set_digest"])
     raise ConfigError(f"{url}: no complete run is here" + (" (it has unfinished shards)" if attempts else ""))
 

@@ -13,6 +13,7 @@ from torch import nn
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
+from raygen.core.location import Location
 from raygen.core.no_effect import refuse_without_effect
 from raygen.extractors.bundled import (
     BundledClassifier,
@@ -192,15 +193,15 @@ class TrainRecipe(Config):
     """What to train, on what, for how long."""
 
     model: TrainableConfig = Field(description="network to train, chosen by its `kind`")
-    faces: str = Field(..., description="folder of the ingest run with the training faces")
+    faces: Location = Field(..., description="folder of the ingest run with the training faces")
     split: str | None = Field(None, description="train only on faces of this split, such as train; default: all faces")
-    first_stage: str | None = Field(
+    first_stage: Location | None = Field(
         None, description="diffusion models only: folder of a trained first stage, `bundled`, or pixels-64 for none"
     )
-    latents: str | None = Field(
+    latents: Location | None = Field(
         None, description="diffusion models only: folder of an encode run; default: pictures are encoded at each step"
     )
-    init: str | None = Field(
+    init: Location | None = Field(
         None,
         description="diffusion models only: checkpoint with the same architecture to start from; default: "
         "random weights",

@@ -322,7 +322,7 @@ def test_errors_say_what_is_wrong(world, tmp_path):
         verify(RunStore(str(world)))
     with pytest.raises(ConfigError, match=r"raygen\.json is missing"):
         do("generate", tmp_path / "o", {"conditions": str(world / "conditions"), "checkpoint": str(tmp_path)})
-    with pytest.raises(ConfigError, match="needs the folder of an ingest run"):
+    with pytest.raises(ConfigError, match="needs `faces`, the folder of an ingest run"):
         do("plan", tmp_path / "o", {"planning": {"kind": "from_faces"}})
     job = tmp_path / "job.yaml"
     job.write_text("kind: plan\nplanning: {kind: unconditional, count: 3}\nout: x\n")

@@ -101,6 +101,7 @@ def test_a_model_of_styles_takes_every_row(world: Path, tmp_path: Path) -> None:
             "conditions": str(tmp_path / "c"),
             "checkpoint": str(tmp_path / "model"),
             "references": str(world / "faces"),
+            "ignore": ["attributes"],
             "sampler": {"name": "ddim", "steps": 2},
             "batch": 4,
         },

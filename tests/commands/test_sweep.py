@@ -373,7 +373,7 @@ def test_the_same_noise_with_more_and_fewer_conditions(world: Path) -> None:
     job = {"kind": "generate", **alone, "sampler": {"name": "ddim", "steps": 4}, "out": f"{world}/all"}
     make(job).run(quiet)
     assert pictures(world / "all") == shown["both"], "all conditions are what a run without `use_conditions` uses"
-    with pytest.raises(ConfigError, match=r"use_conditions: the model does not take text"):
+    with pytest.raises(ConfigError, match=r"use_conditions: text: the model takes attributes, mask"):
         make(document(world, "wrong", use_conditions={"a": ["text"]})).run(quiet)
 
 

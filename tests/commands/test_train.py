@@ -68,6 +68,7 @@ def test_text_mask_and_attributes_train_together_and_are_guided_apart(world: Pat
             {
                 "conditions": str(world / "conditions"),
                 "checkpoint": str(tmp_path / "model"),
+                "ignore": ["attributes"],
                 "batch": 8,
                 "sampler": {"steps": 2},
                 "guidance": guidance,
@@ -144,6 +145,7 @@ def test_a_branch_trains_with_what_its_estimate_looks_like(world: Path, tmp_path
         {
             "conditions": str(world / "conditions"),
             "checkpoint": str(tmp_path / "branch"),
+            "ignore": ["attributes", "text"],
             "batch": 8,
             "sampler": {"name": "dpmpp_2m", "steps": 3},
         },
@@ -187,10 +189,11 @@ def test_what_is_written_on_the_way(world: Path, tmp_path: Path) -> None:
         {
             "conditions": str(world / "conditions"),
             "checkpoint": str(tmp_path / "model"),
+            "ignore": ["attributes", "text"],
             "sampler": {"steps": 1},
         },
     )
-    assert made["not read by this model"] == "attributes, text"
+    assert made["note"] == "the pictures do not depend on attributes, text of the rows (`ignore`)"
     folder = tmp_path / "model/training"
     lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]

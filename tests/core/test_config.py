@@ -197,7 +197,7 @@ def test_run_id_does_not_depend_on_the_order_of_keys_or_on_spelled_out_defaults(
 
 
 @pytest.mark.parametrize(
-    "change", ["resources.workers=8", "resources.runner=ray", "resources.gpus=1", "resources.max_attempts=1"]
+    "change", ["resources.workers=8", "resources.runner=ray", "resources.cpus=2", "resources.max_attempts=1"]
 )
 def test_run_id_does_not_depend_on_resources(change):
     assert run_id(parse(Job, job()).settings()) == run_id(parse(Job, override(job(), [change])).settings())

@@ -13,11 +13,11 @@ import pytest
 
 from raygen.commands.verify import verify
 from raygen.core.config import Resources
-from raygen.core.errors import InfrastructureError
+from raygen.core.errors import ConfigError, InfrastructureError
 from raygen.execution.executor import execute, local_runner
 from raygen.execution.ray.actors import ray_runner
 from raygen.store.run_store import RunStore
-from tests.fakes import Fake, build, plan_of
+from tests.fakes import Fake, build, build_refused, plan_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
@@ -87,8 +87,16 @@ def test_a_hanging_shard_is_ended_with_its_stack_and_set_aside(tmp_path, plan):
 def test_more_actors_than_cpus_is_a_sentence_not_a_hang(tmp_path, plan):
     with pytest.raises(InfrastructureError, match="would leave none"):
         run(tmp_path / "out", plan, workers=50)
-    with pytest.raises(InfrastructureError, match="an actor asks for 1 GPU"):
+    with pytest.raises(InfrastructureError, match="1 worker asks for 1 GPU"):
         run(tmp_path / "out2", plan, gpus=1)
+
+
+def test_refused_settings_are_told_by_the_actor_at_once(tmp_path, plan, capfd):
+    settings = Resources(runner="ray", workers=2)
+    refused = partial(build_refused, "guidance: text: the model takes mask")
+    with pytest.raises(ConfigError, match=r"^guidance: text: the model takes mask$"):
+        execute(RunStore(str(tmp_path / "out")), plan, refused, settings, ray_runner, max_error_fraction=0)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 DRIVER = """
@@ -99,7 +107,7 @@ from raygen.execution.ray.actors import ray_runner
 from raygen.execution.executor import execute
 from raygen.core.config import Resources
 from raygen.store.run_store import RunStore
-from tests.fakes import Fake, build, plan_of
+from tests.fakes import Fake, build, build_refused, plan_of
 folder = Path(sys.argv[1])
 plan = plan_of(folder, rows=96, shard_rows=8, batch=4)
 resources = Resources(runner="ray", workers=2)

@@ -103,6 +103,18 @@ def test_a_job_goes_in_through_submit_and_nobody_without_the_token(tmp_path, hea
     record = json.loads((out / "attempt-00/run.json").read_text())
     assert (record["exit_code"], record["rows"], record["resources"]["runner"]) == (0, 32, "ray")
     assert environment["RAY_AUTH_TOKEN"] not in ended.stdout + ended.stderr + json.dumps(record)
+    assert "working folder" in ended.stdout, "the size is said before the upload"
+    # a relative path would be in Ray's temporary copy of the folder
+    ended = subprocess.run(
+        [ROOT / "jobs/submit.sh", *words[:2], "out=runs/lost"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert f"write {ROOT}/runs/lost or a URL" in ended.stdout + ended.stderr
     # the job's own exit code is in run.json; submit only says that it failed
     ended = subprocess.run(
         [ROOT / "jobs/submit.sh", *words[:3], "data.identities=9"],

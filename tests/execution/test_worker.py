@@ -8,11 +8,19 @@ import pytest
 
 from raygen.commands.verify import verify
 from raygen.core.config import Resources
-from raygen.core.errors import InfrastructureError, IntegrityError, TooManyBadRows
-from raygen.execution.executor import Progress, execute, local_runner
+from raygen.core.errors import (
+    ConfigError,
+    InfrastructureError,
+    InputError,
+    IntegrityError,
+    StorageError,
+    TooManyBadRows,
+)
+from raygen.execution.executor import PlannedRun, Progress, execute, execute_all, local_runner
 from raygen.execution.worker import RunTarget, ShardItem, ShardTask, ShardWorker
 from raygen.store.run_store import RunStore
-from tests.fakes import Fake, build, plan_of
+from raygen.store.schemas import SAMPLES
+from tests.fakes import Fake, build, build_refused, plan_of
 
 GOOD = Fake()
 
@@ -48,6 +56,62 @@ def test_too_many_bad_rows_end_with_3_and_without_success(tmp_path):
     assert record(tmp_path / "out")["exit_code"] == 3
     assert not (tmp_path / "out/attempt-00/_SUCCESS").exists()
     assert len(list((tmp_path / "out/attempt-00/commits").iterdir())) == 4  # what was made is kept
+
+
+def test_a_full_disk_ends_the_run_at_once_with_4(tmp_path):
+    flag = tmp_path / "flag"
+    flag.touch()
+    plan = plan_of(tmp_path)
+    with pytest.raises(StorageError, match="shard 2: No space left on device"):
+        run(tmp_path / "out", plan, Fake(kind="full", at="r000040", trouble=str(flag)))
+    assert record(tmp_path / "out")["exit_code"] == 4
+    starts = [path.name for path in (tmp_path / "out/attempt-00/starts").iterdir()]
+    assert sorted(name[:11] for name in starts) == ["shard-00000", "shard-00001", "shard-00002"], "one start each"
+    flag.unlink()
+    assert run(tmp_path / "out", plan).manifest == run(tmp_path / "clean", plan).manifest
+
+
+def test_a_damaged_input_is_an_input_error(tmp_path):
+    flag = tmp_path / "flag"
+    flag.touch()
+    with pytest.raises(InputError, match="parquet: the input is damaged"):
+        run(tmp_path / "out", plan_of(tmp_path), Fake(kind="damaged", at="r000040", trouble=str(flag)))
+    assert record(tmp_path / "out")["exit_code"] == 2
+
+
+def test_refused_settings_end_with_2_and_leave_the_folder_free(tmp_path):
+    store, plan = RunStore(str(tmp_path / "out")), plan_of(tmp_path, name="refused")
+    with pytest.raises(ConfigError, match=r"^no such text$"):
+        execute(store, plan, partial(build_refused, "no such text"), Resources(), local_runner, max_error_fraction=0)
+    assert record(tmp_path / "out")["exit_code"] == 2
+    mended = plan_of(tmp_path, name="mended")
+    assert run(tmp_path / "out", mended).manifest == run(tmp_path / "clean", mended).manifest
+    with pytest.raises(ConfigError, match="holds another run"):
+        run(tmp_path / "out", plan)
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    plan = plan_of(tmp_path)
+    run(tmp_path / "out", plan)
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
+    assert run(tmp_path / "out", plan).progress.new_rows == 0
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_run_without_rows_is_an_input_error(tmp_path):
+    store, plan = RunStore(str(tmp_path / "out")), plan_of(tmp_path)
+    planned = PlannedRun(store, plan, 0, without_rows="nothing fits")
+    with pytest.raises(InputError, match=r"empty: .*no rows: nothing fits"):
+        execute_all([planned], partial(build, Empty()), Resources(), local_runner)
+    assert not store.is_complete()
+
+
+class Empty:
+    """A worker whose filter lets nothing through."""
+
+    def start(self, rows):
+        return lambda: {"samples": SAMPLES.empty_table()}
 
 
 def test_a_failed_try_is_tried_again(tmp_path):

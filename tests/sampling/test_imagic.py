@@ -307,6 +307,7 @@ def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> No
             "kind": "edit",
             "conditions": str(tmp_path / "conditions"),
             "faces": str(tmp_path / "faces"),
+            "ignore": ["attributes"],
             "checkpoint": str(tmp_path / "model"),
             "imagic": FAST.model_dump(),
             "shard_rows": 2,

@@ -136,7 +136,9 @@ def test_terms_that_count_nothing_are_not_evaluated() -> None:
     assert len(build_guidance(model, conditions, {"mask": 1.0}).weights) == 1
     assert len(build_guidance(model, conditions, {"mask": 0.5, "attributes": 0.5}).weights) == 2
     assert len(build_guidance(model, conditions, {"mask": 2.0, "attributes": 2.0}).weights) == 3
-    assert build_guidance(tiny(modalities=()), model.null(2).keep(()), 4.0).weights == (1.0,)
+    assert build_guidance(tiny(modalities=()), model.null(2).keep(()), 1.0).weights == (1.0,)
+    with pytest.raises(ConfigError, match="guidance: 4 has no effect: the model takes no conditions"):
+        build_guidance(tiny(modalities=()), model.null(2).keep(()), 4.0)
     with pytest.raises(ConfigError, match="text"):
         build_guidance(model, conditions, {"text": 2.0})
 
@@ -354,9 +356,10 @@ def test_out_of_memory_is_not_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unconditional_model_ignores_conditions() -> None:
     model = tiny(modalities=())
-    made = worker(model, guidance=3.0)(rows(2))["samples"]
+    made = worker(model)(rows(2))["samples"]
     assert made["error"].null_count == 2
-    assert worker(model, guidance=1.0)(rows(2))["samples"]["image_sha256"] == made["image_sha256"]
+    bare = rows(2).set_column(rows(2).column_names.index("mask"), "mask", pa.nulls(2, rows(2)["mask"].type))
+    assert worker(model)(bare)["samples"]["image_sha256"] == made["image_sha256"]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16"])

@@ -21,7 +21,7 @@ import ray
 
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError
-from raygen.execution.ray.session import connected
+from raygen.execution.ray.session import check_resources, connected, enter
 from raygen.execution.worker import ShardItem, ShardSummary, ShardTask, ShardWorker
 from raygen.store.parquet import Slice
 from raygen.store.run_store import Shard
@@ -38,7 +38,8 @@ LEAST_STALL_S = 300.0
 class _Actor:
     """A `ShardWorker` as Ray Data calls it: a block with one shard in, a block with one summary out."""
 
-    def __init__(self, task: ShardTask) -> None:
+    def __init__(self, task: ShardTask, folder: str) -> None:
+        enter(folder)
         self.worker = ShardWorker(task)
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -57,7 +58,7 @@ def ray_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources
     `resources.stall_timeout_s`, and where Ray ends the run.
     """
     with connected(resources):
-        _check_resources(resources)
+        check_resources(resources, together=False)
         results: queue.Queue[ShardSummary | BaseException | None] = queue.Queue()
         threading.Thread(target=_feed, args=(items, task, resources, results), daemon=True).start()
         in_flight = {(item.run, item.shard.index) for item in items}
@@ -84,21 +85,6 @@ def ray_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources
             yield result
 
 
-def _check_resources(resources: Resources) -> None:
-    """`InfrastructureError` where the cluster is too small: Ray Data would wait for ever."""
-    cluster = ray.cluster_resources()
-    for name, each in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-        if each > cluster.get(name, 0):
-            raise InfrastructureError(
-                f"an actor asks for {each:g} {name}, the cluster has {cluster.get(name, 0):g} in all"
-            )
-    if resources.cpus * resources.workers > cluster.get("CPU", 0) - 1:
-        raise InfrastructureError(
-            f"{resources.workers} actors of {resources.cpus:g} CPU would leave none of {cluster.get('CPU', 0):g} "
-            "for the pipeline; lower resources.workers or resources.cpus"
-        )
-
-
 def _feed(
     items: Sequence[ShardItem],
     task: ShardTask,
@@ -122,7 +108,7 @@ def _feed(
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
-            fn_constructor_kwargs={"task": task},
+            fn_constructor_kwargs={"task": task, "folder": os.getcwd()},
             **demand,
         )
         with ExitStack() as until_first_summary:

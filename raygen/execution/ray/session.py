@@ -15,7 +15,7 @@ import ray
 from raygen.core.config import Resources
 from raygen.core.errors import ConfigError, InfrastructureError
 
-__all__ = ["connected", "logical_cpus"]
+__all__ = ["check_resources", "connected", "enter", "logical_cpus"]
 
 
 #: CPUs kept free beside the actors: a pool that takes every CPU never lets Ray Data run its read tasks.
@@ -46,6 +46,36 @@ def connected(resources: Resources) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def check_resources(resources: Resources, *, together: bool) -> None:
+    """`InfrastructureError` where the cluster is too small, because Ray would wait for ever.
+
+    `together`: all workers have to run at the same time, as the ranks of a training. Else one is enough to begin with,
+    and a CPU has to be left for the pipeline.
+    """
+    cluster = ray.cluster_resources()
+    count = resources.workers if together else 1
+    for name, each in (("CPU", resources.cpus), ("GPU", resources.gpus)):
+        if each * count > cluster.get(name, 0):
+            raise InfrastructureError(
+                f"{count} worker{'s ask' if count > 1 else ' asks'} for {each:g} {name} each, the cluster has "
+                f"{cluster.get(name, 0):g} in all; lower resources.workers or resources.{name.lower()}s"
+            )
+    if not together and resources.cpus * resources.workers > cluster.get("CPU", 0) - 1:
+        raise InfrastructureError(
+            f"{resources.workers} actors of {resources.cpus:g} CPU would leave none of {cluster.get('CPU', 0):g} "
+            "for the pipeline; lower resources.workers or resources.cpus"
+        )
+
+
+def enter(folder: str) -> None:
+    """Go to the folder in which the command was started, so that its relative paths mean the same in a worker.
+
+    A Ray that was started elsewhere has its workers there. Another machine may not have the folder.
+    """
+    if os.path.isdir(folder):
+        os.chdir(folder)
 
 
 def _start(resources: Resources) -> None:

@@ -21,8 +21,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raygen.core.config import Resources
-from raygen.core.errors import ConfigError, InfrastructureError, InputError, IntegrityError, RaygenError
-from raygen.execution.ray.session import connected
+from raygen.core.errors import InfrastructureError, RaygenError, from_record, to_record
+from raygen.execution.ray.session import check_resources, connected, enter
 
 __all__ = ["run_ranks"]
 
@@ -33,6 +33,7 @@ RankTask = Callable[[int, int], Iterator[Any]]
 
 def _loop(config: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)  # its reports repeat `history.jsonl`
+    enter(config["folder"])
     failed = Path(config["failed"])
     if failed.exists():
         return  # a retry would fail the same way; `run_ranks` reads the error
@@ -40,14 +41,11 @@ def _loop(config: dict[str, Any]) -> None:
     try:
         for step in config["task"](context.get_world_rank(), context.get_world_size()):
             ray.train.report(asdict(step))
-    except InfrastructureError:
-        raise  # a retry may work
     except RaygenError as error:
+        if type(error) is InfrastructureError:
+            raise  # a retry may work
         failed.parent.mkdir(parents=True, exist_ok=True)
-        message = Exception.__str__(error)  # str() of an InputError also has its reason
-        kind = next(k for k in type(error).__mro__ if k.__module__ == RaygenError.__module__)
-        record = {"kind": kind.__name__, "message": message, "reason": getattr(error, "reason", "")}
-        failed.write_text(json.dumps(record), encoding="utf-8")
+        failed.write_text(json.dumps(to_record(error)), encoding="utf-8")
         raise
 
 
@@ -55,11 +53,7 @@ def _recorded(failed: Path) -> RaygenError | None:
     """The error that a rank recorded, as an exception of the same class; None where there is none."""
     if not failed.exists():
         return None
-    record = json.loads(failed.read_text(encoding="utf-8"))
-    if record["kind"] == "InputError":
-        return InputError(record["message"], reason=record["reason"])
-    known = {kind.__name__: kind for kind in (ConfigError, IntegrityError)}
-    return known.get(record["kind"], RaygenError)(record["message"])
+    return from_record(json.loads(failed.read_text(encoding="utf-8")))
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -83,9 +77,10 @@ def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
     failed = Path(storage) / f"failed-{uuid.uuid4().hex[:8]}.json"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with connected(resources):
+        check_resources(resources, together=True)
         trainer = _Trainer(
             _loop,
-            train_loop_config={"task": task, "failed": str(failed)},
+            train_loop_config={"task": task, "failed": str(failed), "folder": os.getcwd()},
             torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
