@@ -13,6 +13,7 @@ from raygen.commands.registry import COMMANDS, Command, load
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, RaygenError, StorageError
 from raygen.core.location import is_remote, redact
+from raygen.core.units import duration, size
 from raygen.core.version import __version__
 from raygen.store.filesystem import PERMANENT
 from raygen.store.run_store import RunStore
@@ -101,8 +102,8 @@ def _estimate(job: Job) -> None:
     shards = {"shards": f"{estimate.shards} ({estimate.done_shards} are committed already)"} if estimate.shards else {}
     alone = job.resources.workers == 1 or job.resources.runner == "local"
     workers = "one worker" if alone else f"{job.resources.workers} workers"
-    seconds = f"about {console.duration(estimate.seconds)} with {workers}" if estimate.seconds else "not estimated"
-    console.facts({"rows": estimate.rows, **shards, "bytes": f"about {console.size(estimate.bytes)}", "time": seconds})
+    seconds = f"about {duration(estimate.seconds)} with {workers}" if estimate.seconds else "not estimated"
+    console.facts({"rows": estimate.rows, **shards, "bytes": f"about {size(estimate.bytes)}", "time": seconds})
     for note in filter(None, (*estimate.notes, job.resources.idle())):
         console.note(note)
 
@@ -188,7 +189,7 @@ def verify(
             "rows": dict(result.rows),
             "pictures": f"{result.pictures:,} {'decoded' if decode else 'not decoded'}",
             **({} if result.files is None else {"data set": f"{result.files:,} files as they were exported"}),
-            "bytes": console.size(result.bytes),
+            "bytes": size(result.bytes),
             "quarantined": result.quarantined,
             "set_digest": result.set_digest,
             "orphans": len(result.orphans),

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
+import fsspec
 import numpy as np
 import pyarrow as pa
+from fsspec.implementations.memory import MemoryFileSystem
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest, run_id
@@ -100,3 +103,20 @@ def plan_of(folder: Path, rows: int = 96, *, shard_rows: int = 16, batch: int = 
     path.write_bytes(to_parquet(table))
     shards = make_shards([Slice(str(path), 0, rows)], shard_rows)
     return Plan("generate", run_id({"name": name, "rows": rows}), {"name": name}, batch, shards)
+
+
+class Shelf(MemoryFileSystem):
+    """A storage that is neither a disk nor a known service: `shelf://folder/file`, in the memory of this process."""
+
+    protocol = "shelf"
+    store: ClassVar[dict[str, object]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return str(super()._strip_protocol(path.replace("shelf://", "memory://")))
+
+    @classmethod
+    def register(cls) -> None:
+        """Let fsspec open such URLs."""
+        fsspec.register_implementation("shelf", cls, clobber=True)

@@ -15,11 +15,11 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config, Resources
-from raygen.core.errors import ConfigError, InputError
+from raygen.core.errors import ConfigError, InputError, TooManyBadRows
 from raygen.core.hashing import digest, run_id
 from raygen.core.location import Location
-from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, execute_all, local_runner
-from raygen.execution.worker import Worker
+from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, bad_rows_text, execute_all, local_runner
+from raygen.execution.worker import Worker, failed_rows, reasons_of
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, read_slice, to_parquet
 from raygen.store.run_store import Plan, make_shards, open_input
@@ -251,7 +251,7 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
         "quarantined": manifest["quarantined"] or "none",
         "shards": f"{manifest['shards']} ({progress.resumed_shards} were already committed)",
         "bytes": manifest["bytes"],
-        "rows_per_s": round(progress.rate, 1),
+        **({"rows_per_s": round(progress.rate, 1)} if progress.new_rows else {}),
         "run_id": manifest["run_id"],
         "set_digest": manifest["set_digest"],
     }
@@ -259,11 +259,12 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Seconds and bytes per row on one worker, measured on `rows` rows."""
+    """Seconds and bytes per row on one worker, measured on `rows` rows. `failed`: a remark on those that failed."""
 
     seconds: float
     bytes: float
     rows: int
+    failed: str = ""
 
 
 def estimate_cost(work: PreparedRun, resources: Resources) -> Estimate:
@@ -273,7 +274,10 @@ def estimate_cost(work: PreparedRun, resources: Resources) -> Estimate:
 
 
 def time_one_batch(work: PreparedRun) -> Throughput:
-    """Process one batch here and discard the result."""
+    """Process one batch here and discard the result.
+
+    `TooManyBadRows` where more rows of this batch fail than the whole run may have.
+    """
     size = min(work.plan.batch, max(work.plan.rows, 1))
     if work.first is not None:
         rows = work.first.slice(0, size)
@@ -286,7 +290,12 @@ def time_one_batch(work: PreparedRun) -> Throughput:
     tables = worker.start(rows)()
     seconds = (time.perf_counter() - began) / max(rows.num_rows, 1)
     size_bytes = sum(table.nbytes for table in tables.values())
-    return Throughput(seconds, size_bytes // max(rows.num_rows, 1), rows.num_rows)
+    bad = failed_rows(tables)
+    text = bad_rows_text(len(bad), rows.num_rows, reasons_of(bad), bad[0]) if bad else ""
+    if len(bad) > work.max_error_fraction * work.plan.rows:
+        allowed = f"at most {work.max_error_fraction:.2%} of all {work.plan.rows} rows are allowed"
+        raise TooManyBadRows(f"of those tried, {text}; {allowed}. Correct these inputs, or set `max_error_fraction`")
+    return Throughput(seconds, size_bytes // max(rows.num_rows, 1), rows.num_rows, text and f"of those tried, {text}")
 
 
 def parallel_workers(resources: Resources) -> float:
@@ -312,7 +321,7 @@ def extrapolate(work: PreparedRun, resources: Resources, rate: Throughput, notes
         done,
         int(rate.bytes * work.plan.rows),
         rate.seconds * left / width,
-        (*work.notes, *notes),
+        (*work.notes, *notes, *filter(None, [rate.failed])),
     )
 
 

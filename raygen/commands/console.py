@@ -12,34 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from raygen.core.location import redact
+from raygen.core.units import duration
 from raygen.execution.executor import Progress
 
-__all__ = ["console", "duration", "facts", "failure", "heading", "note", "progress", "size"]
+__all__ = ["console", "facts", "failure", "heading", "note", "progress"]
 
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 #: Seconds between heartbeat lines where there is no terminal.
 HEARTBEAT_S = 10.0
-
-
-def size(count: float) -> str:
-    """A number of bytes with a unit, such as `1.5 MB`."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("unreachable")
-
-
-def duration(seconds: float) -> str:
-    """A number of seconds with a unit, such as `12 min`; 0 where it is negative."""
-    seconds = max(seconds, 0.0)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
 
 
 def heading(text: str) -> None:
@@ -93,8 +75,8 @@ class _Lines:
             remaining = f", {duration(state.eta_s)} left" if state.eta_s else ""
             failed = f", {state.bad} failed" if state.bad else ""
             line = (
-                f"{state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}, "
-                f"{state.rate:.1f} rows/s{remaining}{failed}"
+                f"{state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}"
+                f"{f', {state.rate:.1f} rows/s' if state.new_rows else ''}{remaining}{failed}"
             )
         line = f"  {name}: {line}"
         if line == self.line:

@@ -133,7 +133,7 @@ class ExportJob(ShardedJob):
                 "data set": f"{self.out}/{DATASET}: {data_set['files']:,} files, {data_set['bytes']:,} bytes",
                 "data card": f"{self.out}/{CARD}",
                 "finish_s": round(time.time() - began, 1),
-                **{name: facts[name] for name in ("shards", "rows_per_s", "run_id", "set_digest")},
+                **{name: facts[name] for name in ("shards", "rows_per_s", "run_id", "set_digest") if name in facts},
             },
         )
 

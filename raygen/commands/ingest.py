@@ -4,15 +4,20 @@ out/attempt-00/data/faces/     FACES
 out/listing-*.parquet          list of the files that were found, which the workers read
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import Field
 
 from raygen.commands.base import PreparedRun, ShardedJob, plan_run, store_listing
 from raygen.core.errors import ConfigError
+from raygen.core.hashing import canonical
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import IngestWorker
+from raygen.datasets.pictures import file_addresses
+from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "IngestJob"]
@@ -26,14 +31,65 @@ class IngestJob(ShardedJob):
     batch: int = Field(64, ge=1, description="pictures that are read at once")
 
     def prepare(self, *, write: bool) -> PreparedRun:
-        """List the data set and plan its shards."""
+        """List the data set and plan its shards; `ConfigError` where `out` holds a run over files that changed."""
         listing = self.data.listing()
         if listing.num_rows == 0:
             raise ConfigError("the data set has no pictures")
+        note = (listing.schema.metadata or {}).get(b"note", b"").decode()
+        notes = (f"masks: {self.data.count_masks(listing):,} of {len(listing):,}", *([note] if note else []))
+        listing = listing.replace_schema_metadata(None)
+        store, settings = RunStore(self.out), {"data": self.data}
+        if write:
+            FileStore(self.out).require()
+        refuse_changed_files(store, settings, listing)
         inputs = store_listing(listing, self.out, write=write)
-        plan = plan_run("ingest", {"data": self.data}, inputs, batch=self.batch, shard_rows=self.shard_rows)
+        plan = plan_run("ingest", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         build = partial(IngestWorker, self.data)
-        return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, build=build, first=listing)
+        return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing, notes=notes)
+
+
+def refuse_changed_files(store: RunStore, settings: Mapping[str, Any], listing: pa.Table) -> None:
+    """`ConfigError` where `store` holds a run of the same settings over other files, with the names of some of them."""
+    if not store.storage.exists("plan.json"):
+        return
+    stored = store.plan()
+    if stored.kind != "ingest" or canonical(stored.settings) != canonical(settings):
+        return  # the caller is told which settings differ
+    try:
+        before = pa.concat_tables([shard.read() for shard in stored.shards])
+    except (OSError, ConfigError):
+        return  # the listing was removed: the caller is told that the inputs differ
+    if before.equals(listing):
+        return
+    old, new = ({row["face_id"]: row for row in rows.to_pylist()} for rows in (before, listing))
+    groups = {
+        "changed": [name for key in new if key in old for name in _changed(old[key], new[key])],
+        "new": [_name(row) for key, row in new.items() if key not in old],
+        "gone": [_name(row) for key, row in old.items() if key not in new],
+    }
+    texts = [
+        f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for what, names in groups.items()
+        if names
+    ]
+    if texts:
+        hint = "Choose another `out` to read the files as they are now"
+        raise ConfigError(f"{store.url} holds a run over other files: {'; '.join(texts)}. {hint}")
+
+
+def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The files of a listing row that changed; the row itself where its labels did."""
+    if old == new:
+        return []
+    addresses, before, after = file_addresses(new), old.get("versions") or [], new.get("versions") or []
+    if file_addresses(old) != addresses or len(before) != len(after):
+        return [_name(new)]
+    names = [name for name, a, b in zip(addresses, before, after, strict=True) if a != b]
+    return names or [f"labels of {new['face_id']}"]
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row.get("image") or row["face_id"])
 
 
 JOB = IngestJob

@@ -24,6 +24,7 @@ from raygen.commands.base import (
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
+from raygen.datasets.annotations import RepeatedKey, parse_json
 from raygen.planning import AnyPlanning, EditLine, EditsFromFile, Identities, PlanWorker, Unconditional
 from raygen.store.lookup import InMemoryRows, RowLookup, StoredRows
 from raygen.store.parquet import RANGE, Slice
@@ -110,13 +111,19 @@ def with_masks(rows: pa.Table, faces: StoredRows) -> pa.Table:
 
 def read_edits(path: str) -> pa.Table:
     """The lines of a JSON Lines file of edits, each validated; `ConfigError` names the line that is wrong."""
-    lines = [line for line in _read_text(path).split("\n") if line.strip()]
+    lines = []
     numbers: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        lines.append(line)
         try:
-            document = json.loads(line)
+            document = parse_json(line)
+            json.dumps(document, ensure_ascii=False).encode()  # fails for half of a surrogate pair
         except ValueError as error:
             raise ConfigError(f"{path}: line {number} is not JSON: {error}") from error
+        if isinstance(document, RepeatedKey):
+            raise ConfigError(f"{path}: line {number}: {document.key[:40]!r} is there twice")
         edit: EditLine = parse(EditLine, document, f"{path}: line {number}")
         if edit.edit_id in numbers:
             raise ConfigError(f"{path}: lines {numbers[edit.edit_id]} and {number} both have edit_id {edit.edit_id!r}")
@@ -128,7 +135,7 @@ def read_edits(path: str) -> pa.Table:
 
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 

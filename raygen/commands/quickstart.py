@@ -21,6 +21,7 @@ from raygen.commands.registry import make
 from raygen.core.assets import recipe
 from raygen.core.config import Config, Resources
 from raygen.core.location import LocalLocation
+from raygen.core.units import duration
 from raygen.execution.ray.session import connected
 from raygen.report import build
 
@@ -65,7 +66,7 @@ def run_quickstart(settings: Quickstart) -> None:
         facts = make_data_set(settings, out, resources, models)
     command = "make quickstart" if settings == Quickstart() else f"raygen quickstart --out {out}"
     page = build.build_report(str(out), command=command)
-    console.heading(f"done in {console.duration(time.time() - began)}")
+    console.heading(f"done in {duration(time.time() - began)}")
     console.facts(
         {
             **facts,
@@ -151,5 +152,5 @@ def _step(kind: str, label: str, resources: Resources, out: Path, settings: dict
     began = time.time()
     with console.progress(label) as progress:
         result = job.run(progress)
-    console.console.print(f"  {label}: {console.duration(time.time() - began)}")
+    console.console.print(f"  {label}: {duration(time.time() - began)}")
     return result

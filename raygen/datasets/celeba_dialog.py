@@ -1,14 +1,14 @@
 """CelebA-Dialog (HQ): the faces of CelebA-HQ with captions, which named recipes join from sentences."""
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.datasets.celebamask import CelebAFiles, number_of
-from raygen.datasets.folder import Files
+from raygen.datasets.annotations import RepeatedKey, number_of, parse_json
+from raygen.datasets.celebamask import CelebAFiles
+from raygen.datasets.files import Files
 
 __all__ = ["RECIPES", "CelebADialog", "Recipe", "captions_of"]
 
@@ -40,6 +40,9 @@ def captions_of(entry: Any, recipe: str) -> str | None:
     """
     if not isinstance(entry, dict) or not isinstance(entry.get("attribute_wise_captions", {}), dict):
         raise InputError("the entry is not a group of captions", reason="caption")
+    for group in (entry, entry.get("attribute_wise_captions")):
+        if isinstance(group, RepeatedKey):
+            raise InputError(f"{group.key!r} is there twice", reason="caption")
     if recipe == "overall":
         return _sentence(entry.get("overall_caption"))
     if recipe == "beard_and_age" and "Beard_and_Age" in entry:
@@ -54,6 +57,10 @@ def _sentence(value: object) -> str | None:
         return None
     if not isinstance(value, str):
         raise InputError(f"a caption is a {type(value).__name__}, not text", reason="caption")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"a caption is no valid text ({error.reason})", reason="caption") from error
     return " ".join(value.split()) or None
 
 
@@ -79,7 +86,7 @@ class CelebADialog(CelebAFiles):
             try:
                 captions = {name: captions_of(entry, name) for name in self.recipes}
             except InputError as error:
-                texts[number] = InputError(f"picture {number}: {error.args[0]}", reason=error.reason)
+                texts[number] = InputError(f"{source}, picture {number}: {error.args[0]}", reason=error.reason)
                 continue
             present: dict[str, str] = {name: caption for name, caption in captions.items() if caption is not None}
             recipes_with_captions |= present.keys()
@@ -92,15 +99,19 @@ class CelebADialog(CelebAFiles):
 def _entries(source: str, text: str) -> dict[int, Any]:
     """Picture number -> entry of the captions file; `ConfigError` where it is not a JSON object keyed by picture."""
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = parse_json(text)
+    except ValueError as error:
         raise ConfigError(f"{source}: not valid JSON ({error})") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{source}: not an object keyed by picture name")
+    if isinstance(document, RepeatedKey):
+        raise ConfigError(f"{source}: the key {document.key[:40]!r} is there twice")
     entries: dict[int, Any] = {}
     for key, entry in document.items():
         number = number_of(key)
         if number is None:
-            raise ConfigError(f"{source}: a key is not the name of a numbered picture")
+            raise ConfigError(f"{source}: the key {key[:40]!r} is not the name of a numbered picture")
+        if number in entries:
+            raise ConfigError(f"{source}: two keys name picture {number}, the second is {key[:40]!r}")
         entries[number] = entry
     return entries

@@ -14,12 +14,14 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.face_labels import ATTRIBUTES, CLASSES, SplitName, split_of
-from raygen.core.types import UInt8Array
-from raygen.datasets.folder import Files, PictureFiles, read, read_mask, refuse_collisions
-from raygen.store.images import decode_image
+from raygen.core.face_labels import CLASSES, SplitName, split_of
+from raygen.core.types import BoolArray, UInt8Array
+from raygen.datasets.annotations import attribute_lines, attribute_note, attribute_values, lines_by_number
+from raygen.datasets.files import Files, join, left_out, refuse_collisions
+from raygen.datasets.pictures import LABELS, PictureFiles, read_mask, read_part
+from raygen.store.class_ids import LabelOrder
 
-__all__ = ["CelebAFiles", "CelebAMask", "attribute_values", "merge_parts", "number_of"]
+__all__ = ["CelebAFiles", "CelebAMask", "merge_parts"]
 
 
 IMAGE_FOLDERS: Final = ("CelebA-HQ-img", "image", "images", "")
@@ -29,6 +31,8 @@ MASK_FOLDERS: Final = (
     "CelebAMask-HQ-mask",
     "CelebAMask-HQ-mask-color-palette",
     "mask/CelebAMask-HQ-mask-color-palette",
+    "CelebAMask-HQ-mask-color",
+    "mask/CelebAMask-HQ-mask-color",
     "mask",
     "masks",
     "",
@@ -41,9 +45,11 @@ MAPPING_FILES: Final = ("CelebA-HQ-to-CelebA-mapping.txt",)
 IDENTITY_FILES: Final = ("identity/identity_CelebA-HQ.txt", "identity_CelebA-HQ.txt")
 VALIDATION_FILES: Final = ("celebahqvalidation.txt",)
 
-_IMAGE: Final = re.compile(r"(\d+)\.(?:jpg|jpeg|png)", re.IGNORECASE)
-_MASK: Final = re.compile(r"(\d+)(_mask(?:_\w+)?)?\.png", re.IGNORECASE)
-_PART: Final = re.compile(rf"(?:\d+/)?(\d+)_({'|'.join(CLASSES[1:])})\.png")
+_IMAGE: Final = re.compile(r"([0-9]+)\.(?:jpe?g|jpe|jfif|png|webp)", re.IGNORECASE)
+_MASK: Final = re.compile(r"([0-9]+)(_mask(?:_\w+)?)?\.png", re.IGNORECASE)
+_PART: Final = re.compile(rf"(?:[0-9]+/)?([0-9]+)_({'|'.join(CLASSES[1:])})\.png")
+#: Parts that can reach every corner of a picture. Another one that does is a mask of all that is not the part.
+_LARGE: Final = frozenset({"skin", "hair", "hat", "neck", "cloth"})
 
 LISTING: Final = pa.schema(
     [
@@ -61,72 +67,23 @@ LISTING: Final = pa.schema(
 )
 
 
-def number_of(name: str) -> int | None:
-    """The CelebA-HQ number in `12.jpg`, `00012`, `imgHQ00012.npy`; None where there is none."""
-    match = re.fullmatch(r"\D*(\d+)(?:\.\w+)?", name)
-    return int(match[1]) if match else None
+def merge_parts(parts: Mapping[str, BoolArray]) -> UInt8Array:
+    """Masks bool [H, W] by part name -> class indices [H, W].
 
-
-def merge_parts(parts: Mapping[str, UInt8Array]) -> UInt8Array:
-    """Pictures [H, W, 3] by part name, not zero where the part is -> class indices [H, W].
-
-    Later parts of the official class order cover earlier ones (CelebAMask-HQ `g_mask.py`). `InputError` (`size`) where
-    the sizes differ.
+    Later parts of the official class order cover earlier ones (CelebAMask-HQ `g_mask.py`). `InputError`: `size` where
+    the sizes differ, `part` where a small part covers all corners.
     """
     if len({part.shape for part in parts.values()}) != 1:
         raise InputError("the parts of one mask differ in size", reason="size")
-    mask = np.zeros(next(iter(parts.values())).shape[:2], np.uint8)
+    mask = np.zeros(next(iter(parts.values())).shape, np.uint8)
     for index, name in enumerate(CLASSES):
-        if name in parts:
-            mask[parts[name].any(axis=2)] = index
+        if name not in parts:
+            continue
+        part = parts[name]
+        if name not in _LARGE and part.size > 4 and part[[0, 0, -1, -1], [0, -1, 0, -1]].all():
+            raise InputError(f"the part {name} covers all corners, so it seems to be inverted", reason="part")
+        mask[part] = index
     return mask
-
-
-def attribute_values(text: str) -> list[int]:
-    """40 words -> 40 values of -1, 0 or 1; `InputError` (`attributes`) for anything else."""
-    words = text.split()
-    if len(words) != len(ATTRIBUTES):
-        raise InputError(f"{len(words)} values, {len(ATTRIBUTES)} expected", reason="attributes")
-    for name, word in zip(ATTRIBUTES, words, strict=True):
-        if word not in ("-1", "0", "1"):
-            raise InputError(f"{name} is {word[:20]!r}, allowed are -1, 0 and 1", reason="attributes")
-    return [int(word) for word in words]
-
-
-# --- the text files -----------------------------------------------------------------------------------------
-
-
-def _lines_by_number(source: str, lines: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
-    """Lines `12.jpg a b` -> {12: [a, b]}; `ConfigError` for a line without a picture, or a picture listed twice."""
-    rows: dict[int, list[str]] = {}
-    for line_number, line in lines:
-        first, *rest = line.split() or [""]
-        number = number_of(first)
-        if first and (number is None or number in rows):
-            fault = "names no picture" if number is None else f"names picture {number} a second time"
-            raise ConfigError(f"{source}, line {line_number}: {fault}")
-        if number is not None:
-            rows[number] = rest
-    return rows
-
-
-def _rows(source: str, text: str) -> dict[int, list[str]]:
-    """See `_lines_by_number`, for a file without a header."""
-    return _lines_by_number(source, enumerate(text.splitlines(), start=1))
-
-
-def _attribute_lines(source: str, text: str) -> dict[int, str]:
-    """Picture -> values in the order of `ATTRIBUTES`, as text, so that a bad line fails one row and not the run."""
-    lines = text.splitlines()
-    header = lines[1].split() if len(lines) > 1 else []
-    if sorted(header) != sorted(ATTRIBUTES):
-        raise ConfigError(f"{source}, line 2: not the names of the {len(ATTRIBUTES)} attributes")
-    order = [header.index(name) for name in ATTRIBUTES]
-    rows = _lines_by_number(source, enumerate(lines[2:], start=3))
-    return {
-        number: " ".join([words[i] for i in order] if len(words) == len(order) else words)
-        for number, words in rows.items()
-    }
 
 
 class _Annotations(NamedTuple):
@@ -140,6 +97,11 @@ class _Annotations(NamedTuple):
     celeba: Mapping[int, int] | None
     validation: frozenset[int] | None
     texts: Mapping[int, Mapping[str, str] | InputError]
+
+
+def _rows(source: str, text: str) -> dict[int, list[str]]:
+    """See `lines_by_number`, for a file without a header."""
+    return lines_by_number(source, enumerate(text.splitlines(), start=1))
 
 
 # --- the data set -------------------------------------------------------------------------------------------
@@ -157,6 +119,7 @@ class CelebAFiles(PictureFiles):
     mask_folder: str | None = Field(
         None, description="folder of the ready-made masks; default: found by its usual names"
     )
+    labels: LabelOrder = Field("celebamask", description=LABELS)
     attributes: str | None = Field(None, description="attribute file; default: found by its usual name")
     identities: str | None = Field(None, description="identity file; default: found by its usual name")
     split: SplitName = Field("codiff", description="which published split into train, val and test is used")
@@ -167,10 +130,12 @@ class CelebAFiles(PictureFiles):
     def listing(self) -> pa.Table:
         """A row a picture, in the order of the numbers; `reason` and `problem` say why a row cannot be loaded."""
         files = Files(self.root)
-        images = self._images(files)
+        images, others = self._images(files)
         parts, masks = self._masks(files)
         if not (parts or masks) and self.masks != "auto":
             raise ConfigError(f"{self.root}: holds no masks of the kind {self.masks!r}")
+        if self.labels != "celebamask" and not masks:
+            raise ConfigError(f"{self.root}: `labels: {self.labels}` is for masks of class indices, and there are none")
         annotations = self._annotations(files)
         rows: list[dict[str, Any]] = []
         for number in sorted(images)[: self.limit]:
@@ -186,16 +151,20 @@ class CelebAFiles(PictureFiles):
                 rows.append({**row, **self._labels(number, annotations)})
             except InputError as error:
                 rows.append({**row, "reason": error.reason, "problem": error.args[0]})
-        return pa.Table.from_pylist(rows, LISTING)
+        notes = (others, "" if annotations.attributes is None else attribute_note(annotations.attributes))
+        return self.listing_table(files, rows, LISTING, "; ".join(filter(None, notes)))
 
-    def _images(self, files: Files) -> dict[int, str]:
-        """Number -> name of the picture, from the first folder that has any."""
+    def _images(self, files: Files) -> tuple[dict[int, str], str]:
+        """Number -> name of the picture, from the first folder that has any; and a note on its other files."""
         for folder in IMAGE_FOLDERS if self.images is None else (self.images,):
-            images = [(match[1], name) for name in files.names(folder, depth=1) if (match := _IMAGE.fullmatch(name))]
+            names = files.names(folder, depth=1)
+            images = [(match[1], name) for name in names if (match := _IMAGE.fullmatch(name))]
             refuse_collisions((f"{int(number):05d}", name) for number, name in images)
             if images:
-                return {int(number): f"{folder}/{name}" if folder else name for number, name in images}
-        raise ConfigError(f"{self.root}: holds no pictures named by number ({'/, '.join(IMAGE_FOLDERS[:-1])}/ or flat)")
+                others = left_out(name for name in names if not _IMAGE.fullmatch(name)) if folder else ""
+                return {int(number): f"{folder}/{name}" if folder else name for number, name in images}, others
+        folders = f"in {self.images}/" if self.images else f"in {'/, '.join(IMAGE_FOLDERS[:-1])}/ or flat"
+        raise ConfigError(f"{self.root}: holds no pictures named by number {folders}{files.examples()}")
 
     def _masks(self, files: Files) -> tuple[dict[int, list[str]], dict[int, str]]:
         """Number -> names of its part files, and number -> address of its single mask; one of them is empty."""
@@ -226,11 +195,11 @@ class CelebAFiles(PictureFiles):
             source, text = celeba
             lines = list(enumerate(text.splitlines(), start=1))[1:]  # without the header
             try:
-                celeba_numbers = {number: int(words[0]) for number, words in _lines_by_number(source, lines).items()}
+                celeba_numbers = {number: int(words[0]) for number, words in lines_by_number(source, lines).items()}
             except (IndexError, ValueError) as error:
                 raise ConfigError(f"{source}: a line has no CelebA number ({error})") from error
         return _Annotations(
-            None if attributes is None else _attribute_lines(*attributes),
+            None if attributes is None else attribute_lines(*attributes),
             None if identities is None else {n: words[0] for n, words in _rows(*identities).items() if words},
             celeba_numbers,
             None if validation is None else frozenset(_rows(*validation)),
@@ -271,10 +240,10 @@ class CelebAFiles(PictureFiles):
             raise InputError(listed["problem"], reason=listed["reason"])
         mask: UInt8Array | None = None
         if listed["mask"] is not None and listed["parts"] is None:
-            mask = read_mask(listed["mask"])
+            mask = read_mask(listed["mask"], self.labels)
         elif listed["mask"] is not None:
             names = {name.rsplit("/", 1)[-1].split("_", 1)[1].removesuffix(".png"): name for name in listed["parts"]}
-            mask = merge_parts({part: decode_image(read(f"{listed['mask']}/{name}")) for part, name in names.items()})
+            mask = merge_parts({part: read_part(join(listed["mask"], name)) for part, name in names.items()})
         return {
             "split": listed["split"],
             "attributes": None if listed["attributes"] is None else attribute_values(listed["attributes"]),

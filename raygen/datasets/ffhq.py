@@ -8,7 +8,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError
-from raygen.datasets.folder import Files, PictureFiles, refuse_collisions
+from raygen.datasets.files import Files, left_out, refuse_collisions
+from raygen.datasets.pictures import PictureFiles
 
 __all__ = ["FFHQ"]
 
@@ -17,12 +18,15 @@ IMAGE_FOLDERS: Final = ("images1024x1024", "thumbnails128x128", "")
 #: The first pictures are for training.
 TRAINING: Final = 60_000
 
-_IMAGE: Final = re.compile(r"(?:\d+/)?(\d+)\.(?:png|jpg|jpeg|webp)", re.IGNORECASE)
+_IMAGE: Final = re.compile(r"(?:[0-9]+/)?(?:img)?([0-9]+)\.(?:png|jpe?g|jpe|jfif|webp)", re.IGNORECASE)
 _LISTING: Final = pa.schema([("face_id", pa.string()), ("split", pa.string()), ("image", pa.string())])
 
 
 class FFHQ(PictureFiles):
-    """Flickr-Faces-HQ: `00000/00000.png` to `69000/69999.png`, also below `images1024x1024/`, also flat."""
+    """Flickr-Faces-HQ: `00000/00000.png` to `69000/69999.png`, also below `images1024x1024/`, also flat.
+
+    StyleGAN's data set tool writes the same pictures as `00000/img00000000.png`.
+    """
 
     kind: Literal["ffhq"] = "ffhq"
     images: str | None = Field(None, description="folder of the pictures; default: found by its published names")
@@ -34,11 +38,15 @@ class FFHQ(PictureFiles):
         """face_id (the five-digit number), split, image; in the order of the numbers."""
         files = Files(self.root)
         for folder in IMAGE_FOLDERS if self.images is None else (self.images,):
-            matches = [(match, name) for name in files.names(folder, depth=2) if (match := _IMAGE.fullmatch(name))]
+            names = files.names(folder, depth=2)
+            matches = [(match, name) for name in names if (match := _IMAGE.fullmatch(name))]
             if matches:
                 break
         else:
-            raise ConfigError(f"{self.root}: holds no pictures named by number (00000/00000.png or flat)")
+            raise ConfigError(
+                f"{self.root}: holds no pictures named by number (00000/00000.png, 00000/img00000000.png or flat)"
+                f"{files.examples()}"
+            )
         images = [(int(match[1]), f"{folder}/{name}" if folder else name) for match, name in matches]
         refuse_collisions((f"{number:05d}", name) for number, name in images)
         rows = [
@@ -49,7 +57,7 @@ class FFHQ(PictureFiles):
             }
             for number, name in sorted(images)[: self.limit]
         ]
-        return pa.Table.from_pylist(rows, _LISTING)
+        return self.listing_table(files, rows, _LISTING, left_out(n for n in names if not _IMAGE.fullmatch(n)))
 
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The FACES row of one listing row."""

@@ -8,16 +8,20 @@ The keys are those of the COCO-person data of "Improving Latent Diffusion with P
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX, Split
 from raygen.core.types import UInt8Array
-from raygen.datasets.folder import Files, PictureFiles, read_mask, read_picture, refuse_collisions, safe_id
+from raygen.datasets.annotations import RepeatedKey, parse_json
+from raygen.datasets.base import is_outage
+from raygen.datasets.files import Files, refuse_collisions, safe_id
+from raygen.datasets.pictures import LABELS, PictureFile, PictureFiles, read_mask, read_part
+from raygen.store.class_ids import LabelOrder
 
 __all__ = ["JSONLines"]
 
@@ -36,83 +40,108 @@ class JSONLines(PictureFiles):
         "classes",
         description="classes: class indices 0 to 18; person: every pixel that is not black is the person, one class",
     )
+    labels: LabelOrder = Field("celebamask", description=LABELS)
     split: Split = Field("train", description="split that all pictures belong to")
 
+    @model_validator(mode="after")
+    def _labels_have_an_effect(self) -> Self:
+        if self.labels != "celebamask" and self.masks == "person":
+            raise ValueError("labels: a mask of a person has no class indices; use `masks: classes`")
+        return self
+
     def listing(self) -> pa.Table:
-        """face_id, split, image, mask?, hint?, line (JSON of the rest); in the order of the file."""
+        """face_id, split, image, mask?, hint?, line, values (JSON), problem?; in the order of the file.
+
+        `line` names the file and the line. `problem`: why the names of the line cannot be those of files.
+        """
         files = Files(self.root)
         rows: list[dict[str, Any]] = []
         for number, text in enumerate(files.text(self.file).split("\n"), 1):
-            if not text.strip():
-                continue
-            location = f"{self.file}: line {number}"
-            try:
-                line = json.loads(text)
-            except ValueError as error:
-                raise ConfigError(f"{location} is not JSON: {error}") from error
-            if not isinstance(line, dict) or not isinstance(line.get("target"), str):
-                raise ConfigError(f"{location}: needs `target`, the name of a picture")
-            if unknown := sorted(set(line) - set(KEYS)):
-                raise ConfigError(f"{location}: unknown keys {unknown}; there are {', '.join(KEYS)}")
-            mask_and_hint: dict[str, object] = {key: line.get(key) for key in KEYS[1:3]}
-            rows.append(
-                {
-                    "face_id": safe_id(line["target"].rpartition(".")[0] or line["target"]),
-                    "split": self.split,
-                    "image": files.address(line["target"]),
-                    **{k: None if name is None else files.address(str(name)) for k, name in mask_and_hint.items()},
-                    "line": json.dumps({key: line[key] for key in KEYS[3:] if key in line}),
-                }
-            )
+            if text.strip():
+                rows.append(self._listed(files, f"{self.file}: line {number}", text))
         if not rows:
             raise ConfigError(f"{files.address(self.file)}: no lines")
-        refuse_collisions((row["face_id"], row["image"]) for row in rows)
+        refuse_collisions((row["face_id"], row["name"]) for row in rows)
         if len({row["face_id"] for row in rows}) != len(rows):
             raise ConfigError(f"{self.file}: a picture is listed twice")
-        return pa.Table.from_pylist(rows[: self.limit], _LISTING)
+        if self.labels != "celebamask" and not any(row.get("mask") for row in rows):
+            raise ConfigError(f"{self.file}: `labels: {self.labels}` is for masks, and no line has one")
+        rows = [{key: row[key] for key in row if key != "name"} for row in rows[: self.limit]]
+        return self.listing_table(files, rows, _LISTING)
+
+    def _listed(self, files: Files, location: str, text: str) -> dict[str, Any]:
+        """The listing row of one line, with the name of its picture; `ConfigError` for another structure."""
+        try:
+            line = parse_json(text)
+        except ValueError as error:
+            raise ConfigError(f"{location} is not JSON: {error}") from error
+        if isinstance(line, RepeatedKey):
+            raise ConfigError(f"{location}: {line.key[:40]!r} is there twice")
+        if not isinstance(line, dict) or not isinstance(line.get("target"), str):
+            raise ConfigError(f"{location}: needs `target`, the name of a picture")
+        if unknown := sorted(set(line) - set(KEYS)):
+            raise ConfigError(f"{location}: unknown keys {unknown}; there are {', '.join(KEYS)}")
+        target = line["target"]
+        row: dict[str, Any] = {
+            "face_id": safe_id(target.rpartition(".")[0] or target),
+            "name": target,
+            "split": self.split,
+            "line": location,
+            "values": json.dumps({key: line[key] for key in KEYS[3:] if key in line}),
+        }
+        names = {"image": target, **{key: line[key] for key in ("mask", "hint") if line.get(key) is not None}}
+        if wrong := [key for key, name in names.items() if not _is_file_name(name)]:
+            return {**row, "problem": f"{wrong[0]} {names[wrong[0]]!r} is no file name"}
+        return {**row, **{key: files.address(name) for key, name in names.items()}}
 
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
         """The FACES row of one listing row; `InputError` (`line`) where a key has an invalid value."""
-        line = json.loads(listed["line"])
-        fitted = self.fitted(listed["image"], self._mask(listed["mask"]))
+        try:
+            return self._row(listed)
+        except InputError as error:
+            raise InputError(f"{listed['line']}: {error.args[0]}", reason=error.reason) from error
+        except OSError as error:
+            if is_outage(error):
+                raise
+            raise InputError(f"{listed['line']}: {error}", reason=type(error).__name__) from error
+
+    def _row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
+        if listed["problem"] is not None:
+            raise InputError(listed["problem"], reason="line")
+        line = json.loads(listed["values"])
+        texts = {"overall" if i == 0 else f"prompt-{i}": text for i, text in enumerate(_prompts(line))}
         numbers = {key: _numbers(line, key, width) for key, width in (("face_bbox", 4), ("keypoints", 3))}
-        boxes: list[list[float]] = []
-        points: list[list[float]] = []
-        if any(numbers.values()):
-            height, width = read_picture(listed["image"])[0].shape[:2]
-            crop = _Crop(width, height, centred=self.crop == "center")
-            boxes = [crop.box(box) for box in numbers["face_bbox"] if any(box)]  # all zeros: no face
-            points = [crop.point(point) for point in numbers["keypoints"]]
-        prompts = line.get("prompts", [])
-        if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
-            raise InputError("prompts is no list of texts", reason="line")
-        texts = {"overall" if i == 0 else f"prompt-{i}": text for i, text in enumerate(prompts)}
+        file = self.read(listed["image"])
+        crop = _Crop(file.width, file.height, centred=self.crop == "center")
+        boxes = [crop.box(box) for box in numbers["face_bbox"] if any(box)]  # all zeros: no face
+        points = [crop.point(point) for point in numbers["keypoints"]]
         return {
             "split": listed["split"],
-            **fitted,
+            **self.fit(file, listed["image"], self._mask(listed["mask"])),
             "texts": list(texts.items()) or None,
             "boxes": boxes or None,
             "keypoints": points or None,
-            "hint": None if listed["hint"] is None else self._hint(listed["hint"], listed["image"]),
+            "hint": None if listed["hint"] is None else self._hint(listed["hint"], file),
         }
 
-    def _hint(self, address: str, target: str) -> Any:
+    def _hint(self, address: str, target: PictureFile) -> Any:
         """The hint, cropped and resized like the picture; `InputError` (`size`) where its shape differs."""
-        (height, width), (own_height, own_width) = (read_picture(a)[0].shape[:2] for a in (address, target))
-        if abs(width * own_height - own_width * height) >= max(own_height, own_width):
-            raise InputError(f"hint {width}x{height} on a picture {own_width}x{own_height}", reason="size")
-        return self.fitted(address, None)["image"]
+        hint = self.read(address)
+        if abs(hint.width * target.height - target.width * hint.height) >= max(target.height, target.width):
+            sides = f"hint {hint.width}x{hint.height} on a picture {target.width}x{target.height}"
+            raise InputError(sides, reason="size")
+        return self.fit(hint, address, None)["image"]
 
     def _mask(self, address: str | None) -> UInt8Array | None:
         if address is None:
             return None
         if self.masks == "classes":
-            return read_mask(address)
-        pixels, _ = read_picture(address)
-        return np.where(pixels.any(axis=-1), PERSON, 0).astype(np.uint8)
+            return read_mask(address, self.labels)
+        return np.where(read_part(address), PERSON, 0).astype(np.uint8)
 
 
-_LISTING: Final = pa.schema([(n, pa.string()) for n in ("face_id", "split", "image", "mask", "hint", "line")])
+_COLUMNS: Final = ("face_id", "split", "image", "mask", "hint", "line", "values", "problem")
+_LISTING: Final = pa.schema([(n, pa.string()) for n in _COLUMNS])
 
 
 class _Crop:
@@ -141,13 +170,42 @@ class _Crop:
         return [min(max(value, 0.0), 1.0) for value in sides]
 
 
+def _is_file_name(name: object) -> bool:
+    """Whether a file can have this name: no null byte, no half of a surrogate pair."""
+    try:
+        return isinstance(name, str) and bool(name.encode()) and "\0" not in name
+    except UnicodeEncodeError:
+        return False
+
+
+def _prompts(line: Mapping[str, Any]) -> list[str]:
+    """The texts of a line, none for null; `InputError` (`line`) for anything that is no list of valid texts."""
+    prompts = line.get("prompts")
+    if prompts is None:
+        return []
+    if not isinstance(prompts, list) or not all(isinstance(text, str) for text in prompts):
+        raise InputError("prompts is no list of texts", reason="line")
+    try:
+        "".join(prompts).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"prompts is no valid text ({error.reason})", reason="line") from error
+    return prompts
+
+
 def _numbers(line: Mapping[str, Any], key: str, width: int) -> list[list[float]]:
-    """Rows of `width` numbers; `InputError` (`line`) otherwise."""
+    """Rows of `width` numbers; `InputError` (`line`) for other values, and for a box with its corners exchanged."""
     rows = line.get(key) or []
     try:
         numbers = [[float(value) for value in row] for row in rows]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         numbers = [[]]
-    if any(len(row) != width or not np.isfinite(row).all() for row in numbers):
+    if any(len(row) != width or not all(abs(value) < _FLOAT32 for value in row) for row in numbers):
         raise InputError(f"{key} is no list of {width} numbers each", reason="line")
+    for row in numbers if width == 4 else ():
+        if row[0] > row[2] or row[1] > row[3]:
+            raise InputError(f"{key} {row} is no left, top, right, bottom", reason="line")
     return numbers
+
+
+#: Tables hold coordinates as float32.
+_FLOAT32: Final = float(np.finfo(np.float32).max)

@@ -18,7 +18,7 @@ from raygen.core.location import redact
 from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
 from raygen.store.run_store import Plan, RunStore
 
-__all__ = ["Outcome", "PlannedRun", "Progress", "Runner", "execute", "execute_all", "local_runner"]
+__all__ = ["Outcome", "PlannedRun", "Progress", "Runner", "bad_rows_text", "execute", "execute_all", "local_runner"]
 
 
 Runner = Callable[[Sequence[ShardItem], ShardTask, Resources], Iterator[ShardSummary]]
@@ -153,9 +153,11 @@ class _RunState:
             raise InputError(f"{store.url}: no rows: {self.run.without_rows}", reason="empty")
         bad = self.progress.bad = sum(reasons.values())
         if bad > self.run.max_error_fraction * plan.rows:
-            listed = ", ".join(f"{reason} {n}" for reason, n in reasons.most_common(5))
-            allowed = f"at most {self.run.max_error_fraction:.2%} are allowed"
-            raise TooManyBadRows(f"{bad} of {plan.rows} rows failed ({listed}); {allowed}")
+            text = bad_rows_text(bad, plan.rows, reasons, next(_quarantined(store), None))
+            raise TooManyBadRows(
+                f"{text}; at most {self.run.max_error_fraction:.2%} are allowed. Correct these inputs, or allow more "
+                f"with `max_error_fraction`; every failed row and its reason is in {store.storage.url}/quarantine"
+            )
         manifest = store.manifest() if self.unchanged else store.finish(plan)
         if self.divergent:
             raise IntegrityError(
@@ -195,6 +197,19 @@ class _RunState:
             "finished": time.time(),
         }
         self.run.store.storage.put("run.json", canonical(record))
+
+
+def bad_rows_text(bad: int, rows: int, reasons: Mapping[str, int], example: Mapping[str, str] | None) -> str:
+    """`4 of 40 rows failed (identity 4), such as a: identity: ...`; `example` is a QUARANTINE row."""
+    listed = ", ".join(f"{reason} {n}" for reason, n in Counter(reasons).most_common(5))
+    such = f", such as {example['id']}: {example['error']}" if example else ""
+    return f"{bad} of {rows} rows failed ({listed}){such}"
+
+
+def _quarantined(store: RunStore) -> Iterator[dict[str, str]]:
+    """QUARANTINE rows in the order of shards."""
+    for table in store.tables("quarantine"):
+        yield from table.to_pylist()
 
 
 def execute(

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +38,8 @@ __all__ = [
     "Tables",
     "Worker",
     "WorkerFactory",
+    "failed_rows",
+    "reasons_of",
     "versions",
 ]
 
@@ -235,19 +237,31 @@ def _cast_tables(tables: Tables) -> tuple[Tables, dict[str, int]]:
     SAMPLES also keeps its failed rows.
     """
     typed: Tables = {}
-    failed: list[dict[str, str]] = []
     for name, table in tables.items():
         schema = SCHEMAS[name]
-        if "error" in table.column_names:
-            bad = table.filter(table["error"].is_valid())
-            ids, errors = bad[schema.names[0]].to_pylist(), bad["error"].to_pylist()
-            failed += [{"id": str(i), "table": name, "error": e} for i, e in zip(ids, errors, strict=True)]
-            if "error" not in schema.names:
-                table = table.filter(table["error"].is_null()).drop_columns(["error"])
+        if "error" in table.column_names and "error" not in schema.names:
+            table = table.filter(table["error"].is_null()).drop_columns(["error"])
         typed[name] = cast(table, schema)
+    failed = failed_rows(tables)
     if failed:
         typed["quarantine"] = pa.Table.from_pylist(failed, QUARANTINE)
-    return typed, dict(Counter(row["error"].split(":", 1)[0] for row in failed))
+    return typed, reasons_of(failed)
+
+
+def failed_rows(tables: Tables) -> list[dict[str, str]]:
+    """QUARANTINE rows of a worker's tables: those with an error."""
+    failed: list[dict[str, str]] = []
+    for name, table in tables.items():
+        if "error" in table.column_names:
+            bad = table.filter(table["error"].is_valid())
+            ids, errors = bad[SCHEMAS[name].names[0]].to_pylist(), bad["error"].to_pylist()
+            failed += [{"id": str(i), "table": name, "error": e} for i, e in zip(ids, errors, strict=True)]
+    return failed
+
+
+def reasons_of(failed: Sequence[Mapping[str, str]]) -> dict[str, int]:
+    """QUARANTINE rows by the first word of their error."""
+    return dict(Counter(row["error"].split(":", 1)[0] for row in failed))
 
 
 @contextmanager

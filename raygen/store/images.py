@@ -1,6 +1,7 @@
 """Encoding, safe decoding and resizing of pictures and masks."""
 
 import io
+import threading
 import warnings
 from collections.abc import Sequence
 from typing import Any, Final, Literal
@@ -10,21 +11,26 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from raygen.core.errors import InputError
-from raygen.core.face_labels import CLASSES, from_palette
-from raygen.core.types import UInt8Array
+from raygen.core.types import BoolArray, UInt8Array
+from raygen.store.class_ids import LabelOrder, class_ids
 from raygen.store.schemas import IMAGE, reason_of
 
 __all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
     "Codec",
     "decode_image",
     "decode_mask",
+    "decode_part",
     "encode_image",
     "encode_mask",
     "fit_image",
     "fit_mask",
     "images_from_rows",
+    "open_image",
     "picture",
     "picture_column",
+    "to_rgb",
 ]
 
 
@@ -105,53 +111,125 @@ def encode_mask(mask: UInt8Array) -> bytes:
     return buffer.getvalue()
 
 
-def _open(data: bytes | None, max_pixels: int) -> Image.Image:
-    """A fully decoded picture; `InputError` with a reason for each kind of damage."""
+def open_image(
+    data: bytes | None, *, max_pixels: int = MAX_PIXELS, least_side: int | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """A decoded picture, and the width and height that its file has.
+
+    `least_side`: a picture of more than `MAX_PIXELS` pixels is made smaller by a whole factor while it is decoded, as
+    long as no side gets shorter than this. `InputError`: empty, truncated, corrupt, bomb, not_an_image.
+    """
     if not data:
         raise InputError("no bytes", reason="empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > max_pixels:
-                raise InputError(f"{image.width}x{image.height} pixels, {max_pixels} allowed", reason="bomb")
+            image = _header(data, FORMATS)
+            size = image.size
+            if size[0] * size[1] > max_pixels:
+                raise InputError(f"{size[0]}x{size[1]} pixels, {max_pixels} allowed", reason="bomb")
+            side = None if size[0] * size[1] <= MAX_PIXELS else least_side
+            if side is not None and image.format in ("JPEG", "MPO"):
+                image.draft(None, (side, side))
             image.load()
             if image.format == "PNG":  # load() ignores checksums; a flipped bit would be another class
-                Image.open(io.BytesIO(data), formats=("PNG",)).verify()
-        return image
+                _header(data, ("PNG",)).verify()
+            if side is not None and (factor := min(image.size) // side) > 1:
+                image = _reduced(image, factor)
+        return image, size
     except InputError:
         raise
     except UnidentifiedImageError as error:
         raise InputError("not a picture in a known format", reason="not_an_image") from error
-    except Image.DecompressionBombError as error:
-        raise InputError(str(error), reason="bomb") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # damaged files raise many exception types in the decoders
         reason = "truncated" if "truncated" in str(error).lower() else "corrupt"
-        raise InputError(str(error)[:200], reason=reason) from error
+        raise InputError(str(error)[:200] or type(error).__name__, reason=reason) from error
+
+
+_PILLOW_LIMIT: Final = threading.Lock()
+
+
+def _header(data: bytes, formats: tuple[str, ...]) -> Image.Image:
+    """A picture whose pixels are not decoded yet. Pillow's own limit of pixels is lower than what cameras make."""
+    with _PILLOW_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data), formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _reduced(image: Image.Image, factor: int) -> Image.Image:
+    """The means of `factor` x `factor` pixels; formats and remarks about the file are kept."""
+    kept, info = image.format, image.info
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+    else:
+        image = image.convert("L") if image.mode in ("1", "L") else to_rgb(image)
+    small = image.reduce(factor)
+    small.format, small.info = kept, {key: value for key, value in info.items() if key != "transparency"}
+    return small
+
+
+#: 16-bit values to 8 bits, rounded: uint8 [65536].
+_EIGHT_BITS: Final[UInt8Array] = ((np.arange(1 << 16) + 128) // 257).astype(np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB; transparency is dropped.
+
+    16-bit grey is scaled, where Pillow would clip it at 255. `InputError` (`mode`) for values without a known range.
+    """
+    if _is_16_bit(image):
+        return Image.fromarray(_EIGHT_BITS[np.asarray(image)]).convert("RGB")
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"mode {image.mode}: the range of the values is not known", reason="mode")
+    return image.convert("RGB")
+
+
+def _is_16_bit(image: Image.Image) -> bool:
+    """Whether grey values go up to 65,535. Pillow opens a 16-bit PGM, which it scales to that range, as mode I."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
 
 
 def decode_image(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> UInt8Array:
     """Encoded picture -> RGB uint8 [H, W, 3]; `InputError` with reason empty, truncated, corrupt, bomb …"""
-    return np.asarray(_open(data, max_pixels).convert("RGB"))
+    return np.asarray(to_rgb(open_image(data, max_pixels=max_pixels)[0]))
 
 
-def decode_mask(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> UInt8Array:
-    """Encoded mask -> class indices uint8 [H, W].
+# --- masks --------------------------------------------------------------------------------------------------
 
-    Modes L and P hold indices (a palette never changes them); an RGB picture is inverted through the official
-    palette. `InputError`: as for pictures, `label` for an id above 18, `palette` for an unknown colour,
-    `mode` for anything else.
+
+def decode_mask(
+    data: bytes | None, *, label_order: LabelOrder = "celebamask", max_pixels: int = MAX_PIXELS
+) -> UInt8Array:
+    """Encoded mask -> class indices uint8 [H, W]: see `class_ids`. `InputError` as for pictures too."""
+    image, _ = open_image(data, max_pixels=max_pixels)
+    depth, colour_type = (data[24], data[25]) if data and image.format == "PNG" else (8, 0)
+    if image.mode == "L" and depth < 8 and colour_type == 0 and image.getextrema() != (0, 0):
+        text = f"{depth}-bit grey: decoders multiply the values; save the mask with 8 bits, class ids as grey values"
+        raise InputError(text, reason="mode")
+    return class_ids(image, label_order)
+
+
+def decode_part(data: bytes | None) -> BoolArray:
+    """Encoded mask of one class -> where it is not black, bool [H, W].
+
+    `InputError` (`part`) where the shape is not in the values: in the alpha channel, in indices whose colours differ
+    from it, or on a background that is not black.
     """
-    image = _open(data, max_pixels)
-    if image.mode in ("L", "P"):
-        mask = np.array(image, dtype=np.uint8)
-    elif image.mode in ("RGB", "RGBA"):
-        try:
-            mask = from_palette(np.asarray(image.convert("RGB")))
-        except ValueError as error:
-            raise InputError(str(error), reason="palette") from error
-    else:
-        raise InputError(f"mode {image.mode} cannot hold class indices", reason="mode")
-    if int(mask.max(initial=0)) >= len(CLASSES):
-        raise InputError(f"label {int(mask.max())} is above {len(CLASSES) - 1}", reason="label")
-    return mask
+    image, _ = open_image(data)
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+        raise InputError(
+            "is transparent, so its shape may be in the alpha channel; save it white on black", reason="part"
+        )
+    values = np.asarray(image if image.mode[0] in "I1" else to_rgb(image))
+    inside = (values != 0).reshape(*values.shape[:2], -1).any(axis=2)
+    if image.mode == "P" and ((np.asarray(image) != 0) != inside).any():
+        raise InputError(
+            "its palette indices and their colours show different shapes; save it white on black", reason="part"
+        )
+    if inside.all() and values.dtype != np.bool_ and values.min() < 255:
+        raise InputError("its background is not 0; save it white on black", reason="part")
+    part: BoolArray = inside
+    return part

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from raygen.core.units import duration
 from raygen.execution.executor import Progress
 from raygen.training.history import read_history
 from raygen.training.trainer import TrainConfig, TrainStep
@@ -86,7 +87,7 @@ def _follow(path: Path, report: Callable[[Progress], None], config: TrainConfig,
             left = record["elapsed"] * (1 / share - 1) if share else 0.0
             progress.note = (
                 f"step {record['step']:,}, loss {record['loss']:.4f}, {record['images_per_s']:.0f} pictures/s, "
-                f"{left:.0f} s left"
+                f"{duration(left)} left"
             )
             progress.done_rows = int(total * min(1.0, share))
             report(progress)

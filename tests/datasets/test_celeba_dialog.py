@@ -81,15 +81,42 @@ def test_an_entry_without_one_sentence_lacks_only_the_recipes_that_need_it(tmp_p
     assert found[1] == {"overall": "A man.", "Young": "He is young."}
 
 
-@pytest.mark.parametrize("entry", ["text", {"overall_caption": 3}, {"attribute_wise_captions": ["x"]}, None])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "text",
+        {"overall_caption": 3},
+        {"attribute_wise_captions": ["x"]},
+        None,
+        {**ENTRY, "overall_caption": "half a pair \ud83d"},
+    ],
+)
 def test_a_damaged_entry_costs_its_own_row(tmp_path, entry):
     tree(tmp_path, {"0.jpg": ENTRY, "1.jpg": entry})
     dataset = CelebADialog(root=str(tmp_path))
     first, second = dataset.load(dataset.listing())["error"].to_pylist()
     assert first is None
-    assert second.startswith("caption: picture 1")
+    assert second.startswith(f"caption: {tmp_path}/image/1.jpg: text/captions_hq.json, picture 1: ")
     with pytest.raises(InputError):
         captions_of(entry, "overall" if entry != {"attribute_wise_captions": ["x"]} else "Young")
+
+
+def test_a_caption_that_is_there_twice_costs_its_own_row(tmp_path):
+    entry = json.dumps(ENTRY)
+    tree(tmp_path, f'{{"0.jpg": {entry}, "1.jpg": {entry[:-1]}, "overall_caption": "another"}}}}')
+    dataset = CelebADialog(root=str(tmp_path))
+    first, second = dataset.load(dataset.listing())["error"].to_pylist()
+    assert first is None
+    assert second.endswith("text/captions_hq.json, picture 1: 'overall_caption' is there twice")
+
+
+@pytest.mark.parametrize("keys", [("0.jpg", "0.jpg"), ("0.jpg", "00000.jpg")])
+def test_two_entries_of_one_picture_are_refused(tmp_path, keys):
+    tree(tmp_path, "{" + ", ".join(f'"{key}": {json.dumps(ENTRY)}' for key in keys) + "}")
+    with pytest.raises(
+        ConfigError, match=r"captions_hq\.json: (the key '0\.jpg' is there twice|two keys name picture 0)"
+    ):
+        CelebADialog(root=str(tmp_path)).listing()
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"face.jpg": {}}', "[" * 100_000])

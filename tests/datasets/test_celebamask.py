@@ -2,7 +2,10 @@
 
 import collections
 import hashlib
+import io
 import itertools
+import re
+import zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +13,10 @@ import pytest
 from PIL import Image
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX, CLASSES, PALETTE, colorize
+from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX, CLASSES, FACE_PARSING_TO_OFFICIAL, PALETTE, colorize
+from raygen.datasets.annotations import attribute_values, number_of
 from raygen.datasets.base import FACES_OR_ERROR, IngestWorker
-from raygen.datasets.celebamask import CelebAMask, attribute_values, merge_parts, number_of
+from raygen.datasets.celebamask import CelebAMask, merge_parts
 from raygen.store.images import decode_image, decode_mask
 from raygen.store.parquet import from_parquet, to_parquet
 from raygen.store.schemas import FACES, cast
@@ -71,7 +75,7 @@ def test_parts_are_merged_in_the_official_order_whatever_their_order_on_disk(tmp
 
 
 def test_of_any_two_overlapping_parts_the_later_class_wins():
-    everywhere = np.full((2, 2, 3), 255, np.uint8)
+    everywhere = np.ones((2, 2), bool)
     for lower, upper in itertools.combinations(range(1, 19), 2):
         assert (merge_parts({CLASSES[upper]: everywhere, CLASSES[lower]: everywhere}) == upper).all()
 
@@ -87,6 +91,42 @@ def test_parts_of_different_sizes_and_damaged_parts_are_error_rows(tmp_path):
     assert errors[0].startswith("size:")
     assert errors[1].split(":")[0] in ("truncated", "corrupt")
     assert errors[2] is None
+
+
+def test_odd_parts_are_error_rows_and_never_other_classes(tmp_path):
+    folder = tmp_path / "CelebAMask-HQ-mask-anno/0"
+    shape = np.zeros((SIZE, SIZE), np.uint8)
+    shape[4:8, 4:8] = 255
+    alpha = Image.fromarray(np.dstack([np.full((SIZE, SIZE, 3), 255, np.uint8), shape]))
+    black = Image.fromarray(shape // 255)
+    black.putpalette(bytes(6))
+    jpeg = io.BytesIO()
+    Image.fromarray(shape).save(jpeg, "JPEG")
+    inverted = Image.fromarray(255 - shape)
+    odd = {"hair": alpha, "cloth": black, "skin": Image.fromarray(shape // 2 + 1), "l_eye": inverted, "neck": jpeg}
+    for number, (name, image) in enumerate(odd.items()):
+        picture(tmp_path / f"CelebA-HQ-img/{number}.jpg")
+        part(tmp_path, number, "nose", slice(0, 4), slice(0, 4))
+        path = folder / f"{number:05d}_{name}.png"
+        path.write_bytes(image.getvalue()) if image is jpeg else image.save(path)
+    errors = [row["error"] for row in rows(CelebAMask(root=str(tmp_path)))]
+    assert [error.split(":")[0] for error in errors] == ["part", "part", "part", "part", "lossy"]
+    assert f"{folder}/00000_hair.png" in errors[0]
+    assert "l_eye covers all corners" in errors[3]
+
+
+def test_everything_in_a_zip_is_read_by_a_chained_url(tmp_path):
+    picture(tmp_path / "set/CelebA-HQ-img/2000.jpg")
+    part(tmp_path / "set", 2000, "skin", slice(0, 12), slice(0, 12))
+    attribute_file(tmp_path / "set", {2000: values(3)})
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in (tmp_path / "set").rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path))
+    unpacked = only(CelebAMask(root=str(tmp_path / "set")))
+    for root in (f"zip://set::{tmp_path}/all.zip", f"zip://set/::file://{tmp_path}/all.zip"):
+        assert only(CelebAMask(root=root)) == unpacked
+    assert unpacked["error"] is None
+    assert decode_mask(unpacked["mask"]["bytes"]).any()
 
 
 def test_a_picture_without_parts_is_an_error_when_parts_are_asked_for_and_a_null_otherwise(tmp_path):
@@ -135,7 +175,15 @@ def as_colours(mask):
 
 
 @pytest.mark.parametrize("form", [as_index, as_palette, as_odd_palette, as_colours])
-@pytest.mark.parametrize("name", ["CelebAMaskHQ-mask/7.png", "CelebAMask-HQ-mask-color-palette/00007.png", "own/7.png"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CelebAMaskHQ-mask/7.png",
+        "CelebAMask-HQ-mask-color/7.png",
+        "CelebAMask-HQ-mask-color-palette/00007.png",
+        "own/7.png",
+    ],
+)
 def test_ready_masks_keep_their_indices_in_every_form(tmp_path, form, name):
     picture(tmp_path / "CelebA-HQ-img/7.jpg")
     (tmp_path / name).parent.mkdir()
@@ -143,6 +191,16 @@ def test_ready_masks_keep_their_indices_in_every_form(tmp_path, form, name):
     given = {"mask_folder": "own"} if name.startswith("own") else {}
     mask = only(CelebAMask(root=str(tmp_path), **given))["mask"]["bytes"]
     np.testing.assert_array_equal(decode_mask(mask), classes())
+
+
+def test_masks_in_the_order_of_face_parsing(tmp_path):
+    picture(tmp_path / "0.jpg")
+    as_index(classes()).save(tmp_path / "0_mask.png")
+    mask = only(CelebAMask(root=str(tmp_path), labels="face_parsing"))["mask"]["bytes"]
+    np.testing.assert_array_equal(decode_mask(mask), FACE_PARSING_TO_OFFICIAL[classes()])
+    (tmp_path / "0_mask.png").unlink()
+    with pytest.raises(ConfigError, match="labels: face_parsing"):
+        CelebAMask(root=str(tmp_path), labels="face_parsing").listing()
 
 
 def test_the_flat_layout_prefers_the_plain_mask_and_ignores_masks_without_a_picture(tmp_path):
@@ -168,7 +226,7 @@ def test_pictures_and_masks_of_one_flat_folder_are_not_confused(tmp_path):
     [
         (as_index, np.full((SIZE, SIZE), 19, np.uint8), "label"),
         (as_palette, np.full((SIZE, SIZE), 200, np.uint8), "label"),
-        (Image.fromarray, np.full((SIZE, SIZE, 3), 3, np.uint8), "palette"),
+        (Image.fromarray, np.full((SIZE, SIZE, 3), (3, 4, 5), np.uint8), "palette"),
         (as_index, np.zeros((SIZE, SIZE // 2), np.uint8), "size"),
     ],
 )
@@ -242,10 +300,66 @@ def test_bad_attribute_values_cost_their_own_row(tmp_path):
     assert found[3]["attributes"][0] == 0
 
 
+def dialect(name, rows):
+    """The published content in another form: bytes of the whole file."""
+    space = [" ".join(ATTRIBUTES), *(f"{n}.jpg " + " ".join(map(str, row)) for n, row in rows.items())]
+    with_count = [str(len(rows)), *space]
+    forms = {
+        "no count": space,
+        "csv": [",".join(["image_id", *ATTRIBUTES]), *(line.replace(" ", ",") for line in space[1:])],
+        "semicolons": [";".join(['"image_id"', *ATTRIBUTES]), *(line.replace(" ", ";") for line in space[1:])],
+        "tabs": [line.replace(" ", "\t") for line in with_count],
+        "image_id": [with_count[0], f"image_id {with_count[1]}", *with_count[2:]],
+        "plus": [line.replace(" 1", " +1") for line in with_count],
+        "decimal": [re.sub(r" (-?[01])\b", r" \1.0", line) if "jpg" in line else line for line in with_count],
+        "utf-16": with_count,
+        "blank lines": ["", *with_count, ""],
+    }
+    return "\r\n".join(forms[name]).encode("utf-16" if name == "utf-16" else "utf-8-sig")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["no count", "csv", "semicolons", "tabs", "image_id", "plus", "decimal", "utf-16", "blank lines"],
+)
+def test_dialects_of_the_attribute_file_are_read(tmp_path, name):
+    given = {0: [0, *values(0)[1:]], 12: values(12)}
+    for number in given:
+        picture(tmp_path / f"CelebA-HQ-img/{number}.jpg")
+    (tmp_path / "CelebAMask-HQ-attribute-anno.txt").write_bytes(dialect(name, given))
+    assert [row["attributes"] for row in rows(CelebAMask(root=str(tmp_path)))] == list(given.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"2\n0.jpg 1 -1\n", "line 2: expected are the names of the 40 attributes .* found 3 words; unknown: 0.jpg, 1"),
+        ((" ".join(ATTRIBUTES[:-1]) + "\n").encode(), "line 1: .* found 39 words; missing: Young$"),
+        (b"", "line 1: expected"),
+        ("\n".join(["1", " ".join(ATTRIBUTES), "caf\xe9.jpg 1"]).encode("latin-1"), "line 3 is not UTF-8 .*0xe9"),
+        ((" ".join(ATTRIBUTES) + "\nface.jpg 1\n").encode(), "line 2: 'face.jpg' names no picture"),
+        ((" ".join(ATTRIBUTES) + "\n" + "9" * 5000 + ".jpg 1\n").encode(), "names no picture"),
+    ],
+)
+def test_other_attribute_files_are_refused_with_what_was_expected_and_found(tmp_path, content, message):
+    picture(tmp_path / "0.jpg")
+    (tmp_path / "CelebAMask-HQ-attribute-anno.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        CelebAMask(root=str(tmp_path)).listing()
+
+
+def test_values_of_0_and_1_are_remarked(tmp_path):
+    picture(tmp_path / "0.jpg")
+    attribute_file(tmp_path, {0: [0, 1] * 20})
+    assert b"0 (not known)" in CelebAMask(root=str(tmp_path)).listing().schema.metadata[b"note"]
+    attribute_file(tmp_path, {0: [0, 1, -1, 1] * 10})
+    assert not CelebAMask(root=str(tmp_path)).listing().schema.metadata
+
+
 def test_a_damaged_attribute_file_is_a_configuration_error(tmp_path):
     picture(tmp_path / "0.jpg")
     attribute_file(tmp_path, {0: values(0)}, names=(*ATTRIBUTES[:-1], "Old"))
-    with pytest.raises(ConfigError, match="line 2"):
+    with pytest.raises(ConfigError, match=r"line 2: .*missing: Young; unknown: Old"):
         CelebAMask(root=str(tmp_path)).listing()
     attribute_file(tmp_path, {0: values(0), "00000": values(0)})
     with pytest.raises(ConfigError, match="line 4: names picture 0 a second time"):
@@ -254,7 +368,7 @@ def test_a_damaged_attribute_file_is_a_configuration_error(tmp_path):
         CelebAMask(root=str(tmp_path), attributes="elsewhere.txt").listing()
 
 
-@pytest.mark.parametrize("text", ["", "1 " * 39, "1 " * 41, "1 " * 39 + "-2", "1 " * 39 + "1.0"])
+@pytest.mark.parametrize("text", ["", "1 " * 39, "1 " * 41, "1 " * 39 + "-2", "1 " * 39 + "1.5"])
 def test_attribute_values_are_forty_signs(text):
     with pytest.raises(InputError, match="attributes"):
         attribute_values(text)
@@ -271,6 +385,13 @@ def test_identities(tmp_path):
     assert [row["identity_id"] for row in rows(CelebAMask(root=str(tmp_path)))] == ["3698", "59"]
 
 
+def test_other_files_among_the_pictures_are_counted(tmp_path):
+    picture(tmp_path / "CelebA-HQ-img/0.jpg")
+    for name in ("1.gif", "2.gif", "face.jpg", "Thumbs.db"):
+        (tmp_path / "CelebA-HQ-img" / name).touch()
+    assert CelebAMask(root=str(tmp_path)).listing().schema.metadata == {b"note": b"left out: 2 .gif, 1 .jpg"}
+
+
 def test_two_files_with_one_number_are_refused(tmp_path):
     for name in ("7.jpg", "00007.png"):
         picture(tmp_path / name)
@@ -281,7 +402,8 @@ def test_two_files_with_one_number_are_refused(tmp_path):
 def test_missing_places_are_configuration_errors(tmp_path):
     with pytest.raises(ConfigError, match="absent"):
         CelebAMask(root=str(tmp_path / "absent")).listing()
-    with pytest.raises(ConfigError, match="no pictures"):
+    (tmp_path / "face.jpg").touch()
+    with pytest.raises(ConfigError, match=r"no pictures named by number .* or flat; found: face\.jpg$"):
         CelebAMask(root=str(tmp_path)).listing()
 
 
@@ -326,7 +448,8 @@ def test_the_official_split_goes_by_the_mapping_file_and_skips_its_header(tmp_pa
     dataset = CelebAMask(root=str(tmp_path), split="official")
     listing = dataset.listing()
     assert listing["split"].to_pylist() == ["train", "val", "val", "test", "train", None]
-    assert dataset.load(listing.slice(5))["error"].to_pylist() == ["split: picture 5 is not in the mapping file"]
+    (error,) = dataset.load(listing.slice(5))["error"].to_pylist()
+    assert error == f"split: {tmp_path}/CelebA-HQ-img/5.jpg: picture 5 is not in the mapping file"
 
 
 def test_thirty_thousand_pictures_are_listed_with_the_published_counts(tmp_path):

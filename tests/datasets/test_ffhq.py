@@ -47,7 +47,7 @@ def test_nothing_there_is_a_configuration_error(tmp_path):
     with pytest.raises(ConfigError, match="absent"):
         FFHQ(root=str(tmp_path / "absent")).listing()
     tree(tmp_path, ["face.png"])
-    with pytest.raises(ConfigError, match="named by number"):
+    with pytest.raises(ConfigError, match=r"named by number .*; found: face\.png$"):
         FFHQ(root=str(tmp_path)).listing()
 
 
@@ -55,4 +55,17 @@ def test_a_bad_file_is_a_row_beside_good_ones(tmp_path):
     tree(tmp_path, ["00000/00000.png", "00000/00001.png"])
     (tmp_path / "00000/00000.png").write_bytes(b"")
     dataset = FFHQ(root=str(tmp_path), size=8)
-    assert dataset.load(dataset.listing())["error"].to_pylist() == ["empty: no bytes", None]
+    assert dataset.load(dataset.listing())["error"].to_pylist() == [
+        f"empty: {tmp_path}/00000/00000.png: no bytes",
+        None,
+    ]
+
+
+def test_names_of_stylegans_data_set_tool(tmp_path):
+    tree(tmp_path, ["00000/img00000000.png", "00060/img00060001.png"])
+    for name in ("dataset.json", "00000/00002.tif", "00000/00003.tif", ".DS_Store"):
+        (tmp_path / name).write_text("{}")
+    listing = FFHQ(root=str(tmp_path)).listing()
+    assert listing.schema.metadata == {b"note": b"left out: 2 .tif, 1 .json"}
+    assert listing["face_id"].to_pylist() == ["00000", "60001"]
+    assert listing["split"].to_pylist() == ["train", "val"]

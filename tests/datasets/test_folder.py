@@ -12,9 +12,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.datasets.folder import Files, Folder, refuse_collisions, safe_id
+from raygen.datasets.files import Files, refuse_collisions, safe_id
+from raygen.datasets.folder import Folder
 from raygen.store.images import decode_image, decode_mask, encode_image, encode_mask
 from raygen.store.schemas import check_id
+from tests.fakes import Shelf
 
 
 def pixels(height=12, width=12, seed=0):
@@ -42,9 +44,13 @@ def only(dataset):
 def test_pictures_are_found_recursively_in_order_and_other_files_are_not(tmp_path):
     for name in ("b/2.png", "a/1.png", "a/deep/er/3.PNG", "z.jpg", ".hidden/4.png", "__MACOSX/5.png", ".6.png"):
         save(tmp_path / name, pixels())
-    (tmp_path / "README").write_text("credits")
+    for name in ("@eaDir/z.jpg/SYNOPHOTO_THUMB_M.jpg", "b/@eaDir/2.png", "#recycle/7.png", "$RECYCLE.BIN/8.png"):
+        save(tmp_path / name, pixels())
+    for name in ("README", "a/Thumbs.db", "a/desktop.ini", "a/raw.heic", "b/raw.HEIC", "b/anim.gif"):
+        (tmp_path / name).write_text("x")
     listing = Folder(root=str(tmp_path)).listing()
     assert listing["face_id"].to_pylist() == ["a-1", "a-deep-er-3", "b-2", "z"]
+    assert listing.schema.metadata == {b"note": b"left out: 2 .heic, 1 without ending, 1 .gif"}
     assert set(listing["split"].to_pylist()) == {"train"}
 
 
@@ -124,6 +130,32 @@ def test_identity_comes_from_folders_or_from_nowhere(tmp_path):
     assert {row["identity_id"] for row in rows(Folder(root=str(tmp_path)))} == {None}
 
 
+def test_a_level_names_the_person_above_videos_and_frames(tmp_path):
+    for name in ("p1/v1/1.png", "p1/v2/1.png", "p2/v1/1.png", "p2/2.png", "stray.png"):
+        save(tmp_path / name, pixels())
+    found = {r["face_id"]: r for r in rows(Folder(root=str(tmp_path), identity="folder", level=1))}
+    people = {name: row["identity_id"] for name, row in found.items()}
+    assert people == {"p1-v1-1": "p1", "p1-v2-1": "p1", "p2-v1-1": "p2", "p2-2": "p2", "stray": None}
+    assert found["stray"]["error"].startswith(f"identity: {tmp_path}/stray.png: ")
+    deeper = {r["face_id"]: r for r in rows(Folder(root=str(tmp_path), identity="folder", level=2))}
+    assert deeper["p1-v1-1"]["identity_id"] == "p1-v1"
+    assert deeper["p2-2"]["error"].startswith("identity: ")
+    with pytest.raises(ValueError, match="level"):
+        Folder(root=str(tmp_path), level=1)
+
+
+def test_pictures_in_no_persons_folder_are_refused_together_with_the_way_out(tmp_path):
+    for name in ("a.png", "b.png"):
+        save(tmp_path / name, pixels())
+    with pytest.raises(
+        ConfigError, match=r"all 2 pictures lie directly in root \(such as 'a\.png'\).*`identity: none`"
+    ):
+        Folder(root=str(tmp_path), identity="folder").listing()
+    save(tmp_path / "c/d.png", pixels())
+    with pytest.raises(ConfigError, match="less than 2 folders deep"):
+        Folder(root=str(tmp_path), identity="folder", level=2).listing()
+
+
 # --- missing places ---
 
 
@@ -139,8 +171,11 @@ def test_missing_folders_empty_folders_and_files_are_configuration_errors(tmp_pa
 def test_a_ring_of_links_is_an_error_and_not_a_hang(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/ring").symlink_to(tmp_path)
-    with pytest.raises(ConfigError, match="symbolic links"):
+    with pytest.raises(ConfigError) as caught:
         Folder(root=str(tmp_path)).listing()
+    assert str(caught.value) == (
+        f"{tmp_path}/a/ring: a symbolic link leads back to a folder above it, so the listing has no end; remove it"
+    )
 
 
 class NoSuchBucket(Exception):
@@ -154,20 +189,20 @@ class Broken(MemoryFileSystem):
         raise NoSuchBucket("the bucket does not exist")
 
 
-@pytest.mark.parametrize("root", ["broken://bucket/faces", "memory://nowhere", "nosuchprotocol://x"])
+@pytest.mark.parametrize("root", ["broken://bucket/faces", "shelf://nowhere", "nosuchprotocol://x"])
 def test_a_missing_bucket_is_a_configuration_error(root):
     fsspec.register_implementation("broken", Broken, clobber=True)
+    Shelf.register()
     with pytest.raises(ConfigError, match=root):
         Folder(root=root).listing()
 
 
 def test_any_fsspec_url_is_read(tmp_path):
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file("/faces-test/a/1.png", encode_image(pixels(), "png"))
-    dataset = Folder(root="memory://faces-test", identity="folder")
-    assert dataset.listing()["image"].to_pylist() == ["memory://faces-test/a/1.png"]
+    Shelf.register()
+    fsspec.filesystem("shelf").pipe_file("/faces-test/a/1.png", encode_image(pixels(), "png"))
+    dataset = Folder(root="shelf://faces-test", identity="folder")
+    assert dataset.listing()["image"].to_pylist() == ["shelf://faces-test/a/1.png"]
     assert only(dataset)["identity_id"] == "a"
-    memory.rm("/faces-test", recursive=True)
 
 
 def test_pictures_in_a_zip_are_read(tmp_path):
@@ -238,7 +273,7 @@ def test_center_crop_takes_the_middle_and_nothing_is_squeezed(tmp_path):
     save(tmp_path / "x.png", array)
     cropped = only(Folder(root=str(tmp_path), crop="center"))["image"]["bytes"]
     np.testing.assert_array_equal(decode_image(cropped), array[:, 3:13])
-    assert only(Folder(root=str(tmp_path), size=8))["error"].startswith("size: 16x10 is not square")
+    assert only(Folder(root=str(tmp_path), size=8))["error"].startswith(f"size: {tmp_path}/x.png: 16x10 is not square")
 
 
 @pytest.mark.parametrize(("name", "resample"), [("lanczos", Image.Resampling.LANCZOS), ("box", Image.Resampling.BOX)])
@@ -269,7 +304,7 @@ def test_a_mask_may_have_another_size_but_not_another_shape(tmp_path):
     save(tmp_path / "m/wide.png", np.ones((32, 40), np.uint8))
     ok, wide = rows(Folder(root=str(tmp_path / "p"), masks=str(tmp_path / "m"), crop="center"))
     assert decode_mask(ok["mask"]["bytes"]).shape == (32, 32)
-    assert wide["error"] == "size: mask 40x32 on a picture 64x64"
+    assert wide["error"] == f"size: {tmp_path}/p/wide.png: mask 40x32 on a picture 64x64"
 
 
 def test_a_picture_without_the_mask_it_was_promised_is_an_error_row(tmp_path):
@@ -279,6 +314,18 @@ def test_a_picture_without_the_mask_it_was_promised_is_an_error_row(tmp_path):
     one, two = rows(Folder(root=str(tmp_path / "p"), masks=str(tmp_path / "m")))
     assert one["error"].startswith("no_mask:")
     assert two["error"] is None
+
+
+def test_masks_that_all_have_other_names_are_a_configuration_error(tmp_path):
+    save(tmp_path / "p/1.png", pixels())
+    save(tmp_path / "m/1_mask.png", np.ones((12, 12), np.uint8))
+    with pytest.raises(ConfigError, match="a mask is '1_mask', a picture '1'"):
+        Folder(root=str(tmp_path / "p"), masks=str(tmp_path / "m")).listing()
+
+
+def test_labels_need_masks(tmp_path):
+    with pytest.raises(ValueError, match="labels"):
+        Folder(root=str(tmp_path), labels="face_parsing")
 
 
 def test_an_empty_or_missing_mask_folder_is_a_configuration_error(tmp_path):
@@ -312,12 +359,12 @@ def bad_files():
     png, jpg = encode_image(pixels(40, 40), "png"), io.BytesIO()
     Image.fromarray(pixels(40, 40)).save(jpg, "JPEG")
     deep = io.BytesIO()
-    Image.fromarray(np.zeros((9, 9), np.uint16)).save(deep, "PNG")
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(deep, "TIFF")
     return {
         "bomb.png": (bomb(), "bomb"),
         "cut-too.jpg": (jpg.getvalue()[:500], "truncated"),
         "cut.png": (png[: len(png) // 2], "truncated"),
-        "deep.png": (deep.getvalue(), "mode"),
+        "deep.tif": (deep.getvalue(), "mode"),
         "flip.png": (flipped(png, len(png) // 2), "corrupt"),
         "html.png": (b"<html>404 Not Found</html>", "not_an_image"),
         "none.png": (b"", "empty"),
@@ -353,9 +400,10 @@ def test_a_flipped_bit_anywhere_in_a_png_mask_is_noticed_or_harmless():
     ("name", "save_as", "array", "reason"),
     [
         ("1.png", {}, np.full((12, 12), 19, np.uint8), "label"),
-        ("1.png", {}, np.full((12, 12, 3), 7, np.uint8), "palette"),
+        ("1.png", {}, np.full((12, 12, 3), (7, 8, 9), np.uint8), "palette"),
         ("1.jpg", {}, np.zeros((12, 12), np.uint8), "lossy"),
-        ("1.png", {}, np.zeros((12, 12), np.uint16), "mode"),
+        ("1.png", {}, np.full((12, 12), 300, np.uint16), "label"),
+        ("1.png", {}, np.zeros((12, 12), bool), "mode"),
         ("1.bmp", {"format": "PNG"}, np.zeros((12, 12), np.uint8), "extension"),
     ],
 )

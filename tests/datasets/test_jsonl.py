@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from raygen.core.errors import ConfigError
-from raygen.core.face_labels import CLASS_INDEX
+from raygen.core.face_labels import CLASS_INDEX, PALETTE
 from raygen.datasets import JSONLines
 from raygen.planning import FromFaces
 from raygen.store.images import decode_image, decode_mask
@@ -75,6 +75,8 @@ def test_lines_may_say_little(tmp_path: Path) -> None:
         ({"mask": "a.png"}, "line 2: needs `target`"),
         ({"target": "b.png", "boxes": []}, r"unknown keys \['boxes'\]"),
         ({"target": "a.png"}, "listed twice"),
+        ('{"target": "b.png", "target": "c.png"}', "line 2: 'target' is there twice"),
+        ("[" * 100_000, "line 2 is not JSON: nested too deeply"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path: Path, line: object, message: str) -> None:
@@ -88,7 +90,19 @@ def test_a_bad_file_is_named_with_its_line(tmp_path: Path, line: object, message
         ({"face_bbox": [[1, 2, 3]]}, "line: face_bbox"),
         ({"face_bbox": 3}, "line: face_bbox"),
         ({"keypoints": [["x", 1, 1]]}, "line: keypoints"),
+        ({"face_bbox": [[40, 10, 10, 40]]}, "line: face_bbox"),
+        ({"face_bbox": [[10, 40, 40, 10]]}, "line: face_bbox"),
+        ({"face_bbox": [[1, 2, 10**400, 4]]}, "line: face_bbox"),
+        ({"face_bbox": [[1, 2, int("9" * 4000), 4]]}, "line: face_bbox"),
+        ({"face_bbox": [[1, 2, float("nan"), 4]]}, "line: face_bbox"),
+        ({"keypoints": [[1e300, 1, 1]]}, "line: keypoints"),
         ({"prompts": "a person"}, "line: prompts"),
+        ({"prompts": ["half a pair \ud83d"]}, "line: prompts is no valid text"),
+        ({"target": "a\0.png"}, r"line: image 'a\x00.png' is no file name"),
+        ({"target": "\udce4.png"}, r"line: image '\udce4.png' is no file name"),
+        ({"target": "\udce4" * 200 + ".png"}, "line: image"),
+        ({"mask": "b\0.png"}, "line: mask"),
+        ({"hint": ["b.png"]}, "line: hint"),
         ({"target": "c.png"}, "FileNotFoundError"),
     ],
 )
@@ -96,7 +110,114 @@ def test_a_bad_row_keeps_its_place(tmp_path: Path, fields: dict[str, Any], reaso
     data = JSONLines(root=str(write(tmp_path, {"target": "b.png"}, {**A, "mask": None, **fields})), file="train.jsonl")
     rows = data.load(data.listing()).to_pylist()
     assert rows[0]["error"] is None
-    assert rows[1]["error"].startswith(reason)
+    reason, _, text = reason.partition(": ")
+    assert rows[1]["error"].startswith(f"{reason}: train.jsonl: line 2: {text}")
+
+
+ODD = [
+    *(
+        0,
+        -1,
+        1e308,
+        10**400,
+        True,
+        "",
+        "x",
+        "\0",
+        "\ud83d",
+        "a/../..",
+        "/",
+        ".",
+        "..",
+        "~",
+        "://",
+        "memory://",
+        "zip://a::b",
+    ),
+    *(
+        [],
+        [[]],
+        [None],
+        [""],
+        ["\ud83d"],
+        [[1, 2, 3, 4]],
+        [[float("inf")] * 4],
+        [[True] * 4],
+        [[1e39, 0, 0]],
+        {},
+        {"a": 1},
+    ),
+    *([[[]]], [{}], ["a" * 5000], "n" * 300, "a.png/b.png"),
+]
+
+
+@pytest.mark.parametrize("key", ["target", "mask", "hint", "prompts", "face_bbox", "keypoints"])
+@pytest.mark.parametrize("masks", ["classes", "person"])
+def test_no_value_of_a_line_ends_the_run(tmp_path: Path, key: str, masks: Literal["classes", "person"]) -> None:
+    root = write(tmp_path)
+    good = {"target": "b.png", "prompts": ["x"]}
+    for value in ODD:
+        line = {"target": "a.png", key: value}
+        (root / "train.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(line)}\n")
+        data = JSONLines(root=str(root), file="train.jsonl", masks=masks)
+        if key == "target" and not isinstance(value, str):
+            with pytest.raises(ConfigError, match="line 2"):
+                data.listing()
+            continue
+        listing = data.listing()
+        rows = data.load(listing).to_pylist()
+        assert rows[0]["error"] is None, value
+        assert rows[1]["error"] is None or "line 2" in rows[1]["error"], (value, rows[1]["error"])
+
+
+def test_null_is_none_for_every_optional_key(tmp_path: Path) -> None:
+    line = {"target": "b.png", "mask": None, "hint": None, "prompts": None, "face_bbox": None, "keypoints": None}
+    data = JSONLines(root=str(write(tmp_path, line)), file="train.jsonl")
+    (row,) = data.load(data.listing()).to_pylist()
+    assert [row[key] for key in ("error", "mask", "hint", "texts", "boxes", "keypoints")] == [None] * 6
+
+
+def test_a_number_of_more_digits_than_python_converts_costs_its_row(tmp_path: Path) -> None:
+    """`int` refuses more than 4,300 digits (Python 3.11, `sys.set_int_max_str_digits`), and so does `json.loads`."""
+    with pytest.raises(ValueError, match="4300 digits"):
+        json.loads("9" * 5000)
+    line = '{"target": "b.png", "face_bbox": [[1, 2, ' + "9" * 5000 + ", 4]]}"
+    data = JSONLines(root=str(write(tmp_path, line, {**A, "mask": None})), file="train.jsonl")
+    errors = data.load(data.listing())["error"].to_pylist()
+    assert errors == ["line: train.jsonl: line 1: face_bbox is no list of 4 numbers each", None]
+
+
+def test_masks_follow_the_colours_of_their_palettes(tmp_path: Path) -> None:
+    root = write(tmp_path, {"target": "b.png", "mask": "p.png"})
+    image = Image.fromarray(np.repeat([[0, 1]], 20, axis=1).repeat(40, axis=0).astype(np.uint8))
+    image.putpalette(bytes(PALETTE[[13, 1]]))
+    image.save(root / "p.png")
+    data = JSONLines(root=str(root), file="train.jsonl")
+    mask = decode_mask(data.load(data.listing())["mask"][0]["bytes"].as_py())
+    assert np.unique(mask[:, :20]).tolist() == [13]
+    assert np.unique(mask[:, 20:]).tolist() == [1]
+
+
+def test_labels_of_face_parsing_are_mapped_for_class_masks_only(tmp_path: Path) -> None:
+    data = JSONLines(
+        root=str(write(tmp_path, {"target": "b.png", "mask": "b_mask.png"})), file="train.jsonl", labels="face_parsing"
+    )
+    mask = decode_mask(data.load(data.listing())["mask"][0]["bytes"].as_py())
+    assert np.unique(mask).tolist() == [0, CLASS_INDEX["r_brow"]], "3 is r_brow there"
+    with pytest.raises(ConfigError, match="no line has one"):
+        JSONLines(root=str(write(tmp_path, {"target": "b.png"})), file="train.jsonl", labels="face_parsing").listing()
+    with pytest.raises(ValueError, match="labels"):
+        JSONLines(root=str(tmp_path), file="train.jsonl", labels="face_parsing", masks="person")
+
+
+def test_a_person_whose_shape_is_in_the_alpha_channel_is_refused(tmp_path: Path) -> None:
+    root = write(tmp_path, {"target": "b.png", "mask": "p.png"})
+    rgba = np.full((40, 40, 4), 255, np.uint8)
+    rgba[:20, :, 3] = 0
+    Image.fromarray(rgba).save(root / "p.png")
+    data = JSONLines(root=str(root), file="train.jsonl", masks="person")
+    (error,) = data.load(data.listing())["error"].to_pylist()
+    assert error.startswith(f"part: train.jsonl: line 1: {root}/p.png: is transparent")
 
 
 def test_a_picture_as_hint_comes_along_and_is_mirrored(tmp_path: Path) -> None:
@@ -118,7 +239,9 @@ def test_a_picture_as_hint_comes_along_and_is_mirrored(tmp_path: Path) -> None:
 
 def test_a_hint_of_another_shape_is_an_error(tmp_path: Path) -> None:
     data = JSONLines(root=str(write(tmp_path, {"target": "a.png", "hint": "b.png"})), file="train.jsonl", crop="center")
-    assert data.load(data.listing()).to_pylist()[0]["error"].startswith("size: hint 40x40 on a picture 80x40")
+    assert data.load(data.listing()).to_pylist()[0]["error"] == (
+        "size: train.jsonl: line 1: hint 40x40 on a picture 80x40"
+    )
 
 
 def test_only_a_new_line_ends_a_line(tmp_path: Path) -> None:

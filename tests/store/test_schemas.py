@@ -195,8 +195,9 @@ def png(array, **options):
         (png(pixels())[:-200], "truncated"),
         (png(np.full((4, 4), 19, np.uint8)), "label"),
         (png(np.full((4, 4), 255, np.uint8)), "label"),
-        (png(np.full((4, 4, 3), 1, np.uint8)), "palette"),
-        (png(np.zeros((4, 4), np.uint16)), "mode"),
+        (png(np.full((4, 4, 3), (1, 2, 3), np.uint8)), "palette"),
+        (png(np.full((4, 4), 257, np.uint16)), "label"),
+        (png(np.zeros((4, 4), bool)), "mode"),
     ],
 )
 def test_bad_masks_have_their_own_reason(data, reason):

@@ -68,6 +68,10 @@ class ProceduralDataSet(DataSet):
         """`FACES_OR_ERROR` rows for `listing`, one each and in its order."""
         return load_rows(listing, self._row)
 
+    def count_masks(self, listing: pa.Table) -> int:
+        """Every drawn face has a mask."""
+        return len(listing)
+
     def _row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
         # Imported here, so that reading a job does not import the drawing code.
         from raygen.datasets.procedural.draw import draw

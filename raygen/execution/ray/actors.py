@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ import ray
 
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError
-from raygen.execution.ray.session import check_resources, connected, enter
+from raygen.execution.ray.session import HARMLESS, StderrFilter, check_resources, connected, enter
 from raygen.execution.worker import ShardItem, ShardSummary, ShardTask, ShardWorker
 from raygen.store.parquet import Slice
 from raygen.store.run_store import Shard
@@ -29,8 +29,6 @@ from raygen.store.run_store import Shard
 __all__ = ["ray_runner"]
 
 
-#: Part of an error line that Ray prints for every actor pool of Ray Data, without a consequence.
-HARMLESS = b"issues/53727"
 #: Lower limit, in seconds, of the stall timeout that is derived from the duration of the finished shards.
 LEAST_STALL_S = 300.0
 
@@ -57,32 +55,47 @@ def ray_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources
     Raises `InfrastructureError` where the cluster is too small, where no shard finishes for
     `resources.stall_timeout_s`, and where Ray ends the run.
     """
-    with connected(resources):
+    with StderrFilter(HARMLESS) as stderr, ExitStack() as at_end, connected(resources):
         check_resources(resources, together=False)
         results: queue.Queue[ShardSummary | BaseException | None] = queue.Queue()
-        threading.Thread(target=_feed, args=(items, task, resources, results), daemon=True).start()
-        in_flight = {(item.run, item.shard.index) for item in items}
-        seconds: list[float] = []
-        while True:
-            limit = resources.stall_timeout_s
-            if len(seconds) >= 8:
-                limit = min(limit, max(LEAST_STALL_S, 5 * sorted(seconds)[int(0.95 * len(seconds))]))
-            try:
-                result = results.get(timeout=limit)
-            except queue.Empty:
-                stall = f"no shard finished for {limit:.0f} s"
-                sys.stderr.write(f"{time.ctime()}: {stall}; {len(in_flight)} shards in flight; driver stacks:\n")
-                faulthandler.dump_traceback(all_threads=True)
-                shards = [shard for _, shard in sorted(in_flight)][:20]
-                raise InfrastructureError(f"{stall}; in flight: {shards}") from None
-            if result is None:
-                return
-            if isinstance(result, BaseException):
-                message = f"Ray ended the run: {type(result).__name__}: {str(result)[:800]}"
-                raise InfrastructureError(message) from result
-            seconds.append(result.seconds)
-            in_flight.discard((result.run, result.shard))
-            yield result
+        stopped = threading.Event()
+        feeder = threading.Thread(target=_feed, args=(items, task, resources, results, stopped), daemon=True)
+        feeder.start()
+        try:
+            yield from _collect(items, resources, results)
+        except BaseException:
+            stopped.set()
+            stderr.silence()
+            at_end.callback(feeder.join, 5)
+            raise
+
+
+def _collect(
+    items: Sequence[ShardItem], resources: Resources, results: "queue.Queue[ShardSummary | BaseException | None]"
+) -> Iterator[ShardSummary]:
+    """The summaries in `results` until the None at its end; see `ray_runner` for the errors."""
+    in_flight = {(item.run, item.shard.index) for item in items}
+    seconds: list[float] = []
+    while True:
+        limit = resources.stall_timeout_s
+        if len(seconds) >= 8:
+            limit = min(limit, max(LEAST_STALL_S, 5 * sorted(seconds)[int(0.95 * len(seconds))]))
+        try:
+            result = results.get(timeout=limit)
+        except queue.Empty:
+            stall = f"no shard finished for {limit:.0f} s"
+            sys.stderr.write(f"{time.ctime()}: {stall}; {len(in_flight)} shards in flight; driver stacks:\n")
+            faulthandler.dump_traceback(all_threads=True)
+            shards = [shard for _, shard in sorted(in_flight)][:20]
+            raise InfrastructureError(f"{stall}; in flight: {shards}") from None
+        if result is None:
+            return
+        if isinstance(result, BaseException):
+            message = f"Ray ended the run: {type(result).__name__}: {str(result)[:800]}"
+            raise InfrastructureError(message) from result
+        seconds.append(result.seconds)
+        in_flight.discard((result.run, result.shard))
+        yield result
 
 
 def _feed(
@@ -90,6 +103,7 @@ def _feed(
     task: ShardTask,
     resources: Resources,
     results: "queue.Queue[ShardSummary | BaseException | None]",
+    stopped: threading.Event,
 ) -> None:
     """Map the shards over actors, one block each; puts summaries and then None, or the error, into `results`."""
     try:
@@ -111,35 +125,10 @@ def _feed(
             fn_constructor_kwargs={"task": task, "folder": os.getcwd()},
             **demand,
         )
-        with ExitStack() as until_first_summary:
-            until_first_summary.enter_context(_stderr_without(HARMLESS))
-            for row in summaries.iter_rows():
-                until_first_summary.close()
-                results.put(ShardSummary(**json.loads(row["summary"])))
+        for row in summaries.iter_rows():
+            if stopped.is_set():
+                return
+            results.put(ShardSummary(**json.loads(row["summary"])))
         results.put(None)
     except BaseException as error:  # raised by `ray_runner`, in the thread of its caller
         results.put(error)
-
-
-@contextmanager
-def _stderr_without(text: bytes) -> Iterator[None]:
-    """Drop the lines of stderr that hold `text`: C++ writes them, so no Python logger can filter them."""
-    read, write = os.pipe()
-    original = os.dup(2)
-
-    def forward() -> None:
-        with os.fdopen(read, "rb") as lines, os.fdopen(original, "wb", buffering=0, closefd=False) as stderr:
-            for line in lines:
-                if text not in line:
-                    stderr.write(line)
-
-    thread = threading.Thread(target=forward, daemon=True)
-    thread.start()
-    os.dup2(write, 2)
-    os.close(write)
-    try:
-        yield
-    finally:
-        os.dup2(original, 2)  # closes the last writer of the pipe, which ends the thread
-        thread.join(timeout=5)
-        os.close(original)

@@ -6,6 +6,8 @@ A local Ray listens on loopback only, has more logical CPUs than the actors ask 
 import logging
 import os
 import stat
+import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,11 @@ import ray
 from raygen.core.config import Resources
 from raygen.core.errors import ConfigError, InfrastructureError
 
-__all__ = ["check_resources", "connected", "enter", "logical_cpus"]
+__all__ = ["HARMLESS", "StderrFilter", "check_resources", "connected", "enter", "logical_cpus"]
 
 
+#: Part of an error line that Ray prints for actors with arguments, without a consequence.
+HARMLESS = b"issues/53727"
 #: CPUs kept free beside the actors: a pool that takes every CPU never lets Ray Data run its read tasks.
 SPARE_CPUS = 2
 #: Loggers of Ray that warn of settings chosen here on purpose: the token, and no progress bars.
@@ -132,3 +136,40 @@ def _guard_token() -> None:
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", Path.home() / ".ray" / "auth_token"))
     if token.is_file() and stat.S_IMODE(token.stat().st_mode) & 0o077:
         token.chmod(0o600)
+
+
+class StderrFilter:
+    """A context that drops lines of stderr which hold one of `texts`.
+
+    C++ and other processes write them, so no logger can. `silence` drops all further lines: after an interrupt Ray goes
+    on until it is gone, and then every part of it complains.
+    """
+
+    def __init__(self, *texts: bytes) -> None:
+        self._texts = texts
+
+    def silence(self) -> None:
+        """Drop every line from now on."""
+        self._texts = (b"",)
+
+    def __enter__(self) -> "StderrFilter":
+        sys.stderr.flush()
+        read, write = os.pipe()
+        self._original = os.dup(2)
+        self._thread = threading.Thread(target=self._forward, args=(read,), daemon=True)
+        self._thread.start()
+        os.dup2(write, 2)
+        os.close(write)
+        return self
+
+    def _forward(self, read: int) -> None:
+        with os.fdopen(read, "rb") as lines, os.fdopen(os.dup(self._original), "wb", buffering=0) as stderr:
+            for line in lines:
+                if not any(text in line for text in self._texts):
+                    stderr.write(line)
+
+    def __exit__(self, *error: object) -> None:
+        sys.stderr.flush()
+        os.dup2(self._original, 2)  # closes the last writer of the pipe, which ends the thread
+        self._thread.join(timeout=5)
+        os.close(self._original)

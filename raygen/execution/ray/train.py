@@ -6,33 +6,35 @@ retried, and paths of a job stay relative to the folder in which it was started.
 """
 
 import json
-import logging
 import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import ray
 import ray.train
 from ray._private.worker import get_dashboard_url
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, RaygenError, from_record, to_record
-from raygen.execution.ray.session import check_resources, connected, enter
+from raygen.execution.ray.session import HARMLESS, StderrFilter, check_resources, connected, enter
 
 __all__ = ["run_ranks"]
 
 
+#: Part of the lines in which every rank repeats what `history.jsonl` has.
+REPORTS: Final = b"Reporting training result"
 #: (rank, world size) -> the steps of that rank, each a dataclass of numbers.
 RankTask = Callable[[int, int], Iterator[Any]]
 
 
 def _loop(config: dict[str, Any]) -> None:
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # its reports repeat `history.jsonl`
     enter(config["folder"])
     failed = Path(config["failed"])
     if failed.exists():
@@ -57,10 +59,22 @@ def _recorded(failed: Path) -> RaygenError | None:
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """Leaves out the callback that asks the dashboard whether the controller lives, where there is no dashboard.
+    """`TorchTrainer` without two of its habits.
 
-    Each of its requests would time out after twelve seconds and delay the end of a training.
+    It asks the dashboard whether the controller lives, also where there is none: each request times out after twelve
+    seconds and delays the end of a training. And it turns an interrupt into a normal end of the process.
     """
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+    def abort(self) -> None:
+        """End the ranks, which would go on in a cluster that stays."""
+        if self.controller is not None:
+            with suppress(Exception):
+                ray.get(self.controller.abort.remote(), timeout=20)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()
@@ -76,7 +90,7 @@ def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
     storage = os.path.join(os.path.abspath(shared), ".ray-train")
     failed = Path(storage) / f"failed-{uuid.uuid4().hex[:8]}.json"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
-    with connected(resources):
+    with StderrFilter(HARMLESS, REPORTS) as stderr, connected(resources):
         check_resources(resources, together=True)
         trainer = _Trainer(
             _loop,
@@ -92,12 +106,17 @@ def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
                 name=f"train-{uuid.uuid4().hex[:8]}",
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=resources.max_attempts),
+                logging_config=LoggingConfig(log_level="WARNING"),  # the others repeat `history.jsonl`
             ),
         )
         try:
             trainer.fit()
             if (reason := _recorded(failed)) is not None:
                 raise reason
+        except KeyboardInterrupt:
+            stderr.silence()
+            trainer.abort()
+            raise
         except RaygenError:
             raise
         except Exception as error:

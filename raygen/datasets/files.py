@@ -1,0 +1,247 @@
+"""Files by URL: their names, their content, what tells a changed file from the one that was listed, and row ids."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from raygen.core.errors import ConfigError, InputError
+from raygen.store.schemas import check_id
+
+__all__ = ["Files", "Noticed", "base_name", "join", "left_out", "read", "refuse_collisions", "safe_id", "system_file"]
+
+
+#: How a changed file is noticed: by its size and time (or ETag), or by a hash of its content.
+Noticed = Literal["time", "content"]
+
+#: Keys of a storage's listing that change with the content of a file; the first that is there is used.
+_VERSION_KEYS: Final = (
+    *("ETag", "etag", "md5Hash", "content_md5", "checksum", "CRC"),
+    *("mtime", "LastModified", "last_modified", "updated", "modified", "created"),
+)
+#: Folders that disks, NAS systems and archive programs make beside the pictures, in lower case.
+_SYSTEM_FOLDERS: Final = frozenset(
+    {
+        *("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin"),
+        *("system volume information", "lost+found"),
+    }
+)
+_SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini"})
+
+
+def system_file(name: str) -> bool:
+    """Whether a relative name is that of a hidden file, or lies in a hidden folder or one of the system."""
+    parts = name.lower().split("/")
+    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in parts) or parts[-1] in _SYSTEM_FILES
+
+
+def left_out(names: Iterable[str]) -> str:
+    """`left out: 3 .gif, 1 .txt`: how many of these files there are, by ending; those of the system do not count."""
+    endings = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names if not system_file(name))
+    return f"left out: {', '.join(f'{n:,} {ending}' for ending, n in endings.most_common(8))}" if endings else ""
+
+
+class Files:
+    """The files below a folder, by URL. Errors of the storage are raised as `ConfigError`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._details: dict[str, Mapping[str, Any]] = {}  # address -> what the storage lists about the file
+        with self._explained():
+            self._fs, root = fsspec.core.url_to_fs(url)
+            self._fs.invalidate_cache()  # an earlier listing in this process may be older than the files
+            self._root = str(root).rstrip("/")
+            self.local = isinstance(self._fs, LocalFileSystem)
+            if not self._fs.exists(root):
+                raise ConfigError(f"{url}: no such folder or bucket")
+            if not self._fs.isdir(root):
+                raise ConfigError(f"{url}: not a folder")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError:
+            raise
+        except Exception as error:  # each storage back end has its own exception classes
+            raise ConfigError(f"{self.url}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+
+    def address(self, name: str) -> str:
+        """The address of `name` (relative to the folder, or an address already) for other processes."""
+        if "://" in name or name.startswith("/"):
+            return name
+        return join(self._root if self.local else self.url, name)
+
+    def _path(self, name: str) -> str:
+        return "/".join(part for part in (self._root, name) if part)
+
+    def names(self, folder: str = "", *, depth: int | None = None) -> list[str]:
+        """Sorted names, relative to `folder`, of the files below it; empty where there is no such folder."""
+        top = self._path(folder)
+        with self._explained():
+            if top and not self._fs.isdir(top):
+                return []
+            if self.local:
+                names = [path[len(top) :].lstrip("/") for path in _walk(top, depth)]
+            else:
+                listed = self._fs.find(top, maxdepth=depth, detail=True)
+                names = [str(path)[len(top) :].lstrip("/") for path in listed]
+                addresses = (self.address(f"{folder}/{name}" if folder else name) for name in names)
+                self._details.update(zip(addresses, listed.values(), strict=True))
+        for name in names:
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise ConfigError(f"{self.url}: file name {name!r} is not valid UTF-8; rename it") from None
+        return sorted(names)
+
+    def examples(self) -> str:
+        """The end of an error message: a few names of files that are there; empty for an empty folder."""
+        names = [name for name in self.names(depth=2) if not system_file(name)]
+        return f"; found: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
+
+    def first(self, candidates: Sequence[str]) -> str | None:
+        """The first of `candidates` that exists."""
+        with self._explained():
+            return next((name for name in candidates if self._fs.exists(self._path(name))), None)
+
+    def text(self, name: str) -> str:
+        """Content of a small text file in UTF-8 or, with a byte order mark, UTF-16; `ConfigError` otherwise."""
+        address = self.address(name)
+        try:
+            data = read(address)
+            return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        except FileNotFoundError:
+            raise ConfigError(f"{address}: no such file") from None
+        except UnicodeDecodeError as error:
+            line = data[: error.start].count(b"\n") + 1
+            raise ConfigError(
+                f"{address}: line {line} is not UTF-8 (byte 0x{data[error.start]:02x}); save the file as UTF-8"
+            ) from error
+        except (OSError, InputError) as error:
+            raise ConfigError(f"{address}: cannot be read ({error})") from error
+
+    def optional_text(self, chosen: str | None, usual: Sequence[str]) -> tuple[str, str] | None:
+        """Name and content of the file `chosen`, which must exist, or of the first of `usual` that exists."""
+        name = chosen or self.first(usual)
+        return None if name is None else (name, self.text(name))
+
+    def versions(self, addresses: Sequence[Sequence[str]], noticed: Noticed) -> list[list[str]]:
+        """For each address 12 hexadecimal digits that change when the file is replaced; `absent` for a missing file.
+
+        `time` asks a local disk for size and modification time, and of other storage uses what `names` listed; it
+        reads no file. `content` reads every file.
+        """
+        with self._explained():
+            if noticed == "time":
+                return [[self._listed_version(address) for address in group] for group in addresses]
+            with ThreadPoolExecutor(16) as threads:
+                return [list(threads.map(_content_version, group)) for group in addresses]
+
+    def _listed_version(self, address: str) -> str:
+        facts: tuple[object, ...]
+        try:
+            if "://" in address:
+                entry = self._details.get(address) or self._entry(address)
+                facts = (entry["size"], next((entry[key] for key in _VERSION_KEYS if entry.get(key) is not None), None))
+            else:
+                stat = os.stat(address)
+                facts = (stat.st_size, stat.st_mtime_ns)
+        except (OSError, ValueError, KeyError):
+            return "absent"
+        except Exception as error:  # see `_explained`; the error has to name this file, not the folder
+            raise ConfigError(f"{address}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+        return hashlib.sha256(repr(tuple(map(str, facts))).encode()).hexdigest()[:12]
+
+    def _entry(self, address: str) -> Mapping[str, Any]:
+        """What the storage lists about a file outside the folders that were listed; its whole folder is listed once."""
+        fs, path = fsspec.core.url_to_fs(address)
+        parent, chain = address.partition("::")[0].rpartition("/")[0], address.partition("::")[2]
+        for entry in fs.ls(str(path).rpartition("/")[0], detail=True):
+            name = str(entry["name"]).rpartition("/")[2]
+            self._details.setdefault(f"{parent}/{name}" + (f"::{chain}" if chain else ""), entry)
+        return self._details.get(address) or {}
+
+
+def _walk(top: str, depth: int | None, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
+    """Files below a local folder; follows links. fsspec's `find` would silently skip folders that it cannot read."""
+    stat = os.stat(top or "/")
+    here = (stat.st_dev, stat.st_ino)
+    if here in above:
+        raise ConfigError(
+            f"{top}: a symbolic link leads back to a folder above it, so the listing has no end; remove it"
+        )
+    for entry in os.scandir(top or "/"):
+        if not entry.is_dir():
+            yield entry.path
+        elif depth is None or depth > 1:
+            yield from _walk(entry.path, None if depth is None else depth - 1, (*above, here))
+
+
+def read(address: str) -> bytes:
+    """The content of one file; `InputError` (`name`) where no file can have this name."""
+    try:
+        if "://" not in address:
+            return Path(address).read_bytes()
+        fs, path = fsspec.core.url_to_fs(address)
+        return bytes(fs.cat_file(path))
+    except ValueError as error:  # a null byte, or a character that the system's encoding lacks
+        raise InputError(f"{address!r} is no file name ({error})", reason="name") from error
+
+
+def _content_version(address: str) -> str:
+    try:
+        return hashlib.sha256(read(address)).hexdigest()[:12]
+    except (OSError, InputError):
+        return "absent"
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def join(folder: str, name: str) -> str:
+    """The address of `name` below the folder with this address, which may be a chained URL such as `zip://a::b.zip`."""
+    head, chain, rest = folder.partition("::")
+    return f"{head if head.endswith('/') else head + '/'}{name}{chain}{rest}"
+
+
+def base_name(address: str) -> str:
+    """The file name at the end of an address."""
+    return PurePosixPath(address.partition("::")[0]).name
+
+
+def safe_id(name: str) -> str:
+    """A row id for a relative file name, at most 96 characters long, so that plans can append to it.
+
+    Folders are joined by `-`; characters that ids cannot have are replaced. Different names may give the same id:
+    see `refuse_collisions`.
+    """
+    composed = unicodedata.normalize("NFC", name).replace("/", "-")
+    spelled = re.sub(r"[^A-Za-z0-9._-]", lambda m: "_" if m[0].isascii() else f"u{ord(m[0]):x}", composed)
+    tidy = re.sub(r"\.{2,}", ".", spelled)
+    tidy = tidy if tidy[:1].isalnum() else f"x{tidy}"
+    if len(tidy) > 96:
+        rest = hashlib.blake2b(composed.encode("utf-8", "surrogatepass"), digest_size=6).hexdigest()
+        tidy = f"{tidy[:83]}-{rest}"
+    return check_id(tidy)
+
+
+def refuse_collisions(ids: Iterable[tuple[str, str]]) -> None:
+    """`ConfigError` where two different names have ids that are equal apart from case.
+
+    Ids become file names, also on disks that ignore case.
+    """
+    seen: dict[str, str] = {}
+    for face_id, name in ids:
+        other = seen.setdefault(face_id.casefold(), name)
+        if other != name:
+            raise ConfigError(f"{other!r} and {name!r} would both be {face_id!r}; rename or remove one")
