@@ -24,6 +24,8 @@ def why_not_weights(start: bytes) -> str | None:
         size = re.search(rb"^size (\d+)", start, re.MULTILINE)
         stored = f" of {int(size[1]):,} bytes" if size else ""
         return f"a git-lfs pointer to a file{stored}, not the file: run `git lfs pull` in its repository"
+    if b"\0" in start[:16]:  # no text: safetensors begins with the length of its header, which may look like a brace
+        return None
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text[:16].lower().startswith(PAGES):
         return (

@@ -141,7 +141,7 @@ def _sharded(path: Path, average: bool) -> WeightFile:
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = {str(name): str(file) for name, file in places.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not an index of weights ({_sentence(error)})", reason="weights") from error
     if bad := [name for name in names.values() if Path(name).name != name or INDEX.search(name)]:
         raise InputError(f"{path}: names {bad[0]!r}, which is no file beside it", reason="weights")

@@ -76,6 +76,11 @@ def test_a_setting_without_effect_is_refused_by_name(setting: str) -> None:
         make(REFUSED[setting])
 
 
+def test_pixels_have_nothing_to_train() -> None:
+    with pytest.raises(ConfigError, match=r"model\.stage=pixel has nothing to train"):
+        make({**TRAIN, "model": {**AUTOENCODER, "stage": "pixel"}})
+
+
 def test_every_rule_is_tried() -> None:
     assert {rule.setting for rule in (*TRAINING, *SAMPLING)} == set(REFUSED)
 

@@ -65,6 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "checkpoint": str(root / "model"),
             "imagic": {"embedding_steps": 1, "tuning_steps": 1},
             "sampler": sampler,
+            "ignore": ["attributes"],
             "shard_rows": 6,
         },
     }

@@ -4,6 +4,7 @@ import collections
 import datetime
 import json
 import pathlib
+import struct
 import sys
 import types
 from collections.abc import Iterator
@@ -205,6 +206,16 @@ def test_what_is_no_file_of_weights_is_named(name: str, content: str, what: str,
     with pytest.raises(InputError, match=f"{name}: {what}") as caught:
         open_weights(tmp_path / name)
     assert caught.value.reason == "weights"
+
+
+@pytest.mark.parametrize("first", [b"{", b"[", b"<", b" ", b"\n"])
+def test_the_length_of_a_header_is_no_text(first: bytes, tmp_path: Path) -> None:
+    """safetensors begins with it: a header of 256 + 123 bytes begins as JSON does."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    header = header.ljust(256 + first[0])
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    assert (tmp_path / "m.safetensors").read_bytes()[:1] == first
+    assert open_weights(tmp_path / "m.safetensors").tensors["w"].read().tolist() == [0.0]
 
 
 def test_a_file_that_was_cut_off_is_named(tmp_path: Path) -> None:
