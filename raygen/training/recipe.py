@@ -244,7 +244,7 @@ class TrainRecipe(Config):
                 raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
         elif self.mask_aware is not None or self.init is not None:
             raise ValueError("mask_aware and init are for a denoiser")
-        if isinstance(self.model, AutoencoderConfig) and self.model.stage == "pixel":
+        if self.model.kind == "autoencoder" and getattr(self.model, "stage", None) == "pixel":
             raise ValueError("model.stage=pixel has nothing to train; a denoiser names it as first_stage=pixels-64")
         network = NETWORKS.get(self.model.kind)
         if (network is not None and network.needs_identity) != (self.identity is not None):
