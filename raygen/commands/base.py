@@ -181,7 +181,7 @@ def store_listing(listing: pa.Table, out: str, *also: str, write: bool) -> Input
     storage = FileStore(out)
     if write:
         storage.require()
-        storage.put(name, data)
+        storage.update(name, data)
     return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
 
 
@@ -202,7 +202,7 @@ def plan_run(
     if not any(piece.rows for piece in inputs.slices):
         raise InputError(f"{kind}: the input has no rows", reason="empty")
     if shard_rows < batch:
-        raise ConfigError(f"shard_rows: {shard_rows} is less than one batch; set batch to {shard_rows} or less")
+        raise ConfigError(f"shard_rows: {shard_rows} is less than one batch of {batch} rows")
     rows = shard_rows // batch * batch
     parts = {"kind": kind, "settings": settings, "inputs": inputs.digest, "shard_rows": rows, "attempt": attempt}
     return Plan(kind, run_id(parts), settings, batch, make_shards(inputs.slices, rows))

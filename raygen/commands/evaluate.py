@@ -308,7 +308,7 @@ class EvaluateJob(Job, Sharding):
             closest, duplicates = compare_to_training(self.memorization, sets, training, reference, features, rows)
             folders = {"samples": self.samples, "training": self.memorization.faces}
             for file, document in (("closest", closest), ("duplicates", duplicates), ("pictures", folders)):
-                folder.put(f"{file}.json", json.dumps(document, indent=1).encode())
+                folder.update(f"{file}.json", json.dumps(document, indent=1).encode())
             tables.append(rows.table())
         if self.verification is not None:
             rows = MetricRows(run, content)
@@ -353,16 +353,16 @@ def write_verification(
         scores = sets[where][name]
         if config.pairs and not histograms:
             pairs = pairs_of(config, where, name, scores, people, variants, protocol, rows)
-            folder.put("pairs.txt", as_lfw(pairs).encode())
-            folder.put("pairs.csv", as_csv(pairs).encode())
+            folder.update("pairs.txt", as_lfw(pairs).encode())
+            folder.update("pairs.csv", as_csv(pairs).encode())
         elif config.pairs:
             with suppress(InputError):  # too few pairs in the reference are no error of the evaluation
                 pairs_of(config, where, name, scores, people, variants, protocol, rows)
         verification = verification_metrics(config, where, name, scores, people, protocol, rows)
         histograms[where] = histogram(verification)
         roc += roc_lines(where, verification)
-    folder.put("verification.json", json.dumps(histograms).encode())
-    folder.put("roc.csv", "\n".join([*roc, ""]).encode())
+    folder.update("verification.json", json.dumps(histograms).encode())
+    folder.update("roc.csv", "\n".join([*roc, ""]).encode())
 
 
 def write_unpaired(stores: Stores, protocols: dict[str, Mapping[str, Any]], folder: FileStore) -> dict[str, object]:
@@ -379,7 +379,7 @@ def write_unpaired(stores: Stores, protocols: dict[str, Mapping[str, Any]], fold
             protocols[f"unpaired/{where}"] = {"not_compared": counts}
             facts |= {f"{name} [{where}]": f"{n:,} of {unpaired.rows:,} rows" for name, n in counts.items()}
     if lists:
-        folder.put(UNPAIRED, json.dumps(lists, indent=1).encode())
+        folder.update(UNPAIRED, json.dumps(lists, indent=1).encode())
         facts["listed in"] = folder.address(UNPAIRED)
     elif folder.exists(UNPAIRED):
         folder.remove(UNPAIRED)

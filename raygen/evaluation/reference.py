@@ -53,7 +53,7 @@ class ReferenceSet:
     def record(self, score: Mapping[str, Any], out: str) -> None:
         """Writes the file that `open` reads, for the evaluation in `out`, which scored these pictures with `score`."""
         record = {"faces": self.content, "made": self.made, "size": self.size, "score": score}
-        FileStore(out).put(FILE, json.dumps(record, indent=1, sort_keys=True).encode())
+        FileStore(out).update(FILE, json.dumps(record, indent=1, sort_keys=True).encode())
 
     def tables(self) -> Iterator[pa.Table]:
         """SCORES of the reference; none where it is not scored yet."""

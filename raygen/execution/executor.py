@@ -96,7 +96,8 @@ class PlannedRun:
     @property
     def target(self) -> RunTarget:
         """The part of it that an actor needs."""
-        return RunTarget(self.store.url, self.store.attempt, self.plan.batch, len(self.plan.shards), self.columns)
+        shards, create_only = len(self.plan.shards), self.store.create_only
+        return RunTarget(self.store.url, self.store.attempt, self.plan.batch, shards, self.columns, create_only)
 
 
 class _RunState:

@@ -79,6 +79,7 @@ class RunTarget:
     batch: int
     shards: int
     columns: tuple[str, ...] | None = None
+    create_only: bool | None = None
 
 
 class ShardItem(NamedTuple):
@@ -154,7 +155,7 @@ class ShardWorker:
 
     def _attempt(self, item: ShardItem) -> ShardSummary:
         target, index = self.task.runs[item.run], item.shard.index
-        store = RunStore(target.url, target.attempt)
+        store = RunStore(target.url, target.attempt, create_only=target.create_only)
         if store.is_committed(index):
             return ShardSummary(item.run, index, "present")
         attempt = store.begin(index, self.task.launch, self.task.max_attempts)

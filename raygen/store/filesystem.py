@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -28,6 +29,9 @@ T = TypeVar("T")
 RETRIES = 4
 #: Errors of a disk that another attempt does not mend: full, over quota, read-only.
 PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: What disks without hard links, and disks whose folders cannot be synchronised, answer.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 class FileStore:
@@ -43,8 +47,8 @@ class FileStore:
             # As a keyword: fsspec's cache of listings copies the setting when the client is made. A cached listing
             # hides what other processes wrote, and then a finished run looks unfinished.
             self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"{self.url}: {error}") from error
+        except (ValueError, ImportError, TypeError) as error:  # a client that does not know the option
+            raise ConfigError(f"{self.url}: cannot be used as storage ({error})") from error
         self.local = isinstance(self._fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
@@ -58,6 +62,13 @@ class FileStore:
     def put(self, name: str, data: bytes) -> None:
         """Write or overwrite `name` atomically: readers see all of it or nothing."""
         self._write(name, data, once=False)
+
+    def update(self, name: str, data: bytes) -> None:
+        """`put`, unless `name` holds these bytes already: a repeated command leaves its results as they are."""
+        with suppress(FileNotFoundError):
+            if self.get(name) == data:
+                return
+        self.put(name, data)
 
     def put_once(self, name: str, data: bytes) -> bool:
         """Create `name`; False if it exists. Atomic where `creates_once()`."""
@@ -86,6 +97,8 @@ class FileStore:
             raise ConfigError(f"{self.url}: {name!r} cannot be written ({error.strerror or error})") from error
         except PermissionError as error:
             raise ConfigError(f"{self.url}: not allowed to write {name!r}") from error
+        except TypeError as error:  # a client whose writes have no such mode, as that of webdav
+            raise ConfigError(f"{self.url}: this file system has no create-only or overwriting writes") from error
         except OSError as error:
             if error.errno not in PERMANENT:
                 raise
@@ -194,18 +207,27 @@ class FileStore:
             self._fs.rm_file(self.path(name))
 
     def creates_once(self) -> bool:
-        """Whether the storage itself refuses a second `put_once`, so that two writers cannot both succeed."""
-        if self.local:
-            return True
+        """Whether the storage itself refuses a second `put_once`, so that two writers cannot both succeed.
+
+        It is tried: some stores that speak S3 ignore the condition, and disks such as exFAT, SMB and many FUSE mounts
+        have no hard links. An error of the storage is raised after a few attempts; it is no answer.
+        """
         name = f".probe-{os.getpid()}-{time.time_ns()}"
         try:
-            self._fs.pipe_file(self.path(name), b"1", mode="create")
-            try:
-                self._fs.pipe_file(self.path(name), b"2", mode="create")
-            except FileExistsError:
-                return True
-            return False
-        except (OSError, NotImplementedError, ValueError):
+            with self._explained(name):
+                if self.local:
+                    return _creates_once_local(Path(self.path(name)))
+                create = partial(self._fs.pipe_file, self.path(name), mode="create")
+                try:
+                    _retry(lambda: create(b"1"))
+                except FileExistsError:
+                    return True  # an attempt that seemed to fail had created it
+                try:
+                    _retry(lambda: create(b"2"))
+                except FileExistsError:
+                    return True
+                return False
+        except (NotImplementedError, ValueError):  # a file system without this mode
             return False
         finally:
             self.remove(name)
@@ -240,7 +262,7 @@ def _write_local(path: Path, data: bytes, *, once: bool) -> bool:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         if once:
-            os.link(temporary, path)  # fails where the name exists: the only atomic create with content in POSIX
+            _link(temporary, path)
         else:
             os.replace(temporary, path)
         _sync_folder(path.parent)
@@ -249,6 +271,33 @@ def _write_local(path: Path, data: bytes, *, once: bool) -> bool:
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
+    return True
+
+
+def _link(temporary: str, path: Path) -> None:
+    """Give `temporary` the name `path`; `FileExistsError` where the name is taken."""
+    try:
+        os.link(temporary, path)  # the only atomic create with content in POSIX
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # Not exclusive; callers name what must not be replaced by its content, see `creates_once`.
+        os.replace(temporary, path)
+
+
+def _creates_once_local(probe: Path) -> bool:
+    _write_local(probe, b"1", once=False)
+    second = probe.with_name(f"{probe.name}-2")
+    try:
+        os.link(probe, second)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return False
+    finally:
+        second.unlink(missing_ok=True)
     return True
 
 
@@ -290,6 +339,9 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(handle)
 

@@ -69,6 +69,8 @@ class Plan(NamedTuple):
     settings: Mapping[str, Any]
     batch: int
     shards: Sequence[Shard]
+    #: Whether the storage has create-only writes. Decides the names of commits, so it is fixed with the plan.
+    create_only: bool = True
 
     @property
     def rows(self) -> int:
@@ -86,6 +88,7 @@ class Plan(NamedTuple):
             "run_id": self.run_id,
             "settings": self.settings,
             "batch": self.batch,
+            "create_only": self.create_only,
         }
         return canonical({**head, "files": files, "shards": shards})
 
@@ -96,7 +99,7 @@ class Plan(NamedTuple):
             raw = json.loads(data)
             pieces = [tuple(Slice(raw["files"][f], s, n) for f, s, n in shard) for shard in raw["shards"]]
             shards = [Shard(i, inputs) for i, inputs in enumerate(pieces)]
-            return Plan(raw["kind"], raw["run_id"], raw["settings"], raw["batch"], shards)
+            return Plan(raw["kind"], raw["run_id"], raw["settings"], raw["batch"], shards, raw["create_only"])
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise IntegrityError(f"plan.json is damaged: {error}") from error
 
@@ -125,9 +128,11 @@ class Commit(NamedTuple):
 class RunStore:
     """One attempt folder of one run."""
 
-    def __init__(self, url: str, attempt: int = 0) -> None:
+    def __init__(self, url: str, attempt: int = 0, *, create_only: bool | None = None) -> None:
+        """`create_only`: as in the plan, for callers that know it; else the plan is read where it is needed."""
         self.url = url
         self.attempt = attempt
+        self._create_only = create_only
         self.storage = FileStore(f"{str(url).rstrip('/')}/attempt-{attempt:02d}")
 
     # --- plan -----------------------------------------------------------------------------------------------
@@ -137,12 +142,16 @@ class RunStore:
 
         The plan of a run whose settings were refused before its first shard was started is replaced.
         """
-        if self.storage.put_once("plan.json", plan.to_json()):
-            return
+        if not self.storage.exists("plan.json"):
+            plan = plan._replace(create_only=self.storage.creates_once())
+            if self.storage.put_once("plan.json", plan.to_json()):
+                self._create_only = plan.create_only
+                return
         stored = self.plan()
+        self._create_only = stored.create_only
         if stored.run_id != plan.run_id:
             if not self.storage.names("starts") and not self.storage.names("commits"):
-                self.storage.put("plan.json", plan.to_json())
+                self.storage.put("plan.json", plan._replace(create_only=stored.create_only).to_json())
                 return
             changed = _changes(dict(stored.settings), json.loads(canonical(plan.settings))) or ["its inputs"]
             raise ConfigError(
@@ -202,19 +211,21 @@ class RunStore:
             shard, files, f"{state.state:x}", dict(reasons), dict(timings), dict(environment), round(time.time(), 3)
         )
         data = canonical(commit._asdict())
-        # Without create-only writes, concurrent commits get different names, and readers take the smallest.
-        suffix = "" if self.creates_once else f"-{digest(data)[:12]}"
-        if self.storage.put_once(f"commits/shard-{shard:05d}{suffix}.json", data):
-            return commit, False
+        if self.create_only:
+            if self.storage.put_once(f"commits/shard-{shard:05d}.json", data):
+                return commit, False
+        elif shard not in self.committed():
+            # Concurrent commits get different names, and readers take the smallest. One that is there already counts.
+            self.storage.put(f"commits/shard-{shard:05d}-{digest(data)[:12]}.json", data)
         winner = self.commit_of(shard)
         return winner, winner.state != commit.state
 
     @property
-    def creates_once(self) -> bool:
-        """See `FileStore.creates_once`; tested once for each instance."""
-        if not hasattr(self, "_creates_once"):
-            self._creates_once = self.storage.creates_once()
-        return self._creates_once
+    def create_only(self) -> bool:
+        """Whether commits have fixed names, because the storage refuses a second one; `ConfigError` without a plan."""
+        if self._create_only is None:
+            self._create_only = self.plan().create_only
+        return self._create_only
 
     # --- reading --------------------------------------------------------------------------------------------
 
@@ -227,7 +238,7 @@ class RunStore:
 
     def is_committed(self, shard: int) -> bool:
         """Whether `shard` is committed: one request where commits have fixed names, else a listing."""
-        if self.creates_once:
+        if self.create_only:
             return self.storage.exists(f"commits/shard-{shard:05d}.json")
         return shard in self.committed()
 

@@ -1,7 +1,11 @@
 """The commit protocol on a local disk and on an S3 server on loopback."""
 
+import errno
 import json
 import os
+import stat
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -170,7 +174,7 @@ def test_a_damaged_commit_is_a_finding(tmp_path):
 
 
 def test_twins_that_differ_are_a_divergence(tmp_path):
-    store = RunStore(str(tmp_path / "out"))
+    store = RunStore(str(tmp_path / "out"), create_only=True)
     table = {"scores": SCORES.empty_table()}
     rows = pa.Table.from_pylist(
         [{"sample_id": "a", "attempt": 0, "metric": "m", "run_id": "r", "vector": [1.0]}], SCORES
@@ -186,18 +190,23 @@ def test_twins_that_differ_are_a_divergence(tmp_path):
 
 
 def test_without_create_only_writes_the_smallest_name_wins(tmp_path):
-    one, two = RunStore(str(tmp_path / "out")), RunStore(str(tmp_path / "out"))
-    one._creates_once = two._creates_once = False
+    one, two = (RunStore(str(tmp_path / "out"), create_only=False) for _ in "ab")
     arguments = {"timings": {}, "environment": {}, "reasons": {}}
     rows = [
         pa.Table.from_pylist([{"sample_id": i, "attempt": 0, "metric": "m", "run_id": "r", "vector": []}], SCORES)
         for i in ("a", "b")
     ]
-    one.commit(0, 1, {"scores": rows[0]}, **arguments)
-    two.commit(0, 1, {"scores": rows[1]}, **arguments)
+    first, divergent = one.commit(0, 1, {"scores": rows[0]}, **arguments)
+    assert not divergent
+    assert two.commit(0, 1, {"scores": rows[1]}, **arguments) == (first, True), "what counted goes on to count"
+    two.committed = dict  # as if both had looked before the other one wrote
+    two.commit_of = one.commit_of
+    winner, divergent = two.commit(0, 1, {"scores": rows[1]}, **arguments)
     names = one.storage.names("commits")
     assert len(names) == 2
-    assert one.committed() == two.committed() == {0: names[0]}
+    assert one.committed() == {0: names[0]}
+    assert winner == one.commit_of(0)
+    assert divergent == (winner == first), "the loser is told"
 
 
 def test_a_shard_that_never_commits_is_set_aside_after_its_tries(tmp_path):
@@ -241,7 +250,7 @@ def test_s3_behaves_like_a_disk(s3, tmp_path):
     local = run(tmp_path / "out", plan)
     store = RunStore(f"{s3}/run")
     remote = execute(store, plan, partial(build, Fake()), Resources(), local_runner, max_error_fraction=0)
-    assert store.creates_once
+    assert store.create_only
     assert remote.manifest["set_digest"] == local.manifest["set_digest"]
     assert verify(RunStore(f"{s3}/run")).ok
     everything = b"".join(store.storage.get(n) for n in ("plan.json", "run.json", "MANIFEST.json"))
@@ -258,3 +267,132 @@ def test_a_missing_bucket_is_a_sentence(s3, tmp_path):
             local_runner,
             max_error_fraction=0,
         )
+
+
+def elsewhere(code, *words):
+    """Run Python code in a process of its own, with the environment of this one."""
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code, *words], cwd=root, env=dict(os.environ), check=True, timeout=120)
+
+
+def test_what_another_process_wrote_is_listed_at_once(s3):
+    """s3fs keeps listings, and copies the setting that forbids it when the client is made."""
+    store = FileStore(f"{s3}/shared")
+    store.put("commits/a", b"1")
+    assert store.names("commits") == ["a"]
+    write = "import sys; from raygen.store.filesystem import FileStore; FileStore(sys.argv[1]).put(sys.argv[2], b'2')"
+    elsewhere(write, store.url, "commits/b")
+    assert store.names("commits") == ["a", "b"]
+    assert sorted(name for name, _ in store.files("")) == ["commits/a", "commits/b"]
+    elsewhere(write.replace("put(sys.argv[2], b'2')", "remove(sys.argv[2])"), store.url, "commits/a")
+    assert store.names("commits") == ["b"]
+    assert not store.exists("commits/a")
+
+
+DRIVER = """
+import sys
+from functools import partial
+from pathlib import Path
+from raygen.core.config import Resources
+from raygen.execution.executor import execute, local_runner
+from raygen.store.run_store import RunStore
+from tests.fakes import Fake, build, plan_of
+plan = plan_of(Path(sys.argv[1]), rows=40, shard_rows=4, batch=4)
+worker = partial(build, Fake(seconds=0.02))
+execute(RunStore(sys.argv[2]), plan, worker, Resources(), local_runner, max_error_fraction=0)
+"""
+
+
+def test_two_drivers_on_one_bucket_end_well(s3, tmp_path):
+    root, url = Path(__file__).parents[2], f"{s3}/twins"
+    plan_of(tmp_path, rows=40, shard_rows=4, batch=4)
+    words = [sys.executable, "-c", DRIVER, str(tmp_path), url]
+    drivers = [subprocess.Popen(words, cwd=root, env=dict(os.environ), stderr=subprocess.PIPE) for _ in range(2)]
+    ended = [(driver.communicate(timeout=120)[1].decode()[-2000:], driver.returncode) for driver in drivers]
+    assert ended == [("", 0), ("", 0)]
+    assert RunStore(url).is_complete()
+    assert verify(RunStore(url)).ok
+
+
+class Flaky:
+    """A file system whose first calls of `pipe_file` fail."""
+
+    def __init__(self, fs, failures):
+        self.fs, self.failures = fs, failures
+
+    def __getattr__(self, name):
+        return getattr(self.fs, name)
+
+    def pipe_file(self, *args, **options):
+        self.failures -= 1
+        if self.failures >= 0:
+            raise OSError("503 slow down")
+        return self.fs.pipe_file(*args, **options)
+
+
+def test_a_passing_error_of_the_probe_does_not_change_the_names_of_commits(s3, monkeypatch):
+    monkeypatch.setattr("raygen.store.filesystem.time.sleep", lambda _: None)
+    store = FileStore(f"{s3}/flaky")
+    fs = store._fs
+    store._fs = Flaky(fs, 2)
+    assert store.creates_once()
+    store._fs = Flaky(fs, 1000)
+    with pytest.raises(OSError, match="503"):
+        store.creates_once()
+
+
+def test_the_naming_of_commits_is_fixed_with_the_plan(tmp_path):
+    plan = plan_of(tmp_path)
+    store = RunStore(str(tmp_path / "out"))
+    store.create(plan)
+    assert store.plan().create_only
+    (tmp_path / "out/attempt-00/plan.json").write_bytes(plan._replace(create_only=False).to_json())
+    again = RunStore(str(tmp_path / "out"))
+    again.create(plan)
+    assert not again.create_only, "the plan decides, whatever the storage can do now"
+    manifest = run(tmp_path / "out", plan).manifest
+    assert all(len(name) == len("shard-00000-0123456789ab.json") for name in again.storage.names("commits"))
+    assert manifest["set_digest"] == run(tmp_path / "other", plan).manifest["set_digest"]
+
+
+@pytest.mark.parametrize("code", ["EPERM", "EOPNOTSUPP", "ENOSYS"])
+def test_a_disk_without_hard_links_names_commits_by_content(tmp_path, monkeypatch, code):
+    """exFAT, SMB and many FUSE mounts."""
+
+    def link(*_args, **_options):
+        raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+
+    plan = plan_of(tmp_path)
+    golden = run(tmp_path / "golden", plan).manifest
+    monkeypatch.setattr(os, "link", link)
+    assert not FileStore(tmp_path).creates_once()
+    assert run(tmp_path / "out", plan).manifest["set_digest"] == golden["set_digest"]
+    assert verify(RunStore(str(tmp_path / "out"))).ok
+    assert not list((tmp_path / "out").rglob(".*")), "nothing is left over"
+
+
+def test_a_disk_that_cannot_synchronise_folders(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def files_only(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    run(tmp_path / "out", plan_of(tmp_path))
+    assert verify(RunStore(str(tmp_path / "out"))).ok
+
+
+def test_a_file_system_without_write_modes_is_a_sentence(s3):
+    """webdav4 0.11 takes no `mode` for `pipe_file`."""
+
+    class Modeless(Flaky):
+        def pipe_file(self, path, data):
+            raise AssertionError("not reached")
+
+    store = FileStore(f"{s3}/modeless")
+    store._fs = Modeless(store._fs, 0)
+    for ask in (store.require, store.creates_once):
+        with pytest.raises(ConfigError, match="no create-only or overwriting writes"):
+            ask()
