@@ -3,19 +3,17 @@
 from functools import partial
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
-from raygen.core.no_effect import refuse_without_effect
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig
 from raygen.sampling.imagic import EditWorker, ImagicConfig
-from raygen.sampling.no_effect import SAMPLING
 from raygen.sampling.worker import IGNORE, SampleConfig, check_conditions, check_sampling
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
@@ -62,11 +60,6 @@ class EditJob(ShardedJob):
         le=1_000_000,
         description="input rows per shard, the unit of work and of commit; rounded down to whole edits",
     )
-
-    @model_validator(mode="after")
-    def _every_setting_has_an_effect(self) -> "EditJob":
-        refuse_without_effect(self, SAMPLING)
-        return self
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of edits. Checkpoint and faces enter the run id by content, not by path."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from raygen.commands.base import (
     Inputs,
@@ -16,13 +16,11 @@ from raygen.commands.base import (
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
-from raygen.core.no_effect import refuse_without_effect
 from raygen.evaluation.scoring import ScoreConfig, Scorer
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.guidance import Guidance, GuidanceParametrization
-from raygen.sampling.no_effect import SAMPLING
 from raygen.sampling.worker import IGNORE, SampleConfig, SampleWorker, check_conditions, check_sampling, shares_model
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
@@ -86,11 +84,6 @@ class GenerateJob(ShardedJob):
     score: ScoreConfig | None = Field(
         None, description="measurements of each picture before it is encoded; default none"
     )
-
-    @model_validator(mode="after")
-    def _every_setting_has_an_effect(self) -> "GenerateJob":
-        refuse_without_effect(self, SAMPLING)
-        return self
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of the rows of `conditions`; see `planned`."""

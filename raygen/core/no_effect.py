@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from raygen.core.config import Config
 
-__all__ = ["NoEffect", "refuse_without_effect"]
+__all__ = ["NoEffect", "without_effect"]
 
 
 class NoEffect(NamedTuple):
@@ -24,15 +24,14 @@ class NoEffect(NamedTuple):
     why: str
 
 
-def refuse_without_effect(config: Config, table: Sequence[NoEffect]) -> None:
-    """`ValueError`, for validators, with a sentence for each setting of `config` that has no effect."""
-    problems = [
+def without_effect(config: Config, table: Sequence[NoEffect]) -> str:
+    """A sentence for each setting of `config` that has no effect, for an error message; empty where all have one."""
+    problems = (
         f"{rule.setting} has no effect: {rule.why}"
         for rule in table
         if _is_set(config, rule.setting) and rule.when(config)
-    ]
-    if problems:
-        raise ValueError("; ".join(problems))
+    )
+    return "; ".join(problems)
 
 
 def _is_set(config: Config, path: str) -> bool:

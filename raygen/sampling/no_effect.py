@@ -1,6 +1,6 @@
 """Settings of sampling that have no effect beside others, and are refused.
 
-Those of a sampler are refused by `SamplerConfig`.
+Those of a sampler are refused by `SamplerConfig`, forms of guidance by `check_guidance`.
 """
 
 from typing import Any, Final
@@ -10,19 +10,14 @@ from raygen.core.no_effect import NoEffect
 __all__ = ["SAMPLING"]
 
 
-def _is_unguided(job: Any) -> bool:
+def _is_unguided(config: Any) -> bool:
     """Whether the prediction without conditions has no weight."""
-    none = 1.0 if job.guidance_parametrization == "cfg" else 0.0
-    return not isinstance(job.guidance, dict) and job.guidance == none
+    none = 1.0 if config.guidance_parametrization == "cfg" else 0.0
+    return not isinstance(config.guidance, dict) and config.guidance == none
 
 
-#: Every such setting of a job that samples. A job that has no such setting is not asked.
+#: Every such setting of a `SampleConfig`.
 SAMPLING: Final = (
-    NoEffect(
-        "guidance_parametrization",
-        lambda job: isinstance(job.guidance, dict),
-        "weights by condition have one form, cfg; leave it out",
-    ),
     NoEffect(
         "negative_keeps",
         _is_unguided,
@@ -30,8 +25,10 @@ SAMPLING: Final = (
     ),
     NoEffect(
         "mixing.fading",
-        lambda job: job.mixing.fading and job.mixing.schedule == "none",
+        lambda config: config.mixing.fading and config.mixing.schedule == "none",
         "mixing.schedule=none lets no expert fade; leave out one of the two",
     ),
-    NoEffect("mixing.boost", lambda job: not job.mixing.boosted, "no expert is boosted; name some in mixing.boosted"),
+    NoEffect(
+        "mixing.boost", lambda config: not config.mixing.boosted, "no expert is boosted; name some in mixing.boosted"
+    ),
 )

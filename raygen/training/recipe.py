@@ -14,7 +14,7 @@ from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import Location
-from raygen.core.no_effect import refuse_without_effect
+from raygen.core.no_effect import without_effect
 from raygen.extractors.bundled import (
     BundledClassifier,
     BundledClassifierConfig,
@@ -256,7 +256,8 @@ class TrainRecipe(Config):
                 raise ValueError(
                     "attention_loss needs activations as they are: set training.gradient_checkpointing=false"
                 )
-        refuse_without_effect(self, TRAINING)
+        if problem := without_effect(self, TRAINING):
+            raise ValueError(problem)
         return self
 
 

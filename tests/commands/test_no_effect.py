@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from raygen.commands.generate import GenerateJob
 from raygen.commands.registry import make
+from raygen.commands.sweep import SweepJob
 from raygen.commands.train import TrainJob
 from raygen.core.errors import ConfigError
 from raygen.sampling.no_effect import SAMPLING
+from raygen.sampling.worker import check_sampling
 from raygen.store.run_store import open_input
 from raygen.training.no_effect import TRAINING
 from tests.drawn import drawn, quiet
@@ -63,17 +66,26 @@ REFUSED: dict[str, dict[str, Any]] = {
     "model.attribute_tokens": {**DENOISE, "model": {**LDM, "attribute_path": "vector", "attribute_tokens": 8}},
     "model.hint_channels": {**DENOISE, "model": {"kind": "control", "base": "base", "hint_channels": [8, 8]}},
     "model.gating": {**DENOISE, "model": {"kind": "scadm", "style": None, "gating": "paper"}},
-    "guidance_parametrization": {**GENERATE, "guidance": {"mask": 2.0}, "guidance_parametrization": "cfg_minus_one"},
     "negative_keeps": {**GENERATE, "negative_keeps": ["mask"]},
     "mixing.fading": {**GENERATE, "mixing": {"kind": "released", "schedule": "none", "fading": ["text"]}},
     "mixing.boost": {**GENERATE, "mixing": {"kind": "released", "boosted": [], "boost": 3.0}},
 }
 
 
+def check(document: dict[str, Any]) -> None:
+    """What a job does before anything else."""
+    job = make(document)
+    if isinstance(job, GenerateJob):
+        check_sampling(job.sampling(""))
+    if isinstance(job, SweepJob):
+        for cell in job.cells():
+            check_sampling(cell.job.sampling(""))
+
+
 @pytest.mark.parametrize("setting", REFUSED)
 def test_a_setting_without_effect_is_refused_by_name(setting: str) -> None:
     with pytest.raises(ConfigError, match=rf"{setting} has no effect: .+"):
-        make(REFUSED[setting])
+        check(REFUSED[setting])
 
 
 def test_pixels_have_nothing_to_train() -> None:
@@ -97,7 +109,7 @@ def test_every_rule_is_tried() -> None:
     ],
 )
 def test_parts_that_are_switched_off_keep_their_settings(job: dict[str, Any]) -> None:
-    make(job)
+    check(job)
 
 
 @pytest.fixture(scope="module")
