@@ -94,7 +94,8 @@ class Resources(Config):
 
 def nearest(value: str, known: Iterable[str]) -> str:
     """The end of an error message: `; did you mean 'hair'?`, or empty where no known word is similar."""
-    similar = difflib.get_close_matches(value, list(known), n=1, cutoff=0.5)
+    spelled = value.lower().replace("+", "p")  # dpm++ is dpmpp wherever a plus sign is not allowed
+    similar = difflib.get_close_matches(spelled, list(known), n=1, cutoff=0.5)
     return f"; did you mean {similar[0]!r}?" if similar else ""
 
 

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from PIL import Image
 
 from raygen.core.assets import resolve
+from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES
 from raygen.models import checkpoint
@@ -51,7 +53,13 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "FacePipeline":
         """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them."""
         kwargs.setdefault("low_cpu_mem_usage", False)  # else diffusers asks for `accelerate`, which is not used here
-        pipeline: FacePipeline = super().from_pretrained(resolve(str(pretrained_model_name_or_path)), **kwargs)
+        shown = is_progress_bar_enabled()
+        disable_progress_bar()  # a scheduler is all that diffusers loads here
+        try:
+            pipeline: FacePipeline = super().from_pretrained(resolve(str(pretrained_model_name_or_path)), **kwargs)
+        finally:
+            if shown:
+                enable_progress_bar()
         return pipeline
 
     @property
@@ -100,17 +108,16 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
             takes = sorted(self.model.modalities) or "no conditions"
             raise ConfigError(f"the model does not take {unknown}; it takes {takes}")
         rows = _rows(count.pop() if count else 1, columns)
-        if isinstance(sampler, str):
-            sampler = SamplerConfig(name=sampler, steps=num_inference_steps)
-        config = SampleConfig(
-            checkpoint=str(self.config["_name_or_path"]),
-            sampler=sampler,
-            guidance=guidance_scale,
-            seed=seed,
-            batch=rows.num_rows,
-            codec="png",
-            device=self.device.type if self.device.type == "cuda" else "cpu",
-        )
+        settings = {
+            "checkpoint": str(self.config["_name_or_path"]),
+            "sampler": {"name": sampler, "steps": num_inference_steps} if isinstance(sampler, str) else sampler,
+            "guidance": guidance_scale,
+            "seed": seed,
+            "batch": rows.num_rows,
+            "codec": "png",
+            "device": self.device.type if self.device.type == "cuda" else "cpu",
+        }
+        config: SampleConfig = parse(SampleConfig, settings, "FacePipeline")
         samples = SampleWorker(config, model=self.model)(rows)["samples"].to_pylist()
         if bad := [row["error"] for row in samples if row["error"]]:
             raise InputError(bad[0].partition(": ")[2], reason=bad[0].partition(": ")[0])

@@ -30,7 +30,6 @@ def jobs(world: Path) -> dict[str, tuple[dict[str, object], str]]:
     }
     planning = {"kind": "plan", "faces": str(world / "faces"), "planning": {"kind": "from_faces"}}
     scoring = {"kind": "evaluate", "reference": str(world / "faces"), "score": small(world)}
-    two = {"identities": 2, "pictures": 2}
     folder = {"kind": "folder", "root": str(world / "flat"), "size": 32, "identity": "folder"}
     export = {"kind": "export", "faces": str(world / "faces"), "format": {"kind": "folder"}}
     return {

@@ -141,3 +141,22 @@ def test_conditions_that_do_not_fit_are_named() -> None:
         pipe(texts=["a face"])
     with pytest.raises(ConfigError, match="no attribute 'Smilling'"):
         pipe(attributes=[{"Smilling": 1}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "dpm++"}, r"sampler.name: 'dpm\+\+' is not one of .*did you mean 'dpmpp_2m'"),
+        ({"num_inference_steps": 0}, "sampler.steps: .*greater than or equal to 1"),
+        ({"seed": -1}, "seed: .*greater than or equal to 0"),
+        ({"guidance_scale": 2.0, "texts": ["a"]}, "does not take"),
+    ],
+)
+def test_wrong_arguments_are_errors_of_raygen(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FacePipeline.from_pretrained("bundled")(1, **arguments)
+
+
+def test_loading_shows_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    FacePipeline.from_pretrained("bundled")
+    assert "Loading pipeline components" not in capfd.readouterr().err
