@@ -71,7 +71,7 @@ def run_quickstart(settings: Quickstart) -> None:
         {
             **facts,
             "report": page,
-            "pictures": f"{out}/samples (Parquet: pandas, DuckDB; `datasets` through raygen.load_dataset)",
+            "pictures": f"{out}/samples (Parquet: pandas, Polars, DuckDB, `datasets`)",
             "drawn faces": f"{out}/faces",
             "conditions": f"{out}/conditions",
             "scores": f"{out}/scores and {out}/metrics",

@@ -29,7 +29,7 @@ from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.guidance import Guidance
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import encode_image, encode_mask, picture_column
-from raygen.store.schemas import CONDITIONS, cast
+from raygen.store.schemas import ATTRIBUTE_VALUES, CONDITIONS, cast
 
 __all__ = ["FacePipeline"]
 
@@ -144,5 +144,6 @@ def _rows(n: int, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     if "attributes" in columns:
         if unknown := sorted({name for values in columns["attributes"] for name in values} - set(ATTRIBUTES)):
             raise ConfigError(f"no attribute {unknown[0]!r}; there are {', '.join(ATTRIBUTES)}")
-        rows["attributes"] = [[int(values.get(name, 0)) for name in ATTRIBUTES] for values in columns["attributes"]]
+        named = [{name: int(values.get(name, 0)) for name in ATTRIBUTES} for values in columns["attributes"]]
+        rows["attributes"] = pa.array(named, ATTRIBUTE_VALUES)
     return cast(pa.table(rows), CONDITIONS)

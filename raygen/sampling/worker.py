@@ -341,7 +341,7 @@ class SampleWorker:
             "checkpoint": [self.digest] * n,
             "sampler": [config.sampler.name] * n,
             "steps": [config.sampler.steps] * n,
-            "guidance": [list(weights.items())] * n,
+            "guidance": [weights] * n,
             "image_sha256": [None if data is None else hashlib.sha256(data).hexdigest() for data in encoded],
         }
         return pa.Table.from_arrays([_column(f, rows, columns, encoded) for f in SAMPLES], schema=SAMPLES)

@@ -20,6 +20,7 @@ from raygen.core.face_labels import flip_mask
 from raygen.core.types import AnyArray
 from raygen.models.conditions import Conditions, Shapes, Tokenize
 from raygen.store.images import images_from_rows
+from raygen.store.schemas import texts_by_name
 
 __all__ = ["TrainingData", "draw", "load_training_data", "order", "texts_of"]
 
@@ -183,7 +184,7 @@ def _padded(listed: list[list[list[float]]], width: int) -> AnyArray:
 
 def texts_of(faces: pa.Table, caption: str) -> pa.Array:
     """The text of that name of every face, null where it has none."""
-    return pa.array([dict(texts or ()).get(caption) for texts in faces["texts"].to_pylist()], pa.string())
+    return pa.array([texts_by_name(texts).get(caption) for texts in faces["texts"].to_pylist()], pa.string())
 
 
 def _joined(parts: list[Tensor | None], dtype: Any = np.uint8) -> AnyArray | None:

@@ -29,7 +29,7 @@ from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.pipeline import FacePipeline
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import encode_mask, picture_column
-from raygen.store.schemas import CONDITIONS, cast
+from raygen.store.schemas import ATTRIBUTE_VALUES, CONDITIONS, cast
 
 
 def _stage(kind: str) -> FirstStage:
@@ -108,7 +108,7 @@ def test_the_pipeline_makes_the_pictures_of_generate() -> None:
                 "plan": ["p", "p"],
                 "seed": [0, 0],
                 "mask": picture_column([encode_mask(mask) for mask in masks]),
-                "attributes": [[1 if i == 31 else 0 for i in range(40)], [0] * 40],
+                "attributes": pa.array([tuple(int(i == 31) for i in range(40)), (0,) * 40], ATTRIBUTE_VALUES),
             }
         ),
         CONDITIONS,
