@@ -168,8 +168,8 @@ class SamplerConfig(Config):
 
     `spacing` none is `trailing`, except under Karras noise levels, which give the timesteps themselves.
     `ddim` with `leading` is the sampler of the released latent diffusion models, step for step: t = 1, 21, ..,
-    981 for 50 steps, and it stops at abar[0] instead of 1. A name of `PRESETS` replaces all fields: `sampler: fast`; the
-    name of a sampler alone takes the other defaults: `sampler: ddim`.
+    981 for 50 steps, and it stops at abar[0] instead of 1. A name of `PRESETS` replaces all fields: `sampler: fast`;
+    the name of a sampler alone takes the other defaults: `sampler: ddim`.
     """
 
     name: SamplerName = Field("unipc", description="name of the sampler")
