@@ -229,7 +229,8 @@ class FileStore:
         """Unfinished files of processes that are gone, relative to the folder; only on a local disk."""
         if not self.local:
             return []
-        return sorted(name for name, _ in self.files("") if disk.is_left_over(Path(self.path(name))))
+        paths = (Path(at, name) for at, _, names in os.walk(self.path("")) for name in names)
+        return sorted(str(path.relative_to(self.path(""))) for path in paths if disk.is_left_over(path))
 
     def remove_leftovers(self) -> int:
         """Remove `leftovers`; their number. Those of living processes stay, which may be other drivers of the run."""

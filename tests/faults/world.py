@@ -12,6 +12,7 @@ from raygen.extractors.bundled import BundledParser, BundledParserConfig, save_b
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.ldm import LDMConfig
+from raygen.store.parquet import from_parquet
 
 SIZE = 32
 #: Facts about a command and not about its result: times, and what was running.
@@ -106,8 +107,8 @@ def result(out: Path) -> dict[str, str]:
         data = path.read_bytes()
         if path.suffix in (".json", ".jsonl"):
             data = "\n".join(json.dumps(_plain(json.loads(line)), sort_keys=True) for line in _lines(path)).encode()
-        elif path.name == "metrics.parquet":
-            continue  # with the time at which it was made; metrics.json has the same rows
+        elif path.parent.name == "metrics" and path.suffix == ".parquet":
+            data = repr(from_parquet(data).drop(["created"]).to_pylist()).encode()
         found[name] = hashlib.sha256(data).hexdigest()
     return found
 

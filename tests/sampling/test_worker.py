@@ -173,8 +173,10 @@ ORACLES = {
 }
 
 
-@pytest.mark.parametrize("noise", [EPS, ZERO_SNR], ids=["eps", "v_zero_snr"])
-@pytest.mark.parametrize("name", list(ORACLES))
+@pytest.mark.parametrize(
+    ("name", "noise"),
+    [(name, noise) for name in ORACLES for noise in (EPS, ZERO_SNR) if noise == EPS or not name.endswith("karras")],
+)
 @torch.no_grad()
 def test_samplers_are_diffusers_own_loop(name: str, noise: NoiseSchedule) -> None:
     model = tiny(noise)
