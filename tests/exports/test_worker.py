@@ -175,13 +175,15 @@ def test_a_data_set_that_was_not_put_together_is_no_data_set(run, tmp_path, monk
 def test_a_damaged_record_is_a_problem_and_no_crash(run, tmp_path, record):
     export(run, tmp_path / "out", "csv")
     (tmp_path / "out/attempt-00/ASSEMBLED.json").write_bytes(record)
-    assert verify(RunStore(str(tmp_path / "out"))).problems == ["attempt-00/ASSEMBLED.json is damaged"]
+    (problem,) = verify(RunStore(str(tmp_path / "out"))).problems
+    assert problem.startswith("attempt-00/ASSEMBLED.json is damaged")
 
 
 def test_a_record_of_a_raygen_without_check_sums_says_so(run, tmp_path):
     export(run, tmp_path / "out", "csv")
     path = tmp_path / "out/attempt-00/ASSEMBLED.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "made"}))
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in record.items() if k not in ("made", "record_sha256")}))
     assert verify(RunStore(str(tmp_path / "out"))).problems == [
         "attempt-00/ASSEMBLED.json was written by a raygen without check sums; export again"
     ]

@@ -26,9 +26,12 @@ VOLATILE = {
     "timings",
     "trained_s",
     "data_wait",
+    # Of records that hold such facts.
+    "record_sha256",
+    "commits_sha256",
 }
 #: Files that tell about a command: each repetition may write others.
-OF_COMMANDS = ("run.json", "starts/", "events.out", "tensorboard/", "commits/")
+OF_COMMANDS = ("run.json", "starts/", "events.out", "tensorboard/", "commits/", "training/MANIFEST.json")
 
 
 def prepare(root: Path) -> None:
@@ -105,7 +108,7 @@ def result(out: Path) -> dict[str, str]:
         if any(part in name for part in OF_COMMANDS):
             continue
         data = path.read_bytes()
-        if path.suffix in (".json", ".jsonl"):
+        if path.suffix in (".json", ".jsonl") or path.name == "_SUCCESS":
             data = "\n".join(json.dumps(_plain(json.loads(line)), sort_keys=True) for line in _lines(path)).encode()
         elif path.parent.name == "metrics" and path.suffix == ".parquet":
             data = repr(from_parquet(data).drop(["created"]).to_pylist()).encode()
