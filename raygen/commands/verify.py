@@ -154,6 +154,7 @@ def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
     _check_end(store, report, plan)
     folders = ["quarantine", *(f"data/{table}" for table in store.storage.names("data"))]
     stored = {f"{folder}/{name}" for folder in folders for name in store.storage.names(folder)}
+    stored |= {f"commits/{name}" for name in store.storage.names("commits") if not COMMIT_NAME.fullmatch(name)}
     report.orphans = sorted((stored - committed_files) | set(store.storage.leftovers()))
     return report
 
@@ -164,6 +165,8 @@ def _read_commits(store: RunStore, report: IntegrityReport) -> dict[int, Commit]
     counting = set(store.committed().values())
     for name in store.storage.names("commits"):
         path = f"commits/{name}"
+        if (parts := COMMIT_NAME.fullmatch(name)) is None:
+            continue  # an orphan
         try:
             data = store.storage.get(path)
             commit = Commit.from_json(data, path)
@@ -172,7 +175,7 @@ def _read_commits(store: RunStore, report: IntegrityReport) -> dict[int, Commit]
             continue
         if SEAL not in json.loads(data):
             report.problems.append(f"{path} has no check sum: it is damaged, or an earlier raygen wrote it")
-        if (parts := COMMIT_NAME.fullmatch(name)) is None or int(parts[1]) != commit.shard:
+        if int(parts[1]) != commit.shard:
             report.problems.append(f"{path}: is the commit of shard {commit.shard}")
         elif name in counting:
             commits[commit.shard] = commit
