@@ -233,11 +233,17 @@ class FileStore:
             self.remove(name)
 
     def leftovers(self) -> list[str]:
-        """Unfinished files of processes that are gone, relative to the folder; only on a local disk."""
-        if not self.local:
-            return []
-        paths = (Path(at, name) for at, _, names in os.walk(self.path("")) for name in names)
-        return sorted(str(path.relative_to(self.path(""))) for path in paths if disk.is_left_over(path))
+        """Unfinished files of processes that are gone, relative to the folder.
+
+        On an object store only the probes beside the results of its attempts: nothing else can be left there but the
+        parts of unfinished uploads, which a rule of the bucket removes.
+        """
+        if self.local:
+            paths = (Path(at, name) for at, _, names in os.walk(self.path("")) for name in names)
+            return sorted(str(path.relative_to(self.path(""))) for path in paths if disk.is_left_over(path.name))
+        top = self.names("")
+        below = (f"{folder}/{name}" for folder in top if folder.startswith("attempt-") for name in self.names(folder))
+        return sorted(name for name in (*top, *below) if disk.is_left_over(name.rsplit("/", 1)[-1]))
 
     def remove_leftovers(self) -> int:
         """Remove `leftovers`; their number. Those of living processes stay, which may be other drivers of the run."""
