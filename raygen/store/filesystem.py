@@ -23,13 +23,15 @@ from raygen.core.location import check_credentials, redact
 from raygen.store import disk
 from raygen.store.disk import PROBE
 
-__all__ = ["PERMANENT", "FileStore"]
+__all__ = ["PASSING", "PERMANENT", "FileStore"]
 
 
 T = TypeVar("T")
 RETRIES = 4
 #: Errors of a disk that another attempt does not mend: full, over quota, read-only.
 PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: Errors of a disk that may pass, or that another disk does not have.
+PASSING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO)
 
 
 class FileStore:
@@ -265,6 +267,7 @@ class FileStore:
         except Exception as error:  # credentials, endpoint, DNS: every back end has its own exception classes
             name = type(error).__name__
             away = isinstance(error, ConnectionError | TimeoutError) or "Connect" in name or "Timeout" in name
+            away |= getattr(error, "errno", None) in PASSING
             kind = InfrastructureError if away else ConfigError
             raise kind(f"{self.url}: cannot be written ({name}: {str(error)[:200]})") from error
         self.remove(probe)
