@@ -35,10 +35,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare(root)
     parser = {"kind": "small", "folder": str(root / "parser")}
     score = {"parser": parser, "features": parser, "classifier": None}
-    run({**job("generate", root, root / "scored"), "score": score})
+    run({**job("generate", root, str(root / "scored")), "score": score})
     for form in ("csv", "folder"):
-        run(job(f"export:{form}", root, root / form))
-    run(job("train", root, root / "trained"))
+        run(job(f"export:{form}", root, str(root / form)))
+    run(job("train", root, str(root / "trained")))
     return root
 
 
