@@ -79,7 +79,7 @@ class IntegrityReport:
 def verify_folder(url: str, attempt: int = 0, *, decode: bool = True) -> IntegrityReport:
     """`verify` of a run, or the check of a checkpoint folder and of the training that made it."""
     folder = Path(url)
-    marks = ("raygen.json", "training", "model.safetensors")
+    marks = ("raygen.json", "training/history.jsonl", "model.safetensors")
     if any((folder / name).exists() for name in marks) and not (folder / f"attempt-{attempt:02d}").exists():
         return _verify_checkpoint(folder)
     return verify(RunStore(url, attempt), decode=decode)

@@ -51,7 +51,7 @@ def open_record(data: bytes, name: str, *, required: bool = False) -> dict[str, 
     if not isinstance(record, dict):
         raise IntegrityError(f"{name} is damaged: not a JSON object")
     if SEAL in record:
-        if data not in (to_bytes(record), to_text(record)):
+        if data != to_bytes(record) and data != to_text(record):
             raise IntegrityError(f"{name} is damaged: it does not have the sha256 that it was written with")
     elif required:
         raise IntegrityError(f"{name} has no check sum: it is damaged, or an earlier raygen wrote it")
