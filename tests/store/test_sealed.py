@@ -15,9 +15,10 @@ from raygen.core.hashing import canonical, digest
 from raygen.store import parquet
 from raygen.store.parquet import Slice, read_slice, to_parquet
 from raygen.store.run_records import Commit, Plan
-from raygen.store.run_store import RunStore
+from raygen.store.run_store import RunStore, open_input
 from raygen.store.sealed import SEAL, check_files, open_record, seal_folder, to_bytes, to_text
 from tests.fakes import plan_of, rewrite
+from tests.store.test_run_store import run
 
 RECORD = {"text": "Grüße\n", "numbers": [1, 2.5, 1e-05, 1e16], "inside": {"b": None, "a": True}, "pair": (1, 2)}
 
@@ -160,8 +161,6 @@ def test_a_plan_of_wrong_types_is_a_finding(tmp_path: Path, change: dict[str, An
 
 
 def finished(tmp_path: Path) -> Path:
-    from tests.store.test_run_store import run
-
     run(tmp_path / "out", plan_of(tmp_path))
     return tmp_path / "out/attempt-00"
 
@@ -192,6 +191,21 @@ def test_the_record_of_success_names_plan_manifest_and_commits(tmp_path: Path) -
     assert "_SUCCESS has no check sums: an earlier raygen wrote it" in verify(store).problems
 
 
+def test_a_run_of_an_earlier_raygen_is_read_and_verify_says_what_is_missing(tmp_path: Path) -> None:
+    root = finished(tmp_path)
+    before = pa.concat_tables(RunStore(str(tmp_path / "out")).tables("samples"))
+    for path in [*root.glob("*.json"), root / "_SUCCESS", *root.glob("commits/*")]:
+        record = json.loads(path.read_bytes())
+        path.write_bytes(canonical({key: value for key, value in record.items() if not key.endswith("_sha256")}))
+    store, _ = open_input(str(tmp_path / "out"))
+    assert pa.concat_tables(store.tables("samples")).equals(before)
+    assert run(tmp_path / "out", plan_of(tmp_path)).progress.new_rows == 0
+    problems = verify(store).problems
+    for name in ("plan.json", "MANIFEST.json", "_SUCCESS", "run.json", "commits/shard-00000.json"):
+        assert any(p.startswith(f"{name} has no check sum") for p in problems), name
+    assert all("an earlier raygen wrote it" in problem for problem in problems)
+
+
 def test_files_that_are_no_commits_are_not_taken_for_some(tmp_path: Path) -> None:
     root = finished(tmp_path)
     (root / "commits/.DS_Store").write_bytes(b"\0\0\0\1Bud1")
@@ -203,8 +217,6 @@ def test_files_that_are_no_commits_are_not_taken_for_some(tmp_path: Path) -> Non
 
 
 def test_a_damaged_input_ends_a_run_with_5(tmp_path: Path) -> None:
-    from tests.store.test_run_store import run
-
     plan = plan_of(tmp_path)
     source = Path(plan.shards[0].inputs[0].path)
     data = source.read_bytes()
