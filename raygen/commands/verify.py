@@ -267,8 +267,9 @@ def _check_end(store: RunStore, report: IntegrityReport, plan: Plan) -> None:
         report.problems += _records(store, report.set_digest)
     else:
         report.problems.append("_SUCCESS is missing: the run did not finish")
-    if store.storage.exists("run.json"):
-        report.problems += _damage(store, "run.json")[1]
+    for name in store.storage.names(""):  # run.json, and what a command adds
+        if name.endswith(".json") and name not in ("plan.json", "MANIFEST.json", "ASSEMBLED.json"):
+            report.problems += _damage(store, name)[1]
     root = FileStore(store.url)
     listed = {piece.path for shard in plan.shards for piece in shard.inputs}
     for name in root.names(""):

@@ -26,7 +26,7 @@ from tests.faults.world import job, prepare, run
 OF_A_FILE, OF_A_RUN = 6, 90
 #: Markers of a start hold a number that their name has too, and a time that nothing reads.
 WITHOUT_CONTENT = "starts/"
-RUNS = ("faces", "scored", "csv", "folder", "trained")
+RUNS = ("faces", "scored", "csv", "folder", "chosen/selected", "trained")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run({**job("generate", root, str(root / "scored")), "score": score})
     for form in ("csv", "folder"):
         run(job(f"export:{form}", root, str(root / form)))
+    run(job("select", root, str(root / "chosen")))
     run(job("train", root, str(root / "trained")))
     return root
 
