@@ -13,7 +13,7 @@ The errors that configs and jobs raise:
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args
 
@@ -24,10 +24,11 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    field_validator,
 )
 
 from raygen.core.errors import ConfigError
-from raygen.core.location import redact
+from raygen.core.location import check_text, redact
 
 __all__ = ["Config", "Resources", "config_classes", "nearest", "override", "parse", "read_yaml", "tagged_union"]
 
@@ -38,9 +39,28 @@ T = TypeVar("T")
 
 
 class Config(BaseModel):
-    """Base class of all settings: frozen, and unknown keys are errors."""
+    """Base class of all settings: frozen; unknown keys are errors, and so are credentials in any text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _has_no_credentials(cls, value: T) -> T:
+        for text in _texts(value):
+            check_text(text)
+        return value
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in plain values; other configs have checked their own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for pair in value.items():
+            yield from _texts(pair)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _texts(item)
 
 
 def tagged_union(table: Mapping[str, type[Config]]) -> Any:
@@ -143,16 +163,16 @@ def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
     for word in assignments:
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
-            raise ConfigError(f"{word!r}: an override is written a.b=value")
+            raise ConfigError(f"{_quoted(word, 80)}: an override is written a.b=value")
         try:
-            value = _load(text, repr(word[:80])) if text else None
+            value = _load(text, _quoted(word, 80)) if text else None
         except yaml.YAMLError as error:
-            raise ConfigError(f"{word[:80]!r}: the value is not valid YAML") from error
+            raise ConfigError(f"{_quoted(word, 80)}: the value is not valid YAML") from error
         node, path = result, key.split(".")
         for part in path[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"{word!r}: {part!r} is a value, not a group of keys")
+                raise ConfigError(f"{_quoted(word, 80)}: {part!r} is a value, not a group of keys")
         node[path[-1]] = value
     return result
 
@@ -184,15 +204,20 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
         return f"{where}: unknown key" + nearest(str(problem["loc"][-1]), _known_keys(kind, problem["loc"]))
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
-        return redact(f"{where}: {message}" if keys else message)
+        return f"{where}: {message}" if keys else message
     message = f"{where}: {problem['msg']}"
     if problem["type"] == "literal_error":
         names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        message = f"{where}: {problem.get('input')!r} is not one of {', '.join(names)}"[:400]
+        message = f"{where}: {_quoted(problem.get('input'), 200)} is not one of {', '.join(names)}"
         return message + nearest(str(problem.get("input")), names)
     if problem["type"] != "missing":
-        message += f" (got {problem.get('input')!r})"[:200]
-    return redact(message)
+        message += f" (got {_quoted(problem.get('input'), 190)})"
+    return message
+
+
+def _quoted(value: object, length: int) -> str:
+    """The beginning of `value` as it is shown. What is cut off could be the part by which a password is known."""
+    return repr(redact(value)[:length]) if isinstance(value, str) else redact(repr(value))[:length]
 
 
 def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASSES, SplitName, split_of
+from raygen.core.location import RelativeLocation
 from raygen.core.types import BoolArray, UInt8Array
 from raygen.datasets.annotations import attribute_lines, attribute_note, attribute_values, lines_by_number
 from raygen.datasets.files import Files, join, left_out, refuse_collisions
@@ -110,20 +111,22 @@ def _rows(source: str, text: str) -> dict[int, list[str]]:
 class CelebAFiles(PictureFiles):
     """The pictures, masks and text files of CelebA-HQ: the base of CelebAMask-HQ and CelebA-Dialog."""
 
-    images: str | None = Field(None, description="folder of the pictures; default: found by its usual names")
+    images: RelativeLocation | None = Field(
+        None, description="folder of the pictures; default: found by its usual names"
+    )
     masks: Literal["auto", "parts", "index"] = Field(
         "auto",
         description="parts: one PNG per class and face; index: ready-made class-index masks; "
         "auto: whichever exists, or no masks",
     )
-    mask_folder: str | None = Field(
+    mask_folder: RelativeLocation | None = Field(
         None, description="folder of the ready-made masks; default: found by its usual names"
     )
     labels: LabelOrder = Field("celebamask", description=LABELS)
-    attributes: str | None = Field(None, description="attribute file; default: found by its usual name")
-    identities: str | None = Field(None, description="identity file; default: found by its usual name")
+    attributes: RelativeLocation | None = Field(None, description="attribute file; default: found by its usual name")
+    identities: RelativeLocation | None = Field(None, description="identity file; default: found by its usual name")
     split: SplitName = Field("codiff", description="which published split into train, val and test is used")
-    split_file: str | None = Field(
+    split_file: RelativeLocation | None = Field(
         None, description="file of the split: the validation list for taming, the mapping to CelebA for official"
     )
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError
+from raygen.core.location import RelativeLocation
 from raygen.datasets.files import Files, left_out, refuse_collisions
 from raygen.datasets.pictures import PictureFiles
 
@@ -29,7 +30,9 @@ class FFHQ(PictureFiles):
     """
 
     kind: Literal["ffhq"] = "ffhq"
-    images: str | None = Field(None, description="folder of the pictures; default: found by its published names")
+    images: RelativeLocation | None = Field(
+        None, description="folder of the pictures; default: found by its published names"
+    )
     split: Literal["published", "none"] = Field(
         "published", description="published: 60,000 faces for train, 10,000 for val; none: all for train"
     )

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import redact
+from raygen.store.filesystem import file_system
 from raygen.store.schemas import check_id
 
 __all__ = ["Files", "Noticed", "base_name", "join", "left_out", "read", "refuse_collisions", "safe_id", "system_file"]
@@ -57,9 +58,9 @@ class Files:
         self.url = url
         self._details: dict[str, Mapping[str, Any]] = {}  # address -> what the storage lists about the file
         with self._explained():
-            self._fs, root = fsspec.core.url_to_fs(url)
+            self._fs, root = file_system(url)
             self._fs.invalidate_cache()  # an earlier listing in this process may be older than the files
-            self._root = str(root).rstrip("/")
+            self._root = root.rstrip("/")
             self.local = isinstance(self._fs, LocalFileSystem)
             if not self._fs.exists(root):
                 raise ConfigError(f"{url}: no such folder or bucket")
@@ -73,7 +74,7 @@ class Files:
         except ConfigError:
             raise
         except Exception as error:  # each storage back end has its own exception classes
-            raise ConfigError(f"{self.url}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+            raise ConfigError(f"{self.url}: cannot be read ({_shortened(error)})") from error
 
     def address(self, name: str) -> str:
         """The address of `name` (relative to the folder, or an address already) for other processes."""
@@ -156,17 +157,17 @@ class Files:
             else:
                 stat = os.stat(address)
                 facts = (stat.st_size, stat.st_mtime_ns)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, ConfigError):  # whatever the row names, its error belongs to the row
             return "absent"
         except Exception as error:  # see `_explained`; the error has to name this file, not the folder
-            raise ConfigError(f"{address}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+            raise ConfigError(f"{address}: cannot be read ({_shortened(error)})") from error
         return hashlib.sha256(repr(tuple(map(str, facts))).encode()).hexdigest()[:12]
 
     def _entry(self, address: str) -> Mapping[str, Any]:
         """What the storage lists about a file outside the folders that were listed; its whole folder is listed once."""
-        fs, path = fsspec.core.url_to_fs(address)
+        fs, path = file_system(address)
         parent, chain = address.partition("::")[0].rpartition("/")[0], address.partition("::")[2]
-        for entry in fs.ls(str(path).rpartition("/")[0], detail=True):
+        for entry in fs.ls(path.rpartition("/")[0], detail=True):
             name = str(entry["name"]).rpartition("/")[2]
             self._details.setdefault(f"{parent}/{name}" + (f"::{chain}" if chain else ""), entry)
         return self._details.get(address) or {}
@@ -192,10 +193,16 @@ def read(address: str) -> bytes:
     try:
         if "://" not in address:
             return Path(address).read_bytes()
-        fs, path = fsspec.core.url_to_fs(address)
+        fs, path = file_system(address)
         return bytes(fs.cat_file(path))
+    except ConfigError as error:
+        raise InputError(str(error), reason="name") from error
     except ValueError as error:  # a null byte, or a character that the system's encoding lacks
         raise InputError(f"{address!r} is no file name ({error})", reason="name") from error
+
+
+def _shortened(error: Exception) -> str:
+    return f"{type(error).__name__}: {redact(str(error))[:200]}"
 
 
 def _content_version(address: str) -> str:

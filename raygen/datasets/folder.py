@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import Split
+from raygen.core.location import RelativeLocation
 from raygen.datasets.files import Files, left_out, refuse_collisions, safe_id, system_file
 from raygen.datasets.pictures import FORMAT_OF, LABELS, PictureFiles, is_picture, read_mask
 from raygen.store.class_ids import LabelOrder
@@ -30,7 +31,7 @@ class Folder(PictureFiles):
         description="how many folders below root name the person: 1 for person/video/frame.png, 2 for "
         "set/person/video/frame.png; default: all, so that each folder is another person",
     )
-    masks: str | None = Field(
+    masks: RelativeLocation | None = Field(
         None, description="folder of masks with the same relative names as the pictures; default: no masks"
     )
     labels: LabelOrder = Field("celebamask", description=LABELS)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import RelativeLocation
 
 __all__ = [
     "FrozenText",
@@ -52,7 +53,7 @@ class TransformerTextConfig(Config):
     """
 
     kind: Literal["transformer"] = "transformer"
-    vocabulary: str = Field(
+    vocabulary: RelativeLocation = Field(
         "learned",
         description="`learned` from the training texts, a vocab.txt file, "
         "a folder with one, or the name of a tokenizer on the hub",
@@ -73,7 +74,7 @@ class PretrainedTextConfig(Config):
     """A frozen text encoder of the `transformers` library, with its own tokenizer."""
 
     kind: Literal["pretrained"] = "pretrained"
-    name: str = Field(..., description="folder of a text encoder, or its name on the Hugging Face hub")
+    name: RelativeLocation = Field(..., description="folder of a text encoder, or its name on the Hugging Face hub")
     length: int = Field(
         77, ge=4, le=512, description="number of tokens of a text; longer texts are truncated, shorter ones padded"
     )

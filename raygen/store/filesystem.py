@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -22,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from raygen.core.errors import ConfigError, InfrastructureError, StorageError
 from raygen.core.location import check_credentials, redact
 
-__all__ = ["PERMANENT", "FileStore"]
+__all__ = ["PERMANENT", "FileStore", "file_system"]
 
 
 T = TypeVar("T")
@@ -34,21 +34,31 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EM
 NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it; the only place where one is opened.
+
+    `ConfigError` where the URL carries credentials, or no file system can be made of it.
+    """
+    try:
+        check_credentials(url)
+    except ValueError as error:
+        raise ConfigError(f"a URL of storage {error}") from None
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except Exception as error:  # chains open their archives here: every back end has its own exception classes
+        reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
+        raise ConfigError(f"{url}: cannot be used as storage ({reason})") from error
+    return fs, str(path)
+
+
 class FileStore:
     """A folder by URL. Paths given to its methods are relative to that folder."""
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url).rstrip("/")
-        try:
-            check_credentials(self.url)
-        except ValueError as error:
-            raise ConfigError(f"{redact(self.url)} {error}") from None
-        try:
-            # As a keyword: fsspec's cache of listings copies the setting when the client is made. A cached listing
-            # hides what other processes wrote, and then a finished run looks unfinished.
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ValueError, ImportError, TypeError) as error:  # a client that does not know the option
-            raise ConfigError(f"{self.url}: cannot be used as storage ({error})") from error
+        # As a keyword: fsspec's cache of listings copies the setting when the client is made. A cached listing hides
+        # what other processes wrote, and then a finished run looks unfinished.
+        self._fs, self._root = file_system(self.url, use_listings_cache=False)
         self.local = isinstance(self._fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
@@ -239,7 +249,7 @@ class FileStore:
             name = type(error).__name__
             away = isinstance(error, ConnectionError | TimeoutError) or "Connect" in name or "Timeout" in name
             kind = InfrastructureError if away else ConfigError
-            raise kind(f"{self.url}: cannot be written ({name}: {str(error)[:200]})") from error
+            raise kind(f"{self.url}: cannot be written ({name}: {redact(str(error))[:200]})") from error
         self.remove(probe)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTES
+from raygen.core.location import redact
 
 __all__ = [
     "CONDITIONS",
@@ -204,7 +205,7 @@ def check_id(value: object) -> str:
 def reason_of(error: BaseException) -> str:
     """The text stored for a failed row: a stable first word, then the detail, at most 300 characters."""
     text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    return text.replace("\n", " ")[:300]
+    return redact(text).replace("\n", " ")[:300]
 
 
 def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
