@@ -132,7 +132,7 @@ class CelebAFiles(PictureFiles):
 
     def listing(self) -> pa.Table:
         """A row a picture, in the order of the numbers; `reason` and `problem` say why a row cannot be loaded."""
-        files = Files(self.root)
+        files = Files(self.root, self.max_file_bytes)
         images, others = self._images(files)
         parts, masks = self._masks(files)
         if not (parts or masks) and self.masks != "auto":
@@ -243,10 +243,11 @@ class CelebAFiles(PictureFiles):
             raise InputError(listed["problem"], reason=listed["reason"])
         mask: UInt8Array | None = None
         if listed["mask"] is not None and listed["parts"] is None:
-            mask = read_mask(listed["mask"], self.labels)
+            mask = read_mask(listed["mask"], self.labels, self.max_file_bytes)
         elif listed["mask"] is not None:
             names = {name.rsplit("/", 1)[-1].split("_", 1)[1].removesuffix(".png"): name for name in listed["parts"]}
-            mask = merge_parts({part: read_part(join(listed["mask"], name)) for part, name in names.items()})
+            addresses = {part: join(listed["mask"], name) for part, name in names.items()}
+            mask = merge_parts({part: read_part(at, self.max_file_bytes) for part, at in addresses.items()})
         return {
             "split": listed["split"],
             "attributes": None if listed["attributes"] is None else attribute_values(listed["attributes"]),

@@ -39,7 +39,7 @@ class FFHQ(PictureFiles):
 
     def listing(self) -> pa.Table:
         """face_id (the five-digit number), split, image; in the order of the numbers."""
-        files = Files(self.root)
+        files = Files(self.root, self.max_file_bytes)
         for folder in IMAGE_FOLDERS if self.images is None else (self.images,):
             names = files.names(folder, depth=2)
             matches = [(match, name) for name in names if (match := _IMAGE.fullmatch(name))]

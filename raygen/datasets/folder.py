@@ -47,7 +47,7 @@ class Folder(PictureFiles):
 
     def listing(self) -> pa.Table:
         """face_id, split, image, mask?, identity_id?; sorted by the pictures' relative names."""
-        files = Files(self.root)
+        files = Files(self.root, self.max_file_bytes)
         masks = self._masks(files)
         mask_addresses = set(masks.values())
         everything = [name for name in files.names() if not system_file(name)]
@@ -109,7 +109,7 @@ class Folder(PictureFiles):
             raise InputError(f"no file in {self.masks} has the relative name of this picture", reason="no_mask")
         if self.identity == "folder" and listed["identity_id"] is None:
             raise InputError("the picture lies in no person's folder; `identity: none` reads it", reason="identity")
-        mask = None if listed["mask"] is None else read_mask(listed["mask"], self.labels)
+        mask = None if listed["mask"] is None else read_mask(listed["mask"], self.labels, self.max_file_bytes)
         fitted = self.fitted(listed["image"], mask)
         return {"split": listed["split"], "identity_id": listed["identity_id"], **fitted}
 

@@ -55,7 +55,7 @@ class JSONLines(PictureFiles):
 
         `line` names the file and the line. `problem`: why the names of the line cannot be those of files.
         """
-        files = Files(self.root)
+        files = Files(self.root, self.max_file_bytes)
         rows: list[dict[str, Any]] = []
         for number, text in enumerate(files.text(self.file).split("\n"), 1):
             if text.strip():
@@ -138,8 +138,8 @@ class JSONLines(PictureFiles):
         if address is None:
             return None
         if self.masks == "classes":
-            return read_mask(address, self.labels)
-        return np.where(read_part(address), PERSON, 0).astype(np.uint8)
+            return read_mask(address, self.labels, self.max_file_bytes)
+        return np.where(read_part(address, self.max_file_bytes), PERSON, 0).astype(np.uint8)
 
 
 _COLUMNS: Final = ("face_id", "split", "image", "mask", "hint", "line", "values", "problem")
