@@ -1,5 +1,6 @@
 """The command line: parse the words, call a command, print its result, exit with its code."""
 
+import errno
 import sys
 import traceback
 from pathlib import Path
@@ -12,7 +13,7 @@ from raygen.commands import console
 from raygen.commands.base import Job
 from raygen.commands.registry import COMMANDS, Command, load
 from raygen.core.config import parse
-from raygen.core.errors import ConfigError, RaygenError, StorageError
+from raygen.core.errors import ConfigError, InfrastructureError, RaygenError, StorageError
 from raygen.core.location import Location, RelativeLocation, is_remote, redact
 from raygen.core.units import duration, size
 from raygen.core.version import __version__
@@ -40,6 +41,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+#: Errors of a name that another attempt does not mend.
+UNUSABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES)
 INTERRUPTED = KeyboardInterrupt("committed shards are kept; run the same command again to continue")
 
 
@@ -300,6 +303,15 @@ def doctor(
     raise typer.Exit(4 if any(check.status == "bad" for check in checks) else 0)
 
 
+def _storage_failure(error: OSError) -> RaygenError:
+    """What a disk or a server answered, as an error with one sentence."""
+    place = f" ({error.filename})" if error.filename else ""
+    text = f"{error.strerror or f'{type(error).__name__}: {error}'}{place}"
+    if error.errno in UNUSABLE:
+        return ConfigError(text)
+    return (StorageError if error.errno in PERMANENT else InfrastructureError)(f"{text}; what was committed is kept")
+
+
 def main() -> None:
     """Entry point: an error that raygen raises on purpose is printed as one sentence and sets the exit code."""
     try:
@@ -308,11 +320,9 @@ def main() -> None:
         console.failure(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in PERMANENT:
-            raise
-        place = f" ({error.filename})" if error.filename else ""
-        console.failure(StorageError(f"{error.strerror}{place}; what was committed is kept"))
-        sys.exit(StorageError.exit_code)
+        failure = _storage_failure(error)
+        console.failure(failure)
+        sys.exit(failure.exit_code)
     except KeyboardInterrupt:
         console.failure(INTERRUPTED)
         sys.exit(130)

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -27,6 +26,7 @@ from pydantic import (
     field_validator,
 )
 
+from raygen.core.documents import load_json, load_yaml
 from raygen.core.errors import ConfigError
 from raygen.core.location import check_text, redact
 
@@ -34,7 +34,6 @@ __all__ = ["Config", "Resources", "config_classes", "nearest", "override", "pars
 
 
 MAX_YAML_BYTES = 1 << 20
-MAX_YAML_DEPTH = 64
 T = TypeVar("T")
 
 
@@ -122,52 +121,30 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A job file as a dictionary; `ConfigError` where it is missing, too large or not a mapping."""
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if len(data) > MAX_YAML_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES} bytes")
-    try:
-        document = _load(data, str(path))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    document = load_yaml(data, str(path))
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: a job is a mapping of keys to values")
     return document
 
 
-_OPENING = (
-    yaml.FlowSequenceStartToken,
-    yaml.FlowMappingStartToken,
-    yaml.BlockSequenceStartToken,
-    yaml.BlockMappingStartToken,
-)
-_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-
-
-def _load(data: str | bytes, source: str) -> object:
-    """YAML as plain values. Documents that could take gigabytes or hours are refused before they are parsed."""
-    depth = 0
-    for token in yaml.scan(data, Loader=yaml.SafeLoader):
-        if isinstance(token, yaml.AliasToken):  # nested aliases can expand to gigabytes
-            raise ConfigError(f"{source}: YAML aliases (*name) are not allowed in a job")
-        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
-        if depth > MAX_YAML_DEPTH:  # the parser would take quadratic time and overflow the stack
-            raise ConfigError(f"{source}: nested deeper than {MAX_YAML_DEPTH} levels")
-    value: object = yaml.safe_load(data)
-    return value
-
-
 def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of `document` with `a.b=c` words applied; values are read as YAML scalars, lists or maps."""
-    result = cast("dict[str, Any]", json.loads(json.dumps(document, default=str)))
+    """A copy of `document` with `a.b=c` words applied; values are read as YAML scalars, lists or maps.
+
+    `ConfigError` for another word, and for a document that JSON cannot hold.
+    """
+    try:
+        result: dict[str, Any] = load_json(json.dumps(document, default=str))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the job is not made of plain values ({error})") from None
     for word in assignments:
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"{_quoted(word, 80)}: an override is written a.b=value")
-        try:
-            value = _load(text, _quoted(word, 80)) if text else None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{_quoted(word, 80)}: the value is not valid YAML") from error
+        value = load_yaml(text, _quoted(word, 80)) if text else None
         node, path = result, key.split(".")
         for part in path[:-1]:
             node = node.setdefault(part, {})
@@ -217,7 +194,10 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
 
 def _quoted(value: object, length: int) -> str:
     """The beginning of `value` as it is shown. What is cut off could be the part by which a password is known."""
-    return repr(redact(value)[:length]) if isinstance(value, str) else redact(repr(value))[:length]
+    try:
+        return repr(redact(value)[:length]) if isinstance(value, str) else redact(repr(value))[:length]
+    except ValueError:  # Python writes no number of 4,300 digits
+        return "a very large number"
 
 
 def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:

@@ -77,12 +77,15 @@ def _check_form(text: str) -> str:
     if not text.strip() or any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in text):
         raise ValueError("is empty or has control characters")
     check_credentials(text)
-    for link in text.split("::"):
+    links = text.split("::")
+    for number, link in enumerate(links, 1):
         scheme, separator, rest = link.partition("://")
-        if scheme in ("memory", "reference", "data") and separator:
-            raise ValueError(f"{scheme}:// holds no files that other processes can read")
-        if scheme in _WITH_HOST and separator and not rest.strip("/"):
+        if (scheme in ("memory", "reference") and separator) or link.startswith("data:"):
+            raise ValueError(f"{scheme.partition(':')[0]}:// holds no files that other processes can read")
+        if scheme in _WITH_HOST and separator and (not rest or rest.startswith("/")):
             raise ValueError(f"{link!r} names no bucket or host")
+        if not link or (separator and not rest and number == len(links)):  # zip:// is all of an archive that follows
+            raise ValueError(f"{text[:80]!r} names no folder or file")
     return text
 
 
@@ -102,7 +105,9 @@ def check_credentials(text: str) -> None:
 
 
 def check_text(text: str) -> None:
-    """`ValueError` where any URL in `text` carries a user, a password or a signature."""
+    """`ValueError` where any URL in `text` carries a user, a password or a signature, and where it is no valid text."""
+    if any("\ud800" <= letter < "\ue000" for letter in text):
+        raise ValueError("has half of a surrogate pair")
     if _USER.search(text) or _SIGNED_URL.search(text):
         raise ValueError(_CREDENTIALS)
 

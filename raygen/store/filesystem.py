@@ -148,6 +148,16 @@ class FileStore:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
+    def _read(self, call: Callable[[], T]) -> T:
+        """`call`, repeated after an `OSError`; what else a back end raises is an `InfrastructureError`."""
+        try:
+            return _retry(call)
+        except OSError:
+            raise
+        except Exception as error:  # each back end has its own exception classes
+            reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
+            raise InfrastructureError(f"{self.url}: cannot be read ({reason})") from error
+
     def get_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of `name`; `FileNotFoundError` where there is none."""
         if self.local:
@@ -156,7 +166,7 @@ class FileStore:
                 return os.pread(handle, stop - start, start)
             finally:
                 os.close(handle)
-        return _retry(lambda: bytes(self._fs.cat_file(self.path(name), start=start, end=stop)))
+        return self._read(lambda: bytes(self._fs.cat_file(self.path(name), start=start, end=stop)))
 
     def remove_folder(self, name: str) -> None:
         """Delete the folder `name` and its content, if it exists."""
@@ -168,11 +178,11 @@ class FileStore:
 
     def get(self, name: str) -> bytes:
         """Whole content of `name`; `FileNotFoundError` where there is none."""
-        return _retry(lambda: bytes(self._fs.cat_file(self.path(name))))
+        return self._read(lambda: bytes(self._fs.cat_file(self.path(name))))
 
     def size(self, name: str) -> int:
         """Bytes of `name`; `FileNotFoundError` where there is none."""
-        return int(_retry(lambda: self._fs.size(self.path(name))))
+        return int(self._read(lambda: self._fs.size(self.path(name))))
 
     def files(self, folder: str) -> Iterator[tuple[str, int]]:
         """Path relative to `folder`, and bytes, of every file below it."""
@@ -182,7 +192,7 @@ class FileStore:
                 for path in (f"{at}/{name}" for name in names):
                     yield path[len(root) + 1 :], os.lstat(path).st_size
         else:
-            for path, entry in _retry(lambda: self._fs.find(root, detail=True)).items():
+            for path, entry in self._read(lambda: self._fs.find(root, detail=True)).items():
                 yield path[len(root) + 1 :], int(entry["size"])
 
     def total(self, folder: str) -> tuple[int, int]:
@@ -194,12 +204,12 @@ class FileStore:
 
     def exists(self, name: str) -> bool:
         """Whether `name` exists."""
-        return bool(_retry(lambda: self._fs.exists(self.path(name))))
+        return bool(self._read(lambda: self._fs.exists(self.path(name))))
 
     def names(self, folder: str) -> list[str]:
         """Sorted file names directly in `folder`; empty where it does not exist. Temporary files are left out."""
         try:
-            paths = _retry(lambda: self._fs.ls(self.path(folder), detail=False))
+            paths = self._read(lambda: self._fs.ls(self.path(folder), detail=False))
         except FileNotFoundError:
             return []
         return sorted(name for name in (str(p).rsplit("/", 1)[-1] for p in paths) if not name.startswith(".tmp-"))
