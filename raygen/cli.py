@@ -328,7 +328,7 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
-            error.message = redact(getattr(error, "message", ""))
+            error.message = redact(getattr(error, "message", ""))  # type: ignore[attr-defined]
             error.show()
             sys.exit(error.exit_code)
         sys.stderr.write(redact(traceback.format_exc()))  # a fault of ours, or of a library
