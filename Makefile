@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYGEN_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test quick lint types imports docs check lock bench clean
+.PHONY: help quickstart test quick nightly lint types imports docs check lock bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,13 @@ test: $(READY) ## run the tests
 
 quick: $(READY) ## run the tests that start no Ray
 	$(BIN)/pytest -m "not ray" $(TOGETHER) $(RAYGEN_ARGS)
+
+# The oldest versions of the ranges in pyproject.toml; torch and the others are those of the lock.
+OTHER := transformers==4.57.3 diffusers==0.35.2 huggingface_hub==0.36.0 tokenizers==0.22.1 safetensors==0.6.2
+
+nightly: $(READY) ## run the tests that need other versions of packages, which are installed beside the environment
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/other --no-deps $(OTHER)
+	RAYGEN_OTHER_TRANSFORMERS=$(VENV)/other $(BIN)/pytest -m nightly $(RAYGEN_ARGS)
 
 lint: $(READY) ## ruff: lint and format
 	$(BIN)/ruff check .

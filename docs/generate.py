@@ -25,6 +25,8 @@ PLACEHOLDER: Final = re.compile(r"^<!-- generate: (\w+) -->$", re.M)
 LINK: Final = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s]+)\)")
 #: Addresses of scripts that the theme loads where a page needs them.
 REMOTE_SCRIPT: Final = re.compile(r"https?://[^\"'`\s]+?/(?=iframe-worker|mermaid@|resize-observer)[^\"'`\s]*")
+#: Longer types are cut in the middle.
+LONGEST: Final = 120
 #: Longer lists of values are not repeated in a cell.
 MAX_CHOICES: Final = 14
 
@@ -34,7 +36,7 @@ COMMON: Final = {
     "source": "`face_id` of the real image that the conditions come from",
     "group_id": "rows that belong together, such as all samples of one mask",
     "mask": "segmentation mask, 8-bit class ids 0 to 18, PNG",
-    "attributes": "40 CelebA attributes: 1 present, -1 absent, 0 unknown",
+    "attributes": "40 CelebA attributes by name: 1 present, -1 absent, 0 unknown",
     "text": "caption",
     "hint": "image that a ControlNet reads",
     "style_reference_a": "face whose style is used, with the sha256 of its image",
@@ -59,7 +61,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "face_id": "id of the face; also a safe file name",
         "split": "`train`, `val` or `test`",
         "image": "encoded bytes",
-        "texts": "captions by name, such as `overall`",
+        "texts": "captions: a list of `key`, such as `overall`, and `value`",
         "boxes": "left, top, right, bottom of each face, as fractions of the sides",
         "keypoints": "x, y (fractions of the sides) and weight",
     },
@@ -72,10 +74,15 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "checkpoint": "sha256 of the model folder",
         "sampler": "name of the sampler",
         "steps": "sampler steps",
-        "guidance": "guidance weight by condition",
+        "guidance": "guidance weights: `joint` of all conditions, or one a condition",
         "image_sha256": "sha256 of the encoded image",
     },
-    "scores": {**ROW, "vector": "a scalar, features, or exact counts"},
+    "scores": {
+        **ROW,
+        "value": "the row as one number, such as the mIoU of the image; null for features",
+        "names": "names of the values in `vector`, such as `hair/wanted` or `Smiling`; null where they have none",
+        "vector": "a scalar, features, or exact counts",
+    },
     "selection": {
         **{name: ROW[name] for name in ("sample_id", "attempt")},
         "accepted": "whether this attempt is the one that is used",
@@ -90,8 +97,10 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "influence": {
         "sample_id": ROW["sample_id"],
-        "step": "timestep t",
-        "maps": "influence map of each expert, and `x0`, the estimate of the image",
+        "step": "number of the step, from 0, the first out of noise",
+        "timestep": "timestep t of that step",
+        "name": "expert, or `x0`",
+        "map": "influence map of the expert; for `x0` the estimate of the image",
     },
     "metrics": {
         "run_id": "run that was judged",
@@ -154,6 +163,7 @@ def tables() -> str:
 
 def _arrow(kind: pa.DataType) -> str:
     text = re.sub(r"(?:element|item): ", "", str(kind))
+    text = re.sub(r"^(struct<\w+: \w+), .*(, \w+: \w+>)$", r"\1, …\2", text) if len(text) > LONGEST else text
     return f"`{text.replace('struct<bytes: binary, path: string>', 'image')}`"
 
 

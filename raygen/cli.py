@@ -82,7 +82,7 @@ def _register(name: str, command: Command) -> None:
         if idle := loaded.resources.idle():
             console.note(idle)
         with console.progress(name) as progress:
-            result = loaded.run(progress)
+            result = loaded.start(progress)
         console.heading(f"{name}: {result.out}")
         console.facts(result.facts)
 

@@ -13,6 +13,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+from raygen import __version__
 from raygen.cli import app
 from raygen.commands.registry import COMMANDS
 
@@ -49,6 +50,15 @@ def job(tmp_path):
         return name
 
     return write
+
+
+def test_the_version_is_told(tmp_path):
+    assert raygen("--version", cwd=tmp_path).stdout == f"raygen {__version__}\n"
+    assert raygen("generate", "-h", cwd=tmp_path).stdout.startswith(
+        raygen("generate", "--help", cwd=tmp_path).stdout[:80]
+    )
+    assert "--install-completion" in raygen("--help", cwd=tmp_path).stdout
+    assert (ROOT / "raygen/py.typed").is_file()
 
 
 def test_help_lists_the_commands_in_groups_and_the_exit_codes(tmp_path):

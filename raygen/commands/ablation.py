@@ -166,7 +166,7 @@ class AblationJob(Job):
         table = pa.Table.from_pylist(rows, METRICS)
         folder = FileStore(f"{self.out}/metrics")
         write_metrics(folder, rows)
-        folder.put("table.md", markdown_table(grid(table.to_pylist())).encode())
+        folder.update("table.md", markdown_table(grid(table.to_pylist())).encode())
         return table
 
     def _common_rows(self) -> dict[str, dict[str, frozenset[str]]]:

@@ -32,7 +32,7 @@ def run(job: str | Path | Mapping[str, Any], *overrides: str, progress: Progress
     the run. `progress` is called with a `Progress` after each shard. Raises the errors of `raygen.core.errors`.
     """
     loaded = make(override(job, overrides)) if isinstance(job, Mapping) else load(str(job), overrides)
-    return loaded.run(progress)
+    return loaded.start(progress)
 
 
 @overload
@@ -62,7 +62,7 @@ def load_dataset(
 
     `table` is one of faces, conditions, samples, scores, selection, latents, influence, or `metrics` of an evaluation;
     without it the run's main table is read. `format`: a `pyarrow.Table`, a pandas data frame, or a
-    `datasets.Dataset` whose picture columns decode to Pillow pictures and whose maps are lists of key and value.
+    `datasets.Dataset` whose picture columns decode to Pillow pictures.
     `ConfigError` where the run is not finished or has no such table.
     """
     url = str(folder)
@@ -88,20 +88,7 @@ def load_dataset(
         from datasets.table import InMemoryTable
     except ImportError as error:
         raise ConfigError("format='datasets' needs the package `datasets`: pip install datasets") from error
-    return Dataset(InMemoryTable(maps_as_lists(rows)))
-
-
-def maps_as_lists(rows: pa.Table) -> pa.Table:
-    """Map columns as lists of (key, value) structs, because `datasets` 5.2 refuses tables with maps."""
-    for position, field in enumerate(rows.schema):
-        if pa.types.is_map(field.type):
-            pairs = pa.list_(pa.struct([("key", field.type.key_type), ("value", field.type.item_type)]))
-            values = [
-                None if entries is None else [{"key": key, "value": value} for key, value in entries]
-                for entries in rows[field.name].to_pylist()
-            ]
-            rows = rows.set_column(position, pa.field(field.name, pairs), [pa.array(values, pairs)])
-    return rows
+    return Dataset(InMemoryTable(rows))
 
 
 def _metrics(url: str) -> pa.Table:
@@ -135,7 +122,7 @@ def evaluate(
             **settings,
             "out": folder,
         }
-        make(job).run(progress)
+        make(job).start(progress)
         rows = _metrics(str(folder)).to_pylist()
     return {row["metric"]: row["value"] for row in rows if row["slice"] == "all"}
 
@@ -157,7 +144,7 @@ def _faces_run(url: str, out: str, size: int, progress: ProgressCallback) -> str
     if _is_run(url) or FileStore(url).exists("reference.json"):
         return url
     data = {"kind": "folder", "root": url, "size": size, "crop": "center"}
-    make({"kind": "ingest", "data": data, "out": out}).run(progress)
+    make({"kind": "ingest", "data": data, "out": out}).start(progress)
     return out
 
 

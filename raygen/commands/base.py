@@ -9,20 +9,22 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config, Resources
-from raygen.core.errors import ConfigError, InputError, TooManyBadRows
+from raygen.core.errors import ConfigError, InputError, RaygenError, TooManyBadRows
 from raygen.core.hashing import digest, run_id
 from raygen.core.location import Location
 from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, bad_rows_text, execute_all, local_runner
 from raygen.execution.worker import Worker, failed_rows, reasons_of
+from raygen.metrics.noise import check_noise
 from raygen.store.filesystem import FileStore
+from raygen.store.lookup import evenly, images_of
 from raygen.store.parquet import Slice, read_slice, to_parquet
-from raygen.store.run_store import Plan, make_shards, open_input
+from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 
 __all__ = [
     "Estimate",
@@ -37,6 +39,7 @@ __all__ = [
     "check_splits",
     "estimate_cost",
     "extrapolate",
+    "noise_facts",
     "open_inputs",
     "outcome_facts",
     "parallel_workers",
@@ -116,6 +119,11 @@ class Job(Config):
         kind, resources = getattr(self, "kind", None), self.resources.model_dump(mode="json")
         return {"kind": kind, **self.settings(), "resources": resources, "out": self.out}
 
+    def start(self, report: ProgressCallback) -> Result:
+        """`run`, after the unfinished files of killed commands were removed from `out`."""
+        FileStore(self.out).remove_leftovers()
+        return self.run(report)
+
     @abstractmethod
     def run(self, report: ProgressCallback) -> Result:
         """Run the job; `report` is called with the progress. Raises the errors of `raygen.core.errors`."""
@@ -135,7 +143,7 @@ class ShardedJob(Job, Sharding):
     def run(self, report: ProgressCallback) -> Result:
         """Process every shard that is not committed yet."""
         work = self.prepare(write=True)
-        facts = outcome_facts(run_sharded(work, self.resources, report))
+        facts = outcome_facts(run_sharded(work, self.resources, report)) | noise_facts(work.store)
         return Result(self.out, {**facts, "note": "; ".join(work.notes)} if work.notes else facts)
 
     def estimate(self) -> Estimate:
@@ -181,7 +189,7 @@ def store_listing(listing: pa.Table, out: str, *also: str, write: bool) -> Input
     storage = FileStore(out)
     if write:
         storage.require()
-        storage.put(name, data)
+        storage.update(name, data)
     return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
 
 
@@ -202,7 +210,7 @@ def plan_run(
     if not any(piece.rows for piece in inputs.slices):
         raise InputError(f"{kind}: the input has no rows", reason="empty")
     if shard_rows < batch:
-        raise ConfigError(f"shard_rows: {shard_rows} is less than one batch; set batch to {shard_rows} or less")
+        raise ConfigError(f"shard_rows: {shard_rows} is less than one batch of {batch} rows")
     rows = shard_rows // batch * batch
     parts = {"kind": kind, "settings": settings, "inputs": inputs.digest, "shard_rows": rows, "attempt": attempt}
     return Plan(kind, run_id(parts), settings, batch, make_shards(inputs.slices, rows))
@@ -255,6 +263,22 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
         "run_id": manifest["run_id"],
         "set_digest": manifest["set_digest"],
     }
+
+
+#: Pictures of a run that are looked at, and how many of them follow each other.
+LOOKED_AT: Final = 64
+BLOCK: Final = 8
+
+
+def noise_facts(store: RunStore, name: str = "warning") -> dict[str, object]:
+    """Says how many of a few pictures of SAMPLES or FACES are noise or of one colour; empty where none are."""
+    table = next((table for table in ("samples", "faces") if store.has(table)), None)
+    pieces = [] if table is None else store.slices(table)
+    try:
+        found = check_noise(images_of(evenly(pieces, LOOKED_AT, ["image"], block=BLOCK)))
+    except RaygenError:  # a file is gone or damaged, which `raygen verify` says
+        return {}
+    return {name: sentence} if found is not None and (sentence := found.sentence()) else {}
 
 
 @dataclass(frozen=True)

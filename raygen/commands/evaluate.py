@@ -28,6 +28,7 @@ from raygen.commands.base import (
     Result,
     Sharding,
     estimate_cost,
+    noise_facts,
     open_inputs,
     plan_run,
     report_stage,
@@ -40,12 +41,12 @@ from raygen.core.hashing import run_id
 from raygen.core.location import Location
 from raygen.core.types import UInt8Array
 from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, aggregate, gather_scores, write_metrics
-from raygen.evaluation.external_stats import compare_to_statistics
+from raygen.evaluation.external_stats import check_statistics, compare_to_statistics
 from raygen.evaluation.feature_metrics import FeatureMetricsConfig, Grouping, few_rows
 from raygen.evaluation.memorization import MemorizationConfig, ScoreSets, compare_to_training
 from raygen.evaluation.pairwise import COLUMNS, PairwiseConfig, PairwiseWorker
 from raygen.evaluation.pairwise import protocols as pairwise_protocols
-from raygen.evaluation.reference import ReferenceSet, find_unpaired
+from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
 from raygen.evaluation.scoring import ScoreConfig, Scorer, ScoreWorker
 from raygen.evaluation.slices import by_slices, check_slices, column, grouping_of, select_ids
 from raygen.evaluation.verification import (
@@ -77,11 +78,8 @@ MADE: Final = ("influence", "edit")
 #: Passes that score the samples.
 OF_SAMPLES: Final = ("samples", "related")
 TRAINING: Final = "training"
-UNPAIRED: Final = "unpaired.json"
 #: Folder of the metrics over the rows that all variants of an ablation have.
 COMMON: Final = "metrics/common"
-#: By set: the run with its pictures, their table, and the column of their ids.
-Stores = Mapping[str, tuple[RunStore, str, str]]
 
 
 class EvaluateJob(Job, Sharding):
@@ -141,8 +139,7 @@ class EvaluateJob(Job, Sharding):
 
     def run(self, report: ProgressCallback) -> Result:
         """Score the pictures that are not scored yet, then compute the metrics."""
-        if (key := self.score.to_source) and self.reference is None:
-            raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
+        self._check_inputs()
         reference, samples = self._reference(), self._samples()
         passes = self._passes(reference, samples)
         for name, work in passes.items():
@@ -186,8 +183,16 @@ class EvaluateJob(Job, Sharding):
             sets["all"] |= {name: matrix for name, matrix in scores.items() if name.partition(":")[0] in MADE}
         return sets
 
+    def _check_inputs(self) -> None:
+        """`ConfigError` for what would only fail after the pictures are scored."""
+        if (key := self.score.to_source) and self.reference is None:
+            raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
+        if self.reference_stats is not None and self.score.features is not None:
+            check_statistics(self.reference_stats, self.score.features)
+
     def estimate(self) -> Estimate:
         """The sum of all passes."""
+        self._check_inputs()
         passes = self._passes(self._reference(), self._samples()).values()
         parts = [estimate_cost(work, self.resources) for work in passes]
         return sum_estimates(parts, tuple(dict.fromkeys(note for part in parts for note in part.notes)))
@@ -287,6 +292,8 @@ class EvaluateJob(Job, Sharding):
         run, protocols, features = self._protocols(reference, samples)
         stores = pictures_of(reference, samples)
         facts = write_unpaired(stores if self.score.parser is not None else {}, protocols, folder)
+        for where, (store, _, _) in stores.items():
+            facts |= noise_facts(store, "warning" if where == "all" else f"warning [{where}]")
         training, grouping = sets.pop(TRAINING, None), Grouping() if samples is None else grouping_of(samples)
         finish = partial(
             aggregate,
@@ -308,7 +315,7 @@ class EvaluateJob(Job, Sharding):
             closest, duplicates = compare_to_training(self.memorization, sets, training, reference, features, rows)
             folders = {"samples": self.samples, "training": self.memorization.faces}
             for file, document in (("closest", closest), ("duplicates", duplicates), ("pictures", folders)):
-                folder.put(f"{file}.json", json.dumps(document, indent=1).encode())
+                folder.update(f"{file}.json", json.dumps(document, indent=1).encode())
             tables.append(rows.table())
         if self.verification is not None:
             rows = MetricRows(run, content)
@@ -353,37 +360,16 @@ def write_verification(
         scores = sets[where][name]
         if config.pairs and not histograms:
             pairs = pairs_of(config, where, name, scores, people, variants, protocol, rows)
-            folder.put("pairs.txt", as_lfw(pairs).encode())
-            folder.put("pairs.csv", as_csv(pairs).encode())
+            folder.update("pairs.txt", as_lfw(pairs).encode())
+            folder.update("pairs.csv", as_csv(pairs).encode())
         elif config.pairs:
             with suppress(InputError):  # too few pairs in the reference are no error of the evaluation
                 pairs_of(config, where, name, scores, people, variants, protocol, rows)
         verification = verification_metrics(config, where, name, scores, people, protocol, rows)
         histograms[where] = histogram(verification)
         roc += roc_lines(where, verification)
-    folder.put("verification.json", json.dumps(histograms).encode())
-    folder.put("roc.csv", "\n".join([*roc, ""]).encode())
-
-
-def write_unpaired(stores: Stores, protocols: dict[str, Mapping[str, Any]], folder: FileStore) -> dict[str, object]:
-    """Count the rows with a picture and no mask, or the reverse, which mIoU leaves out.
-
-    The counts are returned as facts to be printed, and added to `protocols`. The ids are in `unpaired.json`.
-    """
-    facts: dict[str, object] = {}
-    lists = {}
-    for where, (store, table, key) in stores.items():
-        unpaired = find_unpaired(store, table, key)
-        if unpaired is not None and (counts := unpaired.counts()):
-            lists[table] = {"without_mask": unpaired.without_mask, "without_picture": unpaired.without_picture}
-            protocols[f"unpaired/{where}"] = {"not_compared": counts}
-            facts |= {f"{name} [{where}]": f"{n:,} of {unpaired.rows:,} rows" for name, n in counts.items()}
-    if lists:
-        folder.put(UNPAIRED, json.dumps(lists, indent=1).encode())
-        facts["listed in"] = folder.address(UNPAIRED)
-    elif folder.exists(UNPAIRED):
-        folder.remove(UNPAIRED)
-    return facts
+    folder.update("verification.json", json.dumps(histograms).encode())
+    folder.update("roc.csv", "\n".join([*roc, ""]).encode())
 
 
 def score_worker(

@@ -23,6 +23,7 @@ from raygen.commands.base import (
     Throughput,
     check_splits,
     extrapolate,
+    noise_facts,
     outcome_facts,
     plan_run,
     run_sharded,
@@ -99,6 +100,8 @@ class ExportJob(ShardedJob):
         """Export every shard, then join the pieces and write the card."""
         source, scores = self._source(), self._scores()
         listing = self._listing(source)
+        noise = str(noise_facts(source.store).get("warning", "")) if self.format.pictures else ""
+        warnings = [*self.format.warnings(), *filter(None, [noise])]
         work = self._prepared(source, listing, write=True)
         outcome = run_sharded(work, self.resources, report)
 
@@ -111,6 +114,7 @@ class ExportJob(ShardedJob):
                 totals,
                 scores,
                 marks=self._marks(source),
+                warning=noise,
                 job=self.public_document(source),
             )
 
@@ -134,6 +138,7 @@ class ExportJob(ShardedJob):
                 "data card": f"{self.out}/{CARD}",
                 "finish_s": round(time.time() - began, 1),
                 **{name: facts[name] for name in ("shards", "rows_per_s", "run_id", "set_digest") if name in facts},
+                **({"warning": "; ".join(warnings)} if warnings else {}),
             },
         )
 
@@ -148,7 +153,7 @@ class ExportJob(ShardedJob):
         exported = worker.start(rows)()["exported"]
         seconds = (time.perf_counter() - began) / rows.num_rows
         size = sum(value or 0 for key in ("bytes", "mask_bytes") for value in exported[key].to_pylist()) / rows.num_rows
-        notes = [f"timed on {rows.num_rows} rows with one worker on this machine"]
+        notes = [f"timed on {rows.num_rows} rows with one worker on this machine", *self.format.warnings()]
         if listing.failed or listing.unselected:
             notes.append(f"left out: {listing.failed:,} failed before, {listing.unselected:,} not selected")
         if listing.too_few:

@@ -71,7 +71,7 @@ def run_quickstart(settings: Quickstart) -> None:
         {
             **facts,
             "report": page,
-            "pictures": f"{out}/samples (Parquet: pandas, DuckDB; `datasets` through raygen.load_dataset)",
+            "pictures": f"{out}/samples (Parquet: pandas, Polars, DuckDB, `datasets`)",
             "drawn faces": f"{out}/faces",
             "conditions": f"{out}/conditions",
             "scores": f"{out}/scores and {out}/metrics",
@@ -151,6 +151,6 @@ def _step(kind: str, label: str, resources: Resources, out: Path, settings: dict
     job = make({"kind": kind, **settings, "resources": resources.model_dump(), "out": str(out)}, label)
     began = time.time()
     with console.progress(label) as progress:
-        result = job.run(progress)
+        result = job.start(progress)
     console.console.print(f"  {label}: {duration(time.time() - began)}")
     return result

@@ -178,10 +178,10 @@ class SelectJob(Job):
             rejected = self._judge(rounds, attempt, attempts[attempt], real)
         rounds.settle()
         folders = {str(attempt): scored.rows.url for attempt, scored in attempts.items()}
-        FileStore(self.out).put(ATTEMPTS, json.dumps(folders, indent=1).encode())
+        FileStore(self.out).update(ATTEMPTS, json.dumps(folders, indent=1).encode())
         work = self._selected(rounds, attempts)
         work.store.create(work.plan)  # first, so that no other selection in the same folder gets these gates
-        work.store.storage.put(GATES_FILE, json.dumps(rounds.describe(), indent=1).encode())
+        work.store.storage.update(GATES_FILE, json.dumps(rounds.describe(), indent=1).encode())
         run_sharded(work, self.resources, report)
         rows = analyze_failures(self.failure_analysis, rounds, attempts[0], work.plan.run_id)
         write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")

@@ -46,7 +46,7 @@ from raygen.metrics.registry import SECONDS, lookup
 from raygen.models.schedulers import SamplerConfig, SamplerName, Spacing
 from raygen.sampling.guidance import Guidance
 from raygen.sampling.timing import SharedTiming, TimingConfig, seconds_of
-from raygen.sampling.worker import SampleConfig
+from raygen.sampling.worker import SampleConfig, check_sampling
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import Plan, RunStore, Shard
 
@@ -184,6 +184,8 @@ class SweepJob(Job):
                     "conditions": self.conditions,
                     "score": self.score.model_dump(),
                 }
+                if guidance == 1.0:  # it has no effect in this cell, and in others it may
+                    generate.pop("negative_keeps", None)
                 document = self._document("generate", generate, f"cells/{label}")
                 yield Cell(label, settings, parse(GenerateJob, document, label))
 
@@ -192,6 +194,9 @@ class SweepJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Score the reference, generate and score all cells in one pass, time them, write the table."""
+        cells = list(self.cells())
+        for cell in cells:  # before the reference is scored, which may take long
+            check_sampling(cell.job.sampling(""))
         reference, score = ReferenceSet.open(self.reference), self.score.by_content()
         if reference.scores is None:
             settings = {"reference": self.reference, "score": self.score.model_dump()}
@@ -199,7 +204,6 @@ class SweepJob(Job):
             job.run(report)
             reference = ReferenceSet.open(job.out)
         reference.check_networks(score)
-        cells = list(self.cells())
         works = [cell.job.prepare(write=True) for cell in cells]
         configs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
         build = self._sampler(configs, self.score)

@@ -150,7 +150,11 @@ class TrainJob(TrainRecipe, Job):
         return None if text is None else tokenizer_of(text, texts)
 
     def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingData:
-        """The training data in memory; `ConfigError` where it has more identities than `identity.identities`."""
+        """The training data in memory.
+
+        `ConfigError` where it has more identities than `identity.identities`, or latents without the mirrored ones that
+        `training.horizontal_flip` asks for.
+        """
         faces, _ = open_input(self.faces)
         columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
         size, modalities = required_fields(self.model, self.first_stage)
@@ -175,7 +179,8 @@ class TrainJob(TrainRecipe, Job):
             return arrays
         latents, _ = open_input(self.latents)
         assert self.first_stage is not None
-        return load_training_data(
+        flip = self.training.horizontal_flip
+        arrays = load_training_data(
             faces.tables("faces", [name for name in columns if name != "image" or pictures]),
             size=size,
             modalities=modalities,
@@ -186,7 +191,14 @@ class TrainJob(TrainRecipe, Job):
             caption=self.caption,
             pictures=pictures,
             places=places,
+            mirrored=flip,
         )
+        if flip and not arrays.flipped.any():
+            raise ConfigError(
+                f"training.horizontal_flip: {self.latents} has no latents of mirrored pictures; encode with "
+                "horizontal_flips=true, or set training.horizontal_flip=false"
+            )
+        return arrays
 
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
         """A new objective, with weights drawn from the training seed."""

@@ -83,7 +83,7 @@ def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
     _check_end(store, report, is_export=plan.kind == "export")
     folders = ["quarantine", *(f"data/{table}" for table in store.storage.names("data"))]
     stored = {f"{folder}/{name}" for folder in folders for name in store.storage.names(folder)}
-    report.orphans = sorted(stored - committed_files)
+    report.orphans = sorted((stored - committed_files) | set(store.storage.leftovers()))
     return report
 
 

@@ -6,7 +6,7 @@ Tensors are views of the mapped file until they are written, so a conversion nee
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -60,8 +60,8 @@ class ConversionReport:
         """Lines of the report, by title."""
         lines = {"family": f"{self.family}: {FAMILIES[self.family].text}"}
         for file in self.files:
-            size = file.path.stat().st_size
-            lines[f"file {file.path.name}"] = f"{file.kind}, {size / 1e6:,.1f} MB, {len(file.tensors):,} tensors"
+            facts = f"{file.kind}, {file.size / 1e6:,.1f} MB, {len(file.tensors):,} tensors"
+            lines[f"file {file.path.name}"] = ", ".join(filter(None, (facts, file.place)))
             for name, phrase in file.beside.items():
                 lines[f"  {name}"] = f"{phrase}; not read"
         for name, (tensors, parameters) in self.parts.items():
@@ -129,7 +129,9 @@ def _draft(
     files: Sequence[str | Path], family: str | None, options: Options
 ) -> tuple[ConversionReport, Draft | None, dict[str, Entry]]:
     """The report, the draft of the model, and the entries of all files; problems go into the report."""
-    opened = [open_weights(path) for path in files]
+    opened = [open_weights(path, average=options.weights != "raw") for path in files]
+    if options.weights == "ema" and any(file.averaged for file in opened):
+        options = replace(options, weights=None)  # it is taken: files that keep it apart do not name it in the tensors
     entries: dict[str, Entry] = {}
     for file in opened:
         if shared := sorted(entries.keys() & file.tensors.keys()):

@@ -108,12 +108,14 @@ class Resources(Config):
             return ""
         unused = [f"workers={self.workers}"] if self.workers > 1 else []
         unused += [f"address={self.address}"] if self.address is not None else []
-        return f"the local runner is one worker; {' and '.join(unused)} need resources.runner=ray"
+        need = "needs" if len(unused) == 1 else "need"
+        return f"the local runner is one worker; {' and '.join(unused)} {need} resources.runner=ray"
 
 
 def nearest(value: str, known: Iterable[str]) -> str:
     """The end of an error message: `; did you mean 'hair'?`, or empty where no known word is similar."""
-    similar = difflib.get_close_matches(value, list(known), n=1, cutoff=0.5)
+    spelled = value.lower().replace("+", "p")  # dpm++ is dpmpp wherever a plus sign is not allowed
+    similar = difflib.get_close_matches(spelled, list(known), n=1, cutoff=0.5)
     return f"; did you mean {similar[0]!r}?" if similar else ""
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "ClassName",
     "Split",
     "SplitName",
+    "attribute_list",
     "colorize",
     "flip_mask",
     "from_palette",
@@ -162,6 +163,13 @@ AttributeName = Literal[
 ]
 ATTRIBUTES: Final[tuple[AttributeName, ...]] = get_args(AttributeName)
 ATTRIBUTE_INDEX: Final[Mapping[str, int]] = {name: index for index, name in enumerate(ATTRIBUTES)}
+
+
+def attribute_list(named: Mapping[str, int | None] | None) -> list[int]:
+    """Attributes by name -> their 40 values in the order of `ATTRIBUTES`; 0 where one is null, or there are none."""
+    return [0] * len(ATTRIBUTES) if named is None else [named.get(name) or 0 for name in ATTRIBUTES]
+
+
 #: Attributes that captions describe, in the order of their sentences.
 CAPTIONED: Final = ("Young", "Bangs", "Eyeglasses", "No_Beard", "Smiling")
 

@@ -95,8 +95,12 @@ def _failed(listed: Mapping[str, Any], error: BaseException) -> dict[str, Any]:
 
 
 def faces_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """A `FACES_OR_ERROR` table of rows whose pictures are values of `raygen.store.images.picture`."""
-    return pa.Table.from_pylist([dict(row) for row in rows], FACES_OR_ERROR)
+    """A `FACES_OR_ERROR` table of rows whose pictures are values of `raygen.store.images.picture`.
+
+    `attributes`: the 40 values in the order of `ATTRIBUTES`. `texts`: pairs of a name and a text.
+    """
+    named = [{**row, "attributes": row.get("attributes") and tuple(row["attributes"])} for row in rows]
+    return pa.Table.from_pylist(named, FACES_OR_ERROR)
 
 
 class IngestWorker:

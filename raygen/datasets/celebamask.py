@@ -21,6 +21,7 @@ from raygen.datasets.annotations import attribute_lines, attribute_note, attribu
 from raygen.datasets.files import Files, join, left_out, refuse_collisions
 from raygen.datasets.pictures import LABELS, PictureFiles, read_mask, read_part
 from raygen.store.class_ids import LabelOrder
+from raygen.store.schemas import FACES
 
 __all__ = ["CelebAFiles", "CelebAMask", "merge_parts"]
 
@@ -60,7 +61,7 @@ LISTING: Final = pa.schema(
         ("mask", pa.string()),
         ("parts", pa.list_(pa.string())),
         ("attributes", pa.string()),
-        ("texts", pa.map_(pa.string(), pa.string())),
+        FACES.field("texts"),
         ("identity_id", pa.string()),
         ("reason", pa.string()),
         ("problem", pa.string()),

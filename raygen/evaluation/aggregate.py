@@ -31,7 +31,7 @@ from raygen.metrics.leakage import bootstrap_leakage, group_distances, mean_chan
 from raygen.metrics.registry import lookup
 from raygen.metrics.segmentation import Counts, bootstrap_miou
 from raygen.store.filesystem import FileStore
-from raygen.store.parquet import to_parquet
+from raygen.store.parquet import from_parquet, to_parquet
 from raygen.store.schemas import METRICS
 
 __all__ = ["FEATURES", "MetricRows", "ScoreMatrix", "aggregate", "features_of", "gather_scores", "write_metrics"]
@@ -360,7 +360,18 @@ FINISHERS: Final[Mapping[str, Finish]] = {
 
 
 def write_metrics(folder: FileStore, rows: Sequence[Mapping[str, Any]], name: str = "metrics") -> None:
-    """Writes METRICS rows as `NAME.parquet`, and as a readable `NAME.json`."""
-    folder.put(f"{name}.parquet", to_parquet(pa.Table.from_pylist(list(rows), METRICS)))
-    readable = [{**r, "protocol": json.loads(r["protocol"]), "created": r["created"].isoformat()} for r in rows]
-    folder.put(f"{name}.json", json.dumps(readable, indent=1).encode())
+    """Writes METRICS rows as `NAME.parquet`, and as a readable `NAME.json`.
+
+    Where the same rows are there already, they keep the time at which they were made.
+    """
+    table = pa.Table.from_pylist(list(rows), METRICS)
+    if folder.exists(f"{name}.parquet"):
+        before = from_parquet(folder.get(f"{name}.parquet"))
+        if before.schema.names == table.schema.names and before.drop(["created"]).equals(table.drop(["created"])):
+            table = before
+    folder.update(f"{name}.parquet", to_parquet(table))
+    readable = [
+        {**row, "protocol": json.loads(row["protocol"]), "created": row["created"].isoformat()}
+        for row in table.to_pylist()
+    ]
+    folder.update(f"{name}.json", json.dumps(readable, indent=1).encode())

@@ -6,14 +6,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from raygen.core.errors import ConfigError, InputError
 from raygen.evaluation.aggregate import FEATURES, MetricRows, ScoreMatrix, features_of
 from raygen.evaluation.feature_metrics import Grouping, add_frechet
-from raygen.extractors.base import FeatureExtractor
+from raygen.extractors.base import FeatureConfig, FeatureExtractor, load_features
 from raygen.metrics.frechet_stats import WIDEST, Statistics, checked, read_statistics
 from raygen.store.weight_file import open_weights
 
-__all__ = ["compare_to_statistics", "statistics_in"]
+__all__ = ["check_statistics", "compare_to_statistics", "statistics_in"]
+
+
+def check_statistics(path: str, config: FeatureConfig) -> None:
+    """`ConfigError` where the statistics in `path` cannot be read, or have another width than features of `config`.
+
+    It needs no pictures, so that an evaluation is refused before anything is scored.
+    """
+    network = load_features(config, torch.device("cpu"))
+    width = network.features(torch.zeros(1, 64, 64, 3, dtype=torch.uint8)).shape[1]
+    try:
+        values = statistics_in(path).mean.size
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"reference_stats: {path}: {error}") from error
+    if values != width:
+        raise ConfigError(
+            f"reference_stats: {path} has statistics of {values:,} values; {network.name} (`score.features`) computes "
+            f"{width:,}. Statistics compare only with features of the network that they were computed with"
+        )
 
 
 def compare_to_statistics(
@@ -31,7 +51,7 @@ def compare_to_statistics(
         reference = statistics_in(path).reference()
         add_frechet(rows.add, "all/statistics", network.metric, features_of(features), reference, protocol, grouping)
     except (OSError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"statistics: {path}: {error}") from error
+        raise ConfigError(f"reference_stats: {path}: {error}") from error
     return rows.table()
 
 

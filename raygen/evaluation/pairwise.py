@@ -13,10 +13,10 @@ from raygen.core.errors import InputError
 from raygen.core.location import Location
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
-from raygen.evaluation.scoring import score_table
 from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.metrics.image_similarity import Similarity
 from raygen.metrics.leakage import change, region
+from raygen.metrics.score_rows import score_table
 from raygen.store.images import decode_image, decode_mask, fit_mask
 from raygen.store.lookup import StoredRows
 

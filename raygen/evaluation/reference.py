@@ -13,10 +13,23 @@ from raygen.store.images import decode_image
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import RunStore, open_input
 
-__all__ = ["NETWORKS", "ReferenceSet", "UnpairedRows", "find_unpaired", "picture_size"]
+__all__ = [
+    "NETWORKS",
+    "UNPAIRED",
+    "ReferenceSet",
+    "Stores",
+    "UnpairedRows",
+    "find_unpaired",
+    "picture_size",
+    "write_unpaired",
+]
 
 
 FILE: Final = "reference.json"
+#: Rows with a picture and no mask, or the reverse.
+UNPAIRED: Final = "unpaired.json"
+#: By set: the run with its pictures, their table, and the column of their ids.
+Stores = Mapping[str, tuple[RunStore, str, str]]
 SCORES: Final = "scores/reference"
 #: Settings of a `ScoreConfig` that name networks.
 NETWORKS: Final = ("parser", "features", "classifier", "face_features", "identity")
@@ -53,7 +66,7 @@ class ReferenceSet:
     def record(self, score: Mapping[str, Any], out: str) -> None:
         """Writes the file that `open` reads, for the evaluation in `out`, which scored these pictures with `score`."""
         record = {"faces": self.content, "made": self.made, "size": self.size, "score": score}
-        FileStore(out).put(FILE, json.dumps(record, indent=1, sort_keys=True).encode())
+        FileStore(out).update(FILE, json.dumps(record, indent=1, sort_keys=True).encode())
 
     def tables(self) -> Iterator[pa.Table]:
         """SCORES of the reference; none where it is not scored yet."""
@@ -134,3 +147,24 @@ def find_unpaired(store: RunStore, table: str, key: str) -> UnpairedRows | None:
             if has_picture != has_mask:
                 lists[has_mask].append(row_id)
     return UnpairedRows(rows, masks, *lists) if masks else None
+
+
+def write_unpaired(stores: Stores, protocols: dict[str, Mapping[str, Any]], folder: FileStore) -> dict[str, object]:
+    """Count the rows with a picture and no mask, or the reverse, which mIoU leaves out.
+
+    The counts are returned as facts to be printed, and added to `protocols`. The ids are in `unpaired.json`.
+    """
+    facts: dict[str, object] = {}
+    lists = {}
+    for where, (store, table, key) in stores.items():
+        unpaired = find_unpaired(store, table, key)
+        if unpaired is not None and (counts := unpaired.counts()):
+            lists[table] = {"without_mask": unpaired.without_mask, "without_picture": unpaired.without_picture}
+            protocols[f"unpaired/{where}"] = {"not_compared": counts}
+            facts |= {f"{name} [{where}]": f"{n:,} of {unpaired.rows:,} rows" for name, n in counts.items()}
+    if lists:
+        folder.update(UNPAIRED, json.dumps(lists, indent=1).encode())
+        facts["listed in"] = folder.address(UNPAIRED)
+    elif folder.exists(UNPAIRED):
+        folder.remove(UNPAIRED)
+    return facts

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config
+from raygen.core.face_labels import attribute_list
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
 from raygen.extractors.base import (
@@ -28,12 +29,13 @@ from raygen.extractors.inception import InceptionFeatures
 from raygen.extractors.lpips import LPIPSConfig, load_lpips
 from raygen.metrics.attributes import codes
 from raygen.metrics.image_similarity import Similarity, psnr, ssim
+from raygen.metrics.score_rows import score_table
 from raygen.metrics.segmentation import Counts, confusion
 from raygen.store.images import decode_image, decode_mask, fit_image
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SCORES
 
-__all__ = ["FACE", "ScoreConfig", "ScoreWorker", "Scorer", "score_table"]
+__all__ = ["FACE", "ScoreConfig", "ScoreWorker", "Scorer"]
 
 
 #: Suffix of features of the face alone, and the classes whose bounding box is the face.
@@ -211,14 +213,14 @@ class Scorer:
         return result
 
     def _attributes(
-        self, ids: Sequence[str], images: torch.Tensor, wanted: Sequence[Sequence[int] | None]
+        self, ids: Sequence[str], images: torch.Tensor, wanted: Sequence[Mapping[str, int] | None]
     ) -> list[tuple[str, str, list[float]]]:
         assert self.classifier is not None
         asked = [i for i, values in enumerate(wanted) if values is not None]
         if not asked:
             return []
         predicted = self.classifier.attributes(images[asked]).numpy()
-        vectors = codes(np.array([wanted[i] for i in asked], dtype=np.int8), predicted).astype(float)
+        vectors = codes(np.array([attribute_list(wanted[i]) for i in asked], dtype=np.int8), predicted).astype(float)
         name = f"attributes:{self.classifier.name}"
         return [(ids[i], name, vector.tolist()) for i, vector in zip(asked, vectors, strict=True)]
 
@@ -231,18 +233,6 @@ class Scorer:
 
 def _each(ids: Sequence[str], name: str, vectors: torch.Tensor) -> list[tuple[str, str, list[float]]]:
     return [(i, name, vector.tolist()) for i, vector in zip(ids, vectors.cpu().numpy(), strict=True)]
-
-
-def score_table(scores: Sequence[tuple[str, str, list[float]]], run_id: str, attempt: int = 0) -> pa.Table:
-    """SCORES of (id, measurement, vector)."""
-    columns = {
-        "sample_id": [row_id for row_id, _, _ in scores],
-        "attempt": [attempt] * len(scores),
-        "metric": [name for _, name, _ in scores],
-        "run_id": [run_id] * len(scores),
-        "vector": [vector for _, _, vector in scores],
-    }
-    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
 
 
 def _each_face(

@@ -175,6 +175,17 @@ class Export(Config):
     def assemble(self, assembly: Assembly) -> None:
         """Join pieces into files, where the format has pieces. Called once, when every shard is committed."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """Readers of the format that cannot read it with these settings; the command prints them."""
+        return ()
+
+    def hub_features(self, *, masks: bool) -> list[dict[str, Any]] | None:
+        """Types of the columns as `dataset_info.features` of the data card; None where the files say them.
+
+        `masks`: whether any row has one.
+        """
+        return None
+
     @abstractmethod
     def usage(self) -> str:
         """A paragraph of the data card, Markdown: the files, and how to load them."""

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from raygen.core.face_labels import ATTRIBUTES
+from raygen.core.face_labels import ATTRIBUTES, attribute_list
 from raygen.exports.base import ExportRow
 from raygen.store.filenames import safe_name
 
-__all__ = ["FIELDS", "NamingScheme", "csv_head", "csv_lines", "row_columns"]
+__all__ = ["FIELDS", "INTEGERS", "NamingScheme", "csv_head", "csv_lines", "row_columns"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class NamingScheme:
         return f"{identity}/{row['variant']:03d}" if self.by_variant else f"{identity}/{name}"
 
 
+#: Columns of `FIELDS` that hold whole numbers.
+INTEGERS: Final = ("label", "variant", "attempt", "seed", "steps")
 #: Columns of an exported row, in this order.
 FIELDS: Final = (
     "sample_id",
@@ -66,7 +68,7 @@ def row_columns(row: ExportRow) -> dict[str, Any]:
     columns = {name: row.row.get(name) for name in FIELDS}
     columns["label"] = row.label if row.label >= 0 else None
     if columns["guidance"] is not None:
-        columns["guidance"] = json.dumps(dict(columns["guidance"]), sort_keys=True)
+        columns["guidance"] = json.dumps(columns["guidance"], sort_keys=True)
     return columns
 
 
@@ -81,7 +83,7 @@ def csv_lines(rows: Sequence[tuple[ExportRow, str]]) -> list[bytes]:
     for row, path in rows:
         columns = row_columns(row)
         values = ["" if columns[name] is None else columns[name] for name in FIELDS]
-        attributes = row.row.get("attributes") or [0] * len(ATTRIBUTES)
+        attributes = attribute_list(row.row.get("attributes"))
         lines.append(_csv_line([path, *values, *(value or "" for value in attributes)]))
     return lines
 

@@ -18,6 +18,7 @@ class CsvExport(Export):
 
     identity_folders: ClassVar[bool] = True
     pictures: ClassVar[bool] = False
+    hub_files: ClassVar[str | None] = "labels.csv"
 
     kind: Literal["csv"] = "csv"
 

@@ -91,11 +91,13 @@ def write_card(
     scores: Sequence[Mapping[str, Any]],
     *,
     marks: bool,
+    warning: str = "",
     job: Mapping[str, Any],
 ) -> str:
     """README.md of the data set: YAML front matter, then Markdown.
 
-    `scores`: METRICS rows. `marks`: whether pictures are marked as synthetic. `job`: the job as the card prints it.
+    `scores`: METRICS rows. `marks`: whether pictures are marked as synthetic. `warning`: what was found where pictures
+    are noise. `job`: the job as the card prints it.
     """
     kind = {"model": "synthetic faces", "program": "drawn faces", None: "faces"}[source.made_by]
     if source.store.plan().kind == "edit":
@@ -106,6 +108,7 @@ def write_card(
     parts = [
         _front_matter(title, config, format, source, totals),
         f"# {title}",
+        *([f"> **Warning.** {warning}"] if warning else []),
         _summary(source, listing, totals, marks),
         f"## What is in it\n\n{_counts(listing, totals, source)}\n\n{format.usage()}\n\n{check}",
         f"## How it was made\n\n{_provenance(source, listing)}",
@@ -145,6 +148,8 @@ def _front_matter(title: str, config: CardConfig, format: Export, source: Export
     if format.hub_files is not None:
         files = [{"split": "train", "path": format.hub_files}]
         fields["configs"] = [{"config_name": "default", "data_files": files}]
+    if (features := format.hub_features(masks=totals.masks > 0)) is not None:
+        fields["dataset_info"] = {"config_name": "default", "features": features}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 

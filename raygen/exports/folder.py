@@ -22,6 +22,8 @@ class FolderExport(Export):
 
     identities: ClassVar[IdentityRule] = "all_or_none"
     identity_folders: ClassVar[bool] = True
+    # Masks are pictures too: without a pattern `datasets` takes them for more pictures of the same people.
+    hub_files: ClassVar[str | None] = "images/**"
 
     kind: Literal["folder"] = "folder"
     masks: bool = Field(True, description="also write the masks, as PNG files of class indices")
@@ -49,5 +51,7 @@ class FolderExport(Export):
             "`masks/` with the same names where rows have masks (PNG of class indices 0..18), `labels.csv` with "
             "one line a "
             "picture.\n\n```python\nfrom torchvision.datasets import ImageFolder\n\n"
-            'ImageFolder("images")  # classes in the order of their names, which is the order of `label`\n```'
+            'ImageFolder("images")  # classes in the order of their names, which is the order of `label`\n```\n\n'
+            "Name the folder `images`: one level higher, `images` and `masks` would be the classes. "
+            "`datasets.load_dataset` of the whole folder reads the pictures alone, because this card names them."
         )

@@ -12,7 +12,7 @@ from pydantic import Field
 from raygen.exports.base import Export, ExportRow, PackedShard, RecordLocation
 from raygen.exports.columns import FIELDS, row_columns
 from raygen.store.parquet import to_parquet
-from raygen.store.schemas import ATTRIBUTE_LIST, IMAGE, picture_schema
+from raygen.store.schemas import ATTRIBUTE_VALUES, IMAGE, picture_schema
 
 __all__ = ["SCHEMA", "HuggingFaceExport"]
 
@@ -30,7 +30,7 @@ SCHEMA: Final = picture_schema(
     [
         ("image", IMAGE),
         *((name, _TYPES.get(name, pa.string())) for name in FIELDS),
-        ("attributes", ATTRIBUTE_LIST),
+        ("attributes", ATTRIBUTE_VALUES),
         ("mask", IMAGE),
     ]
 )
@@ -64,6 +64,7 @@ class HuggingFaceExport(Export):
         return (
             "`data/train-00000-of-000NN.parquet`: pictures and masks (class indices 0..18) are `Image` columns; "
             "`label` is the "
-            "number of `identity_id`; `attributes` holds -1, 1, or 0 where unknown, in CelebA's order.\n\n"
+            "number of `identity_id`; `attributes` holds CelebA's 40 by name: -1, 1, or 0 where unknown. Pages have "
+            "checksums, which `datasets`, pandas, Polars and DuckDB do not look at by default.\n\n"
             '```python\nfrom datasets import load_dataset\n\nload_dataset("path/of/this/folder", split="train")\n```'
         )

@@ -43,6 +43,8 @@ MAX_KEY: Final = 1 << 24
 ALL_BUFFERS: Final = 64 << 20
 MIN_BUFFER: Final = 32 << 10
 MAX_BUFFER: Final = 1 << 20
+#: Measured with the record files of this module.
+WEBP: Final = "MXNet 1.9.1's own decoders refuse WebP, DALI 2.4 reads it; codec jpeg or png is read by both"
 #: Paths that are converted to Python strings at once.
 PATHS_AT_ONCE: Final = 1 << 16
 
@@ -79,7 +81,10 @@ class RecordIOExport(Export):
     size: int = Field(
         112, ge=8, le=4096, description="side in pixels that pictures are resized to; InsightFace's networks take 112"
     )
-    codec: PictureCodec = Field("jpeg", description="file format of the pictures: jpeg is usual, png is lossless")
+    codec: PictureCodec = Field(
+        "jpeg",
+        description="file format of the pictures: jpeg is usual, png is lossless, webp is refused by MXNet's decoders",
+    )
 
     def check(self, rows: int, identities: int) -> None:
         """See `Export.check` and `MAX_KEY`: keys of pictures and identities are stored as labels."""
@@ -88,6 +93,10 @@ class RecordIOExport(Export):
                 f"format recordio: {rows:,} pictures of {identities:,} identities are more than float32 labels can "
                 f"number ({MAX_KEY - 1:,}); export in parts, or as webdataset, huggingface or folder"
             )
+
+    def warnings(self) -> tuple[str, ...]:
+        """See `Export.warnings`."""
+        return (WEBP,) if self.codec == "webp" else ()
 
     def pack(self, part: int, parts: int, rows: Sequence[ExportRow]) -> PackedShard:
         """The pictures, by identity; keys and labels follow when all shards are known."""
@@ -131,9 +140,12 @@ class RecordIOExport(Export):
             f"Records hold {self.codec.upper()} of {self.size} px"
             + (f", quality {self.quality}, 4:4:4" if self.codec == "jpeg" else "")
             + ". `train.idx` names every record. Record 0 and the last ones, a record an identity, hold labels and no "
-            "picture, as in InsightFace's own sets: arcface_torch's `MXFaceDataset` skips them, but DALI's "
-            "`readers.mxnet` hands all of them to its decoder, so give DALI an index of the keys in `train.lst` alone."
-            " Pictures were resized, not aligned to landmarks: trainers expect five-point alignment, so align "
+            "picture, as in InsightFace's own sets: arcface_torch's `MXFaceDataset` skips them. Other readers do not. "
+            "MXNet's `mx.io.ImageRecordIter` stops with an error at record 0; Gluon's `ImageRecordDataset` counts "
+            "them as pictures, each an error; DALI's `readers.mxnet` hands all of them to its decoder, so give DALI an "
+            "index of the keys in `train.lst` alone, and read by these keys (`MXIndexedRecordIO.read_idx`) with MXNet. "
+            + "".join(f"{warning}. " for warning in self.warnings())
+            + "Pictures were resized, not aligned to landmarks: trainers expect five-point alignment, so align "
             "before training where faces are not aligned yet. This format has no masks and no attributes."
         )
 

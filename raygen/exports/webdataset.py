@@ -2,18 +2,22 @@
 
 The key of a sample is the part of a member's name before the first dot. The tars depend only on their rows: they have
 no times and no owners.
+
+`datasets` takes the members and types of all samples from the first five: a member that starts later is dropped, and a
+value that was null there ends the load. So every sample has `cls`, `txt` and `json`, and nothing in them is null.
 """
 
 import io
 import json
 import tarfile
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from raygen.core.face_labels import ATTRIBUTES, attribute_list
 from raygen.exports.base import Export, ExportRow, PackedShard, RecordLocation
-from raygen.exports.columns import row_columns
+from raygen.exports.columns import FIELDS, INTEGERS, row_columns
 
 __all__ = ["WebDatasetExport"]
 
@@ -47,19 +51,37 @@ class WebDatasetExport(Export):
         members = [(self.extension, row.image)]
         if row.mask is not None:
             members.append(("mask.png", row.mask))
-        if row.label >= 0:
-            members.append(("cls", str(row.label).encode()))
-        if row.row.get("text"):
-            members.append(("txt", str(row.row["text"]).encode()))
-        columns = {**row_columns(row), "attributes": row.row.get("attributes")}
+        columns: dict[str, Any] = {
+            name: (-1 if name in INTEGERS else "") if value is None else value
+            for name, value in row_columns(row).items()
+        }
+        columns["attributes"] = dict(zip(ATTRIBUTES, attribute_list(row.row.get("attributes")), strict=True))
+        members += [("cls", str(columns["label"]).encode()), ("txt", columns["text"].encode())]
         return [*members, ("json", json.dumps(columns, sort_keys=True).encode())]
+
+    def hub_features(self, *, masks: bool) -> list[dict[str, Any]] | None:
+        """See `Export.hub_features`: a sample without a mask has no such member, which only the card can say."""
+        types = dict.fromkeys(FIELDS, "string") | dict.fromkeys(INTEGERS, "int64") | {"is_synthetic": "bool"}
+        columns: list[dict[str, Any]] = [{"name": name, "dtype": types[name]} for name in FIELDS]
+        columns.append({"name": "attributes", "struct": [{"name": name, "dtype": "int64"} for name in ATTRIBUTES]})
+        return [
+            {"name": self.extension, "dtype": "image"},
+            *([{"name": "mask.png", "dtype": "image"}] if masks else []),
+            {"name": "cls", "dtype": "int64"},
+            {"name": "txt", "dtype": "string"},
+            {"name": "json", "struct": columns},
+            {"name": "__key__", "dtype": "string"},
+            {"name": "__url__", "dtype": "string"},
+        ]
 
     def usage(self) -> str:
         """See `Export.usage`."""
         return (
             f"`train-000000.tar` …: a sample is `<key>.{self.extension}`, `.mask.png` (class indices 0..18), "
             f"`.cls` (number of the "
-            "identity), `.txt` (caption) and `.json` (the other columns), each where the row has it. Keys are sample "
+            "identity), `.txt` (caption) and `.json` (the other columns). A sample without a mask has no `.mask.png`. "
+            "Any other value that a row does not have is an empty text, or -1 for a number, or 0 for an attribute, and "
+            "never null, because loaders take the types from the first samples. Keys are sample "
             "ids with underscores in place of dots.\n\n```python\nimport webdataset\n\n"
             'for sample in webdataset.WebDataset("train-{000000..000NNN}.tar").decode("rgb8"):  # NNN: the last shard\n'
             f'    sample["{self.extension}"], sample["json"]\n```'

@@ -14,7 +14,7 @@ from raygen.exports.images import SOURCE_TYPES, encode_picture, fit, recipe
 from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image, decode_mask, encode_mask
 from raygen.store.parquet import Slice, read_slice
-from raygen.store.schemas import EXPORTED, FILES, reason_of
+from raygen.store.schemas import EXPORTED, FILES, reason_of, texts_by_name
 
 __all__ = ["ExportConfig", "ExportWorker"]
 
@@ -110,9 +110,10 @@ class ExportWorker:
             for row, label in zip(table.to_pylist(), labels, strict=True):
                 if "face_id" in row:
                     row["sample_id"] = row["face_id"]
-                    row["text"] = dict(row.pop("texts", None) or ()).get(self.config.text)
+                    row["text"] = texts_by_name(row.pop("texts", None)).get(self.config.text)
                 if row.get("guidance") is not None:
-                    row["guidance"] = {name: round(weight, 6) for name, weight in row["guidance"]}
+                    weights = row["guidance"].items()
+                    row["guidance"] = {name: round(weight, 6) for name, weight in weights if weight is not None}
                 yield {**dict(self.config.constants), **row, **synthetic, "label": label}
 
     def _encode(self, row: Mapping[str, Any]) -> ExportRow:

@@ -42,13 +42,15 @@ from raygen.models.checkpoint_files import (
 )
 from raygen.models.expert_mixing import Mixing
 from raygen.models.family import BuildInputs, CountInputs, Family
-from raygen.models.schedulers import SamplerConfig, build_sampler, diffusers_scheduler
+from raygen.models.schedulers import NoiseSchedule, SamplerConfig, build_sampler, diffusers_scheduler
 from raygen.models.text import Tokenizer
+from raygen.models.weight_variants import weight_file
 
 __all__ = [
     "FAMILIES",
     "build",
     "check_mixing",
+    "check_sampler",
     "count",
     "digest",
     "family_of",
@@ -173,7 +175,7 @@ def _write(
         if family.is_plain(model):
             index["_class_name"], stage_folder = "LDMPipeline", PLAIN_STAGE
         document |= family.save(model, folder, writing, index)
-        scheduler = diffusers_scheduler(build_sampler(model.schedule, sampler or SamplerConfig(name="ddim", steps=50)))
+        scheduler = diffusers_scheduler(model.schedule, sampler or SamplerConfig(name="ddim", steps=50))
         scheduler.save_pretrained(folder / "scheduler")
         index["scheduler"] = ["diffusers", type(scheduler).__name__]
     if first_stage.net is not None:
@@ -225,6 +227,16 @@ def check_mixing(folder: str | Path, mixing: Mixing) -> None:
     family.check_mixing(family.parse(opened), mixing)
 
 
+def check_sampler(folder: str | Path, sampler: SamplerConfig) -> None:
+    """`ConfigError` where the model of a folder cannot be sampled so, without loading it; see `build_sampler`."""
+    build_sampler(_schedule(_open_model(folder)), sampler)
+
+
+def _schedule(opened: OpenedCheckpoint) -> NoiseSchedule:
+    family = _family(opened)
+    return family.schedule(family.parse(opened), {name: _schedule(p) for name, p in family.inside(opened).items()})
+
+
 def first_stage_config(folder: str | Path) -> AutoencoderConfig:
     """The shape of the first stage of a folder, or of `pixels-64`, without loading it; errors as for `load`."""
     return pixel_stage(str(folder)) or _open(folder).first_stage
@@ -258,7 +270,7 @@ def digest(folder: str | Path) -> str:
         return hashlib.sha256(str(folder).encode()).hexdigest()
     root = Path(resolve(str(folder)))
     _open(root)
-    files = {p.relative_to(root): p for p in root.rglob("*") if p.suffix in (".safetensors", ".json") and p.is_file()}
+    files = {p.relative_to(root): p for p in root.rglob("*") if _makes_the_model(p)}
     lines = []
     for name, path in files.items():
         if name.parts[0] == "training":
@@ -271,6 +283,14 @@ def digest(folder: str | Path) -> str:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         lines.append(f"{name.as_posix()} {sha256}\n")
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def _makes_the_model(path: Path) -> bool:
+    """Whether a file is read when its folder is loaded; pickles are where there is nothing else."""
+    if path.suffix == ".bin":
+        first = weight_file(path.parent)
+        return first is not None and ".bin" in first.suffixes
+    return path.suffix in (".safetensors", ".json") and path.is_file()
 
 
 # --- opening ------------------------------------------------------------------------------------------------

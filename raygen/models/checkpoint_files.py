@@ -18,6 +18,7 @@ from raygen.core.config import parse
 from raygen.core.documents import load_json
 from raygen.core.errors import InputError
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.store.file_kinds import check_start
 
 __all__ = [
     "DIFFUSERS_WEIGHTS",
@@ -87,12 +88,18 @@ def write_diffusers(module: Any, folder: Path, writing: Writing, index: dict[str
 
 
 def write_weights(module: nn.Module, path: Path, writing: Writing) -> None:
-    """All tensors of `module` as safetensors, without a second copy of them in memory; folders are made."""
+    """All tensors of `module` as safetensors, without a second copy of them in memory; folders are made.
+
+    Only tied weights, such as T5's embedding, are copied: safetensors refuses tensors that share memory.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: tensor.detach().cpu().to(writing.dtype if tensor.is_floating_point() else tensor.dtype).contiguous()
-        for name, tensor in module.state_dict().items()
-    }
+    tensors: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, given in module.state_dict().items():
+        tensor = given.detach().cpu().to(writing.dtype if given.is_floating_point() else given.dtype).contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        tensors[name] = tensor.clone() if place in places else tensor
+        places.add(place)
     path.touch()
     mode = path.stat().st_mode  # safetensors would make the file readable for its owner only
     save_file(tensors, path, metadata={"format": "pt", **writing.metadata})
@@ -130,7 +137,11 @@ def read_first_stage(opened: OpenedCheckpoint) -> FirstStage:
 def fill(module: nn.Module, path: Path) -> None:
     """Load weights into `module`: exactly its names and shapes, as float32; `InputError` (`checkpoint`) otherwise."""
     try:
+        if path.is_file():
+            check_start(path)
         tensors: dict[str, Tensor] = load_file(path)
+    except InputError as error:
+        raise InputError(str(error).partition(": ")[2], reason="checkpoint") from error
     except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"{path}: {error}", reason="checkpoint") from error
     expected = module.state_dict()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from raygen.core.config import Config
 from raygen.core.errors import InputError
-from raygen.core.face_labels import ATTRIBUTES, CLASSES
+from raygen.core.face_labels import ATTRIBUTES, CLASSES, attribute_list
 from raygen.core.types import AnyArray, Float32Array, UInt8Array
 from raygen.store.images import decode_image, decode_mask, fit_image, fit_mask
 from raygen.store.lookup import RowLookup
@@ -27,6 +27,8 @@ __all__ = ["MODALITIES", "STYLE_COLUMNS", "ConditionDropout", "Conditions", "Sha
 STYLE_COLUMNS: Final = ("style_reference_a", "style_reference_b", "style_parts", "style_mix")
 #: The condition columns that can become tensors here; `style` is read from the columns `style_*`.
 MODALITIES: Final = ("mask", "attributes", "text", "hint")
+#: Those that are pictures.
+PICTURES: Final = ("mask", "hint")
 #: Texts -> token ids int64 [n, length].
 Tokenize = Callable[[Sequence[str]], Tensor]
 
@@ -172,7 +174,7 @@ def _read_column(
     result: list[AnyArray | Tensor | None] = [None] * rows.num_rows
     for i, value in enumerate(column):
         try:
-            if value is not None and not (isinstance(value, dict) and value.get("bytes") is None):
+            if value is not None and not (name in PICTURES and value["bytes"] is None):
                 result[i] = _read_value(name, value, shapes)
             elif required:
                 raise InputError(f"the model needs {name!r}", reason="missing")
@@ -188,12 +190,10 @@ def _read_value(name: str, value: Any, shapes: Shapes) -> AnyArray | Tensor:
     if name == "hint":
         return fit_image(decode_image(value["bytes"]), shapes.mask_size).copy()
     if name == "attributes":
-        if len(value) != len(ATTRIBUTES):
-            raise InputError(f"{len(value)} attributes, not {len(ATTRIBUTES)}", reason="attributes")
-        for attribute, item in zip(ATTRIBUTES, value, strict=True):
+        for attribute, item in value.items():
             if item not in (-1, 0, 1):
                 raise InputError(f"{attribute} is {item}, not -1, 0 or 1", reason="attributes")
-        return np.asarray(value, dtype=np.float32)
+        return np.asarray(attribute_list(value), dtype=np.float32)
     if not isinstance(value, str):
         raise InputError(f"the text is a {type(value).__name__}", reason="text")
     if shapes.tokenize is None:

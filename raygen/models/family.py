@@ -15,6 +15,7 @@ from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.checkpoint_files import OpenedCheckpoint, Writing, read_first_stage
 from raygen.models.expert_mixing import Mixing
+from raygen.models.schedulers import NoiseSchedule
 from raygen.models.text import TextConfig, Tokenizer
 
 __all__ = ["BuildInputs", "CountInputs", "Family"]
@@ -69,6 +70,10 @@ class Family:
     inside: Callable[[OpenedCheckpoint], Mapping[str, OpenedCheckpoint]] = lambda opened: {}
     #: config -> the text encoder whose vocabulary a new training has to open or learn; None where there is none.
     text: Callable[[Any], TextConfig | None] = lambda config: None
+    #: (config, schedules of its parts by name) -> the noise schedule of the model. Parts have the same schedule.
+    schedule: Callable[[Any, Mapping[str, NoiseSchedule]], NoiseSchedule] = lambda config, parts: (
+        next(iter(parts.values())) if parts else config.noise
+    )
     #: config -> whether `predict` records attention scores, which `AttentionLoss` trains.
     records_attention: Callable[[Any], bool] = lambda config: False
     #: model -> whether diffusers' `LDMPipeline` samples it as it is.

@@ -353,7 +353,8 @@ def _load(opened: OpenedCheckpoint, config: LDMConfig, first_stage: FirstStage, 
         tokenizer = Tokenizer.load(root / "tokenizer")
     model = LDM(config, first_stage, read_diffusers(root / "unet"), tokenizer=tokenizer, frozen_text=frozen)
     for name, module in model.encoders().items():
-        if read_json(root / name / "config.json") != module.config:
+        # What is stored of a frozen encoder is what it was made from above.
+        if module is not frozen and read_json(root / name / "config.json") != module.config:
             raise InputError(f"{root / name}: config.json does not fit raygen.json", reason="checkpoint")
         fill(module, root / name / OWN_WEIGHTS)
     return model

@@ -4,8 +4,9 @@ The forward process is zt = sqrt(abar) z + sqrt(1 - abar) eps. Samplers are diff
 an argument: a torch generator on a CPU uses 32 bits of its seed, too few for millions of rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -150,6 +151,10 @@ def _rate_tables(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor,
 # --- samplers -----------------------------------------------------------------------------------------------
 
 
+#: The largest number of steps of a sampler.
+MOST_STEPS: Final = 1000
+#: The end of the names of samplers with the noise levels of Karras et al. 2022, equation 5.
+KARRAS: Final = "_karras"
 #: Samplers by name. `fast` is the default of a job; `published` is the sampler of the released latent diffusion
 #: models.
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -161,18 +166,21 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
 class SamplerConfig(Config):
     """A sampler by name.
 
-    `spacing` none takes the sampler's own: `trailing`, except under Karras sigmas where it does not count.
+    `spacing` none is `trailing`, except under Karras noise levels, which give the timesteps themselves.
     `ddim` with `leading` is the sampler of the released latent diffusion models, step for step: t = 1, 21, ..,
-    981 for 50 steps, and it stops at abar[0] instead of 1. A name of `PRESETS` replaces all fields: `sampler: fast`.
+    981 for 50 steps, and it stops at abar[0] instead of 1. A name of `PRESETS` replaces all fields: `sampler: fast`;
+    the name of a sampler alone takes the other defaults: `sampler: ddim`.
     """
 
     name: SamplerName = Field("unipc", description="name of the sampler")
     steps: int = Field(
-        12, ge=1, le=1000, description="number of steps; each evaluates the network once per guidance term"
+        12, ge=1, le=MOST_STEPS, description="number of steps; each evaluates the network once per guidance term"
     )
     eta: float = Field(0.0, ge=0, le=1, description="ddim only: 0 is deterministic, 1 has the noise of ddpm")
     spacing: Spacing | None = Field(
-        None, description="spacing of the timesteps, as in diffusers; default: that of the sampler"
+        None,
+        description="spacing of the timesteps, as in diffusers; default: trailing. Samplers with Karras noise levels "
+        "have none",
     )
 
     @model_validator(mode="before")
@@ -180,14 +188,19 @@ class SamplerConfig(Config):
     def _preset(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
+        if value in SAMPLERS:
+            return {"name": value}
         if value not in PRESETS:
-            raise ValueError(f"{value!r} is no preset: {', '.join(PRESETS)}{nearest(value, PRESETS)}")
+            known = (*PRESETS, *SAMPLERS)
+            raise ValueError(f"{value!r} is none of {', '.join(known)}{nearest(value, known)}")
         return dict(PRESETS[value])
 
     @model_validator(mode="after")
-    def _eta_is_for_ddim(self) -> "SamplerConfig":
+    def _options_have_an_effect(self) -> "SamplerConfig":
         if self.eta and self.name != "ddim":
             raise ValueError("eta is an option of ddim")
+        if self.spacing is not None and self.name.endswith(KARRAS):
+            raise ValueError(f"spacing has no effect with {self.name}, whose noise levels give the timesteps")
         return self
 
 
@@ -238,6 +251,23 @@ class NeighbourDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
         return (mean if variance_noise is None or eta == 0 else mean + deviation * variance_noise,)
 
 
+class _Interpolated:
+    """The t of a noise level by numpy's interpolation; diffusers counts through the whole schedule for each."""
+
+    def _sigma_to_t(self, sigma: Float64Array, log_sigmas: Float64Array) -> Float64Array:
+        steps: Float64Array = np.arange(len(log_sigmas), dtype=np.float64)
+        t: Float64Array = np.interp(np.log(np.maximum(sigma, 1e-10)), log_sigmas, steps)
+        return t
+
+
+class KarrasDPMSolverScheduler(_Interpolated, DPMSolverMultistepScheduler):  # type: ignore[misc]
+    """`DPMSolverMultistepScheduler` with the noise levels of Karras et al. 2022."""
+
+
+class KarrasUniPCScheduler(_Interpolated, UniPCMultistepScheduler):  # type: ignore[misc]
+    """`UniPCMultistepScheduler` with the noise levels of Karras et al. 2022."""
+
+
 def _ddpm(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
     return KeyedDDPMScheduler(
         **schedule.scheduler_config(), clip_sample=False, timestep_spacing=config.spacing or "trailing"
@@ -272,37 +302,64 @@ SAMPLERS: Final[Mapping[SamplerName, Callable[[NoiseSchedule, SamplerConfig], An
     "ddpm": _ddpm,
     "ddim": _ddim,
     "dpmpp_2m": _multistep(DPMSolverMultistepScheduler, karras=False),
-    "dpmpp_2m_karras": _multistep(DPMSolverMultistepScheduler, karras=True),
+    "dpmpp_2m_karras": _multistep(KarrasDPMSolverScheduler, karras=True),
     "unipc": _multistep(UniPCMultistepScheduler, karras=False),
-    "unipc_karras": _multistep(UniPCMultistepScheduler, karras=True),
+    "unipc_karras": _multistep(KarrasUniPCScheduler, karras=True),
 }
 
 
 def build_sampler(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
     """A fresh diffusers scheduler with its timesteps set, all on the CPU so that no step waits for the device.
 
-    Raises `ConfigError` where the spacing asks for a timestep that does not exist (1000 `leading` steps), or leaves
-    out more than a tenth of the schedule at its noisy end (600 `leading` steps begin at t = 600, out of pure noise).
+    The first timestep lies in the noisiest tenth of the schedule, since sampling starts from pure noise, and timesteps
+    fall strictly, since the network gives nothing new at one that it has seen. `ConfigError` names the nearest number
+    of steps for which that holds. It also refuses Karras noise levels on a schedule with zero terminal SNR.
     """
+    if config.name.endswith(KARRAS) and schedule.rescale_betas_zero_snr:
+        raise ConfigError(
+            f"sampler {config.name}: the noise schedule of the model ends in pure noise (rescale_betas_zero_snr), and "
+            f"Karras noise levels put more than half of the steps next to it; use {config.name.removesuffix(KARRAS)}"
+        )
     scheduler = SAMPLERS[config.name](schedule, config)
-    scheduler.set_timesteps(config.steps, device="cpu")
-    highest = int(scheduler.timesteps.max())
-    if highest >= schedule.timesteps:
-        raise ConfigError(
-            f"{config.name} with {config.steps} {config.spacing} steps needs t = {highest}; the schedule ends at "
-            f"{schedule.timesteps - 1}; use fewer steps or spacing 'trailing'"
-        )
-    left_out = schedule.timesteps - config.steps * (schedule.timesteps // config.steps)
-    if config.spacing == "leading" and left_out > schedule.timesteps / 10:
-        raise ConfigError(
-            f"{config.name} with {config.steps} leading steps begins at t = {highest} of {schedule.timesteps}, from "
-            "pure noise; use a number of steps that divides the schedule, or spacing 'trailing'"
-        )
-    return scheduler
+    if (problem := _set_timesteps(scheduler, config.steps)) is None:
+        return scheduler
+    spacing = f" {config.spacing}" if config.spacing else ""
+    working = (steps for steps in _neighbours(config.steps) if _set_timesteps(scheduler, steps) is None)
+    trailing = "" if config.spacing in (None, "trailing") else ", or use spacing 'trailing'"
+    raise ConfigError(
+        f"sampler {config.name} with {config.steps}{spacing} steps {problem}; the nearest number of steps that works "
+        f"is {next(working)}{trailing}"
+    )
 
 
-def diffusers_scheduler(scheduler: Any) -> Any:
-    """The diffusers class that one of our schedulers extends, with the same config; for files that others read."""
+def _set_timesteps(scheduler: Any, steps: int) -> str | None:
+    """Set the timesteps of a number of steps; what is wrong with them, None where nothing is."""
+    total = int(scheduler.config.num_train_timesteps)
+    if steps > total:  # diffusers raises a ValueError for some schedulers, and repeats timesteps for others
+        return f"has more steps than the schedule, which has {total}"
+    scheduler.set_timesteps(steps, device="cpu")
+    timesteps: list[int] = scheduler.timesteps.tolist()
+    first = timesteps[0]
+    if first >= total:
+        return f"needs t = {first}, and the schedule ends at {total - 1}"
+    if total - 1 - first >= total / 10:
+        return f"begins at t = {first} of {total}, far from the pure noise that sampling starts from"
+    if len(timesteps) != steps or timesteps[-1] < 0:  # rounding of diffusers
+        return f"makes {len(timesteps)} timesteps, from {first} to {timesteps[-1]}"
+    if twice := [t for t, after in pairwise(timesteps) if after >= t]:
+        return f"visits t = {twice[0]} more than once"
+    return None
+
+
+def _neighbours(steps: int) -> Iterator[int]:
+    """Numbers of steps by their distance, the smaller one first."""
+    for distance in range(1, MOST_STEPS):
+        yield from (n for n in (steps - distance, steps + distance) if 1 <= n <= MOST_STEPS)
+
+
+def diffusers_scheduler(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
+    """The scheduler of a sampler as a class of diffusers, without timesteps; for files that others read."""
+    scheduler = SAMPLERS[config.name](schedule, config)
     base: Any = next(kind for kind in type(scheduler).__mro__ if kind.__module__.startswith("diffusers."))
     return base.from_config(scheduler.config)
 

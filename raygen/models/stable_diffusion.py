@@ -1,6 +1,7 @@
 """Stable Diffusion folders, opened as an ldm: its shape from their configurations, its weights by diffusers' loaders.
 
-Opens safetensors only; nothing in a folder is executed, and nothing is downloaded.
+Weights may be safetensors, whole or in several files, half precision (`fp16`), or `.bin` files, which are read as data.
+Nothing in a folder is executed, and nothing is downloaded.
 """
 
 from collections.abc import Mapping
@@ -11,11 +12,13 @@ from typing import Any, Final
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
 from raygen.core.errors import InputError
+from raygen.core.precision import copy_parameters
 from raygen.models.autoencoder import FirstStage
 from raygen.models.checkpoint_files import FORMAT, OpenedCheckpoint, read_json
 from raygen.models.ldm import FAMILY as LDM_FAMILY
 from raygen.models.ldm import LDM, LDMConfig
 from raygen.models.text import PretrainedTextConfig, Tokenizer, pretrained_encoder, tokenizer_of
+from raygen.models.weight_variants import readable
 
 __all__ = ["FAMILY", "is_stable", "stable_document"]
 
@@ -123,10 +126,15 @@ def _load(opened: OpenedCheckpoint, config: LDMConfig, first_stage: FirstStage, 
 def _pretrained(kind: Any, folder: Path) -> Any:
     """By diffusers' own loader, which knows the older names of published files."""
     try:
-        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True).float()
+        with readable(folder) as source:
+            network = kind.from_pretrained(source, use_safetensors=True, local_files_only=True).float()
+            copy_parameters(network)  # before a temporary folder goes
+    except InputError as error:
+        raise InputError(str(error).partition(": ")[2], reason="checkpoint") from error
     except Exception as error:  # its errors come from several libraries
         reason = str(error).strip().partition("\n")[0][:200]
         raise InputError(f"{folder}: cannot be loaded ({reason})", reason="checkpoint") from error
+    return network
 
 
 #: A folder of this layout is read as an ldm; saved again it is one of ours.

@@ -7,8 +7,10 @@ Sources: Rombach et al. 2022 (text-to-image transformer); Devlin et al. 2019 (Wo
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -25,6 +27,8 @@ from torch import Tensor, nn
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.location import RelativeLocation
+from raygen.core.precision import copy_parameters
+from raygen.models.weight_variants import readable
 
 __all__ = [
     "FrozenText",
@@ -42,21 +46,22 @@ __all__ = [
 
 SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE: Final = "tokenizer.json"
+WORDS: Final = "vocab.txt"
 LARGEST: Final = 30_000
 
 
 class TransformerTextConfig(Config):
     """A transformer trained with the denoiser; its width is the denoiser's `token_width`.
 
-    `vocabulary`: `learned` from the training texts, a `vocab.txt`, a folder that has one, or a name such as
-    `bert-base-uncased`. The published models have 32 layers and do not mask padding.
+    `vocabulary`: `learned` from the training texts, a `vocab.txt`, a folder that has one or a tokenizer.json, or a name
+    such as `bert-base-uncased`. The published models have 32 layers and do not mask padding.
     """
 
     kind: Literal["transformer"] = "transformer"
     vocabulary: RelativeLocation = Field(
         "learned",
         description="`learned` from the training texts, a vocab.txt file, "
-        "a folder with one, or the name of a tokenizer on the hub",
+        "a folder with one or with a tokenizer.json, or the name of a tokenizer on the hub",
     )
     vocabulary_size: int | None = Field(
         None, ge=5, description="size of the vocabulary, to count parameters where the vocabulary is not available"
@@ -110,13 +115,16 @@ class Tokenizer:
         return self.backend.to_str() == other.backend.to_str()
 
     @classmethod
-    def wordpiece(cls, words: Sequence[str], length: int) -> "Tokenizer":
-        """BERT's way (lower case, accents off, [CLS] text [SEP]) over `words` in the order of their ids."""
+    def wordpiece(cls, words: Sequence[str], length: int, **normalization: bool | None) -> "Tokenizer":
+        """BERT's way ([CLS] text [SEP]) over `words` in the order of their ids.
+
+        Lower case without accents, unless `normalization` has other options of `BertNormalizer`.
+        """
         vocabulary = {word: i for i, word in enumerate(words)}
         if missing := [s for s in SPECIAL[:4] if s not in vocabulary]:
             raise ConfigError(f"the vocabulary has no {missing[0]}")
         backend = Backend(WordPiece(vocabulary, unk_token=SPECIAL[1]))
-        backend.normalizer = BertNormalizer(lowercase=True)
+        backend.normalizer = BertNormalizer(**{"lowercase": True, **normalization})  # type: ignore[arg-type]
         backend.pre_tokenizer = BertPreTokenizer()
         backend.post_processor = TemplateProcessing(
             single=f"{SPECIAL[2]} $A {SPECIAL[3]}", special_tokens=[(s, vocabulary[s]) for s in SPECIAL[2:4]]
@@ -162,11 +170,51 @@ def tokenizer_of(config: TransformerTextConfig | PretrainedTextConfig, texts: Ca
     if config.vocabulary == "learned":
         return Tokenizer.wordpiece(learn_vocabulary(texts()), config.length)
     path = Path(config.vocabulary)
-    file = path / "vocab.txt" if path.is_dir() else path
+    folder = path.parent if path.name in (FILE, WORDS) else path
+    if (folder / FILE).is_file():
+        return _from_file(folder, config.length)
+    file = path / WORDS if path.is_dir() else path
     if file.is_file():
         words = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        return Tokenizer.wordpiece(words, config.length)
+        return Tokenizer.wordpiece(words, config.length, **_normalization(folder, words))
     return _from_transformers(config.vocabulary, config.length)
+
+
+def _from_file(folder: Path, length: int) -> Tokenizer:
+    """The tokenizer.json of a folder, which says all but the padding."""
+    pad = _tokenizer_config(folder).get("pad_token") or SPECIAL[0]
+    try:
+        backend = Backend.from_file(str(folder / FILE))
+    except Exception as error:  # the library raises bare exceptions
+        raise ConfigError(f"{folder / FILE}: no tokenizer ({error})") from error
+    return Tokenizer(backend, length, str(pad["content"] if isinstance(pad, dict) else pad))
+
+
+def _normalization(folder: Path, words: Sequence[str]) -> dict[str, bool | None]:
+    """Options of `BertNormalizer`, as the tokenizer_config.json of a folder has them.
+
+    Without it a vocabulary is cased if a word has a capital letter, which lower-cased texts would never give.
+    """
+    document = _tokenizer_config(folder)
+    cased = any(re.search("[A-Z]", word) for word in words if not (word.startswith("[") and word.endswith("]")))
+    lowercase = document.get("do_lower_case")
+    return {
+        "lowercase": not cased if lowercase is None else bool(lowercase),
+        "strip_accents": document.get("strip_accents"),
+        "handle_chinese_chars": document.get("tokenize_chinese_chars", True),
+    }
+
+
+def _tokenizer_config(folder: Path) -> Mapping[str, Any]:
+    """The tokenizer_config.json of a folder; empty where there is none."""
+    path = folder / "tokenizer_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {**document}
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: not a tokenizer's configuration ({error})") from error
 
 
 def _from_transformers(name: str, length: int) -> Tokenizer:
@@ -233,15 +281,21 @@ class _Layer(nn.Module):
 
 
 class FrozenText(nn.Module):
-    """A text encoder of `transformers`: ids [B, L] -> its last hidden state [B, L, width]. Never trained."""
+    """A text encoder of `transformers`: ids [B, L] -> its last hidden state [B, L, width]. Never trained.
+
+    `config` holds those settings of the network that its numbers depend on, and names of parameters are the same for
+    every version of `transformers`: before 5 it kept CLIP's text model one level deeper.
+    """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
-        # Through JSON, so that it equals what is read back from a checkpoint.
-        own = json.loads(json.dumps(network.config.to_dict(), default=str))
-        self.config: dict[str, Any] = {"kind": "pretrained", "class": type(network).__name__, "config": own}
+        self.config: dict[str, Any] = {
+            "kind": "pretrained",
+            "class": type(network).__name__,
+            "config": _network_settings(network.config),
+        }
         self.width = int(network.config.hidden_size)
+        self.network = getattr(network, "text_model", network).eval().requires_grad_(False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Of every position."""
@@ -253,6 +307,52 @@ class FrozenText(nn.Module):
         return super().train(False)
 
 
+#: The settings that a network's hidden states depend on, by the `model_type` of its configuration.
+_BERT: Final = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pad_token_id",
+)
+SETTINGS: Final[Mapping[str, Sequence[str]]] = {
+    "clip_text_model": (*_BERT[:7], "layer_norm_eps"),
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "t5": (
+        "vocab_size",
+        "d_model",
+        "d_kv",
+        "d_ff",
+        "num_layers",
+        "num_heads",
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+        "layer_norm_epsilon",
+        "feed_forward_proj",
+        "pad_token_id",
+    ),
+}
+#: What the configuration of any other network also holds, and what changes with the version of the library.
+OTHERS: Final = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
+
+def _network_settings(config: Any) -> dict[str, Any]:
+    """The settings in a configuration that the network's numbers depend on; of an unknown network, all plain ones."""
+    names = SETTINGS.get(config.model_type)
+    if names is not None:
+        return {name: getattr(config, name) for name in names}
+    # Through JSON, so that it equals what is read back from a checkpoint.
+    document: dict[str, Any] = json.loads(json.dumps(config.to_diff_dict(), default=str))
+    return {name: value for name, value in document.items() if name not in OTHERS}
+
+
 def pretrained_encoder(name: str) -> FrozenText:
     """The encoder half of a model by folder or name; `ConfigError` where it cannot be loaded. No code of it is run."""
     from transformers import AutoConfig, AutoModel, CLIPTextModel, T5EncoderModel
@@ -260,10 +360,14 @@ def pretrained_encoder(name: str) -> FrozenText:
     try:
         config = AutoConfig.from_pretrained(name)
         kinds = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
-        network = kinds.get(config.model_type, AutoModel).from_pretrained(name, use_safetensors=True)
+        kind = kinds.get(config.model_type, AutoModel)
+        with readable(Path(name)) if Path(name).is_dir() else nullcontext(name) as source:
+            network = copy_parameters(kind.from_pretrained(source, use_safetensors=True).float())
+    except InputError as error:
+        raise ConfigError(str(error).partition(": ")[2]) from error
     except Exception as error:
         raise _absent("text encoder", name, error) from error
-    return FrozenText(network.float())
+    return FrozenText(network)
 
 
 def empty_encoder(document: Mapping[str, Any]) -> FrozenText:

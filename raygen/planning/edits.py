@@ -11,12 +11,12 @@ from scipy.ndimage import distance_transform_edt
 
 from raygen.core.config import Config
 from raygen.core.errors import InputError
-from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASS_INDEX, CLASSES, ClassName
+from raygen.core.face_labels import ATTRIBUTES, CAPTIONED, CLASS_INDEX, CLASSES, ClassName, attribute_list
 from raygen.core.location import Location
 from raygen.planning.base import Planning, conditions_table
 from raygen.store.images import decode_mask, encode_mask, picture
 from raygen.store.lookup import Row, RowLookup
-from raygen.store.schemas import CONDITIONS, check_id, reason_of
+from raygen.store.schemas import CONDITIONS, check_id, reason_of, texts_by_name
 
 __all__ = ["ALPHAS", "EditLine", "EditsFromFile", "EditsFromPairs", "paste"]
 
@@ -129,7 +129,7 @@ class EditsFromFile(_Editing):
             mask = picture(paste(mask["bytes"], other["bytes"], line.parts)) if line.parts else other
         if unknown := sorted(set(line.attributes) - set(ATTRIBUTES)):
             raise InputError(f"{line.edit_id}: no attribute {unknown[0]!r}", reason="attributes")
-        text = line.text if line.text is not None else dict(source["texts"] or ()).get(self.caption)
+        text = line.text if line.text is not None else texts_by_name(source["texts"]).get(self.caption)
         attributes = _changed_attributes(source["attributes"], line.attributes)
         return {"edit_id": line.edit_id, "source": line.source, "mask": mask, "text": text, "attributes": attributes}
 
@@ -170,18 +170,17 @@ class EditsFromPairs(_Editing):
             face
             for face in inputs.to_pylist()
             if face["attributes"]
-            and set(self.sentences) <= set(dict(face["texts"] or ()))
+            and set(self.sentences) <= texts_by_name(face["texts"]).keys()
             and (face["mask"] or not self.parts)
         ]
-        male, change = ATTRIBUTE_INDEX["Male"], ATTRIBUTE_INDEX[self.change]
         edits: list[Row] = []
         for i, face in enumerate(suitable):
             others = suitable[i + 1 :] + suitable[:i]
-            own = face["attributes"]
+            own, name = face["attributes"], self.change
             partners = (
                 other
                 for other in others
-                if own[male] == other["attributes"][male] and own[change] * other["attributes"][change] == -1
+                if own["Male"] == other["attributes"]["Male"] and own[name] * other["attributes"][name] == -1
             )
             partner = next(partners, None)
             if partner is None:
@@ -194,10 +193,10 @@ class EditsFromPairs(_Editing):
         return self._rows(edits)
 
     def _edit(self, face: Row, partner: Row) -> Row:
-        sentences, attributes, mask = dict(face["texts"]), dict[str, int](), face["mask"]
+        sentences, attributes, mask = texts_by_name(face["texts"]), dict[str, int](), face["mask"]
         if self.text:
-            sentences[self.change] = dict(partner["texts"])[self.change]
-            attributes[self.change] = partner["attributes"][ATTRIBUTE_INDEX[self.change]]
+            sentences[self.change] = texts_by_name(partner["texts"])[self.change]
+            attributes[self.change] = partner["attributes"][self.change]
         if self.parts:
             mask = picture(paste(mask["bytes"], partner["mask"]["bytes"], self.parts))
         text = " ".join(sentences[name] for name in self.sentences)
@@ -223,9 +222,8 @@ def paste(mask: bytes, other: bytes, parts: Sequence[str]) -> bytes:
     return encode_mask(labels)
 
 
-def _changed_attributes(own: Sequence[int] | None, changes: Mapping[str, int]) -> list[int] | None:
+def _changed_attributes(own: Mapping[str, int] | None, changes: Mapping[str, int]) -> dict[str, int] | None:
     """The attributes of a face with `changes` applied; 0 where a value is unknown, None where all are."""
     if own is None and not changes:
         return None
-    known = own if own is not None else [0] * len(ATTRIBUTES)
-    return [changes.get(name, int(value)) for name, value in zip(ATTRIBUTES, known, strict=True)]
+    return {**dict(zip(ATTRIBUTES, attribute_list(own), strict=True)), **changes}

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from raygen.planning.base import Planning, conditions_table
 from raygen.store.lookup import RowLookup
-from raygen.store.schemas import check_id
+from raygen.store.schemas import check_id, texts_by_name
 
 __all__ = ["FromFaces", "Unconditional"]
 
@@ -58,7 +58,7 @@ class FromFaces(Planning):
             if name in self.conditions:
                 columns[name] = repeated[name]
         if "text" in self.conditions:
-            columns["text"] = [dict(texts or ()).get(self.caption) for texts in repeated["texts"].to_pylist()]
+            columns["text"] = [texts_by_name(texts).get(self.caption) for texts in repeated["texts"].to_pylist()]
         return conditions_table(columns)
 
 

@@ -24,11 +24,13 @@ from raygen.planning.identity_pool import (
 from raygen.planning.identity_traits import IN_MASK, Attribute, KeptTraits, VariedTraits
 from raygen.store.filenames import portable_ids
 from raygen.store.lookup import Row, RowLookup
-from raygen.store.schemas import ATTRIBUTE_LIST, CONDITIONS, FACES, check_id
+from raygen.store.schemas import CONDITIONS, FACES, check_id
 
 __all__ = ["ChosenFaces", "Identities"]
 
 
+#: The 40 values in the order of `ATTRIBUTES`.
+_VALUES: Final = pa.list_(pa.int8(), len(ATTRIBUTES))
 #: A row an identity. Its digest is part of the run id.
 _LISTING: Final = pa.schema(
     [
@@ -36,7 +38,7 @@ _LISTING: Final = pa.schema(
         ("identity_id", pa.string()),
         ("face_id", pa.string()),
         ("sha256", pa.string()),
-        ("attributes", ATTRIBUTE_LIST),
+        ("attributes", _VALUES),
         ("shown", pa.uint32()),
         ("donors", pa.list_(pa.string())),
         FACES.field("mask"),
@@ -47,7 +49,7 @@ _DONORS: Final = pa.schema(
     [
         ("face_id", pa.string()),
         ("sha256", pa.string()),
-        ("attributes", ATTRIBUTE_LIST),
+        ("attributes", _VALUES),
         ("shown", pa.uint32()),
         FACES.field("mask"),
     ]
@@ -319,7 +321,7 @@ class Identities(Planning):
             "identity_id": name,
             "variant": k,
             "mask": donor["mask"] if donor and self.masks == "bank" else identity["mask"],
-            "attributes": values if any(values) else None,
+            "attributes": tuple(values) if any(values) else None,
             **styles,
         }
 

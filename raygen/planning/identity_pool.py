@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raygen.core.errors import InputError
-from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CLASSES
+from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CLASSES, attribute_list
 from raygen.core.hashing import digest
 from raygen.core.types import Int64Array
 from raygen.store.images import decode_mask
@@ -74,7 +74,7 @@ def _index_rows(
             if splits and row["split"] not in splits:
                 continue
             face_id = row["face_id"]
-            values = np.array(row["attributes"] or [0] * len(ATTRIBUTES), dtype=np.int8).tobytes()
+            values = np.array(attribute_list(row["attributes"]), dtype=np.int8).tobytes()
             image = (row.get("image") or {}).get("bytes")
             sha = digest(image) if image else ""
             # Without a name, equal pictures are one person. The prefixes keep names, digests and ids apart.

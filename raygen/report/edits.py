@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow.compute as pc
 from markupsafe import Markup
 
-from raygen.report.images import evenly, find_rows, group_rows, image_thumb, mask_thumb
+from raygen.report.images import find_rows, group_rows, image_thumb, mask_thumb
 from raygen.report.plots import DataPoint, Series, line_plot
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
 from raygen.report.vectors import vectors_by_metric
+from raygen.store.lookup import evenly
 from raygen.store.parquet import Slice, read_slice
 
 __all__ = ["AlphaMeans", "EditRow", "EditScores", "edit_scores", "section"]

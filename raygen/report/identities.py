@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Final
 
-from raygen.report.images import ImageWithMask, evenly, group_rows, image_with_mask
+from raygen.report.images import ImageWithMask, group_rows, image_with_mask
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
+from raygen.store.lookup import evenly
 from raygen.store.parquet import Slice
 from raygen.store.set_digest import KEYS
 

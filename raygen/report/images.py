@@ -5,7 +5,7 @@ Reads the key column of a table and the image rows that are shown, never all ima
 
 import base64
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,7 +21,6 @@ from raygen.store.parquet import Slice, read_slice
 __all__ = [
     "ImageWithMask",
     "data_url",
-    "evenly",
     "find_rows",
     "group_rows",
     "image_thumb",
@@ -41,18 +40,6 @@ class ImageWithMask(NamedTuple):
     image: str
     mask: str | None
     source: str | None
-
-
-def evenly(pieces: Sequence[Slice], count: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """At most `count` rows, evenly spaced through all pieces."""
-    total = sum(piece.rows for piece in pieces)
-    count = min(count, total)
-    places = [int((i + 0.5) * total / count) for i in range(count)]
-    start = 0
-    for piece in pieces:
-        for place in (p - start for p in places if start <= p < start + piece.rows):
-            yield from read_slice(piece._replace(start=piece.start + place, rows=1), columns).to_pylist()
-        start += piece.rows
 
 
 def group_rows(pieces: Sequence[Slice], column: str, value: str, columns: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Section: how much each expert of a collaborative model contributes at each step."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ def section(run: RunFolder) -> Section | None:
     if run.images is None or not samples:
         return None
     means, n = _mean_influence(run.images.slices("scores"))
-    steps = sorted({row["step"] for rows in samples for row in rows}, reverse=True)
+    steps = list({row["step"]: row["timestep"] for row in samples[0]}.values())
     series = [
         Series(f"{name} (mean {np.mean(values):.2f})", [DataPoint(i + 1, value) for i, value in enumerate(values)])
         for name, values in means.items()
@@ -64,18 +65,19 @@ def section(run: RunFolder) -> Section | None:
 
 
 def _samples(pieces: Sequence[Slice]) -> Iterator[list[dict[str, Any]]]:
-    """The rows of the first sample of a few evenly spaced files, from noise to image."""
+    """The rows of the first sample of a few evenly spaced files, a row a map, from noise to image."""
     count = min(SAMPLES, len(pieces))
     for piece in (pieces[int((i + 0.5) * len(pieces) / count)] for i in range(count)):
         ids = read_slice(piece, ["sample_id"])["sample_id"]
         places = pc.indices_nonzero(pc.equal(ids, ids[0])).to_pylist()
-        rows = [read_slice(piece._replace(start=piece.start + at, rows=1)).to_pylist()[0] for at in places]
-        yield sorted(rows, key=lambda row: -int(row["step"]))
+        part = piece._replace(start=piece.start + places[0], rows=places[-1] - places[0] + 1)
+        rows = [row for row in read_slice(part).to_pylist() if row["sample_id"] == ids[0].as_py()]
+        yield sorted(rows, key=lambda row: int(row["step"]))
 
 
 def _tile_rows(rows: Sequence[Mapping[str, Any]]) -> list[InfluenceRow]:
     """The estimates of the image, then the map of every expert."""
-    maps = [dict(row["maps"]) for row in rows]
+    maps = [{row["name"]: row["map"] for row in own} for _, own in groupby(rows, key=lambda row: row["step"])]
     names = [X0, *sorted(name for name in maps[0] if name != X0)]
     tile_rows = []
     for name in names:

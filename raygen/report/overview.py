@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from raygen.metrics.noise import NoiseCheck
 from raygen.report.images import ImageWithMask
 from raygen.report.metric_rows import GENERATED, REFERENCE, ROUNDTRIP, Number, share_of_ceiling
 from raygen.report.run_folder import EXAMPLES, RunFolder, Stage
@@ -25,6 +26,7 @@ class Overview:
     generated: bool
     failed: int
     verdict: str
+    noise: NoiseCheck | None
     images: Sequence[ImageWithMask]
     facts: Sequence[tuple[str, str]]
 
@@ -36,7 +38,9 @@ def overview(run: RunFolder) -> Overview:
     finished = datetime.fromtimestamp(max(times), UTC).strftime("%d %B %Y, %H:%M UTC").lstrip("0") if times else ""
     images = run.examples[::3] if len(run.examples) == EXAMPLES else run.examples[: EXAMPLES // 3]
     failed = sum(stage.bad for stage in run.stages.values())
-    return Overview(run.name, finished, run.main, run.generated, failed, verdict(run.numbers), images, _facts(run))
+    return Overview(
+        run.name, finished, run.main, run.generated, failed, verdict(run.numbers), run.noise, images, _facts(run)
+    )
 
 
 def _facts(run: RunFolder) -> list[tuple[str, str]]:
@@ -49,7 +53,8 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         conditions = [name for name in ("mask", "attributes", "text") if first.get(name)]
         names = {"joint": "all"}
         # A weight of 1 is no guidance.
-        weights = [f"{names.get(k, k)} {weight:g}" for k, weight in first.get("guidance") or [] if weight != 1]
+        guidance = (first.get("guidance") or {}).items()
+        weights = [f"{names.get(k, k)} {weight:g}" for k, weight in guidance if weight not in (None, 1)]
         facts = [
             ("Model", f"checkpoint {str(first.get('checkpoint') or 'unknown')[:12]}"),
             ("Conditions", " + ".join(conditions) or "none"),

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 from raygen.core.errors import ConfigError
 from raygen.evaluation.comparison import cell_of, variant_of
-from raygen.report.images import ImageWithMask, evenly, image_with_mask
+from raygen.metrics.noise import NoiseCheck, check_noise
+from raygen.report.images import ImageWithMask, image_with_mask
 from raygen.report.metric_rows import Number, numbers
 from raygen.report.timeline import Span, without_pauses
 from raygen.store.filesystem import FileStore
+from raygen.store.lookup import evenly, images_of
 from raygen.store.parquet import Slice, from_parquet, read_slice
 from raygen.store.run_store import Commit, Plan, RunStore, open_input
 from raygen.store.set_digest import KEYS
@@ -197,11 +199,22 @@ class RunFolder:
     @cached_property
     def examples(self) -> Sequence[ImageWithMask]:
         """Images and masks of at most `EXAMPLES` rows, evenly spaced through the main stage."""
+        if self.main is None:
+            return []
+        key = KEYS[self.main.table][0]
+        return [example for row in self._example_rows if (example := image_with_mask(row, key))]
+
+    @cached_property
+    def noise(self) -> NoiseCheck | None:
+        """Whether the rows of `examples` are noise; None where there are no images of that size."""
+        return check_noise(images_of(self._example_rows))
+
+    @cached_property
+    def _example_rows(self) -> Sequence[Mapping[str, Any]]:
         if self.main is None or self.main.table not in ("samples", "faces"):
             return []
         key = KEYS[self.main.table][0]
-        rows = evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source"])
-        return [example for row in rows if (example := image_with_mask(row, key))]
+        return list(evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source"]))
 
     def json(self, name: str) -> Any:
         """The JSON file `name`, seen from the folder; None where it is missing."""

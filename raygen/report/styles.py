@@ -4,9 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from raygen.core.face_labels import CLASSES
-from raygen.report.images import evenly, find_rows, group_rows, image_thumb, mask_thumb
+from raygen.report.images import find_rows, group_rows, image_thumb, mask_thumb
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
+from raygen.store.lookup import evenly
 
 __all__ = ["StyleGroup", "section"]
 

@@ -8,10 +8,11 @@ from markupsafe import Markup
 from raygen.core.errors import ConfigError
 from raygen.evaluation.comparison import Curve, best_steps, cell_of, curves
 from raygen.metrics.registry import SECONDS, better, lookup
-from raygen.report.images import ImageWithMask, evenly, find_rows, image_with_mask
+from raygen.report.images import ImageWithMask, find_rows, image_with_mask
 from raygen.report.plots import DataPoint, Series, line_plot
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
+from raygen.store.lookup import evenly
 from raygen.store.run_store import open_input
 
 __all__ = ["Measure", "SeriesSummary", "section", "sweep_plot"]

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import attribute_list
 from raygen.core.pixels import to_pixels
 from raygen.core.types import BoolArray, UInt8Array
+from raygen.metrics.score_rows import score_table
 from raygen.models.base import Model, Tokens
 from raygen.models.conditions import Conditions
 from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, best_alpha
@@ -33,7 +35,7 @@ from raygen.sampling.noise import keyed_normal, noise_key
 from raygen.sampling.worker import SampleConfig, SampleWorker, to_host
 from raygen.store.images import decode_mask, images_from_rows
 from raygen.store.lookup import RowLookup
-from raygen.store.schemas import SCORES, SELECTION, reason_of
+from raygen.store.schemas import SELECTION, reason_of
 
 __all__ = ["EditWorker", "ImagicConfig", "fit", "restored"]
 
@@ -157,7 +159,8 @@ class EditWorker:
         images, errors = images_from_rows(pa.Table.from_pylist([{"image": row["image"]}]), size)
         if errors[0] is not None:
             raise InputError(errors[0], reason="source")
-        return images[0], _mask(row.get("mask"), size), row.get("attributes")
+        named = row.get("attributes")
+        return images[0], _mask(row.get("mask"), size), None if named is None else attribute_list(named)
 
     def _failed(self, rows: pa.Table, reason: str) -> Callable[[], dict[str, pa.Table]]:
         n, size = rows.num_rows, self.model.first_stage.config.image_size
@@ -207,7 +210,7 @@ class EditWorker:
             source,
             mask=_mask(rows["mask"][0].as_py(), size),
             own_mask=own_mask,
-            attributes=rows["attributes"][0].as_py(),
+            attributes=attribute_list(rows["attributes"][0].as_py()),
             own_attributes=own_attributes,
         )
         similarity = self.judge.similarity(images[good], source)
@@ -218,11 +221,9 @@ class EditWorker:
         vectors = [
             [a, f, s, float(i == chosen)] for i, (a, f, s) in enumerate(zip(alphas, judged, similarity, strict=True))
         ]
-        shared = {"attempt": self.config.attempt, "metric": f"edit:{self.judge.name}", "run_id": self.config.run_id}
-        score_rows = [
-            {"sample_id": name, "vector": vector, **shared} for name, vector in zip(ids, vectors, strict=True)
-        ]
-        scores = pa.Table.from_pylist(score_rows, SCORES)
+        metric = f"edit:{self.judge.name}"
+        rows_of_scores = [(name, metric, vector) for name, vector in zip(ids, vectors, strict=True)]
+        scores = score_table(rows_of_scores, self.config.run_id, self.config.attempt)
         tables["scores"] = pa.concat_tables([tables["scores"], scores]) if "scores" in tables else scores
         tables["selection"] = self._selection(ids, vectors, chosen)
         return tables

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from raygen.core.pixels import to_uint8
+from raygen.metrics.score_rows import score_table
 from raygen.models.collaborative import INFLUENCE as PREFIX
 from raygen.store.images import Codec, encode_image, encode_mask, picture
-from raygen.store.schemas import INFLUENCE, SCORES
+from raygen.store.schemas import INFLUENCE
 
 __all__ = ["X0", "InfluenceRecorder"]
 
@@ -47,10 +48,10 @@ class InfluenceRecorder:
         for name, share in shares.items():
             self._means.setdefault(name, []).append(share.flatten(1).mean(dim=1))
             self._spreads.setdefault(name, []).append(share.flatten(1).std(dim=1, correction=0))
-        if self._taken in self._chosen:
+        if self._taken in self._chosen:  # by step: a sampler may give two of them one t
             maps = {name: (share[:, 0] * 255).round().to(torch.uint8) for name, share in shares.items()}
             maps[X0] = to_uint8(self._decode(self.record[X0][: self.rows]))
-            self._maps[self.timesteps[self._taken]] = maps
+            self._maps[self._taken] = maps
         self._taken += 1
         self.record.clear()
 
@@ -60,25 +61,19 @@ class InfluenceRecorder:
         for name in self._means:
             statistics = torch.stack([*self._means[name], *self._spreads[name]], dim=1).cpu()  # [rows, 2 x steps]
             rows += [(ids[i], f"influence:{name}", statistics[i].tolist()) for i in good]
-        columns = {
-            "sample_id": [row[0] for row in rows],
-            "attempt": [attempt] * len(rows),
-            "metric": [row[1] for row in rows],
-            "run_id": [run_id] * len(rows),
-            "vector": [row[2] for row in rows],
-        }
-        return pa.table({f.name: pa.array(columns[f.name], f.type) for f in SCORES}, schema=SCORES)
+        return score_table(rows, run_id, attempt)
 
     def maps(self, ids: Sequence[str], good: Sequence[int], codec: Codec) -> pa.Table:
-        """INFLUENCE rows of the good rows: maps of 8 bits a pixel of the latent, 255 being all, and the picture `x0`.
+        """INFLUENCE rows of the good rows: a map of 8 bits a pixel of the latent, 255 being all, or the picture `x0`.
 
-        `step` is t.
+        `step` counts from 0, the first one out of noise; `timestep` is its t.
         """
+        arrays = {step: {name: m.cpu().numpy() for name, m in maps.items()} for step, maps in self._maps.items()}
         rows = []
-        for t, maps in self._maps.items():
-            arrays = {name: values.cpu().numpy() for name, values in maps.items()}
-            for i in good:
-                files = {n: encode_image(v[i], codec) if n == X0 else encode_mask(v[i]) for n, v in arrays.items()}
-                pictures = [(name, picture(file)) for name, file in files.items()]
-                rows.append({"sample_id": ids[i], "step": t, "maps": pictures})
+        for i in good:
+            for step, maps in arrays.items():
+                for name, values in maps.items():
+                    file = encode_image(values[i], codec) if name == X0 else encode_mask(values[i])
+                    at = {"sample_id": ids[i], "step": step, "timestep": self.timesteps[step]}
+                    rows.append({**at, "name": name, "map": picture(file)})
         return pa.Table.from_pylist(rows, INFLUENCE)

@@ -16,9 +16,11 @@ import numpy as np
 import pyarrow as pa
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from diffusers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from PIL import Image
 
 from raygen.core.assets import resolve
+from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES
 from raygen.models import checkpoint
@@ -27,7 +29,7 @@ from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.guidance import Guidance
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import encode_image, encode_mask, picture_column
-from raygen.store.schemas import CONDITIONS, cast
+from raygen.store.schemas import ATTRIBUTE_VALUES, CONDITIONS, cast
 
 __all__ = ["FacePipeline"]
 
@@ -51,7 +53,13 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "FacePipeline":
         """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them."""
         kwargs.setdefault("low_cpu_mem_usage", False)  # else diffusers asks for `accelerate`, which is not used here
-        pipeline: FacePipeline = super().from_pretrained(resolve(str(pretrained_model_name_or_path)), **kwargs)
+        shown = is_progress_bar_enabled()
+        disable_progress_bar()  # a scheduler is all that diffusers loads here
+        try:
+            pipeline: FacePipeline = super().from_pretrained(resolve(str(pretrained_model_name_or_path)), **kwargs)
+        finally:
+            if shown:
+                enable_progress_bar()
         return pipeline
 
     @property
@@ -100,17 +108,16 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
             takes = sorted(self.model.modalities) or "no conditions"
             raise ConfigError(f"the model does not take {unknown}; it takes {takes}")
         rows = _rows(count.pop() if count else 1, columns)
-        if isinstance(sampler, str):
-            sampler = SamplerConfig(name=sampler, steps=num_inference_steps)
-        config = SampleConfig(
-            checkpoint=str(self.config["_name_or_path"]),
-            sampler=sampler,
-            guidance=guidance_scale,
-            seed=seed,
-            batch=rows.num_rows,
-            codec="png",
-            device=self.device.type if self.device.type == "cuda" else "cpu",
-        )
+        settings = {
+            "checkpoint": str(self.config["_name_or_path"]),
+            "sampler": {"name": sampler, "steps": num_inference_steps} if isinstance(sampler, str) else sampler,
+            "guidance": guidance_scale,
+            "seed": seed,
+            "batch": rows.num_rows,
+            "codec": "png",
+            "device": self.device.type if self.device.type == "cuda" else "cpu",
+        }
+        config: SampleConfig = parse(SampleConfig, settings, "FacePipeline")
         samples = SampleWorker(config, model=self.model)(rows)["samples"].to_pylist()
         if bad := [row["error"] for row in samples if row["error"]]:
             raise InputError(bad[0].partition(": ")[2], reason=bad[0].partition(": ")[0])
@@ -137,5 +144,6 @@ def _rows(n: int, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     if "attributes" in columns:
         if unknown := sorted({name for values in columns["attributes"] for name in values} - set(ATTRIBUTES)):
             raise ConfigError(f"no attribute {unknown[0]!r}; there are {', '.join(ATTRIBUTES)}")
-        rows["attributes"] = [[int(values.get(name, 0)) for name in ATTRIBUTES] for values in columns["attributes"]]
+        named = [{name: int(values.get(name, 0)) for name in ATTRIBUTES} for values in columns["attributes"]]
+        rows["attributes"] = pa.array(named, ATTRIBUTE_VALUES)
     return cast(pa.table(rows), CONDITIONS)

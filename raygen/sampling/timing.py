@@ -10,9 +10,9 @@ from pydantic import Field
 
 from raygen.core.config import Config
 from raygen.metrics.registry import SECONDS
+from raygen.metrics.score_rows import score_table
 from raygen.sampling.worker import SampleWorker
 from raygen.store.run_store import RunStore
-from raygen.store.schemas import SCORES
 
 __all__ = ["SharedTiming", "TimingConfig", "TimingWorker", "seconds_of"]
 
@@ -41,8 +41,8 @@ class TimingWorker:
         """Time conditions to tensors, sampling and decoding now."""
         rounds = [self.round(rows) for _ in range(1 + self.config.rounds)][1:]
         run_id = self.worker.config.run_id
-        row = {"sample_id": self.name, "attempt": 0, "metric": SECONDS, "run_id": run_id, "vector": rounds}
-        return lambda: {"scores": pa.Table.from_pylist([row], SCORES)}
+        scores = score_table([(self.name, SECONDS, rounds)], run_id)
+        return lambda: {"scores": scores}
 
     def round(self, rows: pa.Table) -> float:
         """Seconds a picture, once."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
+from raygen.core.no_effect import without_effect
 from raygen.core.pixels import to_uint8
 from raygen.core.precision import set_deterministic_precision, tf32
 from raygen.core.types import BoolArray, UInt8Array
@@ -34,6 +35,7 @@ from raygen.sampling.guidance import (
     check_guidance,
 )
 from raygen.sampling.influence import X0, InfluenceRecorder
+from raygen.sampling.no_effect import SAMPLING
 from raygen.sampling.noise import batch_noise, noise_key
 from raygen.store.images import Codec, encode_image, picture_column
 from raygen.store.lookup import RowLookup
@@ -143,6 +145,9 @@ def check_sampling(config: SampleConfig) -> None:
         takes = ", ".join(sorted(reads)) or "no conditions"
         raise ConfigError(f"use_conditions: {', '.join(unknown)}: the model takes {takes}")
     check_guidance(reads, config.guidance, config.guidance_parametrization, config.negative_keeps)
+    if problem := without_effect(config, SAMPLING):
+        raise ConfigError(problem)
+    checkpoint.check_sampler(config.checkpoint, config.sampler)
     if config.mixing is not None:
         checkpoint.check_mixing(config.checkpoint, config.mixing)
 
@@ -336,7 +341,7 @@ class SampleWorker:
             "checkpoint": [self.digest] * n,
             "sampler": [config.sampler.name] * n,
             "steps": [config.sampler.steps] * n,
-            "guidance": [list(weights.items())] * n,
+            "guidance": [weights] * n,
             "image_sha256": [None if data is None else hashlib.sha256(data).hexdigest() for data in encoded],
         }
         return pa.Table.from_arrays([_column(f, rows, columns, encoded) for f in SAMPLES], schema=SAMPLES)

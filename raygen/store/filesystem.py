@@ -4,7 +4,6 @@ Only operations that behave the same everywhere: put, put once, get, list. There
 because on object stores an exception in the middle would publish half a file.
 """
 
-import ctypes
 import errno
 import os
 import shutil
@@ -21,6 +20,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from raygen.core.errors import ConfigError, InfrastructureError, StorageError
 from raygen.core.location import check_credentials, redact
+from raygen.store import disk
+from raygen.store.disk import PROBE
 
 __all__ = ["PERMANENT", "FileStore", "file_system"]
 
@@ -29,9 +30,6 @@ T = TypeVar("T")
 RETRIES = 4
 #: Errors of a disk that another attempt does not mend: full, over quota, read-only.
 PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-#: What disks without hard links, and disks whose folders cannot be synchronised, answer.
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
@@ -73,6 +71,13 @@ class FileStore:
         """Write or overwrite `name` atomically: readers see all of it or nothing."""
         self._write(name, data, once=False)
 
+    def update(self, name: str, data: bytes) -> None:
+        """`put`, unless `name` holds these bytes already: a repeated command leaves its results as they are."""
+        with suppress(FileNotFoundError):
+            if self.get(name) == data:
+                return
+        self.put(name, data)
+
     def put_once(self, name: str, data: bytes) -> bool:
         """Create `name`; False if it exists. Atomic where `creates_once()`."""
         return self._write(name, data, once=True)
@@ -81,7 +86,7 @@ class FileStore:
         try:
             with self._explained(name):
                 if self.local:
-                    return _write_local(Path(self.path(name)), data, once=once)
+                    return disk.write(Path(self.path(name)), data, once=once)
                 if once and _retry(lambda: self._fs.exists(self.path(name))):
                     return False
                 _retry(lambda: self._fs.pipe_file(self.path(name), data, mode="create" if once else "overwrite"))
@@ -118,7 +123,7 @@ class FileStore:
                 _retry(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}))
                 return
             Path(self.path(staging)).mkdir(parents=True, exist_ok=True)
-            _write_together({Path(self.path(name)): data for name, data in files.items()}, Path(self.path(staging)))
+            disk.write_together({Path(self.path(name)): data for name, data in files.items()}, Path(self.path(staging)))
 
     @contextmanager
     def building(self, name: str, staging: str) -> Iterator[BinaryIO]:
@@ -129,7 +134,7 @@ class FileStore:
         folder = Path(self.path(staging)) if self.local else Path(tempfile.gettempdir())
         with self._explained(name):
             folder.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=folder)
+            handle, temporary = disk.temporary(folder)
         try:
             with self._explained(name), os.fdopen(handle, "wb", buffering=1 << 20) as file:
                 yield file
@@ -141,7 +146,7 @@ class FileStore:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     os.chmod(temporary, 0o644)
                     os.replace(temporary, path)
-                    _sync_folder(path.parent)
+                    disk.sync_folder(path.parent)
                 else:
                     _retry(lambda: self._fs.put_file(temporary, self.path(name)))
         finally:
@@ -212,7 +217,9 @@ class FileStore:
             paths = self._read(lambda: self._fs.ls(self.path(folder), detail=False))
         except FileNotFoundError:
             return []
-        return sorted(name for name in (str(p).rsplit("/", 1)[-1] for p in paths) if not name.startswith(".tmp-"))
+        return sorted(
+            name for name in (str(p).rsplit("/", 1)[-1] for p in paths) if not name.startswith(disk.TEMPORARY)
+        )
 
     def remove(self, name: str) -> None:
         """Delete `name` if it exists."""
@@ -225,11 +232,11 @@ class FileStore:
         It is tried: some stores that speak S3 ignore the condition, and disks such as exFAT, SMB and many FUSE mounts
         have no hard links. An error of the storage is raised after a few attempts; it is no answer.
         """
-        name = f".probe-{os.getpid()}-{time.time_ns()}"
+        name = disk.own_name(PROBE)
         try:
             with self._explained(name):
                 if self.local:
-                    return _creates_once_local(Path(self.path(name)))
+                    return disk.links(Path(self.path(name)))
                 create = partial(self._fs.pipe_file, self.path(name), mode="create")
                 try:
                     _retry(lambda: create(b"1"))
@@ -245,12 +252,32 @@ class FileStore:
         finally:
             self.remove(name)
 
+    def leftovers(self) -> list[str]:
+        """Unfinished files of processes that are gone, relative to the folder.
+
+        On an object store only the probes beside the results of its attempts: nothing else can be left there but the
+        parts of unfinished uploads, which a rule of the bucket removes.
+        """
+        if self.local:
+            paths = (Path(at, name) for at, _, names in os.walk(self.path("")) for name in names)
+            return sorted(str(path.relative_to(self.path(""))) for path in paths if disk.is_left_over(path.name))
+        top = self.names("")
+        below = (f"{folder}/{name}" for folder in top if folder.startswith("attempt-") for name in self.names(folder))
+        return sorted(name for name in (*top, *below) if disk.is_left_over(name.rsplit("/", 1)[-1]))
+
+    def remove_leftovers(self) -> int:
+        """Remove `leftovers`; their number. Those of living processes stay, which may be other drivers of the run."""
+        names = self.leftovers()
+        for name in names:
+            self.remove(name)
+        return len(names)
+
     def require(self) -> None:
         """Check that the folder can be written, before any work.
 
         `ConfigError` where the bucket is missing or not writable, `InfrastructureError` where the server is away.
         """
-        probe = f".probe-{os.getpid()}-{time.time_ns()}"
+        probe = disk.own_name(PROBE)
         try:
             self.put(probe, b"raygen")
         except (ConfigError, StorageError):
@@ -261,102 +288,6 @@ class FileStore:
             kind = InfrastructureError if away else ConfigError
             raise kind(f"{self.url}: cannot be written ({name}: {redact(str(error))[:200]})") from error
         self.remove(probe)
-
-
-def _write_local(path: Path, data: bytes, *, once: bool) -> bool:
-    if once and path.exists():
-        return False
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".tmp-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        if once:
-            _link(temporary, path)
-        else:
-            os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except FileExistsError:
-        return False
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
-    return True
-
-
-def _link(temporary: str, path: Path) -> None:
-    """Give `temporary` the name `path`; `FileExistsError` where the name is taken."""
-    try:
-        os.link(temporary, path)  # the only atomic create with content in POSIX
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        # Not exclusive; callers name what must not be replaced by its content, see `creates_once`.
-        os.replace(temporary, path)
-
-
-def _creates_once_local(probe: Path) -> bool:
-    _write_local(probe, b"1", once=False)
-    second = probe.with_name(f"{probe.name}-2")
-    try:
-        os.link(probe, second)
-    except OSError as error:
-        if error.errno not in NO_LINKS:
-            raise
-        return False
-    finally:
-        second.unlink(missing_ok=True)
-    return True
-
-
-def _write_together(files: Mapping[Path, bytes], staging: Path) -> None:
-    """Write files by way of `staging`, then sync the disk once for all of them."""
-    written: dict[Path, str] = {}
-    try:
-        for folder in {path.parent for path in files}:
-            folder.mkdir(parents=True, exist_ok=True)
-        for path, data in files.items():
-            handle, written[path] = tempfile.mkstemp(prefix=".tmp-", dir=staging)
-            with os.fdopen(handle, "wb") as file:
-                os.fchmod(handle, 0o644)
-                file.write(data)
-        for path, temporary in written.items():
-            os.replace(temporary, path)
-        _sync_file_system(staging)
-    finally:
-        for temporary in written.values():
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _sync_file_system(folder: Path) -> None:
-    """Wait until the file system of `folder` is on the disk: faster than an fsync for each of many small files."""
-    sync = getattr(ctypes.CDLL(None), "syncfs", None)
-    if sync is None:
-        os.sync()
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        if sync(handle):
-            raise OSError(f"{folder}: cannot be synchronised with the disk")
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in NO_FOLDER_SYNC:
-            raise
-    finally:
-        os.close(handle)
 
 
 def _retry(call: Callable[[], T]) -> T:

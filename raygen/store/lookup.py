@@ -1,17 +1,19 @@
 """Rows of a finished run by id, such as the faces that edits, styles and comparisons refer to."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
 from raygen.core.errors import InputError
+from raygen.core.types import UInt8Array
+from raygen.store.images import decode_image
 from raygen.store.parquet import Slice, read_slice
 from raygen.store.run_store import open_input
 from raygen.store.set_digest import KEYS
 
-__all__ = ["InMemoryRows", "Row", "RowLookup", "StoredRows"]
+__all__ = ["InMemoryRows", "Row", "RowLookup", "StoredRows", "evenly", "images_of"]
 
 
 Row = Mapping[str, Any]
@@ -87,3 +89,32 @@ def _runs(positions: Iterable[tuple[Slice, int]]) -> list[tuple[Slice, list[int]
             runs.append((piece, []))
         runs[-1][1].append(row)
     return runs
+
+
+def evenly(pieces: Sequence[Slice], count: int, columns: Sequence[str], *, block: int = 1) -> Iterator[dict[str, Any]]:
+    """At most `count` rows, evenly spaced through all pieces; in blocks of rows that follow each other.
+
+    A file is read by row groups, so that a block costs as much as a row.
+    """
+    total = sum(piece.rows for piece in pieces)
+    if block > 1 and total <= count:
+        for piece in pieces:
+            yield from read_slice(piece, columns).to_pylist()
+        return
+    count = min(count // block, total)
+    places = [int((i + 0.5) * total / count) for i in range(count)]
+    start = 0
+    for piece in pieces:
+        for place in (p - start for p in places if start <= p < start + piece.rows):
+            part = piece._replace(start=piece.start + place, rows=min(block, piece.rows - place))
+            yield from read_slice(part, columns).to_pylist()
+        start += piece.rows
+
+
+def images_of(rows: Iterable[Row]) -> Iterator[UInt8Array]:
+    """The pictures uint8 [H, W, 3] in the column `image` of rows; rows without one that opens are left out."""
+    for row in rows:
+        try:
+            yield decode_image((row.get("image") or {}).get("bytes"))
+        except InputError:
+            continue

@@ -1,6 +1,6 @@
 """Tables as Parquet bytes, and reading a slice of rows from a file."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -56,21 +56,36 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def to_parquet(table: pa.Table, *, row_group_rows: int = 128) -> bytes:
-    """One Parquet file as bytes: page checksums on, small row groups, statistics for plain columns only."""
-    pictures = {f.name for f in table.schema if pa.types.is_nested(f.type) or pa.types.is_binary(f.type)}
-    plain = [name for name in table.schema.names if name not in pictures]
+    """One Parquet file as bytes: page checksums on, small row groups, statistics for plain columns only.
+
+    Pictures and vectors are neither compressed nor dictionary-encoded.
+    """
+    plain = [f.name for f in table.schema if not (pa.types.is_nested(f.type) or pa.types.is_binary(f.type))]
+    small = [path for field in table.schema for path in _small_leaves(field.name, field.type)]
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
         sink,
         row_group_size=row_group_rows,
-        compression={**dict.fromkeys(plain, "zstd")} if plain else "none",
-        use_dictionary=plain,
+        compression=dict.fromkeys(small, "zstd") if small else "none",
+        use_dictionary=small,
         write_statistics=plain,
         write_page_checksum=True,
         store_schema=True,
     )
     return bytes(sink.getvalue().to_pybytes())
+
+
+def _small_leaves(path: str, kind: pa.DataType) -> Iterator[str]:
+    """Paths of the Parquet columns of an Arrow column, but for pictures and lists of floats."""
+    if pa.types.is_struct(kind):
+        for child in kind:
+            yield from _small_leaves(f"{path}.{child.name}", child.type)
+    elif pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+        if not pa.types.is_floating(kind.value_type):
+            yield from _small_leaves(f"{path}.list.element", kind.value_type)
+    elif not pa.types.is_binary(kind):
+        yield path
 
 
 def from_parquet(data: bytes | pa.Buffer, *, columns: Sequence[str] | None = None) -> pa.Table:

@@ -2,15 +2,15 @@
 
 from typing import Final
 
-__all__ = ["INERT", "LITERALS"]
+__all__ = ["INERT", "INERT_NAMES", "LITERALS"]
 
 
 #: What else lies in checkpoints of training programs: classes that name a callback, settings. They become stand-ins.
+#: Modules, of which any name may be mentioned.
 INERT: Final = (
     "pytorch_lightning",
     "lightning",
     "lightning_fabric",
-    "omegaconf",
     "ldm",
     "taming",
     "main",
@@ -20,9 +20,58 @@ INERT: Final = (
     "typing",
     "argparse",
     "pathlib",
+    "datetime",
     "torch.optim",
+    "torch.nn.modules",
     "torch.torch_version",
     "numpy.random",
+    # dictionaries of settings
+    "omegaconf",
+    "easydict",
+    "yacs",
+    "addict",
+    "box",
+    "munch",
+    "attrdict",
+    "mmcv",
+    "mmengine",
+    "ml_collections",
+    "fvcore.common.config",
+    "detectron2.config",
+)
+#: Types of Python that hold values. Their modules hold functions too, which stay refused.
+_BUILTINS: Final = (
+    "bool",
+    "bytearray",
+    "bytes",
+    "complex",
+    "float",
+    "frozenset",
+    "int",
+    "list",
+    "long",
+    "object",
+    "range",
+    "slice",
+    "str",
+    "tuple",
+    "unicode",
+    "xrange",
+)
+#: Single names that become stand-ins.
+INERT_NAMES: Final = frozenset(
+    {
+        *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in _BUILTINS),
+        *(f"collections.{name}" for name in ("Counter", "deque", "ChainMap", "UserDict", "UserList")),
+        *(f"{module}._reconstructor" for module in ("copyreg", "copy_reg")),  # how old protocols write objects
+        "decimal.Decimal",
+        "fractions.Fraction",
+        "types.SimpleNamespace",
+        "uuid.UUID",
+        "torch.device",
+        *(f"torch.{name}" for name in ("complex32", "complex64", "complex128", "uint16", "uint32", "uint64")),
+        *(f"torch.float8_{name}" for name in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")),
+    }
 )
 #: Opcodes whose argument is the value.
 LITERALS: Final = frozenset(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Final, NamedTuple
 
 from raygen.core.errors import InputError
-from raygen.store.pickle_names import INERT, LITERALS
+from raygen.store.pickle_names import INERT, INERT_NAMES, LITERALS
 
 __all__ = ["DType", "OpaqueObject", "PickledArray", "PickledStorage", "PickledTensor", "read_pickle"]
 CONSTANTS: Final = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
@@ -88,15 +88,17 @@ class _Refused(Exception):
     """Why a pickle is not one of weights."""
 
 
-def read_pickle(file: IO[bytes], what: str) -> Any:
+def read_pickle(file: IO[bytes], what: str, storages: dict[str, PickledStorage] | None = None) -> Any:
     """The next pickle of `file` as plain values; the file stands behind it afterwards.
+
+    `storages`: every storage that it speaks of is added, by its key, also those in the state of a stand-in.
 
     Dictionaries become dicts, tensors `PickledTensor`, arrays `PickledArray`, what belongs to a training program
     `OpaqueObject`. `what` names the file in errors: `InputError` (`unsafe`) where it asks for anything else by
     name, `weights` where it is damaged or no such file.
     """
     try:
-        return _Machine().run(file)
+        return _Machine({} if storages is None else storages).run(file)
     except _Refused as error:
         raise InputError(f"{what}: {error}", reason="unsafe") from error
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -109,7 +111,7 @@ def read_pickle(file: IO[bytes], what: str) -> Any:
 def _resolved(name: str) -> Any:
     if name in KNOWN:
         return KNOWN[name]
-    if any(name.startswith(f"{prefix}.") for prefix in INERT):
+    if name in INERT_NAMES or any(name.startswith(f"{prefix}.") for prefix in INERT):
         return OpaqueObject(name)
     raise _Refused(f"asks for {name[:80]!r} by name, which weights have no use for; nothing of it was run")
 
@@ -134,6 +136,13 @@ def _parameter(data: Any, *rest: Any) -> PickledTensor:
     if not isinstance(data, PickledTensor):
         raise TypeError("a parameter without a tensor")
     return data
+
+
+def _typed(function: Any, kind: Any, arguments: Any, *rest: Any) -> PickledTensor:
+    """A tensor of a subclass, such as `Parameter`, as a plain one."""
+    if not isinstance(function, _Known) or not isinstance(arguments, tuple):
+        raise TypeError("a tensor that nothing makes")
+    return _parameter(function.call(*arguments))
 
 
 def _encoded(text: Any, encoding: Any = "latin1") -> str:
@@ -177,10 +186,11 @@ def _known() -> Iterator[tuple[str, Callable[..., Any]]]:
     made: dict[str, Callable[..., Any]] = {
         "collections.OrderedDict": _mapping,
         "collections.defaultdict": lambda *_: {},
-        "builtins.dict": _mapping,
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_parameter": _parameter,
+        "torch._utils._rebuild_parameter_with_state": _parameter,
+        "torch._tensor._rebuild_from_type_v2": _typed,
         "torch.Size": lambda values=(): _sides(values),
         "_codecs.encode": _encoded,
         "numpy.dtype": _numpy_type,
@@ -193,6 +203,7 @@ def _known() -> Iterator[tuple[str, Callable[..., Any]]]:
         yield f"{package}.numeric._frombuffer", _from_buffer
     for module in ("builtins", "__builtin__"):
         yield f"{module}.set", lambda values=(): values
+        yield f"{module}.dict", _mapping
 
 
 STORAGES: Final = {
@@ -232,7 +243,8 @@ def _key(value: Any) -> Any:
 class _Machine:
     """The stack and the memo of one pickle."""
 
-    def __init__(self) -> None:
+    def __init__(self, storages: dict[str, PickledStorage]) -> None:
+        self.storages = storages
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -288,7 +300,9 @@ class _Machine:
                     raise TypeError("a name that is no text")
                 stack.append(_resolved(f"{module}.{attribute}"))
             case "BINPERSID":
-                stack.append(_storage(stack.pop()))
+                storage = _storage(stack.pop())
+                self.storages[storage.key] = storage
+                stack.append(storage)
             case "REDUCE" | "NEWOBJ":
                 arguments, called = stack.pop(), stack.pop()
                 stack.append(_called(called, arguments))

@@ -22,7 +22,8 @@ from raygen.store.set_digest import SetDigest, table_digest
 
 __all__ = ["Commit", "Plan", "RunStore", "Shard", "make_shards", "open_input"]
 
-FORMAT: Final = 1
+#: Form of the files of a run; 2 since tables have names in place of maps and positions.
+FORMAT: Final = 2
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,11 @@ class Plan(NamedTuple):
         return canonical({**head, "files": files, "shards": shards})
 
     @staticmethod
-    def from_json(data: bytes) -> "Plan":
-        """Reads `to_json`; `IntegrityError` where the data is damaged."""
+    def from_json(data: bytes, url: str = "") -> "Plan":
+        """Reads `to_json`; `IntegrityError` where the data is damaged, `ConfigError` for a run of another raygen."""
         try:
             raw = json.loads(data)
+            _check_format(raw, url)
             pieces = [tuple(Slice(raw["files"][f], s, n) for f, s, n in shard) for shard in raw["shards"]]
             shards = [Shard(i, inputs) for i, inputs in enumerate(pieces)]
             return Plan(raw["kind"], raw["run_id"], raw["settings"], raw["batch"], shards, raw["create_only"])
@@ -162,7 +164,7 @@ class RunStore:
     def plan(self) -> Plan:
         """The stored plan; `ConfigError` where there is none."""
         try:
-            return Plan.from_json(self.storage.get("plan.json"))
+            return Plan.from_json(self.storage.get("plan.json"), self.storage.url)
         except (FileNotFoundError, NotADirectoryError) as error:
             below = _runs_below(FileStore(self.url))
             hint = f"; there are runs in {', '.join(below)}" if below else ""
@@ -314,13 +316,14 @@ class RunStore:
         return self.storage.exists("_SUCCESS")
 
     def manifest(self) -> dict[str, Any]:
-        """MANIFEST.json; `ConfigError` where the run is not complete."""
+        """MANIFEST.json; `ConfigError` where the run is not complete, or of another raygen."""
         try:
             manifest = json.loads(self.storage.get("MANIFEST.json"))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"{self.storage.url} is not complete (MANIFEST.json is missing)") from error
-        if not isinstance(manifest, dict):
+        if not isinstance(manifest, dict) or "format" not in manifest:
             raise IntegrityError(f"{self.storage.url}/MANIFEST.json is damaged")
+        _check_format(manifest, self.storage.url)
         return manifest
 
 
@@ -337,6 +340,15 @@ def open_input(url: str, attempt: int | None = None) -> tuple[RunStore, str]:
         if store.is_complete():
             return store, str(store.manifest()["set_digest"])
     raise ConfigError(f"{url}: no complete run is here" + (" (it has unfinished shards)" if attempts else ""))
+
+
+def _check_format(record: Mapping[str, Any], url: str) -> None:
+    """`ConfigError` where a plan or a manifest is of a raygen whose tables have another form."""
+    if (found := record["format"]) != FORMAT:
+        raise ConfigError(
+            f"{url} has files of format {found}, and this raygen reads {FORMAT}; make the run again, or read it with "
+            "the raygen that made it"
+        )
 
 
 def _runs_below(root: FileStore) -> list[str]:

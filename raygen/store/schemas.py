@@ -1,12 +1,13 @@
 """Arrow schemas of the tables that stages read and write, and checks of ids and columns.
 
 Pictures are `struct<bytes, path>` with the Hugging Face feature metadata in the schema, so that other tools show them
-as pictures.
+as pictures. No column is a map: `datasets` opens no file that has one. What has names is a struct where all names are
+known, and a list of structs where they are not.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from raygen.core.face_labels import ATTRIBUTES
 from raygen.core.location import redact
 
 __all__ = [
+    "ATTRIBUTE_VALUES",
     "CONDITIONS",
     "EXPORTED",
     "FACES",
@@ -33,13 +35,19 @@ __all__ = [
     "check_id",
     "picture_schema",
     "reason_of",
+    "texts_by_name",
 ]
 
 
 ID_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 IMAGE: Final = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-ATTRIBUTE_LIST: Final = pa.list_(pa.int8(), len(ATTRIBUTES))
+#: The 40 attributes by name: 1, -1, or 0 where unknown.
+ATTRIBUTE_VALUES: Final = pa.struct([(name, pa.int8()) for name in ATTRIBUTES])
+#: Captions by name. The names depend on the data set.
+TEXTS: Final = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
+#: Weights of guidance: `joint` of all conditions together, or one a condition; null where there is none.
+GUIDANCE: Final = pa.struct([(name, pa.float32()) for name in ("joint", "mask", "attributes", "text", "hint")])
 STYLE: Final = pa.struct([("face_id", pa.string()), ("sha256", pa.string())])
 
 
@@ -57,8 +65,8 @@ FACES: Final = picture_schema(
         ("split", pa.string()),
         ("image", IMAGE),
         ("mask", IMAGE),
-        ("attributes", ATTRIBUTE_LIST),
-        ("texts", pa.map_(pa.string(), pa.string())),
+        ("attributes", ATTRIBUTE_VALUES),
+        ("texts", TEXTS),
         ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
         ("identity_id", pa.string()),
         ("keypoints", pa.list_(pa.list_(pa.float32(), 3))),
@@ -73,7 +81,7 @@ _CONDITIONS: Final[list[tuple[str, pa.DataType]]] = [
     ("source", pa.string()),
     ("group_id", pa.string()),
     ("mask", IMAGE),
-    ("attributes", ATTRIBUTE_LIST),
+    ("attributes", ATTRIBUTE_VALUES),
     ("text", pa.string()),
     ("hint", IMAGE),
     ("style_reference_a", STYLE),
@@ -98,18 +106,22 @@ SAMPLES: Final = picture_schema(
         ("checkpoint", pa.string()),
         ("sampler", pa.string()),
         ("steps", pa.int32()),
-        ("guidance", pa.map_(pa.string(), pa.float32())),
+        ("guidance", GUIDANCE),
         ("image_sha256", pa.string()),
     ],
     required=("sample_id", "attempt", "run_id"),
 )
 
+#: `value`: the row as one number, such as the mIoU of a picture; null for features. `names`: of the values of `vector`,
+#: where they have names. `raygen.metrics.score_rows` fills both.
 SCORES: Final = picture_schema(
     [
         ("sample_id", pa.string()),
         ("attempt", pa.int32()),
         ("metric", pa.string()),
         ("run_id", pa.string()),
+        ("value", pa.float64()),
+        ("names", pa.list_(pa.string())),
         ("vector", pa.list_(pa.float32())),
     ],
     required=("sample_id", "attempt", "metric", "run_id"),
@@ -134,9 +146,16 @@ LATENTS: Final = picture_schema(
     required=("face_id", "transform", "autoencoder"),
 )
 
+#: A row a map: of an expert by its name, or of `x0`.
 INFLUENCE: Final = picture_schema(
-    [("sample_id", pa.string()), ("step", pa.int32()), ("maps", pa.map_(pa.string(), IMAGE))],
-    required=("sample_id", "step"),
+    [
+        ("sample_id", pa.string()),
+        ("step", pa.int32()),
+        ("timestep", pa.int32()),
+        ("name", pa.string()),
+        ("map", IMAGE),
+    ],
+    required=("sample_id", "step", "timestep", "name"),
 )
 
 METRICS: Final = picture_schema(
@@ -200,6 +219,11 @@ def check_id(value: object) -> str:
     if not isinstance(value, str) or not ID_PATTERN.fullmatch(value) or ".." in value:
         raise InputError(f"id {value!r} is not 1-128 letters, digits, '.', '_' or '-'"[:200], reason="bad_id")
     return value
+
+
+def texts_by_name(texts: Iterable[Mapping[str, str]] | None) -> dict[str, str]:
+    """A value of `FACES.texts` -> captions by name; empty for null."""
+    return {entry["key"]: entry["value"] for entry in texts or ()}
 
 
 def reason_of(error: BaseException) -> str:

@@ -19,7 +19,7 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "scores": ("sample_id", "attempt", "metric"),
     "selection": ("sample_id", "attempt"),
     "latents": ("face_id", "transform"),
-    "influence": ("sample_id", "step"),
+    "influence": ("sample_id", "step", "name"),
     "quarantine": ("id", "table"),
 }
 

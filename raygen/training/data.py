@@ -20,6 +20,7 @@ from raygen.core.face_labels import flip_mask
 from raygen.core.types import AnyArray
 from raygen.models.conditions import Conditions, Shapes, Tokenize
 from raygen.store.images import images_from_rows
+from raygen.store.schemas import texts_by_name
 
 __all__ = ["TrainingData", "draw", "load_training_data", "order", "texts_of"]
 
@@ -109,11 +110,13 @@ def load_training_data(
     pictures: bool = False,
     places: Iterable[str] = (),
     people: bool = False,
+    mirrored: bool = True,
 ) -> TrainingData:
     """FACES tables (and LATENTS, joined by `face_id`) -> arrays; pictures and masks at `size`.
 
     Pictures are read where there are no latents, or with `pictures`. `places`: the columns of boxes and keypoints to
-    read. `people`: `identity_id` is read; a face without it is left out. Of a face's texts the one named `caption` is
+    read. `people`: `identity_id` is read; a face without it is left out. `mirrored`: of latents, whether those of
+    mirrored pictures are read. Of a face's texts the one named `caption` is
     used, as ids of `tokenize`; a face without it has no text. Bad faces are left out and listed. `InputError`: no rows,
     duplicate ids, or latents of another first stage than `autoencoder` (its sha256).
     """
@@ -153,7 +156,7 @@ def load_training_data(
         raise InputError(f"no face to train on ({len(left_out)} left out)", reason="empty")
     if len(set(ids)) != len(ids):
         raise InputError("face ids are not unique", reason="duplicate")
-    latent_rows = _latent_rows(latents, ids, autoencoder) if latents is not None else None
+    latent_rows = _latent_rows(latents, ids, autoencoder, mirrored) if latents is not None else None
     return TrainingData(
         ids=tuple(ids),
         face=np.arange(len(ids)) if latent_rows is None else latent_rows[0],
@@ -181,7 +184,7 @@ def _padded(listed: list[list[list[float]]], width: int) -> AnyArray:
 
 def texts_of(faces: pa.Table, caption: str) -> pa.Array:
     """The text of that name of every face, null where it has none."""
-    return pa.array([dict(texts or ()).get(caption) for texts in faces["texts"].to_pylist()], pa.string())
+    return pa.array([texts_by_name(texts).get(caption) for texts in faces["texts"].to_pylist()], pa.string())
 
 
 def _joined(parts: list[Tensor | None], dtype: Any = np.uint8) -> AnyArray | None:
@@ -189,7 +192,7 @@ def _joined(parts: list[Tensor | None], dtype: Any = np.uint8) -> AnyArray | Non
 
 
 def _latent_rows(
-    tables: Iterable[pa.Table], ids: list[str], autoencoder: str | None
+    tables: Iterable[pa.Table], ids: list[str], autoencoder: str | None, mirrored: bool
 ) -> tuple[AnyArray, AnyArray, AnyArray]:
     """Face index, whether mirrored, and moments of the LATENTS rows of known faces, in a fixed order."""
     position = {name: i for i, name in enumerate(ids)}
@@ -202,9 +205,10 @@ def _latent_rows(
             raise InputError(f"latents come from another first stage: {sorted(others)}", reason="autoencoder")
         for row in range(table.num_rows):
             index = position.get(table["face_id"][row].as_py())
-            if index is not None:
+            flip = table["transform"][row].as_py() == "flip"
+            if index is not None and (mirrored or not flip):
                 face.append(index)
-                flipped.append(table["transform"][row].as_py() == "flip")
+                flipped.append(flip)
                 values = table["moments"][row].values.to_numpy(zero_copy_only=False)
                 moments.append(values.reshape(table["shape"][row].as_py()))
     if not face:

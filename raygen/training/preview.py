@@ -61,8 +61,8 @@ def _samples(
     conditions = objective.conditions(batch, n).to(device)
     noise = [keyed_normal(noise_key(seed, f"sheet-{i}", 0), 0, model.latent_shape) for i in range(n)]
     z = torch.from_numpy(np.stack(noise)).to(device)
-    steps = denoise(model, build_guidance(model, conditions, 1.0), z, build_sampler(model.schedule, SAMPLER))
-    *_, z = steps
+    sampler = SAMPLER.model_copy(update={"steps": min(SAMPLER.steps, model.schedule.timesteps)})
+    *_, z = denoise(model, build_guidance(model, conditions, 1.0), z, build_sampler(model.schedule, sampler))
     pictures = to_uint8(model.first_stage.decode(z)).cpu().numpy()
     masks = [] if conditions.mask is None else [PALETTE[conditions.mask.cpu().numpy()]]
     return [*masks, pictures]

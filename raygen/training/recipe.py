@@ -14,6 +14,7 @@ from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import Location
+from raygen.core.no_effect import without_effect
 from raygen.extractors.bundled import (
     BundledClassifier,
     BundledClassifierConfig,
@@ -46,6 +47,7 @@ from raygen.training.losses import (
     Objective,
     ParserObjective,
 )
+from raygen.training.no_effect import TRAINING
 from raygen.training.reconstruction import finish_autoencoder
 from raygen.training.trainer import TrainConfig
 
@@ -242,6 +244,8 @@ class TrainRecipe(Config):
                 raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
         elif self.mask_aware is not None or self.init is not None:
             raise ValueError("mask_aware and init are for a denoiser")
+        if self.model.kind == "autoencoder" and getattr(self.model, "stage", None) == "pixel":
+            raise ValueError("model.stage=pixel has nothing to train; a denoiser names it as first_stage=pixels-64")
         network = NETWORKS.get(self.model.kind)
         if (network is not None and network.needs_identity) != (self.identity is not None):
             raise ValueError("an embedder needs `identity`, and nothing else takes it")
@@ -252,6 +256,8 @@ class TrainRecipe(Config):
                 raise ValueError(
                     "attention_loss needs activations as they are: set training.gradient_checkpointing=false"
                 )
+        if problem := without_effect(self, TRAINING):
+            raise ValueError(problem)
         return self
 
 

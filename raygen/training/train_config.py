@@ -36,7 +36,9 @@ class TrainConfig(Config):
         0.9999, ge=0, lt=1, description="decay of the exponential moving average of the weights; 0 keeps none"
     )
     horizontal_flip: bool = Field(
-        True, description="mirror half of the pictures, and exchange their left and right classes"
+        True,
+        description="mirror half of the pictures, and exchange their left and right classes; with `latents`, whether "
+        "those of mirrored pictures are used",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="precision of the forward and backward pass"

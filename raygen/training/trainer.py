@@ -232,7 +232,8 @@ class Trainer:
         document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if document["spec"] != self._fixed() or document["data"] != data:
             raise ConfigError(f"{folder}: training began with other settings or data; use another folder")
-        tensors = load_file(folder / "state.safetensors")
+        # Copies: the tensors of a mapped file lie at any alignment, which the last bits may depend on.
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "state.safetensors").items()}
         try:
             self._set([tensors[f"model.{name}"] for name in self.parameters])
             self.shadow = (

@@ -171,7 +171,7 @@ def test_bad_conditions_are_rows_with_reasons_and_the_good_ones_finish(world, tm
     rows[1]["mask"] = {"bytes": good[: len(good) // 2], "path": None}
     rows[2]["mask"] = {"bytes": b"not a picture", "path": None}
     rows[3]["mask"] = {"bytes": encode_mask(label), "path": None}
-    rows[4]["attributes"] = [2] + [1] * 39
+    rows[4]["attributes"]["Male"] = 2
     rows[5]["mask"] = {"bytes": _bomb(), "path": None}
     bad = type(table).from_pylist(rows, table.schema)
     root = tmp_path / "conditions/attempt-00"

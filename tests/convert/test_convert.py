@@ -247,6 +247,23 @@ def test_a_first_stage_encodes_and_decodes_as_published(codes: int, tmp_path: Pa
     _close(loaded.decode(scale * z), stage.decode(z))
 
 
+@pytest.mark.parametrize(("weights", "place"), [(None, "params_ema"), ("ema", "params_ema"), ("raw", "params")])
+@torch.no_grad()
+def test_the_average_that_a_file_keeps_apart_is_taken_and_said(weights: str | None, place: str, tmp_path: Path) -> None:
+    raw, average = (
+        {f"module.{name}": value for name, value in _random(Stage(STAGES), seed).state_dict().items()}
+        for seed in (1, 2)
+    )
+    torch.save({"params": raw, "params_ema": average}, tmp_path / "vae.pth")
+    options = Options(image_size=32, weights=weights)
+    said = f"under {place!r}, names without 'module.'"
+    assert inspect([tmp_path / "vae.pth"], None, options).facts()["file vae.pth"].endswith(said)
+    convert(None, [tmp_path / "vae.pth"], tmp_path / "out", options)
+    loaded = checkpoint.load_first_stage(tmp_path / "out")
+    wanted = (raw if place == "params" else average)["module.encoder.conv_in.weight"]
+    assert torch.equal(loaded.net.state_dict()["encoder.conv_in.weight"], wanted)
+
+
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_an_unconditional_model_predicts_as_published(weights: str, tmp_path: Path) -> None:
     unet, stage = _random(UNet(**SMALL), 1), _random(Stage(STAGES, codes=64), 2)
@@ -475,7 +492,7 @@ def test_an_imported_folder_generates_like_any_other(tmp_path: Path) -> None:
         "conditions": f"{tmp_path}/rows",
         "checkpoint": f"{tmp_path}/model",
         "batch": 4,
-        "sampler": {"name": "ddim", "steps": 2, "spacing": "leading"},
+        "sampler": {"name": "ddim", "steps": 10, "spacing": "leading"},
     }
     make({"kind": "generate", **what, "out": f"{tmp_path}/samples"}).run(lambda _: None)
     found = verify(RunStore(f"{tmp_path}/samples", 0))

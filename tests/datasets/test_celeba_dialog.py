@@ -7,6 +7,7 @@ from PIL import Image
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.datasets.celeba_dialog import RECIPES, CelebADialog, captions_of
+from raygen.store.schemas import texts_by_name
 
 ENTRY = {
     "attribute_wise_captions": {
@@ -32,7 +33,7 @@ def tree(root, captions, name="text/captions_hq.json", pictures=(0, 1)):
 def texts(dataset):
     loaded = dataset.load(dataset.listing())
     assert loaded["error"].to_pylist() == [None] * loaded.num_rows
-    return [None if row is None else dict(row) for row in loaded["texts"].to_pylist()]
+    return [None if row is None else texts_by_name(row) for row in loaded["texts"].to_pylist()]
 
 
 def test_recipes_say_what_their_names_say():

@@ -13,6 +13,7 @@ from raygen.core.face_labels import CLASS_INDEX, PALETTE
 from raygen.datasets import JSONLines
 from raygen.planning import FromFaces
 from raygen.store.images import decode_image, decode_mask
+from raygen.store.schemas import texts_by_name
 from raygen.training.data import load_training_data
 
 
@@ -44,7 +45,7 @@ def test_places_follow_the_crop(tmp_path: Path) -> None:
     data = JSONLines(root=str(write(tmp_path, A)), file="train.jsonl", masks="person", crop="center", size=20)
     row = data.load(data.listing()).to_pylist()[0]
     assert row["error"] is None
-    assert dict(row["texts"]) == {"overall": "somebody", "prompt-1": "a person"}
+    assert texts_by_name(row["texts"]) == {"overall": "somebody", "prompt-1": "a person"}
     assert row["boxes"] == [[0.25, 0.25, 0.75, 0.75], [0.0, 0.0, 0.0, 0.25]], "padding is left out, the rest clipped"
     assert row["keypoints"] == [[0.5, 0.5, 1.0], [-0.375, 0.125, 0.0]], "what was cut off does not count"
     mask = decode_mask(row["mask"]["bytes"])
@@ -247,7 +248,7 @@ def test_a_hint_of_another_shape_is_an_error(tmp_path: Path) -> None:
 def test_only_a_new_line_ends_a_line(tmp_path: Path) -> None:
     line = json.dumps({"target": "b.png", "prompts": ["one\u2028two\u0085three"]}, ensure_ascii=False)
     data = JSONLines(root=str(write(tmp_path, line + "\r")), file="train.jsonl")
-    assert dict(data.load(data.listing()).to_pylist()[0]["texts"])["overall"] == "one\u2028two\u0085three"
+    assert texts_by_name(data.load(data.listing()).to_pylist()[0]["texts"])["overall"] == "one\u2028two\u0085three"
 
 
 def test_training_reads_and_mirrors_places(tmp_path: Path) -> None:

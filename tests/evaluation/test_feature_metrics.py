@@ -353,8 +353,35 @@ def test_statistics_of_another_tool_are_a_reference(world: Path, tmp_path: Path)
     assert "reference is held fixed" in said["interval"]
     assert row["ci_high"] - row["ci_low"] == pytest.approx(whole["ci_high"] - whole["ci_low"], rel=1e-4)
     np.savez(tmp_path / "narrow.npz", mu=np.zeros(3), sigma=np.eye(3))
-    with pytest.raises(ConfigError, match=r"narrow\.npz"):
-        evaluation(world, "no", samples=f"{world}/samples", score=score, reference_stats=str(tmp_path / "narrow.npz"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        (
+            {"mu": np.zeros(3), "sigma": np.eye(3)},
+            r"narrow\.npz has statistics of 3 values; raygen-parser .* computes 192\.",
+        ),
+        ({"mu": np.zeros(3)}, "has no sigma"),
+    ],
+)
+@pytest.mark.parametrize("way", ["run", "estimate"])
+def test_statistics_that_do_not_fit_are_refused_before_anything_is_scored(
+    world: Path, tmp_path: Path, arrays: dict[str, np.ndarray], reason: str, way: str
+) -> None:
+    np.savez(tmp_path / "narrow.npz", **arrays)
+    job = make(
+        {
+            "kind": "evaluate",
+            "samples": f"{world}/samples",
+            "score": {"parser": None, "classifier": None},
+            "reference_stats": str(tmp_path / "narrow.npz"),
+            "out": str(tmp_path / "out"),
+        }
+    )
+    with pytest.raises(ConfigError, match=reason):
+        job.run(lambda _: None) if way == "run" else job.estimate()
+    assert not (tmp_path / "out").exists()
 
 
 def saved(path: Path, old: bool = False, **arrays: object) -> str:

@@ -151,7 +151,7 @@ def test_attributes_are_scored_where_they_were_asked_for(tmp_path: Path) -> None
     only = ScoreConfig(parser=None, features=None, classifier=BundledNetworkConfig(folder=str(tmp_path)))
     images, masks = pictures(3)
     table = samples(images, masks)
-    wanted = [[1] * 40, None, [-1] * 20 + [0] * 20]
+    wanted = [(1,) * 40, None, (*[-1] * 20, *[0] * 20)]
     table = table.set_column(
         table.schema.get_field_index("attributes"), "attributes", pa.array(wanted, SAMPLES.field("attributes").type)
     )

@@ -124,7 +124,7 @@ def test_a_tar_keeps_the_members_of_a_sample_together(run, tmp_path):
             assert np.array_equal(np.asarray(opened(parts["png"])), pixels(number))
             assert (parts["cls"], parts["txt"]) == (str(number % 3).encode(), f"Face, {number}".encode())
             assert set(np.asarray(opened(parts["mask.png"])).ravel()) == {number % 19}
-            assert json.loads(parts["json"])["attributes"] == [1, -1] * 20
+            assert json.loads(parts["json"])["attributes"] == dict(zip(ATTRIBUTES, [1, -1] * 20, strict=True))
             seen.append(number)
     assert seen == GOOD
     assert len(list(folder.glob("*.tar"))) == 3

@@ -15,7 +15,8 @@ YES = [1] * 40
 
 
 def row(name: str, mask: bytes | None = None, attributes: list[int | None] | None = None) -> dict[str, object]:
-    return {"sample_id": name, "plan": "p", "seed": 0, "mask": picture(mask), "attributes": attributes}
+    values = attributes and tuple(attributes)
+    return {"sample_id": name, "plan": "p", "seed": 0, "mask": picture(mask), "attributes": values}
 
 
 def table(*rows: dict[str, object]) -> pa.Table:

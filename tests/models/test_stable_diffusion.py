@@ -1,6 +1,7 @@
 """A Stable Diffusion folder, made here and tiny: opened as an ldm, a base for a branch, and nothing else."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from raygen.core.errors import InputError
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.pixels import to_pixels
 from raygen.models import checkpoint
 from raygen.models.conditions import Conditions
@@ -94,6 +95,91 @@ def test_it_says_what_the_pipeline_says(folder: Path) -> None:
         z = model.first_stage.mode(model.first_stage.encode(pixels))
         wanted = pipeline.vae.encode(pixels).latent_dist.mode() * 0.18215
         torch.testing.assert_close(z, wanted, rtol=1e-4, atol=1e-5)
+
+
+def said(folder: Path) -> torch.Tensor:
+    """What the model of a folder says of one latent and text."""
+    model = checkpoint.load(folder)
+    zt, t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500])
+    present = {"text": torch.ones(1, dtype=torch.bool)}
+    given = Conditions(n=1, text=model.tokenizer(["a face"]), present=present)  # type: ignore[misc]
+    with torch.inference_mode():
+        return model.predict(zt, t, model.prepare(model.embed(given)))
+
+
+def parts_again(folder: Path, out: Path, **how: object) -> Path:
+    """The pipeline of `folder` with its networks written in another way."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    shutil.copytree(folder, out)
+    for name in ("unet", "vae", "text_encoder"):
+        for path in (out / name).glob("*.safetensors"):
+            path.unlink()
+        part = getattr(pipeline, name)
+        if name == "text_encoder" and how.get("safe_serialization") is False:  # transformers 5 writes no pickles
+            torch.save(part.state_dict(), out / name / ("pytorch_model.fp16.bin" if "variant" in how else BIN))
+            continue
+        (part.half() if "variant" in how else part).save_pretrained(out / name, **how)
+    return out
+
+
+BIN = "pytorch_model.bin"
+
+
+def test_weights_cut_into_other_files_give_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    """diffusers 0.42.1 and transformers 5.23.0 leave parameters where they lie in the mapped file; a convolution of
+    torch 2.15.0 adds in another order at another alignment (8e-7 in a UNet's output)."""
+    whole = said(folder)
+    for size in ("40KB", "100KB", "170KB"):
+        cut = parts_again(folder, tmp_path / size, max_shard_size=size)
+        assert len(list((cut / "unet").glob("*.safetensors"))) > 1
+        assert torch.equal(said(cut), whole)
+        for tensor in checkpoint.load(cut).state_dict().values():
+            assert tensor.data_ptr() % 64 == 0
+
+
+@pytest.mark.parametrize(
+    ("how", "files"),
+    [
+        ({"safe_serialization": False}, ["diffusion_pytorch_model.bin"]),
+        ({"safe_serialization": False, "max_shard_size": "300KB"}, ["diffusion_pytorch_model.bin.index.json"]),
+        ({"variant": "fp16"}, ["diffusion_pytorch_model.fp16.safetensors"]),
+        ({"variant": "fp16", "max_shard_size": "150KB"}, ["diffusion_pytorch_model.safetensors.index.fp16.json"]),
+        ({"variant": "fp16", "safe_serialization": False}, ["diffusion_pytorch_model.fp16.bin"]),
+    ],
+)
+def test_half_precision_and_pickles_are_read(
+    folder: Path, tmp_path: Path, how: dict[str, object], files: list[str]
+) -> None:
+    other = parts_again(folder, tmp_path / "other", **how)
+    assert all((other / "unet" / file).is_file() for file in files)
+    assert not (other / "unet" / "diffusion_pytorch_model.safetensors").exists()
+    if "variant" in how:
+        torch.testing.assert_close(said(other), said(folder), rtol=1e-2, atol=1e-2)
+    else:
+        assert torch.equal(said(other), said(folder))
+    before = checkpoint.digest(other)
+    path = next(p for p in (other / "unet").iterdir() if p.suffix != ".json")
+    path.write_bytes(path.read_bytes() + b" ")
+    assert checkpoint.digest(other) != before, "its weights name it"
+
+
+def test_a_pickle_that_calls_something_is_not_run(folder: Path, tmp_path: Path) -> None:
+    other = parts_again(folder, tmp_path / "other", safe_serialization=False)
+    torch.save({"a": torch.zeros(2), "b": print}, other / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(InputError, match="print' by name"):
+        checkpoint.load(other)
+
+
+def test_a_pointer_of_git_lfs_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "cloned")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3438167540\n"
+    for part, error in (("unet", InputError), ("text_encoder", ConfigError)):
+        (weights,) = (tmp_path / "cloned" / part).glob("*.safetensors")
+        content = weights.read_bytes()
+        weights.write_text(pointer)
+        with pytest.raises(error, match=rf"{weights.name}: a git-lfs pointer to a file of 3,438,167,540 bytes"):
+            checkpoint.load(tmp_path / "cloned")
+        weights.write_bytes(content)
 
 
 def test_a_branch_beside_it_and_a_folder_of_both(folder: Path, tmp_path: Path) -> None:

@@ -1,16 +1,26 @@
 """Texts to ids to tokens: vocabularies, the transformer, frozen encoders, and the checkpoint that keeps them."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import Conditions
 from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.text import PretrainedTextConfig, Tokenizer, TransformerTextConfig, learn_vocabulary, tokenizer_of
+from raygen.models.text import (
+    FrozenText,
+    PretrainedTextConfig,
+    Tokenizer,
+    TransformerTextConfig,
+    learn_vocabulary,
+    tokenizer_of,
+)
 from raygen.sampling.guidance import build_guidance
 
 TEXTS = ["This man is in the thirties.", "She has no bangs and her whole forehead is visible.", "He is smiling."]
@@ -77,6 +87,84 @@ def test_a_vocabulary_file_gives_its_own_ids(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text("a\nb\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"\[PAD\]"):
         tokenizer_of(TransformerTextConfig(vocabulary=str(tmp_path / "bad.txt")), list)
+
+
+CASED = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "she", "smiles", "She", "É", "é", "e", "王", "王王"]
+
+
+def _folder(path: Path, words: list[str], **config: object) -> Path:
+    path.mkdir()
+    (path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    if config:
+        (path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return path
+
+
+def ids_of(place: Path, text: str) -> list[int]:
+    ids = tokenizer_of(TransformerTextConfig(vocabulary=str(place), length=8), list)([text])[0].tolist()
+    return [i for i in ids if i not in (0, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("config", "she", "accent"),
+    [
+        ({"do_lower_case": False}, [7], [8]),
+        ({"do_lower_case": True}, [5], [10]),
+        ({"do_lower_case": True, "strip_accents": False}, [5], [9]),
+        ({"do_lower_case": False, "strip_accents": True}, [7], [1]),
+        ({}, [7], [8]),  # it has capital letters, which lower case would never give
+    ],
+)
+def test_the_folder_of_a_vocabulary_says_whether_it_is_cased(
+    config: dict[str, object], she: list[int], accent: list[int], tmp_path: Path
+) -> None:
+    folder = _folder(tmp_path / "bert", CASED, **config)
+    for place in (folder, folder / "vocab.txt"):
+        assert ids_of(place, "She") == she
+        assert ids_of(place, "É") == accent
+    assert ids_of(_folder(tmp_path / "plain", [w.lower() if w[0] != "[" else w for w in CASED[:7]]), "SHE") == [5]
+
+
+def test_the_folder_says_how_chinese_characters_are_split(tmp_path: Path) -> None:
+    assert ids_of(_folder(tmp_path / "split", CASED), "王王") == [11, 11]
+    whole = _folder(tmp_path / "whole", CASED, do_lower_case=False, tokenize_chinese_chars=False)
+    assert ids_of(whole, "王王") == [12]
+
+
+def test_a_tokenizer_file_decides_alone(tmp_path: Path) -> None:
+    """As transformers 5 writes it: tokenizer.json, and in tokenizer_config.json another word for the padding."""
+    from transformers import AutoTokenizer
+
+    folder = _folder(tmp_path / "bert", CASED, do_lower_case=True)
+    backend = Tokenizer.wordpiece(CASED, 8, lowercase=False).backend
+    backend.save(str(folder / "tokenizer.json"))
+    for place in (folder, folder / "tokenizer.json", folder / "vocab.txt"):
+        assert ids_of(place, "She É smiles") == [7, 8, 6]
+    (folder / "vocab.txt").unlink()
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": {"content": "[MASK]"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": "[MASK]"}))
+    ours = tokenizer_of(TransformerTextConfig(vocabulary=str(folder), length=8), list)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    expected = theirs(["She smiles"], padding="max_length", max_length=8)["input_ids"]
+    assert ours(["She smiles"]).tolist() == expected
+    assert ours(["She"])[0, -1] == 4
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    assert tokenizer_of(TransformerTextConfig(vocabulary=str(folder), length=8), list)(["She"])[0, -1] == 4
+    (folder / "tokenizer_config.json").write_text("[")
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json: not a tokenizer's configuration"):
+        ids_of(folder, "She")
+
+
+def test_a_cased_folder_gives_the_ids_of_transformers(tmp_path: Path) -> None:
+    from transformers import BertTokenizer
+
+    folder = _folder(tmp_path / "bert", CASED)
+    theirs = BertTokenizer(vocab=str(folder / "vocab.txt"), do_lower_case=False)
+    theirs.save_pretrained(tmp_path / "saved")
+    shutil.copy(folder / "vocab.txt", tmp_path / "saved")
+    ours = tokenizer_of(TransformerTextConfig(vocabulary=str(tmp_path / "saved"), length=8), list)
+    text = "She smiles, É e she"
+    assert ours([text]).tolist() == theirs([text], padding="max_length", max_length=8, truncation=True)["input_ids"]
 
 
 def test_a_vocabulary_that_is_not_at_hand_is_named() -> None:
@@ -184,6 +272,65 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     CLIPTextModel(config).save_pretrained(folder)
     return folder
+
+
+def test_a_checkpoint_holds_what_is_read_of_an_encoder_and_nothing_of_its_library(
+    pretrained: Path, tmp_path: Path
+) -> None:
+    """transformers 5.23.0 and 4.57.3 write other configurations for the same network, and other names of parameters."""
+    text = PretrainedTextConfig(name=str(pretrained), length=12)
+    config = LDMConfig(
+        modalities=("text",), channels=(8, 16), attention=(False, True), head_dim=8, token_width=24, text=text
+    )
+    made = checkpoint.build(config, stage(), seed=0, tokenizer=tokenizer_of(text, list))
+    checkpoint.save(made, tmp_path / "model")
+    folder = tmp_path / "model/text_encoder"
+    document = json.loads((folder / "config.json").read_text())
+    assert document == {
+        "kind": "pretrained",
+        "class": "CLIPTextModel",
+        "config": {
+            "vocab_size": len(learn_vocabulary(TEXTS)),
+            "hidden_size": 24,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 12,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+    }
+    names = set(load_file(folder / "model.safetensors"))
+    assert {name.split(".")[1] for name in names} == {"embeddings", "encoder", "final_layer_norm"}
+    others = {"transformers_version": "4.57.3", "dtype": "float32", "torch_dtype": "float16", "eos_token_id": 3}
+    document["config"] |= others  # as folders from before have it
+    (folder / "config.json").write_text(json.dumps(document))
+    loaded, conditions = checkpoint.load(tmp_path / "model"), made.null(1)
+    with torch.no_grad():
+        assert torch.equal(loaded.embed(conditions)["text_tokens"], made.embed(conditions)["text_tokens"])
+    document["config"]["num_hidden_layers"] = 1
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match="names differ from the config's"):
+        checkpoint.load(tmp_path / "model")
+
+
+def test_an_encoder_with_tied_weights_is_kept(tmp_path: Path) -> None:
+    """T5 has one embedding under two names, and safetensors refuses tensors that share memory."""
+    from transformers import T5Config, T5EncoderModel
+
+    words = tokenizer()
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    frozen = FrozenText(T5EncoderModel(T5Config(vocab_size=len(words), **shape)))
+    text = PretrainedTextConfig(name="t5", length=12)
+    config = LDMConfig(
+        modalities=("text",), channels=(8, 16), attention=(False, True), head_dim=8, token_width=16, text=text
+    )
+    made = LDM(config, stage(), tokenizer=words, frozen_text=frozen).eval()
+    checkpoint.save(made, tmp_path / "model")
+    loaded = checkpoint.load(tmp_path / "model")
+    with torch.no_grad():
+        tokens = made.embed(made.null(1))["text_tokens"]
+        torch.testing.assert_close(loaded.embed(made.null(1))["text_tokens"], tokens)
 
 
 def test_a_pretrained_encoder_is_frozen_and_travels_with_the_checkpoint(pretrained: Path, tmp_path: Path) -> None:

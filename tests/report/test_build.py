@@ -138,12 +138,12 @@ def samples_of(numbers: range, bad: dict[int, str], evil: str = "") -> dict[str,
                 "seed": 7,
                 "source": f"p{n // 2:06d}-000",
                 "mask": picture(encode_mask(mask)),
-                "attributes": [1] * 40,
+                "attributes": (1,) * 40,
                 "run_id": "0123456789abcdef",
                 "checkpoint": CHECKPOINT,
                 "sampler": "ddim",
                 "steps": 20,
-                "guidance": [("mask", 1.5)],
+                "guidance": {"mask": 1.5},
                 "image_sha256": "0" * 64,
             }
         )
@@ -488,6 +488,35 @@ def test_a_resumed_run_leaves_out_its_pauses(tmp_path: Path) -> None:
     assert "1 shard was already there from an earlier start" in text
     assert "Pauses of 2 h in all are left out" in text
     assert "24 synthetic faces in 2" in text
+
+
+@pytest.mark.parametrize(
+    ("bad", "colour", "headline", "alert"),
+    [
+        (
+            24,
+            False,
+            "24 images of noise",
+            "These are no faces. 24 images were looked at: 24 with the statistics of noise",
+        ),
+        (24, True, "24 images of one colour", "These are no faces. 24 images were looked at: 24 of one colour"),
+        (6, False, "24 synthetic faces", "Not all are faces. 24 images were looked at: 6 with the statistics of noise"),
+        (0, False, "24 synthetic faces", None),
+    ],
+)
+def test_the_headline_says_what_the_images_show(
+    tmp_path: Path, bad: int, colour: bool, headline: str, alert: str | None
+) -> None:
+    """It depends on the images alone: there are no metrics here."""
+    random = np.random.default_rng(0)
+    rows = samples_of(range(24), {})["samples"].to_pylist()
+    for row in rows[:bad]:
+        pixels = np.full((SIZE, SIZE, 3), 90) if colour else random.normal(128, 40, (SIZE, SIZE, 3)).clip(0, 255)
+        row["image"] = picture(encode_image(pixels.astype(np.uint8)))
+    write(tmp_path, "samples", "generate", {}, [{"samples": pa.Table.from_pylist(rows, SAMPLES)}], begin=1e9, took=9.0)
+    text = words(Path(build_report(str(tmp_path))).read_text())
+    assert headline in text
+    assert (alert in text) if alert else ("no faces" not in text and "Not all" not in text)
 
 
 def test_a_folder_without_a_run_is_a_configuration_error(tmp_path: Path) -> None:

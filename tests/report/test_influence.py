@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from raygen.commands.registry import load
 from raygen.core.errors import ConfigError
@@ -14,6 +15,7 @@ from raygen.models import checkpoint
 from raygen.report import edits, influence
 from raygen.report.build import build_report
 from raygen.report.run_folder import RunFolder
+from raygen.sampling.influence import InfluenceRecorder
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import decode_image
 from raygen.store.run_store import open_input
@@ -61,6 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "conditions": str(two / "conditions"),
             "faces": str(two / "faces"),
             "checkpoint": str(root / "model"),
+            "ignore": ["attributes"],
             "imagic": {"embedding_steps": 1, "tuning_steps": 1},
             "sampler": sampler,
             "shard_rows": 6,
@@ -77,21 +80,32 @@ def test_maps_are_the_shares_of_the_scores(world: Path) -> None:
     store, _ = open_input(str(world / "one/samples"))
     maps = pa.concat_tables(store.tables("influence"))
     scores = [r for r in pa.concat_tables(store.tables("scores")).to_pylist() if r["metric"].startswith("influence:")]
-    assert maps.num_rows == 12 * 3
+    assert maps.num_rows == 12 * 3 * 3, "a row for each picture, kept step, and expert or estimate"
     assert len(scores) == 12 * 2
     vectors = {(r["sample_id"], r["metric"].partition(":")[2]): r["vector"] for r in scores}
-    steps = sorted(set(maps["step"].to_pylist()), reverse=True)
-    assert len(steps) == 3
-    for row in maps.to_pylist():
-        held = dict(row["maps"])
-        assert set(held) == {"mask", "text", "x0"}
-        shares = {name: decode_image(held[name]["bytes"])[..., 0].astype(float) / 255 for name in ("mask", "text")}
+    steps = sorted(set(maps["step"].to_pylist()))
+    assert steps == [0, 2, 3], "evenly spaced ones of four, counted from noise"
+    assert dict(zip(maps["step"].to_pylist(), maps["timestep"].to_pylist(), strict=True)) == {0: 999, 2: 499, 3: 249}
+    held = {(r["sample_id"], r["step"], r["name"]): r["map"]["bytes"] for r in maps.to_pylist()}
+    for row_id, step in {(row_id, step) for row_id, step, _ in held}:
+        shares = {name: decode_image(held[row_id, step, name])[..., 0].astype(float) / 255 for name in ("mask", "text")}
         np.testing.assert_allclose(shares["mask"] + shares["text"], 1, atol=1.01 / 255)
-        if row["step"] in (steps[0], steps[-1]):  # the first and the last step are kept
-            place = 0 if row["step"] == steps[0] else 3
-            assert shares["mask"].mean() == pytest.approx(vectors[row["sample_id"], "mask"][place], abs=1 / 255)
-    last = {r["sample_id"]: dict(r["maps"])["x0"]["bytes"] for r in maps.to_pylist() if r["step"] == steps[-1]}
+        if step in (steps[0], steps[-1]):  # the first and the last step are kept
+            place = 0 if step == steps[0] else 3
+            assert shares["mask"].mean() == pytest.approx(vectors[row_id, "mask"][place], abs=1 / 255)
+    last = {row_id: data for (row_id, step, name), data in held.items() if (step, name) == (steps[-1], "x0")}
     assert decode_image(last[maps["sample_id"][0].as_py()]).shape == (16, 16, 3)
+
+
+def test_maps_are_kept_by_step_also_where_two_steps_have_one_timestep() -> None:
+    recorder = InfluenceRecorder(rows=1, keep=3)
+    recorder.begin([999, 999, 0], lambda z: z)
+    for share in (0.2, 0.4, 0.6):
+        recorder.record |= {"influence/mask": torch.full((1, 1, 2, 2), share), "x0": torch.zeros(1, 3, 2, 2)}
+        recorder.step()
+    rows = [row for row in recorder.maps(["a"], [0], "png").to_pylist() if row["name"] == "mask"]
+    assert [(row["step"], row["timestep"]) for row in rows] == [(0, 999), (1, 999), (2, 0)]
+    assert [int(decode_image(row["map"]["bytes"])[0, 0, 0]) for row in rows] == [51, 102, 153]
 
 
 def test_metrics_say_what_each_expert_counted(world: Path) -> None:

@@ -21,7 +21,7 @@ from raygen.sampling.imagic import EditWorker, ImagicConfig, fit, restored
 from raygen.sampling.worker import SampleConfig
 from raygen.store.images import decode_mask, encode_image, encode_mask, picture
 from raygen.store.run_store import open_input
-from raygen.store.schemas import FACES, cast
+from raygen.store.schemas import FACES, cast, texts_by_name
 from tests.models.test_collaborative import together
 
 FAST = ImagicConfig(embedding_steps=3, tuning_steps=3, tuning_lr=1e-3, batch=2)
@@ -37,7 +37,7 @@ def faces(n: int = 6) -> pa.Table:
                 "split": "test",
                 "image": picture(encode_image(face.pixels)),
                 "mask": picture(encode_mask(face.mask)),
-                "attributes": face.attributes.tolist(),
+                "attributes": tuple(face.attributes.tolist()),
                 "texts": list(face.texts.items()),
             }
         )
@@ -168,18 +168,18 @@ def test_pairs_change_one_thing() -> None:
     own, wearers = {row["face_id"]: row for row in given.to_pylist()}, 0
     for row in planned.to_pylist():
         face = own[row["source"]]
-        index = ATTRIBUTE_INDEX["Eyeglasses"]
-        assert row["attributes"][index] == -face["attributes"][index]
-        changed = [i for i, (a, b) in enumerate(zip(row["attributes"], face["attributes"], strict=True)) if a != b]
-        assert changed == [index], "all else stays as the face has it"
-        texts = dict(face["texts"])
+        assert row["attributes"]["Eyeglasses"] == -face["attributes"]["Eyeglasses"]
+        changed = [name for name, value in row["attributes"].items() if value != face["attributes"][name]]
+        assert changed == ["Eyeglasses"], "all else stays as the face has it"
+        texts = texts_by_name(face["texts"])
         assert texts["Young"] in row["text"]
         assert texts["Eyeglasses"] not in row["text"]
         before, after = decode_mask(face["mask"]["bytes"]), decode_mask(row["mask"]["bytes"])
         glasses = CLASS_INDEX["eye_g"]
-        assert (after == glasses).any() == (row["attributes"][index] == 1), "on where asked on, gone where asked off"
+        wanted = row["attributes"]["Eyeglasses"] == 1
+        assert (after == glasses).any() == wanted, "on where asked on, gone where asked off"
         assert ((before != after) <= ((before == glasses) | (after == glasses))).all(), "nothing else moves"
-        wearers += row["attributes"][index] == -1
+        wearers += row["attributes"]["Eyeglasses"] == -1
     assert wearers, "somebody takes them off"
     assert planned["alpha"].to_pylist()[:2] == [0.0, 1.0]
     assert planned["edit_id"][0] == planned["edit_id"][1]
@@ -188,7 +188,7 @@ def test_pairs_change_one_thing() -> None:
 def test_pairs_leave_out_who_cannot_be_edited() -> None:
     """No sentence, or no mask where parts are wanted: left out. A bad mask, or one of another size: a row."""
     rows = faces(24).to_pylist()
-    rows[0]["texts"] = [("overall", "Somebody."), ("beard_and_age", "Somebody.")]
+    rows[0]["texts"] = [{"key": name, "value": "Somebody."} for name in ("overall", "beard_and_age")]
     rows[1]["mask"] = None
     rows[2]["mask"] = picture(b"no picture")
     rows[3]["mask"] = picture(encode_mask(np.ones((8, 8), np.uint8)))
@@ -227,11 +227,11 @@ def test_a_file_of_edits(tmp_path: Path) -> None:
     assert [row["edit_id"] for row in planned[6:]] == ["nobody", "what"], "a row for each that failed"
     assert planned[0]["text"] == "She smiles."
     assert planned[0]["mask"] == rows["f0"]["mask"], "what is not asked for stays"
-    smiling = list(rows["f0"]["attributes"])
-    smiling[ATTRIBUTE_INDEX["Smiling"]] = 1
+    smiling = dict(rows["f0"]["attributes"])
+    smiling["Smiling"] = 1
     assert planned[0]["attributes"] == smiling
     assert planned[2]["attributes"] == rows["f1"]["attributes"]
-    assert planned[2]["text"] == dict(rows["f1"]["texts"])["overall"]
+    assert planned[2]["text"] == texts_by_name(rows["f1"]["texts"])["overall"]
     assert planned[2]["mask"]["bytes"] == paste(rows["f1"]["mask"]["bytes"], rows["f2"]["mask"]["bytes"], ["hair"])
     assert planned[4]["mask"] == rows["f2"]["mask"]
     assert [row["error"] for row in planned[:6]] == [None] * 6
@@ -270,7 +270,7 @@ def test_an_edit_is_a_batch_and_leaves_no_trace(model: Collaborative, tmp_path: 
     accepted = [row for row in tables["selection"].to_pylist() if row["accepted"]]
     assert len(accepted) == 1
     assert accepted[0]["reason"].startswith("alpha ")
-    assert tables["influence"].num_rows == 6
+    assert tables["influence"].num_rows == 3 * 2 * 3, "three pictures, two steps, two experts and the estimate"
     again = editor.start(rows)()["samples"]
     assert again["image_sha256"] == samples["image_sha256"], "an edit does not depend on the edits before it"
 

@@ -29,7 +29,7 @@ from raygen.models.schedulers import SamplerConfig
 from raygen.sampling.pipeline import FacePipeline
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.images import encode_mask, picture_column
-from raygen.store.schemas import CONDITIONS, cast
+from raygen.store.schemas import ATTRIBUTE_VALUES, CONDITIONS, cast
 
 
 def _stage(kind: str) -> FirstStage:
@@ -108,7 +108,7 @@ def test_the_pipeline_makes_the_pictures_of_generate() -> None:
                 "plan": ["p", "p"],
                 "seed": [0, 0],
                 "mask": picture_column([encode_mask(mask) for mask in masks]),
-                "attributes": [[1 if i == 31 else 0 for i in range(40)], [0] * 40],
+                "attributes": pa.array([tuple(int(i == 31) for i in range(40)), (0,) * 40], ATTRIBUTE_VALUES),
             }
         ),
         CONDITIONS,
@@ -141,3 +141,22 @@ def test_conditions_that_do_not_fit_are_named() -> None:
         pipe(texts=["a face"])
     with pytest.raises(ConfigError, match="no attribute 'Smilling'"):
         pipe(attributes=[{"Smilling": 1}])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sampler": "dpm++"}, r"sampler.name: 'dpm\+\+' is not one of .*did you mean 'dpmpp_2m'"),
+        ({"num_inference_steps": 0}, "sampler.steps: .*greater than or equal to 1"),
+        ({"seed": -1}, "seed: .*greater than or equal to 0"),
+        ({"guidance_scale": 2.0, "texts": ["a"]}, "does not take"),
+    ],
+)
+def test_wrong_arguments_are_errors_of_raygen(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        FacePipeline.from_pretrained("bundled")(1, **arguments)
+
+
+def test_loading_shows_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    FacePipeline.from_pretrained("bundled")
+    assert "Loading pipeline components" not in capfd.readouterr().err

@@ -68,7 +68,7 @@ def rows(n: int, *, first: int = 0) -> pa.Table:
             "seed": 3,
             "group_id": f"g{i // 2}",
             "mask": picture(encode_mask(random.integers(0, 19, (16, 16), dtype=np.uint8))),
-            "attributes": random.choice([-1, 1], 40).tolist(),
+            "attributes": tuple(random.choice([-1, 1], 40).tolist()),
         }
         for i in range(first + n)
     ]
@@ -173,8 +173,10 @@ ORACLES = {
 }
 
 
-@pytest.mark.parametrize("noise", [EPS, ZERO_SNR], ids=["eps", "v_zero_snr"])
-@pytest.mark.parametrize("name", list(ORACLES))
+@pytest.mark.parametrize(
+    ("name", "noise"),
+    [(name, noise) for name in ORACLES for noise in (EPS, ZERO_SNR) if noise == EPS or not name.endswith("karras")],
+)
 @torch.no_grad()
 def test_samplers_are_diffusers_own_loop(name: str, noise: NoiseSchedule) -> None:
     model = tiny(noise)
@@ -271,7 +273,7 @@ def test_rows_carry_everything(tmp_path: Path) -> None:
         "sampler": "dpmpp_2m",
         "steps": 3,
     }
-    assert first["guidance"] == [("mask", 1.5)]
+    assert {k: v for k, v in first["guidance"].items() if v} == {"mask": 1.5}
     assert first["group_id"] == "g0"
     assert first["mask"]["bytes"] == rows(1)["mask"][0].as_py()["bytes"]
     assert first["error"] is None
@@ -300,7 +302,7 @@ def test_a_bad_row_and_a_nan_leave_their_neighbours_alone(monkeypatch: pytest.Mo
     clean = worker(model)(rows(6))["samples"]
     values = rows(6).to_pylist()
     values[1]["mask"]["bytes"] = values[1]["mask"]["bytes"][:-20]
-    values[4]["attributes"][0] = 5
+    values[4]["attributes"]["Male"] = 5
     poisoned = noise_key(0, "s002", 0)
     real = keyed_normal
     monkeypatch.setattr(

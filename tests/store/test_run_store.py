@@ -72,6 +72,17 @@ def test_plan_survives_its_file():
         Plan.from_json(b'{"kind": "x"}')
 
 
+def test_a_run_with_files_of_another_form_is_refused_and_not_continued(tmp_path):
+    """Format 1 had maps, and attributes by their place; a shard of each form in one run could not be read."""
+    plan, folder = plan_of(tmp_path), tmp_path / "out"
+    run(folder, plan)
+    for path in (folder / "attempt-00/plan.json", folder / "attempt-00/MANIFEST.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    for use in (lambda: open_input(str(folder)), lambda: run(folder, plan)):
+        with pytest.raises(ConfigError, match="has files of format 1, and this raygen reads 2; make the run again"):
+            use()
+
+
 def test_put_once_has_one_winner(tmp_path):
     storage = FileStore(tmp_path)
     assert storage.put_once("a/b", b"1")

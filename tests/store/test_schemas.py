@@ -32,7 +32,7 @@ def faces(count=6):
             "split": "train",
             "image": picture(encode_image(pixels(seed=i))),
             "mask": picture(encode_mask(mask(seed=i))) if i % 2 else None,
-            "attributes": [1, -1] * 20 if i % 3 else None,
+            "attributes": (1, -1) * 20 if i % 3 else None,
             "texts": [("overall", f"Face {i}.")] if i else None,
             "boxes": [[0.0, 0.0, 1.0, 2.0]] if i else None,
             "identity_id": None,

@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from raygen.core.errors import ConfigError, InfrastructureError, InputError
-from raygen.core.face_labels import flip_mask
+from raygen.core.face_labels import ATTRIBUTES, flip_mask
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.ldm import LDMConfig
@@ -46,7 +46,7 @@ def faces(n: int = N) -> pa.Table:
             "split": "train" if i else "test",
             "image": picture(encode_image(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))),
             "mask": picture(encode_mask(random.integers(0, 19, (16, 16), dtype=np.uint8))),
-            "attributes": random.choice([-1, 1], 40).tolist(),
+            "attributes": tuple(random.choice([-1, 1], 40).tolist()),
         }
         for i in range(n)
     ]
@@ -118,7 +118,7 @@ def test_arrays_of_pictures() -> None:
 def test_a_label_out_of_range_leaves_its_face_out() -> None:
     values = faces().to_pylist()
     values[2]["mask"] = picture(encode_mask(np.full((16, 16), 19, dtype=np.uint8)))
-    values[5]["attributes"] = [3] * 40
+    values[5]["attributes"] = dict.fromkeys(ATTRIBUTES, 3)
     made = load_training_data([pa.Table.from_pylist(values, FACES)], size=16, modalities=["mask", "attributes"])
     assert len(made) == N - 2
     assert [line.split(":")[:2] for line in made.left_out] == [["f2", " label"], ["f5", " attributes"]]

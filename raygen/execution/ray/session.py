@@ -1,6 +1,7 @@
 """Starting a local Ray, or joining a running one.
 
-A local Ray listens on loopback only, has more logical CPUs than the actors ask for, and uses token authentication.
+A local Ray listens on loopback only, keeps its files in a folder of this user, has more logical CPUs than the actors
+ask for, and uses token authentication.
 """
 
 import logging
@@ -13,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
+from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
 
 from raygen.core.config import Resources
 from raygen.core.errors import ConfigError, InfrastructureError
@@ -97,19 +100,49 @@ def _start(resources: Resources) -> None:
                 address=address, runtime_env={"env_vars": environment}, log_to_driver=True, logging_level="warning"
             )
             return
-        with _environment(environment):
+        with _environment({**environment, ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}), _loopback():
             ray.init(
                 address="local",
                 num_cpus=logical_cpus(resources),
                 include_dashboard=False,
-                _node_ip_address="127.0.0.1",
+                _temp_dir=_session_root(),
                 log_to_driver=True,
                 logging_level="warning",
                 configure_logging=True,
             )
         _guard_token()
+    except ConfigError:
+        raise
     except Exception as error:  # Ray raises bare ones where a process of its own is too slow to start
         raise InfrastructureError(f"Ray could not be started or joined: {error}") from error
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """A Ray that is started in the block listens on 127.0.0.1 alone, as on macOS and Windows.
+
+    On Linux Ray 2.60 replaces a loopback address by that of the machine, and its servers then listen on all interfaces.
+    The environment variable that decides it was read when Ray was imported, by whoever imported it first.
+    """
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _session_root() -> str:
+    """Folder for the sessions and logs of a local Ray, below one that only this user can enter.
+
+    Ray makes its own folders writable for everybody. The path is short because the names of sockets have a limit.
+    """
+    private = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / f"raygen-{os.getuid()}"
+    private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = private.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise ConfigError(f"{private}: belongs to another user; set RAY_TMPDIR to a folder of your own")
+    private.chmod(0o700)
+    return str(private / "ray")
 
 
 @contextmanager

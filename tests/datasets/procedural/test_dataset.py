@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
+from raygen.core.face_labels import ATTRIBUTES
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import FACES_OR_ERROR
 from raygen.datasets.procedural.dataset import ProceduralDataSet
@@ -58,8 +59,8 @@ def test_rows_are_drawn_from_their_own_numbers(drawing):
     assert loaded.schema == FACES_OR_ERROR
     row = loaded.to_pylist()[0]
     assert (row["face_id"], row["identity_id"], row["error"]) == ("p000001-001", "p000001", None)
-    assert row["texts"] == [("overall", "Face 1.")]
-    assert row["attributes"] == [1] * 40
+    assert row["texts"] == [{"key": "overall", "value": "Face 1."}]
+    assert row["attributes"] == dict.fromkeys(ATTRIBUTES, 1)
     assert (decode_image(row["image"]["bytes"]) == 1).all()
     assert (decode_mask(row["mask"]["bytes"]) == 1).all()
 

@@ -1,0 +1,34 @@
+"""Settings of sampling that have no effect beside others, and are refused.
+
+Those of a sampler are refused by `SamplerConfig`, forms of guidance by `check_guidance`.
+"""
+
+from typing import Any, Final
+
+from raygen.core.no_effect import NoEffect
+
+__all__ = ["SAMPLING"]
+
+
+def _is_unguided(config: Any) -> bool:
+    """Whether the prediction without conditions has no weight."""
+    none = 1.0 if config.guidance_parametrization == "cfg" else 0.0
+    return not isinstance(config.guidance, dict) and config.guidance == none
+
+
+#: Every such setting of a `SampleConfig`.
+SAMPLING: Final = (
+    NoEffect(
+        "negative_keeps",
+        _is_unguided,
+        "with this guidance the unconditional prediction has no weight; leave it out, or set a guidance",
+    ),
+    NoEffect(
+        "mixing.fading",
+        lambda config: config.mixing.fading and config.mixing.schedule == "none",
+        "mixing.schedule=none lets no expert fade; leave out one of the two",
+    ),
+    NoEffect(
+        "mixing.boost", lambda config: not config.mixing.boosted, "no expert is boosted; name some in mixing.boosted"
+    ),
+)

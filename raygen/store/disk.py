@@ -1,0 +1,163 @@
+"""Files on a local disk: written whole or not at all, on the disk when a call returns, unfinished ones recognised."""
+
+import ctypes
+import errno
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+__all__ = [
+    "PROBE",
+    "TEMPORARY",
+    "is_left_over",
+    "links",
+    "own_name",
+    "sync_folder",
+    "temporary",
+    "write",
+    "write_together",
+]
+
+#: Beginnings of the names of unfinished files and of files that try what a disk can do.
+TEMPORARY: Final = ".tmp-"
+PROBE: Final = ".probe-"
+#: Seconds after which an unfinished file of another machine counts as left over.
+FOREIGN_AGE_S: Final = 86_400.0
+#: What disks without hard links, and disks whose folders cannot be synchronised, answer.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EBADF)
+
+
+def own_name(beginning: str) -> str:
+    """A new file name that says which process of which machine it belongs to."""
+    return f"{beginning}{platform.node()}.{os.getpid()}.{time.time_ns():x}"
+
+
+def temporary(folder: Path) -> tuple[int, str]:
+    """A new unfinished file in `folder`: its handle and path."""
+    return tempfile.mkstemp(prefix=f"{own_name(TEMPORARY)}-", dir=folder)
+
+
+def is_left_over(name: str) -> bool:
+    """Whether `name` is that of an unfinished file whose process is gone, or a day old where that cannot be known."""
+    beginning = next((b for b in (TEMPORARY, PROBE) if name.startswith(b)), None)
+    if beginning is None:
+        return False
+    owner, _, made = name.removeprefix(beginning).rpartition(".")
+    machine, _, process = owner.rpartition(".")
+    if machine == platform.node() and process.isdigit():
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+    try:
+        return time.time() - int(made.partition("-")[0], 16) / 1e9 > FOREIGN_AGE_S
+    except ValueError:
+        return False
+
+
+def write(path: Path, data: bytes, *, once: bool) -> bool:
+    """Write a file by way of a temporary one beside it; with `once`, False where the name is taken."""
+    if once and path.exists():
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, unfinished = temporary(path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(unfinished, 0o644)
+        if once:
+            _link(unfinished, path)
+        else:
+            os.replace(unfinished, path)
+        sync_folder(path.parent)
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(unfinished)
+    return True
+
+
+def _link(unfinished: str, path: Path) -> None:
+    """Give `unfinished` the name `path`; `FileExistsError` where the name is taken."""
+    try:
+        os.link(unfinished, path)  # the only atomic create with content in POSIX
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # Not exclusive; callers name what must not be replaced by its content, see `creates_once`.
+        os.replace(unfinished, path)
+
+
+def links(probe: Path) -> bool:
+    """Whether the disk has hard links, by which a name can be created only once."""
+    write(probe, b"1", once=False)
+    second = probe.with_name(f"{probe.name}-2")
+    try:
+        os.link(probe, second)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return False
+    finally:
+        second.unlink(missing_ok=True)
+    return True
+
+
+def write_together(files: Mapping[Path, bytes], staging: Path) -> None:
+    """Write files by way of `staging`, then sync the disk once for all of them."""
+    written: dict[Path, str] = {}
+    try:
+        for folder in {path.parent for path in files}:
+            folder.mkdir(parents=True, exist_ok=True)
+        for path, data in files.items():
+            handle, written[path] = temporary(staging)
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(handle, 0o644)
+                file.write(data)
+        for path, unfinished in written.items():
+            os.replace(unfinished, path)
+        _sync_file_system(staging)
+    finally:
+        for unfinished in written.values():
+            with suppress(FileNotFoundError):
+                os.unlink(unfinished)
+
+
+def _sync_file_system(folder: Path) -> None:
+    """Wait until the file system of `folder` is on the disk: faster than an fsync for each of many small files."""
+    sync = getattr(ctypes.CDLL(None), "syncfs", None)
+    if sync is None:
+        os.sync()
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if sync(handle):
+            raise OSError(f"{folder}: cannot be synchronised with the disk")
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in `folder` are on the disk, where the disk can do that."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(handle)
