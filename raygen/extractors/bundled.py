@@ -20,6 +20,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from raygen.core.config import Config, parse
+from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASSES
 
@@ -236,7 +237,7 @@ def load_bundled(folder: str | Path, kind: type[Net]) -> Net:
     root = Path(folder)
     bundled_digest(root)
     try:
-        document = json.loads((root / "config.json").read_text(encoding="utf-8"))
+        document = load_json((root / "config.json").read_text(encoding="utf-8"))
         config: Any = parse(_AnyNetworkConfig, document["network"], str(root / "config.json"))
         shape = SHAPES[kind]
         if not isinstance(config, shape):

@@ -305,6 +305,8 @@ def _open(folder: str | Path) -> OpenedCheckpoint:
     document = read_json(root / "raygen.json")
     if document.get("format") != FORMAT:
         raise ConfigError(f"{root}: checkpoint format {document.get('format')!r}, this version reads {FORMAT}")
+    if not isinstance(document.get("model", {}), dict):
+        raise InputError(f"{root / 'raygen.json'}: `model` is not a group of keys", reason="checkpoint")
     return OpenedCheckpoint(root, document)
 
 

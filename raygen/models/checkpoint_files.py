@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from raygen.core.config import parse
+from raygen.core.documents import load_json
 from raygen.core.errors import InputError
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.store.file_kinds import check_start
@@ -119,8 +120,9 @@ def read_diffusers(folder: Path) -> Any:
         raise InputError(f"{folder}: class {config.get('_class_name')!r} is not one of ours", reason="checkpoint")
     try:
         module = kind.from_config(config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / 'config.json'}: {error}", reason="checkpoint") from error
+    except Exception as error:  # the classes are built from whatever the file holds
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise InputError(f"{folder / 'config.json'}: {reason}", reason="checkpoint") from error
     fill(module, folder / DIFFUSERS_WEIGHTS)
     return module
 
@@ -157,7 +159,7 @@ def fill(module: nn.Module, path: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; `InputError` (`checkpoint`) where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}", reason="checkpoint") from error
     if not isinstance(value, dict):

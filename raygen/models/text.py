@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import RelativeLocation
 from raygen.core.precision import copy_parameters
 from raygen.models.weight_variants import readable
 
@@ -57,7 +58,7 @@ class TransformerTextConfig(Config):
     """
 
     kind: Literal["transformer"] = "transformer"
-    vocabulary: str = Field(
+    vocabulary: RelativeLocation = Field(
         "learned",
         description="`learned` from the training texts, a vocab.txt file, "
         "a folder with one or with a tokenizer.json, or the name of a tokenizer on the hub",
@@ -78,7 +79,7 @@ class PretrainedTextConfig(Config):
     """A frozen text encoder of the `transformers` library, with its own tokenizer."""
 
     kind: Literal["pretrained"] = "pretrained"
-    name: str = Field(..., description="folder of a text encoder, or its name on the Hugging Face hub")
+    name: RelativeLocation = Field(..., description="folder of a text encoder, or its name on the Hugging Face hub")
     length: int = Field(
         77, ge=4, le=512, description="number of tokens of a text; longer texts are truncated, shorter ones padded"
     )

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import redact
+from raygen.store.filesystem import file_system
 
 __all__ = ["RANGE", "Slice", "from_parquet", "read_slice", "to_parquet"]
 
@@ -32,7 +33,7 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
     """
     if piece.path == RANGE:
         return pa.table({"index": pa.array(range(piece.start, piece.start + piece.rows), pa.int64())})
-    fs, path = fsspec.core.url_to_fs(piece.path)
+    fs, path = file_system(piece.path)
     try:
         with fs.open(path, "rb") as file:
             reader = pq.ParquetFile(file, page_checksum_verification=True)
@@ -51,7 +52,7 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
     except FileNotFoundError as error:
         raise ConfigError(f"{piece.path}: no such file") from error
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{piece.path}: {str(error)[:200]}", reason="parquet") from error
+        raise InputError(f"{piece.path}: {redact(str(error))[:200]}", reason="parquet") from error
 
 
 def to_parquet(table: pa.Table, *, row_group_rows: int = 128) -> bytes:
