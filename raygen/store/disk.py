@@ -17,6 +17,7 @@ __all__ = [
     "is_left_over",
     "links",
     "own_name",
+    "sync_file_system",
     "sync_folder",
     "temporary",
     "write",
@@ -128,23 +129,24 @@ def write_together(files: Mapping[Path, bytes], staging: Path) -> None:
                 file.write(data)
         for path, unfinished in written.items():
             os.replace(unfinished, path)
-        _sync_file_system(staging)
+        sync_file_system(staging)
     finally:
         for unfinished in written.values():
             with suppress(FileNotFoundError):
                 os.unlink(unfinished)
 
 
-def _sync_file_system(folder: Path) -> None:
+def sync_file_system(folder: Path) -> None:
     """Wait until the file system of `folder` is on the disk: faster than an fsync for each of many small files."""
-    sync = getattr(ctypes.CDLL(None), "syncfs", None)
+    sync = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if sync is None:
         os.sync()
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         if sync(handle):
-            raise OSError(f"{folder}: cannot be synchronised with the disk")
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(folder))
     finally:
         os.close(handle)
 
