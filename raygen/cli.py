@@ -11,11 +11,11 @@ from raygen.commands import console
 from raygen.commands.base import Job
 from raygen.commands.registry import COMMANDS, Command, load
 from raygen.core.config import parse
-from raygen.core.errors import ConfigError, RaygenError, StorageError
+from raygen.core.errors import ConfigError, InfrastructureError, RaygenError, StorageError
 from raygen.core.location import is_remote, redact
 from raygen.core.units import duration, size
 from raygen.core.version import __version__
-from raygen.store.filesystem import PERMANENT
+from raygen.store.filesystem import PASSING, PERMANENT
 from raygen.store.run_store import RunStore
 
 __all__ = ["app", "main"]
@@ -78,7 +78,7 @@ def _register(name: str, command: Command) -> None:
         if idle := loaded.resources.idle():
             console.note(idle)
         with console.progress(name) as progress:
-            result = loaded.run(progress)
+            result = loaded.start(progress)
         console.heading(f"{name}: {result.out}")
         console.facts(result.facts)
 
@@ -303,11 +303,12 @@ def main() -> None:
         console.failure(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in PERMANENT:
+        if error.errno not in (*PERMANENT, *PASSING):
             raise
+        kind = StorageError if error.errno in PERMANENT else InfrastructureError
         place = f" ({error.filename})" if error.filename else ""
-        console.failure(StorageError(f"{error.strerror}{place}; what was committed is kept"))
-        sys.exit(StorageError.exit_code)
+        console.failure(kind(f"{error.strerror}{place}; what was committed is kept"))
+        sys.exit(kind.exit_code)
     except KeyboardInterrupt:
         console.failure(INTERRUPTED)
         sys.exit(130)

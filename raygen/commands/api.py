@@ -32,7 +32,7 @@ def run(job: str | Path | Mapping[str, Any], *overrides: str, progress: Progress
     the run. `progress` is called with a `Progress` after each shard. Raises the errors of `raygen.core.errors`.
     """
     loaded = make(override(job, overrides)) if isinstance(job, Mapping) else load(str(job), overrides)
-    return loaded.run(progress)
+    return loaded.start(progress)
 
 
 @overload
@@ -122,7 +122,7 @@ def evaluate(
             **settings,
             "out": folder,
         }
-        make(job).run(progress)
+        make(job).start(progress)
         rows = _metrics(str(folder)).to_pylist()
     return {row["metric"]: row["value"] for row in rows if row["slice"] == "all"}
 
@@ -144,7 +144,7 @@ def _faces_run(url: str, out: str, size: int, progress: ProgressCallback) -> str
     if _is_run(url) or FileStore(url).exists("reference.json"):
         return url
     data = {"kind": "folder", "root": url, "size": size, "crop": "center"}
-    make({"kind": "ingest", "data": data, "out": out}).run(progress)
+    make({"kind": "ingest", "data": data, "out": out}).start(progress)
     return out
 
 

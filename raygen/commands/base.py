@@ -119,6 +119,11 @@ class Job(Config):
         kind, resources = getattr(self, "kind", None), self.resources.model_dump(mode="json")
         return {"kind": kind, **self.settings(), "resources": resources, "out": self.out}
 
+    def start(self, report: ProgressCallback) -> Result:
+        """`run`, after the unfinished files of killed commands were removed from `out`."""
+        FileStore(self.out).remove_leftovers()
+        return self.run(report)
+
     @abstractmethod
     def run(self, report: ProgressCallback) -> Result:
         """Run the job; `report` is called with the progress. Raises the errors of `raygen.core.errors`."""

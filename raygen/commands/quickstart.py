@@ -151,6 +151,6 @@ def _step(kind: str, label: str, resources: Resources, out: Path, settings: dict
     job = make({"kind": kind, **settings, "resources": resources.model_dump(), "out": str(out)}, label)
     began = time.time()
     with console.progress(label) as progress:
-        result = job.run(progress)
+        result = job.start(progress)
     console.console.print(f"  {label}: {duration(time.time() - began)}")
     return result

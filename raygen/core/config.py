@@ -89,7 +89,8 @@ class Resources(Config):
             return ""
         unused = [f"workers={self.workers}"] if self.workers > 1 else []
         unused += [f"address={self.address}"] if self.address is not None else []
-        return f"the local runner is one worker; {' and '.join(unused)} need resources.runner=ray"
+        need = "needs" if len(unused) == 1 else "need"
+        return f"the local runner is one worker; {' and '.join(unused)} {need} resources.runner=ray"
 
 
 def nearest(value: str, known: Iterable[str]) -> str:

@@ -368,7 +368,10 @@ def write_metrics(folder: FileStore, rows: Sequence[Mapping[str, Any]], name: st
     if folder.exists(f"{name}.parquet"):
         before = from_parquet(folder.get(f"{name}.parquet"))
         if before.schema.names == table.schema.names and before.drop(["created"]).equals(table.drop(["created"])):
-            return
-    folder.put(f"{name}.parquet", to_parquet(table))
-    readable = [{**r, "protocol": json.loads(r["protocol"]), "created": r["created"].isoformat()} for r in rows]
-    folder.put(f"{name}.json", json.dumps(readable, indent=1).encode())
+            table = before
+    folder.update(f"{name}.parquet", to_parquet(table))
+    readable = [
+        {**row, "protocol": json.loads(row["protocol"]), "created": row["created"].isoformat()}
+        for row in table.to_pylist()
+    ]
+    folder.update(f"{name}.json", json.dumps(readable, indent=1).encode())

@@ -16,7 +16,6 @@ from raygen.core.errors import InfrastructureError, InputError, IntegrityError, 
 from raygen.core.hashing import canonical
 from raygen.core.location import redact
 from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
-from raygen.store.filesystem import FileStore
 from raygen.store.run_store import Plan, RunStore
 
 __all__ = ["Outcome", "PlannedRun", "Progress", "Runner", "bad_rows_text", "execute", "execute_all", "local_runner"]
@@ -251,7 +250,6 @@ def execute_all(
     for run in runs:
         run.store.storage.require()
         run.store.create(run.plan)
-        FileStore(run.store.url).remove_leftovers()
     targets, launch = tuple(run.target for run in runs), uuid.uuid4().hex[:8]
     task = ShardTask(targets, launch, resources.max_attempts, resources.shard_timeout_s, build)
     states = [_RunState(run) for run in runs]

@@ -168,7 +168,8 @@ class SamplerConfig(Config):
 
     `spacing` none is `trailing`, except under Karras noise levels, which give the timesteps themselves.
     `ddim` with `leading` is the sampler of the released latent diffusion models, step for step: t = 1, 21, ..,
-    981 for 50 steps, and it stops at abar[0] instead of 1. A name of `PRESETS` replaces all fields: `sampler: fast`.
+    981 for 50 steps, and it stops at abar[0] instead of 1. A name of `PRESETS` replaces all fields: `sampler: fast`;
+    the name of a sampler alone takes the other defaults: `sampler: ddim`.
     """
 
     name: SamplerName = Field("unipc", description="name of the sampler")
@@ -187,8 +188,11 @@ class SamplerConfig(Config):
     def _preset(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
+        if value in SAMPLERS:
+            return {"name": value}
         if value not in PRESETS:
-            raise ValueError(f"{value!r} is no preset: {', '.join(PRESETS)}{nearest(value, PRESETS)}")
+            known = (*PRESETS, *SAMPLERS)
+            raise ValueError(f"{value!r} is none of {', '.join(known)}{nearest(value, known)}")
         return dict(PRESETS[value])
 
     @model_validator(mode="after")

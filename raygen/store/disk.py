@@ -44,23 +44,25 @@ def temporary(folder: Path) -> tuple[int, str]:
     return tempfile.mkstemp(prefix=f"{own_name(TEMPORARY)}-", dir=folder)
 
 
-def is_left_over(path: Path) -> bool:
-    """Whether `path` is an unfinished file whose process is gone, or a day old where that cannot be known."""
-    beginning = next((b for b in (TEMPORARY, PROBE) if path.name.startswith(b)), None)
+def is_left_over(name: str) -> bool:
+    """Whether `name` is that of an unfinished file whose process is gone, or a day old where that cannot be known."""
+    beginning = next((b for b in (TEMPORARY, PROBE) if name.startswith(b)), None)
     if beginning is None:
         return False
-    machine, _, rest = path.name.removeprefix(beginning).rpartition(".")[0].rpartition(".")
-    if machine == platform.node() and rest.isdigit():
+    owner, _, made = name.removeprefix(beginning).rpartition(".")
+    machine, _, process = owner.rpartition(".")
+    if machine == platform.node() and process.isdigit():
         try:
-            os.kill(int(rest), 0)
+            os.kill(int(process), 0)
         except ProcessLookupError:
             return True
         except PermissionError:
             return False
         return False
-    with suppress(FileNotFoundError):
-        return time.time() - path.lstat().st_mtime > FOREIGN_AGE_S
-    return False
+    try:
+        return time.time() - int(made.partition("-")[0], 16) / 1e9 > FOREIGN_AGE_S
+    except ValueError:
+        return False
 
 
 def write(path: Path, data: bytes, *, once: bool) -> bool:

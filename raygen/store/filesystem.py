@@ -23,13 +23,15 @@ from raygen.core.location import check_credentials, redact
 from raygen.store import disk
 from raygen.store.disk import PROBE
 
-__all__ = ["PERMANENT", "FileStore"]
+__all__ = ["PASSING", "PERMANENT", "FileStore"]
 
 
 T = TypeVar("T")
 RETRIES = 4
 #: Errors of a disk that another attempt does not mend: full, over quota, read-only.
 PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: Errors of a disk that may pass, or that another disk does not have.
+PASSING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO)
 
 
 class FileStore:
@@ -233,10 +235,17 @@ class FileStore:
             self.remove(name)
 
     def leftovers(self) -> list[str]:
-        """Unfinished files of processes that are gone, relative to the folder; only on a local disk."""
-        if not self.local:
-            return []
-        return sorted(name for name, _ in self.files("") if disk.is_left_over(Path(self.path(name))))
+        """Unfinished files of processes that are gone, relative to the folder.
+
+        On an object store only the probes beside the results of its attempts: nothing else can be left there but the
+        parts of unfinished uploads, which a rule of the bucket removes.
+        """
+        if self.local:
+            paths = (Path(at, name) for at, _, names in os.walk(self.path("")) for name in names)
+            return sorted(str(path.relative_to(self.path(""))) for path in paths if disk.is_left_over(path.name))
+        top = self.names("")
+        below = (f"{folder}/{name}" for folder in top if folder.startswith("attempt-") for name in self.names(folder))
+        return sorted(name for name in (*top, *below) if disk.is_left_over(name.rsplit("/", 1)[-1]))
 
     def remove_leftovers(self) -> int:
         """Remove `leftovers`; their number. Those of living processes stay, which may be other drivers of the run."""
@@ -258,6 +267,7 @@ class FileStore:
         except Exception as error:  # credentials, endpoint, DNS: every back end has its own exception classes
             name = type(error).__name__
             away = isinstance(error, ConnectionError | TimeoutError) or "Connect" in name or "Timeout" in name
+            away |= getattr(error, "errno", None) in PASSING
             kind = InfrastructureError if away else ConfigError
             raise kind(f"{self.url}: cannot be written ({name}: {str(error)[:200]})") from error
         self.remove(probe)

@@ -29,7 +29,7 @@ def test_workers_on_one_machine_are_no_faster_than_its_cores(monkeypatch):
 
 def test_settings_that_the_local_runner_does_not_use_are_told():
     assert Resources().idle() == Resources(runner="ray", workers=8).idle() == ""
-    assert Resources(workers=8).idle() == "the local runner is one worker; workers=8 need resources.runner=ray"
+    assert Resources(workers=8).idle() == "the local runner is one worker; workers=8 needs resources.runner=ray"
 
 
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_done(world, tmp_path, monkeypatch):

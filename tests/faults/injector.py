@@ -24,8 +24,9 @@ REMOTE = ("_pipe_file", "_put_file", "_rm_file")
 class Injector:
     """Counts operations below `root`; at operation `at` (from 1 on) it raises `fault`, or kills the process."""
 
-    def __init__(self, root: Path, fault: str = "", at: int = 0) -> None:
-        self.root, self.fault, self.at = str(root), fault, at
+    def __init__(self, root: str, fault: str = "", at: int = 0) -> None:
+        """`root`: a local folder or the URL of one in a bucket."""
+        self.root, self.fault, self.at = root.removeprefix("s3://"), fault, at
         self.count = 0
 
     def step(self) -> None:

@@ -1,14 +1,15 @@
 """Run a command once for every k with a fault at its k-th operation, then again without, and compare the results.
 
-    python -m tests.faults.runner FOLDER KIND FAULT [every]
+    python -m tests.faults.runner FOLDER KINDS FAULT [EVERY [URL]]
 
-Prints a JSON object. Each command runs in a fork of this process, which has imported everything and computed nothing.
-With `every` (default 1) only each n-th k is tried, beginning at a k that depends on KIND and FAULT.
+KINDS are commands with commas between them, FOLDER has what `tests.faults.world.prepare` makes, results are written
+below URL (default: FOLDER). Prints a JSON object for each command. Each command runs in a fork of this process, which
+has imported everything and computed nothing.
+With EVERY (default 1) only each n-th k is tried, beginning at a k that depends on KIND and FAULT.
 """
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 import traceback
@@ -21,12 +22,13 @@ import torch
 from raygen import cli
 from raygen.commands.registry import COMMANDS, job_type
 from raygen.commands.verify import verify
+from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
 from tests.faults.injector import KILL, Injector
 from tests.faults.world import job, result
 
 
-def command(kind: str, root: Path, out: Path, fault: str = "", at: int = 0) -> tuple[int, str, int]:
+def command(kind: str, root: Path, out: str, fault: str = "", at: int = 0) -> tuple[int, str, int]:
     """Exit code (negative: a signal), output, and number of operations of one command in a fork."""
     with tempfile.TemporaryDirectory() as scratch:
         file, said, counted = (Path(scratch) / name for name in ("job.yaml", "said", "count"))
@@ -60,21 +62,22 @@ def _child(name: str, file: Path, said: Path, counted: Path, injector: Injector)
         os._exit(code)
 
 
-def problems_of(out: Path, golden: dict[str, str]) -> list[str]:
+def problems_of(out: str, golden: dict[str, str]) -> list[str]:
     """How a result differs from the golden one."""
     found = result(out)
     problems = [f"{name}: missing" for name in golden.keys() - found.keys()]
     problems += [f"{name}: left over" for name in found.keys() - golden.keys()]
     problems += [f"{name}: differs" for name in golden.keys() & found.keys() if golden[name] != found[name]]
-    for plan in out.rglob("attempt-*/plan.json"):
-        report = verify(RunStore(str(plan.parent.parent), int(plan.parent.name[-2:])))
-        problems += report.problems
+    for name in (name for name in found if name.endswith("plan.json")):
+        folder, attempt = f"{out}/{name}".removesuffix("/plan.json").rsplit("/attempt-", 1)
+        problems += verify(RunStore(folder, int(attempt))).problems
     return problems
 
 
-def trial(kind: str, root: Path, out: Path, fault: str, at: int, golden: dict[str, str]) -> list[str]:
+def trial(kind: str, root: Path, out: str, fault: str, at: int, golden: dict[str, str]) -> list[str]:
     """What is wrong after a fault at operation `at` and another command; empty where nothing is."""
-    shutil.rmtree(out, ignore_errors=True)
+    store = FileStore(out)
+    store.remove_folder("")
     code, said, _ = command(kind, root, out, fault, at)
     problems = []
     if fault != KILL:
@@ -84,32 +87,35 @@ def trial(kind: str, root: Path, out: Path, fault: str, at: int, golden: dict[st
             problems.append(f"a traceback: {said[-600:]}")
         if fault == "ENOSPC" and code == 4 and "space" not in said:
             problems.append(f"the disk is not named: {said[-300:]}")
-        records = [json.loads(path.read_text()) for path in out.rglob("run.json")]
-        if code and records and all(record["exit_code"] == 0 for record in records) and kind != "select":
-            problems.append("run.json says 0")
+        # A record of success is true where the result is there, as after an error in the last synchronisation.
+        record = f"{out}/attempt-00/run.json"
+        if code and os.path.exists(record) and json.loads(Path(record).read_text())["exit_code"] == 0:
+            problems += [f"run.json says 0: {problem}" for problem in problems_of(out, golden)]
     code, said, _ = command(kind, root, out)
     if code:
         return [*problems, f"the next command ended with {code}: {said[-600:]}"]
     return [*problems, *problems_of(out, golden)]
 
 
-def main(folder: str, kind: str, fault: str, every: int = 1) -> None:
+def main(folder: str, kinds: str, fault: str, every: int, url: str) -> None:
     """See the module."""
     torch.set_num_threads(1)
     for name in COMMANDS:
         job_type(name)
     root = Path(folder)
-    # One name for all of them: a checkpoint keeps the job that made it, with its `out`.
-    out = root / "out" / f"{kind.replace(':', '-')}-{fault}"
-    code, said, count = command(kind, root, out)
-    assert code == 0, said
-    golden = result(out)
-    first = 1 + zlib.crc32(f"{kind} {fault}".encode()) % every
-    tried = list(range(first, count + 1, every))
-    wrong = {at: found for at in tried if (found := trial(kind, root, out, fault, at, golden))}
-    shutil.rmtree(out)
-    print(json.dumps({"kind": kind, "fault": fault, "operations": count, "tried": len(tried), "wrong": wrong}))
+    for kind in kinds.split(","):
+        # One name for all trials: a checkpoint keeps the job that made it, with its `out`.
+        out = f"{url}/out/{kind.replace(':', '-')}-{fault}"
+        code, said, count = command(kind, root, out)
+        assert code == 0, said
+        golden = result(out)
+        tried = list(range(1 + zlib.crc32(f"{kind} {fault}".encode()) % every, count + 1, every))
+        wrong = {at: found for at in tried if (found := trial(kind, root, out, fault, at, golden))}
+        FileStore(out).remove_folder("")
+        counts = {"operations": count, "tried": len(tried), "wrong": wrong}
+        print(json.dumps({"kind": kind, "fault": fault, **counts}), flush=True)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], every=int(sys.argv[4]) if len(sys.argv) > 4 else 1)
+    words = sys.argv[1:]
+    main(*words[:3], every=int(words[3]) if len(words) > 3 else 1, url=words[4] if len(words) > 4 else words[0])

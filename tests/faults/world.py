@@ -12,6 +12,8 @@ from raygen.extractors.bundled import BundledParser, BundledParserConfig, save_b
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.ldm import LDMConfig
+from raygen.store.filesystem import FileStore
+from raygen.store.parquet import from_parquet
 
 SIZE = 32
 #: Facts about a command and not about its result: times, and what was running.
@@ -41,7 +43,7 @@ def prepare(root: Path) -> None:
     parser = BundledParser(BundledParserConfig(image_size=SIZE, channels=(8, 16)))
     save_bundled(parser, root / "parser", weights="float32", extra={})
     for kind, name in (("ingest", "faces"), ("plan", "conditions"), ("generate", "samples")):
-        run(job(kind, root, root / name))
+        run(job(kind, root, str(root / name)))
 
 
 def run(document: dict[str, Any]) -> None:
@@ -49,8 +51,8 @@ def run(document: dict[str, Any]) -> None:
     make(document).run(lambda _: None)
 
 
-def job(kind: str, root: Path, out: Path | str) -> dict[str, Any]:
-    """The job of a command, two or three shards long; `export` and its format are written `export:csv`."""
+def job(kind: str, root: Path, out: str) -> dict[str, Any]:
+    """The job of a command, two shards long; `out` is a folder or a URL. `export:csv` is an export in that format."""
     parser = {"kind": "small", "folder": str(root / "parser")}
     score = {"parser": parser, "features": parser, "classifier": None}
     sampling = {
@@ -93,28 +95,23 @@ def job(kind: str, root: Path, out: Path | str) -> dict[str, Any]:
     command, _, form = kind.partition(":")
     if command == "export":
         settings["export"] = {"samples": str(root / "samples"), "format": {"kind": form}, "shard_rows": 4}
-    return {"kind": command, **settings[command], "out": str(out)}
+    return {"kind": command, **settings[command], "out": out}
 
 
-def result(out: Path) -> dict[str, str]:
+def result(out: str) -> dict[str, str]:
     """Name -> sha256 of every file of a result that must not depend on what happened on the way."""
-    found = {}
-    for path in sorted(path for path in out.rglob("*") if path.is_file()):
-        name = str(path.relative_to(out))
+    store, found = FileStore(out), {}
+    for name in sorted(name for name, _ in store.files("")):
         if any(part in name for part in OF_COMMANDS):
             continue
-        data = path.read_bytes()
-        if path.suffix in (".json", ".jsonl"):
-            data = "\n".join(json.dumps(_plain(json.loads(line)), sort_keys=True) for line in _lines(path)).encode()
-        elif path.name == "metrics.parquet":
-            continue  # with the time at which it was made; metrics.json has the same rows
+        data = store.get(name)
+        if name.endswith((".json", ".jsonl")):
+            lines = data.splitlines() if name.endswith("l") else [data]
+            data = "\n".join(json.dumps(_plain(json.loads(line)), sort_keys=True) for line in lines).encode()
+        elif name.startswith("metrics/") and name.endswith(".parquet"):
+            data = repr(from_parquet(data).drop(["created"]).to_pylist()).encode()
         found[name] = hashlib.sha256(data).hexdigest()
     return found
-
-
-def _lines(path: Path) -> list[str]:
-    text = path.read_text()
-    return text.splitlines() if path.suffix == ".jsonl" else [text]
 
 
 def _plain(node: Any) -> Any:

@@ -311,6 +311,7 @@ def test_a_timestep_beyond_the_schedule_is_refused() -> None:
 
 def test_a_word_stands_for_a_sampler() -> None:
     assert SamplerConfig.model_validate("fast") == SamplerConfig(name="unipc", steps=12)
+    assert SamplerConfig.model_validate("ddim") == SamplerConfig(name="ddim")
     assert SamplerConfig.model_validate("published") == SamplerConfig(name="ddim", steps=50, spacing="leading")
     with pytest.raises(ValueError, match="did you mean 'fast'"):
         SamplerConfig.model_validate("fsat")

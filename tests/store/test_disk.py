@@ -5,15 +5,12 @@ import platform
 import subprocess
 import sys
 import time
-from functools import partial
 
+from raygen.commands.registry import make
 from raygen.commands.verify import verify
-from raygen.core.config import Resources
-from raygen.execution.executor import execute, local_runner
 from raygen.store import disk
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
-from tests.fakes import Fake, build, plan_of
 
 
 def gone():
@@ -32,27 +29,27 @@ def test_files_of_living_processes_are_not_left_over(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_other_machines_are_left_over_after_a_day(tmp_path):
-    path = tmp_path / f"{disk.TEMPORARY}elsewhere.example.{os.getpid()}.1f-x"
-    path.touch()
-    assert not disk.is_left_over(path)
-    os.utime(path, (time.time() - 90_000,) * 2)
-    assert disk.is_left_over(path)
-    ordinary = tmp_path / "data.parquet"
-    ordinary.touch()
-    os.utime(ordinary, (0, 0))
-    assert not disk.is_left_over(ordinary)
+def test_files_of_other_machines_are_left_over_after_a_day():
+    def name(seconds: float) -> str:
+        return f"{disk.TEMPORARY}elsewhere.example.{os.getpid()}.{int((time.time() - seconds) * 1e9):x}-x"
+
+    assert not disk.is_left_over(name(80_000))
+    assert disk.is_left_over(name(90_000))
+    assert not disk.is_left_over("data.parquet")
+    assert not disk.is_left_over(f"{disk.TEMPORARY}of-somebody-else")
 
 
 def test_the_next_command_removes_what_a_killed_one_left(tmp_path):
-    plan, out = plan_of(tmp_path), tmp_path / "out"
+    out = tmp_path / "out"
+    data = {"kind": "procedural", "identities": 1, "pictures": 2, "size": 32}
+    job = make({"kind": "ingest", "data": data, "batch": 2, "out": str(out)})
+    job.start(lambda _: None)
     store = RunStore(str(out))
-    store.create(plan)
     names = [f"{disk.TEMPORARY}{platform.node()}.{gone()}.1f-x", f"{disk.PROBE}{platform.node()}.{gone()}.1f"]
     left = [out / names[0], out / "attempt-00" / names[1]]
     for path in left:
         path.write_bytes(b"half")
     assert [path for path in verify(store).orphans if path.startswith(".")] == [names[1]]
-    execute(store, plan, partial(build, Fake()), Resources(), local_runner, max_error_fraction=0)
+    job.start(lambda _: None)
     assert not any(path.exists() for path in left)
     assert verify(store).orphans == []

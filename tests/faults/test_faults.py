@@ -1,0 +1,61 @@
+"""No fault at any operation of any command loses, doubles or changes anything.
+
+`RAYGEN_FAULTS_EVERY=1` tries every operation; by default each fortieth, and the results of all are in docs/results.md.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.world import prepare
+from tests.store.test_run_store import s3
+
+__all__ = ["s3"]
+
+EVERY = os.environ.get("RAYGEN_FAULTS_EVERY", "40")
+KINDS = (
+    "ingest,plan,encode,train,generate,evaluate,select,"
+    "export:csv,export:folder,export:huggingface,export:recordio,export:webdataset"
+)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """The inputs of all jobs, in memory where there is such a disk: every operation waits for the disk."""
+    shared = Path("/dev/shm")
+    made = Path(tempfile.mkdtemp(prefix="raygen-faults-", dir=shared if shared.is_dir() else None))
+    prepare(made)
+    yield made
+    shutil.rmtree(made)
+
+
+def trials(*words: object) -> list[dict[str, object]]:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.faults.runner", *map(str, words)]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return [json.loads(line) for line in ended.stdout.splitlines()]
+
+
+@pytest.mark.timeout(36_000)
+@pytest.mark.parametrize("fault", ["kill", "ENOSPC", "EIO"])
+def test_a_fault_at_any_operation_of_any_command(folder: Path, fault: str) -> None:
+    found = trials(folder, KINDS, fault, EVERY)
+    assert [trial["kind"] for trial in found] == KINDS.split(",")
+    assert sum(int(str(trial["tried"])) for trial in found) >= 1200 // int(EVERY)
+    assert [trial for trial in found if trial["wrong"]] == []
+
+
+@pytest.mark.timeout(36_000)
+def test_a_kill_at_any_operation_on_s3(folder: Path, s3: str) -> None:
+    kinds = "ingest" if int(EVERY) > 1 else "ingest,generate,export:csv"
+    found = trials(folder, kinds, "kill", max(1, int(EVERY) // 5), f"{s3}/faults")
+    assert [trial for trial in found if trial["wrong"]] == []
+    assert all(int(str(trial["operations"])) >= 16 for trial in found)
