@@ -78,6 +78,7 @@ class TrainJob(TrainRecipe, Job):
 
                 run_ranks(partial(train_rank, self), self.resources, self.out)
             else:
+                shutil.rmtree(Path(self.out) / ".ray-train", ignore_errors=True)  # of a killed driver
                 for _ in train_rank(self, 0, 1):
                     pass
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
