@@ -172,7 +172,7 @@ def _config(folder: Path) -> Any:
 def _part(kind: Any, folder: Path, title: str) -> Any:
     """A processor or tokenizer of the folder; `ConfigError` names it by its `title`."""
     try:
-        return kind.from_pretrained(str(folder), local_files_only=True)
+        return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError or a bare Exception
         raise ConfigError(f"{folder}: the {title} of CLIP is missing or cannot be read ({error})") from error
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ControlNetModel, UNet2DConditionModel, UNet2DModel, VQModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raygen.core.config import parse
@@ -19,6 +19,7 @@ from raygen.core.documents import load_json
 from raygen.core.errors import InputError
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.store.file_kinds import check_start
+from raygen.store.tensor_file import save_tensors
 
 __all__ = [
     "DIFFUSERS_WEIGHTS",
@@ -102,7 +103,7 @@ def write_weights(module: nn.Module, path: Path, writing: Writing) -> None:
         places.add(place)
     path.touch()
     mode = path.stat().st_mode  # safetensors would make the file readable for its owner only
-    save_file(tensors, path, metadata={"format": "pt", **writing.metadata})
+    save_tensors(tensors, path, writing.metadata)
     path.chmod(mode)
 
 
