@@ -7,7 +7,7 @@
 # derived from the whole Arrow schema before columns are selected.
 # Why it matters: pyarrow, pandas, polars and DuckDB write and read MAP, so a data set that opens everywhere else stays
 # closed to `datasets` because of one small column, even when that column is not asked for. A list of (key, value) structs holds
-# the same values and opens. `raygen.load_dataset(..., format="datasets")` converts for this reason.
+# the same values and opens.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -1,6 +1,8 @@
 """The command line: parse the words, call a command, print its result, exit with its code."""
 
+import errno
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +14,10 @@ from raygen.commands.base import Job
 from raygen.commands.registry import COMMANDS, Command, load
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InfrastructureError, RaygenError, StorageError
-from raygen.core.location import is_remote, redact
+from raygen.core.location import Location, RelativeLocation, is_remote, redact
 from raygen.core.units import duration, size
 from raygen.core.version import __version__
-from raygen.store.filesystem import PASSING, PERMANENT
+from raygen.store.filesystem import PERMANENT
 
 __all__ = ["app", "main"]
 
@@ -38,6 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
+#: Errors of a name that another attempt does not mend.
+UNUSABLE = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EACCES)
 INTERRUPTED = KeyboardInterrupt("committed shards are kept; run the same command again to continue")
 
 
@@ -58,7 +62,7 @@ def _options(
 
 def _register(name: str, command: Command) -> None:
     """Add a command that runs jobs of one kind."""
-    JobFile = Annotated[Path, typer.Argument(help="job file (YAML)", metavar="JOB.yaml", show_default=False)]
+    JobFile = Annotated[str, typer.Argument(help="job file (YAML)", metavar="JOB.yaml", show_default=False)]
     Overrides = Annotated[
         list[str] | None,
         typer.Argument(
@@ -70,7 +74,7 @@ def _register(name: str, command: Command) -> None:
     ]
 
     def run_job(job: JobFile, overrides: Overrides = None, dry_run: DryRun = False) -> None:
-        loaded = load(str(job), overrides or (), name)
+        loaded = load(parse(RelativeLocation, job, "JOB.yaml"), overrides or (), name)
         if dry_run:
             _estimate(loaded)
             return
@@ -183,7 +187,7 @@ def verify(
     """
     from raygen.commands.verify import verify_folder
 
-    result = verify_folder(folder, attempt, decode=decode)
+    result = verify_folder(parse(Location, folder, "folder"), attempt, decode=decode)
     console.heading(f"verify: {result.url}")
     console.facts(result.facts(decoded=decode))
     for problem in result.problems[:50]:
@@ -199,7 +203,7 @@ def report(
         str, typer.Argument(help="folder of one or more runs, such as runs/quickstart", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Option(help="file to write; default: FOLDER/report.html", show_default=False)
+        str | None, typer.Option(help="file to write; default: FOLDER/report.html", show_default=False)
     ] = None,
     faces: Annotated[
         str | None,
@@ -209,11 +213,13 @@ def report(
     """Write a report of a folder of runs: one HTML file that needs no network."""
     from raygen.report.build import build_report
 
+    folder = parse(Location, folder, "folder")
     if is_remote(folder):
-        raise ConfigError(f"{redact(folder)}: a report is made of a local folder; copy the run first")
+        raise ConfigError(f"{folder}: a report is made of a local folder; copy the run first")
     if not Path(folder).is_dir():
         raise ConfigError(f"{folder}: no such folder")
-    console.heading(f"report: {build_report(folder, None if out is None else str(out), faces=faces)}")
+    out, faces = parse(Location | None, out, "--out"), parse(Location | None, faces, "--faces")
+    console.heading(f"report: {build_report(folder, out, faces=faces)}")
 
 
 @app.command("import", rich_help_panel=TOOLS)
@@ -251,6 +257,8 @@ def import_(
     from raygen.convert.families import FAMILIES
     from raygen.convert.parts import Options
 
+    words = [parse(RelativeLocation, word, "import") for word in words]
+    vocabulary = parse(RelativeLocation | None, vocabulary, "--vocabulary")
     family = words[0] if words[0] in FAMILIES else None
     files = words[1:] if family or words[0] == "auto" else words
     options = Options(image_size, weights, scaling_factor, vocabulary)
@@ -279,11 +287,20 @@ def doctor(
     from raygen.commands.doctor import examine, working_folder
 
     marks = {"ok": "[green]ok  [/green]", "note": "[yellow]note[/yellow]", "bad": "[red]bad [/red]"}
-    checks = list(working_folder()) if upload else examine(folder)
+    checks = list(working_folder()) if upload else examine(parse(RelativeLocation, folder, "--folder"))
     for check in checks:
         console.console.print(f"  {marks[check.status]} [bold]{check.name}[/bold]: ", end="")
         console.console.print(check.detail, markup=False)
     raise typer.Exit(4 if any(check.status == "bad" for check in checks) else 0)
+
+
+def _storage_failure(error: OSError) -> RaygenError:
+    """What a disk or a server answered, as an error with one sentence."""
+    place = f" ({error.filename})" if error.filename else ""
+    text = f"{error.strerror or f'{type(error).__name__}: {error}'}{place}"
+    if error.errno in UNUSABLE:
+        return ConfigError(text)
+    return (StorageError if error.errno in PERMANENT else InfrastructureError)(f"{text}; what was committed is kept")
 
 
 def main() -> None:
@@ -294,20 +311,19 @@ def main() -> None:
         console.failure(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if error.errno not in (*PERMANENT, *PASSING):
-            raise
-        kind = StorageError if error.errno in PERMANENT else InfrastructureError
-        place = f" ({error.filename})" if error.filename else ""
-        console.failure(kind(f"{error.strerror}{place}; what was committed is kept"))
-        sys.exit(kind.exit_code)
+        failure = _storage_failure(error)
+        console.failure(failure)
+        sys.exit(failure.exit_code)
     except KeyboardInterrupt:
         console.failure(INTERRUPTED)
         sys.exit(130)
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of the command line
+            error.message = redact(getattr(error, "message", ""))  # type: ignore[attr-defined]
             error.show()
             sys.exit(error.exit_code)
-        raise
+        sys.stderr.write(redact(traceback.format_exc()))  # a fault of ours, or of a library
+        sys.exit(1)
     if code == 130:  # typer turns an interrupt into a silent exit
         console.failure(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

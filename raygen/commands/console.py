@@ -53,7 +53,15 @@ def _text(value: object) -> str:
 def failure(error: BaseException) -> None:
     """Name and message of an error that raygen raised on purpose, without a traceback."""
     errors.print(f"[red]{type(error).__name__}[/red]: ", end="")
-    errors.print(redact(str(error)), markup=False)
+    errors.print(redact(printable(str(error))), markup=False)
+
+
+def printable(text: str) -> str:
+    """`text` with what a terminal obeys or cannot show (control sequences, half surrogate pairs) as escapes."""
+    return "".join(
+        letter if letter in "\n\t" or letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 class _Lines:

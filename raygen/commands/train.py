@@ -13,7 +13,7 @@ Every rank loads the data and trains; rank 0 writes the files.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,12 +23,13 @@ import torch
 from pydantic import Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
-from raygen.core.errors import ConfigError, InfrastructureError, RaygenError
+from raygen.core.errors import ConfigError, RaygenError
 from raygen.core.hashing import run_id
 from raygen.core.location import LocalLocation
 from raygen.core.precision import set_deterministic_precision
 from raygen.models import checkpoint
 from raygen.models.text import Tokenizer, tokenizer_of
+from raygen.store import disk
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import open_input
 from raygen.store.sealed import seal_folder
@@ -48,6 +49,7 @@ from raygen.training.recipe import (
     text_config_of,
 )
 from raygen.training.trainer import Trainer, TrainStep, train
+from raygen.training.unfinished import explained
 
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
@@ -58,6 +60,8 @@ MANIFEST: Final = "MANIFEST.json"
 LARGEST_TIMED: Final = 50_000_000
 #: Number of skipped faces whose reasons are listed in the result.
 LISTED_FACES: Final = 3
+#: The file that makes a folder the checkpoint of a model.
+MARK: Final = "raygen.json"
 
 
 class TrainJob(TrainRecipe, Job):
@@ -78,11 +82,13 @@ class TrainJob(TrainRecipe, Job):
 
                 run_ranks(partial(train_rank, self), self.resources, self.out)
             else:
+                shutil.rmtree(Path(self.out) / ".ray-train", ignore_errors=True)  # of a killed driver
                 for _ in train_rank(self, 0, 1):
                     pass
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if not (folder / MANIFEST).exists():
-            seal_folder(folder, MANIFEST, {"run_id": facts["run_id"]})
+            with explained(folder / MANIFEST, "the list of check sums"):
+                seal_folder(folder, MANIFEST, {"run_id": facts["run_id"]})
         return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
 
     def estimate(self) -> Estimate:
@@ -227,7 +233,6 @@ def train_rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]
         (folder / MANIFEST).unlink(missing_ok=True)
     trainer = Trainer(job.objective(tokenizer), config, device=_device(), rank=rank, world_size=world_size)
     logger = TrainingLogger(folder) if rank == 0 else None
-    last = None
     every = config.sheet_every
     for step in train(trainer, arrays, folder):
         if logger is not None:
@@ -236,11 +241,10 @@ def train_rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]
             if every is not None and step.step // every > max(0, step.step - config.log_every) // every:
                 with trainer.averaged():
                     logger.picture(step.step, sheet(trainer.objective, arrays, trainer.device))
-        last = step
         yield step
     if logger is not None:
-        write_result(job, trainer, arrays, last)
         logger.close()
+        write_result(job, trainer, arrays, logger.last())
 
 
 def is_finished(job: TrainJob, arrays: TrainingData) -> bool:
@@ -270,8 +274,8 @@ def _run_id(job: TrainJob, arrays: TrainingData) -> str:
     return run_id({"settings": job.settings(), "data": arrays.digest, **({"experts": experts} if experts else {})})
 
 
-def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: TrainStep | None) -> None:
-    """Write the checkpoint, with the recipe that made it, and then result.json."""
+def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: Mapping[str, Any]) -> None:
+    """Write the checkpoint, with the recipe that made it, and then result.json. `last`: the newest record."""
     module = trainer.objective.module
     skipped = "none"
     if arrays.left_out:
@@ -283,14 +287,17 @@ def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: Tr
         "pictures": trainer.step * job.training.batch,
         "trained_s": round(trainer.elapsed, 1),
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        **({"loss": last.loss, "images_per_s": round(last.images_per_s, 1)} if last else {}),
+        **({"loss": last["loss"], "images_per_s": round(last["images_per_s"], 1)} if last else {}),
         "left_out": skipped,
     }
     with trainer.averaged():
         if (network := NETWORKS.get(job.model.kind)) is not None:
             facts |= network.finish(trainer.objective, job, arrays, trainer.device)
         facts["checkpoint"] = _save(job, module, facts)
-    (Path(job.out) / "training" / "result.json").write_text(json.dumps(facts), encoding="utf-8")
+    # The last file: it says that the training has ended.
+    path = Path(job.out) / "training" / "result.json"
+    with explained(path, "the result"):
+        disk.write(path, json.dumps(facts).encode(), once=False)
 
 
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
@@ -299,21 +306,23 @@ def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     extra = {"recipe": job.model_dump(mode="json"), "result": facts}
     save = checkpoint.save if is_denoiser(job.model) else NETWORKS[job.model.kind].save
     # A checkpoint replaces its folder as a whole, so it is written beside the training state and moved in.
-    temporary = out.parent / f".{out.name}.checkpoint"
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        digest = save(module, temporary, weights=job.save_dtype, extra=extra)
-        for path in sorted(temporary.iterdir()):
-            target = out / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            path.replace(target)
-        temporary.rmdir()
-    except OSError as error:
-        raise InfrastructureError(
-            f"{job.out}: the checkpoint cannot be written ({error.strerror or error}); the training state is "
-            "complete: run the same command again to write it"
-        ) from error
+    temporary = out / "training" / ".checkpoint"
+    then = "the training state is complete: run the same command again to write it"
+    with explained(out, "the checkpoint", then):
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            digest = save(module, temporary, weights=job.save_dtype, extra=extra)
+            disk.sync_file_system(temporary)
+            # Without its mark a folder is no checkpoint, so that one whose parts are of two trainings is never read.
+            (out / MARK).unlink(missing_ok=True)
+            for path in sorted(temporary.iterdir(), key=lambda path: (path.name == MARK, path.name)):
+                target = out / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                path.replace(target)
+            disk.sync_folder(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return digest
 
 

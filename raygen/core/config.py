@@ -13,34 +13,53 @@ The errors that configs and jobs raise:
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
+    field_validator,
 )
 
+from raygen.core.documents import load_json, load_yaml
 from raygen.core.errors import ConfigError
-from raygen.core.location import redact
+from raygen.core.location import check_text, redact
 
 __all__ = ["Config", "Resources", "config_classes", "nearest", "override", "parse", "read_yaml", "tagged_union"]
 
 
 MAX_YAML_BYTES = 1 << 20
-MAX_YAML_DEPTH = 64
 T = TypeVar("T")
 
 
 class Config(BaseModel):
-    """Base class of all settings: frozen, and unknown keys are errors."""
+    """Base class of all settings: frozen; unknown keys are errors, and so are credentials in any text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _has_no_credentials(cls, value: T) -> T:
+        for text in _texts(value):
+            check_text(text)
+        return value
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in plain values; other configs have checked their own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for pair in value.items():
+            yield from _texts(pair)
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _texts(item)
 
 
 def tagged_union(table: Mapping[str, type[Config]]) -> Any:
@@ -104,57 +123,35 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A job file as a dictionary; `ConfigError` where it is missing, too large or not a mapping."""
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise ConfigError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if len(data) > MAX_YAML_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES} bytes")
-    try:
-        document = _load(data, str(path))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    document = load_yaml(data, str(path))
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: a job is a mapping of keys to values")
     return document
 
 
-_OPENING = (
-    yaml.FlowSequenceStartToken,
-    yaml.FlowMappingStartToken,
-    yaml.BlockSequenceStartToken,
-    yaml.BlockMappingStartToken,
-)
-_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
-
-
-def _load(data: str | bytes, source: str) -> object:
-    """YAML as plain values. Documents that could take gigabytes or hours are refused before they are parsed."""
-    depth = 0
-    for token in yaml.scan(data, Loader=yaml.SafeLoader):
-        if isinstance(token, yaml.AliasToken):  # nested aliases can expand to gigabytes
-            raise ConfigError(f"{source}: YAML aliases (*name) are not allowed in a job")
-        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
-        if depth > MAX_YAML_DEPTH:  # the parser would take quadratic time and overflow the stack
-            raise ConfigError(f"{source}: nested deeper than {MAX_YAML_DEPTH} levels")
-    value: object = yaml.safe_load(data)
-    return value
-
-
 def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """A copy of `document` with `a.b=c` words applied; values are read as YAML scalars, lists or maps."""
-    result = cast("dict[str, Any]", json.loads(json.dumps(document, default=str)))
+    """A copy of `document` with `a.b=c` words applied; values are read as YAML scalars, lists or maps.
+
+    `ConfigError` for another word, and for a document that JSON cannot hold.
+    """
+    try:
+        result: dict[str, Any] = load_json(json.dumps(document, default=str))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"the job is not made of plain values ({error})") from None
     for word in assignments:
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
-            raise ConfigError(f"{word!r}: an override is written a.b=value")
-        try:
-            value = _load(text, repr(word[:80])) if text else None
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{word[:80]!r}: the value is not valid YAML") from error
+            raise ConfigError(f"{_quoted(word, 80)}: an override is written a.b=value")
+        value = load_yaml(text, _quoted(word, 80)) if text else None
         node, path = result, key.split(".")
         for part in path[:-1]:
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
-                raise ConfigError(f"{word!r}: {part!r} is a value, not a group of keys")
+                raise ConfigError(f"{_quoted(word, 80)}: {part!r} is a value, not a group of keys")
         node[path[-1]] = value
     return result
 
@@ -186,15 +183,23 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
         return f"{where}: unknown key" + nearest(str(problem["loc"][-1]), _known_keys(kind, problem["loc"]))
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
-        return redact(f"{where}: {message}" if keys else message)
+        return f"{where}: {message}" if keys else message
     message = f"{where}: {problem['msg']}"
     if problem["type"] == "literal_error":
         names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        message = f"{where}: {problem.get('input')!r} is not one of {', '.join(names)}"[:400]
+        message = f"{where}: {_quoted(problem.get('input'), 200)} is not one of {', '.join(names)}"
         return message + nearest(str(problem.get("input")), names)
     if problem["type"] != "missing":
-        message += f" (got {problem.get('input')!r})"[:200]
-    return redact(message)
+        message += f" (got {_quoted(problem.get('input'), 190)})"
+    return message
+
+
+def _quoted(value: object, length: int) -> str:
+    """The beginning of `value` as it is shown. What is cut off could be the part by which a password is known."""
+    try:
+        return repr(redact(value)[:length]) if isinstance(value, str) else redact(repr(value))[:length]
+    except ValueError:  # Python writes no number of 4,300 digits
+        return "a very large number"
 
 
 def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:

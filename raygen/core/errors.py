@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from raygen.core.location import redact
+
 __all__ = [
     "ConfigError",
     "InfrastructureError",
@@ -17,9 +19,15 @@ __all__ = [
 
 
 class RaygenError(Exception):
-    """Base of every error raygen raises on purpose; `exit_code` is what the command returns."""
+    """Base of every error raygen raises on purpose; `exit_code` is what the command returns.
+
+    The message is stored and shown in many places, so URLs in it lose their users, passwords and queries here.
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact(value) if isinstance(value, str) else value for value in args))
 
 
 class ConfigError(RaygenError):

@@ -1,7 +1,8 @@
 """What a path or URL in a job may look like, and how it is shown.
 
-Every setting that names a folder, a file or a bucket has the type `Location`, and every file system is opened through
-`check_location`. Results carry these texts: plan.json, run.json, Parquet metadata, reports and error messages.
+Every setting that names a folder, a file or a bucket has the type `Location` or `RelativeLocation`, and every file
+system is opened by `raygen.store.filesystem.file_system`. Results carry these texts: plan.json, run.json, Parquet
+metadata, reports and error messages. So `Config` refuses credentials in every text, and `RaygenError` shows none.
 """
 
 import os
@@ -11,7 +12,16 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-__all__ = ["LocalLocation", "Location", "check_credentials", "check_location", "is_remote", "redact"]
+__all__ = [
+    "LocalLocation",
+    "Location",
+    "RelativeLocation",
+    "check_credentials",
+    "check_location",
+    "check_text",
+    "is_remote",
+    "redact",
+]
 
 #: Values of location settings that are names and not paths.
 RESERVED: Final = re.compile(r"bundled|hub|learned|pixels-\d+")
@@ -20,10 +30,25 @@ RAY_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Set by jobs/submit.sh: the folder that the job was submitted from.
 SUBMITTED_FROM: Final = "RAYGEN_SUBMITTED_FROM"
 _WITH_HOST: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "http", "https", "webdav", "sftp")
+#: Schemes of Azure, whose URLs name a container before the `@`: abfs://container@account.dfs.core.windows.net/folder.
+_CONTAINERS: Final = ("abfs", "abfss", "wasb", "wasbs")
 #: Parts of a query that open the file to everyone who reads the URL: presigned URLs of S3, GCS, Azure and others.
-_SIGNED: Final = re.compile(r"(?i)(?:signature|credential|token|secret|password|passwd|api_?key|access_?key\w*|sig)=")
-_USER: Final = re.compile(r"://[^/\s@'\"]+@")
-_QUERY: Final = re.compile(r"(://[^\s?'\"]+)\?[^\s'\"]+")
+_SIGNED: Final = (
+    r"(?:signature|credential|token|secret|password|passwd|passphrase|pwd|auth|authorization|jwt|api_?key|"
+    r"access_?key\w*|sig|(?<![A-Za-z])key)="
+)
+#: User and password in a URL. A password may hold `@` and, as in a typing error, `/`. `Path` turns `://` into `:/`.
+_USER: Final = re.compile(
+    r"(?<=\w\w)(:/+)(?:[^/\s:@]*:(?![0-9]*(?:/|$))\S*@|"
+    + "".join(f"(?<!{name}://)" for name in _CONTAINERS)
+    + r"[^/\s]*@)"
+)
+_QUERY: Final = re.compile(r"(:/+[^\s?'\"]+)\?[^\s'\"]+")
+_SIGNED_URL: Final = re.compile(rf"(?i):/+[^\s?]+\?\S*?{_SIGNED}")
+_CREDENTIALS: Final = (
+    "must not carry a user or password or a signature, because results and reports name it; "
+    "use the environment's credentials"
+)
 
 
 def check_location(text: str) -> str:
@@ -33,15 +58,7 @@ def check_location(text: str) -> str:
     `simplecache::http://…`; an S3 or other URL without a bucket; file systems in memory; and, in a submitted Ray job,
     relative paths, because they would be in Ray's temporary copy of the working directory.
     """
-    if not text.strip() or any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in text):
-        raise ValueError("is empty or has control characters")
-    check_credentials(text)
-    for link in text.split("::"):
-        scheme, separator, rest = link.partition("://")
-        if scheme in ("memory", "reference", "data") and separator:
-            raise ValueError(f"{scheme}:// holds no files that other processes can read")
-        if scheme in _WITH_HOST and separator and not rest.strip("/"):
-            raise ValueError(f"{link!r} names no bucket or host")
+    _check_form(text)
     if is_remote(text) or RESERVED.fullmatch(text):
         return text
     local = text.removeprefix("file://")
@@ -55,21 +72,44 @@ def check_location(text: str) -> str:
     return path if path != local else text
 
 
+def _check_form(text: str) -> str:
+    """`text`; `ValueError` where it is wrong in every place and on every machine, see `check_location`."""
+    if not text.strip() or any(ord(character) < 32 or 0xD800 <= ord(character) < 0xE000 for character in text):
+        raise ValueError("is empty or has control characters")
+    check_credentials(text)
+    links = text.split("::")
+    for number, link in enumerate(links, 1):
+        scheme, separator, rest = link.partition("://")
+        if (scheme in ("memory", "reference") and separator) or link.startswith("data:"):
+            raise ValueError(f"{scheme.partition(':')[0]}:// holds no files that other processes can read")
+        if scheme in _WITH_HOST and separator and (not rest or rest.startswith("/")):
+            raise ValueError(f"{link!r} names no bucket or host")
+        if not link or (separator and not rest and number == len(links)):  # zip:// is all of an archive that follows
+            raise ValueError(f"{text[:80]!r} names no folder or file")
+    return text
+
+
 def check_credentials(text: str) -> None:
     """`ValueError` where a URL, or a link of a chain of URLs, carries a user, a password or a signature."""
+    check_text(text)
     for link in text.split("::"):
         if "://" not in link:
             continue
         try:
             parts = urlsplit(link)
-            user = parts.username or parts.password
-        except ValueError as error:
-            raise ValueError(f"is not a URL: {error}") from None
-        if user or _SIGNED.search(parts.query):
-            raise ValueError(
-                "must not carry a user or password or a signature, because results and reports name it; "
-                "use the environment's credentials"
-            )
+            user = parts.username if parts.scheme not in _CONTAINERS else None
+        except ValueError:
+            raise ValueError("is not a URL") from None  # the error of urlsplit repeats parts of it
+        if user or parts.password:
+            raise ValueError(_CREDENTIALS)
+
+
+def check_text(text: str) -> None:
+    """`ValueError` where any URL in `text` carries a user, a password or a signature, and where it is no valid text."""
+    if any("\ud800" <= letter < "\ue000" for letter in text):
+        raise ValueError("has half of a surrogate pair")
+    if _USER.search(text) or _SIGNED_URL.search(text):
+        raise ValueError(_CREDENTIALS)
 
 
 def is_remote(text: str) -> bool:
@@ -79,7 +119,7 @@ def is_remote(text: str) -> bool:
 
 def redact(text: str) -> str:
     """`text` with the users, passwords and queries of all URLs in it replaced by `***`."""
-    return _QUERY.sub(r"\1?***", _USER.sub("://***@", text))
+    return _QUERY.sub(r"\1?***", _USER.sub(r"\1***@", text))
 
 
 def _check_local(text: str) -> str:
@@ -90,5 +130,7 @@ def _check_local(text: str) -> str:
 
 #: A folder, a file or a URL; see `check_location`.
 Location = Annotated[str, Field(min_length=1), AfterValidator(check_location)]
+#: A name below another `Location`, or an address of its own.
+RelativeLocation = Annotated[str, Field(min_length=1), AfterValidator(_check_form)]
 #: A `Location` on a local disk.
 LocalLocation = Annotated[str, Field(min_length=1), AfterValidator(check_location), AfterValidator(_check_local)]

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import RelativeLocation
 from raygen.datasets.annotations import RepeatedKey, number_of, parse_json
 from raygen.datasets.celebamask import CelebAFiles
 from raygen.datasets.files import Files
@@ -68,7 +69,9 @@ class CelebADialog(CelebAFiles):
     """CelebA-HQ faces with captions. A picture without an entry (5380 in the published file) has no texts."""
 
     kind: Literal["celeba_dialog"] = "celeba_dialog"
-    captions: str | None = Field(None, description="JSON file of the captions; default: found by its usual names")
+    captions: RelativeLocation | None = Field(
+        None, description="JSON file of the captions; default: found by its usual names"
+    )
     recipes: tuple[Recipe, ...] = Field(
         ("overall", "beard_and_age"),
         min_length=1,

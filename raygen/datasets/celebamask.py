@@ -15,6 +15,7 @@ from pydantic import Field
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASSES, SplitName, split_of
+from raygen.core.location import RelativeLocation
 from raygen.core.types import BoolArray, UInt8Array
 from raygen.datasets.annotations import attribute_lines, attribute_note, attribute_values, lines_by_number
 from raygen.datasets.files import Files, join, left_out, refuse_collisions
@@ -111,26 +112,28 @@ def _rows(source: str, text: str) -> dict[int, list[str]]:
 class CelebAFiles(PictureFiles):
     """The pictures, masks and text files of CelebA-HQ: the base of CelebAMask-HQ and CelebA-Dialog."""
 
-    images: str | None = Field(None, description="folder of the pictures; default: found by its usual names")
+    images: RelativeLocation | None = Field(
+        None, description="folder of the pictures; default: found by its usual names"
+    )
     masks: Literal["auto", "parts", "index"] = Field(
         "auto",
         description="parts: one PNG per class and face; index: ready-made class-index masks; "
         "auto: whichever exists, or no masks",
     )
-    mask_folder: str | None = Field(
+    mask_folder: RelativeLocation | None = Field(
         None, description="folder of the ready-made masks; default: found by its usual names"
     )
     labels: LabelOrder = Field("celebamask", description=LABELS)
-    attributes: str | None = Field(None, description="attribute file; default: found by its usual name")
-    identities: str | None = Field(None, description="identity file; default: found by its usual name")
+    attributes: RelativeLocation | None = Field(None, description="attribute file; default: found by its usual name")
+    identities: RelativeLocation | None = Field(None, description="identity file; default: found by its usual name")
     split: SplitName = Field("codiff", description="which published split into train, val and test is used")
-    split_file: str | None = Field(
+    split_file: RelativeLocation | None = Field(
         None, description="file of the split: the validation list for taming, the mapping to CelebA for official"
     )
 
     def listing(self) -> pa.Table:
         """A row a picture, in the order of the numbers; `reason` and `problem` say why a row cannot be loaded."""
-        files = Files(self.root)
+        files = Files(self.root, self.max_file_bytes)
         images, others = self._images(files)
         parts, masks = self._masks(files)
         if not (parts or masks) and self.masks != "auto":
@@ -241,10 +244,11 @@ class CelebAFiles(PictureFiles):
             raise InputError(listed["problem"], reason=listed["reason"])
         mask: UInt8Array | None = None
         if listed["mask"] is not None and listed["parts"] is None:
-            mask = read_mask(listed["mask"], self.labels)
+            mask = read_mask(listed["mask"], self.labels, self.max_file_bytes)
         elif listed["mask"] is not None:
             names = {name.rsplit("/", 1)[-1].split("_", 1)[1].removesuffix(".png"): name for name in listed["parts"]}
-            mask = merge_parts({part: read_part(join(listed["mask"], name)) for part, name in names.items()})
+            addresses = {part: join(listed["mask"], name) for part, name in names.items()}
+            mask = merge_parts({part: read_part(at, self.max_file_bytes) for part, at in addresses.items()})
         return {
             "split": listed["split"],
             "attributes": None if listed["attributes"] is None else attribute_values(listed["attributes"]),

@@ -8,6 +8,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.core.errors import ConfigError
+from raygen.core.location import RelativeLocation
 from raygen.datasets.files import Files, left_out, refuse_collisions
 from raygen.datasets.pictures import PictureFiles
 
@@ -29,14 +30,16 @@ class FFHQ(PictureFiles):
     """
 
     kind: Literal["ffhq"] = "ffhq"
-    images: str | None = Field(None, description="folder of the pictures; default: found by its published names")
+    images: RelativeLocation | None = Field(
+        None, description="folder of the pictures; default: found by its published names"
+    )
     split: Literal["published", "none"] = Field(
         "published", description="published: 60,000 faces for train, 10,000 for val; none: all for train"
     )
 
     def listing(self) -> pa.Table:
         """face_id (the five-digit number), split, image; in the order of the numbers."""
-        files = Files(self.root)
+        files = Files(self.root, self.max_file_bytes)
         for folder in IMAGE_FOLDERS if self.images is None else (self.images,):
             names = files.names(folder, depth=2)
             matches = [(match, name) for name in names if (match := _IMAGE.fullmatch(name))]

@@ -3,25 +3,41 @@
 import hashlib
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import redact
+from raygen.store.filesystem import file_system
 from raygen.store.schemas import check_id
 
-__all__ = ["Files", "Noticed", "base_name", "join", "left_out", "read", "refuse_collisions", "safe_id", "system_file"]
+__all__ = [
+    "MAX_FILE_BYTES",
+    "Files",
+    "Noticed",
+    "base_name",
+    "join",
+    "left_out",
+    "read",
+    "refuse_collisions",
+    "safe_id",
+    "system_file",
+]
 
 
 #: How a changed file is noticed: by its size and time (or ETag), or by a hash of its content.
 Noticed = Literal["time", "content"]
+
+#: Files are read whole, so a worker needs as much memory. The largest pictures that are read have 0.6 GB as plain RGB.
+MAX_FILE_BYTES: Final = 1 << 30
 
 #: Keys of a storage's listing that change with the content of a file; the first that is there is used.
 _VERSION_KEYS: Final = (
@@ -51,15 +67,19 @@ def left_out(names: Iterable[str]) -> str:
 
 
 class Files:
-    """The files below a folder, by URL. Errors of the storage are raised as `ConfigError`."""
+    """The files below a folder, by URL. Errors of the storage are raised as `ConfigError`.
 
-    def __init__(self, url: str) -> None:
+    Files of more than `max_bytes`, and those that are not regular files, are listed but never read.
+    """
+
+    def __init__(self, url: str, max_bytes: int = MAX_FILE_BYTES) -> None:
         self.url = url
+        self.max_bytes = max_bytes
         self._details: dict[str, Mapping[str, Any]] = {}  # address -> what the storage lists about the file
         with self._explained():
-            self._fs, root = fsspec.core.url_to_fs(url)
+            self._fs, root = file_system(url)
             self._fs.invalidate_cache()  # an earlier listing in this process may be older than the files
-            self._root = str(root).rstrip("/")
+            self._root = root.rstrip("/")
             self.local = isinstance(self._fs, LocalFileSystem)
             if not self._fs.exists(root):
                 raise ConfigError(f"{url}: no such folder or bucket")
@@ -73,7 +93,7 @@ class Files:
         except ConfigError:
             raise
         except Exception as error:  # each storage back end has its own exception classes
-            raise ConfigError(f"{self.url}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+            raise ConfigError(f"{self.url}: cannot be read ({_shortened(error)})") from error
 
     def address(self, name: str) -> str:
         """The address of `name` (relative to the folder, or an address already) for other processes."""
@@ -118,7 +138,7 @@ class Files:
         """Content of a small text file in UTF-8 or, with a byte order mark, UTF-16; `ConfigError` otherwise."""
         address = self.address(name)
         try:
-            data = read(address)
+            data = read(address, self.max_bytes)
             return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
         except FileNotFoundError:
             raise ConfigError(f"{address}: no such file") from None
@@ -145,7 +165,13 @@ class Files:
             if noticed == "time":
                 return [[self._listed_version(address) for address in group] for group in addresses]
             with ThreadPoolExecutor(16) as threads:
-                return [list(threads.map(_content_version, group)) for group in addresses]
+                return [list(threads.map(self._content_version, group)) for group in addresses]
+
+    def _content_version(self, address: str) -> str:
+        try:
+            return hashlib.sha256(read(address, self.max_bytes)).hexdigest()[:12]
+        except (OSError, InputError):
+            return "absent"
 
     def _listed_version(self, address: str) -> str:
         facts: tuple[object, ...]
@@ -154,19 +180,19 @@ class Files:
                 entry = self._details.get(address) or self._entry(address)
                 facts = (entry["size"], next((entry[key] for key in _VERSION_KEYS if entry.get(key) is not None), None))
             else:
-                stat = os.stat(address)
-                facts = (stat.st_size, stat.st_mtime_ns)
-        except (OSError, ValueError, KeyError):
+                status = os.stat(address)
+                facts = (status.st_size, status.st_mtime_ns)
+        except (OSError, ValueError, KeyError, ConfigError):  # whatever the row names, its error belongs to the row
             return "absent"
         except Exception as error:  # see `_explained`; the error has to name this file, not the folder
-            raise ConfigError(f"{address}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+            raise ConfigError(f"{address}: cannot be read ({_shortened(error)})") from error
         return hashlib.sha256(repr(tuple(map(str, facts))).encode()).hexdigest()[:12]
 
     def _entry(self, address: str) -> Mapping[str, Any]:
         """What the storage lists about a file outside the folders that were listed; its whole folder is listed once."""
-        fs, path = fsspec.core.url_to_fs(address)
+        fs, path = file_system(address)
         parent, chain = address.partition("::")[0].rpartition("/")[0], address.partition("::")[2]
-        for entry in fs.ls(str(path).rpartition("/")[0], detail=True):
+        for entry in fs.ls(path.rpartition("/")[0], detail=True):
             name = str(entry["name"]).rpartition("/")[2]
             self._details.setdefault(f"{parent}/{name}" + (f"::{chain}" if chain else ""), entry)
         return self._details.get(address) or {}
@@ -174,8 +200,8 @@ class Files:
 
 def _walk(top: str, depth: int | None, above: tuple[tuple[int, int], ...] = ()) -> Iterator[str]:
     """Files below a local folder; follows links. fsspec's `find` would silently skip folders that it cannot read."""
-    stat = os.stat(top or "/")
-    here = (stat.st_dev, stat.st_ino)
+    status = os.stat(top or "/")
+    here = (status.st_dev, status.st_ino)
     if here in above:
         raise ConfigError(
             f"{top}: a symbolic link leads back to a folder above it, so the listing has no end; remove it"
@@ -187,22 +213,62 @@ def _walk(top: str, depth: int | None, above: tuple[tuple[int, int], ...] = ()) 
             yield from _walk(entry.path, None if depth is None else depth - 1, (*above, here))
 
 
-def read(address: str) -> bytes:
-    """The content of one file; `InputError` (`name`) where no file can have this name."""
+def read(address: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """The content of one regular file of at most `max_bytes`.
+
+    `InputError`: `name` where no file can have this name, `special` for pipes, devices and sockets, `too_large`.
+    """
     try:
         if "://" not in address:
-            return Path(address).read_bytes()
-        fs, path = fsspec.core.url_to_fs(address)
-        return bytes(fs.cat_file(path))
+            return _read_local(address, max_bytes)
+        fs, path = file_system(address)
+        return _read_local(path, max_bytes) if isinstance(fs, LocalFileSystem) else _read_remote(fs, path, max_bytes)
+    except ConfigError as error:
+        raise InputError(str(error), reason="name") from error
     except ValueError as error:  # a null byte, or a character that the system's encoding lacks
-        raise InputError(f"{address!r} is no file name ({error})", reason="name") from error
+        raise InputError(f"is no file name ({error})", reason="name") from error
 
 
-def _content_version(address: str) -> str:
+def _read_local(path: str, max_bytes: int) -> bytes:
+    status = os.stat(path)
+    # Opening a pipe waits for a writer, and a device may never end.
+    kind = next((name for test, name in _SPECIAL.items() if test(status.st_mode)), None)
+    if kind is not None:
+        raise InputError(f"is a {kind}, not a regular file", reason="special")
+    if status.st_size > max_bytes:
+        raise _too_large(f"{status.st_size:,}", max_bytes)
+    return Path(path).read_bytes()
+
+
+def _read_remote(fs: Any, path: str, max_bytes: int) -> bytes:
+    """One request: a byte more than is allowed is asked for, in place of the size first."""
     try:
-        return hashlib.sha256(read(address)).hexdigest()[:12]
-    except (OSError, InputError):
-        return "absent"
+        data = bytes(fs.cat_file(path, start=0, end=max_bytes + 1))
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception:  # object stores have no bytes from 0 on of an empty file: status 416
+        if fs.size(path) != 0:
+            raise
+        return b""
+    if len(data) > max_bytes:
+        raise _too_large("more", max_bytes)
+    return data
+
+
+def _too_large(size: str, max_bytes: int) -> InputError:
+    return InputError(f"has {size} bytes, and `max_file_bytes` is {max_bytes:,}", reason="too_large")
+
+
+_SPECIAL: Final[Mapping[Callable[[int], bool], str]] = {
+    stat.S_ISFIFO: "named pipe",
+    stat.S_ISCHR: "device",
+    stat.S_ISBLK: "device",
+    stat.S_ISSOCK: "socket",
+}
+
+
+def _shortened(error: Exception) -> str:
+    return f"{type(error).__name__}: {redact(str(error))[:200]}"
 
 
 # --- names --------------------------------------------------------------------------------------------------

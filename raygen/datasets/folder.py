@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import Split
+from raygen.core.location import RelativeLocation
 from raygen.datasets.files import Files, left_out, refuse_collisions, safe_id, system_file
 from raygen.datasets.pictures import FORMAT_OF, LABELS, PictureFiles, is_picture, read_mask
 from raygen.store.class_ids import LabelOrder
@@ -30,7 +31,7 @@ class Folder(PictureFiles):
         description="how many folders below root name the person: 1 for person/video/frame.png, 2 for "
         "set/person/video/frame.png; default: all, so that each folder is another person",
     )
-    masks: str | None = Field(
+    masks: RelativeLocation | None = Field(
         None, description="folder of masks with the same relative names as the pictures; default: no masks"
     )
     labels: LabelOrder = Field("celebamask", description=LABELS)
@@ -46,7 +47,7 @@ class Folder(PictureFiles):
 
     def listing(self) -> pa.Table:
         """face_id, split, image, mask?, identity_id?; sorted by the pictures' relative names."""
-        files = Files(self.root)
+        files = Files(self.root, self.max_file_bytes)
         masks = self._masks(files)
         mask_addresses = set(masks.values())
         everything = [name for name in files.names() if not system_file(name)]
@@ -108,7 +109,7 @@ class Folder(PictureFiles):
             raise InputError(f"no file in {self.masks} has the relative name of this picture", reason="no_mask")
         if self.identity == "folder" and listed["identity_id"] is None:
             raise InputError("the picture lies in no person's folder; `identity: none` reads it", reason="identity")
-        mask = None if listed["mask"] is None else read_mask(listed["mask"], self.labels)
+        mask = None if listed["mask"] is None else read_mask(listed["mask"], self.labels, self.max_file_bytes)
         fitted = self.fitted(listed["image"], mask)
         return {"split": listed["split"], "identity_id": listed["identity_id"], **fitted}
 

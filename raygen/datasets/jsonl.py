@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX, Split
+from raygen.core.location import RelativeLocation, check_credentials, redact
 from raygen.core.types import UInt8Array
 from raygen.datasets.annotations import RepeatedKey, parse_json
 from raygen.datasets.base import is_outage
@@ -35,7 +36,7 @@ class JSONLines(PictureFiles):
     """A line a picture; only `target` is required. Names are relative to `root`."""
 
     kind: Literal["jsonl"] = "jsonl"
-    file: str = Field(..., min_length=1, description="JSON Lines file with a face per line, relative to root")
+    file: RelativeLocation = Field(..., description="JSON Lines file with a face per line, relative to root")
     masks: Literal["classes", "person"] = Field(
         "classes",
         description="classes: class indices 0 to 18; person: every pixel that is not black is the person, one class",
@@ -54,7 +55,7 @@ class JSONLines(PictureFiles):
 
         `line` names the file and the line. `problem`: why the names of the line cannot be those of files.
         """
-        files = Files(self.root)
+        files = Files(self.root, self.max_file_bytes)
         rows: list[dict[str, Any]] = []
         for number, text in enumerate(files.text(self.file).split("\n"), 1):
             if text.strip():
@@ -83,15 +84,16 @@ class JSONLines(PictureFiles):
             raise ConfigError(f"{location}: unknown keys {unknown}; there are {', '.join(KEYS)}")
         target = line["target"]
         row: dict[str, Any] = {
-            "face_id": safe_id(target.rpartition(".")[0] or target),
+            "face_id": safe_id(redact(target).rpartition(".")[0] or redact(target)),
             "name": target,
             "split": self.split,
             "line": location,
             "values": json.dumps({key: line[key] for key in KEYS[3:] if key in line}),
         }
         names = {"image": target, **{key: line[key] for key in ("mask", "hint") if line.get(key) is not None}}
-        if wrong := [key for key, name in names.items() if not _is_file_name(name)]:
-            return {**row, "problem": f"{wrong[0]} {names[wrong[0]]!r} is no file name"}
+        for key, name in names.items():
+            if (problem := _name_problem(name)) is not None:
+                return {**row, "problem": f"{key} {problem}"}
         return {**row, **{key: files.address(name) for key, name in names.items()}}
 
     def row(self, listed: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -136,8 +138,8 @@ class JSONLines(PictureFiles):
         if address is None:
             return None
         if self.masks == "classes":
-            return read_mask(address, self.labels)
-        return np.where(read_part(address), PERSON, 0).astype(np.uint8)
+            return read_mask(address, self.labels, self.max_file_bytes)
+        return np.where(read_part(address, self.max_file_bytes), PERSON, 0).astype(np.uint8)
 
 
 _COLUMNS: Final = ("face_id", "split", "image", "mask", "hint", "line", "values", "problem")
@@ -170,12 +172,15 @@ class _Crop:
         return [min(max(value, 0.0), 1.0) for value in sides]
 
 
-def _is_file_name(name: object) -> bool:
-    """Whether a file can have this name: no null byte, no half of a surrogate pair."""
+def _name_problem(name: object) -> str | None:
+    """Why no file can have this name (a null byte, half of a surrogate pair), or why it must not be written down."""
+    if not isinstance(name, str) or not name or "\0" in name or any("\ud800" <= letter < "\ue000" for letter in name):
+        return f"{name!r} is no file name"
     try:
-        return isinstance(name, str) and bool(name.encode()) and "\0" not in name
-    except UnicodeEncodeError:
-        return False
+        check_credentials(name)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _prompts(line: Mapping[str, Any]) -> list[str]:

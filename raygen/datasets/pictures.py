@@ -21,7 +21,7 @@ from raygen.core.errors import InputError
 from raygen.core.location import Location
 from raygen.core.types import BoolArray, UInt8Array
 from raygen.datasets.base import DataSet, load_rows
-from raygen.datasets.files import Files, Noticed, base_name, join, read
+from raygen.datasets.files import MAX_FILE_BYTES, Files, Noticed, base_name, join, read
 from raygen.store.class_ids import LabelOrder
 from raygen.store.images import (
     FORMATS,
@@ -117,14 +117,21 @@ def _naming(address: str) -> Iterator[None]:
         raise InputError(f"{address}: {error.args[0]}", reason=error.reason) from error
 
 
-def read_picture(address: str, *, size: int | None = None, background: Background | None = None) -> PictureFile:
+def read_picture(
+    address: str,
+    *,
+    size: int | None = None,
+    background: Background | None = None,
+    max_bytes: int = MAX_FILE_BYTES,
+) -> PictureFile:
     """Read a picture; one that will be resized to `size` may have up to 201 megapixels.
 
-    `InputError`: as `open_image`, `extension` where the content has another format than the name says, `mode` for
-    32-bit and float pictures, whose value range is unknown, `transparent` without a `background` to lay it on.
+    `InputError`: as `read` of `raygen.datasets.files`; as `open_image`; `extension` where the content has another
+    format than the name says; `mode` for 32-bit and float pictures, whose value range is unknown; `transparent`
+    without a `background` to lay it on.
     """
-    data = read(address)
     with _naming(address):
+        data = read(address, max_bytes)
         side = None if size is None else 2 * size
         try:
             most = MAX_PIXELS if size is None else MAX_READ_PIXELS
@@ -172,28 +179,31 @@ def _check_format(header: Image.Image, address: str) -> None:
         raise InputError(f"{actual} content in a .{suffix} file; rename it", reason="extension")
 
 
-def _read_lossless(address: str) -> bytes:
-    """The bytes of a mask file; `InputError`: `lossy` for a JPEG, `extension`."""
-    data = read(address)
+def _read_lossless(address: str, max_bytes: int) -> bytes:
+    """The bytes of a mask file; `InputError` as `read`, and `lossy` for a JPEG."""
+    data = read(address, max_bytes)
     if data.startswith(_JPEG_START):
         raise InputError("JPEG changes classes at every edge; store masks as PNG", reason="lossy")
     return data
 
 
-def read_mask(address: str, labels: LabelOrder = "celebamask") -> UInt8Array:
-    """Class indices uint8 [H, W] of a mask file; `InputError` as `decode_mask`, `lossy` for a JPEG, or `extension`."""
+def read_mask(address: str, labels: LabelOrder = "celebamask", max_bytes: int = MAX_FILE_BYTES) -> UInt8Array:
+    """Class indices uint8 [H, W] of a mask file.
+
+    `InputError` as `read` of `raygen.datasets.files`, as `decode_mask`, `lossy` for a JPEG, or `extension`.
+    """
     with _naming(address):
-        data = _read_lossless(address)
+        data = _read_lossless(address, max_bytes)
         mask = decode_mask(data, label_order=labels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             _check_format(header, address)
     return mask
 
 
-def read_part(address: str) -> BoolArray:
-    """Where the mask of one class is set, bool [H, W]; `InputError` as `decode_part`, or `lossy` for a JPEG."""
+def read_part(address: str, max_bytes: int = MAX_FILE_BYTES) -> BoolArray:
+    """Where the mask of one class is set, bool [H, W]; `InputError` as `read_mask`, but as `decode_part`."""
     with _naming(address):
-        return decode_part(_read_lossless(address))
+        return decode_part(_read_lossless(address, max_bytes))
 
 
 # --- data sets of files -------------------------------------------------------------------------------------
@@ -212,6 +222,12 @@ class PictureFiles(DataSet):
         None, description="colour below transparent pictures; default: pictures with transparent pixels are failed rows"
     )
     limit: int | None = Field(None, ge=1, description="read only this many faces; default: all")
+    max_file_bytes: int = Field(
+        MAX_FILE_BYTES,
+        ge=1,
+        le=1 << 40,
+        description="bytes of the largest file that is read; larger ones, pipes and devices are failed rows",
+    )
     changes: Noticed = Field(
         "time",
         description="how a changed file is noticed when a run is continued: by size and modification time (ETag on an "
@@ -249,7 +265,7 @@ class PictureFiles(DataSet):
 
     def read(self, address: str) -> PictureFile:
         """`read_picture` with the settings of this data set."""
-        return read_picture(address, size=self.size, background=self.background)
+        return read_picture(address, size=self.size, background=self.background, max_bytes=self.max_file_bytes)
 
     def fit(self, file: PictureFile, address: str, mask: UInt8Array | None) -> dict[str, Any]:
         """See `fitted`, for a picture that is read already."""

@@ -6,7 +6,6 @@ metric has the digest of the weights.
 Sources: Radford et al. 2021; Hessel et al. 2021 (CLIPScore), of which this is the cosine, neither clipped nor scaled.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -17,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raygen.core.config import Config
+from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.location import Location
 from raygen.core.precision import full_precision
@@ -155,7 +155,7 @@ def _config(folder: Path) -> Any:
             "nothing is downloaded"
         )
     try:
-        document = json.loads(path.read_bytes())
+        document = load_json(path.read_bytes())
         kind = document.get("model_type")
     except (ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: not a configuration ({error})") from error
@@ -172,7 +172,7 @@ def _config(folder: Path) -> Any:
 def _part(kind: Any, folder: Path, title: str) -> Any:
     """A processor or tokenizer of the folder; `ConfigError` names it by its `title`."""
     try:
-        return kind.from_pretrained(str(folder), local_files_only=True)
+        return kind.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError or a bare Exception
         raise ConfigError(f"{folder}: the {title} of CLIP is missing or cannot be read ({error})") from error
 

@@ -315,6 +315,8 @@ def _open(folder: str | Path) -> OpenedCheckpoint:
         raise InputError(str(error), reason="checkpoint") from error
     if document.get("format") != FORMAT:
         raise ConfigError(f"{root}: checkpoint format {document.get('format')!r}, this version reads {FORMAT}")
+    if not isinstance(document.get("model", {}), dict):
+        raise InputError(f"{root / 'raygen.json'}: `model` is not a group of keys", reason="checkpoint")
     return OpenedCheckpoint(root, document)
 
 

@@ -11,13 +11,15 @@ from typing import Any, Final, NamedTuple
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, ControlNetModel, UNet2DConditionModel, UNet2DModel, VQModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raygen.core.config import parse
+from raygen.core.documents import load_json
 from raygen.core.errors import InputError
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.store.file_kinds import check_start
+from raygen.store.tensor_file import save_tensors
 
 __all__ = [
     "DIFFUSERS_WEIGHTS",
@@ -101,7 +103,7 @@ def write_weights(module: nn.Module, path: Path, writing: Writing) -> None:
         places.add(place)
     path.touch()
     mode = path.stat().st_mode  # safetensors would make the file readable for its owner only
-    save_file(tensors, path, metadata={"format": "pt", **writing.metadata})
+    save_tensors(tensors, path, writing.metadata)
     path.chmod(mode)
 
 
@@ -119,8 +121,9 @@ def read_diffusers(folder: Path) -> Any:
         raise InputError(f"{folder}: class {config.get('_class_name')!r} is not one of ours", reason="checkpoint")
     try:
         module = kind.from_config(config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / 'config.json'}: {error}", reason="checkpoint") from error
+    except Exception as error:  # the classes are built from whatever the file holds
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise InputError(f"{folder / 'config.json'}: {reason}", reason="checkpoint") from error
     fill(module, folder / DIFFUSERS_WEIGHTS)
     return module
 
@@ -157,7 +160,7 @@ def fill(module: nn.Module, path: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; `InputError` (`checkpoint`) where there is none."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {error}", reason="checkpoint") from error
     if not isinstance(value, dict):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import RelativeLocation
 from raygen.core.precision import copy_parameters
 from raygen.models.weight_variants import readable
 
@@ -57,7 +58,7 @@ class TransformerTextConfig(Config):
     """
 
     kind: Literal["transformer"] = "transformer"
-    vocabulary: str = Field(
+    vocabulary: RelativeLocation = Field(
         "learned",
         description="`learned` from the training texts, a vocab.txt file, "
         "a folder with one or with a tokenizer.json, or the name of a tokenizer on the hub",
@@ -78,7 +79,7 @@ class PretrainedTextConfig(Config):
     """A frozen text encoder of the `transformers` library, with its own tokenizer."""
 
     kind: Literal["pretrained"] = "pretrained"
-    name: str = Field(..., description="folder of a text encoder, or its name on the Hugging Face hub")
+    name: RelativeLocation = Field(..., description="folder of a text encoder, or its name on the Hugging Face hub")
     length: int = Field(
         77, ge=4, le=512, description="number of tokens of a text; longer texts are truncated, shorter ones padded"
     )
@@ -220,13 +221,18 @@ def _from_transformers(name: str, length: int) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise _absent("tokenizer", name, error) from error
     return Tokenizer(tokenizer.backend_tokenizer, length, str(tokenizer.pad_token))
 
 
 def _absent(part: str, name: str, error: Exception) -> ConfigError:
+    if "trust_remote_code" in str(error):  # transformers refuses; without its `trust_remote_code=False` it would ask
+        return ConfigError(
+            f"{name}: this {part} needs program code of its own, which is never run; choose one whose class "
+            "`transformers` has itself"
+        )
     reason = str(error).strip().partition("\n")[0][:200]
     return ConfigError(f"{name}: no {part} there, neither as a folder nor in the hub's local cache ({reason})")
 
@@ -357,11 +363,12 @@ def pretrained_encoder(name: str) -> FrozenText:
     from transformers import AutoConfig, AutoModel, CLIPTextModel, T5EncoderModel
 
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         kinds = {"clip": CLIPTextModel, "clip_text_model": CLIPTextModel, "t5": T5EncoderModel}
         kind = kinds.get(config.model_type, AutoModel)
         with readable(Path(name)) if Path(name).is_dir() else nullcontext(name) as source:
-            network = copy_parameters(kind.from_pretrained(source, use_safetensors=True).float())
+            network = kind.from_pretrained(source, use_safetensors=True, trust_remote_code=False)
+            network = copy_parameters(network.float())  # before a temporary folder goes
     except InputError as error:
         raise ConfigError(str(error).partition(": ")[2]) from error
     except Exception as error:

@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from raygen.core.errors import InputError
 from raygen.store.file_kinds import check_start
+from raygen.store.tensor_file import save_tensors
 from raygen.store.weight_file import open_weights
 
 __all__ = ["readable", "weight_file"]
@@ -75,4 +75,4 @@ def _write(source: Path, target: Path) -> None:
         seen.add(tensor.data_ptr())
     if not tensors:
         raise InputError(f"{source}: holds no tensors", reason="weights")
-    save_file(tensors, target, metadata={"format": "pt"})
+    save_tensors(tensors, target, {})

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from raygen.core.face_labels import CLASSES, PALETTE
+from raygen.core.location import redact
 from raygen.report import (
     best_worst,
     cards,
@@ -109,7 +110,7 @@ def build_report(root: str, out: str | None = None, *, command: str | None = Non
     no run, or `faces` no faces.
     """
     run = RunFolder.open(root, faces=faces, command=command)
-    page = _page(run).encode()
+    page = redact(_page(run)).encode()  # older versions let settings have URLs with passwords
     folder, _, name = (out or f"{run.url}/report.html").rpartition("/")
     storage = FileStore(folder or ".")
     storage.put(name, page)

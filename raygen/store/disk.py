@@ -17,6 +17,7 @@ __all__ = [
     "is_left_over",
     "links",
     "own_name",
+    "sync_file_system",
     "sync_folder",
     "temporary",
     "write",
@@ -35,7 +36,16 @@ NO_FOLDER_SYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, e
 
 def own_name(beginning: str) -> str:
     """A new file name that says which process of which machine it belongs to."""
-    return f"{beginning}{platform.node()}.{os.getpid()}.{time.time_ns():x}"
+    return f"{beginning}{platform.node()}.{os.getpid()}.{time.time_ns():x}-{_began(os.getpid())}"
+
+
+def _began(process: int) -> str:
+    """When a process began, in ticks since the machine did; empty where that cannot be known."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        return text.rpartition(")")[2].split()[19]  # field 22; the second, a name in brackets, may have spaces
+    except (OSError, IndexError):
+        return ""
 
 
 def temporary(folder: Path) -> tuple[int, str]:
@@ -56,8 +66,10 @@ def is_left_over(name: str) -> bool:
         except ProcessLookupError:
             return True
         except PermissionError:
-            return False
-        return False
+            pass
+        # Numbers are used again, on Linux for threads as well: a living process may be another one.
+        now, then = _began(int(process)), made.split("-")[1:2]
+        return bool(now and then and then[0].isdigit() and now != then[0])
     try:
         return time.time() - int(made.partition("-")[0], 16) / 1e9 > FOREIGN_AGE_S
     except ValueError:
@@ -130,23 +142,24 @@ def write_together(files: Mapping[Path, bytes], staging: Path) -> None:
                 file.write(data)
         for path, unfinished in written.items():
             os.replace(unfinished, path)
-        _sync_file_system(staging)
+        sync_file_system(staging)
     finally:
         for unfinished in written.values():
             with suppress(FileNotFoundError):
                 os.unlink(unfinished)
 
 
-def _sync_file_system(folder: Path) -> None:
+def sync_file_system(folder: Path) -> None:
     """Wait until the file system of `folder` is on the disk: faster than an fsync for each of many small files."""
-    sync = getattr(ctypes.CDLL(None), "syncfs", None)
+    sync = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if sync is None:
         os.sync()
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         if sync(handle):
-            raise OSError(f"{folder}: cannot be synchronised with the disk")
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(folder))
     finally:
         os.close(handle)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -23,7 +23,7 @@ from raygen.core.location import check_credentials, redact
 from raygen.store import disk
 from raygen.store.disk import PROBE
 
-__all__ = ["PASSING", "PERMANENT", "FileStore"]
+__all__ = ["PASSING", "PERMANENT", "FileStore", "file_system"]
 
 
 T = TypeVar("T")
@@ -34,21 +34,31 @@ PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 PASSING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO)
 
 
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it; the only place where one is opened.
+
+    `ConfigError` where the URL carries credentials, or no file system can be made of it.
+    """
+    try:
+        check_credentials(url)
+    except ValueError as error:
+        raise ConfigError(f"a URL of storage {error}") from None
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except Exception as error:  # chains open their archives here: every back end has its own exception classes
+        reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
+        raise ConfigError(f"{url}: cannot be used as storage ({reason})") from error
+    return fs, str(path)
+
+
 class FileStore:
     """A folder by URL. Paths given to its methods are relative to that folder."""
 
     def __init__(self, url: str | Path) -> None:
         self.url = str(url).rstrip("/")
-        try:
-            check_credentials(self.url)
-        except ValueError as error:
-            raise ConfigError(f"{redact(self.url)} {error}") from None
-        try:
-            # As a keyword: fsspec's cache of listings copies the setting when the client is made. A cached listing
-            # hides what other processes wrote, and then a finished run looks unfinished.
-            self._fs, self._root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
-        except (ValueError, ImportError, TypeError) as error:  # a client that does not know the option
-            raise ConfigError(f"{self.url}: cannot be used as storage ({error})") from error
+        # As a keyword: fsspec's cache of listings copies the setting when the client is made. A cached listing hides
+        # what other processes wrote, and then a finished run looks unfinished.
+        self._fs, self._root = file_system(self.url, use_listings_cache=False)
         self.local = isinstance(self._fs, LocalFileSystem)
 
     def path(self, name: str) -> str:
@@ -145,6 +155,16 @@ class FileStore:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
+    def _read(self, call: Callable[[], T]) -> T:
+        """`call`, repeated after an `OSError`; what else a back end raises is an `InfrastructureError`."""
+        try:
+            return _retry(call)
+        except OSError:
+            raise
+        except Exception as error:  # each back end has its own exception classes
+            reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
+            raise InfrastructureError(f"{self.url}: cannot be read ({reason})") from error
+
     def get_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of `name`; `FileNotFoundError` where there is none."""
         if self.local:
@@ -153,7 +173,7 @@ class FileStore:
                 return os.pread(handle, stop - start, start)
             finally:
                 os.close(handle)
-        return _retry(lambda: bytes(self._fs.cat_file(self.path(name), start=start, end=stop)))
+        return self._read(lambda: bytes(self._fs.cat_file(self.path(name), start=start, end=stop)))
 
     def remove_folder(self, name: str) -> None:
         """Delete the folder `name` and its content, if it exists."""
@@ -165,11 +185,11 @@ class FileStore:
 
     def get(self, name: str) -> bytes:
         """Whole content of `name`; `FileNotFoundError` where there is none."""
-        return _retry(lambda: bytes(self._fs.cat_file(self.path(name))))
+        return self._read(lambda: bytes(self._fs.cat_file(self.path(name))))
 
     def size(self, name: str) -> int:
         """Bytes of `name`; `FileNotFoundError` where there is none."""
-        return int(_retry(lambda: self._fs.size(self.path(name))))
+        return int(self._read(lambda: self._fs.size(self.path(name))))
 
     def files(self, folder: str) -> Iterator[tuple[str, int]]:
         """Path relative to `folder`, and bytes, of every file below it."""
@@ -179,17 +199,17 @@ class FileStore:
                 for path in (f"{at}/{name}" for name in names):
                     yield path[len(root) + 1 :], os.lstat(path).st_size
         else:
-            for path, entry in _retry(lambda: self._fs.find(root, detail=True)).items():
+            for path, entry in self._read(lambda: self._fs.find(root, detail=True)).items():
                 yield path[len(root) + 1 :], int(entry["size"])
 
     def exists(self, name: str) -> bool:
         """Whether `name` exists."""
-        return bool(_retry(lambda: self._fs.exists(self.path(name))))
+        return bool(self._read(lambda: self._fs.exists(self.path(name))))
 
     def names(self, folder: str) -> list[str]:
         """Sorted file names directly in `folder`; empty where it does not exist. Temporary files are left out."""
         try:
-            paths = _retry(lambda: self._fs.ls(self.path(folder), detail=False))
+            paths = self._read(lambda: self._fs.ls(self.path(folder), detail=False))
         except FileNotFoundError:
             return []
         return sorted(
@@ -262,7 +282,7 @@ class FileStore:
             away = isinstance(error, ConnectionError | TimeoutError) or "Connect" in name or "Timeout" in name
             away |= getattr(error, "errno", None) in PASSING
             kind = InfrastructureError if away else ConfigError
-            raise kind(f"{self.url}: cannot be written ({name}: {str(error)[:200]})") from error
+            raise kind(f"{self.url}: cannot be written ({name}: {redact(str(error))[:200]})") from error
         self.remove(probe)
 
 

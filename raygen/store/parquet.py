@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Final, NamedTuple
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raygen.core.errors import ConfigError, InputError, IntegrityError
+from raygen.core.location import redact
+from raygen.store.filesystem import file_system
 
 __all__ = ["CONTENT_NAME", "RANGE", "VERIFY_ON_READ", "Slice", "from_parquet", "read_slice", "to_parquet"]
 
@@ -48,7 +49,7 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
     """
     if piece.path == RANGE:
         return pa.table({"index": pa.array(range(piece.start, piece.start + piece.rows), pa.int64())})
-    fs, path = fsspec.core.url_to_fs(piece.path)
+    fs, path = file_system(piece.path)
     try:
         with fs.open(path, "rb") as opened:
             file = _compared(opened, piece.path)
@@ -68,7 +69,7 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
     except FileNotFoundError as error:
         raise ConfigError(f"{piece.path}: no such file") from error
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{piece.path}: {str(error)[:200]}", reason="parquet") from error
+        raise InputError(f"{piece.path}: {redact(str(error))[:200]}", reason="parquet") from error
 
 
 def _compared(file: Any, path: str) -> Any:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTES
+from raygen.core.location import redact
 
 __all__ = [
     "ATTRIBUTE_VALUES",
@@ -228,7 +229,7 @@ def texts_by_name(texts: Iterable[Mapping[str, str]] | None) -> dict[str, str]:
 def reason_of(error: BaseException) -> str:
     """The text stored for a failed row: a stable first word, then the detail, at most 300 characters."""
     text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    return text.replace("\n", " ")[:300]
+    return redact(text).replace("\n", " ")[:300]
 
 
 def cast(table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -5,7 +5,6 @@ larger than what it stores, so a header cannot ask for more memory than the file
 """
 
 import hashlib
-import io
 import json
 import math
 import mmap
@@ -24,6 +23,7 @@ from torch import Tensor
 from raygen.core.errors import ConfigError, InputError
 from raygen.store.file_kinds import START, why_not_weights
 from raygen.store.pickle_reader import OpaqueObject, PickledArray, PickledStorage, PickledTensor, read_pickle
+from raygen.store.torch_zip import MappedFile, TorchZip
 
 __all__ = ["Entry", "WeightFile", "open_weights"]
 
@@ -53,8 +53,6 @@ DEEPEST: Final = 3
 WRAPPED: Final = re.compile(r"(^|\.)_orig_mod\.")
 #: Names of a file with the places of tensors that are stored in several.
 INDEX: Final = re.compile(r"\.index(\.\w+)?\.json$")
-#: Of the pickle inside; those of the largest published files have less than one.
-LARGEST_PICKLE: Final = 256 << 20
 
 
 class Entry(NamedTuple):
@@ -188,72 +186,14 @@ SAFE: Final = {
 # --- torch.save ---------------------------------------------------------------------------------------------
 
 
-class _Mapped:
-    """The bytes of a file, as views."""
-
-    def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            # Copy on write: torch wants to be allowed to write, and nothing reaches the file.
-            self.bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-
-    def view(self, stored: PickledTensor, start: int, room: int) -> Callable[[], Tensor]:
-        """How the tensor is read whose storage begins at byte `start` and has `room` bytes.
-
-        `ValueError` at once where that lies outside of the file, or the tensor outside of the storage.
-        """
-        dtype, elements = getattr(torch, stored.storage.dtype), stored.storage.elements
-        numel = math.prod(stored.shape)
-        reach = stored.offset + sum((n - 1) * step for n, step in zip(stored.shape, stored.stride, strict=True)) + 1
-        if elements * dtype.itemsize > room or start + room > len(self.bytes):
-            raise ValueError("a storage that ends behind the file")
-        if numel > elements or (numel and reach > elements):
-            raise ValueError("a tensor larger than its storage")
-
-        def read() -> Tensor:
-            if numel == 0:
-                return torch.empty(stored.shape, dtype=dtype)
-            flat = torch.frombuffer(self.bytes, dtype=dtype, count=elements, offset=start)
-            return flat.as_strided(stored.shape, stored.stride, stored.offset)
-
-        return read
-
-
 def _zipped(path: Path, average: bool) -> WeightFile:
-    """torch.save since 1.6: a zip of one pickle and one uncompressed record a storage."""
-    if not zipfile.is_zipfile(path):
-        raise ValueError("the directory at the end of the zip file is missing: it was cut off, fetch it again")
-    with zipfile.ZipFile(path) as archive:
-        records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
-        if any(name.startswith("code/") for name in records):
-            raise InputError(f"{path}: a TorchScript file, which is a program", reason="unsafe")
-        if "data.pkl" not in records:
-            raise ValueError("a zip file that torch did not write")
-        if bad := [name for name, info in records.items() if info.compress_type != zipfile.ZIP_STORED]:
-            raise ValueError(f"{bad[0]} is compressed, which torch never does")
-        if records["data.pkl"].file_size > LARGEST_PICKLE:
-            raise ValueError("its pickle is too large")
-        document = read_pickle(io.BytesIO(archive.read(records["data.pkl"])), str(path))
-        if "byteorder" in records and archive.read(records["byteorder"]) != b"little":
-            raise ValueError("its numbers have the other byte order")
-    mapped, size = _Mapped(path), path.stat().st_size
-
-    def place(storage: PickledStorage) -> tuple[int, int]:
-        info = records[f"data/{storage.key}"]
-        name, extra = struct.unpack_from("<HH", mapped.bytes, info.header_offset + 26)
-        start = info.header_offset + 30 + name + extra
-        if start + info.file_size > size:
-            raise ValueError(f"data/{storage.key} ends behind the file")
-        return start, info.file_size
-
-    def view(stored: PickledTensor) -> Callable[[], Tensor]:
-        return mapped.view(stored, *place(stored.storage))
-
-    return _document(path, "torch", document, view, average)
+    file = TorchZip(path)
+    return _document(path, "torch", file.document(), file.view, average)
 
 
 def _pickled(path: Path, average: bool) -> WeightFile:
     """torch.save before 1.6: pickles one after the other, and then all storages; or one pickle of numpy's arrays."""
-    mapped = _Mapped(path)
+    mapped = MappedFile(path)
     file: Any = mapped.bytes  # it reads like one
     first = read_pickle(file, str(path))
     if first != LEGACY_MAGIC:

@@ -1,7 +1,9 @@
 """Records of a training: history.jsonl, TensorBoard's event files and sheets; and how another process follows them."""
 
 import json
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -10,8 +12,10 @@ from typing import Any, Final
 
 from raygen.core.units import duration
 from raygen.execution.executor import Progress
+from raygen.store import disk
 from raygen.training.history import read_history
 from raygen.training.trainer import TrainConfig, TrainStep
+from raygen.training.unfinished import explained
 
 __all__ = ["TrainingLogger", "followed"]
 
@@ -22,7 +26,11 @@ TAIL: Final = 1 << 16
 
 
 class TrainingLogger:
-    """The records of rank 0 in `folder`. A resumed run drops records of steps that it does again."""
+    """The records of rank 0 in `folder`. A resumed run drops records of steps that it does again.
+
+    History and sheets are on the disk when a call returns: a training state that is written later skips their steps.
+    TensorBoard's files are only a copy. Raises `InfrastructureError` where something cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -30,33 +38,58 @@ class TrainingLogger:
 
     def write(self, step: TrainStep) -> None:
         """One line of history, and one point a curve."""
-        if self.events is None:
-            from tensorboardX import SummaryWriter
+        with explained(self.folder / HISTORY, "the record of a step"):
+            if self.events is None:
+                self._begin(step.step)
+            with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(step)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self._curves(step)
 
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / HISTORY
-            earlier = read_history(path.read_text(encoding="utf-8")) if path.exists() else []
-            lines = [json.dumps(record) + "\n" for record in earlier if record["step"] < step.step]
-            path.write_text("".join(lines), encoding="utf-8")
-            self.events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step.step)
-        with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(step)) + "\n")
+    def _begin(self, step: int) -> None:
+        """Drop the records from `step` on, and a line that a kill cut off."""
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        path = self.folder / HISTORY
+        earlier = read_history(path.read_text(encoding="utf-8")) if path.exists() else []
+        lines = [json.dumps(record) + "\n" for record in earlier if record["step"] < step]
+        disk.write(path, "".join(lines).encode(), once=False)
+        (self.folder / "tensorboard").mkdir(exist_ok=True)
+        # Not `SummaryWriter`: its thread dies where the disk is full, and then its queue fills and blocks for ever. Its
+        # files are named by the second; two starts within one would write the same.
+        self.events = EventsWriter(str(self.folder / "tensorboard" / "events"), f".{os.getpid()}")
+        start = SessionLog(status=SessionLog.START)  # drops the points from `step` on, too
+        self.events.write_event(Event(step=step, wall_time=time.time(), session_log=start))
+
+    def _curves(self, step: TrainStep) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         rates = {"lr": step.lr, "images_per_s": step.images_per_s, "data_wait_s": step.data_wait}
         for name, value in {**{f"loss/{n}": v for n, v in step.losses.items()}, **rates}.items():
-            self.events.add_scalar(name, value, step.step)
+            self.events.write_event(Event(step=step.step, wall_time=time.time(), summary=scalar(name, value)))
         self.events.flush()
+
+    def last(self) -> dict[str, Any]:
+        """The newest record; empty where there is none."""
+        path = self.folder / HISTORY
+        records = read_history(path.read_text(encoding="utf-8")) if path.exists() else []
+        return records[-1] if records else {}
 
     def picture(self, step: int, data: bytes | None) -> None:
         """A sheet as a file of its own."""
         if data is not None:
             path = self.folder / "sheets" / f"step-{step:09d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            with explained(path, "a sheet of pictures"):
+                disk.write(path, data, once=False)
 
     def close(self) -> None:
         """Close the event file."""
         if self.events is not None:
-            self.events.close()
+            with explained(self.folder / "tensorboard", "the record of a step"):
+                self.events.close()
 
 
 @contextmanager
@@ -99,7 +132,7 @@ def _newest(path: Path) -> dict[str, Any] | None:
     """The last whole line."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL))
-        lines = [line for line in file.read().splitlines() if line.endswith(b"}")]
+        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"}\n")]
         if lines:
             with suppress(ValueError):
                 record: dict[str, Any] = json.loads(lines[-1])

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import time
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +27,15 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raygen.core.errors import ConfigError, InfrastructureError, IntegrityError
+from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.hashing import canonical
 from raygen.core.precision import set_deterministic_precision
+from raygen.store import disk
 from raygen.store.sealed import open_record, to_bytes
 from raygen.training.data import TrainingData, draw, load_training_data, order
 from raygen.training.losses import Objective
 from raygen.training.train_config import TrainConfig
+from raygen.training.unfinished import remove_older, remove_unfinished, unwritten
 
 __all__ = [
     "DivergedError",
@@ -200,36 +201,40 @@ class Trainer:
 
     # --- state ---
 
-    def save(self, root: Path, data: str) -> None:
-        """Write the full state as `root/step-…`, whole or not at all; older ones beyond `keep` are removed."""
+    def save(self, root: Path, data: str, window: "_Window") -> None:
+        """Write the full state as `root/step-…`, whole or not at all; older ones beyond `keep` are removed.
+
+        It is on the disk before an older one goes.
+        """
         tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
         tensors |= {f"ema.{name}": s for name, s in zip(self.parameters, self.shadow, strict=False)}
+        tensors |= {f"window.{name}": value for name, value in window.sums.items()}
         for phase, optimizer in enumerate(self.optimizers):
             for index, values in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{phase}.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
         content = serialize({name: t.cpu().contiguous() for name, t in tensors.items()})
         document = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
-        document["sha256"] = hashlib.sha256(content).hexdigest()
-        temporary, target = root / f".{uuid.uuid4().hex[:8]}", root / f"step-{self.step:09d}"
+        document |= {"window": window.document(), "sha256": hashlib.sha256(content).hexdigest()}
+        temporary, target = root / disk.own_name(disk.TEMPORARY), root / f"step-{self.step:09d}"
         try:
             temporary.mkdir(parents=True)
-            (temporary / "state.safetensors").write_bytes(content)
-            (temporary / "state.json").write_bytes(to_bytes(document))
+            disk.write(temporary / "state.safetensors", content, once=False)
+            disk.write(temporary / "state.json", to_bytes(document), once=False)
             shutil.rmtree(target, ignore_errors=True)
             os.rename(temporary, target)
+            disk.sync_folder(root)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             earlier = latest_state(root)
             resume = f"{earlier.name} is whole, and the same command goes on from it" if earlier else ""
-            raise InfrastructureError(
-                f"{target}: the training state cannot be written ({error.strerror or error}); "
-                + (resume or "there is no earlier one")
-            ) from error
-        for old in sorted(root.glob("step-*"))[: -self.config.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            raise unwritten(error, target, "the training state", resume or "there is no earlier one") from error
+        remove_older(target, self.config.keep)
 
-    def restore(self, folder: Path, data: str) -> None:
-        """Resume from a saved state; `ConfigError` where it was made with other settings or data."""
+    def restore(self, folder: Path, data: str, window: "_Window") -> None:
+        """Resume from a saved state, in the middle of its `window`.
+
+        `ConfigError` where it was made with other settings or data.
+        """
         document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         if document["spec"] != self._fixed() or document["data"] != data:
             raise ConfigError(f"{folder}: training began with other settings or data; use another folder")
@@ -250,6 +255,7 @@ class Trainer:
                     state.setdefault(int(index), {})[key] = tensor
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         self.step, self.elapsed = int(document["step"]), float(document["elapsed"])
+        window.restore(document["window"], tensors)
 
     def _fixed(self) -> Any:
         return json.loads(canonical(self.config.model_dump(mode="json", exclude=set(FREE))))
@@ -288,16 +294,17 @@ def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = No
     """Train to the end of the config, a `TrainStep` every `log_every` steps and at the end.
 
     With a `folder`, resumes from its newest undamaged state and writes a state every `save_every` steps and at the
-    end (rank 0), before it yields the record of that step. Raises `DivergedError` where the loss is no longer finite
+    end (rank 0). A state is written when the record of its step was taken, so that what a caller makes of a record is
+    there before the state that skips the step. Raises `DivergedError` where the loss is no longer finite
     (nothing is saved then) and `InfrastructureError` where a state cannot be written (the one before is kept).
     """
     root = None if folder is None else Path(folder)
     data = arrays.digest + trainer.objective.frozen
-    if root is not None and (state := latest_state(root)) is not None:
-        trainer.restore(state, data)
+    window = _Window(trainer, arrays, root)
+    if root is not None:
+        _resume(trainer, root, data, window)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:
         pending = ahead.submit(trainer.batch, arrays, trainer.step)
-        window = _Window(trainer, arrays, root)
         progress = trainer.progress
         while progress < 1:
             began = time.perf_counter()
@@ -309,12 +316,22 @@ def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = No
             trainer.elapsed += time.perf_counter() - began
             progress = trainer.progress
             done = progress >= 1
-            record = window.close(lr) if done or trainer.step % trainer.config.log_every == 0 else None
+            if done or trainer.step % trainer.config.log_every == 0:
+                yield window.close(lr)
             if root is not None and trainer.rank == 0 and (done or trainer.step % trainer.config.save_every == 0):
                 window.check()
-                trainer.save(root, data)
-            if record is not None:
-                yield record
+                trainer.save(root, data, window)
+
+
+def _resume(trainer: Trainer, root: Path, data: str, window: "_Window") -> None:
+    """Go on from the newest undamaged state, and on rank 0 remove what a killed process left."""
+    state = latest_state(root)
+    if state is not None:
+        trainer.restore(state, data, window)
+    if trainer.rank == 0:
+        remove_unfinished(root)
+        if state is not None:
+            remove_older(state, trainer.config.keep)
 
 
 class _Window:
@@ -335,6 +352,15 @@ class _Window:
         self.bad = torch.where(losses["loss"].isfinite(), self.bad, self.bad.clamp(max=self.trainer.step - 1))
         self.count += 1
         self.waited += waited
+
+    def document(self) -> dict[str, Any]:
+        """What a state holds of the window beside the sums, whose order it has; `elapsed` is when it began."""
+        return {"count": self.count, "data_wait": self.waited, "elapsed": self.began, "losses": list(self.sums)}
+
+    def restore(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Go on with the window of a state, so that its record is that of a training which was never interrupted."""
+        self.sums = {name: tensors[f"window.{name}"].to(self.trainer.device) for name in document["losses"]}
+        self.count, self.waited, self.began = document["count"], document["data_wait"], document["elapsed"]
 
     def check(self) -> None:
         """Raise `DivergedError` where a loss so far is not finite, with the step, its faces and the way back."""

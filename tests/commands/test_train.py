@@ -1,5 +1,6 @@
 """`raygen train` as a job: texts, guidance by modality, records on the way, and what goes wrong."""
 
+import errno
 import json
 import os
 import resource
@@ -15,9 +16,10 @@ from PIL import Image
 
 from raygen.commands.registry import make
 from raygen.commands.verify import verify_folder
-from raygen.core.errors import ConfigError, InputError, RaygenError
+from raygen.core.errors import ConfigError, InputError, RaygenError, StorageError
 from raygen.models import checkpoint
 from raygen.models.ldm import LDM
+from raygen.store import tensor_file
 from raygen.store.run_store import open_input
 from tests.fakes import rewrite
 
@@ -336,3 +338,39 @@ def test_a_full_disk_ends_it_with_a_sentence_and_more_room_ends_the_job(world: P
     assert not list((tmp_path / "model/training").glob(".*"))
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert (tmp_path / "model/raygen.json").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_written_by_the_next_command(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its steps are done then, and its result still has the loss of the last; nobody sees half a checkpoint."""
+    what, out = ldm(world), tmp_path / "model"
+    golden = do("train", tmp_path / "golden", what)
+
+    def full(*given: object, **named: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    replace = Path.replace
+    for patched, name in ((tensor_file, "save_file"), (Path, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(patched, name, full)
+            with pytest.raises(StorageError, match=r"the checkpoint cannot be written.*No space left"):
+                do("train", out, what)
+        assert not list((out / "training").glob(".*"))
+        assert not (out / "raygen.json").exists()
+        assert not (out / "training/result.json").exists()
+    moved: list[str] = []
+
+    def recorded(path: Path, target: Path) -> Path:
+        moved.append(path.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", recorded)
+    facts = do("train", out, what)
+    assert moved[-1] == "raygen.json"  # without it a folder is no checkpoint
+    times = {"trained_s", "images_per_s", "seconds"}
+    assert {name: facts[name] for name in golden.keys() - times} == {
+        name: golden[name] for name in golden.keys() - times
+    }
+    assert facts["loss"] == golden["loss"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["golden", "model"]

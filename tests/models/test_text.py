@@ -19,6 +19,7 @@ from raygen.models.text import (
     Tokenizer,
     TransformerTextConfig,
     learn_vocabulary,
+    pretrained_encoder,
     tokenizer_of,
 )
 from raygen.sampling.guidance import build_guidance
@@ -171,6 +172,30 @@ def test_a_cased_folder_gives_the_ids_of_transformers(tmp_path: Path) -> None:
 def test_a_vocabulary_that_is_not_at_hand_is_named() -> None:
     with pytest.raises(ConfigError, match="nobody/nothing"):
         tokenizer_of(TransformerTextConfig(vocabulary="nobody/nothing"), list)
+
+
+def test_program_code_in_a_text_encoders_folder_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless `trust_remote_code=False` is said, transformers 5.23.0 asks on the terminal, and a `y` there runs it."""
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    folder, ran = tmp_path / "encoder", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "program.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\n"
+        "from transformers import BertModel, PretrainedConfig, PreTrainedTokenizerFast\n"
+        "class Config(PretrainedConfig):\n    model_type = 'of_its_own'\n"
+        "class Model(BertModel):\n    config_class = Config\n"
+        "class Words(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    classes = {"AutoConfig": "program.Config", "AutoModel": "program.Model"}
+    (folder / "config.json").write_text(json.dumps({"model_type": "of_its_own", "auto_map": classes}))
+    words = {"tokenizer_class": "Words", "auto_map": {"AutoTokenizer": [None, "program.Words"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(words))
+    for part in (pretrained_encoder, lambda name: tokenizer_of(PretrainedTextConfig(name=name), list)):
+        with pytest.raises(ConfigError, match="needs program code of its own, which is never run"):
+            part(str(folder))
+    assert not ran.exists()
+    assert asked == []
 
 
 def test_every_modality_reaches_the_prediction_and_absence_is_the_null() -> None:

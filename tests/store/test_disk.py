@@ -29,6 +29,15 @@ def test_files_of_living_processes_are_not_left_over(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_whose_process_number_went_to_another_one_is_left_over():
+    name = disk.own_name(disk.PROBE)
+    assert not disk.is_left_over(name)
+    assert not disk.is_left_over(f"{name}-x")
+    beginning, _, ticks = name.rpartition("-")
+    assert disk.is_left_over(f"{beginning}-{int(ticks) - 1}")
+    assert disk.is_left_over(f"{beginning}-{int(ticks) - 1}-x")
+
+
 def test_files_of_other_machines_are_left_over_after_a_day():
     def name(seconds: float) -> str:
         return f"{disk.TEMPORARY}elsewhere.example.{os.getpid()}.{int((time.time() - seconds) * 1e9):x}-x"

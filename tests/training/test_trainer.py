@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from raygen.core.errors import ConfigError, InfrastructureError, InputError
+from raygen.core.errors import ConfigError, InputError, StorageError
 from raygen.core.face_labels import ATTRIBUTES, flip_mask
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.ldm import LDMConfig
+from raygen.store import disk
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import FACES, LATENTS
 from raygen.training.data import TrainingData, draw, load_training_data, order
@@ -31,6 +32,7 @@ from raygen.training.trainer import (
     DivergedError,
     TrainConfig,
     Trainer,
+    TrainStep,
     latest_state,
     train,
 )
@@ -304,14 +306,13 @@ def test_a_disk_that_is_full_keeps_the_state_before(tmp_path: Path, monkeypatch:
     for step in running:
         if step.step == 3:  # the state of step 2 is written
             break
-    write = Path.write_bytes
 
-    def full(path: Path, data: bytes) -> int:
-        write(path, data[: len(data) // 2])
+    def full(path: Path, data: bytes, *, once: bool) -> bool:
+        path.write_bytes(data[: len(data) // 2])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InfrastructureError, match=r"No space left.*step-000000002 is whole"):
+    monkeypatch.setattr(disk, "write", full)
+    with pytest.raises(StorageError, match=r"No space left.*step-000000002 is whole"):
         list(running)
     assert [p.name for p in tmp_path.iterdir()] == ["step-000000002"]
 
@@ -389,6 +390,45 @@ def test_resume_is_as_if_nothing_had_happened(tmp_path: Path) -> None:
     for a, b in zip(whole_end.shadow, rest_end.shadow, strict=True):
         assert torch.equal(a, b)
     assert run(tmp_path)[0] == []
+
+
+def test_a_record_is_there_before_the_state_that_skips_its_step(tmp_path: Path) -> None:
+    states = {}
+    for step in train(trainer(), arrays(), tmp_path):
+        found = latest_state(tmp_path)
+        states[step.step] = None if found is None else found.name
+    assert states == {1: None, 2: None, **dict.fromkeys((3, 4), "step-000000002"), 5: "step-000000004", 6: states[5]}
+    assert latest_state(tmp_path) == tmp_path / "step-000000006"
+
+
+def test_a_state_between_two_records_keeps_what_the_next_one_sums(tmp_path: Path) -> None:
+    """States of steps 2 and 4, records of steps 3 and 6: the window of the second begins before the state."""
+
+    def facts(step: TrainStep) -> tuple[object, ...]:
+        return step.step, step.lr, list(step.losses.items())
+
+    whole = [facts(step) for step in train(trainer(log_every=3), arrays())]
+    killed = train(trainer(log_every=3), arrays(), tmp_path)
+    assert [facts(next(killed)), facts(next(killed))] == whole
+    killed.close()
+    assert latest_state(tmp_path) == tmp_path / "step-000000004"
+    assert [facts(step) for step in train(trainer(log_every=3), arrays(), tmp_path)] == whole[1:]
+
+
+def test_what_a_killed_training_left_is_removed(tmp_path: Path) -> None:
+    """Unfinished files and states; damaged states, which must not push out a good one; and those beyond `keep`."""
+    run(tmp_path, steps=4)
+    for name in (".tmp-here.1.f00-x/state.safetensors", "sheets/.tmp-here.1.f00-x", ".checkpoint/unet/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "step-000000009").mkdir()
+    (tmp_path / "sheets/step-000000002.png").touch()
+    run(tmp_path, steps=4, keep=1)
+    found = sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.parent.name != "step-000000004")
+    assert found == ["sheets", "sheets/step-000000002.png", "step-000000004"]
+    (tmp_path / "step-000000009").mkdir()
+    run(tmp_path, steps=6, keep=1)
+    assert [p.name for p in sorted(tmp_path.glob("step-*"))] == ["step-000000006"]
 
 
 def test_a_damaged_state_is_passed_over(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, RaygenError, from_record, to_record
 from raygen.execution.ray.session import HARMLESS, StderrFilter, check_resources, connected, enter
+from raygen.store import disk
 
 __all__ = ["run_ranks"]
 
@@ -46,8 +47,8 @@ def _loop(config: dict[str, Any]) -> None:
     except RaygenError as error:
         if type(error) is InfrastructureError:
             raise  # a retry may work
-        failed.parent.mkdir(parents=True, exist_ok=True)
-        failed.write_text(json.dumps(to_record(error)), encoding="utf-8")
+        with suppress(OSError):  # on a full disk it is tried again, and ends as what Ray says of it
+            disk.write(failed, json.dumps(to_record(error)).encode(), once=False)
         raise
 
 
