@@ -23,10 +23,12 @@ from raygen import cli
 from raygen.commands.registry import COMMANDS, job_type, load
 from raygen.core.config import Config, override, parse, read_yaml
 from raygen.core.errors import ConfigError, InputError, from_record, to_record
+from raygen.core.hashing import canonical
 from raygen.core.location import redact
 from raygen.store.filesystem import FileStore, file_system
 from raygen.store.parquet import Slice, read_slice
 from raygen.store.run_store import RunStore
+from raygen.store.sealed import SEAL
 
 CANARY = "hush0canary"
 PLACES = (
@@ -251,7 +253,8 @@ def test_a_report_of_an_older_run_hides_what_its_settings_hold(tmp_path, capfd):
     data = {"kind": "folder", "root": str(tmp_path)}
     raygen.run({"kind": "ingest", "data": data, "batch": 1, "out": str(tmp_path / "runs" / "faces")})
     plan = tmp_path / "runs" / "faces" / "attempt-00" / "plan.json"
-    plan.write_text(plan.read_text().replace(f'"root":"{tmp_path}"', f'"root":"{PLACES[0]}"'))
+    record = json.loads(plan.read_text().replace(f'"root":"{tmp_path}"', f'"root":"{PLACES[0]}"'))
+    plan.write_bytes(canonical({key: value for key, value in record.items() if key != SEAL}))
     code, said = main(capfd, "report", str(tmp_path / "runs"))
     assert code == 0
     page = (tmp_path / "runs" / "report.html").read_text()
