@@ -18,7 +18,6 @@ from raygen.core.location import Location, RelativeLocation, is_remote, redact
 from raygen.core.units import duration, size
 from raygen.core.version import __version__
 from raygen.store.filesystem import PERMANENT
-from raygen.store.run_store import RunStore
 
 __all__ = ["app", "main"]
 
@@ -173,7 +172,11 @@ def quickstart(
 @app.command(rich_help_panel=TOOLS)
 def verify(
     folder: Annotated[
-        str, typer.Argument(help="folder or URL of a run, such as runs/quickstart/samples", show_default=False)
+        str,
+        typer.Argument(
+            help="folder or URL of a run, such as runs/quickstart/samples, or folder of a checkpoint",
+            show_default=False,
+        ),
     ],
     attempt: Annotated[int, typer.Option(min=0, help="number of the attempt to check")] = 0,
     decode: Annotated[bool, typer.Option(help="also decode every picture")] = True,
@@ -182,23 +185,11 @@ def verify(
 
     Exits with 5 where that is not so.
     """
-    from raygen.commands.verify import verify as check
+    from raygen.commands.verify import verify_folder
 
-    result = check(RunStore(parse(Location, folder, "folder"), attempt), decode=decode)
+    result = verify_folder(parse(Location, folder, "folder"), attempt, decode=decode)
     console.heading(f"verify: {result.url}")
-    console.facts(
-        {
-            "run_id": result.run_id,
-            "shards": f"{result.committed} of {result.shards} committed",
-            "rows": dict(result.rows),
-            "pictures": f"{result.pictures:,} {'decoded' if decode else 'not decoded'}",
-            **({} if result.files is None else {"data set": f"{result.files:,} files as they were exported"}),
-            "bytes": size(result.bytes),
-            "quarantined": result.quarantined,
-            "set_digest": result.set_digest,
-            "orphans": len(result.orphans),
-        }
-    )
+    console.facts(result.facts(decoded=decode))
     for problem in result.problems[:50]:
         console.console.print(f"  problem: {problem}", markup=False)
     verdict = "[green]no problems[/green]" if result.ok else f"[red]{len(result.problems)} problems[/red]"

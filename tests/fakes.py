@@ -5,6 +5,7 @@ seconds on it.
 """
 
 import errno
+import json
 import os
 import signal
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -26,6 +27,7 @@ from raygen.store.images import encode_image, picture_column
 from raygen.store.parquet import Slice, to_parquet
 from raygen.store.run_store import Plan, make_shards
 from raygen.store.schemas import CONDITIONS, SAMPLES, cast
+from raygen.store.sealed import to_bytes, to_text
 
 
 @dataclass(frozen=True)
@@ -120,3 +122,9 @@ class Shelf(MemoryFileSystem):
     def register(cls) -> None:
         """Let fsspec open such URLs."""
         fsspec.register_implementation("shelf", cls, clobber=True)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    """Replace fields of a sealed record, as if it had been written so."""
+    record = {**json.loads(path.read_bytes()), **changes}
+    path.write_bytes((to_text if path.read_bytes().startswith(b"{\n") else to_bytes)(record))

@@ -57,6 +57,7 @@ from raygen.selection.retries import (
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import Plan, RunStore, make_shards, open_input
+from raygen.store.sealed import to_text
 
 __all__ = ["JOB", "SelectJob"]
 
@@ -181,7 +182,7 @@ class SelectJob(Job):
         FileStore(self.out).update(ATTEMPTS, json.dumps(folders, indent=1).encode())
         work = self._selected(rounds, attempts)
         work.store.create(work.plan)  # first, so that no other selection in the same folder gets these gates
-        work.store.storage.update(GATES_FILE, json.dumps(rounds.describe(), indent=1).encode())
+        work.store.storage.update(GATES_FILE, to_text({"gates": rounds.describe()}))
         run_sharded(work, self.resources, report)
         rows = analyze_failures(self.failure_analysis, rounds, attempts[0], work.plan.run_id)
         write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")

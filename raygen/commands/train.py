@@ -5,6 +5,7 @@
     out/training/history.jsonl one line per record; also in tensorboard/
     out/training/sheets/       sample pictures during the training
     out/training/result.json   run id, steps, loss and other facts, after the last step
+    out/training/MANIFEST.json sha256 of every file in training/, written last
 
 Every rank loads the data and trains; rank 0 writes the files.
 """
@@ -31,6 +32,7 @@ from raygen.models.text import Tokenizer, tokenizer_of
 from raygen.store import disk
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import open_input
+from raygen.store.sealed import seal_folder
 from raygen.training.data import TrainingData, load_training_data, texts_of
 from raygen.training.logger import TrainingLogger, followed
 from raygen.training.losses import Objective
@@ -52,6 +54,8 @@ from raygen.training.unfinished import explained
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
 
+#: The list of check sums of a finished training, in its folder.
+MANIFEST: Final = "MANIFEST.json"
 #: A dry run on a CPU does not time the steps of a model with more parameters than this.
 LARGEST_TIMED: Final = 50_000_000
 #: Number of skipped faces whose reasons are listed in the result.
@@ -82,6 +86,8 @@ class TrainJob(TrainRecipe, Job):
                 for _ in train_rank(self, 0, 1):
                     pass
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        if not (folder / MANIFEST).exists():
+            seal_folder(folder, MANIFEST, {"run_id": facts["run_id"]})
         return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
 
     def estimate(self) -> Estimate:
@@ -222,6 +228,8 @@ def train_rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]
     arrays = job.arrays(tokenizer)
     if is_finished(job, arrays):
         return
+    if rank == 0:
+        (folder / MANIFEST).unlink(missing_ok=True)
     trainer = Trainer(job.objective(tokenizer), config, device=_device(), rank=rank, world_size=world_size)
     logger = TrainingLogger(folder) if rank == 0 else None
     every = config.sheet_every

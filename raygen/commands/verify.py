@@ -4,30 +4,36 @@ All files are read again, hashed, decoded and counted; nothing is taken from the
 eight bytes a row.
 """
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raygen.core.errors import ConfigError, InputError
+from raygen.core.errors import ConfigError, InputError, IntegrityError, RaygenError
 from raygen.core.hashing import digest
+from raygen.core.units import size
 from raygen.exports.finalize import check
+from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image
-from raygen.store.parquet import RANGE, from_parquet
-from raygen.store.run_store import Commit, RunStore, Shard
+from raygen.store.parquet import CONTENT_NAME, RANGE, from_parquet
+from raygen.store.run_records import COMMIT_NAME
+from raygen.store.run_store import Commit, Plan, RunStore, Shard, commits_sha256
+from raygen.store.sealed import FILES, SEAL, check_files, open_record
 from raygen.store.set_digest import KEYS, SetDigest, table_digest
 
-__all__ = ["IntegrityReport", "verify"]
+__all__ = ["IntegrityReport", "verify", "verify_folder"]
 
 
 @dataclass
 class IntegrityReport:
     """What was checked, and a sentence for each problem; `problems` is empty for an intact run.
 
-    `files` counts the good files of an export's data set, and is None for other runs.
+    `files` counts the good files of an export's data set or of a `checkpoint`, and is None for other runs.
     """
 
     url: str
@@ -42,6 +48,27 @@ class IntegrityReport:
     set_digest: str = ""
     orphans: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    checkpoint: bool = False
+
+    def facts(self, *, decoded: bool) -> dict[str, object]:
+        """What was checked, by name, to be printed. `decoded`: whether pictures were decoded."""
+        if self.checkpoint:
+            return {
+                "files": f"{self.files:,} as they were written",
+                "bytes": size(self.bytes),
+                "orphans": len(self.orphans),
+            }
+        return {
+            "run_id": self.run_id,
+            "shards": f"{self.committed} of {self.shards} committed",
+            "rows": dict(self.rows),
+            "pictures": f"{self.pictures:,} {'decoded' if decoded else 'not decoded'}",
+            **({} if self.files is None else {"data set": f"{self.files:,} files as they were exported"}),
+            "bytes": size(self.bytes),
+            "quarantined": self.quarantined,
+            "set_digest": self.set_digest,
+            "orphans": len(self.orphans),
+        }
 
     @property
     def ok(self) -> bool:
@@ -49,27 +76,71 @@ class IntegrityReport:
         return not self.problems
 
 
-def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
-    """Check every commit, file, row and picture of `store`; `decode=False` does not decode the pictures.
+def verify_folder(url: str, attempt: int = 0, *, decode: bool = True) -> IntegrityReport:
+    """`verify` of a run, or the check of a checkpoint folder and of the training that made it."""
+    folder = Path(url)
+    marks = ("raygen.json", "training/history.jsonl", "model.safetensors")
+    if any((folder / name).exists() for name in marks) and not (folder / f"attempt-{attempt:02d}").exists():
+        return _verify_checkpoint(folder)
+    return verify(RunStore(url, attempt), decode=decode)
 
-    Problems of the run are in the report. Raises `ConfigError` where `store` has no plan.
+
+def _verify_checkpoint(folder: Path) -> IntegrityReport:
+    """Compare the files of a checkpoint, and those of its training, with the lists that were written after them."""
+    report = IntegrityReport(str(folder), checkpoint=True, files=0)
+    own = (
+        "config.json" if not (folder / "raygen.json").exists() and (folder / "config.json").exists() else "raygen.json"
+    )
+    records = [own, *(["training/MANIFEST.json"] if (folder / "training").is_dir() else [])]
+    known = set(records)
+    for name in records:
+        place = (folder / name).parent
+        try:
+            sums = open_record((folder / name).read_bytes(), name, required=True).get(FILES)
+        except FileNotFoundError:
+            report.problems.append(f"{name}: missing: the training did not end, or an earlier raygen wrote the folder")
+            continue
+        except IntegrityError as error:
+            report.problems.append(str(error))
+            continue
+        if not isinstance(sums, dict):
+            report.problems.append(f"{name} has no check sums of files: an earlier raygen wrote it")
+            continue
+        prefix = "" if place == folder else f"{place.name}/"
+        problems = check_files(place, sums)
+        report.problems += [f"{prefix}{problem}" for problem in problems]
+        report.files = (report.files or 0) + len(sums) - len(problems)
+        known |= {f"{prefix}{path}" for path in sums}
+    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    report.bytes = sum(path.stat().st_size for name, path in found.items() if name in known)
+    report.orphans = sorted(found.keys() - known)
+    return report
+
+
+def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
+    """Check every record, commit, file, row and picture of `store`; `decode=False` does not decode the pictures.
+
+    Problems of the run are in the report, each with the name of its file. Raises `ConfigError` where `store` has no
+    plan, or has one of another raygen.
     """
-    plan = store.plan()
-    report = IntegrityReport(store.storage.url, plan.run_id, len(plan.shards))
-    committed, planned = set(store.committed()), {shard.index for shard in plan.shards}
-    if missing := sorted(planned - committed):
+    report = IntegrityReport(store.storage.url)
+    try:
+        plan = store.plan()
+    except IntegrityError as error:  # nothing can be compared without the plan
+        report.problems.append(str(error))
+        return report
+    report.run_id, report.shards = plan.run_id, len(plan.shards)
+    commits = _read_commits(store, report)
+    planned = {shard.index for shard in plan.shards}
+    if missing := sorted(planned - set(store.committed())):
         report.problems.append(f"{len(missing)} shards are not committed: {missing[:10]}")
-    if unknown := sorted(committed - planned):
+    if unknown := sorted(set(commits) - planned):
         report.problems.append(f"there are commits of shards that are not in the plan: {unknown[:10]}")
     row_keys: dict[str, list[npt.NDArray[np.uint64]]] = {}
     set_digest = SetDigest()
     committed_files: set[str] = set()
-    for index in sorted(committed & planned):
-        try:
-            commit = store.commit_of(index)
-        except Exception as error:  # a damaged record is one problem of the run, not the end of the check
-            report.problems.append(f"shard {index}: {error}")
-            continue
+    for index in sorted(planned & set(commits)):
+        commit = commits[index]
         report.committed += 1
         report.quarantined += sum(commit.quarantined.values())
         committed_files |= {str(entry["path"]) for entry in commit.files}
@@ -80,11 +151,35 @@ def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
         duplicates = len(keys) - len(np.unique(keys))
         if duplicates and table != "quarantine":
             report.problems.append(f"{table}: {duplicates} rows have an id that another row has")
-    _check_end(store, report, is_export=plan.kind == "export")
+    _check_end(store, report, plan)
     folders = ["quarantine", *(f"data/{table}" for table in store.storage.names("data"))]
     stored = {f"{folder}/{name}" for folder in folders for name in store.storage.names(folder)}
+    stored |= {f"commits/{name}" for name in store.storage.names("commits") if not COMMIT_NAME.fullmatch(name)}
     report.orphans = sorted((stored - committed_files) | set(store.storage.leftovers()))
     return report
+
+
+def _read_commits(store: RunStore, report: IntegrityReport) -> dict[int, Commit]:
+    """Shard -> its commit. A damaged one, also one that does not count, is a problem in the report."""
+    commits: dict[int, Commit] = {}
+    counting = set(store.committed().values())
+    for name in store.storage.names("commits"):
+        path = f"commits/{name}"
+        if (parts := COMMIT_NAME.fullmatch(name)) is None:
+            continue  # an orphan
+        try:
+            data = store.storage.get(path)
+            commit = Commit.from_json(data, path)
+        except (IntegrityError, OSError) as error:
+            report.problems.append(str(error) if isinstance(error, IntegrityError) else f"{path}: {error}")
+            continue
+        if SEAL not in json.loads(data):
+            report.problems.append(f"{path} has no check sum: it is damaged, or an earlier raygen wrote it")
+        if int(parts[1]) != commit.shard:
+            report.problems.append(f"{path}: is the commit of shard {commit.shard}")
+        elif name in counting:
+            commits[commit.shard] = commit
+    return commits
 
 
 def _check_shard(
@@ -113,7 +208,11 @@ def _check_shard(
         if name == "samples" and not any(piece.path == RANGE for piece in shard.inputs):
             try:
                 planned = shard.read(["sample_id"])["sample_id"].to_pylist()
-            except (ConfigError, InputError):  # the conditions were moved or removed: only the count can be checked
+            except (
+                ConfigError,
+                InputError,
+                IntegrityError,
+            ):  # moved, removed or damaged: only the count can be checked
                 if table.num_rows != shard.rows:
                     report.problems.append(f"shard {shard.index}: {table.num_rows} rows, {shard.rows} planned")
             else:
@@ -162,14 +261,59 @@ def _check_images(name: str, table: pa.Table, report: IntegrityReport) -> None:
             report.problems.append(f"{name} {row_id}: image_sha256 differs")
 
 
-def _check_end(store: RunStore, report: IntegrityReport, *, is_export: bool) -> None:
-    """Check the records of a finished run, and the files of an exported data set."""
-    if not store.storage.exists("_SUCCESS"):
+def _check_end(store: RunStore, report: IntegrityReport, plan: Plan) -> None:
+    """Check the records of a finished run, stored listings, and the files of an exported data set."""
+    if store.storage.exists("_SUCCESS"):
+        report.problems += _records(store, report.set_digest)
+    else:
         report.problems.append("_SUCCESS is missing: the run did not finish")
-    elif store.manifest().get("set_digest") != report.set_digest:
-        report.problems.append("MANIFEST.json has another set digest than the rows")
-    if is_export:
-        data_set = check(store)
+    for name in store.storage.names(""):  # run.json, and what a command adds
+        if name.endswith(".json") and name not in ("plan.json", "MANIFEST.json", "ASSEMBLED.json"):
+            report.problems += _damage(store, name)[1]
+    root = FileStore(store.url)
+    listed = {piece.path for shard in plan.shards for piece in shard.inputs}
+    for name in root.names(""):
+        if (named := CONTENT_NAME.search(name)) and not digest(root.get(name)).startswith(named[1]):
+            report.problems.append(f"{name}: sha256 differs from the one in its name")
+        listed.discard(root.address(name))
+    inside = f"{root.address('')}/listing-"
+    report.problems += [f"{path.rpartition('/')[2]}: missing" for path in sorted(listed) if path.startswith(inside)]
+    if plan.kind == "export":
+        try:
+            data_set = check(store)
+        except RaygenError as error:
+            report.problems.append(f"the files of the data set cannot be checked: {error}")
+            return
         report.files = data_set.files
         report.bytes += data_set.bytes
         report.problems += data_set.problems
+
+
+def _damage(store: RunStore, name: str) -> tuple[dict[str, Any], list[str]]:
+    """The fields of a sealed record of a run, and what is wrong with it."""
+    try:
+        return open_record(store.storage.get(name), name, required=True), []
+    except FileNotFoundError:
+        return {}, [f"{name}: missing"]
+    except IntegrityError as error:
+        return {}, [str(error)]
+
+
+def _records(store: RunStore, set_digest: str) -> list[str]:
+    """What is wrong with plan, manifest and `_SUCCESS`, which names the bytes of both and of the commits."""
+    success, problems = _damage(store, "_SUCCESS")
+    manifest, more = _damage(store, "MANIFEST.json")
+    problems += more + _damage(store, "plan.json")[1]
+    if manifest and manifest.get("set_digest") != set_digest:
+        problems.append("MANIFEST.json has another set digest than the rows")
+    if not success:
+        return problems
+    if "commits_sha256" not in success:
+        return [*problems, "_SUCCESS has no check sums: an earlier raygen wrote it"]
+    for name, key in (("plan.json", "plan_sha256"), ("MANIFEST.json", "manifest_sha256")):
+        if store.storage.exists(name) and digest(store.storage.get(name)) != success.get(key):
+            problems.append(f"{name}: sha256 differs from the one in _SUCCESS")
+    sums = {name: digest(store.storage.get(f"commits/{name}")) for name in store.committed().values()}
+    if commits_sha256(sums) != success["commits_sha256"]:
+        problems.append("commits: they are not those that _SUCCESS names")
+    return problems

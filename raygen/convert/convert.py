@@ -20,8 +20,9 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
-from raygen.models.checkpoint_files import OWN_WEIGHTS, Writing, write_json, write_weights
+from raygen.models.checkpoint_files import OWN_WEIGHTS, Writing, write_weights
 from raygen.models.schedulers import SamplerConfig
+from raygen.store.sealed import seal_folder
 from raygen.store.weight_file import Entry, WeightFile, open_weights
 
 __all__ = ["MAPPING", "ConversionReport", "convert", "inspect"]
@@ -118,7 +119,7 @@ def convert(
         report.digest = checkpoint.save(draft.model, out, extra=extra, metadata=metadata, sampler=RELEASED)
     else:
         write_weights(draft.model, Path(out) / OWN_WEIGHTS, Writing(metadata=metadata))
-        write_json(Path(out) / "raygen.json", {"format": 1, "parser": report.family, "extra": extra})
+        seal_folder(Path(out), "raygen.json", {"format": 1, "parser": report.family, "extra": extra})
     return report
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -365,7 +366,7 @@ def write_metrics(folder: FileStore, rows: Sequence[Mapping[str, Any]], name: st
     Where the same rows are there already, they keep the time at which they were made.
     """
     table = pa.Table.from_pylist(list(rows), METRICS)
-    if folder.exists(f"{name}.parquet"):
+    with suppress(FileNotFoundError, InputError):  # a damaged file is replaced
         before = from_parquet(folder.get(f"{name}.parquet"))
         if before.schema.names == table.schema.names and before.drop(["created"]).equals(table.drop(["created"])):
             table = before

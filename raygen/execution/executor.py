@@ -13,10 +13,10 @@ from typing import Any
 
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, InputError, IntegrityError, TooManyBadRows, from_record
-from raygen.core.hashing import canonical
 from raygen.core.location import redact
 from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
 from raygen.store.run_store import Plan, RunStore
+from raygen.store.sealed import to_bytes
 
 __all__ = ["Outcome", "PlannedRun", "Progress", "Runner", "bad_rows_text", "execute", "execute_all", "local_runner"]
 
@@ -197,7 +197,7 @@ class _RunState:
             "versions": versions(),
             "finished": time.time(),
         }
-        self.run.store.storage.put("run.json", canonical(record))
+        self.run.store.storage.put("run.json", to_bytes(record))
 
 
 def bad_rows_text(bad: int, rows: int, reasons: Mapping[str, int], example: Mapping[str, str] | None) -> str:

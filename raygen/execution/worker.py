@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from raygen.core.errors import ConfigError, InputError, RaygenError, StorageError, to_record
+from raygen.core.errors import ConfigError, InputError, IntegrityError, RaygenError, StorageError, to_record
 from raygen.core.version import __version__
 from raygen.store.filesystem import PERMANENT
 from raygen.store.run_store import RunStore, Shard
@@ -142,7 +142,7 @@ class ShardWorker:
                 return self._attempt(item)
         except (ConfigError, StorageError) as error:  # every attempt would meet it
             return ShardSummary(item.run, index, "refused", refusal=to_record(error))
-        except InputError as error:  # a file that reads badly may have been read badly
+        except (InputError, IntegrityError) as error:  # a file that reads badly may have been read badly
             return ShardSummary(item.run, index, "failed", error=str(error), refusal=to_record(error))
         except Exception as error:
             if isinstance(error, OSError) and error.errno in PERMANENT:

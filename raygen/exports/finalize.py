@@ -5,7 +5,6 @@ are complete, then the check sums, then the card, then the record of the export,
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -14,12 +13,13 @@ from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from raygen.core.errors import IntegrityError
-from raygen.core.hashing import canonical, digest
+from raygen.core.hashing import digest
 from raygen.exports.base import CHUNK, DATASET, PIECES, STAGING, Assembly, Export
 from raygen.exports.data_card import ExportTotals
 from raygen.store.filenames import name_key
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
+from raygen.store.sealed import open_record, to_bytes
 
 __all__ = ["CARD", "RECORD", "SUMS", "ExportCheck", "check", "finish"]
 
@@ -53,23 +53,27 @@ def finish(
                 paths, sums = (table[name].to_pylist() for name in ("path", "sha256"))
                 file.write("".join(f"{sha}  {path}\n" for path, sha in zip(paths, sums, strict=True)).encode())
             file.write("".join(f"{sha}  {path}\n" for path, (_, sha) in sorted(assembly.written.items())).encode())
-        storage.put(f"{DATASET}/{CARD}", text)
-        storage.put(RECORD, canonical({**asdict(totals), "made": assembly.written}))
+        # In `STAGING`, as all files of the data set: what a kill leaves there is no file of the data set.
+        storage.put_all({f"{DATASET}/{CARD}": text}, STAGING)
+        storage.put(RECORD, to_bytes({**asdict(totals), "made": assembly.written}))
     storage.remove_folder(PIECES)
     storage.remove_folder(STAGING)
-    record: dict[str, Any] = json.loads(storage.get(RECORD))
-    return record
+    return open_record(storage.get(RECORD), f"{store.url}/{RECORD}")
 
 
 def _totals(assembly: Assembly, manifest: Mapping[str, Any]) -> ExportTotals:
-    """Totals of the committed rows and the files of the data set, without card and check sums."""
+    """Totals of the committed rows, and of the committed and assembled files: without card and check sums.
+
+    The folder is not listed: it may hold what an earlier try left, and a listing of many files takes long.
+    """
     rows = masks = 0
     for table in assembly.tables():
         rows += table.num_rows
         masks += table.num_rows - table["mask_bytes"].null_count
-    for name in (CARD, SUMS):  # left by an earlier finish that was killed
-        assembly.storage.remove(f"{DATASET}/{name}")
-    files, size = assembly.storage.total(DATASET)
+    sizes = [size for size, _ in assembly.written.values()]
+    files, size = len(sizes), sum(sizes)
+    for table in assembly.store.tables("files", ["bytes"]):
+        files, size = files + table.num_rows, size + sum(table["bytes"].to_pylist())
     reasons = dict(manifest["quarantined"])
     return ExportTotals(rows, sum(reasons.values()), files, size, masks, reasons)
 
@@ -99,7 +103,7 @@ def check(store: RunStore) -> ExportCheck:
     try:
         written = _recorded_files(storage)
     except IntegrityError as error:
-        result.problems.append(f"{RECORD} {error}")
+        result.problems.append(str(error))
         return result
     unknown = {name_key(path) for path, _ in storage.files(DATASET)}
     if not unknown:
@@ -123,23 +127,25 @@ def check(store: RunStore) -> ExportCheck:
 def _recorded_files(storage: FileStore) -> list[_File]:
     """Files that `finish` wrote, by its record; `IntegrityError` where the record is missing or damaged."""
     try:
-        record = json.loads(storage.get(RECORD))
+        data = storage.get(RECORD)
     except FileNotFoundError:
-        raise IntegrityError("is missing: the data set is not put together; the same command goes on") from None
-    except ValueError:
-        raise IntegrityError("is damaged") from None
-    if isinstance(record, dict) and "rows" in record and "made" not in record:
-        raise IntegrityError("was written by a raygen without check sums; export again")
-    written = record.get("made") if isinstance(record, dict) else None
+        raise IntegrityError(
+            f"{RECORD} is missing: the data set is not put together; the same command goes on"
+        ) from None
+    record = open_record(data, RECORD)
+    if "rows" in record and "made" not in record:
+        raise IntegrityError(f"{RECORD} was written by a raygen without check sums; export again")
+    written = record.get("made")
     if not isinstance(written, dict) or not written:  # every data set has a card
-        raise IntegrityError("is damaged")
+        raise IntegrityError(f"{RECORD} is damaged")
     files = []
     for path, entry in written.items():
         match entry:
             case [int(size), str(sha)]:
                 files.append(_File(path, size, sha))
             case _:
-                raise IntegrityError("is damaged")
+                raise IntegrityError(f"{RECORD} is damaged")
+    open_record(data, RECORD, required=True)
     return files
 
 

@@ -5,6 +5,7 @@ Only small columns of SAMPLES, FACES and SELECTION are read: about 30 bytes a ro
 
 import json
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -21,6 +22,7 @@ from raygen.store.filenames import first_duplicate, name_key, safe_name
 from raygen.store.parquet import Slice, read_slice
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.schemas import REFUSED
+from raygen.store.sealed import open_record
 from raygen.store.set_digest import KEYS
 
 __all__ = ["GATES_FILE", "ExportListing", "ExportSource", "scan"]
@@ -76,7 +78,14 @@ class ExportSource:
     def gates(self) -> Sequence[Mapping[str, Any]]:
         """Gates of a selection: `description`, and `refuses_real_people`; empty for any other run."""
         storage = self.store.storage
-        return json.loads(storage.get(GATES_FILE)) if storage.exists(GATES_FILE) else []
+        if not storage.exists(GATES_FILE):
+            return []
+        data = storage.get(GATES_FILE)
+        with suppress(ValueError):
+            if isinstance(earlier := json.loads(data), list):  # of an earlier raygen
+                return earlier
+        gates: list[Mapping[str, Any]] = open_record(data, f"{storage.url}/{GATES_FILE}")["gates"]
+        return gates
 
     @property
     def planned_pictures(self) -> int | None:

@@ -6,7 +6,6 @@ and do not replace published ones; every number carries the name of its network.
 
 import hashlib
 import itertools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeVar, cast
@@ -20,9 +19,9 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from raygen.core.config import Config, parse
-from raygen.core.documents import load_json
-from raygen.core.errors import ConfigError, InputError
+from raygen.core.errors import ConfigError, InputError, IntegrityError
 from raygen.core.face_labels import ATTRIBUTES, CLASSES
+from raygen.store.sealed import FILES, file_sha256, open_record, to_text
 
 __all__ = [
     "BundledClassifier",
@@ -217,7 +216,8 @@ def save_bundled(model: BundledNetwork, folder: Path, *, weights: str, extra: Ma
     document: dict[str, Any] = {"network": model.config.model_dump(mode="json"), "extra": dict(extra)}
     if labels is not None:
         document["labels"] = labels
-    (folder / "config.json").write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    document[FILES] = {WEIGHTS: file_sha256(folder / WEIGHTS)}
+    (folder / "config.json").write_bytes(to_text(document))
     return bundled_digest(folder)
 
 
@@ -235,9 +235,11 @@ def load_bundled(folder: str | Path, kind: type[Net]) -> Net:
     `ConfigError` where there is none or it is of another kind; `InputError` where a file is damaged.
     """
     root = Path(folder)
-    bundled_digest(root)
+    sha256 = bundled_digest(root)
     try:
-        document = load_json((root / "config.json").read_text(encoding="utf-8"))
+        document = open_record((root / "config.json").read_bytes(), str(root / "config.json"))
+        if document.get(FILES, {WEIGHTS: sha256}) != {WEIGHTS: sha256}:
+            raise ValueError(f"{WEIGHTS}: sha256 differs from the one it was written with")
         config: Any = parse(_AnyNetworkConfig, document["network"], str(root / "config.json"))
         shape = SHAPES[kind]
         if not isinstance(config, shape):
@@ -245,6 +247,6 @@ def load_bundled(folder: str | Path, kind: type[Net]) -> Net:
         model = kind(cast(Any, config))
         tensors = load_file(root / WEIGHTS)
         model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, IntegrityError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(f"{root}: {error}", reason="network") from error
     return model.eval().requires_grad_(False)

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.core.errors import ConfigError, InputError
+from raygen.core.errors import ConfigError, InputError, IntegrityError
 from raygen.core.face_labels import CLASSES, FACE_PARSING_TO_OFFICIAL
 from raygen.core.precision import full_precision
+from raygen.store.sealed import FILES, open_record
 from raygen.store.weight_file import open_weights
 
 __all__ = ["BiSeNet", "ParseNet", "PublishedNetwork", "fill", "load_published", "read_weights"]
@@ -34,6 +35,16 @@ OWN_WEIGHTS: Final = "model.safetensors"
 # --- weights ------------------------------------------------------------------------------------------------
 
 
+def _compare(sha256: str, record: Path) -> None:
+    """`InputError` (`weights`) where the weights of an imported folder are not those that its record names."""
+    try:
+        sums = open_record(record.read_bytes(), str(record)).get(FILES, {})
+    except IntegrityError as error:
+        raise InputError(str(error), reason="weights") from error
+    if sums.get(OWN_WEIGHTS, sha256) != sha256:
+        raise InputError(f"{record.parent / OWN_WEIGHTS}: sha256 differs from the one in {record}", reason="weights")
+
+
 def read_weights(path: str | Path, sha256: str | None = None) -> tuple[dict[str, Tensor], str]:
     """Tensors of a weight file by name, and its sha256; `path` may also be a folder of `raygen import`.
 
@@ -42,6 +53,8 @@ def read_weights(path: str | Path, sha256: str | None = None) -> tuple[dict[str,
     """
     source = Path(path) / OWN_WEIGHTS if Path(path).is_dir() else Path(path)
     file = open_weights(source)
+    if (record := source.with_name("raygen.json")).is_file() and source != Path(path):
+        _compare(file.sha256, record)
     if sha256 is not None:
         if len(sha256) < MIN_DIGITS or set(sha256.lower()) - set("0123456789abcdef"):
             raise ConfigError(f"sha256 {sha256.lower()!r}: at least {MIN_DIGITS} hexadecimal digits are needed")

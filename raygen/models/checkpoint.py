@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -24,7 +24,7 @@ import torch
 
 from raygen.core.assets import resolve
 from raygen.core.config import Config
-from raygen.core.errors import ConfigError, InputError
+from raygen.core.errors import ConfigError, InputError, IntegrityError
 from raygen.core.hashing import canonical
 from raygen.models import collaborative, controlnet, ldm, scadm, stable_diffusion
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage, pixel_stage
@@ -45,6 +45,7 @@ from raygen.models.family import BuildInputs, CountInputs, Family
 from raygen.models.schedulers import NoiseSchedule, SamplerConfig, build_sampler, diffusers_scheduler
 from raygen.models.text import Tokenizer
 from raygen.models.weight_variants import weight_file
+from raygen.store.sealed import FILES, SEAL, check_files, open_record, seal_folder
 
 __all__ = [
     "FAMILIES",
@@ -182,7 +183,7 @@ def _write(
         write_diffusers(first_stage.net, folder / stage_folder, writing, index)
     document["first_stage"] = first_stage.config.model_dump(mode="json")
     write_json(folder / "model_index.json", index)
-    write_json(folder / "raygen.json", {**document, "extra": dict(extra)})
+    seal_folder(folder, "raygen.json", {**document, "extra": dict(extra)})
 
 
 # --- loading ------------------------------------------------------------------------------------------------
@@ -195,6 +196,7 @@ def load(folder: str | Path, device: Any = "cpu") -> Model:
     a file is missing, damaged or does not fit the spec.
     """
     opened = _open_model(folder)
+    _compare_files(opened)
     model = _load(opened, _load_first_stage(opened))
     return model.to(device).eval().requires_grad_(False)  # a CPU takes other kernels where gradients may be asked for
 
@@ -245,14 +247,19 @@ def first_stage_config(folder: str | Path) -> AutoencoderConfig:
 def load_tokenizer(folder: str | Path) -> Tokenizer | None:
     """The tokenizer of the ldm of a folder, None where it reads no texts; errors as for `load`."""
     opened = _open(folder)
-    return _family(opened).load_tokenizer(opened) if "text" in modalities(folder) else None
+    if "text" not in modalities(folder):
+        return None
+    _compare_files(opened, but=".safetensors")
+    return _family(opened).load_tokenizer(opened)
 
 
 def load_first_stage(folder: str | Path, device: Any = "cpu") -> FirstStage:
     """The first stage of any checkpoint folder, or the identity of `pixels-64`; errors as for `load`."""
     if (pixels := pixel_stage(str(folder))) is not None:
         return FirstStage(pixels).to(device).eval()
-    return _load_first_stage(_open(folder)).to(device).eval()
+    opened = _open(folder)
+    _compare_files(opened, (STAGE, PLAIN_STAGE))
+    return _load_first_stage(opened).to(device).eval()
 
 
 def _load_first_stage(opened: OpenedCheckpoint) -> FirstStage:
@@ -263,8 +270,8 @@ def _load_first_stage(opened: OpenedCheckpoint) -> FirstStage:
 def digest(folder: str | Path) -> str:
     """sha256 over the sorted lines `name sha256` of the files that make the model.
 
-    Notes beside them do not count (nor the recipe and the times in raygen.json: the same model is the same however
-    long it took), nor does the folder `training`, where a job keeps what it resumes from.
+    Notes beside them do not count (nor check sums, the recipe and the times in raygen.json: the same model is the same
+    however long it took), nor does the folder `training`, where a job keeps what it resumes from.
     """
     if pixel_stage(str(folder)) is not None:
         return hashlib.sha256(str(folder).encode()).hexdigest()
@@ -276,7 +283,7 @@ def digest(folder: str | Path) -> str:
         if name.parts[0] == "training":
             continue
         if path.name == "raygen.json":
-            document = {key: value for key, value in read_json(path).items() if key != "extra"}
+            document = {key: value for key, value in read_json(path).items() if key not in ("extra", FILES, SEAL)}
             sha256 = hashlib.sha256(canonical(document)).hexdigest()
         else:
             with path.open("rb") as file:
@@ -302,12 +309,28 @@ def _open(folder: str | Path) -> OpenedCheckpoint:
         return OpenedCheckpoint(root, stable_diffusion.stable_document(root))
     if not (root / "raygen.json").is_file():
         raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")
-    document = read_json(root / "raygen.json")
+    try:
+        document = open_record((root / "raygen.json").read_bytes(), str(root / "raygen.json"))
+    except (OSError, IntegrityError) as error:
+        raise InputError(str(error), reason="checkpoint") from error
     if document.get("format") != FORMAT:
         raise ConfigError(f"{root}: checkpoint format {document.get('format')!r}, this version reads {FORMAT}")
     if not isinstance(document.get("model", {}), dict):
         raise InputError(f"{root / 'raygen.json'}: `model` is not a group of keys", reason="checkpoint")
     return OpenedCheckpoint(root, document)
+
+
+def _compare_files(opened: OpenedCheckpoint, folders: Collection[str] = (), but: str = "-") -> None:
+    """`InputError` (`checkpoint`) where a file is not as it was written; folders without check sums pass.
+
+    `folders`: only files in these. `but`: no files with this extension.
+    """
+
+    def wanted(name: str) -> bool:
+        return (not folders or name.partition("/")[0] in folders) and not name.endswith(but)
+
+    if FILES in opened.document and (problems := check_files(opened.root, opened.document[FILES], wanted)):
+        raise InputError(f"{opened.root}: {problems[0]}", reason="checkpoint")
 
 
 def _open_model(folder: str | Path) -> OpenedCheckpoint:

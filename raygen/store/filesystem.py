@@ -202,13 +202,6 @@ class FileStore:
             for path, entry in self._read(lambda: self._fs.find(root, detail=True)).items():
                 yield path[len(root) + 1 :], int(entry["size"])
 
-    def total(self, folder: str) -> tuple[int, int]:
-        """Number and bytes of all files below `folder`."""
-        count = total = 0
-        for _, size in self.files(folder):
-            count, total = count + 1, total + size
-        return count, total
-
     def exists(self, name: str) -> bool:
         """Whether `name` exists."""
         return bool(self._read(lambda: self._fs.exists(self.path(name))))

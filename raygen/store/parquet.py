@@ -1,20 +1,33 @@
 """Tables as Parquet bytes, and reading a slice of rows from a file."""
 
+import hashlib
+import io
+import os
+import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raygen.core.errors import ConfigError, InputError
+from raygen.core.errors import ConfigError, InputError, IntegrityError
 from raygen.core.location import redact
 from raygen.store.filesystem import file_system
 
-__all__ = ["RANGE", "Slice", "from_parquet", "read_slice", "to_parquet"]
+__all__ = ["CONTENT_NAME", "RANGE", "VERIFY_ON_READ", "Slice", "from_parquet", "read_slice", "to_parquet"]
 
 #: Path of a table without a file, whose only column `index` numbers the rows from 0.
 RANGE = "range:"
+#: Environment variable; `off` leaves out the check sum of whole files, see `read_slice`.
+VERIFY_ON_READ: Final = "RAYGEN_VERIFY_ON_READ"
+#: The end of the name of a file that is named by its content: digits of its sha256.
+CONTENT_NAME: Final = re.compile(r"-([0-9a-f]{12})\.parquet$")
+#: Files on object stores up to this size are fetched whole to be checked, and then read from memory.
+FETCHED_WHOLE: Final = 256 << 20
+CHUNK: Final = 4 << 20
+#: Files that this process has checked: path, and size and time of change where the file system has them.
+_checked: set[tuple[object, ...]] = set()
 
 
 class Slice(NamedTuple):
@@ -28,14 +41,18 @@ class Slice(NamedTuple):
 def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one slice; reads only the row groups that hold them, and verifies page checksums.
 
-    `columns` that the file does not have are left out; `image.path` is a field of a column. `ConfigError` where the
-    file is missing, `InputError` (`parquet`) where it is damaged.
+    Page checksums leave out footers and page headers, in which one bit can change values. The first time that a process
+    opens a file whose name has its sha256, it therefore compares that with the whole file, unless the environment
+    variable `VERIFY_ON_READ` is `off`. `columns` that the file does not have are left out; `image.path` is a field of a
+    column. `ConfigError` where the file is missing, `IntegrityError` where its sha256 is another one, `InputError`
+    (`parquet`) where it is damaged.
     """
     if piece.path == RANGE:
         return pa.table({"index": pa.array(range(piece.start, piece.start + piece.rows), pa.int64())})
     fs, path = file_system(piece.path)
     try:
-        with fs.open(path, "rb") as file:
+        with fs.open(path, "rb") as opened:
+            file = _compared(opened, piece.path)
             reader = pq.ParquetFile(file, page_checksum_verification=True)
             group_rows = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
             starts = list(accumulate(group_rows, initial=0))
@@ -53,6 +70,33 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
         raise ConfigError(f"{piece.path}: no such file") from error
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{piece.path}: {redact(str(error))[:200]}", reason="parquet") from error
+
+
+def _compared(file: Any, path: str) -> Any:
+    """`file`, or its bytes in memory, after the sha256 in its name was compared; once in a process for each file."""
+    named = CONTENT_NAME.search(path)
+    if named is None or os.environ.get(VERIFY_ON_READ, "").lower() == "off":
+        return file
+    try:
+        stat = os.stat(path)
+        key: tuple[object, ...] = (path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        local = True
+    except (OSError, ValueError):  # not on a local disk
+        key, local = (path,), False
+    if key in _checked:
+        return file
+    state = hashlib.sha256()
+    kept = io.BytesIO() if not local and (getattr(file, "size", None) or FETCHED_WHOLE + 1) <= FETCHED_WHOLE else None
+    while data := file.read(CHUNK):
+        state.update(data)
+        if kept is not None:
+            kept.write(data)
+    if not state.hexdigest().startswith(named[1]):
+        raise IntegrityError(f"{path}: sha256 differs from the one in its name: the file was changed or damaged")
+    _checked.add(key)
+    file = file if kept is None else kept
+    file.seek(0)
+    return file
 
 
 def to_parquet(table: pa.Table, *, row_group_rows: int = 128) -> bytes:

@@ -8,9 +8,8 @@ A row is visible once its shard is committed. A file that no commit names is ign
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -18,113 +17,11 @@ from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.hashing import canonical, digest
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, from_parquet, read_slice, to_parquet
+from raygen.store.run_records import COMMIT_NAME, FORMAT, Commit, Plan, Shard, check_format, make_shards
+from raygen.store.sealed import open_record, to_bytes
 from raygen.store.set_digest import SetDigest, table_digest
 
-__all__ = ["Commit", "Plan", "RunStore", "Shard", "make_shards", "open_input"]
-
-#: Form of the files of a run; 2 since tables have names in place of maps and positions.
-FORMAT: Final = 2
-
-
-@dataclass(frozen=True)
-class Shard:
-    """The unit of work, retry and commit: slices of the input, in order."""
-
-    index: int
-    inputs: tuple[Slice, ...]
-
-    @property
-    def rows(self) -> int:
-        """Number of input rows."""
-        return sum(piece.rows for piece in self.inputs)
-
-    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The input rows as one table."""
-        return pa.concat_tables([read_slice(piece, columns) for piece in self.inputs]).combine_chunks()
-
-
-def make_shards(pieces: Iterable[Slice], shard_rows: int) -> list[Shard]:
-    """Consecutive shards of `shard_rows` rows (the last may have fewer) over the rows of `pieces` in order."""
-    shards: list[Shard] = []
-    current: list[Slice] = []
-    room = shard_rows
-    for piece in pieces:
-        start, left = piece.start, piece.rows
-        while left:
-            take = min(room, left)
-            current.append(Slice(piece.path, start, take))
-            start, left, room = start + take, left - take, room - take
-            if room == 0:
-                shards.append(Shard(len(shards), tuple(current)))
-                current, room = [], shard_rows
-    if current:
-        shards.append(Shard(len(shards), tuple(current)))
-    return shards
-
-
-class Plan(NamedTuple):
-    """The settings and inputs that determine the rows of a run, and how its work is cut into shards and batches."""
-
-    kind: str
-    run_id: str
-    settings: Mapping[str, Any]
-    batch: int
-    shards: Sequence[Shard]
-    #: Whether the storage has create-only writes. Decides the names of commits, so it is fixed with the plan.
-    create_only: bool = True
-
-    @property
-    def rows(self) -> int:
-        """Number of input rows of all shards."""
-        return sum(shard.rows for shard in self.shards)
-
-    def to_json(self) -> bytes:
-        """Canonical JSON; input files are listed once and referred to by number."""
-        files = list(dict.fromkeys(piece.path for shard in self.shards for piece in shard.inputs))
-        number = {path: i for i, path in enumerate(files)}
-        shards = [[[number[p.path], p.start, p.rows] for p in shard.inputs] for shard in self.shards]
-        head = {
-            "format": FORMAT,
-            "kind": self.kind,
-            "run_id": self.run_id,
-            "settings": self.settings,
-            "batch": self.batch,
-            "create_only": self.create_only,
-        }
-        return canonical({**head, "files": files, "shards": shards})
-
-    @staticmethod
-    def from_json(data: bytes, url: str = "") -> "Plan":
-        """Reads `to_json`; `IntegrityError` where the data is damaged, `ConfigError` for a run of another raygen."""
-        try:
-            raw = json.loads(data)
-            _check_format(raw, url)
-            pieces = [tuple(Slice(raw["files"][f], s, n) for f, s, n in shard) for shard in raw["shards"]]
-            shards = [Shard(i, inputs) for i, inputs in enumerate(pieces)]
-            return Plan(raw["kind"], raw["run_id"], raw["settings"], raw["batch"], shards, raw["create_only"])
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise IntegrityError(f"plan.json is damaged: {error}") from error
-
-
-class Commit(NamedTuple):
-    """The record that makes the rows of a shard visible."""
-
-    shard: int
-    files: list[dict[str, Any]]
-    state: str
-    quarantined: dict[str, int]
-    timings: dict[str, float]
-    environment: dict[str, Any]
-    created: float
-
-    @property
-    def digest(self) -> SetDigest:
-        """Digest of the rows of all tables of this shard."""
-        return SetDigest(int(self.state, 16))
-
-    def rows(self, table: str) -> int:
-        """Committed rows of `table`."""
-        return sum(int(entry["rows"]) for entry in self.files if entry["table"] == table)
+__all__ = ["Commit", "Plan", "RunStore", "Shard", "commits_sha256", "make_shards", "open_input"]
 
 
 class RunStore:
@@ -212,7 +109,7 @@ class RunStore:
         commit = Commit(
             shard, files, f"{state.state:x}", dict(reasons), dict(timings), dict(environment), round(time.time(), 3)
         )
-        data = canonical(commit._asdict())
+        data = to_bytes(commit._asdict())
         if self.create_only:
             if self.storage.put_once(f"commits/shard-{shard:05d}.json", data):
                 return commit, False
@@ -235,7 +132,8 @@ class RunStore:
         """Shard number -> name of its commit; of several, the smallest name."""
         commits: dict[int, str] = {}
         for name in self.storage.names("commits"):  # sorted
-            commits.setdefault(int(name[6:11]), name)
+            if (parts := COMMIT_NAME.fullmatch(name)) is not None:
+                commits.setdefault(int(parts[1]), name)
         return commits
 
     def is_committed(self, shard: int) -> bool:
@@ -251,11 +149,13 @@ class RunStore:
             raise IntegrityError(f"{self.storage.url}: shard {shard} is not committed")
         return self._read_commit(name)
 
-    def _read_commit(self, name: str) -> Commit:
-        try:
-            return Commit(**json.loads(self.storage.get(f"commits/{name}")))
-        except (ValueError, TypeError) as error:
-            raise IntegrityError(f"{self.storage.url}/commits/{name} is damaged: {error}") from error
+    def _read_commit(self, name: str, data: bytes | None = None) -> Commit:
+        """The commit in the file `name`; its content `data` is read where it is not given."""
+        address = f"{self.storage.url}/commits/{name}"
+        commit = Commit.from_json(self.storage.get(f"commits/{name}") if data is None else data, address)
+        if (parts := COMMIT_NAME.fullmatch(name)) is None or int(parts[1]) != commit.shard:
+            raise IntegrityError(f"{address} is damaged: it says that it is of shard {commit.shard}")
+        return commit
 
     def commits(self) -> Iterator[Commit]:
         """Every commit in the order of shards."""
@@ -288,7 +188,10 @@ class RunStore:
         """Write MANIFEST.json and _SUCCESS from the commits of all shards; returns the manifest."""
         state, rows, reasons, size = SetDigest(), Counter[str](), Counter[str](), 0
         entries = []
-        for commit in self.commits():
+        sums: dict[str, str] = {}
+        for _, name in sorted(self.committed().items()):
+            data = self.storage.get(f"commits/{name}")
+            sums[name], commit = digest(data), self._read_commit(name, data)
             state = state.merge(commit.digest)
             reasons.update(commit.quarantined)
             for entry in commit.files:
@@ -307,8 +210,14 @@ class RunStore:
             "set_digest": state.hex(),
             "files": entries,
         }
-        self.storage.put("MANIFEST.json", canonical(manifest))
-        self.storage.put("_SUCCESS", canonical({k: v for k, v in manifest.items() if k != "files"}))
+        data = to_bytes(manifest)
+        self.storage.put("MANIFEST.json", data)
+        proof = {
+            "plan_sha256": digest(self.storage.get("plan.json")),
+            "manifest_sha256": digest(data),
+            "commits_sha256": commits_sha256(sums),
+        }
+        self.storage.put("_SUCCESS", to_bytes({**{k: v for k, v in manifest.items() if k != "files"}, **proof}))
         return manifest
 
     def is_complete(self) -> bool:
@@ -318,12 +227,13 @@ class RunStore:
     def manifest(self) -> dict[str, Any]:
         """MANIFEST.json; `ConfigError` where the run is not complete, or of another raygen."""
         try:
-            manifest = json.loads(self.storage.get("MANIFEST.json"))
+            data = self.storage.get("MANIFEST.json")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"{self.storage.url} is not complete (MANIFEST.json is missing)") from error
-        if not isinstance(manifest, dict) or "format" not in manifest:
+        manifest = open_record(data, f"{self.storage.url}/MANIFEST.json")
+        if "format" not in manifest or not isinstance(manifest.get("set_digest"), str):
             raise IntegrityError(f"{self.storage.url}/MANIFEST.json is damaged")
-        _check_format(manifest, self.storage.url)
+        check_format(manifest, self.storage.url)
         return manifest
 
 
@@ -342,13 +252,9 @@ def open_input(url: str, attempt: int | None = None) -> tuple[RunStore, str]:
     raise ConfigError(f"{url}: no complete run is here" + (" (it has unfinished shards)" if attempts else ""))
 
 
-def _check_format(record: Mapping[str, Any], url: str) -> None:
-    """`ConfigError` where a plan or a manifest is of a raygen whose tables have another form."""
-    if (found := record["format"]) != FORMAT:
-        raise ConfigError(
-            f"{url} has files of format {found}, and this raygen reads {FORMAT}; make the run again, or read it with "
-            "the raygen that made it"
-        )
+def commits_sha256(sums: Mapping[str, str]) -> str:
+    """The field of `_SUCCESS` that stands for all commits that count. `sums`: the sha256 of each by its name."""
+    return digest("".join(f"{name} {sha256}\n" for name, sha256 in sorted(sums.items())).encode())
 
 
 def _runs_below(root: FileStore) -> list[str]:

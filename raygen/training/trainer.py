@@ -27,10 +27,11 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.hashing import canonical
 from raygen.core.precision import set_deterministic_precision
 from raygen.store import disk
+from raygen.store.sealed import open_record, to_bytes
 from raygen.training.data import TrainingData, draw, load_training_data, order
 from raygen.training.losses import Objective
 from raygen.training.train_config import TrainConfig
@@ -218,7 +219,7 @@ class Trainer:
         try:
             temporary.mkdir(parents=True)
             disk.write(temporary / "state.safetensors", content, once=False)
-            disk.write(temporary / "state.json", json.dumps(document).encode(), once=False)
+            disk.write(temporary / "state.json", to_bytes(document), once=False)
             shutil.rmtree(target, ignore_errors=True)
             os.rename(temporary, target)
             disk.sync_folder(root)
@@ -277,9 +278,9 @@ def latest_state(root: Path) -> Path | None:
     """The newest undamaged training state under `root`."""
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
-            document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            document = open_record((folder / "state.json").read_bytes(), "state.json")
             data = (folder / "state.safetensors").read_bytes()
-        except (OSError, ValueError):
+        except (OSError, IntegrityError):
             continue
         if hashlib.sha256(data).hexdigest() == document.get("sha256"):
             return folder

@@ -15,11 +15,13 @@ import yaml
 from PIL import Image
 
 from raygen.commands.registry import make
+from raygen.commands.verify import verify_folder
 from raygen.core.errors import ConfigError, InputError, RaygenError, StorageError
 from raygen.models import checkpoint
 from raygen.models.ldm import LDM
 from raygen.store import tensor_file
 from raygen.store.run_store import open_input
+from tests.fakes import rewrite
 
 SIZE = 32
 TRAINING = {"steps": 4, "batch": 8, "warmup": 0, "log_every": 1, "save_every": 2, "seed": 1, "ema": 0.5}
@@ -277,15 +279,30 @@ def test_a_checkpoints_name_is_that_of_the_model_and_not_of_the_clock(world: Pat
     note = tmp_path / "two" / "raygen.json"
     document = json.loads(note.read_text())
     document["extra"]["result"]["trained_s"] = 1e6
-    note.write_text(json.dumps(document))
+    rewrite(note, extra=document["extra"])
     assert checkpoint.digest(tmp_path / "two") == one["checkpoint"]
     document["model"]["mask_channels"] += 1
-    note.write_text(json.dumps(document))
+    rewrite(note, model=document["model"])
     assert checkpoint.digest(tmp_path / "two") != one["checkpoint"]
     longer = {**ldm(world, modalities=["mask"]), "training": {**TRAINING, "steps": 6}}
     with pytest.raises(ConfigError, match="4 steps"):
         do("train", tmp_path / "one", longer)
     assert checkpoint.digest(tmp_path / "one") == one["checkpoint"]
+
+
+def test_a_finished_training_lists_its_files(world: Path, tmp_path: Path) -> None:
+    do("train", tmp_path / "model", ldm(world, modalities=["mask"]))
+    manifest = tmp_path / "model/training/MANIFEST.json"
+    before = manifest.read_bytes()
+    assert verify_folder(str(tmp_path / "model")).problems == []
+    history = tmp_path / "model/training/history.jsonl"
+    history.write_bytes(history.read_bytes() + b"\n")
+    do("train", tmp_path / "model", ldm(world, modalities=["mask"]))
+    assert manifest.read_bytes() == before, "a command that finds the training done does not sign what it finds"
+    (problem,) = verify_folder(str(tmp_path / "model")).problems
+    assert problem == "training/history.jsonl: sha256 differs from the one it was written with"
+    manifest.unlink()
+    assert "training/MANIFEST.json: missing" in verify_folder(str(tmp_path / "model")).problems[0]
 
 
 def test_a_text_encoder_without_text_is_a_mistake(world: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Metrics from committed SCORES: the same over any number of shards in any order."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 from raygen.commands.registry import make
 from raygen.core.errors import InputError
 from raygen.core.face_labels import CLASSES
-from raygen.evaluation.aggregate import aggregate, gather_scores
+from raygen.evaluation.aggregate import aggregate, gather_scores, write_metrics
 from raygen.evaluation.feature_metrics import FeatureMetricsConfig
 from raygen.metrics.attributes import codes
 from raygen.metrics.frechet import ROWS, Moments, frechet
 from raygen.metrics.segmentation import Counts
+from raygen.store.filesystem import FileStore
+from raygen.store.parquet import from_parquet
 from raygen.store.schemas import SCORES
 
 ROWS_MADE, WIDTH = 90, 6
@@ -161,3 +164,16 @@ def test_stores_of_other_shards_give_the_same_numbers(tmp_path: Path) -> None:
         assert other.keys() == found[0].keys()
         for key, values in found[0].items():
             assert other[key] == pytest.approx(values, rel=1e-6), key
+
+
+def test_damaged_metrics_are_written_again(tmp_path: Path) -> None:
+    row = {"run_id": "r", "metric": "miou", "slice": "all", "value": 0.5, "n": 1, "protocol": "{}"}
+    path = tmp_path / "metrics.parquet"
+    write_metrics(FileStore(tmp_path), [{**row, "created": datetime(2026, 1, 1, tzinfo=UTC)}])
+    data = path.read_bytes()
+    write_metrics(FileStore(tmp_path), [{**row, "created": datetime(2026, 1, 2, tzinfo=UTC)}])
+    assert path.read_bytes() == data
+    path.write_bytes(data[:-9])
+    write_metrics(FileStore(tmp_path), [{**row, "created": datetime(2026, 1, 3, tzinfo=UTC)}])
+    (found,) = from_parquet(path.read_bytes()).to_pylist()
+    assert (found["value"], found["created"].day) == (0.5, 3)

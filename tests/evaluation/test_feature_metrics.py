@@ -29,6 +29,7 @@ from raygen.metrics.kid import kid
 from raygen.metrics.prdc import prdc
 from raygen.report.build import build_report
 from raygen.store.run_store import open_input
+from tests.fakes import rewrite
 
 NAME = "features:raygen-parser"
 
@@ -276,7 +277,8 @@ def test_the_report_shows_the_closest_pairs_as_pictures(world: Path, tmp_path: P
     assert "<div>no image</div>" not in Path(build_report(f"{world}/shown", f"{tmp_path}/read.html")).read_text()
     (folder / "pictures.json").write_text(json.dumps({"samples": f"{world}/samples", "training": f"{world}/moved"}))
     store = world / "shown/scores/training/attempt-00"
-    (store / "plan.json").write_text((store / "plan.json").read_text().replace("/training/", "/moved/"))
+    files = json.loads((store / "plan.json").read_text())["files"]
+    rewrite(store / "plan.json", files=[name.replace("/training/", "/moved/") for name in files])
     bare = Path(build_report(f"{world}/shown", f"{tmp_path}/bare.html")).read_text()
     assert bare.count("<div>no image</div>") == len(pairs), "faces that were moved are left out, their pairs are not"
     again = Path(build_report(f"{world}/shown", f"{tmp_path}/given.html", faces=f"{world}/training")).read_text()

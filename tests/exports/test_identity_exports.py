@@ -8,6 +8,7 @@ from raygen.core.errors import ConfigError
 from raygen.exports import recordio
 from raygen.exports.row_scan import GATES_FILE
 from raygen.store.run_store import RunStore
+from raygen.store.sealed import to_text
 from tests.exports.export_runs import FORMATS, export, opened, sample, store_rows, tree
 
 LEAK = {"kind": "leak", "faces": "/home/somebody/faces", "split": "train", "max": None, "max_false_rate": 1e-6}
@@ -30,7 +31,7 @@ CHOSEN = {
 
 def gated(run: str) -> str:
     """The run with descriptions of its gates, as a selection writes them."""
-    RunStore(run).storage.put(GATES_FILE, json.dumps(GATES).encode())
+    RunStore(run).storage.put(GATES_FILE, to_text({"gates": GATES}))
     return run
 
 

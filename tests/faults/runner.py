@@ -21,7 +21,7 @@ import torch
 
 from raygen import cli
 from raygen.commands.registry import COMMANDS, job_type
-from raygen.commands.verify import verify
+from raygen.commands.verify import verify, verify_folder
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
 from tests.faults.injector import KILL, Injector
@@ -71,6 +71,8 @@ def problems_of(out: str, golden: dict[str, str]) -> list[str]:
     for name in (name for name in found if name.endswith("plan.json")):
         folder, attempt = f"{out}/{name}".removesuffix("/plan.json").rsplit("/attempt-", 1)
         problems += verify(RunStore(folder, int(attempt))).problems
+    if "raygen.json" in found:
+        problems += verify_folder(out).problems
     return problems
 
 

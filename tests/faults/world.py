@@ -27,9 +27,12 @@ VOLATILE = {
     "timings",
     "trained_s",
     "data_wait",
+    # Of records that hold such facts.
+    "record_sha256",
+    "commits_sha256",
 }
 #: Files that tell about a command: each repetition may write others.
-OF_COMMANDS = ("run.json", "starts/", "events.out", "tensorboard/", "commits/")
+OF_COMMANDS = ("run.json", "starts/", "events.out", "tensorboard/", "commits/", "training/MANIFEST.json")
 
 
 def prepare(root: Path) -> None:
@@ -105,7 +108,7 @@ def result(out: str) -> dict[str, str]:
         if any(part in name for part in OF_COMMANDS):
             continue
         data = store.get(name)
-        if name.endswith((".json", ".jsonl")):
+        if name.endswith((".json", ".jsonl", "_SUCCESS")):
             lines = data.splitlines() if name.endswith("l") else [data]
             data = "\n".join(json.dumps(_plain(json.loads(line)), sort_keys=True) for line in lines).encode()
         elif name.startswith("metrics/") and name.endswith(".parquet"):

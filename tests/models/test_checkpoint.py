@@ -13,6 +13,7 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.ldm import LDM, LDMConfig
 from raygen.models.schedulers import NoiseSchedule
+from tests.fakes import rewrite
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -120,6 +121,9 @@ def test_configs_that_cannot_be_read(tmp_path: Path) -> None:
     checkpoint.save(make(), tmp_path / "m")
     config = tmp_path / "m/unet/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "_class_name": "os.system"}))
+    with pytest.raises(InputError, match=r"unet/config\.json: sha256 differs"):
+        checkpoint.load(tmp_path / "m")
+    rewrite(tmp_path / "m/raygen.json", files={})
     with pytest.raises(InputError, match=r"os\.system"):
         checkpoint.load(tmp_path / "m")
     (tmp_path / "m/raygen.json").write_text('{"format": 99}')

@@ -1,7 +1,6 @@
 """The table of gates: how one is added, and what each says of itself on a data card."""
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from raygen.core.errors import ConfigError
 from raygen.exports.row_scan import GATES_FILE, ExportSource
 from raygen.selection import GATES
 from raygen.store.run_store import open_input
+from raygen.store.sealed import open_record
 from tests.exports.export_runs import export
 from tests.selection.test_retries import document, quiet, tables, world
 
@@ -76,7 +76,8 @@ def test_a_selection_keeps_what_its_gates_say(world: Path) -> None:
     parse(raygen.commands.select.SelectJob, job, "job").run(quiet)
     store, _ = open_input(str(world / "said/selected"))
     sentence = "Images with a mean IoU below 0.01 were refused."
-    assert json.loads(store.storage.get(GATES_FILE)) == [{"description": sentence, "refuses_real_people": False}]
+    stored = open_record(store.storage.get(GATES_FILE), GATES_FILE, required=True)
+    assert stored["gates"] == [{"description": sentence, "refuses_real_people": False}]
     assert ExportSource.open(str(world / "said/selected"), "samples").gates[0]["description"] == sentence
     assert ExportSource.open(str(world / "said/samples"), "samples").gates == [], "no selection, no gates"
 

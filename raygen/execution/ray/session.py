@@ -19,6 +19,7 @@ from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
 
 from raygen.core.config import Resources
 from raygen.core.errors import ConfigError, InfrastructureError
+from raygen.store.parquet import VERIFY_ON_READ
 
 __all__ = ["HARMLESS", "StderrFilter", "check_resources", "connected", "enter", "logical_cpus"]
 
@@ -88,6 +89,7 @@ def enter(folder: str) -> None:
 def _start(resources: Resources) -> None:
     threads = str(resources.threads)
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    environment |= {name: os.environ[name] for name in (VERIFY_ON_READ,) if name in os.environ}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.update({"RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_TQDM": "0"})
