@@ -87,7 +87,8 @@ class TrainJob(TrainRecipe, Job):
                     pass
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         if not (folder / MANIFEST).exists():
-            seal_folder(folder, MANIFEST, {"run_id": facts["run_id"]})
+            with explained(folder / MANIFEST, "the list of check sums"):
+                seal_folder(folder, MANIFEST, {"run_id": facts["run_id"]})
         return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
 
     def estimate(self) -> Estimate:

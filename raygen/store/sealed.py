@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from raygen.core.documents import load_json
 from raygen.core.errors import IntegrityError
 from raygen.core.hashing import canonical, digest
 from raygen.store import disk
@@ -45,8 +46,8 @@ def open_record(data: bytes, name: str, *, required: bool = False) -> dict[str, 
     with `name`, where the data is no record, or is not as it was written.
     """
     try:
-        record = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        record = load_json(data)
+    except ValueError as error:
         raise IntegrityError(f"{name} is damaged: {error}") from error
     if not isinstance(record, dict):
         raise IntegrityError(f"{name} is damaged: not a JSON object")

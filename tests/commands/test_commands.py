@@ -12,6 +12,7 @@ import yaml
 from raygen.commands.registry import load, make
 from raygen.commands.verify import verify
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.hashing import digest
 from raygen.extractors.bundled import BundledParser, BundledParserConfig, save_bundled
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
@@ -19,6 +20,7 @@ from raygen.models.ldm import LDMConfig
 from raygen.store.images import encode_mask
 from raygen.store.parquet import from_parquet, to_parquet
 from raygen.store.run_store import RunStore, open_input
+from tests.fakes import rewrite
 
 SIZE = 32
 
@@ -212,9 +214,14 @@ def _copy_run(source: Path, target: Path) -> None:
 
 
 def _replace(root: Path, data: bytes) -> None:
-    """Put other bytes in place of the first shard's file. The manifest still names the run."""
+    """Put another file in place of that of the first shard. The manifest still names the run."""
     path = sorted((root / "data/conditions").glob("*.parquet"))[0]
-    path.write_bytes(data)
+    path.unlink()
+    other = path.with_name(f"{path.stem[:-12]}{digest(data)[:12]}.parquet")
+    other.write_bytes(data)
+    commit = root / "commits/shard-00000.json"
+    (entry,) = json.loads(commit.read_bytes())["files"]
+    rewrite(commit, files=[{**entry, "path": f"data/conditions/{other.name}", "sha256": digest(data)}])
 
 
 def test_training_and_encoding_make_what_generate_reads(world, tmp_path):
