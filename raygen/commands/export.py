@@ -9,6 +9,7 @@ the card. Needs no torch.
 """
 
 import time
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -32,6 +33,7 @@ from raygen.commands.base import (
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import Location
+from raygen.execution.executor import amend_record
 from raygen.exports import AnyExport
 from raygen.exports.base import DATASET
 from raygen.exports.columns import NamingScheme
@@ -119,7 +121,13 @@ class ExportJob(ShardedJob):
             )
 
         began = time.time()
-        data_set = finish(self.format, work.store, listing.identities, outcome.manifest, card)
+        try:
+            data_set = finish(self.format, work.store, listing.identities, outcome.manifest, card)
+        except BaseException as error:
+            with suppress(Exception):
+                amend_record(work.store, error)
+            raise
+        amend_record(work.store, None)
         left_out = {
             "failed before": listing.failed,
             "not selected": listing.unselected,

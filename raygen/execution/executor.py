@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,19 @@ from raygen.core.errors import InfrastructureError, InputError, IntegrityError, 
 from raygen.core.location import redact
 from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
 from raygen.store.run_store import Plan, RunStore
-from raygen.store.sealed import to_bytes
+from raygen.store.sealed import open_record, to_bytes
 
-__all__ = ["Outcome", "PlannedRun", "Progress", "Runner", "bad_rows_text", "execute", "execute_all", "local_runner"]
+__all__ = [
+    "Outcome",
+    "PlannedRun",
+    "Progress",
+    "Runner",
+    "amend_record",
+    "bad_rows_text",
+    "execute",
+    "execute_all",
+    "local_runner",
+]
 
 
 Runner = Callable[[Sequence[ShardItem], ShardTask, Resources], Iterator[ShardSummary]]
@@ -180,8 +191,7 @@ class _RunState:
         record = {
             "run_id": plan.run_id,
             "kind": plan.kind,
-            "exit_code": 0 if error is None else getattr(error, "exit_code", 130),
-            "error": "" if error is None else redact(f"{type(error).__name__}: {error}")[:2000],
+            **_outcome_of(error),
             "shards": progress.shards,
             "committed_shards": progress.done_shards,
             "resumed_shards": progress.resumed_shards,
@@ -198,6 +208,22 @@ class _RunState:
             "finished": time.time(),
         }
         self.run.store.storage.put("run.json", to_bytes(record))
+
+
+def _outcome_of(error: BaseException | None) -> dict[str, object]:
+    """Exit code and error of run.json."""
+    if error is None:
+        return {"exit_code": 0, "error": ""}
+    other = InfrastructureError.exit_code if isinstance(error, OSError) else 1
+    code = getattr(error, "exit_code", other if isinstance(error, Exception) else 130)
+    return {"exit_code": code, "error": redact(f"{type(error).__name__}: {error}")[:2000]}
+
+
+def amend_record(store: RunStore, error: BaseException | None) -> None:
+    """Write into run.json how a command ended that went on after the shards of `store`."""
+    with suppress(FileNotFoundError):
+        record = open_record(store.storage.get("run.json"), "run.json")
+        store.storage.update("run.json", to_bytes({**record, **_outcome_of(error)}))
 
 
 def bad_rows_text(bad: int, rows: int, reasons: Mapping[str, int], example: Mapping[str, str] | None) -> str:
