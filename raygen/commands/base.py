@@ -8,6 +8,7 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -121,7 +122,8 @@ class Job(Config):
 
     def start(self, report: ProgressCallback) -> Result:
         """`run`, after the unfinished files of killed commands were removed from `out`."""
-        FileStore(self.out).remove_leftovers()
+        with suppress(RaygenError, OSError):  # storage that cannot be read is told by the job itself
+            FileStore(self.out).remove_leftovers()
         return self.run(report)
 
     @abstractmethod
