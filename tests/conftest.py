@@ -18,15 +18,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.pop("RAY_ADDRESS", None)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--dist=loadgroup`: the tests that start Ray first and in one group, then the files with the most tests."""
+    """With `--dist=loadgroup`: tests that start Ray first and in one group, then slow files, then the others by size."""
     if not getattr(config.option, "loadgroup", False):
         return
     for item in items:
         if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
     tests = Counter(item.path for item in items)
-    items.sort(key=lambda item: (item.get_closest_marker("ray") is None, -tests[item.path], item.path))
+    heavy = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("ray") is None,
+            item.path not in heavy,
+            -tests[item.path],
+            item.path,
+        )
+    )
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -26,6 +26,7 @@ from tests.faults.world import job, prepare, run
 OF_A_FILE, OF_A_RUN = 6, 90
 #: Markers of a start hold a number that their name has too, and a time that nothing reads.
 WITHOUT_CONTENT = "starts/"
+pytestmark = pytest.mark.slow
 RUNS = ("faces", "scored", "csv", "folder", "chosen/selected", "trained")
 
 
