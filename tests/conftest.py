@@ -20,7 +20,7 @@ os.environ.pop("RAY_ADDRESS", None)
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--dist=loadgroup`: tests that start Ray first and in one group, then slow files, then the others by size."""
+    """With `--dist=loadgroup`: those that start Ray first, in one group, then slow files, then the others by size."""
     if not getattr(config.option, "loadgroup", False):
         return
     for item in items:
