@@ -185,6 +185,8 @@ class _RunState:
         Nothing is written where the run was complete before: run.json then tells how its rows were made.
         """
         if self.unchanged:
+            if error is None:
+                amend_record(self.run.store, None)  # the command that made the rows may have failed after that
             return
         plan, progress = self.run.plan, self.progress
         seconds = time.time() - progress.began
@@ -294,7 +296,12 @@ def execute_all(
             state.record(resources, error)
             first_error = first_error or error
         else:
-            state.record(resources, None, outcome.manifest)
+            try:
+                state.record(resources, None, outcome.manifest)
+            except OSError as error:  # the record may be there: it must not say that the command ended well
+                with suppress(Exception):
+                    state.record(resources, error)
+                raise
             outcomes.append(outcome)
     if first_error is not None:
         raise first_error

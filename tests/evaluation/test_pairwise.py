@@ -51,6 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {
                 "conditions": str(root / f"{name}/conditions"),
                 "checkpoint": str(root / "model"),
+                "ignore": ["attributes"],
                 "batch": 4,
                 "shard_rows": 4,
                 "references": str(root / "faces"),

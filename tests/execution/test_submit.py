@@ -93,7 +93,7 @@ def test_a_job_goes_in_through_submit_and_nobody_without_the_token(tmp_path, hea
         urllib.request.urlopen(f"{address}/api/jobs/", timeout=20)
     assert refused.value.code in (401, 403)
     out = tmp_path / "faces"
-    words = ["ingest", "jobs/ingest_procedural.yaml", f"out={out}", "data.identities=8", "shard_rows=8"]
+    words = ["ingest", "jobs/ingest_procedural.yaml", f"out={out}", "data.identities=8", "shard_rows=8", "batch=8"]
     ended = subprocess.run(
         [ROOT / "jobs/submit.sh", *words], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
