@@ -1,7 +1,5 @@
 """The version of raygen; pyproject.toml reads it from here."""
 
-from typing import Final
-
 __all__ = ["__version__"]
 
-__version__: Final = "0.1.0"
+__version__ = "0.1.0"  # without an annotation: the build backend looks for this form
