@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 
 import raygen
+from raygen import __version__
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
@@ -73,3 +76,9 @@ def test_make_help_lists_what_the_readme_uses():
     assert {"help", "quickstart", "test", "check"} <= documented
     for used in set(re.findall(r"make ([a-z-]+)", (ROOT / "README.md").read_text())):
         assert used in documented or used == "and"
+
+
+def test_the_build_backend_reads_the_version():
+    """Without it no installation works; the tests themselves run from the folder and would not notice."""
+    metadata = ProjectMetadata(str(ROOT), PluginManager())
+    assert metadata.version == __version__

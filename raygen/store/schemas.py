@@ -47,7 +47,7 @@ ATTRIBUTE_VALUES: Final = pa.struct([(name, pa.int8()) for name in ATTRIBUTES])
 #: Captions by name. The names depend on the data set.
 TEXTS: Final = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]))
 #: Weights of guidance: `joint` of all conditions together, or one a condition; null where there is none.
-GUIDANCE: Final = pa.struct([(name, pa.float32()) for name in ("joint", "mask", "attributes", "text", "hint")])
+GUIDANCE: Final = pa.struct([(name, pa.float32()) for name in ("joint", "mask", "attributes", "text", "hint", "style")])
 STYLE: Final = pa.struct([("face_id", pa.string()), ("sha256", pa.string())])
 
 

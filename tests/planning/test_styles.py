@@ -15,6 +15,7 @@ from raygen.commands.registry import load
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASS_INDEX
 from raygen.models import checkpoint
+from raygen.models.conditions import MODALITIES
 from raygen.planning import Styles
 from raygen.report.build import build_report
 from raygen.sampling.guidance import build_guidance
@@ -211,3 +212,21 @@ def test_a_style_needs_its_faces(world: Path) -> None:
     }
     with pytest.raises(ConfigError, match="references: the rows take styles from faces"):
         run(world, "generate", "without", what)
+
+
+def test_the_weight_of_styles_is_kept_with_the_pictures(world: Path) -> None:
+    """A struct of Arrow drops a name that it does not have without a word."""
+    what = {
+        "conditions": str(world / "reconstruction/conditions"),
+        "checkpoint": str(world / "model"),
+        "batch": 4,
+        "references": str(world / "faces"),
+        "ignore": ["attributes"],
+        "sampler": {"name": "ddim", "steps": 1},
+        "guidance": {"style": 1.5, "mask": 2.0},
+    }
+    run(world, "generate", "weights/samples", what)
+    store, _ = open_input(str(world / "weights/samples"))
+    row = next(store.tables("samples", ["guidance"])).to_pylist()[0]
+    assert {name: weight for name, weight in row["guidance"].items() if weight} == {"style": 1.5, "mask": 2.0}
+    assert set(row["guidance"]) == {"joint", "style", *MODALITIES}
