@@ -126,7 +126,7 @@ def test_attributes_and_guidance_are_read_by_name(samples: Path) -> None:
 
 
 def test_guidance_has_a_name_for_each_condition_of_a_model() -> None:
-    assert [field.name for field in GUIDANCE] == [JOINT, *MODALITIES]
+    assert [field.name for field in GUIDANCE] == [JOINT, *MODALITIES, "style"]
 
 
 def test_texts_are_read_by_name(tmp_path: Path) -> None:
@@ -180,5 +180,6 @@ def test_a_run_as_a_data_set_has_names_too(samples: Path) -> None:
     rows = load_dataset(samples.parents[3], format="datasets")
     assert rows.column_names == SAMPLES.names
     assert rows[0]["attributes"]["Male"] == 1
-    assert rows[0]["guidance"] == {"joint": 1.5, "mask": None, "attributes": None, "text": None, "hint": None}
+    unused = dict.fromkeys(("mask", "attributes", "text", "hint", "style"))
+    assert rows[0]["guidance"] == {"joint": 1.5, **unused}
     assert rows[0]["image"].size == (16, 16)
