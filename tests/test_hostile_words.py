@@ -2,17 +2,16 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 import raygen
-from raygen import cli
 from raygen.core.errors import InputError, RaygenError
 from raygen.models import checkpoint
 from raygen.models.checkpoint_files import read_diffusers
+from tests.commandline import main
 
 NO_PLACES = [
     "a\0b",
@@ -42,18 +41,6 @@ NO_PLACES = [
     "ftp://",
     "nothing://x",
 ]
-
-
-def main(capfd, *words):
-    """Exit code and stderr of a command line, run in this process."""
-    before = sys.argv
-    sys.argv = ["raygen", *words]
-    try:
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    finally:
-        sys.argv = before
-    return end.value.code, capfd.readouterr().err
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
-from raygen.core.errors import ConfigError
+from raygen.core.documents import load_json
+from raygen.core.errors import ConfigError, IntegrityError
 from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image
 from raygen.store.parquet import read_slice
@@ -54,9 +55,12 @@ class ReferenceSet:
         """
         storage = FileStore(url)
         if storage.exists(FILE):
-            record = json.loads(storage.get(FILE))
             store, _ = open_input(f"{url.rstrip('/')}/{SCORES}")
-            return ReferenceSet(url, record["faces"], record["made"], tuple(record["size"]), store, record["score"])
+            try:
+                record = load_json(storage.get(FILE))
+                return ReferenceSet(url, record["faces"], record["made"], tuple(record["size"]), store, record["score"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise IntegrityError(f"{url}/{FILE} is damaged; evaluate the reference again") from error
         store, content = open_input(url)
         size = picture_size(store, "faces")
         if size is None:

@@ -3,9 +3,7 @@
 Only small columns of SAMPLES, FACES and SELECTION are read: about 30 bytes a row stay in memory, and no pictures.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -80,11 +78,7 @@ class ExportSource:
         storage = self.store.storage
         if not storage.exists(GATES_FILE):
             return []
-        data = storage.get(GATES_FILE)
-        with suppress(ValueError):
-            if isinstance(earlier := json.loads(data), list):  # of an earlier raygen
-                return earlier
-        gates: list[Mapping[str, Any]] = open_record(data, f"{storage.url}/{GATES_FILE}")["gates"]
+        gates: list[Mapping[str, Any]] = open_record(storage.get(GATES_FILE), f"{storage.url}/{GATES_FILE}")["gates"]
         return gates
 
     @property

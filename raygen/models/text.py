@@ -25,6 +25,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
 from raygen.core.config import Config
+from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.location import RelativeLocation
 from raygen.core.precision import copy_parameters
@@ -211,7 +212,7 @@ def _tokenizer_config(folder: Path) -> Mapping[str, Any]:
     if not path.is_file():
         return {}
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        document: dict[str, Any] = load_json(path.read_text(encoding="utf-8"))
         return {**document}
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: not a tokenizer's configuration ({error})") from error

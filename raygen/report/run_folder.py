@@ -1,13 +1,13 @@
 """A run folder, opened once for all sections of a report: its stores, its METRICS and the files beside them."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from raygen.core.errors import ConfigError
+from raygen.core.documents import load_json
+from raygen.core.errors import ConfigError, IntegrityError
 from raygen.evaluation.comparison import cell_of, variant_of
 from raygen.metrics.noise import NoiseCheck, check_noise
 from raygen.report.images import ImageWithMask, image_with_mask
@@ -217,8 +217,11 @@ class RunFolder:
         return list(evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source"]))
 
     def json(self, name: str) -> Any:
-        """The JSON file `name`, seen from the folder; None where it is missing."""
-        return json.loads(self.storage.get(name)) if self.storage.exists(name) else None
+        """The JSON file `name`, seen from the folder; or None; `IntegrityError` where it is damaged."""
+        try:
+            return load_json(self.storage.get(name)) if self.storage.exists(name) else None
+        except ValueError as error:
+            raise IntegrityError(f"{self.url}/{name} is damaged; run its command again") from error
 
 
 def _stages(url: str) -> Iterator[Stage]:
@@ -238,7 +241,7 @@ def _stages(url: str) -> Iterator[Stage]:
 
 def _record(storage: FileStore, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(storage.get(name))
+        value = load_json(storage.get(name))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

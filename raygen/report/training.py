@@ -1,13 +1,13 @@
 """Section: trainings, each with its loss curve, scores and last preview."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from markupsafe import Markup
 
+from raygen.core.documents import load_json
 from raygen.report.plots import DataPoint, Series, line_plot
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
@@ -69,7 +69,7 @@ def summarize(storage: FileStore, folder: str) -> TrainingSummary | None:
 
 def _facts(storage: FileStore, place: str, history: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     try:
-        result: Mapping[str, Any] = json.loads(storage.get(f"{place}/result.json"))
+        result: Mapping[str, Any] = load_json(storage.get(f"{place}/result.json"))
     except (FileNotFoundError, ValueError):
         return [("State", "not finished; the same command continues it")]
     facts = [

@@ -42,17 +42,17 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of one slice; reads only the row groups that hold them, and verifies page checksums.
 
     Page checksums leave out footers and page headers, in which one bit can change values. The first time that a process
-    opens a file whose name has its sha256, it therefore compares that with the whole file, unless the environment
-    variable `VERIFY_ON_READ` is `off`. `columns` that the file does not have are left out; `image.path` is a field of a
-    column. `ConfigError` where the file is missing, `IntegrityError` where its sha256 is another one, `InputError`
-    (`parquet`) where it is damaged.
+    opens a file whose name has its sha256, it therefore compares that with the whole file; not where some columns of a
+    file on an object store are read, and not where the environment variable `VERIFY_ON_READ` is `off`. `columns` that
+    the file does not have are left out; `image.path` is a field of a column. `ConfigError` where the file is missing,
+    `IntegrityError` where its sha256 is another one, `InputError` (`parquet`) where it is damaged.
     """
     if piece.path == RANGE:
         return pa.table({"index": pa.array(range(piece.start, piece.start + piece.rows), pa.int64())})
     fs, path = file_system(piece.path)
     try:
         with fs.open(path, "rb") as opened:
-            file = _compared(opened, piece.path)
+            file = _compared(opened, piece.path, whole=columns is None)
             reader = pq.ParquetFile(file, page_checksum_verification=True)
             group_rows = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
             starts = list(accumulate(group_rows, initial=0))
@@ -72,8 +72,11 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
         raise InputError(f"{piece.path}: {redact(str(error))[:200]}", reason="parquet") from error
 
 
-def _compared(file: Any, path: str) -> Any:
-    """`file`, or its bytes in memory, after the sha256 in its name was compared; once in a process for each file."""
+def _compared(file: Any, path: str, *, whole: bool) -> Any:
+    """`file`, or its bytes in memory, after the sha256 in its name was compared; once in a process for each file.
+
+    A file on an object store is compared only where it is read `whole`: a column of it is a few requests.
+    """
     named = CONTENT_NAME.search(path)
     if named is None or os.environ.get(VERIFY_ON_READ, "").lower() == "off":
         return file
@@ -83,7 +86,7 @@ def _compared(file: Any, path: str) -> Any:
         local = True
     except (OSError, ValueError):  # not on a local disk
         key, local = (path,), False
-    if key in _checked:
+    if key in _checked or not (local or whole):
         return file
     state = hashlib.sha256()
     kept = io.BytesIO() if not local and (getattr(file, "size", None) or FETCHED_WHOLE + 1) <= FETCHED_WHOLE else None

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raygen.core.errors import ConfigError, IntegrityError
 from raygen.store.parquet import Slice, read_slice
-from raygen.store.sealed import open_record, to_bytes
+from raygen.store.sealed import open_record, read_record, to_bytes
 from raygen.store.set_digest import SetDigest
 
 __all__ = ["COMMIT_NAME", "FORMAT", "Commit", "Plan", "Shard", "check_format", "make_shards"]
@@ -19,6 +19,7 @@ __all__ = ["COMMIT_NAME", "FORMAT", "Commit", "Plan", "Shard", "check_format", "
 FORMAT: Final = 2
 #: Fields of a plan and their types.
 PLAN_TYPES: Final = {
+    "format": int,
     "kind": str,
     "run_id": str,
     "settings": dict,
@@ -112,9 +113,9 @@ class Plan(NamedTuple):
     @staticmethod
     def from_json(data: bytes, url: str = "") -> "Plan":
         """Reads `to_json`; `IntegrityError` where the data is damaged, `ConfigError` for a run of another raygen."""
+        check_format(read_record(data, "plan.json"), url)
         raw = open_record(data, "plan.json")
         try:
-            check_format(raw, url)
             for key, kind in PLAN_TYPES.items():
                 if not isinstance(raw[key], kind):
                     raise TypeError(f"{key} cannot be read")
@@ -166,8 +167,9 @@ class Commit(NamedTuple):
 
 
 def check_format(record: Mapping[str, Any], url: str) -> None:
-    """`ConfigError` where a plan or a manifest is of a raygen whose tables have another form."""
-    if (found := record["format"]) != FORMAT:
+    """`ConfigError` where a plan or a manifest is of a raygen whose files have another form."""
+    found = record.get("format", FORMAT)
+    if isinstance(found, int) and found != FORMAT:
         raise ConfigError(
             f"{url} has files of format {found}, and this raygen reads {FORMAT}; make the run again, or read it with "
             "the raygen that made it"

@@ -18,7 +18,7 @@ from raygen.core.hashing import canonical, digest
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, from_parquet, read_slice, to_parquet
 from raygen.store.run_records import COMMIT_NAME, FORMAT, Commit, Plan, Shard, check_format, make_shards
-from raygen.store.sealed import open_record, to_bytes
+from raygen.store.sealed import open_record, read_record, to_bytes
 from raygen.store.set_digest import SetDigest, table_digest
 
 __all__ = ["Commit", "Plan", "RunStore", "Shard", "commits_sha256", "make_shards", "open_input"]
@@ -230,10 +230,11 @@ class RunStore:
             data = self.storage.get("MANIFEST.json")
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"{self.storage.url} is not complete (MANIFEST.json is missing)") from error
-        manifest = open_record(data, f"{self.storage.url}/MANIFEST.json")
-        if "format" not in manifest or not isinstance(manifest.get("set_digest"), str):
-            raise IntegrityError(f"{self.storage.url}/MANIFEST.json is damaged")
-        check_format(manifest, self.storage.url)
+        name = f"{self.storage.url}/MANIFEST.json"
+        check_format(read_record(data, name), self.storage.url)
+        manifest = open_record(data, name)
+        if not isinstance(manifest.get("format"), int) or not isinstance(manifest.get("set_digest"), str):
+            raise IntegrityError(f"{name} is damaged")
         return manifest
 
 

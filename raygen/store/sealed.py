@@ -15,7 +15,17 @@ from raygen.core.errors import IntegrityError
 from raygen.core.hashing import canonical, digest
 from raygen.store import disk
 
-__all__ = ["FILES", "SEAL", "check_files", "file_sha256", "open_record", "seal_folder", "to_bytes", "to_text"]
+__all__ = [
+    "FILES",
+    "SEAL",
+    "check_files",
+    "file_sha256",
+    "open_record",
+    "read_record",
+    "seal_folder",
+    "to_bytes",
+    "to_text",
+]
 
 
 #: Field of a sealed record with the sha256 of all its other fields, as canonical JSON.
@@ -39,23 +49,27 @@ def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, SEAL: digest(canonical(plain))}
 
 
-def open_record(data: bytes, name: str, *, required: bool = False) -> dict[str, Any]:
-    """The fields of a record without its check sum, which is compared.
-
-    A record without one, of an earlier raygen, passes unless it is `required`. `IntegrityError`, whose sentence begins
-    with `name`, where the data is no record, or is not as it was written.
-    """
+def read_record(data: bytes, name: str) -> dict[str, Any]:
+    """The fields of a record, of which nothing is compared; `IntegrityError` names `name` where it is no record."""
     try:
         record = load_json(data)
     except ValueError as error:
         raise IntegrityError(f"{name} is damaged: {error}") from error
     if not isinstance(record, dict):
         raise IntegrityError(f"{name} is damaged: not a JSON object")
-    if SEAL in record:
-        if data != to_bytes(record) and data != to_text(record):
-            raise IntegrityError(f"{name} is damaged: it does not have the sha256 that it was written with")
-    elif required:
-        raise IntegrityError(f"{name} has no check sum: it is damaged, or an earlier raygen wrote it")
+    return record
+
+
+def open_record(data: bytes, name: str) -> dict[str, Any]:
+    """The fields of a record without its check sum, which is compared.
+
+    `IntegrityError`, whose sentence begins with `name`, where the data is no record, or is not as it was written.
+    """
+    record = read_record(data, name)
+    if SEAL not in record:
+        raise IntegrityError(f"{name} has no check sum: it is damaged, or another raygen wrote it")
+    if data != to_bytes(record) and data != to_text(record):
+        raise IntegrityError(f"{name} is damaged: it does not have the sha256 that it was written with")
     return {key: value for key, value in record.items() if key != SEAL}
 
 

@@ -92,11 +92,14 @@ def test_a_job_goes_in_through_submit_and_nobody_without_the_token(tmp_path, hea
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{address}/api/jobs/", timeout=20)
     assert refused.value.code in (401, 403)
+
+    def submit(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [ROOT / "jobs/submit.sh", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
     out = tmp_path / "faces"
     words = ["ingest", "jobs/ingest_procedural.yaml", f"out={out}", "data.identities=8", "shard_rows=8", "batch=8"]
-    ended = subprocess.run(
-        [ROOT / "jobs/submit.sh", *words], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    ended = submit(*words)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     assert "succeeded" in ended.stdout + ended.stderr
     assert verify(RunStore(str(out))).ok
@@ -105,24 +108,10 @@ def test_a_job_goes_in_through_submit_and_nobody_without_the_token(tmp_path, hea
     assert environment["RAY_AUTH_TOKEN"] not in ended.stdout + ended.stderr + json.dumps(record)
     assert "working folder" in ended.stdout, "the size is said before the upload"
     # a relative path would be in Ray's temporary copy of the folder
-    ended = subprocess.run(
-        [ROOT / "jobs/submit.sh", *words[:2], "out=runs/lost"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    ended = submit(*words[:2], "out=runs/lost")
     assert ended.returncode == 1
     assert f"write {ROOT}/runs/lost or a URL" in ended.stdout + ended.stderr
     # the job's own exit code is in run.json; submit only says that it failed
-    ended = subprocess.run(
-        [ROOT / "jobs/submit.sh", *words[:3], "data.identities=9"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    ended = submit(*words[:3], "data.identities=9")
     assert ended.returncode == 1
     assert "holds another run" in ended.stdout + ended.stderr
