@@ -27,7 +27,8 @@ from raygen.datasets import ProceduralDataSet
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.ldm import LDMConfig
-from raygen.training.data import TrainingData, load_training_data
+from raygen.training.data import TrainingData
+from raygen.training.loading import load_training_data
 from raygen.training.losses import DiffusionObjective, SimpleLoss
 from raygen.training.trainer import TrainConfig, Trainer
 

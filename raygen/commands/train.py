@@ -13,7 +13,7 @@ Every rank loads the data and trains; rank 0 writes the files.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,18 +24,20 @@ from pydantic import Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
 from raygen.core.errors import ConfigError, RaygenError
-from raygen.core.hashing import run_id
+from raygen.core.hashing import canonical, digest, run_id
 from raygen.core.location import LocalLocation
 from raygen.core.precision import set_deterministic_precision
 from raygen.models import checkpoint
 from raygen.models.text import Tokenizer, tokenizer_of
 from raygen.store import disk
 from raygen.store.filesystem import FileStore
-from raygen.store.run_store import open_input
+from raygen.store.run_store import RunStore, open_input
 from raygen.store.sealed import seal_folder
-from raygen.training.data import TrainingData, load_training_data, texts_of
+from raygen.training.data import TrainingData
+from raygen.training.loading import load_training_data, texts_of
 from raygen.training.logger import TrainingLogger, followed
 from raygen.training.losses import Objective
+from raygen.training.prepared import prepare
 from raygen.training.preview import sheet
 from raygen.training.recipe import (
     NETWORKS,
@@ -58,6 +60,10 @@ __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 MANIFEST: Final = "MANIFEST.json"
 #: A dry run on a CPU does not time the steps of a model with more parameters than this.
 LARGEST_TIMED: Final = 50_000_000
+#: Changes where the files of prepared training data have another form.
+DATA_FORMAT: Final = 1
+#: A dry run reads no more faces than one batch, or this number.
+LEAST_TIMED: Final = 64
 #: Number of skipped faces whose reasons are listed in the result.
 LISTED_FACES: Final = 3
 #: The file that makes a folder the checkpoint of a model.
@@ -70,6 +76,20 @@ class TrainJob(TrainRecipe, Job):
     kind: Literal["train"] = "train"
 
     out: LocalLocation = Field(..., description="folder that the checkpoint is written to")
+
+    cache: LocalLocation | None = Field(
+        None,
+        description="folder on a local disk for the prepared training data, which trainings with the same data share; "
+        "default: in `out` until the training ends",
+    )
+
+    def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
+        """See `Job.settings`; where the prepared data is does not matter."""
+        return super().settings({"cache", *exclude})
+
+    def document(self) -> dict[str, Any]:
+        """See `Job.document`."""
+        return {**super().document(), "cache": self.cache}
 
     def run(self, report: ProgressCallback) -> Result:
         """Train to the end, continuing from the last training state in `out`."""
@@ -111,7 +131,8 @@ class TrainJob(TrainRecipe, Job):
             return Estimate(rows, 0, 0, size, 0.0, tuple(notes))
         try:
             tokenizer = self.tokenizer()
-            arrays, objective = self.arrays(tokenizer), self.objective(tokenizer)
+            arrays = self.arrays(tokenizer, limit=max(self.training.batch, LEAST_TIMED))
+            objective = self.objective(tokenizer)
         except RaygenError as error:
             return Estimate(rows, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
         trainer = Trainer(objective, self.training, device=_device())
@@ -123,8 +144,8 @@ class TrainJob(TrainRecipe, Job):
         step_s = (time.perf_counter() - began) / 3 / parallel_workers(self.resources)
         limits = (self.training.max_seconds, (self.training.steps or 1e12) * step_s)
         seconds = min(limit for limit in limits if limit is not None)
-        notes.append(f"{len(arrays):,} rows, batch {self.training.batch}, {1 / step_s:.2f} steps per second")
-        return Estimate(len(arrays), 0, 0, size, seconds, tuple(notes))
+        notes.append(f"{rows:,} faces, batch {self.training.batch}, {1 / step_s:.2f} steps per second")
+        return Estimate(rows, 0, 0, size, seconds, tuple(notes))
 
     def _count_rows(self) -> int:
         """Number of training faces, without reading any picture."""
@@ -161,56 +182,69 @@ class TrainJob(TrainRecipe, Job):
         text = text_config_of(self.model)
         return None if text is None else tokenizer_of(text, texts)
 
-    def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingData:
-        """The training data in memory.
+    def arrays(self, tokenizer: Tokenizer | None = None, *, limit: int | None = None) -> TrainingData:
+        """The training data, in files below `cache`; or with `limit`, about so many faces of it, in memory.
 
         `ConfigError` where it has more identities than `identity.identities`, or latents without the mirrored ones that
         `training.horizontal_flip` asks for.
         """
-        faces, _ = open_input(self.faces)
-        columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
-        size, modalities = required_fields(self.model, self.first_stage)
-        pictures = "style" in modalities or (self.mask_aware is not None and self.mask_aware.decodes)
-        modalities = tuple(sorted({*modalities, *(["mask"] if self.mask_aware is not None else [])}))
-        places = [] if self.mask_aware is None else self.mask_aware.places
-        columns += [*places, *(["hint"] if "hint" in modalities else []), *(["identity_id"] if self.identity else [])]
-        if self.latents is None or not is_denoiser(self.model):
-            arrays = load_training_data(
-                faces.tables("faces", columns),
-                size=size,
-                modalities=modalities,
-                split=self.split,
-                tokenize=tokenizer,
-                caption=self.caption,
-                places=places,
-                people=self.identity is not None,
+        key, load = self._data(tokenizer)
+        whole = limit is None or self.identity is not None  # all people are counted
+        arrays = prepare(self.data_folder, key, load) if limit is None else load(None, None if whole else limit)
+        if self.identity is not None and arrays.identities > self.identity.identities:
+            raise ConfigError(
+                f"identity.identities: {self.faces} has {arrays.identities:,} people; set at least this number"
             )
-            people = 0 if arrays.identity is None else int(arrays.identity.max()) + 1
-            if self.identity is not None and people > self.identity.identities:
-                raise ConfigError(f"identity.identities: {self.faces} has {people:,} people; set at least this number")
-            return arrays
-        latents, _ = open_input(self.latents)
-        assert self.first_stage is not None
-        flip = self.training.horizontal_flip
-        arrays = load_training_data(
-            faces.tables("faces", [name for name in columns if name != "image" or pictures]),
-            size=size,
-            modalities=modalities,
-            latents=latents.tables("latents"),
-            autoencoder=checkpoint.digest(self.first_stage),
-            split=self.split,
-            tokenize=tokenizer,
-            caption=self.caption,
-            pictures=pictures,
-            places=places,
-            mirrored=flip,
-        )
-        if flip and not arrays.flipped.any():
+        if self.encoded and self.training.horizontal_flip and not arrays.flipped.any():
             raise ConfigError(
                 f"training.horizontal_flip: {self.latents} has no latents of mirrored pictures; encode with "
                 "horizontal_flips=true, or set training.horizontal_flip=false"
             )
         return arrays
+
+    @property
+    def encoded(self) -> bool:
+        """Whether it trains on latents that `raygen encode` made."""
+        return self.latents is not None and is_denoiser(self.model)
+
+    def _data(self, tokenizer: Tokenizer | None) -> tuple[dict[str, Any], Callable[..., TrainingData]]:
+        """All that the training data depends on, and a call that loads it: `load(folder, limit)`."""
+        faces, content = open_input(self.faces)
+        size, modalities = required_fields(self.model, self.first_stage)
+        pictures = (
+            not self.encoded or "style" in modalities or (self.mask_aware is not None and self.mask_aware.decodes)
+        )
+        modalities = tuple(sorted({*modalities, *(["mask"] if self.mask_aware is not None else [])}))
+        places = tuple([] if self.mask_aware is None else self.mask_aware.places)
+        people = self.identity is not None
+        columns = ["face_id", "split", "mask", "attributes", "texts", *places, *(["image"] if pictures else [])]
+        columns += [*(["hint"] if "hint" in modalities else []), *(["identity_id"] if people else [])]
+        options: dict[str, Any] = {"size": size, "modalities": modalities, "split": self.split}
+        options |= {"caption": self.caption, "pictures": pictures, "places": places, "people": people}
+        key = {"faces": content, "tokenizer": None if tokenizer is None else tokenizer.digest}
+        latents: RunStore | None = None
+        if self.encoded and self.latents is not None and self.first_stage is not None:
+            latents, key["latents"] = open_input(self.latents)
+            options |= {
+                "autoencoder": checkpoint.digest(self.first_stage),
+                "mirrored": self.training.horizontal_flip,
+            }
+
+        def load(folder: Path | None, limit: int | None = None) -> TrainingData:
+            rows = None if latents is None else latents.tables("latents")
+            tables = faces.tables("faces", columns)
+            return load_training_data(tables, latents=rows, tokenize=tokenizer, folder=folder, limit=limit, **options)
+
+        return {"format": DATA_FORMAT, **key, **options}, load
+
+    def data_digest(self, tokenizer: Tokenizer | None) -> str:
+        """sha256 of all that the training data depends on; no picture is read."""
+        return digest(canonical(self._data(tokenizer)[0]))
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the prepared training data is."""
+        return Path(self.cache or Path(self.out) / ".data")
 
     def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
         """A new objective, with weights drawn from the training seed."""
@@ -226,9 +260,10 @@ def train_rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]
     set_deterministic_precision(job.resources.threads)
     folder, config = Path(job.out) / "training", job.training
     tokenizer = job.tokenizer()
-    arrays = job.arrays(tokenizer)
-    if is_finished(job, arrays):
+    name = _run_id(job, tokenizer)
+    if is_finished(job, name):
         return
+    arrays = job.arrays(tokenizer)
     if rank == 0:
         (folder / MANIFEST).unlink(missing_ok=True)
     trainer = Trainer(job.objective(tokenizer), config, device=_device(), rank=rank, world_size=world_size)
@@ -244,11 +279,11 @@ def train_rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]
         yield step
     if logger is not None:
         logger.close()
-        write_result(job, trainer, arrays, logger.last())
+        write_result(job, trainer, arrays, name, logger.last())
 
 
-def is_finished(job: TrainJob, arrays: TrainingData) -> bool:
-    """Whether this training has ended already; its checkpoint is then left as it is.
+def is_finished(job: TrainJob, expected: str) -> bool:
+    """Whether this training, of the `expected` run id, has ended already; its checkpoint is then left as it is.
 
     `ConfigError` where another training has ended in `out`: its learning rate has come down, so continuing it would
     give neither of the two.
@@ -260,7 +295,6 @@ def is_finished(job: TrainJob, arrays: TrainingData) -> bool:
         return False
     if not any((out / name).is_file() for name in ("raygen.json", "model.safetensors")):
         return False
-    expected = _run_id(job, arrays)
     if facts.get("run_id") != expected:
         raise ConfigError(
             f"{job.out} holds another training that has ended ({facts.get('run_id')}, {facts.get('steps')} steps; this "
@@ -269,20 +303,22 @@ def is_finished(job: TrainJob, arrays: TrainingData) -> bool:
     return True
 
 
-def _run_id(job: TrainJob, arrays: TrainingData) -> str:
+def _run_id(job: TrainJob, tokenizer: Tokenizer | None) -> str:
     experts = frozen_digests(job)
-    return run_id({"settings": job.settings(), "data": arrays.digest, **({"experts": experts} if experts else {})})
+    return run_id(
+        {"settings": job.settings(), "data": job.data_digest(tokenizer), **({"experts": experts} if experts else {})}
+    )
 
 
-def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: Mapping[str, Any]) -> None:
+def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, name: str, last: Mapping[str, Any]) -> None:
     """Write the checkpoint, with the recipe that made it, and then result.json. `last`: the newest record."""
     module = trainer.objective.module
     skipped = "none"
     if arrays.left_out:
-        more = "; …" if len(arrays.left_out) > LISTED_FACES else ""
-        skipped = f"{len(arrays.left_out)}: {'; '.join(arrays.left_out[:LISTED_FACES])}{more}"
+        more = "; …" if arrays.left_out_rows > LISTED_FACES else ""
+        skipped = f"{arrays.left_out_rows}: {'; '.join(arrays.left_out[:LISTED_FACES])}{more}"
     facts: dict[str, Any] = {
-        "run_id": _run_id(job, arrays),
+        "run_id": name,
         "steps": trainer.step,
         "pictures": trainer.step * job.training.batch,
         "trained_s": round(trainer.elapsed, 1),
@@ -298,6 +334,8 @@ def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: Ma
     path = Path(job.out) / "training" / "result.json"
     with explained(path, "the result"):
         disk.write(path, json.dumps(facts).encode(), once=False)
+    if job.cache is None:
+        shutil.rmtree(job.data_folder, ignore_errors=True)
 
 
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:

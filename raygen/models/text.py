@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from raygen.core.config import Config
 from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.hashing import digest
 from raygen.core.location import RelativeLocation
 from raygen.core.precision import copy_parameters
 from raygen.models.weight_variants import readable
@@ -110,6 +111,11 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return int(self.backend.get_vocab_size())
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the vocabulary and all settings."""
+        return digest(self.backend.to_str().encode())
 
     def same_as(self, other: "Tokenizer") -> bool:
         """Whether both give the same ids for every text."""

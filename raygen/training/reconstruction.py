@@ -18,7 +18,8 @@ from raygen.metrics.frechet import frechet_of_features
 from raygen.metrics.image_similarity import psnr, ssim
 from raygen.models.autoencoder import FirstStage
 from raygen.store.run_store import open_input
-from raygen.training.data import TrainingData, load_training_data
+from raygen.training.data import TrainingData
+from raygen.training.loading import load_training_data
 from raygen.training.losses import AutoencoderObjective
 
 __all__ = ["finish_autoencoder", "reconstruction_scores"]

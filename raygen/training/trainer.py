@@ -32,7 +32,7 @@ from raygen.core.hashing import canonical
 from raygen.core.precision import set_deterministic_precision
 from raygen.store import disk
 from raygen.store.sealed import open_record, to_bytes
-from raygen.training.data import TrainingData, draw, load_training_data, order
+from raygen.training.data import TrainingData, draw, order
 from raygen.training.losses import Objective
 from raygen.training.train_config import TrainConfig
 from raygen.training.unfinished import remove_older, remove_unfinished, unwritten
@@ -45,7 +45,6 @@ __all__ = [
     "TrainingData",
     "draw",
     "latest_state",
-    "load_training_data",
     "order",
     "train",
 ]
@@ -140,7 +139,9 @@ class Trainer:
         drawn = draw(self.config.seed, positions, self.objective.latent_shape, self.objective.timesteps)
         mirror = drawn.pop("mirror") & self.config.horizontal_flip
         values = {**drawn, **arrays.batch(order(self.config.seed, len(arrays), positions), mirror)}
-        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()}
+        # From pinned memory the copy to the device runs beside its work.
+        return {name: t.pin_memory() for name, t in tensors.items()} if self.device.type == "cuda" else tensors
 
     def update(self, batch: Batch, lr: float) -> Batch:
         """One optimiser step on this rank's slice; the mean losses, still on the device."""
@@ -368,7 +369,7 @@ class _Window:
             return
         step, config = int(self.bad), self.trainer.config
         rows = order(config.seed, len(self.arrays), range(step * config.batch, (step + 1) * config.batch))
-        faces = [self.arrays.ids[self.arrays.face[row]] for row in rows[:NAMED]]
+        faces = [str(self.arrays.ids[self.arrays.face[row]]) for row in rows[:NAMED]]
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
         good = None if self.root is None else latest_state(self.root)
         back = f"the last good state is {good}" if good else "there is no earlier state"

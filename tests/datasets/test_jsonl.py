@@ -14,7 +14,7 @@ from raygen.datasets import JSONLines
 from raygen.planning import FromFaces
 from raygen.store.images import decode_image, decode_mask
 from raygen.store.schemas import texts_by_name
-from raygen.training.data import load_training_data
+from raygen.training.loading import load_training_data
 
 
 def write(root: Path, *lines: dict[str, Any] | str) -> Path:

@@ -76,7 +76,7 @@ def test_a_selection_keeps_what_its_gates_say(world: Path) -> None:
     parse(raygen.commands.select.SelectJob, job, "job").run(quiet)
     store, _ = open_input(str(world / "said/selected"))
     sentence = "Images with a mean IoU below 0.01 were refused."
-    stored = open_record(store.storage.get(GATES_FILE), GATES_FILE, required=True)
+    stored = open_record(store.storage.get(GATES_FILE), GATES_FILE)
     assert stored["gates"] == [{"description": sentence, "refuses_real_people": False}]
     assert ExportSource.open(str(world / "said/selected"), "samples").gates[0]["description"] == sentence
     assert ExportSource.open(str(world / "said/samples"), "samples").gates == [], "no selection, no gates"

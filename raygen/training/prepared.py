@@ -1,0 +1,66 @@
+"""Training data in files on a local disk: made once, and opened by every rank and every restart.
+
+FOLDER/KEY/          what `load_training_data` wrote; KEY stands for the inputs and all settings that it depends on
+FOLDER/lock          held while one process makes it; the others of the machine wait
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from raygen.core.errors import IntegrityError
+from raygen.core.hashing import canonical, digest
+from raygen.store import disk
+from raygen.training.data import RECORD, TrainingData, open_training_data
+from raygen.training.unfinished import explained
+
+__all__ = ["prepare"]
+
+
+def prepare(folder: Path, key: Mapping[str, Any], load: Callable[[Path], TrainingData]) -> TrainingData:
+    """The training data of `key` in `folder`; `load` makes it in an empty folder where it is not there yet.
+
+    `StorageError` where the disk is full. Data that does not open is made again.
+    """
+    target = folder / digest(canonical(key))[:16]
+    with explained(folder, "the prepared training data", "choose another disk with `cache`"):
+        if (found := _opened(target)) is not None:
+            return found
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / "lock"):
+            if (found := _opened(target)) is not None:  # another process made it meanwhile
+                return found
+            for path in folder.iterdir():
+                if disk.is_left_over(path.name):
+                    shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(target, ignore_errors=True)
+            unfinished = folder / disk.own_name(disk.TEMPORARY)
+            unfinished.mkdir()
+            try:
+                load(unfinished)
+                os.rename(unfinished, target)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        return open_training_data(target)
+
+
+def _opened(target: Path) -> TrainingData | None:
+    if not (target / RECORD).is_file():
+        return None
+    try:
+        return open_training_data(target)
+    except (IntegrityError, OSError, KeyError):
+        return None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process of the machine at a time. A killed one gives its lock back; a disk without locks has none."""
+    with path.open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
