@@ -45,7 +45,7 @@ STEPS = 4
 
 def one(case: str, base: str, batch: int) -> dict[str, float]:
     """Seconds per step, peak memory in MB, and 10^9 operations per step, measured in this process."""
-    from raygen.extractors.base import BundledNetworkConfig
+    from raygen.extractors.config import BundledNetworkConfig
     from raygen.extractors.perceptual import load_embedder, load_perceptual
     from raygen.models import checkpoint
     from raygen.models.controlnet import ControlNetConfig

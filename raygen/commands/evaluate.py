@@ -40,19 +40,26 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import run_id
 from raygen.core.location import Location
 from raygen.core.types import UInt8Array
-from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, aggregate, gather_scores, write_metrics
+from raygen.evaluation.aggregate import MetricRows, aggregate, gather_scores, write_metrics
+from raygen.evaluation.config import (
+    FeatureMetricsConfig,
+    MemorizationConfig,
+    PairwiseConfig,
+    ScoreConfig,
+    VerificationConfig,
+    check_slices,
+)
 from raygen.evaluation.external_stats import check_statistics, compare_to_statistics
-from raygen.evaluation.feature_metrics import FeatureMetricsConfig, Grouping, few_rows
-from raygen.evaluation.memorization import MemorizationConfig, ScoreSets, compare_to_training
-from raygen.evaluation.pairwise import COLUMNS, PairwiseConfig, PairwiseWorker
+from raygen.evaluation.feature_metrics import Grouping, few_rows
+from raygen.evaluation.memorization import ScoreSets, compare_to_training
+from raygen.evaluation.pairwise import COLUMNS, PairwiseWorker
 from raygen.evaluation.pairwise import protocols as pairwise_protocols
 from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
-from raygen.evaluation.scoring import ScoreConfig, Scorer, ScoreWorker
-from raygen.evaluation.slices import by_slices, check_slices, column, grouping_of, select_ids
+from raygen.evaluation.score_matrix import IDENTITY, ScoreMatrix
+from raygen.evaluation.scoring import Scorer, ScoreWorker
+from raygen.evaluation.slices import by_slices, column, grouping_of, select_ids
 from raygen.evaluation.verification import (
-    IDENTITY,
     ROC_HEAD,
-    VerificationConfig,
     as_csv,
     as_lfw,
     histogram,

@@ -16,7 +16,8 @@ from raygen.commands.base import (
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
-from raygen.evaluation.scoring import ScoreConfig, Scorer
+from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.scoring import Scorer
 from raygen.models.checkpoint import digest as checkpoint_digest
 from raygen.models.expert_mixing import AnyMixing
 from raygen.models.schedulers import SamplerConfig

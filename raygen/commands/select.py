@@ -38,7 +38,7 @@ from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
 from raygen.core.location import Location
 from raygen.evaluation.aggregate import gather_scores, write_metrics
-from raygen.evaluation.scoring import ScoreConfig
+from raygen.evaluation.config import ScoreConfig
 from raygen.evaluation.slices import column, select_ids
 from raygen.exports.row_scan import GATES_FILE
 from raygen.report.selection import ATTEMPTS

@@ -37,9 +37,10 @@ from raygen.core.hashing import run_id
 from raygen.core.location import Location
 from raygen.evaluation.aggregate import FEATURES, MetricRows, aggregate, gather_scores, write_metrics
 from raygen.evaluation.comparison import CELL, WITHIN, best_steps, curves
-from raygen.evaluation.feature_metrics import FeatureMetricsConfig, ReferenceCache, few_rows
+from raygen.evaluation.config import FeatureMetricsConfig, ScoreConfig
+from raygen.evaluation.feature_metrics import ReferenceCache, few_rows
 from raygen.evaluation.reference import ReferenceSet
-from raygen.evaluation.scoring import ScoreConfig, Scorer
+from raygen.evaluation.scoring import Scorer
 from raygen.evaluation.slices import grouping_of, select_ids
 from raygen.execution.executor import PlannedRun, execute_all
 from raygen.metrics.registry import SECONDS, lookup

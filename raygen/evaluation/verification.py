@@ -7,20 +7,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from pydantic import Field
 
-from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.types import BoolArray, Int64Array
-from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
+from raygen.evaluation.aggregate import MetricRows
+from raygen.evaluation.config import VerificationConfig
+from raygen.evaluation.score_matrix import IDENTITY, ScoreMatrix
 from raygen.evaluation.slices import column
 from raygen.metrics.verification import BINS, VerificationHistogram, fold_accuracy, unit, verification
 from raygen.store.run_store import RunStore
 
 __all__ = [
-    "IDENTITY",
     "ROC_HEAD",
-    "VerificationConfig",
     "VerificationPairs",
     "as_csv",
     "as_lfw",
@@ -154,39 +152,12 @@ def as_csv(pairs: VerificationPairs) -> str:
     return buffer.getvalue()
 
 
-#: Prefix of the names of embeddings.
-IDENTITY: Final = "identity:"
-
 #: Bars of a drawn histogram.
 BARS: Final = 100
 #: Pairs whose cosines are computed at once.
 CHUNK: Final = 4096
 #: Header of roc.csv.
 ROC_HEAD: Final = "set,threshold,far,tar"
-
-
-class VerificationConfig(Config):
-    """Settings of face verification."""
-
-    far: tuple[float, ...] = Field(
-        (1e-3, 1e-4), description="false accept rates at which the true accept rate (TAR) is reported"
-    )
-    most: int = Field(
-        20_000,
-        ge=2,
-        description="largest number of pictures that are compared, of whole people; time grows with its square",
-    )
-    pairs: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="number of pairs in pairs.txt and pairs.csv, half of them genuine, whose accuracy is "
-        "reported; 0 draws none",
-    )
-    folds: int = Field(
-        10, ge=1, le=100, description="number of folds of the pairs, as in LFW; two folds share no person"
-    )
-    seed: int = Field(0, ge=0, description="seed of the drawn pairs")
 
 
 def verification_metrics(

@@ -10,16 +10,10 @@ from pydantic import Field
 from raygen.core.config import Config
 from raygen.core.face_labels import ATTRIBUTES
 from raygen.core.types import Float64Array, UInt8Array
-from raygen.extractors.base import (
-    BundledNetworkConfig,
-    Classifier,
-    Parser,
-    ParserConfig,
-    load_classifier,
-    load_parser,
-    network_digest,
-)
-from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.extractors.base import Classifier, Parser, load_classifier, load_parser
+from raygen.extractors.config import BundledNetworkConfig, LPIPSConfig, ParserConfig
+from raygen.extractors.digests import network_digest
+from raygen.extractors.lpips import load_lpips
 from raygen.metrics.image_similarity import Similarity
 
 __all__ = ["EditJudge", "EditJudgeConfig", "best_alpha"]

@@ -15,16 +15,9 @@ from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import Location
 from raygen.core.no_effect import without_effect
-from raygen.extractors.bundled import (
-    BundledClassifier,
-    BundledClassifierConfig,
-    BundledEmbedder,
-    BundledEmbedderConfig,
-    BundledParser,
-    BundledParserConfig,
-    save_bundled,
-)
-from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.extractors.bundled import BundledClassifier, BundledEmbedder, BundledParser, save_bundled
+from raygen.extractors.config import BundledClassifierConfig, BundledEmbedderConfig, BundledParserConfig, LPIPSConfig
+from raygen.extractors.lpips import load_lpips
 from raygen.extractors.perceptual import DeepFeatures, load_embedder, load_perceptual
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage, same_stage

@@ -13,7 +13,8 @@ from raygen.commands.registry import load, make
 from raygen.commands.verify import verify
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest
-from raygen.extractors.bundled import BundledParser, BundledParserConfig, save_bundled
+from raygen.extractors.bundled import BundledParser, save_bundled
+from raygen.extractors.config import BundledParserConfig
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.ldm import LDMConfig

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from raygen.core.precision import full_precision, set_deterministic_precision, tf32
-from raygen.evaluation.scoring import ScoreConfig, Scorer
-from raygen.extractors.base import BundledNetworkConfig, load_features
+from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.scoring import Scorer
+from raygen.extractors.base import load_features
+from raygen.extractors.config import BundledNetworkConfig
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.ldm import LDMConfig

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from raygen.extractors.bundled import BundledClassifier, BundledClassifierConfig, BundledParser, BundledParserConfig
-from raygen.extractors.lpips import LPIPSConfig
+from raygen.extractors.bundled import BundledClassifier, BundledParser
+from raygen.extractors.config import BundledClassifierConfig, BundledParserConfig, LPIPSConfig
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.conditions import ConditionDropout

@@ -13,8 +13,8 @@ from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX
 from raygen.core.pixels import to_pixels
-from raygen.extractors.base import BundledNetworkConfig
-from raygen.extractors.perceptual import DeepFeatures, EmbedderConfig, TorchScriptConfig, load_embedder, load_perceptual
+from raygen.extractors.config import BundledNetworkConfig, EmbedderConfig, TorchScriptConfig
+from raygen.extractors.perceptual import DeepFeatures, load_embedder, load_perceptual
 from raygen.models import checkpoint
 from raygen.models.autoencoder import AutoencoderConfig, FirstStage
 from raygen.models.conditions import ConditionDropout

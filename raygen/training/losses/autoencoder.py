@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from raygen.core.config import Config
 from raygen.core.pixels import to_pixels
-from raygen.extractors.lpips import LPIPSConfig
+from raygen.extractors.config import LPIPSConfig
 from raygen.models.autoencoder import LOGVAR_RANGE, FirstStage
 from raygen.training.losses.base import Batch, Losses, Objective
 from raygen.training.losses.discriminator import (

@@ -21,9 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from raygen.core.config import Config
 from raygen.core.face_labels import CLASSES, ClassName
 from raygen.core.pixels import to_pixels
-from raygen.extractors.base import BundledNetworkConfig
-from raygen.extractors.lpips import LPIPSConfig
-from raygen.extractors.perceptual import DeepFeatures, EmbedderConfig
+from raygen.extractors.config import BundledNetworkConfig, EmbedderConfig, LPIPSConfig
+from raygen.extractors.perceptual import DeepFeatures
 from raygen.models.base import Model
 from raygen.models.conditions import ConditionDropout, drop
 from raygen.training.losses.base import Batch, Losses
