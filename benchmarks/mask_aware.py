@@ -48,7 +48,7 @@ def one(case: str, base: str, batch: int) -> dict[str, float]:
     from raygen.extractors.config import BundledNetworkConfig
     from raygen.extractors.perceptual import load_embedder, load_perceptual
     from raygen.models import checkpoint
-    from raygen.models.controlnet import ControlNetConfig
+    from raygen.models.config.controlnet import ControlNetConfig
     from raygen.training.losses import DiffusionObjective, MaskAwareConfig, MaskAwareObjective, SimpleLoss
 
     torch.set_num_threads(1)
@@ -116,7 +116,7 @@ def _peak() -> float:
 def random_base(folder: Path) -> str:
     """An untrained base over the bundled first stage."""
     from raygen.models import checkpoint
-    from raygen.models.ldm import LDMConfig
+    from raygen.models.config.ldm import LDMConfig
 
     config = LDMConfig(channels=(48, 96, 128), attention=(False, True, True), head_dim=16, constant_token=True)
     checkpoint.save(checkpoint.build(config, checkpoint.load_first_stage("bundled"), seed=0), folder)

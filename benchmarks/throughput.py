@@ -39,7 +39,7 @@ from raygen.core.hashing import run_id
 from raygen.execution.executor import execute
 from raygen.execution.ray.actors import ray_runner
 from raygen.execution.ray.session import connected
-from raygen.models.schedulers import SamplerConfig
+from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.worker import SampleConfig
 from raygen.store.images import Codec, encode_image
 from raygen.store.parquet import Slice, to_parquet

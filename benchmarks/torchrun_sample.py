@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from raygen.models.schedulers import SamplerConfig
+from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.worker import SampleConfig, SampleWorker
 
 

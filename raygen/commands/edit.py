@@ -9,9 +9,9 @@ from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
-from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedulers import SamplerConfig
+from raygen.models.checkpoint_folder import digest as checkpoint_digest
+from raygen.models.config.mixing import AnyMixing
+from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig
 from raygen.sampling.imagic import EditWorker, ImagicConfig
 from raygen.sampling.worker import IGNORE, SampleConfig, check_conditions, check_sampling

@@ -8,7 +8,7 @@ from pydantic import Field
 from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.location import Location
-from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.sampling.encode import EncodeConfig, EncodeWorker
 from raygen.store.run_store import RunStore
 

@@ -69,7 +69,7 @@ from raygen.evaluation.verification import (
     verification_metrics,
 )
 from raygen.extractors.base import FeatureExtractor
-from raygen.models.checkpoint import digest as checkpoint_digest
+from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.sampling.encode import RoundTrip
 from raygen.store.filesystem import FileStore
 from raygen.store.lookup import StoredRows

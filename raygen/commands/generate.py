@@ -18,9 +18,9 @@ from raygen.core.errors import ConfigError
 from raygen.core.location import Location
 from raygen.evaluation.config import ScoreConfig
 from raygen.evaluation.scoring import Scorer
-from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedulers import SamplerConfig
+from raygen.models.checkpoint_folder import digest as checkpoint_digest
+from raygen.models.config.mixing import AnyMixing
+from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.guidance import Guidance, GuidanceParametrization
 from raygen.sampling.worker import IGNORE, SampleConfig, SampleWorker, check_conditions, check_sampling, shares_model
 from raygen.store.images import Codec

@@ -44,7 +44,7 @@ from raygen.evaluation.scoring import Scorer
 from raygen.evaluation.slices import grouping_of, select_ids
 from raygen.execution.executor import PlannedRun, execute_all
 from raygen.metrics.registry import SECONDS, lookup
-from raygen.models.schedulers import SamplerConfig, SamplerName, Spacing
+from raygen.models.config.sampler import SamplerConfig, SamplerName, Spacing
 from raygen.sampling.guidance import Guidance
 from raygen.sampling.timing import SharedTiming, TimingConfig, seconds_of
 from raygen.sampling.worker import SampleConfig, check_sampling

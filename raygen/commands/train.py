@@ -27,7 +27,7 @@ from raygen.core.errors import ConfigError, RaygenError
 from raygen.core.hashing import run_id
 from raygen.core.location import LocalLocation
 from raygen.core.precision import set_deterministic_precision
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.text import Tokenizer, tokenizer_of
 from raygen.store import disk
 from raygen.store.filesystem import FileStore
@@ -137,7 +137,7 @@ class TrainJob(TrainRecipe, Job):
         folders = [folder for folder in (self.first_stage, self.init) if folder is not None]
         opens: list[Callable[[], object]] = [
             *(partial(open_input, url) for url in (self.faces, self.latents) if url is not None),
-            *(partial(checkpoint.digest, folder) for folder in (*folders, *folders_of(self.model).values())),
+            *(partial(checkpoint_folder.digest, folder) for folder in (*folders, *folders_of(self.model).values())),
         ]
         for open_one in opens:
             try:
@@ -197,7 +197,7 @@ class TrainJob(TrainRecipe, Job):
             size=size,
             modalities=modalities,
             latents=latents.tables("latents"),
-            autoencoder=checkpoint.digest(self.first_stage),
+            autoencoder=checkpoint_folder.digest(self.first_stage),
             split=self.split,
             tokenize=tokenizer,
             caption=self.caption,

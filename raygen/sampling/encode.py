@@ -13,7 +13,7 @@ from raygen.core.config import Config
 from raygen.core.pixels import to_pixels, to_uint8
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.sampling.worker import pick_device
 from raygen.store.images import images_from_rows
 from raygen.store.schemas import LATENTS
@@ -43,7 +43,7 @@ class EncodeWorker:
         set_deterministic_precision(threads)
         self.config = config
         self.device = pick_device(config.device)
-        self.digest = checkpoint.digest(config.checkpoint)
+        self.digest = checkpoint_folder.digest(config.checkpoint)
         self.stage = checkpoint.load_first_stage(config.checkpoint, self.device)
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:

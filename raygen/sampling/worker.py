@@ -22,11 +22,13 @@ from raygen.core.no_effect import without_effect
 from raygen.core.pixels import to_uint8
 from raygen.core.precision import set_deterministic_precision, tf32
 from raygen.core.types import BoolArray, UInt8Array
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.base import Model, Record
-from raygen.models.conditions import MODALITIES, STYLE_COLUMNS, Conditions
-from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedulers import SamplerConfig, advance, build_sampler, uses_step_noise
+from raygen.models.conditions import Conditions
+from raygen.models.config.conditions import MODALITIES, STYLE_COLUMNS
+from raygen.models.config.mixing import AnyMixing
+from raygen.models.config.sampler import SamplerConfig, uses_step_noise
+from raygen.models.schedulers import advance, build_sampler
 from raygen.sampling.guidance import (
     Guidance,
     GuidanceParametrization,
@@ -140,7 +142,7 @@ def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
 
 def check_sampling(config: SampleConfig) -> None:
     """`ConfigError` where the model of `config.checkpoint` cannot be sampled so, without loading it."""
-    reads = checkpoint.modalities(config.checkpoint)
+    reads = checkpoint_folder.modalities(config.checkpoint)
     if unknown := sorted(set(config.use_conditions or ()) - reads):
         takes = ", ".join(sorted(reads)) or "no conditions"
         raise ConfigError(f"use_conditions: {', '.join(unknown)}: the model takes {takes}")
@@ -149,7 +151,7 @@ def check_sampling(config: SampleConfig) -> None:
         raise ConfigError(problem)
     checkpoint.check_sampler(config.checkpoint, config.sampler)
     if config.mixing is not None:
-        checkpoint.check_mixing(config.checkpoint, config.mixing)
+        checkpoint_folder.check_mixing(config.checkpoint, config.mixing)
 
 
 def conditions_in(rows: Sequence[Slice]) -> frozenset[str]:
@@ -168,7 +170,7 @@ def check_conditions(
     identities whose looks change, edits that change nothing. With `use_conditions` the choice was made. `references`:
     whether the faces that styles are taken from are known.
     """
-    reads, present = checkpoint.modalities(config.checkpoint), conditions_in(rows)
+    reads, present = checkpoint_folder.modalities(config.checkpoint), conditions_in(rows)
     if "style" in reads & present and not references:
         raise ConfigError("references: the rows take styles from faces; name the folder of their ingest run")
     unread = sorted(present - reads - set(ignore)) if config.use_conditions is None else []
@@ -202,7 +204,7 @@ class SampleWorker:
         set_deterministic_precision(threads)
         self.config, self.observe, self.references = config, observe, references
         self.device = pick_device(config.device)
-        self.digest = "" if model is not None else checkpoint.digest(config.checkpoint)
+        self.digest = "" if model is not None else checkpoint_folder.digest(config.checkpoint)
         loaded = checkpoint.load(config.checkpoint) if model is None else model
         self.model = loaded.to(self.device, DTYPES[config.dtype]).eval()
         if self.device.type == "cuda":

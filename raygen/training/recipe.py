@@ -19,11 +19,13 @@ from raygen.extractors.bundled import BundledClassifier, BundledEmbedder, Bundle
 from raygen.extractors.config import BundledClassifierConfig, BundledEmbedderConfig, BundledParserConfig, LPIPSConfig
 from raygen.extractors.lpips import load_lpips
 from raygen.extractors.perceptual import DeepFeatures, load_embedder, load_perceptual
-from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage, same_stage
+from raygen.models import checkpoint, checkpoint_folder
+from raygen.models.autoencoder import FirstStage, same_stage
 from raygen.models.base import Model
-from raygen.models.conditions import ConditionDropout
-from raygen.models.text import TextConfig, Tokenizer
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.conditions import ConditionDropout
+from raygen.models.config.text import TextConfig
+from raygen.models.text import Tokenizer
 from raygen.training.data import TrainingData
 from raygen.training.losses import (
     AttentionLoss,
@@ -64,7 +66,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainableNetwork:
-    """A kind of network that is trained on pictures; denoisers are in `checkpoint.FAMILIES`."""
+    """A kind of network that is trained on pictures; denoisers are in `checkpoint_folder.FAMILIES`."""
 
     #: Has the fields `kind` and `image_size`.
     config: type[Config]
@@ -127,24 +129,24 @@ if TYPE_CHECKING:
         image_size: int
 
 else:
-    _CONFIGS = dict.fromkeys(entry.config for entry in (*NETWORKS.values(), *checkpoint.FAMILIES.values()))
+    _CONFIGS = dict.fromkeys(entry.config for entry in (*NETWORKS.values(), *checkpoint_folder.FAMILIES.values()))
     #: Everything that `raygen train` trains: the union of all configs, told apart by `kind`.
     TrainableConfig = Annotated[reduce(or_, _CONFIGS), Field(discriminator="kind")]
 
 
 def is_denoiser(model: TrainableConfig) -> bool:
     """Whether it denoises latents of a first stage."""
-    return model.kind in checkpoint.FAMILIES
+    return model.kind in checkpoint_folder.FAMILIES
 
 
 def folders_of(model: TrainableConfig) -> Mapping[str, str]:
     """The checkpoints of trained models that a model contains, by name."""
-    return checkpoint.family_of(model).folders(model) if is_denoiser(model) else {}
+    return checkpoint_folder.family_of(model).folders(model) if is_denoiser(model) else {}
 
 
 def text_config_of(model: TrainableConfig) -> TextConfig | None:
     """The text encoder of a model that reads texts and whose vocabulary no checkpoint has; None for other models."""
-    return checkpoint.family_of(model).text(model) if is_denoiser(model) else None
+    return checkpoint_folder.family_of(model).text(model) if is_denoiser(model) else None
 
 
 def required_fields(model: TrainableConfig, first_stage: str | None) -> tuple[int, tuple[str, ...]]:
@@ -155,8 +157,8 @@ def required_fields(model: TrainableConfig, first_stage: str | None) -> tuple[in
     if not is_denoiser(model):
         return model.image_size, NETWORKS[model.kind].conditions
     assert first_stage is not None
-    size = checkpoint.first_stage_config(first_stage).image_size
-    return size, tuple(sorted(checkpoint.modalities_of(model)))
+    size = checkpoint_folder.first_stage_config(first_stage).image_size
+    return size, tuple(sorted(checkpoint_folder.modalities_of(model)))
 
 
 def count_parameters(model: TrainableConfig, first_stage: str | None) -> dict[str, int]:
@@ -171,7 +173,7 @@ def count_parameters(model: TrainableConfig, first_stage: str | None) -> dict[st
         return checkpoint.count(model)
     assert first_stage is not None
     try:
-        stage = checkpoint.first_stage_config(first_stage)
+        stage = checkpoint_folder.first_stage_config(first_stage)
     except ConfigError:
         if (latent_shape := getattr(model, "latent", None)) is None:
             raise
@@ -243,7 +245,7 @@ class TrainRecipe(Config):
         if (network is not None and network.needs_identity) != (self.identity is not None):
             raise ValueError("an embedder needs `identity`, and nothing else takes it")
         if self.attention_loss is not None:
-            if not (is_denoiser(self.model) and checkpoint.family_of(self.model).records_attention(self.model)):
+            if not (is_denoiser(self.model) and checkpoint_folder.family_of(self.model).records_attention(self.model)):
                 raise ValueError("attention_loss is for a scadm with styles")
             if self.training.gradient_checkpointing:
                 raise ValueError(
@@ -257,7 +259,7 @@ class TrainRecipe(Config):
 def frozen_digests(recipe: TrainRecipe) -> dict[str, str]:
     """The digest of every checkpoint that training stands beside or begins with, by name; empty for most."""
     folders = {**folders_of(recipe.model), **({} if recipe.init is None else {"init": recipe.init})}
-    return {name: checkpoint.digest(folder) for name, folder in folders.items()}
+    return {name: checkpoint_folder.digest(folder) for name, folder in folders.items()}
 
 
 # --- objective ----------------------------------------------------------------------------------------------

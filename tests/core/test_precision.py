@@ -13,10 +13,11 @@ from raygen.evaluation.config import ScoreConfig
 from raygen.evaluation.scoring import Scorer
 from raygen.extractors.base import load_features
 from raygen.extractors.config import BundledNetworkConfig
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
 from raygen.models.checkpoint import build
-from raygen.models.ldm import LDMConfig
-from raygen.models.schedulers import SamplerConfig
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.worker import SampleConfig, SampleWorker
 from raygen.store.schemas import CONDITIONS
 from raygen.training.losses import AutoencoderObjective, AutoencoderObjectiveConfig

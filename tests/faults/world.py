@@ -11,8 +11,9 @@ from raygen.commands.registry import make
 from raygen.extractors.bundled import BundledParser, save_bundled
 from raygen.extractors.config import BundledParserConfig
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.ldm import LDMConfig
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
 

@@ -8,11 +8,14 @@ import pytest
 import torch
 
 from raygen.core.errors import ConfigError
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.attention import CrossAttention, gates
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.conditions import ConditionDropout, Conditions, Shapes
-from raygen.models.scadm import SCADM, SCADMConfig, StyleConfig, build_scadm_unet, new_style_encoder
+from raygen.models.autoencoder import FirstStage
+from raygen.models.conditions import Conditions, Shapes
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.conditions import ConditionDropout
+from raygen.models.config.scadm import SCADMConfig, StyleConfig
+from raygen.models.scadm import SCADM, build_scadm_unet, new_style_encoder
 from raygen.models.spade import modulated
 from raygen.models.style_encoder import StyleEncoder
 from raygen.store.images import encode_image, encode_mask, picture
@@ -271,7 +274,7 @@ def test_a_checkpoint_holds_everything(tmp_path: Path) -> None:
         checkpoint.save(model, tmp_path / "model")
         back = checkpoint.load(tmp_path / "model")
         assert torch.equal(says(back, conditions()), says(model, conditions()))  # type: ignore[arg-type]
-        assert checkpoint.modalities(tmp_path / "model") == model.modalities
+        assert checkpoint_folder.modalities(tmp_path / "model") == model.modalities
     with pytest.raises(ConfigError, match="cannot be halved so often"):
         make(style=StyleConfig(base=1, downs=6, ups=2, width=8))
 

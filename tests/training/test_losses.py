@@ -6,11 +6,12 @@ from torch import Tensor
 
 from raygen.extractors.bundled import BundledClassifier, BundledParser
 from raygen.extractors.config import BundledClassifierConfig, BundledParserConfig, LPIPSConfig
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
 from raygen.models.checkpoint import build
-from raygen.models.conditions import ConditionDropout
-from raygen.models.ldm import LDMConfig
-from raygen.models.schedulers import NoiseSchedule
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.conditions import ConditionDropout
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.noise import NoiseSchedule
 from raygen.training.losses import (
     AutoencoderObjective,
     AutoencoderObjectiveConfig,

@@ -16,10 +16,13 @@ from raygen.core.pixels import to_pixels
 from raygen.extractors.config import BundledNetworkConfig, EmbedderConfig, TorchScriptConfig
 from raygen.extractors.perceptual import DeepFeatures, load_embedder, load_perceptual
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.conditions import ConditionDropout
-from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
-from raygen.models.ldm import LDM, LDMConfig
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.conditions import ConditionDropout
+from raygen.models.config.controlnet import ControlNetConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.controlnet import ControlNetLDM
+from raygen.models.ldm import LDM
 from raygen.training.losses import DiffusionObjective, MaskAwareConfig, MaskAwareObjective, MinSNRLoss
 from raygen.training.losses.mask_aware import _boxes, _bumps, class_weights, crops, masked_distance
 

@@ -12,8 +12,9 @@ from raygen.core.config import Config
 from raygen.core.face_labels import CLASSES
 from raygen.core.pixels import to_pixels
 from raygen.models.base import Model
-from raygen.models.conditions import ConditionDropout, Conditions, drop
-from raygen.models.schedulers import NoiseSchedule
+from raygen.models.conditions import Conditions, drop
+from raygen.models.config.conditions import ConditionDropout
+from raygen.models.config.noise import NoiseSchedule
 from raygen.models.spade import one_hot
 from raygen.training.losses.base import Batch, Losses, Objective
 

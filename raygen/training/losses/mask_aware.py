@@ -24,7 +24,8 @@ from raygen.core.pixels import to_pixels
 from raygen.extractors.config import BundledNetworkConfig, EmbedderConfig, LPIPSConfig
 from raygen.extractors.perceptual import DeepFeatures
 from raygen.models.base import Model
-from raygen.models.conditions import ConditionDropout, drop
+from raygen.models.conditions import drop
+from raygen.models.config.conditions import ConditionDropout
 from raygen.training.losses.base import Batch, Losses
 from raygen.training.losses.diffusion import AttentionLoss, DiffusionObjective, MinSNRLoss, P2Loss, SimpleLoss
 
