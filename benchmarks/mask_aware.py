@@ -49,7 +49,8 @@ def one(case: str, base: str, batch: int) -> dict[str, float]:
     from raygen.extractors.perceptual import load_embedder, load_perceptual
     from raygen.models import checkpoint
     from raygen.models.config.controlnet import ControlNetConfig
-    from raygen.training.losses import DiffusionObjective, MaskAwareConfig, MaskAwareObjective, SimpleLoss
+    from raygen.training.config.losses import MaskAwareConfig, SimpleLoss
+    from raygen.training.losses import DiffusionObjective, MaskAwareObjective
 
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

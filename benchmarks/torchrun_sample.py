@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import torch
 
 from raygen.models.config.sampler import SamplerConfig
-from raygen.sampling.worker import SampleConfig, SampleWorker
+from raygen.sampling.config import SampleConfig
+from raygen.sampling.worker import SampleWorker
 
 
 def main() -> None:

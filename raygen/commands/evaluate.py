@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -40,7 +40,6 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import run_id
 from raygen.core.location import Location
 from raygen.core.types import UInt8Array
-from raygen.evaluation.aggregate import MetricRows, aggregate, gather_scores, write_metrics
 from raygen.evaluation.config import (
     FeatureMetricsConfig,
     MemorizationConfig,
@@ -49,33 +48,20 @@ from raygen.evaluation.config import (
     VerificationConfig,
     check_slices,
 )
-from raygen.evaluation.external_stats import check_statistics, compare_to_statistics
-from raygen.evaluation.feature_metrics import Grouping, few_rows
-from raygen.evaluation.memorization import ScoreSets, compare_to_training
-from raygen.evaluation.pairwise import COLUMNS, PairwiseWorker
-from raygen.evaluation.pairwise import protocols as pairwise_protocols
 from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
 from raygen.evaluation.score_matrix import IDENTITY, ScoreMatrix
-from raygen.evaluation.scoring import Scorer, ScoreWorker
-from raygen.evaluation.slices import by_slices, column, grouping_of, select_ids
-from raygen.evaluation.verification import (
-    ROC_HEAD,
-    as_csv,
-    as_lfw,
-    histogram,
-    identities_of,
-    pairs_of,
-    roc_lines,
-    verification_metrics,
-)
-from raygen.extractors.base import FeatureExtractor
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
-from raygen.sampling.encode import RoundTrip
 from raygen.store.filesystem import FileStore
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import from_parquet
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.set_digest import KEYS
+
+if TYPE_CHECKING:
+    from raygen.evaluation.aggregate import MetricRows
+    from raygen.evaluation.memorization import ScoreSets
+    from raygen.evaluation.scoring import ScoreWorker
+    from raygen.extractors.base import FeatureExtractor
 
 __all__ = ["JOB", "EvaluateJob"]
 
@@ -146,8 +132,8 @@ class EvaluateJob(Job, Sharding):
 
     def run(self, report: ProgressCallback) -> Result:
         """Score the pictures that are not scored yet, then compute the metrics."""
-        self._check_inputs()
         reference, samples = self._reference(), self._samples()
+        self._check_inputs()
         passes = self._passes(reference, samples)
         for name, work in passes.items():
             run_sharded(work, self.resources, report_stage(report, name))
@@ -166,6 +152,8 @@ class EvaluateJob(Job, Sharding):
 
         Call it after `run`: nothing is scored again, and the files of `run` stay.
         """
+        from raygen.evaluation.slices import select_ids
+
         reference, samples = self._reference(), self._samples()
         sets = self._sets(self._passes(reference, samples), reference, samples)
         for name in rows.keys() & sets["all"].keys():
@@ -177,6 +165,8 @@ class EvaluateJob(Job, Sharding):
         self, passes: Mapping[str, PreparedRun], reference: ReferenceSet | None, samples: RunStore | None
     ) -> dict[str, dict[str, ScoreMatrix]]:
         """Scores of all sets, after the passes have run."""
+        from raygen.evaluation.aggregate import gather_scores
+
         sets: dict[str, dict[str, ScoreMatrix]] = {}
         if samples is not None and "samples" not in passes:
             sets["all"] = gather_scores(samples.tables("scores"))
@@ -195,12 +185,15 @@ class EvaluateJob(Job, Sharding):
         if (key := self.score.to_source) and self.reference is None:
             raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
         if self.reference_stats is not None and self.score.features is not None:
+            from raygen.evaluation.external_stats import check_statistics
+
             check_statistics(self.reference_stats, self.score.features)
 
     def estimate(self) -> Estimate:
         """The sum of all passes."""
+        reference, samples = self._reference(), self._samples()
         self._check_inputs()
-        passes = self._passes(self._reference(), self._samples()).values()
+        passes = self._passes(reference, samples).values()
         parts = [estimate_cost(work, self.resources) for work in passes]
         return sum_estimates(parts, tuple(dict.fromkeys(note for part in parts for note in part.notes)))
 
@@ -242,6 +235,8 @@ class EvaluateJob(Job, Sharding):
         settings = {"set": "related", "pairwise": pairwise.model_copy(update={"baseline": baseline})}
         inputs, threads = open_inputs(samples, "samples"), self.resources.threads
         plan = plan_run("evaluate", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
+        from raygen.evaluation.pairwise import COLUMNS, PairwiseWorker
+
         build = partial(PairwiseWorker, pairwise, samples, run_id=plan.run_id, threads=threads)
         store = RunStore(f"{self.out}/scores/related")
         return PreparedRun(store, plan, self.max_error_fraction, COLUMNS, build=build)
@@ -266,8 +261,11 @@ class EvaluateJob(Job, Sharding):
 
     def _protocols(
         self, reference: ReferenceSet | None, samples: RunStore | None
-    ) -> tuple[str, dict[str, Mapping[str, Any]], FeatureExtractor | None]:
+    ) -> "tuple[str, dict[str, Mapping[str, Any]], FeatureExtractor | None]":
         """Run id of the METRICS, protocols by metric, and the network of the features."""
+        from raygen.evaluation.pairwise import protocols as pairwise_protocols
+        from raygen.evaluation.scoring import Scorer
+
         parts = {
             "samples": None if self.samples is None else open_input(self.samples)[1],
             "reference": None if reference is None else reference.content,
@@ -294,6 +292,12 @@ class EvaluateJob(Job, Sharding):
         where: str = "metrics",
     ) -> dict[str, object]:
         """Write METRICS of the sets into the folder `where`; the metrics of whole sets by name, to be printed."""
+        from raygen.evaluation.aggregate import MetricRows, aggregate, write_metrics
+        from raygen.evaluation.external_stats import compare_to_statistics
+        from raygen.evaluation.feature_metrics import Grouping, few_rows
+        from raygen.evaluation.memorization import compare_to_training
+        from raygen.evaluation.slices import by_slices, column, grouping_of
+
         folder = FileStore(f"{self.out}/{where}")
         content = None if reference is None else reference.content
         run, protocols, features = self._protocols(reference, samples)
@@ -350,12 +354,23 @@ def pictures_of(reference: ReferenceSet | None, samples: RunStore | None) -> Sto
 def write_verification(
     config: VerificationConfig,
     stores: Stores,
-    sets: ScoreSets,
+    sets: "ScoreSets",
     protocols: Mapping[str, Any],
     folder: FileStore,
-    rows: MetricRows,
+    rows: "MetricRows",
 ) -> None:
     """Add the verification METRICS of each set to `rows`; write verification.json, roc.csv and the pairs of one set."""
+    from raygen.evaluation.verification import (
+        ROC_HEAD,
+        as_csv,
+        as_lfw,
+        histogram,
+        identities_of,
+        pairs_of,
+        roc_lines,
+        verification_metrics,
+    )
+
     histograms: dict[str, Any] = {}
     roc = [ROC_HEAD]
     for where, (store, table, key) in stores.items():
@@ -381,8 +396,11 @@ def write_verification(
 
 def score_worker(
     score: ScoreConfig, threads: int, checkpoint: str | None, sources: str | None, run_id: str
-) -> ScoreWorker:
+) -> "ScoreWorker":
     """`checkpoint`: a first stage that pictures pass through. `sources`: folder of the faces that samples name."""
+    from raygen.evaluation.scoring import ScoreWorker
+    from raygen.sampling.encode import RoundTrip
+
     through: Callable[[UInt8Array], UInt8Array] | None = None if checkpoint is None else RoundTrip(checkpoint)
     faces = None if sources is None else StoredRows(sources, ("image",))
     return ScoreWorker(score, run_id=run_id, threads=threads, through=through, sources=faces)

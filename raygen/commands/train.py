@@ -16,40 +16,30 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow.compute as pc
-import torch
 from pydantic import Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.core.hashing import run_id
 from raygen.core.location import LocalLocation
-from raygen.core.precision import set_deterministic_precision
-from raygen.models import checkpoint, checkpoint_folder
-from raygen.models.text import Tokenizer, tokenizer_of
+from raygen.models import checkpoint_folder
 from raygen.store import disk
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import open_input
 from raygen.store.sealed import seal_folder
-from raygen.training.data import TrainingData, load_training_data, texts_of
-from raygen.training.logger import TrainingLogger, followed
-from raygen.training.losses import Objective
-from raygen.training.preview import sheet
-from raygen.training.recipe import (
-    NETWORKS,
-    TrainRecipe,
-    build_objective,
-    count_parameters,
-    folders_of,
-    frozen_digests,
-    is_denoiser,
-    required_fields,
-    text_config_of,
-)
-from raygen.training.trainer import Trainer, TrainStep, train
+from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
 from raygen.training.unfinished import explained
+
+if TYPE_CHECKING:
+    import torch
+
+    from raygen.models.text import Tokenizer
+    from raygen.training.data import TrainingData
+    from raygen.training.losses import Objective
+    from raygen.training.trainer import Trainer, TrainStep
 
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
@@ -73,6 +63,10 @@ class TrainJob(TrainRecipe, Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Train to the end, continuing from the last training state in `out`."""
+        for error in self.missing_inputs():
+            raise error
+        from raygen.training.logger import followed
+
         FileStore(self.out).require()
         began = time.time()
         folder = Path(self.out) / "training"
@@ -97,6 +91,11 @@ class TrainJob(TrainRecipe, Job):
         Parameters are counted without allocating the model. Where data is missing, or a model is too large for this
         machine, the time is not estimated, and a note says why.
         """
+        import torch
+
+        from raygen.training.networks import count_parameters
+        from raygen.training.trainer import Trainer
+
         notes = [f"missing: {error}" for error in self.missing_inputs()]
         parameters, rows = 0, 0 if notes else self._count_rows()
         try:
@@ -137,7 +136,10 @@ class TrainJob(TrainRecipe, Job):
         folders = [folder for folder in (self.first_stage, self.init) if folder is not None]
         opens: list[Callable[[], object]] = [
             *(partial(open_input, url) for url in (self.faces, self.latents) if url is not None),
-            *(partial(checkpoint_folder.digest, folder) for folder in (*folders, *folders_of(self.model).values())),
+            *(
+                partial(checkpoint_folder.first_stage_config, folder)
+                for folder in (*folders, *folders_of(self.model).values())
+            ),
         ]
         for open_one in opens:
             try:
@@ -145,8 +147,12 @@ class TrainJob(TrainRecipe, Job):
             except RaygenError as error:
                 yield error
 
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> "Tokenizer | None":
         """The tokenizer of a model that reads texts: of its experts, of `init`, or learned from the faces."""
+        from raygen.models import checkpoint
+        from raygen.models.text import tokenizer_of
+        from raygen.training.data import texts_of
+
         if folders := folders_of(self.model):
             tokenizers = (checkpoint.load_tokenizer(folder) for folder in folders.values())
             return next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
@@ -161,12 +167,14 @@ class TrainJob(TrainRecipe, Job):
         text = text_config_of(self.model)
         return None if text is None else tokenizer_of(text, texts)
 
-    def arrays(self, tokenizer: Tokenizer | None = None) -> TrainingData:
+    def arrays(self, tokenizer: "Tokenizer | None" = None) -> "TrainingData":
         """The training data in memory.
 
         `ConfigError` where it has more identities than `identity.identities`, or latents without the mirrored ones that
         `training.horizontal_flip` asks for.
         """
+        from raygen.training.data import load_training_data
+
         faces, _ = open_input(self.faces)
         columns = ["face_id", "split", "image", "mask", "attributes", "texts"]
         size, modalities = required_fields(self.model, self.first_stage)
@@ -212,17 +220,26 @@ class TrainJob(TrainRecipe, Job):
             )
         return arrays
 
-    def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
+    def objective(self, tokenizer: "Tokenizer | None" = None) -> "Objective":
         """A new objective, with weights drawn from the training seed."""
+        from raygen.training.networks import build_objective
+
         return build_objective(self, tokenizer)
 
 
-def _device() -> torch.device:
+def _device() -> "torch.device":
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train_rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]:
+def train_rank(job: TrainJob, rank: int, world_size: int) -> "Iterator[TrainStep]":
     """Everything that one rank does: load the data, train, and on rank 0 write records, sheets and the checkpoint."""
+    from raygen.core.precision import set_deterministic_precision
+    from raygen.training.logger import TrainingLogger
+    from raygen.training.preview import sheet
+    from raygen.training.trainer import Trainer, train
+
     set_deterministic_precision(job.resources.threads)
     folder, config = Path(job.out) / "training", job.training
     tokenizer = job.tokenizer()
@@ -247,7 +264,7 @@ def train_rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]
         write_result(job, trainer, arrays, logger.last())
 
 
-def is_finished(job: TrainJob, arrays: TrainingData) -> bool:
+def is_finished(job: TrainJob, arrays: "TrainingData") -> bool:
     """Whether this training has ended already; its checkpoint is then left as it is.
 
     `ConfigError` where another training has ended in `out`: its learning rate has come down, so continuing it would
@@ -269,13 +286,17 @@ def is_finished(job: TrainJob, arrays: TrainingData) -> bool:
     return True
 
 
-def _run_id(job: TrainJob, arrays: TrainingData) -> str:
+def _run_id(job: TrainJob, arrays: "TrainingData") -> str:
+    from raygen.training.networks import frozen_digests
+
     experts = frozen_digests(job)
     return run_id({"settings": job.settings(), "data": arrays.digest, **({"experts": experts} if experts else {})})
 
 
-def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: Mapping[str, Any]) -> None:
+def write_result(job: TrainJob, trainer: "Trainer", arrays: "TrainingData", last: Mapping[str, Any]) -> None:
     """Write the checkpoint, with the recipe that made it, and then result.json. `last`: the newest record."""
+    from raygen.training.networks import NETWORKS
+
     module = trainer.objective.module
     skipped = "none"
     if arrays.left_out:
@@ -302,6 +323,9 @@ def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, last: Ma
 
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     """Write the checkpoint into `out`; its digest. `InfrastructureError` where that fails."""
+    from raygen.models import checkpoint
+    from raygen.training.networks import NETWORKS
+
     out = Path(job.out)
     extra = {"recipe": job.model_dump(mode="json"), "result": facts}
     save = checkpoint.save if is_denoiser(job.model) else NETWORKS[job.model.kind].save

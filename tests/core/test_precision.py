@@ -18,10 +18,13 @@ from raygen.models.checkpoint import build
 from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.models.config.ldm import LDMConfig
 from raygen.models.config.sampler import SamplerConfig
-from raygen.sampling.worker import SampleConfig, SampleWorker
+from raygen.sampling.config import SampleConfig
+from raygen.sampling.worker import SampleWorker
 from raygen.store.schemas import CONDITIONS
-from raygen.training.losses import AutoencoderObjective, AutoencoderObjectiveConfig
-from raygen.training.trainer import TrainConfig, Trainer
+from raygen.training.config.loop import TrainConfig
+from raygen.training.config.losses import AutoencoderObjectiveConfig
+from raygen.training.losses import AutoencoderObjective
+from raygen.training.trainer import Trainer
 
 WAIT = 60
 

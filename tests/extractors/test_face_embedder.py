@@ -15,7 +15,8 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.extractors.bundled import BundledEmbedder, BundledParser, load_bundled, save_bundled
 from raygen.extractors.config import BundledEmbedderConfig, FaceEmbedderConfig
 from raygen.extractors.face_embedder import load_face_embedder
-from raygen.training.losses import EmbedderObjective, IdentityLoss
+from raygen.training.config.losses import IdentityLoss
+from raygen.training.losses import EmbedderObjective
 
 CPU = torch.device("cpu")
 

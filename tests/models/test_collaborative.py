@@ -24,7 +24,8 @@ from raygen.models.expert_mixing import mixed_shares
 from raygen.models.ldm import LDM
 from raygen.models.text import Tokenizer, learn_vocabulary
 from raygen.sampling.guidance import build_guidance
-from raygen.training.losses import DiffusionObjective, SimpleLoss
+from raygen.training.config.losses import SimpleLoss
+from raygen.training.losses import DiffusionObjective
 
 STAGE = AutoencoderConfig(image_size=16, channels=(8, 8))
 SMALL = {"channels": (32, 32), "attention": (False, True), "token_width": 16, "mask_channels": 4, "head_dim": 8}

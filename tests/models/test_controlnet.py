@@ -15,7 +15,8 @@ from raygen.models.config.controlnet import ControlNetConfig
 from raygen.models.config.ldm import LDMConfig
 from raygen.models.controlnet import ControlNetLDM
 from raygen.models.ldm import LDM
-from raygen.training.losses import DiffusionObjective, SimpleLoss
+from raygen.training.config.losses import SimpleLoss
+from raygen.training.losses import DiffusionObjective
 
 STAGE = AutoencoderConfig(image_size=32, channels=(8, 8, 8))
 SMALL = {"channels": (16, 32), "attention": (False, True), "head_dim": 8, "token_width": 16}

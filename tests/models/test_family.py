@@ -18,7 +18,8 @@ from raygen.models.config.sampler import SamplerConfig
 from raygen.models.schedulers import build_sampler
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.worker import denoise
-from raygen.training.losses import DiffusionObjective, SimpleLoss
+from raygen.training.config.losses import SimpleLoss
+from raygen.training.losses import DiffusionObjective
 
 MODULE = '''
 from typing import Literal

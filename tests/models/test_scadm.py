@@ -20,8 +20,9 @@ from raygen.models.spade import modulated
 from raygen.models.style_encoder import StyleEncoder
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import CONDITIONS
-from raygen.training.losses import AttentionLoss, DiffusionObjective, SimpleLoss
-from raygen.training.losses.diffusion import own_style
+from raygen.training.config.losses import AttentionLoss, SimpleLoss
+from raygen.training.losses import DiffusionObjective
+from raygen.training.losses.diffusion import attention_loss, own_style
 
 STAGE = AutoencoderConfig(image_size=32, channels=(8, 8))
 SMALL = {
@@ -359,9 +360,9 @@ def test_the_attention_loss_wants_scores_that_name_the_class() -> None:
     here = torch.ones(2, dtype=torch.bool)
     named = _maps(mask)[:, :, ::2, ::2].flatten(2).transpose(1, 2)  # [2, 16, 19]: every second pixel, as nearest has it
     for loss, good in ((AttentionLoss(), 40 * named - 20), (AttentionLoss(kind="mse"), named)):
-        assert float(loss.of(good, mask, here)) < 1e-6
-        assert float(loss.of(-good, mask, here)) > 0.05
-        assert float(loss.of(-good, mask, ~here)) == 0, "without a mask there is nothing to name"
+        assert float(attention_loss(loss, good, mask, here)) < 1e-6
+        assert float(attention_loss(loss, -good, mask, here)) > 0.05
+        assert float(attention_loss(loss, -good, mask, ~here)) == 0, "without a mask there is nothing to name"
 
 
 def test_the_attention_loss_reaches_queries_and_keys() -> None:

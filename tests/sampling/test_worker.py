@@ -21,9 +21,10 @@ from raygen.models.config.sampler import SamplerConfig
 from raygen.models.schedulers import build_sampler
 from raygen.sampling import noise as sampling_noise
 from raygen.sampling import worker as sampling_worker
+from raygen.sampling.config import SampleConfig
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.noise import keyed_normal, noise_key
-from raygen.sampling.worker import SampleConfig, SampleWorker, denoise
+from raygen.sampling.worker import SampleWorker, denoise
 from raygen.store.images import decode_image, encode_mask, picture
 from raygen.store.schemas import CONDITIONS, SAMPLES
 

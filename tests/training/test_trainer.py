@@ -21,22 +21,11 @@ from raygen.models.config.ldm import LDMConfig
 from raygen.store import disk
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import FACES, LATENTS
+from raygen.training.config.loop import TrainConfig
+from raygen.training.config.losses import AutoencoderObjectiveConfig, DiscriminatorConfig, SimpleLoss
 from raygen.training.data import TrainingData, draw, load_training_data, order
-from raygen.training.losses import (
-    AutoencoderObjective,
-    AutoencoderObjectiveConfig,
-    DiffusionObjective,
-    DiscriminatorConfig,
-    SimpleLoss,
-)
-from raygen.training.trainer import (
-    DivergedError,
-    TrainConfig,
-    Trainer,
-    TrainStep,
-    latest_state,
-    train,
-)
+from raygen.training.losses import AutoencoderObjective, DiffusionObjective
+from raygen.training.trainer import DivergedError, Trainer, TrainStep, latest_state, train
 
 N = 10
 
