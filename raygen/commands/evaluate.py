@@ -13,7 +13,6 @@ out/reference.json                          description of the reference; other 
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -36,7 +35,7 @@ from raygen.commands.base import (
     sum_estimates,
 )
 from raygen.core.assets import resolve
-from raygen.core.errors import ConfigError, InputError
+from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
 from raygen.core.location import Location
 from raygen.core.types import UInt8Array
@@ -49,7 +48,7 @@ from raygen.evaluation.config import (
     check_slices,
 )
 from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
-from raygen.evaluation.score_matrix import IDENTITY, ScoreMatrix
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.store.filesystem import FileStore
 from raygen.store.lookup import StoredRows
@@ -58,8 +57,6 @@ from raygen.store.run_store import RunStore, open_input
 from raygen.store.set_digest import KEYS
 
 if TYPE_CHECKING:
-    from raygen.evaluation.aggregate import MetricRows
-    from raygen.evaluation.memorization import ScoreSets
     from raygen.evaluation.scoring import ScoreWorker
     from raygen.extractors.base import FeatureExtractor
 
@@ -329,6 +326,8 @@ class EvaluateJob(Job, Sharding):
                 folder.update(f"{file}.json", json.dumps(document, indent=1).encode())
             tables.append(rows.table())
         if self.verification is not None:
+            from raygen.evaluation.verification import write_verification
+
             rows = MetricRows(run, content)
             write_verification(self.verification, stores, sets, protocols, folder, rows)
             tables.append(rows.table())
@@ -349,49 +348,6 @@ def pictures_of(reference: ReferenceSet | None, samples: RunStore | None) -> Sto
     if reference is not None and reference.scores is None:
         stores["reference"] = (open_input(reference.url)[0], "faces", "face_id")
     return stores
-
-
-def write_verification(
-    config: VerificationConfig,
-    stores: Stores,
-    sets: "ScoreSets",
-    protocols: Mapping[str, Any],
-    folder: FileStore,
-    rows: "MetricRows",
-) -> None:
-    """Add the verification METRICS of each set to `rows`; write verification.json, roc.csv and the pairs of one set."""
-    from raygen.evaluation.verification import (
-        ROC_HEAD,
-        as_csv,
-        as_lfw,
-        histogram,
-        identities_of,
-        pairs_of,
-        roc_lines,
-        verification_metrics,
-    )
-
-    histograms: dict[str, Any] = {}
-    roc = [ROC_HEAD]
-    for where, (store, table, key) in stores.items():
-        name = next((name for name in sets.get(where, {}) if name.startswith(IDENTITY)), None)
-        if name is None:
-            continue
-        people, variants = identities_of(store, table, key)
-        protocol = protocols.get(name.removeprefix(IDENTITY), {})
-        scores = sets[where][name]
-        if config.pairs and not histograms:
-            pairs = pairs_of(config, where, name, scores, people, variants, protocol, rows)
-            folder.update("pairs.txt", as_lfw(pairs).encode())
-            folder.update("pairs.csv", as_csv(pairs).encode())
-        elif config.pairs:
-            with suppress(InputError):  # too few pairs in the reference are no error of the evaluation
-                pairs_of(config, where, name, scores, people, variants, protocol, rows)
-        verification = verification_metrics(config, where, name, scores, people, protocol, rows)
-        histograms[where] = histogram(verification)
-        roc += roc_lines(where, verification)
-    folder.update("verification.json", json.dumps(histograms).encode())
-    folder.update("roc.csv", "\n".join([*roc, ""]).encode())
 
 
 def score_worker(

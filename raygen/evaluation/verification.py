@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,9 +14,12 @@ from raygen.core.errors import InputError
 from raygen.core.types import BoolArray, Int64Array
 from raygen.evaluation.aggregate import MetricRows
 from raygen.evaluation.config import VerificationConfig
+from raygen.evaluation.memorization import ScoreSets
+from raygen.evaluation.reference import Stores
 from raygen.evaluation.score_matrix import IDENTITY, ScoreMatrix
 from raygen.evaluation.slices import column
 from raygen.metrics.verification import BINS, VerificationHistogram, fold_accuracy, unit, verification
+from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
 
 __all__ = [
@@ -28,6 +33,7 @@ __all__ = [
     "pairs_of",
     "roc_lines",
     "verification_metrics",
+    "write_verification",
 ]
 
 
@@ -282,3 +288,35 @@ def roc_lines(slice_: str, cosines: VerificationHistogram) -> list[str]:
     thresholds = np.arange(BINS + 1) * 2 / BINS - 1
     rates = zip(thresholds.tolist(), *(side.tolist() for side in cosines.rates()), strict=True)
     return [f"{slice_},{threshold:.3f},{far:.9g},{tar:.9g}" for threshold, far, tar in rates]
+
+
+def write_verification(
+    config: VerificationConfig,
+    stores: Stores,
+    sets: ScoreSets,
+    protocols: Mapping[str, Any],
+    folder: FileStore,
+    rows: MetricRows,
+) -> None:
+    """Add the verification METRICS of each set to `rows`; write verification.json, roc.csv and the pairs of one set."""
+    histograms: dict[str, Any] = {}
+    roc = [ROC_HEAD]
+    for where, (store, table, key) in stores.items():
+        name = next((name for name in sets.get(where, {}) if name.startswith(IDENTITY)), None)
+        if name is None:
+            continue
+        people, variants = identities_of(store, table, key)
+        protocol = protocols.get(name.removeprefix(IDENTITY), {})
+        scores = sets[where][name]
+        if config.pairs and not histograms:
+            pairs = pairs_of(config, where, name, scores, people, variants, protocol, rows)
+            folder.update("pairs.txt", as_lfw(pairs).encode())
+            folder.update("pairs.csv", as_csv(pairs).encode())
+        elif config.pairs:
+            with suppress(InputError):  # too few pairs in the reference are no error of the evaluation
+                pairs_of(config, where, name, scores, people, variants, protocol, rows)
+        verification = verification_metrics(config, where, name, scores, people, protocol, rows)
+        histograms[where] = histogram(verification)
+        roc += roc_lines(where, verification)
+    folder.update("verification.json", json.dumps(histograms).encode())
+    folder.update("roc.csv", "\n".join([*roc, ""]).encode())

@@ -105,6 +105,7 @@ def _makes_the_model(path: Path) -> bool:
 
 
 def open_checkpoint(folder: str | Path) -> OpenedCheckpoint:
+    """The document of a folder, read; `ConfigError` where there is no checkpoint, `InputError` where it is damaged."""
     root = Path(resolve(str(folder)))
     if stable_diffusion.is_stable(root):
         return OpenedCheckpoint(root, stable_diffusion.stable_document(root))
@@ -122,6 +123,7 @@ def open_checkpoint(folder: str | Path) -> OpenedCheckpoint:
 
 
 def open_model(folder: str | Path) -> OpenedCheckpoint:
+    """`open_checkpoint` of a folder with a model; `ConfigError` where it holds only a first stage."""
     opened = open_checkpoint(folder)
     if "model" not in opened.document:
         raise ConfigError(f"{opened.root}: holds a first stage, not a model that can be sampled")
@@ -144,10 +146,12 @@ def open_parts(config: Config) -> dict[str, OpenedCheckpoint]:
 
 
 def kind_of(opened: OpenedCheckpoint) -> str:
+    """The `kind` of the family of a folder, or its layout where other software wrote it."""
     return str(opened.document.get("layout", opened.document.get("model", {}).get("kind")))
 
 
 def family_in(opened: OpenedCheckpoint) -> Family:
+    """The family of the model in a folder; `InputError` (`checkpoint`) where it is none of ours."""
     family = FAMILIES.get(kind_of(opened))
     if family is None:
         raise InputError(f"{opened.root}: a {kind_of(opened)!r} is no family of ours", reason="checkpoint")
@@ -155,5 +159,6 @@ def family_in(opened: OpenedCheckpoint) -> Family:
 
 
 def schedule_in(opened: OpenedCheckpoint) -> NoiseSchedule:
+    """The noise schedule of the model in a folder."""
     family = family_in(opened)
     return family.schedule(family.parse(opened), {name: schedule_in(p) for name, p in family.inside(opened).items()})
