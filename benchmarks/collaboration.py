@@ -30,13 +30,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from raygen.commands.registry import make
-from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models import checkpoint, checkpoint_folder
+from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
-from raygen.models.collaborative import Collaborative, CollaborativeConfig
+from raygen.models.collaborative import Collaborative
 from raygen.models.conditions import Conditions
-from raygen.models.ldm import LDM, LDMConfig, run_unet
-from raygen.models.text import Tokenizer, TransformerTextConfig, learn_vocabulary
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.collaborative import CollaborativeConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.text import TransformerTextConfig
+from raygen.models.ldm import LDM, run_unet
+from raygen.models.text import Tokenizer, learn_vocabulary
 
 STEPS = 20
 #: One process of the published script: load, generate one picture, write it.
@@ -233,7 +237,7 @@ def pairs(model: str | None, count: int, total: int) -> list[dict[str, Any]]:
         root = Path(place)
         folder = model or _tiny(root / "model")
         sampler = {"name": "ddim", "steps": 50, "eta": 1.0, "spacing": "leading"}
-        size = checkpoint.first_stage_config(folder).image_size
+        size = checkpoint_folder.first_stage_config(folder).image_size
         data = {"kind": "procedural", "identities": total, "pictures": 1, "size": size, "seed": 5}
         planning = {"kind": "from_faces", "conditions": ["mask", "text"]}
         _run(root, "ingest", "faces", {"data": data})

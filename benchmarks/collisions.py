@@ -11,8 +11,8 @@ import argparse
 
 import numpy as np
 
-from raygen.evaluation.aggregate import ScoreMatrix, gather_scores
-from raygen.evaluation.verification import IDENTITY
+from raygen.evaluation.aggregate import gather_scores
+from raygen.evaluation.score_matrix import IDENTITY, ScoreMatrix
 from raygen.metrics.verification import unit
 from raygen.selection.gates import ScorePool
 from raygen.selection.identity_gates import IdentityGate

@@ -21,8 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.styles import model_of
 from raygen.commands.registry import load
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions
+from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.training.losses.diffusion import own_style
 
 

@@ -27,7 +27,8 @@ import torch
 import torchvision
 from torch import Tensor
 
-from raygen.extractors.lpips import LPIPS, LPIPSConfig, load_lpips
+from raygen.extractors.config import LPIPSConfig
+from raygen.extractors.lpips import LPIPS, load_lpips
 
 MODELS = {"vgg": torchvision.models.vgg16, "alex": torchvision.models.alexnet}
 

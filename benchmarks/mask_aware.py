@@ -45,11 +45,12 @@ STEPS = 4
 
 def one(case: str, base: str, batch: int) -> dict[str, float]:
     """Seconds per step, peak memory in MB, and 10^9 operations per step, measured in this process."""
-    from raygen.extractors.base import BundledNetworkConfig
+    from raygen.extractors.config import BundledNetworkConfig
     from raygen.extractors.perceptual import load_embedder, load_perceptual
     from raygen.models import checkpoint
-    from raygen.models.controlnet import ControlNetConfig
-    from raygen.training.losses import DiffusionObjective, MaskAwareConfig, MaskAwareObjective, SimpleLoss
+    from raygen.models.config.controlnet import ControlNetConfig
+    from raygen.training.config.losses import MaskAwareConfig, SimpleLoss
+    from raygen.training.losses import DiffusionObjective, MaskAwareObjective
 
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -116,7 +117,7 @@ def _peak() -> float:
 def random_base(folder: Path) -> str:
     """An untrained base over the bundled first stage."""
     from raygen.models import checkpoint
-    from raygen.models.ldm import LDMConfig
+    from raygen.models.config.ldm import LDMConfig
 
     config = LDMConfig(channels=(48, 96, 128), attention=(False, True, True), head_dim=16, constant_token=True)
     checkpoint.save(checkpoint.build(config, checkpoint.load_first_stage("bundled"), seed=0), folder)

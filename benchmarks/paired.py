@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from raygen.evaluation.aggregate import FEATURES, ScoreMatrix, gather_scores
+from raygen.evaluation.aggregate import FEATURES, gather_scores
 from raygen.evaluation.reference import ReferenceSet
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.evaluation.slices import grouping_of, select_ids
 from raygen.metrics.frechet import FactoredReference as Factored
 from raygen.metrics.frechet import frechet_from

@@ -12,9 +12,11 @@ import statistics
 from collections.abc import Iterator
 from itertools import product
 
-from raygen.commands.generate import GenerateJob, sample_worker
+from raygen.commands.generate import GenerateJob
 from raygen.commands.registry import make
-from raygen.sampling.timing import TimingConfig, TimingWorker
+from raygen.evaluation.scored_sampler import sample_worker
+from raygen.sampling.config import TimingConfig
+from raygen.sampling.timing import TimingWorker
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import open_input
 

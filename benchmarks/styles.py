@@ -22,9 +22,11 @@ import torch
 
 from raygen.commands.registry import load
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions
-from raygen.models.scadm import SCADM, SCADMConfig
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.scadm import SCADMConfig
+from raygen.models.scadm import SCADM
 from raygen.models.spade import modulations
 from raygen.training.losses.diffusion import own_style
 

@@ -32,15 +32,15 @@ import psutil
 import torch
 
 from benchmarks.workers import Emulated, Nothing
-from raygen.commands.generate import sample_worker
 from raygen.core.assets import resolve
 from raygen.core.config import Resources
 from raygen.core.hashing import run_id
+from raygen.evaluation.scored_sampler import sample_worker
 from raygen.execution.executor import execute
 from raygen.execution.ray.actors import ray_runner
 from raygen.execution.ray.session import connected
-from raygen.models.schedulers import SamplerConfig
-from raygen.sampling.worker import SampleConfig
+from raygen.models.config.sampler import SamplerConfig
+from raygen.sampling.config import SampleConfig
 from raygen.store.images import Codec, encode_image
 from raygen.store.parquet import Slice, to_parquet
 from raygen.store.run_store import Plan, RunStore, make_shards

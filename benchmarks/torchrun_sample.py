@@ -14,8 +14,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import torch
 
-from raygen.models.schedulers import SamplerConfig
-from raygen.sampling.worker import SampleConfig, SampleWorker
+from raygen.models.config.sampler import SamplerConfig
+from raygen.sampling.config import SampleConfig
+from raygen.sampling.worker import SampleWorker
 
 
 def main() -> None:

@@ -25,12 +25,15 @@ import torch
 from raygen.core.pixels import to_pixels
 from raygen.datasets import ProceduralDataSet
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.ldm import LDMConfig
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.training.config.loop import TrainConfig
+from raygen.training.config.losses import SimpleLoss
 from raygen.training.data import TrainingData
 from raygen.training.loading import load_training_data
-from raygen.training.losses import DiffusionObjective, SimpleLoss
-from raygen.training.trainer import TrainConfig, Trainer
+from raygen.training.losses import DiffusionObjective
+from raygen.training.trainer import Trainer
 
 FACES = 512
 

@@ -9,7 +9,7 @@ import yaml
 
 import raygen
 from raygen.core.errors import InputError, RaygenError
-from raygen.models import checkpoint
+from raygen.models import checkpoint_folder
 from raygen.models.checkpoint_files import read_diffusers
 from tests.commandline import main
 
@@ -139,7 +139,7 @@ def test_hostile_documents_of_a_checkpoint_are_errors_of_ours(folder, name):
         path.write_text(text)
         if name == "model_index.json":
             (folder / "raygen.json").unlink(missing_ok=True)
-        for call in (checkpoint.modalities, checkpoint.first_stage_config, checkpoint.digest):
+        for call in (checkpoint_folder.modalities, checkpoint_folder.first_stage_config, checkpoint_folder.digest):
             try:
                 call(folder)
             except RaygenError as error:

@@ -29,7 +29,6 @@ from raygen.commands.registry import COMMANDS, job_type
 from raygen.commands.train import TrainJob
 from raygen.core.config import nearest, override, parse
 from raygen.core.errors import ConfigError, RaygenError
-from raygen.evaluation.aggregate import write_metrics
 from raygen.evaluation.comparison import (
     Grid,
     check_counts,
@@ -148,6 +147,8 @@ class AblationJob(Job):
 
         `ConfigError` where they were not measured with one protocol, `InputError` where distances have unequal n.
         """
+        from raygen.evaluation.aggregate import write_metrics
+
         rows: list[dict[str, Any]] = []
         common = self._common_rows()
         for variant, name, job in self.jobs():

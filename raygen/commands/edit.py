@@ -9,12 +9,10 @@ from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
-from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedulers import SamplerConfig
-from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig
-from raygen.sampling.imagic import EditWorker, ImagicConfig
-from raygen.sampling.worker import IGNORE, SampleConfig, check_conditions, check_sampling
+from raygen.models.checkpoint_folder import digest as checkpoint_digest
+from raygen.models.config.mixing import AnyMixing
+from raygen.models.config.sampler import SamplerConfig
+from raygen.sampling.config import IGNORE, EditJudgeConfig, ImagicConfig, SampleConfig, check_conditions
 from raygen.store.images import Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
@@ -66,7 +64,7 @@ class EditJob(ShardedJob):
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         settings["faces"] = open_inputs(self.faces, "faces").digest
-        settings["judges"] = EditJudge.digests(self.judge)
+        settings["judges"] = self.judge.digests()
         inputs = open_inputs(self.conditions, "conditions")
         if not inputs.slices:
             raise ConfigError(f"{self.conditions}: no edits")
@@ -78,8 +76,11 @@ class EditJob(ShardedJob):
         fields = (set(SampleConfig.model_fields) & set(EditJob.model_fields)) - {"checkpoint"}
         values = {name: getattr(self, name) for name in fields}
         config = SampleConfig(run_id=plan.run_id, checkpoint=resolve(self.checkpoint), batch=alphas, **values)
-        check_sampling(config)
         notes = check_conditions(inputs.slices, config, self.ignore, references=True)
+        from raygen.sampling.imagic import EditWorker
+        from raygen.sampling.worker import check_sampling
+
+        check_sampling(config)
         faces = StoredRows(self.faces, ("image", "mask", "attributes"))
         build = partial(EditWorker, config, self.imagic, self.judge, faces, threads=self.resources.threads)
         return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build, notes=notes)

@@ -8,8 +8,8 @@ from pydantic import Field
 from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.location import Location
-from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.sampling.encode import EncodeConfig, EncodeWorker
+from raygen.models.checkpoint_folder import digest as checkpoint_digest
+from raygen.sampling.config import EncodeConfig
 from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "EncodeJob"]
@@ -33,6 +33,8 @@ class EncodeJob(ShardedJob):
         config = EncodeConfig(checkpoint=folder, horizontal_flips=self.horizontal_flips)
         inputs = open_inputs(self.faces, "faces")
         plan = plan_run("encode", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
+        from raygen.sampling.encode import EncodeWorker
+
         build = partial(EncodeWorker, config, threads=self.resources.threads)
         return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, ("face_id", "image"), build=build)
 

@@ -13,9 +13,8 @@ out/reference.json                          description of the reference; other 
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -36,39 +35,30 @@ from raygen.commands.base import (
     sum_estimates,
 )
 from raygen.core.assets import resolve
-from raygen.core.errors import ConfigError, InputError
+from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
 from raygen.core.location import Location
 from raygen.core.types import UInt8Array
-from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, aggregate, gather_scores, write_metrics
-from raygen.evaluation.external_stats import check_statistics, compare_to_statistics
-from raygen.evaluation.feature_metrics import FeatureMetricsConfig, Grouping, few_rows
-from raygen.evaluation.memorization import MemorizationConfig, ScoreSets, compare_to_training
-from raygen.evaluation.pairwise import COLUMNS, PairwiseConfig, PairwiseWorker
-from raygen.evaluation.pairwise import protocols as pairwise_protocols
-from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
-from raygen.evaluation.scoring import ScoreConfig, Scorer, ScoreWorker
-from raygen.evaluation.slices import by_slices, check_slices, column, grouping_of, select_ids
-from raygen.evaluation.verification import (
-    IDENTITY,
-    ROC_HEAD,
+from raygen.evaluation.config import (
+    FeatureMetricsConfig,
+    MemorizationConfig,
+    PairwiseConfig,
+    ScoreConfig,
     VerificationConfig,
-    as_csv,
-    as_lfw,
-    histogram,
-    identities_of,
-    pairs_of,
-    roc_lines,
-    verification_metrics,
+    check_slices,
 )
-from raygen.extractors.base import FeatureExtractor
-from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.sampling.encode import RoundTrip
+from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
+from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.store.filesystem import FileStore
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import from_parquet
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.set_digest import KEYS
+
+if TYPE_CHECKING:
+    from raygen.evaluation.scoring import ScoreWorker
+    from raygen.extractors.base import FeatureExtractor
 
 __all__ = ["JOB", "EvaluateJob"]
 
@@ -139,8 +129,8 @@ class EvaluateJob(Job, Sharding):
 
     def run(self, report: ProgressCallback) -> Result:
         """Score the pictures that are not scored yet, then compute the metrics."""
-        self._check_inputs()
         reference, samples = self._reference(), self._samples()
+        self._check_inputs()
         passes = self._passes(reference, samples)
         for name, work in passes.items():
             run_sharded(work, self.resources, report_stage(report, name))
@@ -159,6 +149,8 @@ class EvaluateJob(Job, Sharding):
 
         Call it after `run`: nothing is scored again, and the files of `run` stay.
         """
+        from raygen.evaluation.slices import select_ids
+
         reference, samples = self._reference(), self._samples()
         sets = self._sets(self._passes(reference, samples), reference, samples)
         for name in rows.keys() & sets["all"].keys():
@@ -170,6 +162,8 @@ class EvaluateJob(Job, Sharding):
         self, passes: Mapping[str, PreparedRun], reference: ReferenceSet | None, samples: RunStore | None
     ) -> dict[str, dict[str, ScoreMatrix]]:
         """Scores of all sets, after the passes have run."""
+        from raygen.evaluation.aggregate import gather_scores
+
         sets: dict[str, dict[str, ScoreMatrix]] = {}
         if samples is not None and "samples" not in passes:
             sets["all"] = gather_scores(samples.tables("scores"))
@@ -188,12 +182,15 @@ class EvaluateJob(Job, Sharding):
         if (key := self.score.to_source) and self.reference is None:
             raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
         if self.reference_stats is not None and self.score.features is not None:
+            from raygen.evaluation.external_stats import check_statistics
+
             check_statistics(self.reference_stats, self.score.features)
 
     def estimate(self) -> Estimate:
         """The sum of all passes."""
+        reference, samples = self._reference(), self._samples()
         self._check_inputs()
-        passes = self._passes(self._reference(), self._samples()).values()
+        passes = self._passes(reference, samples).values()
         parts = [estimate_cost(work, self.resources) for work in passes]
         return sum_estimates(parts, tuple(dict.fromkeys(note for part in parts for note in part.notes)))
 
@@ -235,6 +232,8 @@ class EvaluateJob(Job, Sharding):
         settings = {"set": "related", "pairwise": pairwise.model_copy(update={"baseline": baseline})}
         inputs, threads = open_inputs(samples, "samples"), self.resources.threads
         plan = plan_run("evaluate", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
+        from raygen.evaluation.pairwise import COLUMNS, PairwiseWorker
+
         build = partial(PairwiseWorker, pairwise, samples, run_id=plan.run_id, threads=threads)
         store = RunStore(f"{self.out}/scores/related")
         return PreparedRun(store, plan, self.max_error_fraction, COLUMNS, build=build)
@@ -259,8 +258,11 @@ class EvaluateJob(Job, Sharding):
 
     def _protocols(
         self, reference: ReferenceSet | None, samples: RunStore | None
-    ) -> tuple[str, dict[str, Mapping[str, Any]], FeatureExtractor | None]:
+    ) -> "tuple[str, dict[str, Mapping[str, Any]], FeatureExtractor | None]":
         """Run id of the METRICS, protocols by metric, and the network of the features."""
+        from raygen.evaluation.pairwise import protocols as pairwise_protocols
+        from raygen.evaluation.scoring import Scorer
+
         parts = {
             "samples": None if self.samples is None else open_input(self.samples)[1],
             "reference": None if reference is None else reference.content,
@@ -287,6 +289,12 @@ class EvaluateJob(Job, Sharding):
         where: str = "metrics",
     ) -> dict[str, object]:
         """Write METRICS of the sets into the folder `where`; the metrics of whole sets by name, to be printed."""
+        from raygen.evaluation.aggregate import MetricRows, aggregate, write_metrics
+        from raygen.evaluation.external_stats import compare_to_statistics
+        from raygen.evaluation.feature_metrics import Grouping, few_rows
+        from raygen.evaluation.memorization import compare_to_training
+        from raygen.evaluation.slices import by_slices, column, grouping_of
+
         folder = FileStore(f"{self.out}/{where}")
         content = None if reference is None else reference.content
         run, protocols, features = self._protocols(reference, samples)
@@ -318,6 +326,8 @@ class EvaluateJob(Job, Sharding):
                 folder.update(f"{file}.json", json.dumps(document, indent=1).encode())
             tables.append(rows.table())
         if self.verification is not None:
+            from raygen.evaluation.verification import write_verification
+
             rows = MetricRows(run, content)
             write_verification(self.verification, stores, sets, protocols, folder, rows)
             tables.append(rows.table())
@@ -340,42 +350,13 @@ def pictures_of(reference: ReferenceSet | None, samples: RunStore | None) -> Sto
     return stores
 
 
-def write_verification(
-    config: VerificationConfig,
-    stores: Stores,
-    sets: ScoreSets,
-    protocols: Mapping[str, Any],
-    folder: FileStore,
-    rows: MetricRows,
-) -> None:
-    """Add the verification METRICS of each set to `rows`; write verification.json, roc.csv and the pairs of one set."""
-    histograms: dict[str, Any] = {}
-    roc = [ROC_HEAD]
-    for where, (store, table, key) in stores.items():
-        name = next((name for name in sets.get(where, {}) if name.startswith(IDENTITY)), None)
-        if name is None:
-            continue
-        people, variants = identities_of(store, table, key)
-        protocol = protocols.get(name.removeprefix(IDENTITY), {})
-        scores = sets[where][name]
-        if config.pairs and not histograms:
-            pairs = pairs_of(config, where, name, scores, people, variants, protocol, rows)
-            folder.update("pairs.txt", as_lfw(pairs).encode())
-            folder.update("pairs.csv", as_csv(pairs).encode())
-        elif config.pairs:
-            with suppress(InputError):  # too few pairs in the reference are no error of the evaluation
-                pairs_of(config, where, name, scores, people, variants, protocol, rows)
-        verification = verification_metrics(config, where, name, scores, people, protocol, rows)
-        histograms[where] = histogram(verification)
-        roc += roc_lines(where, verification)
-    folder.update("verification.json", json.dumps(histograms).encode())
-    folder.update("roc.csv", "\n".join([*roc, ""]).encode())
-
-
 def score_worker(
     score: ScoreConfig, threads: int, checkpoint: str | None, sources: str | None, run_id: str
-) -> ScoreWorker:
+) -> "ScoreWorker":
     """`checkpoint`: a first stage that pictures pass through. `sources`: folder of the faces that samples name."""
+    from raygen.evaluation.scoring import ScoreWorker
+    from raygen.sampling.encode import RoundTrip
+
     through: Callable[[UInt8Array], UInt8Array] | None = None if checkpoint is None else RoundTrip(checkpoint)
     faces = None if sources is None else StoredRows(sources, ("image",))
     return ScoreWorker(score, run_id=run_id, threads=threads, through=through, sources=faces)

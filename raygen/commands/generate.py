@@ -1,6 +1,5 @@
 """`raygen generate`: CONDITIONS -> SAMPLES, and SCORES of the pictures before they are encoded."""
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -16,17 +15,21 @@ from raygen.commands.base import (
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
-from raygen.evaluation.scoring import ScoreConfig, Scorer
-from raygen.models.checkpoint import digest as checkpoint_digest
-from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedulers import SamplerConfig
-from raygen.sampling.guidance import Guidance, GuidanceParametrization
-from raygen.sampling.worker import IGNORE, SampleConfig, SampleWorker, check_conditions, check_sampling, shares_model
+from raygen.evaluation.config import ScoreConfig
+from raygen.models.checkpoint_folder import digest as checkpoint_digest
+from raygen.models.config.mixing import AnyMixing
+from raygen.models.config.sampler import SamplerConfig
+from raygen.sampling.config import (
+    IGNORE,
+    Guidance,
+    GuidanceParametrization,
+    SampleConfig,
+    check_conditions,
+)
 from raygen.store.images import Codec
-from raygen.store.lookup import StoredRows
 from raygen.store.run_store import RunStore
 
-__all__ = ["JOB", "GenerateJob", "SharedSampler", "sample_worker"]
+__all__ = ["JOB", "GenerateJob"]
 
 
 class GenerateJob(ShardedJob):
@@ -97,7 +100,6 @@ class GenerateJob(ShardedJob):
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         config = self.sampling("")
-        check_sampling(config)
         notes = check_conditions(rows.slices, config, self.ignore, references=self.references is not None)
         if self.score is not None:
             settings["score"] = self.score.by_content()
@@ -105,6 +107,10 @@ class GenerateJob(ShardedJob):
                 raise ConfigError(f"score.{self.score.to_source}: needs `references`, the folder of the source faces")
         if self.references is not None:
             settings["references"] = open_inputs(self.references, "faces").digest
+        from raygen.evaluation.scored_sampler import sample_worker
+        from raygen.sampling.worker import check_sampling
+
+        check_sampling(config)
         plan = plan_run("generate", settings, rows, batch=self.batch, shard_rows=self.shard_rows, attempt=self.attempt)
         config = config.model_copy(update={"run_id": plan.run_id})
         build = partial(sample_worker, config, self.score, self.resources.threads, self.references)
@@ -115,44 +121,6 @@ class GenerateJob(ShardedJob):
         fields = (set(SampleConfig.model_fields) & set(GenerateJob.model_fields)) - {"checkpoint"}
         values = {name: getattr(self, name) for name in fields}
         return SampleConfig(run_id=run_id, checkpoint=resolve(self.checkpoint), **values)
-
-
-def sample_worker(
-    config: SampleConfig, score: ScoreConfig | None, threads: int, references: str | None = None
-) -> SampleWorker:
-    """The worker of a generate run; `references` is the folder of the faces that styles are taken from.
-
-    With `score`, pictures are measured before they are encoded.
-    """
-    faces = None if references is None else StoredRows(references, ("image", "mask"))
-    observe = None if score is None else Scorer(score, run_id=config.run_id, attempt=config.attempt, sources=faces)
-    return SampleWorker(config, observe=observe, threads=threads, references=faces)
-
-
-class SharedSampler:
-    """The workers of several generate runs in one actor; runs with the same model share the loaded one.
-
-    Holds at most one model at a time.
-    """
-
-    def __init__(
-        self, configs: Sequence[SampleConfig], score: ScoreConfig | None, threads: int, references: str | None = None
-    ) -> None:
-        self.configs, self.score, self.threads, self.references = tuple(configs), score, threads, references
-        self._last: SampleWorker | None = None
-
-    def for_run(self, run: int) -> SampleWorker:
-        """The worker of `configs[run]`."""
-        config, last = self.configs[run], self._last
-        if last is None or not shares_model(config, last.config):
-            last = self._last = None  # frees the other model before this one is loaded
-            last = sample_worker(config, self.score, self.threads, self.references)
-        elif config != last.config:
-            last = last.another(config)
-            if isinstance(last.observe, Scorer):
-                last.observe = last.observe.named(config.run_id, config.attempt)
-        self._last = last
-        return last
 
 
 JOB = GenerateJob

@@ -37,13 +37,11 @@ from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
 from raygen.core.location import Location
-from raygen.evaluation.aggregate import gather_scores, write_metrics
-from raygen.evaluation.scoring import ScoreConfig
-from raygen.evaluation.slices import column, select_ids
+from raygen.evaluation.config import ScoreConfig
 from raygen.exports.row_scan import GATES_FILE
 from raygen.report.selection import ATTEMPTS
 from raygen.selection import gate_field
-from raygen.selection.failures import FailureAnalysisConfig, analyze_failures
+from raygen.selection.config import FailureAnalysisConfig
 from raygen.selection.gates import Gate, RealFaces, ScorePool
 from raygen.selection.retries import (
     OnExhausted,
@@ -164,6 +162,8 @@ class SelectJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Run the attempts, write the accepted rows, then the metrics of the selection."""
+        if self.faces is None:
+            open_inputs(self._generate_job(0).conditions, "conditions")  # before real faces are scored
         rounds = RetryState(self.gates, self.on_exhausted)
         real: dict[RealFaces, ScorePool] = {}
         for gate in self.gates:
@@ -184,6 +184,9 @@ class SelectJob(Job):
         work.store.create(work.plan)  # first, so that no other selection in the same folder gets these gates
         work.store.storage.update(GATES_FILE, to_text({"gates": rounds.describe()}))
         run_sharded(work, self.resources, report)
+        from raygen.evaluation.aggregate import write_metrics
+        from raygen.selection.failures import analyze_failures
+
         rows = analyze_failures(self.failure_analysis, rounds, attempts[0], work.plan.run_id)
         write_metrics(FileStore(f"{self.out}/metrics"), rows, "selection")
         facts = selection_facts(rounds, retries=None if self.faces is not None else len(attempts) - 1)
@@ -228,6 +231,9 @@ class SelectJob(Job):
         score = ScoreConfig(parser=None, features=None, classifier=None, identity=self._score.identity)
         job = self._scoring_job(folder, score)
         job.run(report)
+        from raygen.evaluation.aggregate import gather_scores
+        from raygen.evaluation.slices import column, select_ids
+
         faces = open_input(folder)[0]
         splits = column(faces, "faces", "face_id", "split")
         ids = frozenset(face_id for face_id, face_split in splits.items() if split in (None, face_split))
@@ -241,6 +247,8 @@ class SelectJob(Job):
         self, rounds: RetryState, attempt: int, scored: ScoredAttempt, real: Mapping[RealFaces, ScorePool]
     ) -> list[str]:
         """Apply the gates to one attempt; the ids of the rejected rows."""
+        from raygen.evaluation.aggregate import gather_scores
+
         ids: list[str] = []
         people: dict[str, str] = {}
         for table in scored.read("identity_id"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import numpy as np
 import pyarrow.compute as pc
@@ -30,25 +30,25 @@ from raygen.commands.base import (
     time_one_batch,
 )
 from raygen.commands.evaluate import EvaluateJob
-from raygen.commands.generate import GenerateJob, SharedSampler
+from raygen.commands.generate import GenerateJob
+from raygen.core.assets import resolve
 from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
 from raygen.core.location import Location
-from raygen.evaluation.aggregate import FEATURES, MetricRows, aggregate, gather_scores, write_metrics
 from raygen.evaluation.comparison import CELL, WITHIN, best_steps, curves
-from raygen.evaluation.feature_metrics import FeatureMetricsConfig, ReferenceCache, few_rows
+from raygen.evaluation.config import FeatureMetricsConfig, ScoreConfig
 from raygen.evaluation.reference import ReferenceSet
-from raygen.evaluation.scoring import ScoreConfig, Scorer
-from raygen.evaluation.slices import grouping_of, select_ids
 from raygen.execution.executor import PlannedRun, execute_all
 from raygen.metrics.registry import SECONDS, lookup
-from raygen.models.schedulers import SamplerConfig, SamplerName, Spacing
-from raygen.sampling.guidance import Guidance
-from raygen.sampling.timing import SharedTiming, TimingConfig, seconds_of
-from raygen.sampling.worker import SampleConfig, check_sampling
+from raygen.models import checkpoint_folder
+from raygen.models.config.sampler import SamplerConfig, SamplerName, Spacing
+from raygen.sampling.config import Guidance, SampleConfig, TimingConfig
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import Plan, RunStore, Shard
+
+if TYPE_CHECKING:
+    from raygen.evaluation.scored_sampler import SharedSampler
 
 __all__ = ["JOB", "SamplerSweep", "SweepJob"]
 
@@ -189,11 +189,21 @@ class SweepJob(Job):
                 document = self._document("generate", generate, f"cells/{label}")
                 yield Cell(label, settings, parse(GenerateJob, document, label))
 
+    def _check_inputs(self) -> None:
+        """The errors of inputs that are not there, before any library of networks is imported."""
+        open_inputs(self.conditions, "conditions")
+        ReferenceSet.open(self.reference)
+        for folder in self.checkpoints.values():
+            checkpoint_folder.open_checkpoint(resolve(folder))
+
     def _document(self, kind: str, settings: Mapping[str, Any], folder: str) -> dict[str, Any]:
         return {"kind": kind, **settings, "resources": self.resources.model_dump(), "out": f"{self.out}/{folder}"}
 
     def run(self, report: ProgressCallback) -> Result:
         """Score the reference, generate and score all cells in one pass, time them, write the table."""
+        self._check_inputs()
+        from raygen.sampling.worker import check_sampling
+
         cells = list(self.cells())
         for cell in cells:  # before the reference is scored, which may take long
             check_sampling(cell.job.sampling(""))
@@ -240,6 +250,8 @@ class SweepJob(Job):
         self, timing: TimingConfig, cells: Sequence[Cell], configs: Sequence[SampleConfig], report: ProgressCallback
     ) -> Mapping[str, Sequence[float]]:
         """Seconds per picture of each cell and round. One worker times the cells one after the other."""
+        from raygen.sampling.timing import SharedTiming, seconds_of
+
         piece = open_inputs(self.conditions, "conditions").slices[0]
         rows = min(timing.pictures, piece.rows, cells[0].job.batch)
         shard = Shard(0, (piece._replace(rows=rows),))
@@ -261,12 +273,19 @@ class SweepJob(Job):
 
     def _sampler(self, configs: Sequence[SampleConfig], score: ScoreConfig | None) -> "partial[SharedSampler]":
         """How an actor builds the workers of all cells."""
+        from raygen.evaluation.scored_sampler import SharedSampler
+
         return partial(SharedSampler, configs, score, self.resources.threads, self.generate.get("references"))
 
     def _write(
         self, cells: Sequence[Cell], reference: ReferenceSet, times: Mapping[str, Sequence[float]]
     ) -> dict[str, object]:
         """Write METRICS of all cells and table.md; for each line, the step count that is sufficient."""
+        from raygen.evaluation.aggregate import FEATURES, aggregate, gather_scores, write_metrics
+        from raygen.evaluation.feature_metrics import ReferenceCache
+        from raygen.evaluation.scoring import Scorer
+        from raygen.evaluation.slices import grouping_of, select_ids
+
         scorer = Scorer(self.score, run_id="")
         protocols = {**scorer.protocols(), "reference": {"made": reference.made, "size": list(reference.size)}}
         stores = [RunStore(cell.job.out, cell.job.attempt) for cell in cells]
@@ -298,6 +317,8 @@ class SweepJob(Job):
 
     def _timing_rows(self, cell: Cell, run: str, seconds: Sequence[float] | None) -> list[dict[str, Any]]:
         """Seconds per picture as a METRICS row: the median of the rounds, and as its interval the extreme rounds."""
+        from raygen.evaluation.aggregate import MetricRows
+
         if not seconds or self.timing is None:
             return []
         environment = next(iter(RunStore(self._timing(cell)).commits())).environment
@@ -336,6 +357,8 @@ def _headline_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def markdown_table(cells: Sequence[Cell], rows: Sequence[Mapping[str, Any]]) -> str:
     """A row per cell and a column per metric, with warnings where there are few rows."""
+    from raygen.evaluation.feature_metrics import few_rows
+
     names = _headline_metrics(rows)
     by_cell = {(json.loads(row["protocol"])[CELL]["name"], row["metric"]): row for row in rows if row["slice"] == "all"}
     lines = ["| cell | n | " + " | ".join(names) + " |", "|---|---|" + "---|" * len(names)]

@@ -16,42 +16,30 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pyarrow.compute as pc
-import torch
 from pydantic import Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.core.hashing import canonical, digest, run_id
 from raygen.core.location import LocalLocation
-from raygen.core.precision import set_deterministic_precision
-from raygen.models import checkpoint
-from raygen.models.text import Tokenizer, tokenizer_of
+from raygen.models import checkpoint_folder
 from raygen.store import disk
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.sealed import seal_folder
-from raygen.training.data import TrainingData
-from raygen.training.loading import load_training_data, texts_of
-from raygen.training.logger import TrainingLogger, followed
-from raygen.training.losses import Objective
-from raygen.training.prepared import prepare
-from raygen.training.preview import sheet
-from raygen.training.recipe import (
-    NETWORKS,
-    TrainRecipe,
-    build_objective,
-    count_parameters,
-    folders_of,
-    frozen_digests,
-    is_denoiser,
-    required_fields,
-    text_config_of,
-)
-from raygen.training.trainer import Trainer, TrainStep, train
+from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
 from raygen.training.unfinished import explained
+
+if TYPE_CHECKING:
+    import torch
+
+    from raygen.models.text import Tokenizer
+    from raygen.training.data import TrainingData
+    from raygen.training.losses import Objective
+    from raygen.training.trainer import Trainer, TrainStep
 
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
@@ -93,6 +81,10 @@ class TrainJob(TrainRecipe, Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Train to the end, continuing from the last training state in `out`."""
+        for error in self.missing_inputs():
+            raise error
+        from raygen.training.logger import followed
+
         FileStore(self.out).require()
         began = time.time()
         folder = Path(self.out) / "training"
@@ -117,6 +109,11 @@ class TrainJob(TrainRecipe, Job):
         Parameters are counted without allocating the model. Where data is missing, or a model is too large for this
         machine, the time is not estimated, and a note says why.
         """
+        import torch
+
+        from raygen.training.networks import count_parameters
+        from raygen.training.trainer import Trainer
+
         notes = [f"missing: {error}" for error in self.missing_inputs()]
         parameters, rows = 0, 0 if notes else self._count_rows()
         try:
@@ -158,7 +155,10 @@ class TrainJob(TrainRecipe, Job):
         folders = [folder for folder in (self.first_stage, self.init) if folder is not None]
         opens: list[Callable[[], object]] = [
             *(partial(open_input, url) for url in (self.faces, self.latents) if url is not None),
-            *(partial(checkpoint.digest, folder) for folder in (*folders, *folders_of(self.model).values())),
+            *(
+                partial(checkpoint_folder.first_stage_config, folder)
+                for folder in (*folders, *folders_of(self.model).values())
+            ),
         ]
         for open_one in opens:
             try:
@@ -166,8 +166,12 @@ class TrainJob(TrainRecipe, Job):
             except RaygenError as error:
                 yield error
 
-    def tokenizer(self) -> Tokenizer | None:
+    def tokenizer(self) -> "Tokenizer | None":
         """The tokenizer of a model that reads texts: of its experts, of `init`, or learned from the faces."""
+        from raygen.models import checkpoint
+        from raygen.models.text import tokenizer_of
+        from raygen.training.loading import texts_of
+
         if folders := folders_of(self.model):
             tokenizers = (checkpoint.load_tokenizer(folder) for folder in folders.values())
             return next((tokenizer for tokenizer in tokenizers if tokenizer is not None), None)
@@ -182,12 +186,14 @@ class TrainJob(TrainRecipe, Job):
         text = text_config_of(self.model)
         return None if text is None else tokenizer_of(text, texts)
 
-    def arrays(self, tokenizer: Tokenizer | None = None, *, limit: int | None = None) -> TrainingData:
+    def arrays(self, tokenizer: "Tokenizer | None" = None, *, limit: int | None = None) -> "TrainingData":
         """The training data, in files below `cache`; or with `limit`, about so many faces of it, in memory.
 
         `ConfigError` where it has more identities than `identity.identities`, or latents without the mirrored ones that
         `training.horizontal_flip` asks for.
         """
+        from raygen.training.prepared import prepare
+
         key, load = self._data(tokenizer)
         whole = limit is None or self.identity is not None  # all people are counted
         arrays = prepare(self.data_folder, key, load) if limit is None else load(None, None if whole else limit)
@@ -207,8 +213,10 @@ class TrainJob(TrainRecipe, Job):
         """Whether it trains on latents that `raygen encode` made."""
         return self.latents is not None and is_denoiser(self.model)
 
-    def _data(self, tokenizer: Tokenizer | None) -> tuple[dict[str, Any], Callable[..., TrainingData]]:
+    def _data(self, tokenizer: "Tokenizer | None") -> tuple[dict[str, Any], Callable[..., "TrainingData"]]:
         """All that the training data depends on, and a call that loads it: `load(folder, limit)`."""
+        from raygen.training.loading import load_training_data
+
         faces, content = open_input(self.faces)
         size, modalities = required_fields(self.model, self.first_stage)
         pictures = (
@@ -226,18 +234,18 @@ class TrainJob(TrainRecipe, Job):
         if self.encoded and self.latents is not None and self.first_stage is not None:
             latents, key["latents"] = open_input(self.latents)
             options |= {
-                "autoencoder": checkpoint.digest(self.first_stage),
+                "autoencoder": checkpoint_folder.digest(self.first_stage),
                 "mirrored": self.training.horizontal_flip,
             }
 
-        def load(folder: Path | None, limit: int | None = None) -> TrainingData:
+        def load(folder: Path | None, limit: int | None = None) -> "TrainingData":
             rows = None if latents is None else latents.tables("latents")
             tables = faces.tables("faces", columns)
             return load_training_data(tables, latents=rows, tokenize=tokenizer, folder=folder, limit=limit, **options)
 
         return {"format": DATA_FORMAT, **key, **options}, load
 
-    def data_digest(self, tokenizer: Tokenizer | None) -> str:
+    def data_digest(self, tokenizer: "Tokenizer | None") -> str:
         """sha256 of all that the training data depends on; no picture is read."""
         return digest(canonical(self._data(tokenizer)[0]))
 
@@ -246,17 +254,26 @@ class TrainJob(TrainRecipe, Job):
         """Where the prepared training data is."""
         return Path(self.cache or Path(self.out) / ".data")
 
-    def objective(self, tokenizer: Tokenizer | None = None) -> Objective:
+    def objective(self, tokenizer: "Tokenizer | None" = None) -> "Objective":
         """A new objective, with weights drawn from the training seed."""
+        from raygen.training.networks import build_objective
+
         return build_objective(self, tokenizer)
 
 
-def _device() -> torch.device:
+def _device() -> "torch.device":
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def train_rank(job: TrainJob, rank: int, world_size: int) -> Iterator[TrainStep]:
+def train_rank(job: TrainJob, rank: int, world_size: int) -> "Iterator[TrainStep]":
     """Everything that one rank does: load the data, train, and on rank 0 write records, sheets and the checkpoint."""
+    from raygen.core.precision import set_deterministic_precision
+    from raygen.training.logger import TrainingLogger
+    from raygen.training.preview import sheet
+    from raygen.training.trainer import Trainer, train
+
     set_deterministic_precision(job.resources.threads)
     folder, config = Path(job.out) / "training", job.training
     tokenizer = job.tokenizer()
@@ -303,15 +320,19 @@ def is_finished(job: TrainJob, expected: str) -> bool:
     return True
 
 
-def _run_id(job: TrainJob, tokenizer: Tokenizer | None) -> str:
+def _run_id(job: TrainJob, tokenizer: "Tokenizer | None") -> str:
+    from raygen.training.networks import frozen_digests
+
     experts = frozen_digests(job)
     return run_id(
         {"settings": job.settings(), "data": job.data_digest(tokenizer), **({"experts": experts} if experts else {})}
     )
 
 
-def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, name: str, last: Mapping[str, Any]) -> None:
+def write_result(job: TrainJob, trainer: "Trainer", arrays: "TrainingData", name: str, last: Mapping[str, Any]) -> None:
     """Write the checkpoint, with the recipe that made it, and then result.json. `last`: the newest record."""
+    from raygen.training.networks import NETWORKS
+
     module = trainer.objective.module
     skipped = "none"
     if arrays.left_out:
@@ -340,6 +361,9 @@ def write_result(job: TrainJob, trainer: Trainer, arrays: TrainingData, name: st
 
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
     """Write the checkpoint into `out`; its digest. `InfrastructureError` where that fails."""
+    from raygen.models import checkpoint
+    from raygen.training.networks import NETWORKS
+
     out = Path(job.out)
     extra = {"recipe": job.model_dump(mode="json"), "result": facts}
     save = checkpoint.save if is_denoiser(job.model) else NETWORKS[job.model.kind].save

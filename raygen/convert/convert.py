@@ -21,7 +21,7 @@ from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.checkpoint_files import OWN_WEIGHTS, Writing, write_weights
-from raygen.models.schedulers import SamplerConfig
+from raygen.models.config.sampler import SamplerConfig
 from raygen.store.sealed import seal_folder
 from raygen.store.weight_file import Entry, WeightFile, open_weights
 

@@ -39,12 +39,17 @@ from raygen.convert.parts import (
 from raygen.core.errors import InputError
 from raygen.extractors.face_parsers import BiSeNet, ParseNet
 from raygen.models.autoencoder import FirstStage
-from raygen.models.collaborative import Collaborative, CollaborativeConfig
-from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
-from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.scadm import SCADM, SCADMConfig
-from raygen.models.schedulers import NoiseSchedule
-from raygen.models.text import FrozenText, PretrainedTextConfig
+from raygen.models.collaborative import Collaborative
+from raygen.models.config.collaborative import CollaborativeConfig
+from raygen.models.config.controlnet import ControlNetConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.config.scadm import SCADMConfig
+from raygen.models.config.text import PretrainedTextConfig
+from raygen.models.controlnet import ControlNetLDM
+from raygen.models.ldm import LDM
+from raygen.models.scadm import SCADM
+from raygen.models.text import FrozenText
 
 __all__ = ["FAMILIES", "PublishedFamily", "guess"]
 

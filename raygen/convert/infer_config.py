@@ -12,10 +12,10 @@ import torch
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import CLASSES
-from raygen.models.autoencoder import AutoencoderConfig
-from raygen.models.scadm import StyleConfig
-from raygen.models.schedulers import NoiseSchedule
-from raygen.models.text import TransformerTextConfig
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.config.scadm import StyleConfig
+from raygen.models.config.text import TransformerTextConfig
 
 __all__ = ["Shapes", "below", "noise_schedule", "stage_config", "style_config", "text_config", "unet_fields"]
 

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from raygen.models.ldm import LDMConfig
-from raygen.models.scadm import SCADMConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.scadm import SCADMConfig
 
 __all__ = [
     "Pick",

@@ -12,8 +12,9 @@ from raygen.convert.key_maps import Rename, averaged, first_stage_names, unet_na
 from raygen.core.errors import ConfigError, InputError
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
-from raygen.models.schedulers import NoiseSchedule
-from raygen.models.text import TextConfig, Tokenizer, tokenizer_of
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.config.text import TextConfig
+from raygen.models.text import Tokenizer, tokenizer_of
 
 __all__ = [
     "LOGITS",

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
@@ -15,15 +14,16 @@ import pyarrow.compute as pc
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.core.types import Float32Array
+from raygen.evaluation.config import FeatureMetricsConfig
 from raygen.evaluation.feature_metrics import (
     UNGROUPED,
-    FeatureMetricsConfig,
     FeatureSet,
     Grouping,
     ReferenceCache,
     add_feature_metrics,
     add_frechet,
 )
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.evaluation.scoring import FACE
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
 from raygen.metrics.image_similarity import PSNR, SSIM, bootstrap_mean
@@ -35,7 +35,7 @@ from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet, to_parquet
 from raygen.store.schemas import METRICS
 
-__all__ = ["FEATURES", "MetricRows", "ScoreMatrix", "aggregate", "features_of", "gather_scores", "write_metrics"]
+__all__ = ["FEATURES", "MetricRows", "aggregate", "features_of", "gather_scores", "write_metrics"]
 
 
 #: Prefix of the names of features.
@@ -54,14 +54,6 @@ SMALL_PARTS: Final = "small parts"
 SMALL: Final = ("l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
 #: Splits of the inception score, as in Salimans et al. 2016.
 SPLITS: Final = 10
-
-
-@dataclass(frozen=True)
-class ScoreMatrix:
-    """All vectors [n, D] of one measurement, sorted by id, so that results do not depend on the order of arrival."""
-
-    ids: tuple[str, ...]
-    vectors: Float32Array
 
 
 def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.evaluation.aggregate import FEATURES, MetricRows, ScoreMatrix, features_of
+from raygen.evaluation.aggregate import FEATURES, MetricRows, features_of
 from raygen.evaluation.feature_metrics import Grouping, add_frechet
-from raygen.extractors.base import FeatureConfig, FeatureExtractor, load_features
+from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.extractors.base import FeatureExtractor, load_features
+from raygen.extractors.config import FeatureConfig
 from raygen.metrics.frechet_stats import WIDEST, Statistics, checked, read_statistics
 from raygen.store.weight_file import open_weights
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import numpy as np
-from pydantic import Field
 
-from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.types import AnyArray
+from raygen.evaluation.config import FeatureMetricsConfig
 from raygen.metrics.frechet import FactoredReference, frechet_from
 from raygen.metrics.frechet_jackknife import LEAST, blocks_of, margin, most_blocks
 from raygen.metrics.frechet_stats import POINTS, ROWS_A_VALUE, frechet_infinity
@@ -24,7 +23,6 @@ from raygen.store.filenames import name_key
 __all__ = [
     "UNGROUPED",
     "AddMetric",
-    "FeatureMetricsConfig",
     "FeatureSet",
     "Grouping",
     "ReferenceCache",
@@ -39,24 +37,6 @@ __all__ = [
 Interval = tuple[float, float] | tuple[None, None]
 #: Rows of each subset of `kid_subsets`, in the protocol of torch-fidelity and torchmetrics.
 SUBSET = 1000
-
-
-class FeatureMetricsConfig(Config):
-    """Which numbers, besides the Fréchet distance, compare the features of two sets."""
-
-    kid: bool = Field(True, description="KID, unbiased over all pairs, with a confidence interval; suited to few rows")
-    kid_subsets: bool = Field(
-        False, description="KID as mean and deviation over 100 random subsets of 1,000 rows, as in other tools"
-    )
-    knn: int | None = Field(
-        5,
-        ge=1,
-        le=100,
-        description="number of neighbours k of precision, recall, density and coverage; null computes none",
-    )
-    fid_infinity: bool = Field(
-        False, description="Fréchet distance extrapolated to infinitely many rows; needs 2.5 rows per feature value"
-    )
 
 
 class AddMetric(Protocol):

@@ -3,37 +3,21 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import Field
-
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError
-from raygen.core.location import Location
-from raygen.evaluation.aggregate import FEATURES, MetricRows, ScoreMatrix, features_of
+from raygen.evaluation.aggregate import FEATURES, MetricRows, features_of
+from raygen.evaluation.config import MemorizationConfig
 from raygen.evaluation.feature_metrics import add_memorization
 from raygen.evaluation.reference import ReferenceSet
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.evaluation.slices import column, select_ids
 from raygen.extractors.base import FeatureExtractor
 from raygen.store.run_store import open_input
 
-__all__ = ["MemorizationConfig", "ScoreSets", "compare_to_training"]
+__all__ = ["ScoreSets", "compare_to_training"]
 
 
 #: Scores by slice (`all`, `reference` …) and measurement.
 ScoreSets = Mapping[str, Mapping[str, ScoreMatrix]]
-
-
-class MemorizationConfig(Config):
-    """The training pictures. Where `reference` is the same data set, its other splits are what was held out."""
-
-    faces: Location = Field(..., description="folder of the ingest run with the training faces")
-    split: str | None = Field("train", description="split that the model was trained on; default: all faces")
-    q: float = Field(
-        0.01,
-        gt=0,
-        lt=0.5,
-        description="quantile of the held-out faces' distances to the training faces below which a "
-        "picture counts as memorized",
-    )
 
 
 def compare_to_training(

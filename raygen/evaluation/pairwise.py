@@ -6,21 +6,19 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, model_validator
 
-from raygen.core.config import Config
 from raygen.core.errors import InputError
-from raygen.core.location import Location
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
-from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.evaluation.config import PairwiseConfig
+from raygen.extractors.lpips import load_lpips
 from raygen.metrics.image_similarity import Similarity
 from raygen.metrics.leakage import change, region
 from raygen.metrics.score_rows import score_table
 from raygen.store.images import decode_image, decode_mask, fit_mask
 from raygen.store.lookup import StoredRows
 
-__all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "PairwiseConfig", "PairwiseWorker", "protocols"]
+__all__ = ["CHANGE", "COLUMNS", "DIVERSITY", "PairwiseWorker", "protocols"]
 
 
 #: Names of the measurements; that of diversity is followed by its distance.
@@ -28,25 +26,6 @@ CHANGE: Final = "change"
 DIVERSITY: Final = "diversity"
 #: Columns of SAMPLES that are read.
 COLUMNS: Final = ("sample_id", "image", "mask", "style_parts", "group_id")
-
-
-class PairwiseConfig(Config):
-    """What to compare. Pictures of the two runs belong together by `sample_id`, so their noise is the same."""
-
-    baseline: Location | None = Field(
-        None,
-        description="folder of a generate run with the same rows, to measure the change inside and "
-        "outside of `style_parts` (leakage)",
-    )
-    margin: int = Field(0, ge=0, le=256, description="pixels around the border of the parts that are left out")
-    diversity: bool = Field(False, description="mean distance between the pictures of a group_id")
-    lpips: LPIPSConfig | None = Field(None, description="LPIPS network: the distance is LPIPS in place of 1 - SSIM")
-
-    @model_validator(mode="after")
-    def _measures_something(self) -> "PairwiseConfig":
-        if self.baseline is None and not self.diversity:
-            raise ValueError("name a `baseline`, or ask for `diversity`")
-        return self
 
 
 def protocols(config: PairwiseConfig) -> dict[str, Mapping[str, Any]]:

@@ -7,26 +7,16 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, model_validator
 
-from raygen.core.config import Config
 from raygen.core.face_labels import attribute_list
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
-from raygen.extractors.base import (
-    BundledNetworkConfig,
-    FeatureConfig,
-    InceptionConfig,
-    ParserConfig,
-    by_content,
-    load_classifier,
-    load_features,
-    load_parser,
-)
-from raygen.extractors.clip import ClipConfig, load_clip
-from raygen.extractors.face_embedder import FaceEmbedderConfig, load_face_embedder
+from raygen.evaluation.config import ScoreConfig
+from raygen.extractors.base import load_classifier, load_features, load_parser
+from raygen.extractors.clip import load_clip
+from raygen.extractors.face_embedder import load_face_embedder
 from raygen.extractors.inception import InceptionFeatures
-from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.extractors.lpips import load_lpips
 from raygen.metrics.attributes import codes
 from raygen.metrics.image_similarity import Similarity, psnr, ssim
 from raygen.metrics.score_rows import score_table
@@ -35,80 +25,12 @@ from raygen.store.images import decode_image, decode_mask, fit_image
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SCORES
 
-__all__ = ["FACE", "ScoreConfig", "ScoreWorker", "Scorer"]
+__all__ = ["FACE", "ScoreWorker", "Scorer"]
 
 
 #: Suffix of features of the face alone, and the classes whose bounding box is the face.
 FACE: Final = "@face"
 FACE_CLASSES: Final = range(1, 13)
-#: Kind of the bundled network of each setting; empty where there is none.
-BUNDLED_KINDS: Final = {"parser": "parser", "features": "parser", "classifier": "classifier", "text": "", "lpips": ""}
-
-
-class ScoreConfig(Config):
-    """Which networks measure, and which measurements are made. None leaves a measurement out."""
-
-    parser: ParserConfig | None = Field(
-        default_factory=BundledNetworkConfig,
-        description="face parser that compares pictures with their masks (mIoU); null does not",
-    )
-    features: FeatureConfig | None = Field(
-        default_factory=BundledNetworkConfig,
-        description="network whose features the Fréchet distance compares; null computes none",
-    )
-    classifier: BundledNetworkConfig | None = Field(
-        default_factory=BundledNetworkConfig,
-        description="classifier that compares pictures with their 40 attributes; null does not",
-    )
-    face_features: bool = Field(
-        False, description="also compute the features of the face only, in the bounding box of the wanted mask"
-    )
-    similarity: bool = Field(False, description="SSIM between a picture and the face that its `source` names")
-    text: ClipConfig | None = Field(
-        None, description="CLIP model that measures how well pictures fit their text; default none"
-    )
-    logits: bool = Field(False, description="also store the class logits of Inception, for the inception score")
-    reconstruction: bool = Field(
-        False,
-        description="SSIM, PSNR, and LPIPS if `lpips` is set, between a picture and the face that its "
-        "`source` names; in a round trip, its input",
-    )
-    lpips: LPIPSConfig | None = Field(None, description="LPIPS network for `reconstruction`; default none")
-    condition_size: int | None = Field(
-        None,
-        ge=1,
-        le=1024,
-        description="side of the masks that the model reads, such as 32: mIoU is also measured at that "
-        "size; default none",
-    )
-    identity: FaceEmbedderConfig | None = Field(
-        None, description="face embedder, for identity gates and verification; default none"
-    )
-
-    @model_validator(mode="after")
-    def _logits_are_inceptions(self) -> "ScoreConfig":
-        if self.logits and not isinstance(self.features, InceptionConfig):
-            raise ValueError("`logits` needs `features: {kind: inception, …}`")
-        if self.lpips is not None and not self.reconstruction:
-            raise ValueError("`lpips` is for `reconstruction: true`")
-        if self.condition_size is not None and self.parser is None:
-            raise ValueError("`condition_size` needs a `parser`")
-        return self
-
-    def by_content(self) -> dict[str, Any]:
-        """The settings that plans and references record: networks by the sha256 of their weights, not by their path."""
-        settings = self.model_dump(mode="json")
-        for name, kind in BUNDLED_KINDS.items():
-            if (network := getattr(self, name)) is not None:
-                settings[name] = by_content(network, kind)
-        if self.identity is not None:
-            settings["identity"]["network"] = by_content(self.identity.network, "embedder")
-        return settings
-
-    @property
-    def to_source(self) -> str | None:
-        """The setting that asks for comparisons with the `source` of rows; None where none does."""
-        return "reconstruction" if self.reconstruction else "similarity" if self.similarity else None
 
 
 class Scorer:

@@ -1,31 +1,19 @@
 """Slices of a scored set by attribute, by class in the mask and by identity, and the metrics of each slice."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
-from raygen.core.config import nearest
 from raygen.core.face_labels import ATTRIBUTES, CLASSES
-from raygen.evaluation.aggregate import ScoreMatrix
+from raygen.evaluation.config import IDENTITY
 from raygen.evaluation.feature_metrics import Grouping
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.metrics.attributes import UNWANTED, WANTED
 from raygen.metrics.segmentation import Counts
 from raygen.store.run_store import RunStore
 
-__all__ = ["by_slices", "check_slices", "column", "grouping_of", "select_ids", "slice_rows"]
-
-
-IDENTITY: Final = "identity"
-
-
-def check_slices(names: Iterable[str]) -> None:
-    """`ValueError` for a name that is not an attribute, a class or `identity`; it suggests the nearest one."""
-    known = (*ATTRIBUTES, *CLASSES, IDENTITY)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{name!r} is no attribute, no class and not {IDENTITY!r}{nearest(name, known)}")
+__all__ = ["by_slices", "column", "grouping_of", "select_ids", "slice_rows"]
 
 
 def slice_rows(

@@ -2,25 +2,28 @@
 
 import csv
 import io
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from pydantic import Field
 
-from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.types import BoolArray, Int64Array
-from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
+from raygen.evaluation.aggregate import MetricRows
+from raygen.evaluation.config import VerificationConfig
+from raygen.evaluation.memorization import ScoreSets
+from raygen.evaluation.reference import Stores
+from raygen.evaluation.score_matrix import IDENTITY, ScoreMatrix
 from raygen.evaluation.slices import column
 from raygen.metrics.verification import BINS, VerificationHistogram, fold_accuracy, unit, verification
+from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
 
 __all__ = [
-    "IDENTITY",
     "ROC_HEAD",
-    "VerificationConfig",
     "VerificationPairs",
     "as_csv",
     "as_lfw",
@@ -30,6 +33,7 @@ __all__ = [
     "pairs_of",
     "roc_lines",
     "verification_metrics",
+    "write_verification",
 ]
 
 
@@ -154,39 +158,12 @@ def as_csv(pairs: VerificationPairs) -> str:
     return buffer.getvalue()
 
 
-#: Prefix of the names of embeddings.
-IDENTITY: Final = "identity:"
-
 #: Bars of a drawn histogram.
 BARS: Final = 100
 #: Pairs whose cosines are computed at once.
 CHUNK: Final = 4096
 #: Header of roc.csv.
 ROC_HEAD: Final = "set,threshold,far,tar"
-
-
-class VerificationConfig(Config):
-    """Settings of face verification."""
-
-    far: tuple[float, ...] = Field(
-        (1e-3, 1e-4), description="false accept rates at which the true accept rate (TAR) is reported"
-    )
-    most: int = Field(
-        20_000,
-        ge=2,
-        description="largest number of pictures that are compared, of whole people; time grows with its square",
-    )
-    pairs: int = Field(
-        0,
-        ge=0,
-        le=1_000_000,
-        description="number of pairs in pairs.txt and pairs.csv, half of them genuine, whose accuracy is "
-        "reported; 0 draws none",
-    )
-    folds: int = Field(
-        10, ge=1, le=100, description="number of folds of the pairs, as in LFW; two folds share no person"
-    )
-    seed: int = Field(0, ge=0, description="seed of the drawn pairs")
 
 
 def verification_metrics(
@@ -311,3 +288,35 @@ def roc_lines(slice_: str, cosines: VerificationHistogram) -> list[str]:
     thresholds = np.arange(BINS + 1) * 2 / BINS - 1
     rates = zip(thresholds.tolist(), *(side.tolist() for side in cosines.rates()), strict=True)
     return [f"{slice_},{threshold:.3f},{far:.9g},{tar:.9g}" for threshold, far, tar in rates]
+
+
+def write_verification(
+    config: VerificationConfig,
+    stores: Stores,
+    sets: ScoreSets,
+    protocols: Mapping[str, Any],
+    folder: FileStore,
+    rows: MetricRows,
+) -> None:
+    """Add the verification METRICS of each set to `rows`; write verification.json, roc.csv and the pairs of one set."""
+    histograms: dict[str, Any] = {}
+    roc = [ROC_HEAD]
+    for where, (store, table, key) in stores.items():
+        name = next((name for name in sets.get(where, {}) if name.startswith(IDENTITY)), None)
+        if name is None:
+            continue
+        people, variants = identities_of(store, table, key)
+        protocol = protocols.get(name.removeprefix(IDENTITY), {})
+        scores = sets[where][name]
+        if config.pairs and not histograms:
+            pairs = pairs_of(config, where, name, scores, people, variants, protocol, rows)
+            folder.update("pairs.txt", as_lfw(pairs).encode())
+            folder.update("pairs.csv", as_csv(pairs).encode())
+        elif config.pairs:
+            with suppress(InputError):  # too few pairs in the reference are no error of the evaluation
+                pairs_of(config, where, name, scores, people, variants, protocol, rows)
+        verification = verification_metrics(config, where, name, scores, people, protocol, rows)
+        histograms[where] = histogram(verification)
+        roc += roc_lines(where, verification)
+    folder.update("verification.json", json.dumps(histograms).encode())
+    folder.update("roc.csv", "\n".join([*roc, ""]).encode())

@@ -343,7 +343,7 @@ def _resemblance(source: ExportSource, scores: Sequence[Mapping[str, Any]]) -> s
     return " ".join(sentences)
 
 
-#: sha256 of the bundled model, as `raygen.models.checkpoint.digest` takes it.
+#: sha256 of the bundled model, as `raygen.models.checkpoint_folder.digest` takes it.
 BUNDLED_MODEL: Final = "3521654bad3e046f2ec4c4bef91825119de7e0472faa076483ff131417c07c41"
 _OWN: Final = "Apache-2.0, by this project; trained on drawn faces, not on photographs"
 UNKNOWN: Final = "unknown: the job names none; find out before you publish pictures or numbers"

@@ -1,41 +1,19 @@
 """Interfaces, configurations and loaders of face parsers, feature extractors and attribute classifiers."""
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from raygen.core.assets import resolve
-from raygen.core.config import Config
-from raygen.core.location import Location
 from raygen.core.precision import full_precision
-from raygen.extractors.bundled import BundledClassifier, BundledNetwork, BundledParser, bundled_digest, load_bundled
+from raygen.extractors.bundled import BundledClassifier, BundledNetwork, BundledParser, load_bundled
+from raygen.extractors.config import BundledNetworkConfig, InceptionConfig, PublishedParserConfig
+from raygen.extractors.digests import bundled_digest
 
-__all__ = [
-    "TRANSFORMERS",
-    "BundledNetworkConfig",
-    "Classifier",
-    "FeatureConfig",
-    "FeatureExtractor",
-    "InceptionConfig",
-    "Parser",
-    "ParserConfig",
-    "PublishedParserConfig",
-    "by_content",
-    "load_classifier",
-    "load_features",
-    "load_parser",
-    "network_digest",
-]
-
-
-#: Weight files of a model folder of transformers, in order of preference.
-TRANSFORMERS: Final = ("model.safetensors", "pytorch_model.bin")
+__all__ = ["Classifier", "FeatureExtractor", "Parser", "load_classifier", "load_features", "load_parser"]
 
 
 class Parser(Protocol):
@@ -88,40 +66,6 @@ class Classifier(Protocol):
         ...
 
 
-class BundledNetworkConfig(Config):
-    """A bundled network, or one of its kind from a folder."""
-
-    kind: Literal["small"] = "small"
-    folder: Location = Field("bundled", description="folder of a trained network, or `bundled`")
-
-
-class PublishedParserConfig(Config):
-    """A parser that the field uses, from weights the user has."""
-
-    kind: Literal["parsenet", "bisenet"]
-    weights: Location = Field(..., description="state dict or safetensors file")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
-
-
-class InceptionConfig(Config):
-    """The 2015 Inception network, the only one whose Fréchet distance is called `fid`."""
-
-    kind: Literal["inception"] = "inception"
-    weights: Location = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
-    protocol: Literal["fid@tf1", "fid@clean", "fid@pytorch"] = Field(
-        "fid@clean",
-        description="resize and weights of the FID: fid@clean as "
-        "clean-fid, fid@pytorch as pytorch-fid, fid@tf1 as the original",
-    )
-    sha256: str | None = Field(
-        None, description="sha256 that the file must have, or its first digits; default: that of the published file"
-    )
-
-
-ParserConfig = Annotated[BundledNetworkConfig | PublishedParserConfig, Field(discriminator="kind")]
-FeatureConfig = Annotated[BundledNetworkConfig | InceptionConfig, Field(discriminator="kind")]
-
-
 def load_parser(config: BundledNetworkConfig | PublishedParserConfig, device: torch.device) -> Parser:
     """The parser of a config on `device`; errors as `load_bundled` and `load_published`."""
     if isinstance(config, BundledNetworkConfig):
@@ -143,34 +87,6 @@ def load_features(config: BundledNetworkConfig | InceptionConfig, device: torch.
 def load_classifier(config: BundledNetworkConfig, device: torch.device) -> Classifier:
     """The attribute classifier of a config on `device`."""
     return _BundledClassifierExtractor(config, device)
-
-
-def network_digest(config: Any, kind: str) -> str:
-    """sha256 of the weights of a config of an extractor, without loading them.
-
-    `kind`: the bundled network that `bundled` stands for, such as `parser`. Weights whose name only their loader can
-    resolve (`hub`) are identified by their configured sha256 or by that name.
-    """
-    if isinstance(config, BundledNetworkConfig):
-        return bundled_digest(resolve(config.folder, kind))
-    if hasattr(config, "weights"):
-        path: Path | None = Path(config.weights)
-    else:
-        path = next((candidate for name in TRANSFORMERS if (candidate := Path(config.folder) / name).is_file()), None)
-    if path is None or not path.is_file():
-        return str(config.sha256 or getattr(config, "weights", None) or config.folder)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def by_content(config: Config, kind: str) -> dict[str, Any]:
-    """A config of a network as plans record it: the sha256 of its weights instead of their path.
-
-    The same file at two paths is one network; another file at the same path is another network. `kind`: see
-    `network_digest`.
-    """
-    settings = config.model_dump(mode="json", exclude={"folder", "weights"})
-    return {**settings, "sha256": network_digest(config, kind)}
 
 
 class _BundledExtractor:

@@ -4,11 +4,10 @@ The pooled bottleneck of the parser is the feature vector of Fréchet distances 
 and do not replace published ones; every number carries the name of its network.
 """
 
-import hashlib
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, TypeVar, cast
+from typing import Annotated, Any, Final, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,64 +20,19 @@ from torch import Tensor, nn
 from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError, InputError, IntegrityError
 from raygen.core.face_labels import ATTRIBUTES, CLASSES
+from raygen.extractors.config import BundledClassifierConfig, BundledEmbedderConfig, BundledParserConfig
+from raygen.extractors.digests import WEIGHTS, bundled_digest
 from raygen.store.sealed import FILES, file_sha256, open_record, to_text
 
 __all__ = [
     "BundledClassifier",
-    "BundledClassifierConfig",
     "BundledEmbedder",
-    "BundledEmbedderConfig",
     "BundledNetwork",
     "BundledParser",
-    "BundledParserConfig",
     "augment",
-    "bundled_digest",
     "load_bundled",
     "save_bundled",
 ]
-
-
-WEIGHTS: Final = "model.safetensors"
-
-
-class BundledParserConfig(Config):
-    """Shape of a small parser. Pictures of another size are resized to `image_size` and the labels back."""
-
-    kind: Literal["parser"] = "parser"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
-        (16, 32, 64, 96),
-        min_length=2,
-        description="channels of each level; every level after the first halves the resolution",
-    )
-
-
-class BundledClassifierConfig(Config):
-    """Shape of a small attribute classifier. Pictures of another size are resized to `image_size`."""
-
-    kind: Literal["classifier"] = "classifier"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
-        (16, 32, 64, 96),
-        min_length=2,
-        max_length=6,
-        description="channels of each level; every level after the first halves the resolution",
-    )
-    hidden: int = Field(128, ge=8, description="width of the hidden layer of the head")
-
-
-class BundledEmbedderConfig(Config):
-    """Shape of a small face embedder. Pictures of another size are resized to `image_size`."""
-
-    kind: Literal["embedder"] = "embedder"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
-        (16, 32, 64, 96),
-        min_length=2,
-        max_length=6,
-        description="channels of each level; every level after the first halves the resolution",
-    )
-    width: int = Field(128, ge=2, description="number of values of an embedding")
 
 
 class BundledNetwork(nn.Module):
@@ -219,14 +173,6 @@ def save_bundled(model: BundledNetwork, folder: Path, *, weights: str, extra: Ma
     document[FILES] = {WEIGHTS: file_sha256(folder / WEIGHTS)}
     (folder / "config.json").write_bytes(to_text(document))
     return bundled_digest(folder)
-
-
-def bundled_digest(folder: str | Path) -> str:
-    """sha256 of the weights file; `ConfigError` where there is none."""
-    try:
-        return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ConfigError(f"{folder}: no trained network here ({WEIGHTS} is missing)") from error
 
 
 def load_bundled(folder: str | Path, kind: type[Net]) -> Net:

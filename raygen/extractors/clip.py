@@ -8,22 +8,20 @@ Sources: Radford et al. 2021; Hessel et al. 2021 (CLIPScore), of which this is t
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from raygen.core.config import Config
 from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.location import Location
 from raygen.core.precision import full_precision
-from raygen.extractors.base import TRANSFORMERS
+from raygen.extractors.config import ClipConfig
+from raygen.extractors.digests import TRANSFORMERS
 from raygen.extractors.face_parsers import read_weights
 
-__all__ = ["ClipConfig", "ClipScore", "load_clip"]
+__all__ = ["ClipScore", "load_clip"]
 
 
 VOCABULARIES: Final = ("tokenizer.json", "vocab.json")
@@ -33,18 +31,6 @@ COUNTERS: Final = "position_ids"
 BICUBIC: Final = 3
 #: Pictures or texts a pass.
 CHUNK: Final = 32
-
-
-class ClipConfig(Config):
-    """A CLIP model as `transformers` saves it."""
-
-    kind: Literal["clip"] = "clip"
-    folder: Location = Field(
-        ..., description="folder with config.json, weights, preprocessor and tokenizer of a CLIP model"
-    )
-    sha256: str | None = Field(
-        None, description="sha256 that the weights file must have, or its first digits; default: any file"
-    )
 
 
 class _Preprocessing(NamedTuple):

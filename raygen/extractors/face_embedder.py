@@ -3,59 +3,26 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from raygen.core.assets import resolve
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.location import Location
 from raygen.core.precision import full_precision
-from raygen.extractors.base import BundledNetworkConfig
-from raygen.extractors.bundled import BundledEmbedder, bundled_digest, load_bundled
-from raygen.extractors.perceptual import DeepFeatures, TorchScriptConfig, VGGFace2Config, load_embedder
+from raygen.extractors.bundled import BundledEmbedder, load_bundled
+from raygen.extractors.config import BundledNetworkConfig, FaceEmbedderConfig, ONNXEmbedderConfig
+from raygen.extractors.digests import bundled_digest
+from raygen.extractors.perceptual import DeepFeatures, load_embedder
 
-__all__ = ["FaceEmbedder", "FaceEmbedderConfig", "ONNXEmbedderConfig", "load_face_embedder"]
+__all__ = ["FaceEmbedder", "load_face_embedder"]
 
 
 #: Default input sides of the networks.
 SIDES: Final[Mapping[str, int]] = {"vggface2": 224, "torchscript": 112, "onnx": 112}
-
-
-class ONNXEmbedderConfig(Config):
-    """An embedder as an ONNX model: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
-
-    kind: Literal["onnx"] = "onnx"
-    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
-    channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
-
-
-AnyEmbedder = Annotated[
-    BundledNetworkConfig | VGGFace2Config | TorchScriptConfig | ONNXEmbedderConfig, Field(discriminator="kind")
-]
-
-
-class FaceEmbedderConfig(Config):
-    """A face embedder, and the part of the picture that it sees."""
-
-    network: AnyEmbedder = Field(
-        default_factory=BundledNetworkConfig, description="network that embeds faces, chosen by its `kind`"
-    )
-    region: Literal["picture", "face"] = Field(
-        "picture", description="embed the whole picture, or the bounding box of the face in its mask"
-    )
-    size: int | None = Field(
-        None,
-        ge=16,
-        le=1024,
-        description="side in pixels that the region is resized to; default: the input size of the network",
-    )
 
 
 class FaceEmbedder:

@@ -10,22 +10,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.location import Location
 from raygen.core.precision import full_precision
+from raygen.extractors.config import LPIPSConfig
 from raygen.extractors.face_parsers import read_weights
 
-__all__ = ["FILES", "LPIPS", "LPIPSConfig", "load_lpips"]
-
-
-Trunk = Literal["vgg", "alex"]
+__all__ = ["FILES", "LPIPS", "load_lpips"]
 
 
 class _Trunk(NamedTuple):
@@ -51,19 +46,6 @@ CHUNK: Final = 8
 HELD: Final = 1 << 30
 #: Numbers of one product: on a CPU few enough for the cache of a core, on a GPU enough to keep it busy.
 BLOCK: Final[Mapping[str, int]] = {"cpu": 1 << 17, "cuda": 1 << 24}
-
-
-class LPIPSConfig(Config):
-    """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
-
-    weight: float = Field(1.0, gt=0, description="weight of the distance in a loss")
-    weights: Location = Field(
-        "hub", description="torchvision's file of the network, or `hub` for torchvision's own cache"
-    )
-    sha256: str | None = Field(
-        None, description="sha256 that the file must have, or its first digits; default: that of the published file"
-    )
-    network: Trunk = Field("vgg", description="vgg: VGG-16, usual in losses; alex: AlexNet, usual in evaluations")
 
 
 class LPIPS(nn.Module):

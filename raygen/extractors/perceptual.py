@@ -9,53 +9,25 @@ import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from raygen.core.assets import resolve
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.location import Location
-from raygen.extractors.base import BundledNetworkConfig
-from raygen.extractors.bundled import BundledClassifier, bundled_digest, load_bundled
+from raygen.extractors.bundled import BundledClassifier, load_bundled
+from raygen.extractors.config import BundledNetworkConfig, LPIPSConfig, TorchScriptConfig, VGGFace2Config
+from raygen.extractors.digests import bundled_digest
 from raygen.extractors.face_parsers import fill, read_weights
-from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.extractors.lpips import load_lpips
 
-__all__ = ["DeepFeatures", "EmbedderConfig", "TorchScriptConfig", "VGGFace2Config", "load_embedder", "load_perceptual"]
+__all__ = ["DeepFeatures", "load_embedder", "load_perceptual"]
 
 
 #: Weights of the five feature maps of the VGGFace2 network, as released.
 VGGFACE2_WEIGHTS: Final = (0.1, 0.0025, 0.025, 0.05, 0.005)
-
-
-class VGGFace2Config(Config):
-    """The ResNet-50 of VGGFace2, from weights the user has."""
-
-    kind: Literal["vggface2"] = "vggface2"
-    weights: Location = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
-
-
-class TorchScriptConfig(Config):
-    """An embedder in a TorchScript file: pixels [B, 3, H, W] in -1..1 -> features. The file is code that is run."""
-
-    kind: Literal["torchscript"] = "torchscript"
-    weights: Location = Field(..., description="TorchScript file")
-    trust: bool = Field(False, description="true: run the code in the file, which is a program")
-    sha256: str | None = Field(None, description="complete sha256 of the trusted file")
-
-    @model_validator(mode="after")
-    def _trusted(self) -> "TorchScriptConfig":
-        if not self.trust or self.sha256 is None or len(self.sha256) != 64:
-            raise ValueError("a TorchScript file is code: it is run only with `trust: true` and its whole sha256")
-        return self
-
-
-EmbedderConfig = Annotated[BundledNetworkConfig | VGGFace2Config | TorchScriptConfig, Field(discriminator="kind")]
 
 
 class DeepFeatures(nn.Module):

@@ -5,31 +5,21 @@ The layers are those of diffusers, with a processor of their own.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "GATE",
-    "KEYS_VALUES",
-    "Gating",
-    "gates",
-    "keys_values",
-    "own_cross_attention",
-    "use_context",
-    "watch_scores",
-]
+from raygen.models.config.scadm import Gating
+
+__all__ = ["GATE", "KEYS_VALUES", "gates", "keys_values", "own_cross_attention", "use_context", "watch_scores"]
 
 
 #: Names of keys and values in a context: `kv.<place of the layer in the network>`.
 KEYS_VALUES: Final = "kv."
 #: Names of gates in a context: `gate.<number of pixels>`.
 GATE: Final = "gate."
-#: `hard`: a pixel attends to the tokens of its own class alone. `paper`: scores are multiplied by 0 or 1 before the
-#: softmax (SCA-DM, equation 8), so the others still contribute. `none`: no gates.
-Gating = Literal["hard", "paper", "none"]
 
 
 class CrossAttention:

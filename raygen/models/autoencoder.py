@@ -9,94 +9,27 @@ pixels. Scaling follows diffusers: z = (latent - mean) * scaling_factor / std, i
 has a place for all three, in the config for `dc`.
 """
 
-import re
 from collections.abc import Mapping
 from math import gcd
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC, AutoencoderKL, Transformer2DModel, VQModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError
+from raygen.models.config.autoencoder import AutoencoderConfig
 
-__all__ = [
-    "AutoencoderConfig",
-    "FirstStage",
-    "pixel_stage",
-    "require_same_stage",
-    "same_stage",
-    "silence_residuals",
-]
+__all__ = ["FirstStage", "require_same_stage", "same_stage", "silence_residuals"]
 
 
-#: The identity, named in place of the folder of a first stage.
-PIXELS = re.compile(r"pixels-(\d+)(?:-p(\d+))?")
 #: Log-variances outside this range are clipped before they are used, as AutoencoderKL's own posterior does.
 LOGVAR_RANGE = (-30.0, 20.0)
 #: Log-variance of the posterior before training.
 START_LOGVAR = -6.0
-
-
-class AutoencoderConfig(Config):
-    """Shape of a first stage. `factor` is `patch * 2 ** (len(channels) - 1)`.
-
-    `patch` moves pixels into channels before the first convolution (and back after the last): convolutions at
-    full resolution cost most of the time of a small first stage and add little. Patch 1 is the published form.
-    """
-
-    kind: Literal["autoencoder"] = "autoencoder"
-    stage: Literal["kl", "vq", "dc", "pixel"] = Field(
-        "kl",
-        description="kind of the first stage: KL or VQ autoencoder, deep-compression autoencoder (dc), or raw pixels",
-    )
-    image_size: int = Field(64, ge=8, le=4096, description="height and width of the pictures in pixels")
-    patch: int = Field(
-        2, ge=1, le=16, description="factor of the space-to-depth transform before the first convolution; 1 is none"
-    )
-    channels: tuple[int, ...] = Field(
-        (32, 64), min_length=1, description="channels of each level; every level after the first halves the resolution"
-    )
-    layers_per_block: int = Field(1, ge=1, le=8, description="residual blocks per level")
-    latent_channels: int = Field(4, ge=1, le=64, description="channels of the latents")
-    mid_attention: bool = Field(True, description="kl and vq only: self-attention in the middle block")
-    codes: int = Field(512, ge=2, description="vq only: number of codes in the codebook")
-    latents_mean: tuple[float, ...] | None = Field(
-        None, description="dc only: mean of each latent channel, set by the training"
-    )
-    latents_std: tuple[float, ...] | None = Field(
-        None, description="dc only: standard deviation of each latent channel, set by the training"
-    )
-
-    @model_validator(mode="after")
-    def _divides(self) -> "AutoencoderConfig":
-        if self.image_size % self.factor:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of the factor {self.factor}")
-        return self
-
-    @property
-    def factor(self) -> int:
-        """Pixels along one side of a latent position."""
-        return self.patch * (1 if self.stage == "pixel" else 2 ** (len(self.channels) - 1))
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of a latent."""
-        side = self.image_size // self.factor
-        return (3 * self.patch**2 if self.stage == "pixel" else self.latent_channels, side, side)
-
-
-def pixel_stage(name: str) -> AutoencoderConfig | None:
-    """The identity that `pixels-64` names, or `pixels-64-p2` with 2 x 2 pixels in a place; None for other names."""
-    match = PIXELS.fullmatch(name)
-    if match is None:
-        return None
-    return AutoencoderConfig(stage="pixel", image_size=int(match[1]), patch=int(match[2] or 1))
 
 
 class FirstStage(nn.Module):

@@ -11,7 +11,7 @@ from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions, Shapes
-from raygen.models.schedulers import NoiseSchedule
+from raygen.models.config.noise import NoiseSchedule
 from raygen.models.text import Tokenizer
 
 __all__ = ["Context", "Model", "Record", "Tokens", "concatenate"]

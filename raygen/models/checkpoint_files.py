@@ -14,36 +14,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from raygen.core.config import parse
-from raygen.core.documents import load_json
 from raygen.core.errors import InputError
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
+from raygen.models.opened import PLAIN_STAGE, STAGE, OpenedCheckpoint, read_json
 from raygen.store.file_kinds import check_start
 from raygen.store.tensor_file import save_tensors
 
 __all__ = [
     "DIFFUSERS_WEIGHTS",
-    "FORMAT",
     "OWN_WEIGHTS",
-    "PLAIN_STAGE",
-    "STAGE",
-    "OpenedCheckpoint",
     "Writing",
     "fill",
     "read_diffusers",
     "read_first_stage",
-    "read_json",
     "write_diffusers",
     "write_json",
     "write_weights",
 ]
 
 
-#: Version of raygen.json.
-FORMAT: Final = 1
-#: Folder of the first stage, and its name in diffusers' `LDMPipeline`.
-STAGE: Final = "vae"
-PLAIN_STAGE: Final = "vqvae"
 DIFFUSERS_WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 OWN_WEIGHTS: Final = "model.safetensors"
 CLASSES: Final[Mapping[str, Any]] = {
@@ -54,24 +43,6 @@ CLASSES: Final[Mapping[str, Any]] = {
     "UNet2DConditionModel": UNet2DConditionModel,
     "ControlNetModel": ControlNetModel,
 }
-
-
-class OpenedCheckpoint(NamedTuple):
-    """A checkpoint folder and its document: raygen.json, or what it would be for a folder of another layout."""
-
-    root: Path
-    document: Mapping[str, Any]
-
-    @property
-    def source(self) -> str:
-        """Where the document comes from, for error messages."""
-        return str(self.root if "layout" in self.document else self.root / "raygen.json")
-
-    @property
-    def first_stage(self) -> AutoencoderConfig:
-        """The shape of its first stage; `ConfigError` where the document has none."""
-        config: AutoencoderConfig = parse(AutoencoderConfig, self.document.get("first_stage"), self.source)
-        return config
 
 
 class Writing(NamedTuple):
@@ -155,14 +126,3 @@ def fill(module: nn.Module, path: Path) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {name} is not finite", reason="checkpoint")
     module.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; `InputError` (`checkpoint`) where there is none."""
-    try:
-        value = load_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {error}", reason="checkpoint") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: not a JSON object", reason="checkpoint")
-    return value

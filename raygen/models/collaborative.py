@@ -9,32 +9,29 @@ Source: Huang et al., CVPR 2023. Predictions of v mix like those of eps: both ar
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
-from raygen.core.location import Location
 from raygen.models.attention import own_cross_attention
 from raygen.models.autoencoder import FirstStage, require_same_stage, same_stage
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.checkpoint_files import (
-    FORMAT,
     OWN_WEIGHTS,
-    OpenedCheckpoint,
     Writing,
     fill,
     read_diffusers,
-    read_json,
     write_diffusers,
     write_json,
     write_weights,
 )
 from raygen.models.conditions import Conditions
-from raygen.models.expert_mixing import (
+from raygen.models.config.collaborative import CollaborativeConfig, diffuser_config
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.mixing import (
     ConstantMixing,
     DifferenceMixing,
     Mixing,
@@ -42,60 +39,18 @@ from raygen.models.expert_mixing import (
     ReleasedMixing,
     need_nulls,
 )
-from raygen.models.family import BuildInputs, CountInputs, Family
-from raygen.models.ldm import FAMILY as LDM_FAMILY
-from raygen.models.ldm import LDM, LDMConfig, build_unet, prepared_context, run_unet
+from raygen.models.expert_mixing import mixed_shares
+from raygen.models.ldm import LDM, build_unet, prepared_context, run_unet
+from raygen.models.ldm import NETWORKS as LDM_NETWORKS
+from raygen.models.networks import BuildInputs, CountInputs, Networks
+from raygen.models.opened import FORMAT, OpenedCheckpoint
 from raygen.models.text import Tokenizer
 
-__all__ = ["FAMILY", "INFLUENCE", "Collaborative", "CollaborativeConfig", "DynamicDiffuser", "diffuser_config"]
+__all__ = ["INFLUENCE", "NETWORKS", "Collaborative", "DynamicDiffuser"]
 
 
 #: Names of influence maps in a record: `influence/<expert>`.
 INFLUENCE: Final = "influence/"
-
-
-class CollaborativeConfig(Config):
-    """The experts, and the shape of their dynamic diffusers.
-
-    A diffuser has the form of its expert's UNet, with other channels and one output. The published ones have 32, 64,
-    96 and 160 channels; time is added in them, although the paper's equation 2 (supplement) has AdaLN.
-    """
-
-    kind: Literal["collaborative"] = "collaborative"
-    experts: dict[str, Location] = Field(
-        ..., min_length=1, description="checkpoint folders of the trained ldm experts, by name"
-    )
-    channels: tuple[int, ...] = Field(
-        (32, 64, 96, 160), min_length=1, description="channels of each level of a dynamic diffuser"
-    )
-    head_dim: int | None = Field(
-        None, ge=1, description="channels per attention head of a dynamic diffuser; default: those of its expert"
-    )
-    time: Literal["additive", "scale_shift"] = Field("additive", description="scale_shift is AdaLN")
-    nulls: tuple[str, ...] | None = Field(
-        None,
-        description="experts trained with condition dropout, which can do without their condition; "
-        "default: read from their recipes",
-    )
-
-    @field_validator("experts")
-    @classmethod
-    def _names(cls, experts: dict[str, str]) -> dict[str, str]:
-        if bad := [name for name in experts if not name.isidentifier()]:
-            raise ValueError(f"{bad}: an expert's name has letters, digits and _ only")
-        return dict(sorted(experts.items()))  # so that sums are rounded in the same order for every file
-
-
-def diffuser_config(config: CollaborativeConfig, expert: LDMConfig) -> LDMConfig:
-    """The shape of the dynamic diffuser of an expert; `ConfigError` where channels and levels do not fit."""
-    heads = {"head_dim": config.head_dim, "heads": None} if config.head_dim is not None else {}
-    try:
-        changed = {"channels": config.channels, "time": config.time, "latent": None, **heads}
-        return LDMConfig.model_validate({**expert.model_dump(), **changed})
-    except ValueError as error:
-        levels = f"{len(config.channels)} levels for an expert of {len(expert.channels)}"
-        reason = str(error).splitlines()[-2].strip() if "\n" in str(error) else str(error)
-        raise ConfigError(f"dynamic diffusers of channels {list(config.channels)} ({levels}): {reason}") from error
 
 
 class DynamicDiffuser(nn.Module):
@@ -240,7 +195,7 @@ class Collaborative(Model):
         raw = [self.diffuser(name)(zt, t, _part(ctx, f"{name}/diffuser/")) for name in self.experts]
         shares = dict(zip(self.experts, torch.stack(raw).softmax(dim=0), strict=True))
         assert isinstance(self.mixing, PaperMixing | ReleasedMixing)
-        return dict(self.mixing.shares(shares, t, self.schedule.timesteps))
+        return dict(mixed_shares(self.mixing, shares, t, self.schedule.timesteps))
 
     def _difference(self, mixing: DifferenceMixing, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
         """Both predictions of an expert in one pass: their shapes are the same."""
@@ -310,7 +265,7 @@ def _part(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
 
 
-# --- family -------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------------------
 
 
 def _build(config: CollaborativeConfig, inputs: BuildInputs) -> Collaborative:
@@ -329,7 +284,7 @@ def _save(model: Collaborative, folder: Path, writing: Writing, index: dict[str,
     first_stage = model.first_stage.config.model_dump(mode="json")
     for name in model.experts:
         inside = folder / "experts" / name
-        document = LDM_FAMILY.save(model.expert(name), inside, writing, {})
+        document = LDM_NETWORKS.save(model.expert(name), inside, writing, {})
         write_json(inside / "raygen.json", {"format": FORMAT, "first_stage": first_stage, **document})
     for name in model.experts:
         diffuser, inside = model.diffuser(name), folder / "diffusers" / name
@@ -339,11 +294,6 @@ def _save(model: Collaborative, folder: Path, writing: Writing, index: dict[str,
     experts = {name: f"experts/{name}" for name in model.experts}
     config = model.config.model_copy(update={"experts": experts, "nulls": model.nulls})
     return {"model": config.model_dump(mode="json")}
-
-
-def _inside(opened: OpenedCheckpoint) -> dict[str, OpenedCheckpoint]:
-    folders = {name: opened.root / "experts" / name for name in opened.document["model"]["experts"]}
-    return {name: OpenedCheckpoint(folder, read_json(folder / "raygen.json")) for name, folder in folders.items()}
 
 
 def _load(
@@ -369,15 +319,9 @@ def _count(config: CollaborativeConfig, inputs: CountInputs) -> dict[str, nn.Mod
     }
 
 
-FAMILY: Final = Family(
-    kind="collaborative",
-    config=CollaborativeConfig,
+NETWORKS: Final = Networks(
     build=_build,
     save=_save,
     load=_load,
     count=_count,
-    needs=lambda config, parts: frozenset().union(*parts.values()),
-    folders=lambda config: config.experts,
-    inside=_inside,
-    check_mixing=lambda config, mixing: mixing.check(config.experts, config.nulls or ()),
 )

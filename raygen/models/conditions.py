@@ -11,22 +11,18 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from raygen.core.config import Config
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASSES, attribute_list
 from raygen.core.types import AnyArray, Float32Array, UInt8Array
+from raygen.models.config.conditions import STYLE_COLUMNS, ConditionDropout
 from raygen.store.images import decode_image, decode_mask, fit_image, fit_mask
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import reason_of
 
-__all__ = ["MODALITIES", "STYLE_COLUMNS", "ConditionDropout", "Conditions", "Shapes", "Tokenize", "drop", "style_of"]
+__all__ = ["Conditions", "Shapes", "Tokenize", "drop", "style_of"]
 
-STYLE_COLUMNS: Final = ("style_reference_a", "style_reference_b", "style_parts", "style_mix")
-#: The condition columns that can become tensors here; `style` is read from the columns `style_*`.
-MODALITIES: Final = ("mask", "attributes", "text", "hint")
 #: Those that are pictures.
 PICTURES: Final = ("mask", "hint")
 #: Texts -> token ids int64 [n, length].
@@ -258,24 +254,6 @@ def _reference(shapes: Shapes, name: str, sha256: str | None) -> UInt8Array:
 
 
 # --- condition dropout --------------------------------------------------------------------------------------
-
-
-class ConditionDropout(Config):
-    """How often training hides conditions, so that guidance has the rows it subtracts.
-
-    `null` hides all of them; `only[m]` hides all but m. Their sum is at most 1; the rest is seen whole.
-    """
-
-    null: float = Field(0.1, ge=0, le=1, description="fraction of rows that are trained without any condition")
-    only: dict[str, float] = Field(
-        default_factory=dict, description="fractions of rows that are trained with one condition only, by its name"
-    )
-
-    @model_validator(mode="after")
-    def _at_most_one(self) -> "ConditionDropout":
-        if any(p < 0 for p in self.only.values()) or self.null + sum(self.only.values()) > 1:
-            raise ValueError("null and only are probabilities whose sum is at most 1")
-        return self
 
 
 def drop(conditions: Conditions, probabilities: ConditionDropout, uniform: Tensor) -> Conditions:

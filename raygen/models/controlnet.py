@@ -12,55 +12,34 @@ Latent Diffusion with Perceptual Mask-Aware Loss".
 from collections.abc import Iterator, Mapping, Sequence
 from math import log2
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
-from pydantic import Field
 from torch import Tensor, cat, nn
 
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASSES
-from raygen.core.location import Location
 from raygen.models.attention import own_cross_attention, use_context
 from raygen.models.autoencoder import FirstStage, require_same_stage
 from raygen.models.base import Context, Model, Record, Tokens
-from raygen.models.checkpoint_files import DIFFUSERS_WEIGHTS, OpenedCheckpoint, Writing, fill, write_diffusers
+from raygen.models.checkpoint_files import DIFFUSERS_WEIGHTS, Writing, fill, write_diffusers
 from raygen.models.conditions import Conditions
-from raygen.models.family import BuildInputs, CountInputs, Family
-from raygen.models.ldm import FAMILY as LDM_FAMILY
+from raygen.models.config.controlnet import ControlNetConfig, control_modalities
 from raygen.models.ldm import LDM, build_unet, prepared_context, run_unet
+from raygen.models.ldm import NETWORKS as LDM_NETWORKS
+from raygen.models.networks import BuildInputs, CountInputs, Networks
+from raygen.models.opened import OpenedCheckpoint
 from raygen.models.spade import one_hot
 
-__all__ = ["FAMILY", "ControlNetConfig", "ControlNetLDM", "control_modalities", "new_branch"]
+__all__ = ["NETWORKS", "ControlNetLDM", "new_branch"]
 
 
 #: Channels of the published hint encoder, for hints of eight times the side of a latent.
 HINT_CHANNELS: Final = (16, 32, 96, 256)
 HINT: Final = "hint"
 BASE, BRANCH = "base/", "branch/"
-
-
-class ControlNetConfig(Config):
-    """The base of a branch, and the hint that the branch reads."""
-
-    kind: Literal["control"] = "control"
-    base: Location = Field(..., description="checkpoint folder of a trained ldm that reads tokens; it stays frozen")
-    hint: Literal["none", "mask", "picture"] = Field(
-        "none",
-        description="what the branch reads in addition to the base: the mask, or the picture in the "
-        "column `hint`, such as a pose",
-    )
-    hint_channels: tuple[int, ...] | None = Field(
-        None, description="channels of each level of the hint's encoder; default: the published ones that fit"
-    )
-
-
-def control_modalities(config: ControlNetConfig, base: frozenset[str]) -> frozenset[str]:
-    """The conditions that base and branch take together."""
-    return base | {"none": set(), "mask": {"mask"}, "picture": {"hint"}}[config.hint]
 
 
 class HintEncoder(ControlNetConditioningEmbedding):  # type: ignore[misc]
@@ -178,7 +157,7 @@ def _part(values: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in values.items() if name.startswith(prefix)}
 
 
-# --- family -------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------------------
 
 
 def _build(config: ControlNetConfig, inputs: BuildInputs) -> ControlNetLDM:
@@ -189,14 +168,10 @@ def _build(config: ControlNetConfig, inputs: BuildInputs) -> ControlNetLDM:
 
 def _save(model: ControlNetLDM, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
     """The base as an ldm is stored, and the branch beside it, as diffusers' pipelines with a ControlNet expect them."""
-    base = LDM_FAMILY.save(model.base, folder, writing, index)["model"]
+    base = LDM_NETWORKS.save(model.base, folder, writing, index)["model"]
     write_diffusers(model.branch, folder / "controlnet", writing, index)
     config = model.config.model_copy(update={"base": "."})
     return {"model": config.model_dump(mode="json"), "base": base}
-
-
-def _inside(opened: OpenedCheckpoint) -> dict[str, OpenedCheckpoint]:
-    return {"base": OpenedCheckpoint(opened.root, {"model": opened.document["base"]})}
 
 
 def _load(
@@ -213,14 +188,9 @@ def _count(config: ControlNetConfig, inputs: CountInputs) -> dict[str, nn.Module
     return {"branch": new_branch(config, unet, inputs.factor)}
 
 
-FAMILY: Final = Family(
-    kind="control",
-    config=ControlNetConfig,
+NETWORKS: Final = Networks(
     build=_build,
     save=_save,
     load=_load,
     count=_count,
-    needs=lambda config, parts: control_modalities(config, parts["base"]),
-    folders=lambda config: {"base": config.base},
-    inside=_inside,
 )

@@ -14,97 +14,33 @@ Source: Ergasti et al. 2024 (SCA-DM); Wang et al. 2022 (SDM). Presets are in `SC
 from collections.abc import Mapping, Sequence
 from math import gcd
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASSES
 from raygen.core.pixels import to_pixels
-from raygen.models.attention import Gating, gates, own_cross_attention, watch_scores
+from raygen.models.attention import gates, own_cross_attention, watch_scores
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
-from raygen.models.checkpoint_files import OWN_WEIGHTS, OpenedCheckpoint, Writing, fill, write_weights
+from raygen.models.checkpoint_files import OWN_WEIGHTS, Writing, fill, write_weights
 from raygen.models.conditions import Conditions
-from raygen.models.family import CountInputs, Family
+from raygen.models.config.scadm import SCADMConfig
 from raygen.models.ldm import prepared_context, run_unet
-from raygen.models.schedulers import NoiseSchedule
+from raygen.models.networks import CountInputs, Networks
+from raygen.models.opened import OpenedCheckpoint
 from raygen.models.spade import modulated, modulations, one_hot, spade_blocks
 from raygen.models.style_encoder import StyleEncoder
 
-__all__ = ["ATTENTION", "FAMILY", "SCADM", "SCADMConfig", "StyleConfig", "build_scadm_unet", "new_style_encoder"]
+__all__ = ["ATTENTION", "NETWORKS", "SCADM", "build_scadm_unet", "new_style_encoder"]
 
 
 K = len(CLASSES)
 #: Names of attention scores in a record.
 ATTENTION: Final = "attention/"
-
-
-class StyleConfig(Config):
-    """Shape of the style encoder; the defaults are the published ones, for references of 256 pixels."""
-
-    base: int = Field(4, ge=1, description="channels per class at full resolution; doubled at each halving")
-    downs: int = Field(6, ge=1, le=8, description="number of halvings of the resolution")
-    ups: int = Field(5, ge=1, le=8, description="number of doublings afterwards; each gives the styles of one scale")
-    width: int = Field(256, ge=1, description="values of the style of one class at one scale")
-    aligned: bool = Field(True, description="the decoder's groups line up with the classes; not so as released")
-
-    @property
-    def token_width(self) -> int:
-        """Of a class's style over all scales."""
-        return self.ups * self.width
-
-
-class SCADMConfig(Config):
-    """Shape of the denoiser; its first stage is handed in beside it.
-
-    Released: hard gates, and a style encoder whose groups are not aligned (`gating: hard`, `style.aligned: false`). The
-    paper's equation 8 is `gating: paper`. The default is the corrected form: hard gates, aligned groups.
-    """
-
-    kind: Literal["scadm"] = "scadm"
-    noise: NoiseSchedule = Field(default_factory=NoiseSchedule, description="noise schedule of the forward process")
-    latent: tuple[int, int, int] | None = Field(
-        None,
-        description="latent shape [channels, height, width] that the first stage must have; default: the "
-        "shape that it has",
-    )
-    channels: tuple[int, ...] = Field((224, 448, 672, 896), min_length=2, description="channels of each level")
-    layers_per_block: int = Field(2, ge=1, le=8, description="residual blocks per level")
-    attention: tuple[bool, ...] = Field(
-        (False, True, True, True), description="for each level, whether it has attention; the middle always has"
-    )
-    head_dim: int = Field(32, ge=4, description="channels per attention head")
-    spade_hidden: int = Field(128, ge=4, description="channels between the mask and the scales and shifts of SPADE")
-    gating: Gating = Field(
-        "hard",
-        description="styles that a pixel reads. hard: of its class only; paper: as in equation 8; none: of all classes",
-    )
-    style: StyleConfig | None = Field(
-        default_factory=StyleConfig, description="style encoder of the reference picture; null has none, as in SDM"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "SCADMConfig":
-        if len(self.attention) != len(self.channels):
-            raise ValueError(f"{len(self.attention)} values of attention for {len(self.channels)} levels")
-        if bad := [c for c in self.channels if c % self.head_dim]:
-            raise ValueError(f"channels {bad} are not multiples of head_dim {self.head_dim}")
-        return self
-
-    @property
-    def uses_tokens(self) -> bool:
-        """Whether the UNet has cross-attention."""
-        return self.style is not None
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The conditions it takes."""
-        return ("mask",) if self.style is None else ("mask", "style")
 
 
 class SCADM(Model):
@@ -236,7 +172,7 @@ def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) ->
     return spade_blocks(unet, classes=K, hidden=config.spade_hidden)
 
 
-# --- family -------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------------------
 
 
 def _save(model: SCADM, folder: Path, writing: Writing, index: dict[str, Any]) -> dict[str, Any]:
@@ -261,13 +197,9 @@ def _count(config: SCADMConfig, inputs: CountInputs) -> dict[str, nn.Module]:
     return {"unet": unet} if style_encoder is None else {"unet": unet, "style_encoder": style_encoder}
 
 
-FAMILY: Final = Family(
-    kind="scadm",
-    config=SCADMConfig,
+NETWORKS: Final = Networks(
     build=lambda config, inputs: SCADM(config, inputs.first_stage),
     save=_save,
     load=_load,
     count=_count,
-    needs=lambda config, parts: frozenset(config.modalities),
-    records_attention=lambda config: config.style is not None,
 )

@@ -5,203 +5,30 @@ an argument: a torch generator on a CPU uses 32 bits of its seed, too few for mi
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from raygen.core.config import Config, nearest
 from raygen.core.errors import ConfigError
 from raygen.core.types import Float64Array
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.config.sampler import KARRAS, MOST_STEPS, SamplerConfig, SamplerName
 
 __all__ = [
-    "PRESETS",
     "SAMPLERS",
     "KeyedDDPMScheduler",
     "NeighbourDDIMScheduler",
-    "NoiseSchedule",
-    "PredictionType",
-    "SamplerConfig",
-    "SamplerName",
     "advance",
     "build_sampler",
     "diffusers_scheduler",
-    "uses_step_noise",
 ]
 
 
-PredictionType = Literal["epsilon", "v_prediction"]
-BetaSchedule = Literal["scaled_linear", "linear"]
-Spacing = Literal["leading", "trailing", "linspace"]
-SamplerName = Literal["ddpm", "ddim", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "unipc_karras"]
-
-
-class NoiseSchedule(Config):
-    """The forward process and what the network predicts of it.
-
-    The defaults are those of the latent diffusion face models: 1000 steps, linear in sqrt(beta).
-    `rescale_betas_zero_snr` makes the last step pure noise (Lin et al. 2023, algorithm 1); it needs
-    `v_prediction`, since eps says nothing about a picture that is not there.
-    """
-
-    timesteps: int = Field(1000, ge=2, le=100_000, description="number of steps T of the forward process")
-    beta_start: float = Field(0.0015, gt=0, lt=1, description="noise variance beta of the first step")
-    beta_end: float = Field(0.0195, gt=0, lt=1, description="noise variance beta of the last step")
-    beta_schedule: BetaSchedule = Field(
-        "scaled_linear", description="how beta grows; scaled_linear is linear in sqrt(beta)"
-    )
-    prediction_type: PredictionType = Field(
-        "epsilon", description="what the network predicts: the noise (epsilon), v, or the clean sample"
-    )
-    rescale_betas_zero_snr: bool = Field(
-        False, description="rescale beta so that the last step is pure noise (zero terminal SNR)"
-    )
-
-    @model_validator(mode="after")
-    def _zero_snr_needs_v(self) -> "NoiseSchedule":
-        if self.rescale_betas_zero_snr and self.prediction_type != "v_prediction":
-            raise ValueError("rescale_betas_zero_snr needs prediction_type v_prediction")
-        return self
-
-    def alphas_cumprod(self) -> Float64Array:
-        """abar_t for t = 0 .. T-1, float64 [T]; do not write into it."""
-        return _alphas_cumprod(self)
-
-    def snr(self) -> Float64Array:
-        """abar / (1 - abar), float64 [T]."""
-        abar = self.alphas_cumprod()
-        return abar / (1 - abar)
-
-    def add_noise(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """zt of Ho et al. 2020, equation 4; `z` and `eps` [B, ...], `t` int64 [B]."""
-        signal, noise = self._rates(t, z)
-        return signal * z + noise * eps
-
-    def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What the network is trained to predict: eps, or v = sqrt(abar) eps - sqrt(1 - abar) z."""
-        if self.prediction_type == "epsilon":
-            return eps
-        signal, noise = self._rates(t, z)
-        return signal * eps - noise * z
-
-    def x0_from(self, output: Tensor, zt: Tensor, t: Tensor) -> Tensor:
-        """The clean latent implied by a network output; infinite for eps where abar is 0."""
-        signal, noise = self._rates(t, zt)
-        if self.prediction_type == "epsilon":
-            return (zt - noise * output) / signal
-        return signal * zt - noise * output
-
-    def eps_from(self, output: Tensor, zt: Tensor, t: Tensor) -> Tensor:
-        """The noise implied by a network output."""
-        if self.prediction_type == "epsilon":
-            return output
-        signal, noise = self._rates(t, zt)
-        return signal * output + noise * zt
-
-    def _rates(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        signal, noise = _rate_tables(self, like.device)
-        shape = (-1,) + (1,) * (like.ndim - 1)
-        return signal[t].view(shape), noise[t].view(shape)
-
-    def scheduler_config(self) -> dict[str, Any]:
-        """The keyword arguments all diffusers schedulers share."""
-        return {
-            "num_train_timesteps": self.timesteps,
-            "beta_start": self.beta_start,
-            "beta_end": self.beta_end,
-            "beta_schedule": self.beta_schedule,
-            "prediction_type": self.prediction_type,
-            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
-        }
-
-
-@lru_cache(maxsize=64)
-def _alphas_cumprod(schedule: NoiseSchedule) -> Float64Array:
-    start, end, count = schedule.beta_start, schedule.beta_end, schedule.timesteps
-    if schedule.beta_schedule == "scaled_linear":
-        betas = np.linspace(start**0.5, end**0.5, count, dtype=np.float64) ** 2
-    else:
-        betas = np.linspace(start, end, count, dtype=np.float64)
-    abar: Float64Array = np.cumprod(1 - betas, dtype=np.float64)
-    if schedule.rescale_betas_zero_snr:
-        root: Float64Array = np.sqrt(abar)
-        shifted: Float64Array = (root - root[-1]) * root[0] / (root[0] - root[-1])
-        abar = np.square(shifted)
-    abar.setflags(write=False)
-    return abar
-
-
-@lru_cache(maxsize=64)
-def _rate_tables(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor, Tensor]:
-    abar = schedule.alphas_cumprod()
-    signal, noise = np.sqrt(abar), np.sqrt(1 - abar)
-    # The tables outlive the call that makes them; made under inference_mode they could not be trained with.
-    with torch.inference_mode(False):
-        return (
-            torch.tensor(signal, dtype=torch.float32, device=device),
-            torch.tensor(noise, dtype=torch.float32, device=device),
-        )
-
-
 # --- samplers -----------------------------------------------------------------------------------------------
-
-
-#: The largest number of steps of a sampler.
-MOST_STEPS: Final = 1000
-#: The end of the names of samplers with the noise levels of Karras et al. 2022, equation 5.
-KARRAS: Final = "_karras"
-#: Samplers by name. `fast` is the default of a job; `published` is the sampler of the released latent diffusion
-#: models.
-PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "fast": {"name": "unipc", "steps": 12},
-    "published": {"name": "ddim", "steps": 50, "spacing": "leading"},
-}
-
-
-class SamplerConfig(Config):
-    """A sampler by name.
-
-    `spacing` none is `trailing`, except under Karras noise levels, which give the timesteps themselves.
-    `ddim` with `leading` is the sampler of the released latent diffusion models, step for step: t = 1, 21, ..,
-    981 for 50 steps, and it stops at abar[0] instead of 1. A name of `PRESETS` replaces all fields: `sampler: fast`;
-    the name of a sampler alone takes the other defaults: `sampler: ddim`.
-    """
-
-    name: SamplerName = Field("unipc", description="name of the sampler")
-    steps: int = Field(
-        12, ge=1, le=MOST_STEPS, description="number of steps; each evaluates the network once per guidance term"
-    )
-    eta: float = Field(0.0, ge=0, le=1, description="ddim only: 0 is deterministic, 1 has the noise of ddpm")
-    spacing: Spacing | None = Field(
-        None,
-        description="spacing of the timesteps, as in diffusers; default: trailing. Samplers with Karras noise levels "
-        "have none",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _preset(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if value in SAMPLERS:
-            return {"name": value}
-        if value not in PRESETS:
-            known = (*PRESETS, *SAMPLERS)
-            raise ValueError(f"{value!r} is none of {', '.join(known)}{nearest(value, known)}")
-        return dict(PRESETS[value])
-
-    @model_validator(mode="after")
-    def _options_have_an_effect(self) -> "SamplerConfig":
-        if self.eta and self.name != "ddim":
-            raise ValueError("eta is an option of ddim")
-        if self.spacing is not None and self.name.endswith(KARRAS):
-            raise ValueError(f"spacing has no effect with {self.name}, whose noise levels give the timesteps")
-        return self
 
 
 class KeyedDDPMScheduler(DDPMScheduler):  # type: ignore[misc]
@@ -362,11 +189,6 @@ def diffusers_scheduler(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
     scheduler = SAMPLERS[config.name](schedule, config)
     base: Any = next(kind for kind in type(scheduler).__mro__ if kind.__module__.startswith("diffusers."))
     return base.from_config(scheduler.config)
-
-
-def uses_step_noise(config: SamplerConfig) -> bool:
-    """Whether each step adds fresh noise."""
-    return config.name == "ddpm" or (config.name == "ddim" and config.eta > 0)
 
 
 def advance(scheduler: Any, output: Tensor, t: Tensor, zt: Tensor, *, eta: float, noise: Tensor | None) -> Tensor:

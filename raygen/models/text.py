@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -24,21 +23,17 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 
-from raygen.core.config import Config
 from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest
-from raygen.core.location import RelativeLocation
 from raygen.core.precision import copy_parameters
+from raygen.models.config.text import PretrainedTextConfig, TransformerTextConfig
 from raygen.models.weight_variants import readable
 
 __all__ = [
     "FrozenText",
-    "PretrainedTextConfig",
-    "TextConfig",
     "TextEncoder",
     "Tokenizer",
-    "TransformerTextConfig",
     "empty_encoder",
     "learn_vocabulary",
     "pretrained_encoder",
@@ -50,44 +45,6 @@ SPECIAL: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE: Final = "tokenizer.json"
 WORDS: Final = "vocab.txt"
 LARGEST: Final = 30_000
-
-
-class TransformerTextConfig(Config):
-    """A transformer trained with the denoiser; its width is the denoiser's `token_width`.
-
-    `vocabulary`: `learned` from the training texts, a `vocab.txt`, a folder that has one or a tokenizer.json, or a name
-    such as `bert-base-uncased`. The published models have 32 layers and do not mask padding.
-    """
-
-    kind: Literal["transformer"] = "transformer"
-    vocabulary: RelativeLocation = Field(
-        "learned",
-        description="`learned` from the training texts, a vocab.txt file, "
-        "a folder with one or with a tokenizer.json, or the name of a tokenizer on the hub",
-    )
-    vocabulary_size: int | None = Field(
-        None, ge=5, description="size of the vocabulary, to count parameters where the vocabulary is not available"
-    )
-    length: int = Field(
-        77, ge=4, le=512, description="number of tokens of a text; longer texts are truncated, shorter ones padded"
-    )
-    layers: int = Field(32, ge=1, le=64, description="number of transformer layers")
-    heads: int = Field(8, ge=1, description="attention heads per layer")
-    head_dim: int = Field(64, ge=4, description="channels per attention head")
-    inner: int = Field(2560, ge=8, description="width of the feed-forward layers")
-
-
-class PretrainedTextConfig(Config):
-    """A frozen text encoder of the `transformers` library, with its own tokenizer."""
-
-    kind: Literal["pretrained"] = "pretrained"
-    name: RelativeLocation = Field(..., description="folder of a text encoder, or its name on the Hugging Face hub")
-    length: int = Field(
-        77, ge=4, le=512, description="number of tokens of a text; longer texts are truncated, shorter ones padded"
-    )
-
-
-TextConfig = Annotated[TransformerTextConfig | PretrainedTextConfig, Field(discriminator="kind")]
 
 
 # --- texts -> ids -------------------------------------------------------------------------------------------

@@ -7,34 +7,18 @@ file of safetensors by a link, anything else by writing it anew. Pickles are rea
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
 
 from torch import Tensor
 
 from raygen.core.errors import InputError
+from raygen.models.opened import STEMS, weight_file
 from raygen.store.file_kinds import check_start
 from raygen.store.tensor_file import save_tensors
 from raygen.store.weight_file import open_weights
 
-__all__ = ["readable", "weight_file"]
-
-
-#: Names of weights without their ending, of diffusers and of transformers: as safetensors, and as pickles.
-STEMS: Final = (("diffusion_pytorch_model", "diffusion_pytorch_model"), ("model", "pytorch_model"))
-
-
-def weight_file(folder: Path) -> Path | None:
-    """The weights of a model's folder, or their index: full precision first, then safetensors; None without any."""
-    for variant, ending, stems in product(("", ".fp16"), ("safetensors", "bin"), STEMS):
-        name = stems[ending == "bin"]
-        whole = f"{name}{variant}.{ending}"
-        for file in (whole, f"{whole}.index.json", f"{name}.{ending}.index{variant}.json"):
-            if (folder / file).is_file():
-                return folder / file
-    return None
+__all__ = ["readable"]
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
-from scipy.ndimage import distance_transform_edt
 
 from raygen.core.config import Config
 from raygen.core.errors import InputError
@@ -215,6 +214,8 @@ def paste(mask: bytes, other: bytes, parts: Sequence[str]) -> bytes:
     ids = [CLASS_INDEX[part] for part in parts]
     pasted, removed = np.isin(lent, ids), np.isin(labels, ids)
     if removed.any() and not removed.all():
+        from scipy.ndimage import distance_transform_edt  # here, because few plans need it
+
         nearest = distance_transform_edt(removed, return_distances=False, return_indices=True)
         under = np.where(np.isin(lent, INNER) & ~pasted, lent, labels[tuple(nearest)])
         labels[removed] = under[removed]

@@ -5,44 +5,19 @@ from typing import Final
 
 import numpy as np
 import torch
-from pydantic import Field
 
-from raygen.core.config import Config
 from raygen.core.face_labels import ATTRIBUTES
 from raygen.core.types import Float64Array, UInt8Array
-from raygen.extractors.base import (
-    BundledNetworkConfig,
-    Classifier,
-    Parser,
-    ParserConfig,
-    load_classifier,
-    load_parser,
-    network_digest,
-)
-from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.extractors.base import Classifier, Parser, load_classifier, load_parser
+from raygen.extractors.lpips import load_lpips
 from raygen.metrics.image_similarity import Similarity
+from raygen.sampling.config import EditJudgeConfig
 
-__all__ = ["EditJudge", "EditJudgeConfig", "best_alpha"]
+__all__ = ["EditJudge", "best_alpha"]
 
 
 #: Fidelity below this is measured on a picture that has not changed.
 LEAST: Final = 0.05
-
-
-class EditJudgeConfig(Config):
-    """The networks that measure how much an edit changed, and how similar it is to the input."""
-
-    parser: ParserConfig | None = Field(
-        default_factory=BundledNetworkConfig,
-        description="face parser that compares the edited picture with the target mask",
-    )
-    classifier: BundledNetworkConfig | None = Field(
-        default_factory=BundledNetworkConfig,
-        description="classifier that compares the edited picture with the target attributes",
-    )
-    lpips: LPIPSConfig | None = Field(
-        None, description="LPIPS network: similarity to the original is 1 - LPIPS in place of SSIM"
-    )
 
 
 class EditJudge:
@@ -59,12 +34,6 @@ class EditJudge:
     def name(self) -> str:
         """Of the similarity."""
         return self.ssim_or_lpips.name
-
-    @staticmethod
-    def digests(config: EditJudgeConfig) -> dict[str, str]:
-        """The sha256 of every network of a config, by its purpose."""
-        parts = {"parser": config.parser, "classifier": config.classifier, "lpips": config.lpips}
-        return {name: network_digest(part, name) for name, part in parts.items() if part is not None}
 
     def similarity(self, images: UInt8Array, source: UInt8Array) -> Float64Array:
         """uint8 [n, H, W, 3] and [H, W, 3] -> SSIM to the input [n], or 1 - LPIPS; 1 is the input itself."""

@@ -1,39 +1,29 @@
 """FACES rows -> LATENTS rows: pictures encoded once by a first stage; mirrored pictures are rows of their own."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from raygen.core.config import Config
 from raygen.core.pixels import to_pixels, to_uint8
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
+from raygen.sampling.config import EncodeConfig
 from raygen.sampling.worker import pick_device
 from raygen.store.images import images_from_rows
 from raygen.store.schemas import LATENTS
 
-__all__ = ["LATENTS_OR_ERROR", "EncodeConfig", "EncodeWorker", "RoundTrip"]
+__all__ = ["LATENTS_OR_ERROR", "EncodeWorker", "RoundTrip"]
 
 
 #: LATENTS with one more column: the reason why a row could not be encoded. Such rows go to quarantine.
 LATENTS_OR_ERROR = LATENTS.append(pa.field("error", pa.string()))
 #: Moments are stored as float16, whose largest number is 65,504.
 LIMIT = 65504.0
-
-
-class EncodeConfig(Config):
-    """Which first stage, and whether mirrored pictures are encoded too."""
-
-    checkpoint: str
-    horizontal_flips: bool = True
-    batch: int = Field(32, ge=1, le=4096, description="pictures at once, mirrored ones counted")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class EncodeWorker:
@@ -43,7 +33,7 @@ class EncodeWorker:
         set_deterministic_precision(threads)
         self.config = config
         self.device = pick_device(config.device)
-        self.digest = checkpoint.digest(config.checkpoint)
+        self.digest = checkpoint_folder.digest(config.checkpoint)
         self.stage = checkpoint.load_first_stage(config.checkpoint, self.device)
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:

@@ -2,21 +2,15 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from raygen.core.errors import ConfigError
 from raygen.models.base import Context, Model, Record, concatenate
 from raygen.models.conditions import Conditions
+from raygen.sampling.config import Guidance, GuidanceParametrization, check_guidance
 
-__all__ = ["Guidance", "GuidanceParametrization", "GuidedDenoiser", "build_guidance", "check_guidance"]
-
-#: One weight for all conditions together, or a weight a modality; 1 is no guidance.
-Guidance = float | dict[str, float]
-#: `cfg`: e0 + w (e - e0), 1 is none. `cfg_minus_one`: e + s (e - e0), 0 is none; s = w - 1.
-GuidanceParametrization = Literal["cfg", "cfg_minus_one"]
+__all__ = ["GuidedDenoiser", "build_guidance"]
 
 
 @dataclass(frozen=True)
@@ -64,22 +58,3 @@ def build_guidance(
         model.must_do_without("guidance subtracts predictions without conditions")
     ctx = concatenate([model.prepare(model.embed(c)) for c, _ in used]) if model.modalities else {}
     return GuidedDenoiser(ctx, tuple(w for _, w in used), whole=not isinstance(guidance, Mapping))
-
-
-def check_guidance(
-    modalities: Collection[str],
-    guidance: Guidance,
-    parametrization: GuidanceParametrization = "cfg",
-    against: Collection[str] = (),
-) -> None:
-    """`ConfigError` where a model that takes the conditions `modalities` cannot be guided so."""
-    takes = f"the model takes {', '.join(sorted(modalities)) or 'no conditions'}"
-    if unknown := sorted(set(against) - set(modalities)):
-        raise ConfigError(f"negative_keeps: {', '.join(unknown)}: {takes}")
-    if isinstance(guidance, Mapping):
-        if unknown := sorted(set(guidance) - set(modalities)):
-            raise ConfigError(f"guidance: {', '.join(unknown)}: {takes}")
-        if parametrization != "cfg":
-            raise ConfigError(f"guidance: a weight per condition has the parametrization cfg, not {parametrization}")
-    elif not modalities and guidance != (1.0 if parametrization == "cfg" else 0.0):
-        raise ConfigError(f"guidance: {guidance:g} has no effect: {takes}; leave it out")

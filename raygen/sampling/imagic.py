@@ -17,10 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import attribute_list
 from raygen.core.pixels import to_pixels
@@ -28,29 +26,20 @@ from raygen.core.types import BoolArray, UInt8Array
 from raygen.metrics.score_rows import score_table
 from raygen.models.base import Model, Tokens
 from raygen.models.conditions import Conditions
-from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, best_alpha
+from raygen.sampling.config import EditJudgeConfig, ImagicConfig, SampleConfig
+from raygen.sampling.edit_judge import EditJudge, best_alpha
 from raygen.sampling.guidance import GuidedDenoiser
 from raygen.sampling.influence import InfluenceRecorder
 from raygen.sampling.noise import keyed_normal, noise_key
-from raygen.sampling.worker import SampleConfig, SampleWorker, to_host
+from raygen.sampling.worker import SampleWorker, to_host
 from raygen.store.images import decode_mask, images_from_rows
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SELECTION, reason_of
 
-__all__ = ["EditWorker", "ImagicConfig", "fit", "restored"]
+__all__ = ["EditWorker", "fit", "restored"]
 
 #: Streams of noise that fitting uses; sampling has 0 for zT and 1 + i for step i.
 POSTERIOR, EMBEDDING, TUNING = 1 << 40, 1 << 41, 1 << 42
-
-
-class ImagicConfig(Config):
-    """Steps and learning rates. The defaults are those of the released scripts, for models of 400 M parameters."""
-
-    embedding_steps: int = Field(500, ge=0, description="optimisation steps of the embedding")
-    embedding_lr: float = Field(1e-3, gt=0, description="learning rate of the embedding")
-    tuning_steps: int = Field(1000, ge=0, description="fine-tuning steps of the model")
-    tuning_lr: float = Field(1e-6, gt=0, description="learning rate of the model")
-    batch: int = Field(1, ge=1, le=256, description="noise samples per step")
 
 
 # --- fitting ------------------------------------------------------------------------------------------------

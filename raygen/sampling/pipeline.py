@@ -25,9 +25,9 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES
 from raygen.models import checkpoint
 from raygen.models.base import Model
-from raygen.models.schedulers import SamplerConfig
-from raygen.sampling.guidance import Guidance
-from raygen.sampling.worker import SampleConfig, SampleWorker
+from raygen.models.config.sampler import SamplerConfig
+from raygen.sampling.config import Guidance, SampleConfig
+from raygen.sampling.worker import SampleWorker
 from raygen.store.images import encode_image, encode_mask, picture_column
 from raygen.store.schemas import ATTRIBUTE_VALUES, CONDITIONS, cast
 

@@ -6,24 +6,14 @@ from typing import Protocol
 
 import pyarrow as pa
 import torch
-from pydantic import Field
 
-from raygen.core.config import Config
 from raygen.metrics.registry import SECONDS
 from raygen.metrics.score_rows import score_table
+from raygen.sampling.config import TimingConfig
 from raygen.sampling.worker import SampleWorker
 from raygen.store.run_store import RunStore
 
-__all__ = ["SharedTiming", "TimingConfig", "TimingWorker", "seconds_of"]
-
-
-class TimingConfig(Config):
-    """How many pictures and rounds are timed."""
-
-    pictures: int = Field(
-        32, ge=1, le=4096, description="pictures that are timed at once; at most the batch of the sweep"
-    )
-    rounds: int = Field(3, ge=1, le=100, description="number of timed rounds, after one round of warm-up")
+__all__ = ["SharedTiming", "TimingWorker", "seconds_of"]
 
 
 class TimingWorker:

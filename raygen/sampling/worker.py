@@ -7,51 +7,34 @@ class, the number of threads and the versions of the libraries.
 import copy
 import hashlib
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pyarrow as pa
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.no_effect import without_effect
 from raygen.core.pixels import to_uint8
 from raygen.core.precision import set_deterministic_precision, tf32
 from raygen.core.types import BoolArray, UInt8Array
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.base import Model, Record
-from raygen.models.conditions import MODALITIES, STYLE_COLUMNS, Conditions
-from raygen.models.expert_mixing import AnyMixing
-from raygen.models.schedulers import SamplerConfig, advance, build_sampler, uses_step_noise
-from raygen.sampling.guidance import (
-    Guidance,
-    GuidanceParametrization,
-    GuidedDenoiser,
-    build_guidance,
-    check_guidance,
-)
+from raygen.models.conditions import Conditions
+from raygen.models.config.sampler import uses_step_noise
+from raygen.models.schedulers import advance, build_sampler
+from raygen.sampling.config import SampleConfig, check_guidance, shares_model
+from raygen.sampling.guidance import GuidedDenoiser, build_guidance
 from raygen.sampling.influence import X0, InfluenceRecorder
 from raygen.sampling.no_effect import SAMPLING
 from raygen.sampling.noise import batch_noise, noise_key
-from raygen.store.images import Codec, encode_image, picture_column
+from raygen.store.images import encode_image, picture_column
 from raygen.store.lookup import RowLookup
-from raygen.store.parquet import Slice, read_slice
 from raygen.store.schemas import SAMPLES, SCORES, cast
 
-__all__ = [
-    "SampleConfig",
-    "SampleWorker",
-    "ScoreBatch",
-    "check_sampling",
-    "denoise",
-    "pick_device",
-    "shares_model",
-    "to_host",
-]
+__all__ = ["SampleWorker", "ScoreBatch", "check_sampling", "denoise", "pick_device", "to_host"]
 
 #: (pictures uint8 [n, H, W, 3], their rows) -> SCORES rows.
 ScoreBatch = Callable[[UInt8Array, pa.Table], pa.Table]
@@ -60,11 +43,6 @@ StepNoise = Callable[[int], Tensor]
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 JOINT: Final = "joint"
-#: Description of the setting `ignore` of jobs that sample.
-IGNORE: Final = (
-    "conditions of the rows that the model may leave unread, such as [style]; any other condition that it cannot read "
-    "is an error"
-)
 
 
 # --- the loop -----------------------------------------------------------------------------------------------
@@ -105,42 +83,14 @@ def denoise(
 # --- the worker ---------------------------------------------------------------------------------------------
 
 
-class SampleConfig(Config):
-    """Everything that a picture depends on except its row."""
-
-    checkpoint: str
-    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
-    guidance: Guidance = 1.0
-    guidance_parametrization: GuidanceParametrization = "cfg"
-    negative_keeps: tuple[str, ...] = ()
-    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the steps that is guided")
-    mixing: AnyMixing | None = Field(None, description="of the experts of a collaboration; none is `paper`")
-    use_conditions: tuple[str, ...] | None = None
-    missing: Literal["null", "quarantine"] = "null"
-    influence_steps: int = Field(0, ge=0, le=1000)
-    seed: int = Field(0, ge=0)
-    noise: Literal["sample", "group"] = Field("sample", description="noise schedule of the forward process")
-    attempt: int = Field(0, ge=0)
-    batch: int = Field(32, ge=1, le=4096)
-    codec: Codec = "webp"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    run_id: str = ""
-
-
 def pick_device(name: str) -> torch.device:
     """`auto` is the accelerator if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
-def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
-    """Whether both can use one loaded model."""
-    return all(getattr(a, name) == getattr(b, name) for name in ("checkpoint", "dtype", "device", "mixing"))
-
-
 def check_sampling(config: SampleConfig) -> None:
     """`ConfigError` where the model of `config.checkpoint` cannot be sampled so, without loading it."""
-    reads = checkpoint.modalities(config.checkpoint)
+    reads = checkpoint_folder.modalities(config.checkpoint)
     if unknown := sorted(set(config.use_conditions or ()) - reads):
         takes = ", ".join(sorted(reads)) or "no conditions"
         raise ConfigError(f"use_conditions: {', '.join(unknown)}: the model takes {takes}")
@@ -149,38 +99,7 @@ def check_sampling(config: SampleConfig) -> None:
         raise ConfigError(problem)
     checkpoint.check_sampler(config.checkpoint, config.sampler)
     if config.mixing is not None:
-        checkpoint.check_mixing(config.checkpoint, config.mixing)
-
-
-def conditions_in(rows: Sequence[Slice]) -> frozenset[str]:
-    """The conditions that rows of CONDITIONS have; those of the first file are looked at."""
-    columns = {name: name for name in MODALITIES} | {STYLE_COLUMNS[0]: "style"}
-    table = read_slice(rows[0], list(columns)) if rows else pa.table({})
-    return frozenset(columns[name] for name in table.column_names if table[name].null_count < table.num_rows)
-
-
-def check_conditions(
-    rows: Sequence[Slice], config: SampleConfig, ignore: Collection[str], *, references: bool
-) -> tuple[str, ...]:
-    """Remarks for the user; `ConfigError` where rows have a condition that the model cannot read, not in `ignore`.
-
-    A model that does not read a condition makes pictures without it, and nothing about these pictures would tell:
-    identities whose looks change, edits that change nothing. With `use_conditions` the choice was made. `references`:
-    whether the faces that styles are taken from are known.
-    """
-    reads, present = checkpoint.modalities(config.checkpoint), conditions_in(rows)
-    if "style" in reads & present and not references:
-        raise ConfigError("references: the rows take styles from faces; name the folder of their ingest run")
-    unread = sorted(present - reads - set(ignore)) if config.use_conditions is None else []
-    if unread:
-        names, them = ", ".join(unread), "it" if len(unread) == 1 else "them"
-        raise ConfigError(
-            f"checkpoint: the rows have {names}, and this model reads {', '.join(sorted(reads)) or 'no conditions'}. "
-            f"Use a model that reads {names}, plan rows without {them}, or accept pictures that do not depend on "
-            f"{them} with ignore=[{', '.join(sorted({*ignore, *unread}))}]"
-        )
-    ignored = sorted((present - reads) & set(ignore))
-    return (f"the pictures do not depend on {', '.join(ignored)} of the rows (`ignore`)",) if ignored else ()
+        checkpoint_folder.check_mixing(config.checkpoint, config.mixing)
 
 
 class SampleWorker:
@@ -202,7 +121,7 @@ class SampleWorker:
         set_deterministic_precision(threads)
         self.config, self.observe, self.references = config, observe, references
         self.device = pick_device(config.device)
-        self.digest = "" if model is not None else checkpoint.digest(config.checkpoint)
+        self.digest = "" if model is not None else checkpoint_folder.digest(config.checkpoint)
         loaded = checkpoint.load(config.checkpoint) if model is None else model
         self.model = loaded.to(self.device, DTYPES[config.dtype]).eval()
         if self.device.type == "cuda":

@@ -9,23 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from raygen.core.config import Config
 from raygen.core.types import Float64Array, UInt8Array
 from raygen.evaluation.aggregate import MetricRows
 from raygen.metrics.image_similarity import bootstrap_mean
 from raygen.metrics.mask_rarity import COMPARED, KINDS, SHARE, Frequencies, small
+from raygen.selection.config import FailureAnalysisConfig
 from raygen.selection.retries import Attempt, RetryState, ScoredAttempt, accepted_rows
 from raygen.store.images import decode_mask
 
-__all__ = ["FailureAnalysisConfig", "analyze_failures", "rarities"]
-
-
-class FailureAnalysisConfig(Config):
-    """Which masks are rare."""
-
-    rare: float = Field(0.1, gt=0, lt=1, description="fraction of the masks that are called rare")
+__all__ = ["analyze_failures", "rarities"]
 
 
 def rarities(made: ScoredAttempt) -> dict[str, float]:

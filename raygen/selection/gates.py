@@ -15,7 +15,7 @@ from raygen.core.config import Config, nearest
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CLASS_INDEX, CLASSES
 from raygen.core.types import AnyArray, Float64Array
-from raygen.evaluation.aggregate import ScoreMatrix
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.metrics.attributes import RIGHT, UNKNOWN
 from raygen.metrics.segmentation import Counts, per_picture_miou
 

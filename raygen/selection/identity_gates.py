@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
 from raygen.core.types import Float32Array
-from raygen.evaluation.verification import IDENTITY
+from raygen.evaluation.score_matrix import IDENTITY
 from raygen.metrics.verification import BLOCK, unit, verification
 from raygen.selection.centroids import IdentityCentroids, chance_limit
 from raygen.selection.gates import Gate, RealFaces, ScorePool, Verdicts

@@ -13,8 +13,9 @@ from typing import Any, Final
 from raygen.core.units import duration
 from raygen.execution.executor import Progress
 from raygen.store import disk
+from raygen.training.config.loop import TrainConfig
 from raygen.training.history import read_history
-from raygen.training.trainer import TrainConfig, TrainStep
+from raygen.training.trainer import TrainStep
 from raygen.training.unfinished import explained
 
 __all__ = ["TrainingLogger", "followed"]

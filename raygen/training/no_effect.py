@@ -3,20 +3,20 @@
 from typing import Any, Final
 
 from raygen.core.no_effect import NoEffect
-from raygen.models import checkpoint
+from raygen.models import checkpoint_folder
 
 __all__ = ["TRAINING"]
 
 
 def _is_denoiser(recipe: Any) -> bool:
-    return recipe.model.kind in checkpoint.FAMILIES
+    return recipe.model.kind in checkpoint_folder.FAMILIES
 
 
 def _modalities(recipe: Any) -> frozenset[str] | None:
     """The conditions of a new model; None where they depend on the trained models that it is put together from."""
     if not _is_denoiser(recipe):
         return frozenset()
-    family = checkpoint.family_of(recipe.model)
+    family = checkpoint_folder.family_of(recipe.model)
     return None if family.folders(recipe.model) else family.needs(recipe.model, {})
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from raygen.core.face_labels import PALETTE
 from raygen.core.pixels import to_pixels, to_uint8
 from raygen.core.types import UInt8Array
-from raygen.models.schedulers import SamplerConfig, build_sampler
+from raygen.models.config.sampler import SamplerConfig
+from raygen.models.schedulers import build_sampler
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.noise import keyed_normal, noise_key
 from raygen.sampling.worker import denoise

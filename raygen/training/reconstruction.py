@@ -13,7 +13,8 @@ from torch import Tensor
 
 from raygen.core.pixels import to_pixels, to_uint8
 from raygen.core.types import UInt8Array
-from raygen.extractors.base import BundledNetworkConfig, FeatureExtractor, load_features
+from raygen.extractors.base import FeatureExtractor, load_features
+from raygen.extractors.config import BundledNetworkConfig
 from raygen.metrics.frechet import frechet_of_features
 from raygen.metrics.image_similarity import psnr, ssim
 from raygen.models.autoencoder import FirstStage

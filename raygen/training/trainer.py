@@ -32,9 +32,9 @@ from raygen.core.hashing import canonical
 from raygen.core.precision import set_deterministic_precision
 from raygen.store import disk
 from raygen.store.sealed import open_record, to_bytes
+from raygen.training.config.loop import TrainConfig
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.losses import Objective
-from raygen.training.train_config import TrainConfig
 from raygen.training.unfinished import remove_older, remove_unfinished, unwritten
 
 __all__ = [

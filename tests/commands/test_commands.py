@@ -13,10 +13,12 @@ from raygen.commands.registry import load, make
 from raygen.commands.verify import verify
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest
-from raygen.extractors.bundled import BundledParser, BundledParserConfig, save_bundled
-from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.ldm import LDMConfig
+from raygen.extractors.bundled import BundledParser, save_bundled
+from raygen.extractors.config import BundledParserConfig
+from raygen.models import checkpoint, checkpoint_folder
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
 from raygen.store.images import encode_mask
 from raygen.store.parquet import from_parquet, to_parquet
 from raygen.store.run_store import RunStore, open_input
@@ -257,7 +259,7 @@ def test_training_and_encoding_make_what_generate_reads(world, tmp_path):
     generate(world, tmp_path / "samples", checkpoint=str(tmp_path / "model"), score=score)
     assert len(rows_of(tmp_path / "samples")) == 24
     # A finished training that is asked for again does nothing more and ends in the same checkpoint.
-    before = checkpoint.digest(tmp_path / "model")
+    before = checkpoint_folder.digest(tmp_path / "model")
     do("train", tmp_path / "model", what)
     with pytest.raises(ConfigError, match="holds another training that has ended"):
         do("train", tmp_path / "model", {**what, "training": {**training, "lr": 0.5}})

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from raygen.cli import app
 from raygen.commands.registry import make
 from raygen.models import checkpoint
-from raygen.models.autoencoder import FirstStage, pixel_stage
-from raygen.models.ldm import LDMConfig
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import pixel_stage
+from raygen.models.config.ldm import LDMConfig
 from raygen.report.build import build_report
 
 SAID = "12 images were looked at: 12 with the statistics of noise"

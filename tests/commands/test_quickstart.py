@@ -10,7 +10,7 @@ from raygen.commands import quickstart
 from raygen.commands.quickstart import Quickstart, run_quickstart
 from raygen.commands.verify import verify
 from raygen.core.assets import BUNDLED, resolve
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.store.run_store import RunStore
 
 PARTS = {"faces": "faces", "conditions": "conditions", "samples": "samples"}
@@ -63,6 +63,6 @@ def test_quickstart_trains_from_nothing(tmp_path, monkeypatch):
     run_quickstart(Quickstart(out=str(out), pictures=64, workers=1, train=True))
     sample = pq.read_table(next((out / "samples/attempt-00/data/samples").iterdir())).slice(0, 1).to_pylist()[0]
     assert sample["error"] is None
-    assert checkpoint.digest(out / "models/model").startswith(sample["checkpoint"])
+    assert checkpoint_folder.digest(out / "models/model").startswith(sample["checkpoint"])
     assert metrics_of(out)["miou", "all"] > 0
     assert (out / "report.html").is_file()

@@ -17,7 +17,7 @@ from PIL import Image
 from raygen.commands.registry import make
 from raygen.commands.verify import verify_folder
 from raygen.core.errors import ConfigError, InputError, RaygenError, StorageError
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.ldm import LDM
 from raygen.store import tensor_file
 from raygen.store.run_store import open_input
@@ -246,7 +246,7 @@ def test_a_corrupt_shard_is_named_and_nothing_is_lost(world: Path, tmp_path: Pat
     shutil.copytree(world / "faces", tmp_path / "faces")
     what = {**ldm(world, modalities=["mask"]), "faces": str(tmp_path / "faces")}
     do("train", tmp_path / "model", what)
-    before = checkpoint.digest(tmp_path / "model")
+    before = checkpoint_folder.digest(tmp_path / "model")
     (path,) = (tmp_path / "faces/attempt-00/data/faces").glob("*.parquet")
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 3] ^= 0xFF
@@ -256,7 +256,7 @@ def test_a_corrupt_shard_is_named_and_nothing_is_lost(world: Path, tmp_path: Pat
     with pytest.raises(RaygenError, match="parquet"):
         do("train", tmp_path / "model", what)
     assert [path.name for path in (tmp_path / "model/.data").iterdir()] == ["lock"]
-    assert checkpoint.digest(tmp_path / "model") == before
+    assert checkpoint_folder.digest(tmp_path / "model") == before
     assert (tmp_path / "model/training/step-000000004/state.json").exists()
 
 
@@ -283,14 +283,14 @@ def test_a_checkpoints_name_is_that_of_the_model_and_not_of_the_clock(world: Pat
     document = json.loads(note.read_text())
     document["extra"]["result"]["trained_s"] = 1e6
     rewrite(note, extra=document["extra"])
-    assert checkpoint.digest(tmp_path / "two") == one["checkpoint"]
+    assert checkpoint_folder.digest(tmp_path / "two") == one["checkpoint"]
     document["model"]["mask_channels"] += 1
     rewrite(note, model=document["model"])
-    assert checkpoint.digest(tmp_path / "two") != one["checkpoint"]
+    assert checkpoint_folder.digest(tmp_path / "two") != one["checkpoint"]
     longer = {**ldm(world, modalities=["mask"]), "training": {**TRAINING, "steps": 6}}
     with pytest.raises(ConfigError, match="4 steps"):
         do("train", tmp_path / "one", longer)
-    assert checkpoint.digest(tmp_path / "one") == one["checkpoint"]
+    assert checkpoint_folder.digest(tmp_path / "one") == one["checkpoint"]
 
 
 def test_a_finished_training_lists_its_files(world: Path, tmp_path: Path) -> None:

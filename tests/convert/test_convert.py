@@ -24,9 +24,11 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
 from raygen.models.collaborative import Collaborative
 from raygen.models.conditions import Conditions
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.config.sampler import SamplerConfig
 from raygen.models.ldm import LDM
 from raygen.models.scadm import SCADM
-from raygen.models.schedulers import NoiseSchedule, SamplerConfig, advance, build_sampler
+from raygen.models.schedulers import advance, build_sampler
 from raygen.store.run_store import RunStore
 from tests.convert.published_networks import (
     CLASSES,

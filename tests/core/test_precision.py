@@ -9,16 +9,22 @@ import pytest
 import torch
 
 from raygen.core.precision import full_precision, set_deterministic_precision, tf32
-from raygen.evaluation.scoring import ScoreConfig, Scorer
-from raygen.extractors.base import BundledNetworkConfig, load_features
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.scoring import Scorer
+from raygen.extractors.base import load_features
+from raygen.extractors.config import BundledNetworkConfig
+from raygen.models.autoencoder import FirstStage
 from raygen.models.checkpoint import build
-from raygen.models.ldm import LDMConfig
-from raygen.models.schedulers import SamplerConfig
-from raygen.sampling.worker import SampleConfig, SampleWorker
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.sampler import SamplerConfig
+from raygen.sampling.config import SampleConfig
+from raygen.sampling.worker import SampleWorker
 from raygen.store.schemas import CONDITIONS
-from raygen.training.losses import AutoencoderObjective, AutoencoderObjectiveConfig
-from raygen.training.trainer import TrainConfig, Trainer
+from raygen.training.config.loop import TrainConfig
+from raygen.training.config.losses import AutoencoderObjectiveConfig
+from raygen.training.losses import AutoencoderObjective
+from raygen.training.trainer import Trainer
 
 WAIT = 60
 

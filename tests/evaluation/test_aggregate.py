@@ -12,7 +12,7 @@ from raygen.commands.registry import make
 from raygen.core.errors import InputError
 from raygen.core.face_labels import CLASSES
 from raygen.evaluation.aggregate import aggregate, gather_scores, write_metrics
-from raygen.evaluation.feature_metrics import FeatureMetricsConfig
+from raygen.evaluation.config import FeatureMetricsConfig
 from raygen.metrics.attributes import codes
 from raygen.metrics.frechet import ROWS, Moments, frechet
 from raygen.metrics.segmentation import Counts

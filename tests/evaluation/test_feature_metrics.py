@@ -12,15 +12,11 @@ from torch_fidelity.utils import cache_lookup_one_recompute_on_miss
 
 from raygen.commands.registry import make
 from raygen.core.errors import ConfigError, InputError
-from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, aggregate, features_of, gather_scores
+from raygen.evaluation.aggregate import MetricRows, aggregate, features_of, gather_scores
+from raygen.evaluation.config import FeatureMetricsConfig
 from raygen.evaluation.external_stats import statistics_in
-from raygen.evaluation.feature_metrics import (
-    FeatureMetricsConfig,
-    Grouping,
-    ReferenceCache,
-    add_frechet,
-    add_memorization,
-)
+from raygen.evaluation.feature_metrics import Grouping, ReferenceCache, add_frechet, add_memorization
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.evaluation.slices import select_ids, slice_rows
 from raygen.metrics.attributes import codes
 from raygen.metrics.frechet import FactoredReference, Moments

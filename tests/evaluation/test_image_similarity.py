@@ -15,10 +15,12 @@ import torchvision
 from raygen.commands.registry import make
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.pixels import to_pixels
-from raygen.evaluation.aggregate import ScoreMatrix, aggregate, gather_scores
-from raygen.evaluation.feature_metrics import FeatureMetricsConfig
-from raygen.evaluation.scoring import ScoreConfig, Scorer
-from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.evaluation.aggregate import aggregate, gather_scores
+from raygen.evaluation.config import FeatureMetricsConfig, ScoreConfig
+from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.evaluation.scoring import Scorer
+from raygen.extractors.config import LPIPSConfig
+from raygen.extractors.lpips import load_lpips
 from raygen.metrics.image_similarity import bootstrap_mean, psnr, ssim
 from raygen.metrics.registry import better, family
 from raygen.store.images import decode_image, decode_mask, encode_image, encode_mask, fit_mask, picture

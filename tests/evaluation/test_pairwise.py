@@ -14,8 +14,9 @@ import torchvision
 from raygen.commands.registry import make
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX
-from raygen.evaluation.pairwise import PairwiseConfig, PairwiseWorker, protocols
-from raygen.extractors.lpips import LPIPSConfig
+from raygen.evaluation.config import PairwiseConfig
+from raygen.evaluation.pairwise import PairwiseWorker, protocols
+from raygen.extractors.config import LPIPSConfig
 from raygen.metrics.image_similarity import Similarity, ssim
 from raygen.metrics.leakage import bootstrap_leakage, change, group_distances, mean_change, region
 from raygen.models import checkpoint

@@ -14,17 +14,13 @@ import torch
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CAPTIONED, CLASSES
-from raygen.evaluation.aggregate import ScoreMatrix, aggregate, gather_scores
-from raygen.evaluation.scoring import ScoreConfig, Scorer, ScoreWorker
-from raygen.extractors.base import BundledNetworkConfig
-from raygen.extractors.bundled import (
-    BundledClassifier,
-    BundledClassifierConfig,
-    BundledParser,
-    BundledParserConfig,
-    bundled_digest,
-    save_bundled,
-)
+from raygen.evaluation.aggregate import aggregate, gather_scores
+from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.evaluation.scoring import Scorer, ScoreWorker
+from raygen.extractors.bundled import BundledClassifier, BundledParser, save_bundled
+from raygen.extractors.config import BundledClassifierConfig, BundledNetworkConfig, BundledParserConfig
+from raygen.extractors.digests import bundled_digest
 from raygen.metrics.frechet import frechet_of_features
 from raygen.metrics.registry import REGISTRY, family
 from raygen.metrics.segmentation import Counts, confusion

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from raygen.core.errors import InputError
-from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
-from raygen.evaluation.verification import VerificationConfig, as_csv, as_lfw, draw_pairs, identities_of, pairs_of
+from raygen.evaluation.aggregate import MetricRows
+from raygen.evaluation.config import VerificationConfig
+from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.evaluation.verification import as_csv, as_lfw, draw_pairs, identities_of, pairs_of
 from raygen.metrics.verification import fold_accuracy
 from raygen.store.run_store import RunStore
 from raygen.store.schemas import REFUSED

@@ -345,9 +345,9 @@ def test_the_card_says_who_made_it_how_good_it_is_and_whose_the_networks_are(run
 
 def test_licences_are_known_named_or_unknown():
     from raygen.core.assets import resolve
-    from raygen.models import checkpoint
+    from raygen.models import checkpoint_folder
 
-    assert checkpoint.digest(resolve("bundled")) == BUNDLED_MODEL
+    assert checkpoint_folder.digest(resolve("bundled")) == BUNDLED_MODEL
     assert licence_of(BUNDLED_MODEL, {}).startswith("Apache-2.0")
     assert licence_of("inception-2015:x", {"inception": "mine"}) == "mine"
     assert licence_of("clip:1234", {}).startswith("unknown")

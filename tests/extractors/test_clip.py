@@ -16,9 +16,11 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.evaluation.aggregate import aggregate, gather_scores
-from raygen.evaluation.scoring import ScoreConfig, Scorer
+from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.scoring import Scorer
 from raygen.extractors import clip
-from raygen.extractors.clip import ClipConfig, ClipScore, load_clip
+from raygen.extractors.clip import ClipScore, load_clip
+from raygen.extractors.config import ClipConfig
 
 CPU = torch.device("cpu")
 TEXTS = ["a woman with black hair", "an old man", "A  smiling woman", "", "a woman with black hair", "hair " * 40]

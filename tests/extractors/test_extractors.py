@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX, FACE_PARSING_CLASSES
-from raygen.extractors.base import InceptionConfig, PublishedParserConfig, load_features, load_parser
+from raygen.extractors.base import load_features, load_parser
+from raygen.extractors.config import InceptionConfig, PublishedParserConfig
 from raygen.extractors.face_parsers import BiSeNet, ParseNet, PublishedNetwork, fill, load_published, read_weights
 from raygen.extractors.inception import FILE, Inception2015, InceptionFeatures, load_inception, resize
 

@@ -12,9 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 from raygen.commands.registry import make
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
-from raygen.extractors.bundled import BundledEmbedder, BundledEmbedderConfig, BundledParser, load_bundled, save_bundled
-from raygen.extractors.face_embedder import FaceEmbedderConfig, load_face_embedder
-from raygen.training.losses import EmbedderObjective, IdentityLoss
+from raygen.extractors.bundled import BundledEmbedder, BundledParser, load_bundled, save_bundled
+from raygen.extractors.config import BundledEmbedderConfig, FaceEmbedderConfig
+from raygen.extractors.face_embedder import load_face_embedder
+from raygen.training.config.losses import IdentityLoss
+from raygen.training.losses import EmbedderObjective
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,8 @@ import torchvision
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.extractors import lpips as our_lpips
-from raygen.extractors.lpips import LPIPSConfig, load_lpips
+from raygen.extractors.config import LPIPSConfig
+from raygen.extractors.lpips import load_lpips
 from raygen.extractors.perceptual import load_perceptual
 from raygen.training.losses.mask_aware import masked_distance
 

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from raygen.commands.registry import make
-from raygen.extractors.bundled import BundledParser, BundledParserConfig, save_bundled
+from raygen.extractors.bundled import BundledParser, save_bundled
+from raygen.extractors.config import BundledParserConfig
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.ldm import LDMConfig
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
 

@@ -13,8 +13,9 @@ import pytest
 
 from raygen.commands.sweep import steps_within_5pct
 from raygen.core.errors import InputError
-from raygen.evaluation.aggregate import ScoreMatrix, aggregate, write_metrics
+from raygen.evaluation.aggregate import aggregate, write_metrics
 from raygen.evaluation.comparison import CELL, check_counts, check_names, side_by_side
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.metrics.registry import REGISTRY, Metric, better, family, lookup, order, register
 from raygen.report.cards import cards
 from raygen.report.metric_rows import numbers

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from raygen.core.pixels import to_pixels, to_uint8
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
 
 KL = AutoencoderConfig(image_size=16, channels=(8, 8), latent_channels=4)
 VQ = AutoencoderConfig(stage="vq", image_size=16, channels=(8, 8), latent_channels=3, codes=16)

@@ -9,10 +9,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel, UNet2DModel
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.schedulers import NoiseSchedule
+from raygen.models import checkpoint, checkpoint_folder
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.ldm import LDM
 from tests.fakes import rewrite
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -40,7 +42,7 @@ def test_round_trip_is_bit_equal(tmp_path: Path) -> None:
     mine, its = model.state_dict(), loaded.state_dict()
     assert list(mine) == list(its)
     assert all(torch.equal(mine[name], its[name]) for name in mine)
-    assert checkpoint.save(loaded, tmp_path / "again") == digest == checkpoint.digest(tmp_path / "again")
+    assert checkpoint.save(loaded, tmp_path / "again") == digest == checkpoint_folder.digest(tmp_path / "again")
 
 
 def test_half_precision_files_load_as_float32(tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_save_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         patch.setattr(checkpoint, "write_json", fail)
         with pytest.raises(OSError, match="disk full"):
             checkpoint.save(model, tmp_path / "m")
-    assert checkpoint.digest(tmp_path / "m") == before
+    assert checkpoint_folder.digest(tmp_path / "m") == before
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
     (tmp_path / "other").mkdir()
     with pytest.raises(ConfigError, match="left alone"):
@@ -152,7 +154,7 @@ def test_save_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_digest_is_of_the_model_and_files_can_be_read_by_others(tmp_path: Path) -> None:
     digest = checkpoint.save(make(), tmp_path / "m")
     (tmp_path / "m/README.md").write_text("notes")
-    assert checkpoint.digest(tmp_path / "m") == digest
+    assert checkpoint_folder.digest(tmp_path / "m") == digest
     mode = (tmp_path / "m/unet" / WEIGHTS).stat().st_mode
     assert mode & stat.S_IRGRP == (tmp_path / "m/raygen.json").stat().st_mode & stat.S_IRGRP
     model = make()

@@ -9,16 +9,23 @@ import pytest
 import torch
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.collaborative import Collaborative, CollaborativeConfig, DynamicDiffuser, diffuser_config
-from raygen.models.conditions import ConditionDropout, Conditions
-from raygen.models.expert_mixing import ConstantMixing, DifferenceMixing, PaperMixing, ReleasedMixing
-from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.schedulers import NoiseSchedule
-from raygen.models.text import Tokenizer, TransformerTextConfig, learn_vocabulary
+from raygen.models import checkpoint, checkpoint_folder
+from raygen.models.autoencoder import FirstStage
+from raygen.models.collaborative import Collaborative, DynamicDiffuser
+from raygen.models.conditions import Conditions
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.collaborative import CollaborativeConfig, diffuser_config
+from raygen.models.config.conditions import ConditionDropout
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.mixing import ConstantMixing, DifferenceMixing, PaperMixing, ReleasedMixing
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.config.text import TransformerTextConfig
+from raygen.models.expert_mixing import mixed_shares
+from raygen.models.ldm import LDM
+from raygen.models.text import Tokenizer, learn_vocabulary
 from raygen.sampling.guidance import build_guidance
-from raygen.training.losses import DiffusionObjective, SimpleLoss
+from raygen.training.config.losses import SimpleLoss
+from raygen.training.losses import DiffusionObjective
 
 STAGE = AutoencoderConfig(image_size=16, channels=(8, 8))
 SMALL = {"channels": (32, 32), "attention": (False, True), "token_width": 16, "mask_channels": 4, "head_dim": 8}
@@ -195,7 +202,7 @@ def test_difference_is_that_of_the_formula() -> None:
 def test_the_released_re_weighting(t: int, share: float) -> None:
     """Vectors of section 1.1 of the reference: raw influence one half each."""
     half = torch.full((1, 1, 2, 2), 0.5)
-    found = ReleasedMixing().shares({"mask": half, "text": half}, torch.tensor([t]), 1000)
+    found = mixed_shares(ReleasedMixing(), {"mask": half, "text": half}, torch.tensor([t]), 1000)
     torch.testing.assert_close(found["mask"], torch.full_like(half, share), atol=6e-5, rtol=0)
     torch.testing.assert_close(found["mask"] + found["text"], torch.ones_like(half))
 
@@ -203,7 +210,7 @@ def test_the_released_re_weighting(t: int, share: float) -> None:
 def test_the_released_re_weighting_with_three() -> None:
     """With a sketch both fade, and the text takes the rest."""
     raw = {name: torch.full((1, 1, 1, 1), share) for name, share in (("mask", 0.5), ("sketch", 0.2), ("text", 0.3))}
-    found = ReleasedMixing(fading=("mask", "sketch")).shares(raw, torch.tensor([501]), 1000)
+    found = mixed_shares(ReleasedMixing(fading=("mask", "sketch")), raw, torch.tensor([501]), 1000)
     s = (math.cos(math.pi * (1 - 0.501)) + 1) / 2
     expected = {"mask": 2 * 0.5 * s, "sketch": 0.2 * s, "text": 1 - 0.7 * s}  # only the mask is boosted
     total = sum(expected.values())
@@ -303,7 +310,7 @@ def test_a_checkpoint_holds_everything(tmp_path: Path, names: tuple[str, ...]) -
     assert isinstance(back, Collaborative)
     assert torch.equal(says(back), says(model))
     assert back.nulls == names[:1]
-    assert checkpoint.modalities(tmp_path / "all") == model.modalities
+    assert checkpoint_folder.modalities(tmp_path / "all") == model.modalities
     config = CollaborativeConfig(experts={n: str(tmp_path / n) for n in names}, channels=(16, 16), head_dim=8)
     fresh = checkpoint.build(config, first_stage(), seed=0)
     assert isinstance(fresh, Collaborative)

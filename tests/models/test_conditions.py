@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from raygen.core.errors import InputError
-from raygen.models.conditions import ConditionDropout, Conditions, Shapes, drop
+from raygen.models.conditions import Conditions, Shapes, drop
+from raygen.models.config.conditions import ConditionDropout
 from raygen.store.images import encode_image, encode_mask, fit_mask, images_from_rows, picture
 from raygen.store.schemas import CONDITIONS, FACES
 

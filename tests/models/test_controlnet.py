@@ -7,12 +7,16 @@ import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 
 from raygen.core.errors import ConfigError
-from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models import checkpoint, checkpoint_folder
+from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions
-from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
-from raygen.models.ldm import LDM, LDMConfig
-from raygen.training.losses import DiffusionObjective, SimpleLoss
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.controlnet import ControlNetConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.controlnet import ControlNetLDM
+from raygen.models.ldm import LDM
+from raygen.training.config.losses import SimpleLoss
+from raygen.training.losses import DiffusionObjective
 
 STAGE = AutoencoderConfig(image_size=32, channels=(8, 8, 8))
 SMALL = {"channels": (16, 32), "attention": (False, True), "head_dim": 8, "token_width": 16}
@@ -156,7 +160,7 @@ def test_a_folder_gives_it_back(folder: Path, tmp_path: Path, hint: str) -> None
     checkpoint.save(model, tmp_path / "saved")
     again = checkpoint.load(tmp_path / "saved")
     assert isinstance(again, ControlNetLDM)
-    assert checkpoint.modalities(tmp_path / "saved") == model.modalities
+    assert checkpoint_folder.modalities(tmp_path / "saved") == model.modalities
     given = conditions(model)
     with torch.no_grad():
         model.requires_grad_(False)

@@ -1,21 +1,25 @@
-"""A family that the package does not know is one module and one entry of `FAMILIES`."""
+"""A family that the package does not know is a `FAMILY`, its `NETWORKS` and one entry of `FAMILIES`."""
 
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from raygen.core.errors import ConfigError
-from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models import checkpoint, checkpoint_folder
+from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions
-from raygen.models.expert_mixing import PaperMixing
-from raygen.models.schedulers import SamplerConfig, build_sampler
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.mixing import PaperMixing
+from raygen.models.config.sampler import SamplerConfig
+from raygen.models.schedulers import build_sampler
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.worker import denoise
-from raygen.training.losses import DiffusionObjective, SimpleLoss
+from raygen.training.config.losses import SimpleLoss
+from raygen.training.losses import DiffusionObjective
 
 MODULE = '''
 from typing import Literal
@@ -26,7 +30,8 @@ from raygen.core.config import Config
 from raygen.models.base import Model
 from raygen.models.checkpoint_files import OWN_WEIGHTS, fill, write_weights
 from raygen.models.family import Family
-from raygen.models.schedulers import NoiseSchedule
+from raygen.models.networks import Networks
+from raygen.models.config.noise import NoiseSchedule
 
 
 class ToyConfig(Config):
@@ -71,14 +76,12 @@ def load(opened, config, first_stage, parts):
     return model
 
 
-FAMILY = Family(
-    kind="toy",
-    config=ToyConfig,
+FAMILY = Family(kind="toy", config=ToyConfig, networks=__name__, needs=lambda config, parts: frozenset())
+NETWORKS = Networks(
     build=lambda config, inputs: Toy(config, inputs.first_stage),
     save=save,
     load=load,
     count=lambda config, inputs: {"net": network(config, inputs.latent_shape[0])},
-    needs=lambda config, parts: frozenset(),
 )
 '''
 
@@ -88,9 +91,10 @@ def test_a_new_family_is_built_counted_trained_sampled_saved_and_loaded(
 ) -> None:
     (tmp_path / "toy_family.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "toy_family", ModuleType("toy_family"))  # so that it is gone after the test
+    del sys.modules["toy_family"]
     toy = importlib.import_module("toy_family")
-    monkeypatch.delitem(sys.modules, "toy_family")
-    monkeypatch.setitem(checkpoint.FAMILIES, toy.FAMILY.kind, toy.FAMILY)
+    monkeypatch.setitem(checkpoint_folder.FAMILIES, toy.FAMILY.kind, toy.FAMILY)
     config = toy.ToyConfig(width=6)
     stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8)))
 
@@ -100,7 +104,7 @@ def test_a_new_family_is_built_counted_trained_sampled_saved_and_loaded(
         for a, b in zip(model.parameters(), checkpoint.build(config, stage, seed=1).parameters(), strict=True)
     )
     assert checkpoint.count(config, model.latent_shape) == {"net": sum(p.numel() for p in model.trainable())}
-    assert checkpoint.modalities_of(config) == frozenset()
+    assert checkpoint_folder.modalities_of(config) == frozenset()
 
     batch = {
         "moments": torch.randn(2, 2 * model.latent_shape[0], *model.latent_shape[1:]),
@@ -112,11 +116,11 @@ def test_a_new_family_is_built_counted_trained_sampled_saved_and_loaded(
     assert all(p.grad is not None for p in model.trainable())
 
     digest = checkpoint.save(model, tmp_path / "saved")
-    assert checkpoint.digest(tmp_path / "saved") == digest
-    assert checkpoint.modalities(tmp_path / "saved") == frozenset()
+    assert checkpoint_folder.digest(tmp_path / "saved") == digest
+    assert checkpoint_folder.modalities(tmp_path / "saved") == frozenset()
     assert checkpoint.load_tokenizer(tmp_path / "saved") is None
     with pytest.raises(ConfigError, match="one denoiser"):
-        checkpoint.check_mixing(tmp_path / "saved", PaperMixing())
+        checkpoint_folder.check_mixing(tmp_path / "saved", PaperMixing())
     loaded = checkpoint.load(tmp_path / "saved")
     assert type(loaded) is toy.Toy
     assert loaded.config == config
@@ -130,6 +134,6 @@ def test_a_new_family_is_built_counted_trained_sampled_saved_and_loaded(
 
 
 def test_the_mapping_names_every_family_once() -> None:
-    assert set(checkpoint.FAMILIES) == {"ldm", "control", "collaborative", "scadm", "stable_diffusion"}
-    for kind, family in checkpoint.FAMILIES.items():
+    assert set(checkpoint_folder.FAMILIES) == {"ldm", "control", "collaborative", "scadm", "stable_diffusion"}
+    for kind, family in checkpoint_folder.FAMILIES.items():
         assert family.kind == kind

@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
 from raygen.models.checkpoint import build
 from raygen.models.condition_encoders import MaskEncoder
 from raygen.models.conditions import Conditions
-from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.schedulers import NoiseSchedule
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.ldm import LDM
 
 STAGE = AutoencoderConfig(image_size=16, channels=(8, 8))
 SMALL = {"channels": (32, 32), "attention": (False, True), "token_width": 16, "mask_channels": 4}

@@ -8,17 +8,21 @@ import pytest
 import torch
 
 from raygen.core.errors import ConfigError
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.attention import CrossAttention, gates
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.conditions import ConditionDropout, Conditions, Shapes
-from raygen.models.scadm import SCADM, SCADMConfig, StyleConfig, build_scadm_unet, new_style_encoder
+from raygen.models.autoencoder import FirstStage
+from raygen.models.conditions import Conditions, Shapes
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.conditions import ConditionDropout
+from raygen.models.config.scadm import SCADMConfig, StyleConfig
+from raygen.models.scadm import SCADM, build_scadm_unet, new_style_encoder
 from raygen.models.spade import modulated
 from raygen.models.style_encoder import StyleEncoder
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import CONDITIONS
-from raygen.training.losses import AttentionLoss, DiffusionObjective, SimpleLoss
-from raygen.training.losses.diffusion import own_style
+from raygen.training.config.losses import AttentionLoss, SimpleLoss
+from raygen.training.losses import DiffusionObjective
+from raygen.training.losses.diffusion import attention_loss, own_style
 
 STAGE = AutoencoderConfig(image_size=32, channels=(8, 8))
 SMALL = {
@@ -271,7 +275,7 @@ def test_a_checkpoint_holds_everything(tmp_path: Path) -> None:
         checkpoint.save(model, tmp_path / "model")
         back = checkpoint.load(tmp_path / "model")
         assert torch.equal(says(back, conditions()), says(model, conditions()))  # type: ignore[arg-type]
-        assert checkpoint.modalities(tmp_path / "model") == model.modalities
+        assert checkpoint_folder.modalities(tmp_path / "model") == model.modalities
     with pytest.raises(ConfigError, match="cannot be halved so often"):
         make(style=StyleConfig(base=1, downs=6, ups=2, width=8))
 
@@ -356,9 +360,9 @@ def test_the_attention_loss_wants_scores_that_name_the_class() -> None:
     here = torch.ones(2, dtype=torch.bool)
     named = _maps(mask)[:, :, ::2, ::2].flatten(2).transpose(1, 2)  # [2, 16, 19]: every second pixel, as nearest has it
     for loss, good in ((AttentionLoss(), 40 * named - 20), (AttentionLoss(kind="mse"), named)):
-        assert float(loss.of(good, mask, here)) < 1e-6
-        assert float(loss.of(-good, mask, here)) > 0.05
-        assert float(loss.of(-good, mask, ~here)) == 0, "without a mask there is nothing to name"
+        assert float(attention_loss(loss, good, mask, here)) < 1e-6
+        assert float(attention_loss(loss, -good, mask, here)) > 0.05
+        assert float(attention_loss(loss, -good, mask, ~here)) == 0, "without a mask there is nothing to name"
 
 
 def test_the_attention_loss_reaches_queries_and_keys() -> None:

@@ -12,16 +12,9 @@ from torch import Tensor
 
 from raygen.core.errors import ConfigError
 from raygen.models import schedulers
-from raygen.models.schedulers import (
-    SAMPLERS,
-    NoiseSchedule,
-    SamplerConfig,
-    Spacing,
-    advance,
-    build_sampler,
-    diffusers_scheduler,
-    uses_step_noise,
-)
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.config.sampler import SamplerConfig, Spacing, uses_step_noise
+from raygen.models.schedulers import SAMPLERS, advance, build_sampler, diffusers_scheduler
 
 V = NoiseSchedule(prediction_type="v_prediction")
 ZERO_SNR = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)

@@ -11,9 +11,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.pixels import to_pixels
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.conditions import Conditions
-from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
+from raygen.models.config.controlnet import ControlNetConfig
+from raygen.models.controlnet import ControlNetLDM
 from raygen.models.ldm import LDM
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -157,10 +158,10 @@ def test_half_precision_and_pickles_are_read(
         torch.testing.assert_close(said(other), said(folder), rtol=1e-2, atol=1e-2)
     else:
         assert torch.equal(said(other), said(folder))
-    before = checkpoint.digest(other)
+    before = checkpoint_folder.digest(other)
     path = next(p for p in (other / "unet").iterdir() if p.suffix != ".json")
     path.write_bytes(path.read_bytes() + b" ")
-    assert checkpoint.digest(other) != before, "its weights name it"
+    assert checkpoint_folder.digest(other) != before, "its weights name it"
 
 
 def test_a_pickle_that_calls_something_is_not_run(folder: Path, tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_a_pointer_of_git_lfs_is_named(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_branch_beside_it_and_a_folder_of_both(folder: Path, tmp_path: Path) -> None:
-    assert checkpoint.first_stage_config(folder).image_size == 16
+    assert checkpoint_folder.first_stage_config(folder).image_size == 16
     assert checkpoint.load_tokenizer(folder) is not None
     config = ControlNetConfig(base=str(folder), hint="none")
     model = checkpoint.build(config, checkpoint.load_first_stage(folder), seed=0).eval()
@@ -199,12 +200,12 @@ def test_a_branch_beside_it_and_a_folder_of_both(folder: Path, tmp_path: Path) -
 
 
 def test_what_it_holds_names_it(folder: Path, tmp_path: Path) -> None:
-    before = checkpoint.digest(folder)
+    before = checkpoint_folder.digest(folder)
     copy = tmp_path / "copy"
     pipeline = StableDiffusionPipeline.from_pretrained(folder)
     pipeline.unet.conv_in.weight.data += 1
     pipeline.save_pretrained(copy)
-    assert checkpoint.digest(copy) != before == checkpoint.digest(folder)
+    assert checkpoint_folder.digest(copy) != before == checkpoint_folder.digest(folder)
 
 
 def test_another_network_is_refused_with_its_setting(folder: Path, tmp_path: Path) -> None:

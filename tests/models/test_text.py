@@ -10,18 +10,13 @@ from safetensors.torch import load_file
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
 from raygen.models.conditions import Conditions
-from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.text import (
-    FrozenText,
-    PretrainedTextConfig,
-    Tokenizer,
-    TransformerTextConfig,
-    learn_vocabulary,
-    pretrained_encoder,
-    tokenizer_of,
-)
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.text import PretrainedTextConfig, TransformerTextConfig
+from raygen.models.ldm import LDM
+from raygen.models.text import FrozenText, Tokenizer, learn_vocabulary, pretrained_encoder, tokenizer_of
 from raygen.sampling.guidance import build_guidance
 from tests.fakes import rewrite
 

@@ -15,7 +15,7 @@ from raygen.commands.registry import load
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASS_INDEX
 from raygen.models import checkpoint
-from raygen.models.conditions import MODALITIES
+from raygen.models.config.conditions import MODALITIES
 from raygen.planning import Styles
 from raygen.report.build import build_report
 from raygen.sampling.guidance import build_guidance

@@ -15,8 +15,9 @@ from raygen.models import checkpoint
 from raygen.report import edits, influence
 from raygen.report.build import build_report
 from raygen.report.run_folder import RunFolder
+from raygen.sampling.config import SampleConfig
 from raygen.sampling.influence import InfluenceRecorder
-from raygen.sampling.worker import SampleConfig, SampleWorker
+from raygen.sampling.worker import SampleWorker
 from raygen.store.images import decode_image
 from raygen.store.run_store import open_input
 from tests.models.test_collaborative import together

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raygen.evaluation.aggregate import MetricRows, ScoreMatrix, write_metrics
-from raygen.evaluation.verification import ROC_HEAD, VerificationConfig, histogram, roc_lines, verification_metrics
+from raygen.evaluation.aggregate import MetricRows, write_metrics
+from raygen.evaluation.config import VerificationConfig
+from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.evaluation.verification import ROC_HEAD, histogram, roc_lines, verification_metrics
 from raygen.report.build import build_report
 from raygen.report.plots import COLOURS, RocCurve, roc_plot
 from raygen.store.filesystem import FileStore

@@ -8,8 +8,10 @@ import torch
 
 from raygen.core.pixels import to_pixels
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.sampling.encode import LATENTS_OR_ERROR, EncodeConfig, EncodeWorker
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.sampling.config import EncodeConfig
+from raygen.sampling.encode import LATENTS_OR_ERROR, EncodeWorker
 from raygen.store.images import encode_image, picture
 from raygen.store.schemas import FACES
 

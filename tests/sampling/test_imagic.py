@@ -16,9 +16,9 @@ from raygen.models import checkpoint
 from raygen.models.collaborative import Collaborative
 from raygen.models.conditions import Conditions
 from raygen.planning import EditsFromFile, EditsFromPairs, paste
-from raygen.sampling.edit_judge import EditJudge, EditJudgeConfig, best_alpha
-from raygen.sampling.imagic import EditWorker, ImagicConfig, fit, restored
-from raygen.sampling.worker import SampleConfig
+from raygen.sampling.config import EditJudgeConfig, ImagicConfig, SampleConfig
+from raygen.sampling.edit_judge import EditJudge, best_alpha
+from raygen.sampling.imagic import EditWorker, fit, restored
 from raygen.store.images import decode_mask, encode_image, encode_mask, picture
 from raygen.store.run_store import open_input
 from raygen.store.schemas import FACES, cast, texts_by_name

@@ -23,11 +23,14 @@ import raygen.sampling.pipeline
 from raygen.core.assets import BUNDLED
 from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.ldm import LDM, LDMConfig
-from raygen.models.schedulers import SamplerConfig
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.sampler import SamplerConfig
+from raygen.models.ldm import LDM
+from raygen.sampling.config import SampleConfig
 from raygen.sampling.pipeline import FacePipeline
-from raygen.sampling.worker import SampleConfig, SampleWorker
+from raygen.sampling.worker import SampleWorker
 from raygen.store.images import encode_mask, picture_column
 from raygen.store.schemas import ATTRIBUTE_VALUES, CONDITIONS, cast
 

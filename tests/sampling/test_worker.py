@@ -11,16 +11,20 @@ from torch import Tensor
 
 from raygen.core.errors import ConfigError
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.conditions import Conditions, Shapes
-from raygen.models.ldm import LDMConfig
-from raygen.models.schedulers import NoiseSchedule, SamplerConfig, build_sampler
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.noise import NoiseSchedule
+from raygen.models.config.sampler import SamplerConfig
+from raygen.models.schedulers import build_sampler
 from raygen.sampling import noise as sampling_noise
 from raygen.sampling import worker as sampling_worker
+from raygen.sampling.config import SampleConfig
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.noise import keyed_normal, noise_key
-from raygen.sampling.worker import SampleConfig, SampleWorker, denoise
+from raygen.sampling.worker import SampleWorker, denoise
 from raygen.store.images import decode_image, encode_mask, picture
 from raygen.store.schemas import CONDITIONS, SAMPLES
 

@@ -14,9 +14,12 @@ from raygen.commands.registry import make
 from raygen.commands.verify import verify
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
-from raygen.evaluation.aggregate import MetricRows, ScoreMatrix
-from raygen.evaluation.verification import VerificationConfig, histogram, verification_metrics
-from raygen.extractors.bundled import BundledEmbedder, BundledEmbedderConfig, save_bundled
+from raygen.evaluation.aggregate import MetricRows
+from raygen.evaluation.config import VerificationConfig
+from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.evaluation.verification import histogram, verification_metrics
+from raygen.extractors.bundled import BundledEmbedder, save_bundled
+from raygen.extractors.config import BundledEmbedderConfig
 from raygen.report.build import build_report
 from raygen.report.identities import identities
 from raygen.selection import centroids

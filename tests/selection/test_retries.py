@@ -19,7 +19,7 @@ from raygen.commands.verify import verify
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import ATTRIBUTES, CLASS_INDEX
-from raygen.evaluation.aggregate import ScoreMatrix
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.metrics.mask_rarity import SIDE, Frequencies, small
 from raygen.report.build import build_report
 from raygen.selection.gates import ScoreGate, ScorePool

@@ -20,7 +20,7 @@ from raygen.exports.huggingface import SCHEMA as EXPORT
 from raygen.metrics.attributes import codes
 from raygen.metrics.score_rows import score_table
 from raygen.metrics.segmentation import Counts, confusion
-from raygen.models.conditions import MODALITIES
+from raygen.models.config.conditions import MODALITIES
 from raygen.sampling.worker import JOINT
 from raygen.store.images import encode_image, picture
 from raygen.store.parquet import to_parquet

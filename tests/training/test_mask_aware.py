@@ -13,14 +13,18 @@ from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX
 from raygen.core.pixels import to_pixels
-from raygen.extractors.base import BundledNetworkConfig
-from raygen.extractors.perceptual import DeepFeatures, EmbedderConfig, TorchScriptConfig, load_embedder, load_perceptual
+from raygen.extractors.config import BundledNetworkConfig, EmbedderConfig, TorchScriptConfig
+from raygen.extractors.perceptual import DeepFeatures, load_embedder, load_perceptual
 from raygen.models import checkpoint
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
-from raygen.models.conditions import ConditionDropout
-from raygen.models.controlnet import ControlNetConfig, ControlNetLDM
-from raygen.models.ldm import LDM, LDMConfig
-from raygen.training.losses import DiffusionObjective, MaskAwareConfig, MaskAwareObjective, MinSNRLoss
+from raygen.models.autoencoder import FirstStage
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.conditions import ConditionDropout
+from raygen.models.config.controlnet import ControlNetConfig
+from raygen.models.config.ldm import LDMConfig
+from raygen.models.controlnet import ControlNetLDM
+from raygen.models.ldm import LDM
+from raygen.training.config.losses import MaskAwareConfig, MinSNRLoss
+from raygen.training.losses import DiffusionObjective, MaskAwareObjective
 from raygen.training.losses.mask_aware import _boxes, _bumps, class_weights, crops, masked_distance
 
 SIZE = 32
@@ -118,7 +122,7 @@ def test_the_sum_is_as_written() -> None:
         none = model.null(4)
         output = model.predict(zt, given["t"], model.prepare(model.embed(none)))
         squared = (output - model.schedule.target(z, given["noise"], given["t"])).square()
-        own = MinSNRLoss().weights(model.schedule)[given["t"]] * squared.flatten(1).mean(dim=1)
+        own = torch.from_numpy(MinSNRLoss().weights(model.schedule))[given["t"]] * squared.flatten(1).mean(dim=1)
         made = model.first_stage.decode(model.schedule.x0_from(output, zt, given["t"])).clamp(-1, 1)[:2]
         real = to_pixels(given["images"])[:2]
         here = (given["mask"][:2] > 0).float()

@@ -14,29 +14,19 @@ import torch.multiprocessing as mp
 
 from raygen.core.errors import ConfigError, InputError, StorageError
 from raygen.core.face_labels import ATTRIBUTES, flip_mask
-from raygen.models.autoencoder import AutoencoderConfig, FirstStage
+from raygen.models.autoencoder import FirstStage
 from raygen.models.checkpoint import build
-from raygen.models.ldm import LDMConfig
+from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.ldm import LDMConfig
 from raygen.store import disk
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import FACES, LATENTS
+from raygen.training.config.loop import TrainConfig
+from raygen.training.config.losses import AutoencoderObjectiveConfig, DiscriminatorConfig, SimpleLoss
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.loading import load_training_data
-from raygen.training.losses import (
-    AutoencoderObjective,
-    AutoencoderObjectiveConfig,
-    DiffusionObjective,
-    DiscriminatorConfig,
-    SimpleLoss,
-)
-from raygen.training.trainer import (
-    DivergedError,
-    TrainConfig,
-    Trainer,
-    TrainStep,
-    latest_state,
-    train,
-)
+from raygen.training.losses import AutoencoderObjective, DiffusionObjective
+from raygen.training.trainer import DivergedError, Trainer, TrainStep, latest_state, train
 
 N = 10
 

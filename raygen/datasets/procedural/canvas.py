@@ -9,7 +9,6 @@ It is planar float32 [3, n, n], on a grid a few times finer than the result. The
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from raygen.core.face_labels import CLASS_INDEX
 from raygen.datasets.procedural.fields import WHITE, Colour, Field, clip, planes, scaled
@@ -174,6 +173,8 @@ class Canvas:
             a, b, c, d = label[::2, ::2], label[::2, 1::2], label[1::2, ::2], label[1::2, 1::2]
             label = np.where((b == c) | (b == d), b, np.where(c == d, c, a))
         if self.scene.blurry:
+            from scipy import ndimage  # here, because jobs are read and checked without it
+
             rgb = ndimage.gaussian_filter(rgb, (0, self.size / 85, self.size / 85), mode="nearest", truncate=2.5)
         pixels = (clip(rgb, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
         return np.ascontiguousarray(pixels), np.ascontiguousarray(label)

@@ -16,39 +16,23 @@ A batch is a mapping of tensors with the picture first:
     boxes, keypoints  float [B, K, 4 or 3]  in parts of the picture's side; zeros are none
 """
 
-from raygen.training.losses.autoencoder import AutoencoderObjective, AutoencoderObjectiveConfig, edges
+from raygen.training.losses.autoencoder import AutoencoderObjective, edges
 from raygen.training.losses.base import Batch, Losses, Objective
-from raygen.training.losses.diffusion import (
-    AttentionLoss,
-    DiffusionLoss,
-    DiffusionObjective,
-    MinSNRLoss,
-    P2Loss,
-    SimpleLoss,
-)
-from raygen.training.losses.discriminator import DiscriminatorConfig, PatchDiscriminator
-from raygen.training.losses.mask_aware import MaskAwareConfig, MaskAwareObjective
-from raygen.training.losses.recognition import ClassifierObjective, EmbedderObjective, IdentityLoss, ParserObjective
+from raygen.training.losses.diffusion import DiffusionObjective
+from raygen.training.losses.discriminator import PatchDiscriminator
+from raygen.training.losses.mask_aware import MaskAwareObjective
+from raygen.training.losses.recognition import ClassifierObjective, EmbedderObjective, ParserObjective
 
 __all__ = [
-    "AttentionLoss",
     "AutoencoderObjective",
-    "AutoencoderObjectiveConfig",
     "Batch",
     "ClassifierObjective",
-    "DiffusionLoss",
     "DiffusionObjective",
-    "DiscriminatorConfig",
     "EmbedderObjective",
-    "IdentityLoss",
     "Losses",
-    "MaskAwareConfig",
     "MaskAwareObjective",
-    "MinSNRLoss",
     "Objective",
-    "P2Loss",
     "ParserObjective",
     "PatchDiscriminator",
-    "SimpleLoss",
     "edges",
 ]

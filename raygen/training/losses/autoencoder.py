@@ -1,53 +1,21 @@
 """The loss of a first stage: L1, edges, LPIPS, its regulariser, and a discriminator that starts late."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Config
 from raygen.core.pixels import to_pixels
-from raygen.extractors.lpips import LPIPSConfig
 from raygen.models.autoencoder import LOGVAR_RANGE, FirstStage
+from raygen.training.config.losses import AutoencoderObjectiveConfig
 from raygen.training.losses.base import Batch, Losses, Objective
-from raygen.training.losses.discriminator import (
-    LARGEST,
-    DiscriminatorConfig,
-    PatchDiscriminator,
-    adaptive_weight,
-    hinge,
-)
+from raygen.training.losses.discriminator import LARGEST, PatchDiscriminator, adaptive_weight, hinge
 
-__all__ = ["AutoencoderObjective", "AutoencoderObjectiveConfig", "edges"]
+__all__ = ["AutoencoderObjective", "edges"]
 
 
 #: (reconstruction, pixels) -> a distance a picture [B]; LPIPS is one.
 Perceptual = Callable[[Tensor, Tensor], Tensor]
-
-
-class AutoencoderObjectiveConfig(Config):
-    """Weights of the first stage's loss terms.
-
-    Everything is a mean over the values of a picture. The published KL first stages add sums instead: the same
-    loss times the number of values, which Adam does not notice. So `kl` counts the divergence of a picture
-    (summed over its latent) against its mean pixel error times its number of values, as latent diffusion does.
-    `edges` is an L1 on finite differences: cheap sharpness where no perceptual network is at hand.
-    """
-
-    kind: Literal["autoencoder"] = "autoencoder"
-    l1: float = Field(1.0, ge=0, description="weight of the L1 error of the pixels")
-    edges: float = Field(0.5, ge=0, description="weight of the L1 error of the image gradients")
-    perceptual: Literal["none"] | LPIPSConfig = Field(
-        "none", description="perceptual term: `none`, or LPIPS with its weights"
-    )
-    kl: float = Field(1e-6, ge=0, description="weight of the KL divergence of the latents")
-    codebook: float = Field(1.0, ge=0, description="vq only: weight of the codebook loss")
-    codebook_form: Literal["fixed", "released"] = Field(
-        "fixed", description="vq only: beta 0.25 on the commitment, or on the codebook as in the released weights"
-    )
-    discriminator: DiscriminatorConfig | None = Field(None, description="adversarial term; default none")
 
 
 class AutoencoderObjective(Objective):

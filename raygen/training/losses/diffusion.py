@@ -1,89 +1,34 @@
 """Losses of a denoiser: simple, p2, min-SNR, and the objective that weights its error by timestep."""
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Config
 from raygen.core.face_labels import CLASSES
 from raygen.core.pixels import to_pixels
 from raygen.models.base import Model
-from raygen.models.conditions import ConditionDropout, Conditions, drop
-from raygen.models.schedulers import NoiseSchedule
+from raygen.models.conditions import Conditions, drop
+from raygen.models.config.conditions import ConditionDropout
 from raygen.models.spade import one_hot
+from raygen.training.config.losses import AttentionLoss, MinSNRLoss, P2Loss, SimpleLoss
 from raygen.training.losses.base import Batch, Losses, Objective
 
-__all__ = ["AttentionLoss", "DiffusionLoss", "DiffusionObjective", "MinSNRLoss", "P2Loss", "SimpleLoss"]
+__all__ = ["DiffusionObjective", "attention_loss"]
 
 
-class SimpleLoss(Config):
-    """Every timestep has weight 1: L_simple of Ho et al. 2020, equation 14."""
-
-    kind: Literal["simple"] = "simple"
-
-    def weights(self, schedule: NoiseSchedule) -> Tensor:
-        """float32 [T]."""
-        return torch.ones(schedule.timesteps)
-
-
-class P2Loss(Config):
-    """Choi et al. 2022: 1 / (k + SNR)^gamma on the error; steps of little noise weigh less. Not normalised.
-
-    The paper predicts eps. With v the factor applies to the v error, so that gamma 0 is the simple loss there too.
-    """
-
-    kind: Literal["p2"] = "p2"
-    k: float = Field(1.0, gt=0, description="constant k of the weight 1 / (k + SNR)^gamma")
-    gamma: float = Field(
-        0.5, ge=0, le=4, description="exponent of the weight 1 / (k + SNR)^gamma; 0 is the simple loss"
+def attention_loss(config: AttentionLoss, scores: Tensor, mask: Tensor, present: Tensor) -> Tensor:
+    """The mean term, unweighted: scores [B, N, 19] of a square of N pixels, mask uint8 [B, S, S], present bool [B]."""
+    side = int(scores.shape[1] ** 0.5)
+    target = one_hot(mask, present, side, len(CLASSES), scores.dtype).flatten(2).transpose(1, 2)  # [B, N, 19]
+    each = (
+        F.binary_cross_entropy_with_logits(scores, target, reduction="none")
+        if config.kind == "bce"
+        else (scores - target).square()
     )
-
-    def weights(self, schedule: NoiseSchedule) -> Tensor:
-        """float32 [T], at most k ** -gamma; exactly 1 for gamma 0."""
-        return torch.tensor((self.k + schedule.snr()) ** -self.gamma, dtype=torch.float32)
-
-
-class MinSNRLoss(Config):
-    """Hang et al. 2023: the error in z has weight min(SNR, gamma); written as a weight on the eps or v error."""
-
-    kind: Literal["min_snr"] = "min_snr"
-    gamma: float = Field(5.0, gt=0, description="largest signal-to-noise ratio that a timestep is weighted with")
-
-    def weights(self, schedule: NoiseSchedule) -> Tensor:
-        """float32 [T]: min(SNR, gamma) / SNR for eps, / (SNR + 1) for v."""
-        snr = torch.tensor(schedule.snr())
-        per_error = snr if schedule.prediction_type == "epsilon" else snr + 1
-        return (snr.clamp(max=self.gamma) / per_error).float()
-
-
-DiffusionLoss = Annotated[SimpleLoss | P2Loss | MinSNRLoss, Field(discriminator="kind")]
-
-
-class AttentionLoss(Config):
-    """SCA-DM's optional term: a pixel's attention scores, before gates and softmax, should name its class.
-
-    The head-averaged scores of every cross-attention layer are logits of the one-hot mask (`bce`), or are brought near
-    it (`mse`). Hard gates alone leave queries and keys without a gradient.
-    """
-
-    weight: float = Field(0.01, gt=0, description="weight of the term; default: that of the released configuration")
-    kind: Literal["bce", "mse"] = "bce"
-
-    def of(self, scores: Tensor, mask: Tensor, present: Tensor) -> Tensor:
-        """scores [B, N, 19] of a square of N pixels, mask uint8 [B, S, S], present bool [B] -> its mean, unweighted."""
-        side = int(scores.shape[1] ** 0.5)
-        target = one_hot(mask, present, side, len(CLASSES), scores.dtype).flatten(2).transpose(1, 2)  # [B, N, 19]
-        each = (
-            F.binary_cross_entropy_with_logits(scores, target, reduction="none")
-            if self.kind == "bce"
-            else (scores - target).square()
-        )
-        weight = present.to(scores.dtype)
-        return (each.mean(dim=(1, 2)) * weight).sum() / weight.sum().clamp(min=1)
+    weight = present.to(scores.dtype)
+    return (each.mean(dim=(1, 2)) * weight).sum() / weight.sum().clamp(min=1)
 
 
 class DiffusionObjective(Objective):
@@ -104,7 +49,7 @@ class DiffusionObjective(Objective):
         self.module = self.model = model
         self.latent_shape, self.timesteps = model.latent_shape, model.schedule.timesteps
         self.dropout = dropout or ConditionDropout()
-        self.register_buffer("weights", loss.weights(model.schedule), persistent=False)
+        self.register_buffer("weights", torch.from_numpy(loss.weights(model.schedule)), persistent=False)
 
     def networks(self) -> Sequence[nn.Module]:
         """The denoiser."""
@@ -127,7 +72,7 @@ class DiffusionObjective(Objective):
             return losses
         assert conditions.mask is not None
         present = conditions.present["mask"]
-        parts = [self.attention.of(score, conditions.mask, present) for score in record.values()]
+        parts = [attention_loss(self.attention, score, conditions.mask, present) for score in record.values()]
         term = torch.stack(parts).mean()
         return {**losses, "loss": losses["loss"] + self.attention.weight * term, "attention": term.detach()}
 

@@ -1,36 +1,16 @@
 """A patch discriminator, its hinge losses, and the adaptive weight that balances it against the reconstruction loss."""
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
-from raygen.core.config import Config
+from raygen.training.config.losses import DiscriminatorConfig
 
-__all__ = ["DiscriminatorConfig", "PatchDiscriminator", "adaptive_weight", "hinge"]
+__all__ = ["PatchDiscriminator", "adaptive_weight", "hinge"]
 
 
 #: Bounds of the adaptive weight and of its divisor, as the published first stages were trained with.
 LARGEST, SMALLEST = 1e4, 1e-4
-
-
-class DiscriminatorConfig(Config):
-    """A PatchGAN discriminator (Isola et al. 2017) that enters at `start`.
-
-    `batch` normalisation is the published form; its statistics are those of one rank's part of the batch, so only
-    `group` gives the same step for any number of ranks.
-    """
-
-    start: int = Field(50_001, ge=0, description="first training step with the adversarial term")
-    weight: float = Field(0.5, gt=0, description="weight of the adversarial term, multiplied by the adaptive weight")
-    adaptive: bool = Field(
-        True, description="scale the term's gradient to that of the reconstruction at the last layer"
-    )
-    channels: int = Field(64, ge=8, le=512, description="channels of the first layer")
-    layers: int = Field(3, ge=1, le=6, description="number of strided convolutions; 3 see patches of 70 pixels")
-    norm: Literal["group", "batch"] = Field("group", description="normalisation layers")
 
 
 class PatchDiscriminator(nn.Sequential):

@@ -14,80 +14,25 @@ from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from raygen.core.config import Config
-from raygen.core.face_labels import CLASSES, ClassName
+from raygen.core.face_labels import CLASSES
 from raygen.core.pixels import to_pixels
-from raygen.extractors.base import BundledNetworkConfig
-from raygen.extractors.lpips import LPIPSConfig
-from raygen.extractors.perceptual import DeepFeatures, EmbedderConfig
+from raygen.extractors.perceptual import DeepFeatures
 from raygen.models.base import Model
-from raygen.models.conditions import ConditionDropout, drop
+from raygen.models.conditions import drop
+from raygen.models.config.conditions import ConditionDropout
+from raygen.training.config.losses import AttentionLoss, MaskAwareConfig, MinSNRLoss, P2Loss, SimpleLoss
 from raygen.training.losses.base import Batch, Losses
-from raygen.training.losses.diffusion import AttentionLoss, DiffusionObjective, MinSNRLoss, P2Loss, SimpleLoss
+from raygen.training.losses.diffusion import DiffusionObjective
 
-__all__ = ["MaskAwareConfig", "MaskAwareObjective", "class_weights", "crops", "masked_distance"]
+__all__ = ["MaskAwareObjective", "class_weights", "crops", "masked_distance"]
 
 
 #: Classes whose bounding box is the face, where there are no boxes: skin, nose, glasses, eyes, brows, ears, mouth,
 #: lips.
 FACE: Final = range(1, 13)
-#: Side of a face crop in the paper.
-CROP: Final = 254
-
-
-class MaskAwareConfig(Config):
-    """What counts besides the diffusion loss, and for which steps. The defaults are the paper's best run."""
-
-    below: int = Field(100, ge=0, description="timestep T below which the terms are computed")
-    perceptual: float = Field(0.2, ge=0, le=1, description="weight l1 of the masked perceptual term")
-    face: float = Field(0.5, ge=0, le=1, description="weight l2 of the face-feature term")
-    keypoints: float = Field(
-        0.0, ge=0, le=1, description="weight l3 of the error of the picture around given keypoints"
-    )
-    latent: float = Field(
-        0.0, ge=0, le=1, description="weight l4 of the error of the latents, weighted by class; needs no decoder"
-    )
-    reading: Literal["map", "features"] = Field(
-        "map", description="apply the mask to the map of differences (as released) or to the features (as in the paper)"
-    )
-    network: BundledNetworkConfig | LPIPSConfig = Field(
-        default_factory=LPIPSConfig,
-        description="network of the perceptual term: LPIPS, or `kind: small`, the attribute classifier",
-    )
-    embedder: EmbedderConfig | None = Field(
-        None, description="network of the face-feature term; required where `face` is above 0"
-    )
-    classes: dict[ClassName, float] = Field(
-        default_factory=dict, description="weights of classes in the masked terms; others have 1, the background 0"
-    )
-    crop: int = Field(CROP, ge=16, le=1024, description="side of the face crop in pixels")
-    checkpoint_decoder: bool = Field(
-        False, description="recompute the activations of the decoder in the backward pass, to save memory"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "MaskAwareConfig":
-        if (total := self.perceptual + self.face + self.keypoints + self.latent) > 1:
-            raise ValueError(f"perceptual, face, keypoints and latent add up to {total:g}, more than 1")
-        if self.face and self.embedder is None:
-            raise ValueError("face is above 0: name an `embedder` (kind: small, vggface2 or torchscript)")
-        if bad := {name: w for name, w in self.classes.items() if w < 0}:
-            raise ValueError(f"weights of classes are at least 0, not {bad}")
-        return self
-
-    @property
-    def places(self) -> list[str]:
-        """Columns of FACES, besides picture and mask, that the terms read."""
-        return ["boxes"] * (self.face > 0) + ["keypoints"] * (self.keypoints > 0)
-
-    @property
-    def decodes(self) -> bool:
-        """Whether any term looks at pixels."""
-        return bool(self.perceptual or self.face or self.keypoints)
 
 
 def class_weights(config: MaskAwareConfig) -> Tensor:

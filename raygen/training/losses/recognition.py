@@ -4,15 +4,14 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import nn
 
-from raygen.core.config import Config
 from raygen.core.pixels import to_pixels
 from raygen.extractors.bundled import BundledClassifier, BundledEmbedder, BundledParser, augment
+from raygen.training.config.losses import IdentityLoss
 from raygen.training.losses.base import Batch, Losses, Objective
 
-__all__ = ["ClassifierObjective", "EmbedderObjective", "IdentityLoss", "ParserObjective"]
+__all__ = ["ClassifierObjective", "EmbedderObjective", "ParserObjective"]
 
 
 class ParserObjective(Objective):
@@ -64,18 +63,6 @@ class ClassifierObjective(Objective):
         count = known.sum().clamp(min=1)
         accuracy = (((logits > 0) == (target > 0)) & known).sum() / count
         return {"loss": (each * known).sum() / count, "accuracy": accuracy}
-
-
-class IdentityLoss(Config):
-    """Softmax over cosines to people, with a margin for the right one (CosFace: Wang et al. 2018, equation 4)."""
-
-    identities: int = Field(
-        ..., ge=2, description="largest number of identities in the training data; each has a learned centre"
-    )
-    scale: float = Field(24.0, gt=0, description="factor s of the cosines")
-    margin: float = Field(
-        0.2, ge=0, lt=1, description="margin m by which the cosine with the right centre has to be larger"
-    )
 
 
 class EmbedderObjective(Objective):

@@ -1,0 +1,55 @@
+"""Which network a config means: the sha256 of its weights, read without loading them."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Final
+
+from raygen.core.assets import resolve
+from raygen.core.config import Config
+from raygen.core.errors import ConfigError
+from raygen.extractors.config import BundledNetworkConfig
+
+__all__ = ["TRANSFORMERS", "bundled_digest", "by_content", "network_digest"]
+
+
+#: Weight files of a model folder of transformers, in order of preference.
+TRANSFORMERS: Final = ("model.safetensors", "pytorch_model.bin")
+
+
+def network_digest(config: Any, kind: str) -> str:
+    """sha256 of the weights of a config of an extractor, without loading them.
+
+    `kind`: the bundled network that `bundled` stands for, such as `parser`. Weights whose name only their loader can
+    resolve (`hub`) are identified by their configured sha256 or by that name.
+    """
+    if isinstance(config, BundledNetworkConfig):
+        return bundled_digest(resolve(config.folder, kind))
+    if hasattr(config, "weights"):
+        path: Path | None = Path(config.weights)
+    else:
+        path = next((candidate for name in TRANSFORMERS if (candidate := Path(config.folder) / name).is_file()), None)
+    if path is None or not path.is_file():
+        return str(config.sha256 or getattr(config, "weights", None) or config.folder)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def by_content(config: Config, kind: str) -> dict[str, Any]:
+    """A config of a network as plans record it: the sha256 of its weights instead of their path.
+
+    The same file at two paths is one network; another file at the same path is another network. `kind`: see
+    `network_digest`.
+    """
+    settings = config.model_dump(mode="json", exclude={"folder", "weights"})
+    return {**settings, "sha256": network_digest(config, kind)}
+
+
+WEIGHTS: Final = "model.safetensors"
+
+
+def bundled_digest(folder: str | Path) -> str:
+    """sha256 of the weights file; `ConfigError` where there is none."""
+    try:
+        return hashlib.sha256((Path(folder) / WEIGHTS).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"{folder}: no trained network here ({WEIGHTS} is missing)") from error

@@ -1,0 +1,1 @@
+"""Settings of trainings: nothing here imports torch."""
