@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -34,6 +35,7 @@ from raygen.metrics.segmentation import Counts, bootstrap_miou
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet, to_parquet
 from raygen.store.schemas import METRICS
+from raygen.store.vector_file import IN_MEMORY, VectorFile
 
 __all__ = ["FEATURES", "MetricRows", "ScoreMatrix", "aggregate", "features_of", "gather_scores", "write_metrics"]
 
@@ -42,6 +44,8 @@ __all__ = ["FEATURES", "MetricRows", "ScoreMatrix", "aggregate", "features_of", 
 FEATURES: Final = "features:"
 #: Prefix of the names of distances within groups.
 DIVERSITY: Final = "diversity:"
+#: Measurements that metrics read in blocks of rows.
+IN_BLOCKS: Final = (FEATURES, "logits:")
 #: The measurement that may hold NaN: an edit has no fidelity where its judge cannot tell.
 EDIT: Final = "edit"
 
@@ -58,10 +62,13 @@ SPLITS: Final = 10
 
 @dataclass(frozen=True)
 class ScoreMatrix:
-    """All vectors [n, D] of one measurement, sorted by id, so that results do not depend on the order of arrival."""
+    """All vectors [n, D] of one measurement, sorted by id, so that results do not depend on the order of arrival.
+
+    Many features are a `VectorFile`, which is read in blocks.
+    """
 
     ids: tuple[str, ...]
-    vectors: Float32Array
+    vectors: Any
 
 
 def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:
@@ -70,36 +77,57 @@ def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:
     `InputError` where a row occurs twice (`duplicate`), widths differ (`width`), or a value is not finite
     (`nonfinite`).
     """
-    parts: dict[str, list[tuple[list[str], Float32Array]]] = {}
+    gathered: dict[str, _Gathered] = {}
     for table in tables:
         for name in table["metric"].unique().to_pylist():
             rows = table.filter(pc.equal(table["metric"], name)).combine_chunks()
             vectors = rows["vector"].combine_chunks()
             values = vectors.flatten().to_numpy().reshape(rows.num_rows, -1)
-            parts.setdefault(name, []).append((rows["sample_id"].to_pylist(), values))
-    return {name: _concatenate(name, parts.pop(name)) for name in list(parts)}
+            gathered.setdefault(name, _Gathered(name, values.shape[1])).add(rows["sample_id"].to_pylist(), values)
+    return {name: gathered.pop(name).by_id() for name in list(gathered)}
 
 
-def _concatenate(name: str, parts: list[tuple[list[str], Float32Array]]) -> ScoreMatrix:
-    """Vectors of all parts by sorted id. Empties `parts`, so that the vectors are in memory once."""
-    unsorted = [row_id for ids, _ in parts for row_id in ids]
-    order = sorted(range(len(unsorted)), key=unsorted.__getitem__)
-    ids = tuple(unsorted[i] for i in order)
-    if len(set(ids)) != len(ids):
-        raise InputError(f"{name}: a row is scored twice", reason="duplicate")
-    vectors = np.empty((len(ids), parts[0][1].shape[1]), np.float32)
-    place, start = np.empty(len(order), np.int64), 0
-    place[order] = np.arange(len(order))
-    while parts:
-        values = parts.pop(0)[1]
-        if values.shape[1] != vectors.shape[1]:
-            raise InputError(f"{name}: vectors of {values.shape[1]} and of {vectors.shape[1]} values", reason="width")
-        vectors[place[start : start + len(values)]] = values
-        start += len(values)
-    bad = [ids[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
-    if bad and name.partition(":")[0] != EDIT:
-        raise InputError(f"{name}: not finite for {len(bad)} rows, first {bad[0]}", reason="nonfinite")
-    return ScoreMatrix(ids, vectors)
+class _Gathered:
+    """The vectors of one measurement in the order of arrival; features beyond `IN_MEMORY` bytes are in a file."""
+
+    def __init__(self, name: str, width: int) -> None:
+        self.name, self.width = name, width
+        self.ids: list[str] = []
+        self.bad: list[str] = []
+        self.parts: list[Float32Array] = []
+        self.file: VectorFile | None = None
+
+    def add(self, ids: Sequence[str], values: Float32Array) -> None:
+        if values.shape[1] != self.width:
+            text = f"{self.name}: vectors of {values.shape[1]} and of {self.width} values"
+            raise InputError(text, reason="width")
+        self.bad += [ids[i] for i in np.flatnonzero(~np.isfinite(values).all(axis=1))]
+        self.ids += ids
+        self.parts.append(values)
+        if self.name.startswith(IN_BLOCKS) and (self.file or sum(part.nbytes for part in self.parts) > IN_MEMORY):
+            self.file = self.file or VectorFile(self.width)
+            while self.parts:
+                self.file.append(self.parts.pop(0))
+
+    def by_id(self) -> ScoreMatrix:
+        """The vectors by sorted id. Empties `parts`, so that the vectors are in memory once."""
+        order = sorted(range(len(self.ids)), key=self.ids.__getitem__)
+        ids = tuple(self.ids[i] for i in order)
+        if any(one == other for one, other in pairwise(ids)):
+            raise InputError(f"{self.name}: a row is scored twice", reason="duplicate")
+        if self.bad and self.name.partition(":")[0] != EDIT:
+            first = min(self.bad)
+            raise InputError(f"{self.name}: not finite for {len(self.bad)} rows, first {first}", reason="nonfinite")
+        if self.file is not None:
+            return ScoreMatrix(ids, self.file.select(np.array(order)))
+        vectors = np.empty((len(ids), self.width), np.float32)
+        place, start = np.empty(len(order), np.int64), 0
+        place[order] = np.arange(len(order))
+        while self.parts:
+            values = self.parts.pop(0)
+            vectors[place[start : start + len(values)]] = values
+            start += len(values)
+        return ScoreMatrix(ids, vectors)
 
 
 class MetricRows:
