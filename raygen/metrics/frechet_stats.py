@@ -164,7 +164,7 @@ def frechet_infinity(
     return Extrapolation(value, error, sizes, distances)
 
 
-def _moments(x: AnyArray, rows: Int64Array) -> Moments:
+def _moments(x: AnyArray | VectorFile, rows: Int64Array) -> Moments:
     """Moments of rows of features; an array is copied in blocks only."""
     if isinstance(x, VectorFile):
         return Moments.of(x.select(rows))

@@ -110,7 +110,7 @@ class _KernelSums:
     squares: tuple[float, float, float]
 
     @staticmethod
-    def of(x: AnyArray, y: AnyArray, block: int, device: torch.device, dtype: torch.dtype) -> "_KernelSums":
+    def of(x: Any, y: Any, block: int, device: torch.device, dtype: torch.dtype) -> "_KernelSums":
         def tensor(z: AnyArray) -> Tensor:
             return torch.as_tensor(np.ascontiguousarray(z), dtype=dtype, device=device)
 

@@ -7,7 +7,7 @@ sum of squared differences in float64; so equal distances are equal, and neither
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ SPARE: Final = 16
 CHUNK: Final = 1 << 23
 
 
-def checked(features: AnyArray, name: str = "features") -> AnyArray:
+def checked(features: Any, name: str = "features") -> Any:
     """`features` [n, D] as float32 or float64; `ValueError` for another shape, no rows, or what is not finite."""
     x = as_rows(features)
     if x.ndim != 2 or not len(x) or not x.shape[1]:
@@ -104,8 +104,8 @@ class Block:
 
 
 def blocks(
-    x: AnyArray,
-    y: AnyArray,
+    x: Any,
+    y: Any,
     *,
     exclude_self: bool = False,
     block: int = BLOCK,
@@ -131,7 +131,7 @@ def blocks(
 
 
 def _blocks(
-    x: AnyArray, y: AnyArray, exclude_self: bool, block: int, device: torch.device, dtype: torch.dtype
+    x: Any, y: Any, exclude_self: bool, block: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Block]:
     centre = sum_rows(y) / len(y) if isinstance(y, VectorFile) else y.mean(axis=0, dtype=np.float64)
     # A power of two near the largest value as unit: squares then neither overflow nor vanish.
@@ -159,9 +159,7 @@ def _blocks(
 class _Tiles:
     """The rows of y in units of `scale` around `centre`: all at once, or `TILE` at a time where they are in a file."""
 
-    def __init__(
-        self, y: AnyArray, centre: Float64Array, scale: float, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, y: Any, centre: Float64Array, scale: float, device: torch.device, dtype: torch.dtype) -> None:
         self._of = (centre, scale, device, dtype)
         self._y = y
         self._whole = None if isinstance(y, VectorFile) else _tensor(y, *self._of)

@@ -106,7 +106,7 @@ def _parts(array: pa.Array, bounds: Int64Array) -> Iterator[_Runs]:
     elif pa.types.is_large_binary(kind):
         yield _null_bits(array, bounds)
         data, ends = _content(array)
-        view, edges = memoryview(data), ends.tolist()
+        view, edges = data.data, ends.tolist()
         hashes = b"".join(hashlib.sha256(view[start:end]).digest() for start, end in pairwise(edges))
         yield _Runs(np.frombuffer(hashes, np.uint8), _kept(array)[bounds] * SHA256_BYTES)
     elif pa.types.is_struct(kind):

@@ -70,7 +70,7 @@ def table_digest(name: str, table: pa.Table) -> SetDigest:
     rows = max(1, min(ROWS, BYTES * table.num_rows // max(table.nbytes, 1)))
     for start in range(0, table.num_rows, rows):
         data, bounds = row_bytes(table.slice(start, rows))
-        view, ends = memoryview(data), bounds.tolist()
+        view, ends = data.data, bounds.tolist()
         total = 0
         for begin, end in pairwise(ends):
             row = head.copy()

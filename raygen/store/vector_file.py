@@ -25,7 +25,7 @@ class VectorFile:
     read with `pread`, so its pages count as cache of the system and not as memory of the process.
     """
 
-    ndim = 2
+    ndim: Final = 2
     dtype = np.dtype(np.float32)
 
     def __init__(self, width: int) -> None:
@@ -72,7 +72,7 @@ class VectorFile:
         order = np.argsort(places, kind="stable")
         ascending, size = places[order], 4 * self.width
         values = np.empty((len(places), self.width), np.float32)
-        view = memoryview(values).cast("B") if values.size else memoryview(b"")
+        view = memoryview(values.reshape(-1).view(np.uint8).data)
         starts = np.flatnonzero(np.diff(ascending, prepend=-2) != 1).tolist() if values.size else []
         for start, end in pairwise([*starts, len(places)]):
             done, at = start * size, int(ascending[start]) * size

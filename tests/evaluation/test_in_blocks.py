@@ -10,8 +10,7 @@ import pytest
 from scipy import stats
 
 from raygen.core.errors import StorageError
-from raygen.evaluation import aggregate as aggregate_module
-from raygen.evaluation import feature_metrics
+from raygen.evaluation import feature_metrics, gather
 from raygen.evaluation.aggregate import ScoreMatrix, aggregate, gather_scores
 from raygen.evaluation.feature_metrics import FeatureMetricsConfig, Grouping
 from raygen.evaluation.slices import select_ids
@@ -49,7 +48,7 @@ def both(monkeypatch: pytest.MonkeyPatch, n: int, width: int, seed: int, name: s
     """The same features in memory and in a file."""
     memory = gather_scores(scores(n, width, seed, name=name))[name]
     with monkeypatch.context() as patch:
-        patch.setattr(aggregate_module, "IN_MEMORY", 0)
+        patch.setattr(gather, "IN_MEMORY", 0)
         file = gather_scores(scores(n, width, seed, name=name))[name]
     assert isinstance(memory.vectors, np.ndarray)
     assert isinstance(file.vectors, VectorFile)
@@ -107,7 +106,7 @@ def test_a_file_gives_the_rows_of_an_array(monkeypatch):
 
 def test_memory_of_an_evaluation_does_not_grow_with_the_vectors(monkeypatch):
     """Twice the rows: the vectors need 4 MB more, ids and indices less than half of it."""
-    monkeypatch.setattr(aggregate_module, "IN_MEMORY", 1 << 19)
+    monkeypatch.setattr(gather, "IN_MEMORY", 1 << 19)
     width, peaks = 128, []
     reference = {NAME: gather_scores(scores(600, width, 2))[NAME]}
     for n in (8192, 16384):
