@@ -5,6 +5,7 @@ Source: Dowson and Landau 1982; Heusel et al. 2017, equation 6. Merging: Chan, G
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import linalg
@@ -39,7 +40,7 @@ class Moments:
     m2: Float64Array
 
     @staticmethod
-    def of(features: AnyArray) -> "Moments":
+    def of(features: Any) -> "Moments":
         """Moments of features [n, D]; `ValueError` for another shape, or where a value is not finite.
 
         Converts `ROWS` rows at a time to float64, and holds the moments of log2(n / `ROWS`) blocks.

@@ -173,7 +173,7 @@ class _Tiles:
             yield columns, _tensor(self._y[columns], *self._of)
 
 
-def sum_rows(x: AnyArray) -> Float64Array:
+def sum_rows(x: Any) -> Float64Array:
     """The sum of features [n, D] over their rows, in blocks: float64 [D]."""
     total = np.zeros(x.shape[1])
     for start in range(0, len(x), TILE):
