@@ -1,7 +1,7 @@
 """SCORES -> METRICS: the rows of each measurement become numbers with their protocols."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -9,11 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raygen.core.errors import InputError
 from raygen.core.face_labels import ATTRIBUTE_INDEX, ATTRIBUTES, CAPTIONED, CLASSES
-from raygen.core.types import Float32Array
 from raygen.evaluation.config import FeatureMetricsConfig
 from raygen.evaluation.feature_metrics import (
     UNGROUPED,
@@ -23,6 +21,7 @@ from raygen.evaluation.feature_metrics import (
     add_feature_metrics,
     add_frechet,
 )
+from raygen.evaluation.gather import EDIT, FEATURES, gather_scores
 from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.evaluation.scoring import FACE
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
@@ -38,12 +37,8 @@ from raygen.store.schemas import METRICS
 __all__ = ["FEATURES", "MetricRows", "aggregate", "features_of", "gather_scores", "write_metrics"]
 
 
-#: Prefix of the names of features.
-FEATURES: Final = "features:"
 #: Prefix of the names of distances within groups.
 DIVERSITY: Final = "diversity:"
-#: The measurement that may hold NaN: an edit has no fidelity where its judge cannot tell.
-EDIT: Final = "edit"
 
 #: What numbers depend on, by the name of a network or measurement.
 Protocols = Mapping[str, Mapping[str, Any]]
@@ -54,44 +49,6 @@ SMALL_PARTS: Final = "small parts"
 SMALL: Final = ("l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")
 #: Splits of the inception score, as in Salimans et al. 2016.
 SPLITS: Final = 10
-
-
-def gather_scores(tables: Iterable[pa.Table]) -> dict[str, ScoreMatrix]:
-    """SCORES of one set -> vectors by measurement.
-
-    `InputError` where a row occurs twice (`duplicate`), widths differ (`width`), or a value is not finite
-    (`nonfinite`).
-    """
-    parts: dict[str, list[tuple[list[str], Float32Array]]] = {}
-    for table in tables:
-        for name in table["metric"].unique().to_pylist():
-            rows = table.filter(pc.equal(table["metric"], name)).combine_chunks()
-            vectors = rows["vector"].combine_chunks()
-            values = vectors.flatten().to_numpy().reshape(rows.num_rows, -1)
-            parts.setdefault(name, []).append((rows["sample_id"].to_pylist(), values))
-    return {name: _concatenate(name, parts.pop(name)) for name in list(parts)}
-
-
-def _concatenate(name: str, parts: list[tuple[list[str], Float32Array]]) -> ScoreMatrix:
-    """Vectors of all parts by sorted id. Empties `parts`, so that the vectors are in memory once."""
-    unsorted = [row_id for ids, _ in parts for row_id in ids]
-    order = sorted(range(len(unsorted)), key=unsorted.__getitem__)
-    ids = tuple(unsorted[i] for i in order)
-    if len(set(ids)) != len(ids):
-        raise InputError(f"{name}: a row is scored twice", reason="duplicate")
-    vectors = np.empty((len(ids), parts[0][1].shape[1]), np.float32)
-    place, start = np.empty(len(order), np.int64), 0
-    place[order] = np.arange(len(order))
-    while parts:
-        values = parts.pop(0)[1]
-        if values.shape[1] != vectors.shape[1]:
-            raise InputError(f"{name}: vectors of {values.shape[1]} and of {vectors.shape[1]} values", reason="width")
-        vectors[place[start : start + len(values)]] = values
-        start += len(values)
-    bad = [ids[i] for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))]
-    if bad and name.partition(":")[0] != EDIT:
-        raise InputError(f"{name}: not finite for {len(bad)} rows, first {bad[0]}", reason="nonfinite")
-    return ScoreMatrix(ids, vectors)
 
 
 class MetricRows:

@@ -12,6 +12,7 @@ from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.metrics.attributes import UNWANTED, WANTED
 from raygen.metrics.segmentation import Counts
 from raygen.store.run_store import RunStore
+from raygen.store.vector_file import select_rows
 
 __all__ = ["by_slices", "column", "grouping_of", "select_ids", "slice_rows"]
 
@@ -56,7 +57,7 @@ def select_ids(scores: Mapping[str, ScoreMatrix], ids: frozenset[str]) -> dict[s
     for name, matrix in scores.items():
         keep = [i for i, row_id in enumerate(matrix.ids) if row_id in ids]
         if keep:
-            result[name] = ScoreMatrix(tuple(matrix.ids[i] for i in keep), matrix.vectors[keep])
+            result[name] = ScoreMatrix(tuple(matrix.ids[i] for i in keep), select_rows(matrix.vectors, np.array(keep)))
     return result
 
 

@@ -5,11 +5,13 @@ Source: Dowson and Landau 1982; Heusel et al. 2017, equation 6. Merging: Chan, G
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import linalg
 
 from raygen.core.types import AnyArray, Float64Array
+from raygen.store.vector_file import as_rows
 
 __all__ = [
     "Distance",
@@ -38,29 +40,37 @@ class Moments:
     m2: Float64Array
 
     @staticmethod
-    def of(features: AnyArray) -> "Moments":
+    def of(features: Any) -> "Moments":
         """Moments of features [n, D]; `ValueError` for another shape, or where a value is not finite.
 
-        Converts `ROWS` rows at a time to float64, so that the additional memory does not grow with n.
+        Converts `ROWS` rows at a time to float64, and holds the moments of log2(n / `ROWS`) blocks.
         """
-        x = np.asarray(features)
+        x = as_rows(features)
         if x.ndim != 2 or not len(x):
             raise ValueError(f"features of shape {x.shape}, not [n, D]")
-        parts = []
+        merged: list[tuple[int, Moments]] = []  # the tree of `merge_all` so far: each has twice the blocks of the next
         for start in range(0, len(x), ROWS):
             block = np.asarray(x[start : start + ROWS], dtype=np.float64)
             if not np.isfinite(block).all():
                 raise ValueError("features are not finite")
             mean = block.mean(axis=0)
             block = block - mean
-            parts.append(Moments(len(block), mean, block.T @ block))
-        return Moments.merge_all(parts)
+            part, blocks = Moments(len(block), mean, block.T @ block), 1
+            while merged and merged[-1][0] == blocks:
+                part, blocks = merged.pop()[1].merge(part), 2 * blocks
+            merged.append((blocks, part))
+        whole = merged.pop()[1]
+        while merged:
+            whole = merged.pop()[1].merge(whole)
+        return whole
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of the union of two disjoint sets."""
         n = self.n + other.n
         delta = other.mean - self.mean
-        m2 = self.m2 + other.m2 + np.outer(delta, delta) * (self.n * other.n / n)
+        m2 = np.outer(delta, delta)
+        m2 *= self.n * other.n / n
+        m2 += self.m2 + other.m2
         return Moments(n, self.mean + delta * (other.n / n), m2)
 
     @staticmethod
@@ -125,7 +135,7 @@ class FactoredReference:
 
         `ValueError` for fewer than two rows, another shape or values that are not finite.
         """
-        x = np.asarray(features)
+        x = as_rows(features)
         if x.ndim == 2 and len(x) > x.shape[1]:
             return FactoredReference.of(Moments.of(x))
         mean, rest = centred(x)
@@ -179,7 +189,7 @@ def frechet_from(reference: FactoredReference, features: AnyArray) -> Distance:
     With fewer rows than values, in either set, a covariance is singular and the small eigenvalues of the product are
     noise. Then tr (AB)^½ is computed as the nuclear norm of X_c R / √(n-1), which has no such noise.
     """
-    x = np.asarray(features)
+    x = as_rows(features)
     _comparable(reference.mean.size, *x.shape[1:2])
     if min(len(x), len(x) if reference.n is None else reference.n) > x.shape[-1]:
         return frechet_to(reference, Moments.of(x))

@@ -16,6 +16,7 @@ from scipy import linalg, stats
 
 from raygen.core.types import AnyArray, Float64Array, Int64Array
 from raygen.metrics.frechet import FactoredReference, Moments, centred
+from raygen.store.vector_file import as_rows, select_rows
 
 __all__ = ["LEAST", "blocks_of", "margin", "margin_of_difference", "most_blocks"]
 
@@ -52,7 +53,7 @@ def margin(
     """Half the width of the `level` interval of the distance of features [n, D]; each row is in one of the blocks.
 
     Student's t with one degree of freedom less than blocks. Needs two blocks, and two rows outside of the largest.
-    Memory: [r, r] a block where there are more rows than r, else [n, n].
+    Memory: a few [r, r] where there are more rows than r, else [n, n].
     """
     return _half(_left_out(features, reference, blocks), level)
 
@@ -73,7 +74,7 @@ def margin_of_difference(
 
 def _left_out(features: AnyArray, reference: FactoredReference, blocks: Sequence[Int64Array]) -> Float64Array:
     """The distance without each block, [blocks]."""
-    x = np.asarray(features)
+    x = as_rows(features)
     few = len(x) - max(len(rows) for rows in blocks) <= reference.root.shape[1]
     return np.array(list(_few_rows(x, reference, blocks) if few else _many_rows(x, reference, blocks)))
 
@@ -103,23 +104,25 @@ def _few_rows(x: AnyArray, reference: FactoredReference, blocks: Sequence[Int64A
 
 
 def _many_rows(x: AnyArray, reference: FactoredReference, blocks: Sequence[Int64Array]) -> Iterator[float]:
-    """The distance without each block, from R' X_c' X_c R [r, r] less the part of the block."""
-    means, squares, turned = [], [], []
+    """The distance without each block, from R' X_c' X_c R [r, r] less the part of the block.
+
+    Features are read twice: for the moments of all rows, and block by block.
+    """
+    whole, root = Moments.of(x), reference.root
+    turned = root.T @ whole.m2 @ root
     for rows in blocks:
-        part = np.asarray(x[rows], np.float64) - reference.mean  # near its mean already, so that little cancels
-        turned.append(Moments.of(part @ reference.root))
-        means.append(part.mean(axis=0))
-        part -= means[-1]
-        squares.append(float(np.einsum("ij,ij", part, part)))
-    whole, sizes = Moments.merge_all(turned), [block.n for block in turned]
-    mean = np.average(means, axis=0, weights=sizes)
-    total = sum(squares) + sum(n * float((own - mean) @ (own - mean)) for n, own in zip(sizes, means, strict=True))
-    for block, own, square in zip(turned, means, squares, strict=True):
-        left = whole.n - block.n
-        gap, moved, weight = own - mean, block.mean - whole.mean, block.n * whole.n / left
-        product = whole.m2 - block.m2 - weight * np.outer(moved, moved)
-        rest = reference.mean + mean - gap * (block.n / left)
-        yield _distance(reference, rest, total - square - weight * float(gap @ gap), product, left)
+        block = Moments.of(select_rows(x, rows))
+        left, gap = whole.n - block.n, block.mean - whole.mean
+        weight = block.n * whole.n / left
+        if block.n < len(gap):  # a block of few rows is cheaper to turn than its matrix
+            part = (np.asarray(x[rows], np.float64) - block.mean) @ root
+            product = turned - part.T @ part
+        else:
+            product = turned - root.T @ block.m2 @ root
+        moved = gap @ root
+        product -= weight * np.outer(moved, moved)
+        total = float(np.trace(whole.m2) - np.trace(block.m2)) - weight * float(gap @ gap)
+        yield _distance(reference, whole.mean - gap * (block.n / left), total, product, left)
 
 
 def _distance(reference: FactoredReference, mean: Float64Array, squares: float, product: Float64Array, n: int) -> float:

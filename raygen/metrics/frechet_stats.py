@@ -17,6 +17,7 @@ import numpy as np
 
 from raygen.core.types import AnyArray, Float64Array, Int64Array
 from raygen.metrics.frechet import FactoredReference, Moments, frechet_to
+from raygen.store.vector_file import VectorFile, as_rows
 
 __all__ = ["POINTS", "WIDEST", "Extrapolation", "Statistics", "checked", "frechet_infinity", "read_statistics"]
 
@@ -136,7 +137,7 @@ def frechet_infinity(
     deviation over new features. `ValueError` below 2.5 D, where a line does not fit, or for fewer rows than the sizes
     need.
     """
-    x = np.asarray(features)
+    x = as_rows(features)
     if x.ndim != 2 or x.shape[1:] != reference.mean.shape:
         raise ValueError(f"features of shape {x.shape} are not comparable with {reference.mean.size} values")
     least = math.ceil(ROWS_A_VALUE * x.shape[1])
@@ -150,8 +151,7 @@ def frechet_infinity(
     distances = np.empty(points)
     for i, size in enumerate(sizes):
         rows = np.sort(random.choice(len(x), int(size), replace=False))
-        parts = [Moments.of(x[rows[start : start + ROWS]]) for start in range(0, len(rows), ROWS)]
-        distances[i] = frechet_to(reference, Moments.merge_all(parts)).value
+        distances[i] = frechet_to(reference, _moments(x, rows)).value
     # Least squares of distance = value + slope / n.
     inverse = 1 / sizes
     gap = inverse - inverse.mean()
@@ -162,3 +162,10 @@ def frechet_infinity(
     variance = float(residual @ residual) / (points - 2)
     error = math.sqrt(variance * (1 / points + float(inverse.mean()) ** 2 / spread))
     return Extrapolation(value, error, sizes, distances)
+
+
+def _moments(x: AnyArray | VectorFile, rows: Int64Array) -> Moments:
+    """Moments of rows of features; an array is copied in blocks only."""
+    if isinstance(x, VectorFile):
+        return Moments.of(x.select(rows))
+    return Moments.merge_all([Moments.of(x[rows[start : start + ROWS]]) for start in range(0, len(rows), ROWS)])

@@ -20,6 +20,8 @@ __all__ = ["SEED", "inception_score"]
 
 #: Seed of the shuffle in torch-fidelity.
 SEED: Final = 2020
+#: Rows that are turned to float64 at a time.
+ROWS: Final = 4096
 
 
 def inception_score(logits: AnyArray, *, splits: int = 10, seed: int | None = SEED) -> tuple[float, float]:
@@ -28,22 +30,23 @@ def inception_score(logits: AnyArray, *, splits: int = 10, seed: int | None = SE
     A score lies in 1 .. classes; higher is better. The published network gives 1,008 logits, taken without its bias.
     `seed` shuffles the rows first; None keeps their order. `ValueError` for fewer rows than parts.
     """
-    x = checked(logits, "logits").astype(np.float64)
+    x = checked(logits, "logits")
     n = len(x)
     if not 1 <= splits <= n:
         raise ValueError(f"{splits} parts of {n} rows")
-    if seed is not None:
-        x = x[np.random.RandomState(seed).permutation(n)]  # torch-fidelity uses this generator
-    log_p = log_softmax(x, axis=1)
+    # torch-fidelity shuffles with this generator.
+    order = np.arange(n) if seed is None else np.random.RandomState(seed).permutation(n)
     bounds = [i * n // splits for i in range(splits + 1)]
     scores = []
     for start, end in pairwise(bounds):
-        log_part = log_p[start:end]
-        p = np.exp(log_part)
-        mean = p.mean(axis=0)
-        # A class without pictures adds nothing, and its logarithm would be minus infinity.
+        total, negative_entropy = np.zeros(x.shape[1]), 0.0
+        for first in range(start, end, ROWS):
+            log_p = log_softmax(x[order[first : min(first + ROWS, end)]].astype(np.float64), axis=1)
+            p = np.exp(log_p)
+            total += p.sum(axis=0)
+            # A class of which a row is certain that it is not adds nothing, and its logarithm may be minus infinity.
+            negative_entropy += float(np.multiply(p, log_p, out=np.zeros_like(p), where=p > 0).sum())
+        mean = total / (end - start)
         log_mean = np.log(mean, out=np.zeros_like(mean), where=mean > 0)
-        with np.errstate(invalid="ignore"):
-            terms = np.where(p > 0, p * (log_part - log_mean), 0.0)
-        scores.append(np.exp(terms.sum(axis=1).mean()))
+        scores.append(np.exp((negative_entropy - float(total @ log_mean)) / (end - start)))
     return float(np.mean(scores)), float(np.std(scores))

@@ -6,8 +6,9 @@ Sources: Bińkowski et al. 2018, section 4 (KID); Gretton et al. 2012, lemma 6 (
 (variance of a U-statistic).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from raygen.core.precision import full_precision
 from raygen.core.types import AnyArray, Float64Array, Int64Array
-from raygen.metrics.neighbors import BLOCK, checked
+from raygen.metrics.neighbors import BLOCK, TILE, checked
+from raygen.store.vector_file import VectorFile
 
 __all__ = ["KernelDistance", "kid", "kid_of_subsets", "kid_subsets"]
 
@@ -108,11 +110,14 @@ class _KernelSums:
     squares: tuple[float, float, float]
 
     @staticmethod
-    def of(x: AnyArray, y: AnyArray, block: int, device: torch.device, dtype: torch.dtype) -> "_KernelSums":
-        left, right = (torch.as_tensor(np.ascontiguousarray(z), dtype=dtype, device=device) for z in (x, y))
-        xx, _, square_xx = _row_sums(left, left, block, own=True)
-        yy, _, square_yy = _row_sums(right, right, block, own=True)
-        xy, yx, square_xy = _row_sums(left, right, block, own=False)
+    def of(x: Any, y: Any, block: int, device: torch.device, dtype: torch.dtype) -> "_KernelSums":
+        def tensor(z: AnyArray) -> Tensor:
+            return torch.as_tensor(np.ascontiguousarray(z), dtype=dtype, device=device)
+
+        left, right = (z if isinstance(z, VectorFile) else tensor(z) for z in (x, y))
+        xx, _, square_xx = _row_sums(left, left, block, tensor, own=True)
+        yy, _, square_yy = _row_sums(right, right, block, tensor, own=True)
+        xy, yx, square_xy = _row_sums(left, right, block, tensor, own=False)
         return _KernelSums(xx, yy, xy, yx, (square_xx, square_yy, square_xy))
 
     def value(self) -> float:
@@ -142,17 +147,26 @@ def _centred_square(rows: Float64Array, columns: Float64Array, square: float, co
     return max(0.0, float(square / count - np.square(a - mean).mean() - np.square(b - mean).mean() - mean**2))
 
 
-def _row_sums(x: Tensor, y: Tensor, block: int, *, own: bool) -> tuple[Float64Array, Float64Array, float]:
-    """Sums over rows [n], over columns [m], and of squares; `own`: x is y, and the diagonal is left out."""
-    rows, square = [], 0.0
-    columns = torch.zeros(len(y), dtype=torch.float64, device=y.device)
-    for start in range(0, len(x), block):
-        with full_precision():
-            part = x[start : start + block] @ y.T
-        part.div_(x.shape[1]).add_(1).pow_(DEGREE)
-        if own:
-            part.diagonal(start).zero_()
-        rows.append(part.sum(dim=1, dtype=torch.float64))
-        columns += part.sum(dim=0, dtype=torch.float64)
-        square += float(part.square_().sum(dtype=torch.float64))
-    return torch.cat(rows).cpu().numpy(), columns.cpu().numpy(), square
+def _row_sums(
+    x: Any, y: Any, block: int, tensor: Callable[[AnyArray], Tensor], *, own: bool
+) -> tuple[Float64Array, Float64Array, float]:
+    """Sums over rows [n], over columns [m], and of squares; `own`: x is y, and the diagonal is left out.
+
+    `x` and `y` are tensors, or files of which `tensor` makes the rows of a block and of a tile.
+    """
+    n, m = len(x), len(y)
+    rows, columns, square = np.zeros(n), np.zeros(m), 0.0
+    tile = TILE if isinstance(y, VectorFile) else m
+    for start in range(0, n, block):
+        left = x[start : start + block] if isinstance(x, Tensor) else tensor(x[start : start + block])
+        for first in range(0, m, tile):
+            right = y[first : first + tile] if isinstance(y, Tensor) else tensor(y[first : first + tile])
+            with full_precision():
+                part = left @ right.T
+            part.div_(x.shape[1]).add_(1).pow_(DEGREE)
+            if own and -len(left) < start - first < part.shape[1]:
+                part.diagonal(start - first).zero_()
+            rows[start : start + len(left)] += part.sum(dim=1, dtype=torch.float64).cpu().numpy()
+            columns[first : first + len(right)] += part.sum(dim=0, dtype=torch.float64).cpu().numpy()
+            square += float(part.square_().sum(dtype=torch.float64))
+    return rows, columns, square

@@ -7,7 +7,7 @@ sum of squared differences in float64; so equal distances are equal, and neither
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,22 +15,27 @@ from torch import Tensor
 
 from raygen.core.precision import full_precision
 from raygen.core.types import AnyArray, Float64Array, Int64Array
+from raygen.store.vector_file import VectorFile, as_rows
 
 __all__ = ["BLOCK", "Block", "blocks", "checked", "distances", "nearest"]
 
 
 #: Rows of a block. Against 50,000 rows it has 102 MB in float32, and work on it takes less than four times as much.
 BLOCK: Final = 512
+#: Rows of the other set that are in memory at once where it is in a file.
+TILE: Final = 8192
+#: Bytes of the distances of a block against a set that is in a file.
+SQUARED_BYTES: Final = 64 << 20
 #: Neighbours beyond the k-th whose distance is computed exactly before the k nearest are chosen.
 SPARE: Final = 16
 #: Numbers that an exact computation gathers at a time (64 MB of float64).
 CHUNK: Final = 1 << 23
 
 
-def checked(features: AnyArray, name: str = "features") -> AnyArray:
+def checked(features: Any, name: str = "features") -> Any:
     """`features` [n, D] as float32 or float64; `ValueError` for another shape, no rows, or what is not finite."""
-    x = np.asarray(features)
-    if x.ndim != 2 or not x.size:
+    x = as_rows(features)
+    if x.ndim != 2 or not len(x) or not x.shape[1]:
         raise ValueError(f"{name} of shape {x.shape}, not [n, D]")
     if x.dtype not in (np.float32, np.float64):
         x = x.astype(np.float32 if x.dtype == np.float16 else np.float64)
@@ -99,8 +104,8 @@ class Block:
 
 
 def blocks(
-    x: AnyArray,
-    y: AnyArray,
+    x: Any,
+    y: Any,
     *,
     exclude_self: bool = False,
     block: int = BLOCK,
@@ -120,31 +125,60 @@ def blocks(
         raise ValueError(f"{len(x)} and {len(y)} rows are not the same set")
     if block < 1:
         raise ValueError("a block has at least one row")
+    if isinstance(y, VectorFile):
+        block = max(1, min(block, SQUARED_BYTES // (4 * len(y))))
     return _blocks(x, y, exclude_self, block, torch.device(device or "cpu"), dtype)
 
 
 def _blocks(
-    x: AnyArray, y: AnyArray, exclude_self: bool, block: int, device: torch.device, dtype: torch.dtype
+    x: Any, y: Any, exclude_self: bool, block: int, device: torch.device, dtype: torch.dtype
 ) -> Iterator[Block]:
-    centre = y.mean(axis=0, dtype=np.float64)
+    centre = sum_rows(y) / len(y) if isinstance(y, VectorFile) else y.mean(axis=0, dtype=np.float64)
     # A power of two near the largest value as unit: squares then neither overflow nor vanish.
     parts = (z[i : i + BLOCK] for z in (x, y) for i in range(0, len(z), BLOCK))
     largest = max(float(np.abs(part - centre).max()) for part in parts)
     scale = float(2.0 ** np.floor(np.log2(largest))) if largest > 0 else 1.0
-    right = _tensor(y, centre, scale, device, dtype)
+    tiles = _Tiles(y, centre, scale, device, dtype)
     # The bound of an inner product's error (Higham 2002, 3.5) with (|x| + |y|)² <= 2|x|² + 2|y|².
     bound = 2 * (x.shape[1] + 16) * torch.finfo(dtype).eps
-    norm_y = (right * right).sum(dim=1)[None]
+    norm_y = torch.cat([(right * right).sum(dim=1) for _, right in tiles])[None]
     for start in range(0, len(x), block):
         left = _tensor(x[start : start + block], centre, scale, device, dtype)
         norm_x = (left * left).sum(dim=1)[:, None]
-        with full_precision():
-            squared = torch.addmm(norm_y, left, right.T, alpha=-2)
+        squared = torch.empty((len(left), len(y)), dtype=dtype, device=device)
+        for columns, right in tiles:
+            with full_precision():
+                torch.addmm(norm_y[:, columns], left, right.T, alpha=-2, out=squared[:, columns])
         squared.add_(norm_x).clamp_(min=0)
         if exclude_self:
             squared.diagonal(start).fill_(torch.inf)
         yield Block(x, y, start, squared, scale, bound * norm_x, bound * norm_y)
         del squared
+
+
+class _Tiles:
+    """The rows of y in units of `scale` around `centre`: all at once, or `TILE` at a time where they are in a file."""
+
+    def __init__(self, y: Any, centre: Float64Array, scale: float, device: torch.device, dtype: torch.dtype) -> None:
+        self._of = (centre, scale, device, dtype)
+        self._y = y
+        self._whole = None if isinstance(y, VectorFile) else _tensor(y, *self._of)
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        if self._whole is not None:
+            yield slice(0, len(self._whole)), self._whole
+            return
+        for start in range(0, len(self._y), TILE):
+            columns = slice(start, start + TILE)
+            yield columns, _tensor(self._y[columns], *self._of)
+
+
+def sum_rows(x: Any) -> Float64Array:
+    """The sum of features [n, D] over their rows, in blocks: float64 [D]."""
+    total = np.zeros(x.shape[1])
+    for start in range(0, len(x), TILE):
+        total += x[start : start + TILE].sum(axis=0, dtype=np.float64)
+    return total
 
 
 def _tensor(x: AnyArray, centre: Float64Array, scale: float, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,8 @@ __all__ = ["Counts", "bootstrap_miou", "confusion", "per_picture_miou"]
 
 
 N = len(CLASSES)
+#: Rows that are turned to float64 at a time.
+ROWS = 4096
 
 
 def confusion(target: AnyArray, prediction: AnyArray) -> Int64Array:
@@ -51,7 +53,10 @@ class Counts:
     @staticmethod
     def from_vectors(vectors: AnyArray) -> "Counts":
         """Counts of each picture, [n, 19], from rows of 57 numbers [n, 57]."""
-        whole = np.rint(np.asarray(vectors, np.float64)).astype(np.int64).reshape(-1, 3, N)
+        whole = np.empty((len(vectors), 3, N), np.int64)
+        for start in range(0, len(whole), ROWS):
+            part = np.asarray(vectors[start : start + ROWS], np.float64)
+            whole[start : start + ROWS] = np.rint(part).reshape(-1, 3, N)
         return Counts(whole[:, 0], whole[:, 1], whole[:, 2])
 
     def total(self) -> "Counts":

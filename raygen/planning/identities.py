@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field, field_validator, model_validator
 
 from raygen.core.errors import ConfigError, InputError
@@ -23,8 +24,8 @@ from raygen.planning.identity_pool import (
 )
 from raygen.planning.identity_traits import IN_MASK, Attribute, KeptTraits, VariedTraits
 from raygen.store.filenames import portable_ids
-from raygen.store.lookup import Row, RowLookup
-from raygen.store.schemas import CONDITIONS, FACES, check_id
+from raygen.store.lookup import RowLookup
+from raygen.store.schemas import ATTRIBUTE_VALUES, FACES, STYLE, check_id
 
 __all__ = ["ChosenFaces", "Identities"]
 
@@ -285,62 +286,62 @@ class Identities(Planning):
     def rows(self, inputs: pa.Table, faces: RowLookup | None = None) -> pa.Table:
         """`ChosenFaces.listing` -> CONDITIONS, `pictures` rows each; `faces` looks up rows of `ChosenFaces.donors`."""
         assert faces is not None
-        identities = inputs.to_pylist()
-        donors = faces({name for identity in identities for name in identity["donors"]})
-        rows = [
-            self._row(identity, k, donors[identity["donors"][k]] if identity["donors"] else None)
-            for identity in identities
-            for k in range(self.pictures)
-        ]
-        return conditions_table({n: pa.array([row.get(n) for row in rows], CONDITIONS.field(n).type) for n in _ROW})
+        names, drawn = inputs["identity_id"].to_pylist(), inputs["donors"].to_pylist()
+        lent = faces(name for donors in drawn for name in donors[: self.pictures])
+        place = {name: i for i, name in enumerate(lent)}
+        own = inputs.select(_DONORS.names).take(np.repeat(np.arange(len(names)), self.pictures))
+        donor = None
+        if lent:
+            donor = pa.Table.from_pylist(list(lent.values()), _DONORS)
+            donor = donor.take([place[name] for donors in drawn for name in donors[: self.pictures]])
+        kin = pa.array([name for name in names for _ in range(self.pictures)], pa.string())
+        return conditions_table(
+            {
+                "sample_id": [check_id(f"{name}-{k:04d}") for name in names for k in range(self.pictures)],
+                "plan": [self.kind] * len(kin),
+                "seed": pa.array([self.seed] * len(kin), pa.int64()),
+                "source": own["face_id"],
+                "group_id": kin,
+                "identity_id": kin,
+                "variant": pa.array(np.tile(np.arange(self.pictures, dtype=np.int32), len(names))),
+                "mask": own["mask"] if donor is None or self.masks != "bank" else donor["mask"],
+                "attributes": self._attributes(own, donor),
+                **(self._styles(own, donor) if self.has_styles else {}),
+            }
+        )
 
-    def _row(self, identity: Row, k: int, donor: Row | None) -> Row:
-        """Picture `k` of an identity."""
-        name = identity["identity_id"]
-        values = [0] * len(ATTRIBUTES)
-        for i in attribute_indices(self.keep.attributes):
-            values[i] = identity["attributes"][i]
-        styles: dict[str, Any] = {}
-        if self.has_styles:
-            styles["style_reference_a"] = {"face_id": identity["face_id"], "sha256": identity["sha256"]}
+    def _attributes(self, own: pa.Table, donor: pa.Table | None) -> pa.Array:
+        """The kept values of the references and the varied ones of the donors; null where none is known."""
+        values = np.zeros((own.num_rows, len(ATTRIBUTES)), np.int8)
+        for table, names in ((own, self.keep.attributes), (donor, self.vary.attributes)):
+            if table is not None:
+                known = table["attributes"].combine_chunks().flatten().to_numpy().reshape(values.shape)
+                values[:, attribute_indices(names)] = known[:, attribute_indices(names)]
+        unknown = pa.array(~values.any(axis=1))
+        columns = [pa.array(np.ascontiguousarray(column)) for column in values.T]
+        return pa.StructArray.from_arrays(columns, fields=list(ATTRIBUTE_VALUES), mask=unknown)
+
+    def _styles(self, own: pa.Table, donor: pa.Table | None) -> dict[str, pa.Array]:
+        """The columns of styles. They vary only as far as the mask of a row shows the parts and the donor has them."""
+        columns: dict[str, pa.Array] = {"style_reference_a": _reference(own)}
         if donor is not None:
-            for i in attribute_indices(self.vary.attributes):
-                values[i] = donor["attributes"][i]
-            # Styles vary only as far as the mask of the row shows the parts and the donor has them.
-            shown = donor["shown"] if self.masks == "bank" else identity["shown"] & donor["shown"]
-            if self.has_styles and shown & int(class_bits(self.vary.styles)):
-                styles["style_reference_b"] = {"face_id": donor["face_id"], "sha256": donor["sha256"]}
-                styles["style_parts"] = sorted(CLASS_INDEX[part] for part in self.vary.styles)
-                styles["style_mix"] = 1.0
-        return {
-            "sample_id": check_id(f"{name}-{k:04d}"),
-            "plan": self.kind,
-            "seed": self.seed,
-            "source": identity["face_id"],
-            "group_id": name,
-            "identity_id": name,
-            "variant": k,
-            "mask": donor["mask"] if donor and self.masks == "bank" else identity["mask"],
-            "attributes": tuple(values) if any(values) else None,
-            **styles,
-        }
+            shown = donor["shown"].to_numpy()
+            shown = shown if self.masks == "bank" else shown & own["shown"].to_numpy()
+            same = pa.array((shown & class_bits(self.vary.styles)) == 0)
+            parts = pa.array([sorted(CLASS_INDEX[part] for part in self.vary.styles)], pa.list_(pa.uint8()))
+            varied = {
+                "style_reference_b": _reference(donor),
+                "style_parts": parts.take(pa.array(np.zeros(len(same), np.int64))),
+                "style_mix": pa.array(np.ones(len(same), np.float32)),
+            }
+            columns |= {name: pc.if_else(same, pa.scalar(None, v.type), v) for name, v in varied.items()}
+        return columns
 
 
-_ROW: Final = (
-    "sample_id",
-    "plan",
-    "seed",
-    "source",
-    "group_id",
-    "identity_id",
-    "variant",
-    "mask",
-    "attributes",
-    "style_reference_a",
-    "style_reference_b",
-    "style_parts",
-    "style_mix",
-)
+def _reference(rows: pa.Table) -> pa.Array:
+    """Faces whose style is taken."""
+    columns = [rows[name].combine_chunks() for name in ("face_id", "sha256")]
+    return pa.StructArray.from_arrays(columns, fields=list(STYLE))
 
 
 def _check_names(names: Sequence[str]) -> None:

@@ -26,6 +26,8 @@ CONTENT_NAME: Final = re.compile(r"-([0-9a-f]{12})\.parquet$")
 #: Files on object stores up to this size are fetched whole to be checked, and then read from memory.
 FETCHED_WHOLE: Final = 256 << 20
 CHUNK: Final = 4 << 20
+#: Bytes of a row group, about.
+GROUP_BYTES: Final = 1 << 20
 #: Files that this process has checked: path, and size and time of change where the file system has them.
 _checked: set[tuple[object, ...]] = set()
 
@@ -102,11 +104,14 @@ def _compared(file: Any, path: str, *, whole: bool) -> Any:
     return file
 
 
-def to_parquet(table: pa.Table, *, row_group_rows: int = 128) -> bytes:
+def to_parquet(table: pa.Table, *, row_group_rows: int | None = None) -> bytes:
     """One Parquet file as bytes: page checksums on, small row groups, statistics for plain columns only.
 
-    Pictures and vectors are neither compressed nor dictionary-encoded.
+    Pictures and vectors are neither compressed nor dictionary-encoded. Row groups have about `GROUP_BYTES` bytes and
+    128 to 4096 rows: a few rows of pictures are read without many others, and small rows do not pay for many groups.
     """
+    if row_group_rows is None:
+        row_group_rows = min(4096, max(128, GROUP_BYTES * table.num_rows // max(table.nbytes, 1)))
     plain = [f.name for f in table.schema if not (pa.types.is_nested(f.type) or pa.types.is_binary(f.type))]
     small = [path for field in table.schema for path in _small_leaves(field.name, field.type)]
     sink = pa.BufferOutputStream()

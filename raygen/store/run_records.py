@@ -15,8 +15,9 @@ from raygen.store.set_digest import SetDigest
 __all__ = ["COMMIT_NAME", "FORMAT", "Commit", "Plan", "Shard", "check_format", "make_shards"]
 
 
-#: Form of the files of a run; 2 since tables have names in place of maps and positions.
-FORMAT: Final = 2
+#: Form of the files of a run; 2 since tables have names in place of maps and positions, 3 since digests of rows are
+#: made of `row_bytes`.
+FORMAT: Final = 3
 #: Fields of a plan and their types.
 PLAN_TYPES: Final = {
     "format": int,

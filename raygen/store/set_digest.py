@@ -2,15 +2,21 @@
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, Final
+from itertools import pairwise
+from typing import Final
 
 import pyarrow as pa
 
-from raygen.core.hashing import canonical, digest
+from raygen.core.hashing import digest
+from raygen.store.row_bytes import head_of, row_bytes
 
 __all__ = ["KEYS", "SetDigest", "table_digest"]
 
-_MODULUS: Final = 1 << 2048
+#: Bytes of the hash of a row, and the number that sums are taken by.
+HASH_BYTES: Final = 256
+_MODULUS: Final = 1 << 8 * HASH_BYTES
+#: Rows whose bytes are made at once, at most, and about how many bytes they have in their table.
+ROWS, BYTES = 8192, 32 << 20
 #: Key columns of each table.
 KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "faces": ("face_id",),
@@ -36,7 +42,9 @@ class SetDigest:
 
     def add(self, line: str) -> None:
         """Put one line into the set."""
-        self.state = (self.state + int.from_bytes(hashlib.shake_256(line.encode()).digest(256), "big")) % _MODULUS
+        self.state = (
+            self.state + int.from_bytes(hashlib.shake_256(line.encode()).digest(HASH_BYTES), "big")
+        ) % _MODULUS
 
     def merge(self, other: "SetDigest") -> "SetDigest":
         """Digest of the union of two disjoint sets."""
@@ -44,32 +52,29 @@ class SetDigest:
 
     def hex(self) -> str:
         """64 hexadecimal digits: sha256 of the state."""
-        return digest(self.state.to_bytes(256, "big"))
+        return digest(self.state.to_bytes(HASH_BYTES, "big"))
 
 
 def table_digest(name: str, table: pa.Table) -> SetDigest:
-    """Digest of the rows of one table: a line a row of its key and content, in any order.
+    """Digest of the rows of one table, in any order: a row enters by its `row_bytes` after the head of its table.
 
-    A row of SAMPLES enters by the sha256 of its picture, or the class of its error.
+    A row of SAMPLES enters by its key and the sha256 of its picture, or the class of its error.
     """
     state = SetDigest()
     if name == "samples":
-        for row in table.select(["sample_id", "attempt", "image_sha256", "error"]).to_pylist():
-            error = (row["error"] or "error").split(":", 1)[0]
-            state.add(f"{row['sample_id']}:{row['attempt']}:{row['image_sha256'] or error}")
+        columns = (table[column].to_pylist() for column in ("sample_id", "attempt", "image_sha256", "error"))
+        for sample_id, attempt, sha256, error in zip(*columns, strict=True):
+            state.add(f"{sample_id}:{attempt}:{sha256 or (error or 'error').split(':', 1)[0]}")
         return state
-    key = KEYS.get(name, tuple(table.column_names[:1]))
-    for row in table.to_pylist():
-        state.add(":".join([name, *(str(row[part]) for part in key), digest(canonical(_plain(row)))]))
+    head = hashlib.shake_256(head_of(name, table.schema))
+    rows = max(1, min(ROWS, BYTES * table.num_rows // max(table.nbytes, 1)))
+    for start in range(0, table.num_rows, rows):
+        data, bounds = row_bytes(table.slice(start, rows))
+        view, ends = data.data, bounds.tolist()
+        total = 0
+        for begin, end in pairwise(ends):
+            row = head.copy()
+            row.update(view[begin:end])
+            total += int.from_bytes(row.digest(HASH_BYTES), "big")
+        state = state.merge(SetDigest(total))
     return state
-
-
-def _plain(value: Any) -> Any:
-    """As JSON values; bytes become their sha256."""
-    if isinstance(value, bytes):
-        return digest(value)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -72,14 +72,17 @@ def test_plan_survives_its_file():
         Plan.from_json(b'{"kind": "x"}')
 
 
-def test_a_run_with_files_of_another_form_is_refused_and_not_continued(tmp_path):
-    """Format 1 had maps, and attributes by their place; a shard of each form in one run could not be read."""
+@pytest.mark.parametrize("form", [1, 2])
+def test_a_run_with_files_of_another_form_is_refused_and_not_continued(tmp_path, form):
+    """Format 1 had maps, and attributes by their place; format 2 another digest of rows, which would not verify."""
     plan, folder = plan_of(tmp_path), tmp_path / "out"
     run(folder, plan)
     for path in (folder / "attempt-00/plan.json", folder / "attempt-00/MANIFEST.json"):
-        rewrite(path, format=1)
+        rewrite(path, format=form)
     for use in (lambda: open_input(str(folder)), lambda: run(folder, plan)):
-        with pytest.raises(ConfigError, match="has files of format 1, and this raygen reads 2; make the run again"):
+        with pytest.raises(
+            ConfigError, match=f"has files of format {form}, and this raygen reads 3; make the run again"
+        ):
             use()
 
 
