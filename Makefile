@@ -29,9 +29,9 @@ quick: $(READY) ## run the tests that start no Ray
 # The oldest versions of the ranges in pyproject.toml; torch and the others are those of the lock.
 OTHER := transformers==4.57.3 diffusers==0.35.2 huggingface_hub==0.36.0 tokenizers==0.22.1 safetensors==0.6.2
 
-nightly: $(READY) ## run the tests that need other versions of packages, which are installed beside the environment
+nightly: $(READY) ## run the tests that take minutes, or need other versions of packages (installed beside the environment)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/other --no-deps $(OTHER)
-	RAYGEN_OTHER_TRANSFORMERS=$(VENV)/other $(BIN)/pytest -m nightly $(RAYGEN_ARGS)
+	RAYGEN_NIGHTLY=1 RAYGEN_OTHER_TRANSFORMERS=$(VENV)/other $(BIN)/pytest -m nightly $(RAYGEN_ARGS)
 
 lint: $(READY) ## ruff: lint and format
 	$(BIN)/ruff check .

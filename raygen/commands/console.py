@@ -71,12 +71,14 @@ class _Lines:
         self.label = label
         self.last = 0.0
         self.line = ""
+        self.waiting = False
 
     def __call__(self, state: Progress) -> None:
         now = time.monotonic()
         name = f"{self.label} {state.stage}".rstrip()
-        unfinished = state.note or state.done_shards < state.shards
-        if now - self.last < HEARTBEAT_S and unfinished and self.line.startswith(f"  {name}: "):
+        unfinished = state.note or state.waiting or state.done_shards < state.shards
+        fresh, self.waiting = bool(state.waiting) and not self.waiting, bool(state.waiting)
+        if now - self.last < HEARTBEAT_S and unfinished and self.line.startswith(f"  {name}: ") and not fresh:
             return
         line = f"{state.done_rows / max(state.rows, 1):.0%}, {state.note}"
         if not state.note:
@@ -86,6 +88,8 @@ class _Lines:
                 f"{state.done_rows:,}/{state.rows:,} rows, shard {state.done_shards}/{state.shards}"
                 f"{f', {state.rate:.1f} rows/s' if state.new_rows else ''}{remaining}{failed}"
             )
+        if state.waiting:
+            line = f"{line}; {state.waiting}" if state.done_rows else state.waiting
         line = f"  {name}: {line}"
         if line == self.line:
             return
@@ -108,7 +112,7 @@ class _Bar:
             description=f"{self.label} {state.stage}".rstrip(),
             total=state.rows,
             completed=state.done_rows,
-            rate=rate,
+            rate=f"{rate} {state.waiting}".strip(),
         )
 
 

@@ -88,11 +88,11 @@ class TrainJob(TrainRecipe, Job):
         FileStore(self.out).require()
         began = time.time()
         folder = Path(self.out) / "training"
-        with followed(folder, report, self.training):
+        with followed(folder, report, self.training) as waits:
             if self.resources.runner == "ray":
                 from raygen.execution.ray.train import run_ranks
 
-                run_ranks(partial(train_rank, self), self.resources, self.out)
+                run_ranks(partial(train_rank, self), self.resources, self.out, waits)
             else:
                 shutil.rmtree(Path(self.out) / ".ray-train", ignore_errors=True)  # of a killed driver
                 for _ in train_rank(self, 0, 1):

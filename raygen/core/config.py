@@ -102,6 +102,14 @@ class Resources(Config):
         "have finished: 5 times the 95th percentile of their seconds, at least 300",
     )
 
+    wait_s: float = Field(
+        1800,
+        ge=0,
+        le=604_800,
+        description="seconds that a job waits for nodes where the cluster can grow: shards for the first worker, a "
+        "training for all ranks; then it fails with exit code 4",
+    )
+
     def idle(self) -> str:
         """A sentence about settings that the local runner does not use; empty where there are none."""
         if self.runner == "ray" or (self.workers == 1 and self.address is None):

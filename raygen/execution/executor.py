@@ -9,7 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raygen.core.config import Resources
@@ -32,10 +32,11 @@ __all__ = [
 ]
 
 
-Runner = Callable[[Sequence[ShardItem], ShardTask, Resources], Iterator[ShardSummary]]
+#: Yields summaries, and between them sentences on what it waits for (empty: nothing).
+Runner = Callable[[Sequence[ShardItem], ShardTask, Resources], Iterator[ShardSummary | str]]
 
 
-def local_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Iterator[ShardSummary]:
+def local_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Iterator[ShardSummary | str]:
     """Work on the shards one after the other, in this process."""
     worker = ShardWorker(task)
     for item in items:
@@ -59,6 +60,7 @@ class Progress:
     first_commit_s: float | None = None
     note: str = ""
     stage: str = ""  # part of a job that has several
+    waiting: str = ""  # what the cluster lacks
 
     @property
     def rate(self) -> float:
@@ -318,7 +320,12 @@ def _run_missing(
     """Hand the missing shards to the runner until all are committed, at most `max_attempts` times."""
     for state in states:
         state.resume()
-    report(Progress.together([state.progress for state in states]))
+    waiting = ""
+
+    def tell() -> None:
+        report(replace(Progress.together([state.progress for state in states]), waiting=waiting))
+
+    tell()
     for _ in range(resources.max_attempts):
         missing = [
             ShardItem(number, shard)
@@ -328,7 +335,12 @@ def _run_missing(
         if not missing:
             return
         for summary in runner(missing, task, resources):
+            if isinstance(summary, str):
+                if summary or waiting:
+                    waiting = summary
+                    tell()
+                continue
             if summary.status == "refused" and summary.refusal is not None:
                 raise from_record(summary.refusal)
             states[summary.run].count(summary)
-            report(Progress.together([state.progress for state in states]))
+            tell()

@@ -94,22 +94,32 @@ class TrainingLogger:
 
 
 @contextmanager
-def followed(folder: Path, report: Callable[[Progress], None], config: TrainConfig) -> Iterator[None]:
-    """Inside, a thread reads the history that rank 0 writes and reports progress in this process."""
+def followed(folder: Path, report: Callable[[Progress], None], config: TrainConfig) -> Iterator[Callable[[str], None]]:
+    """Inside, a thread reads the history that rank 0 writes and reports progress in this process.
+
+    Yields a callable that is told what the training waits for.
+    """
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(folder / HISTORY, report, config, stop), daemon=True)
+    progress = Progress(0, config.steps or int(config.max_seconds or 1))
+    thread = threading.Thread(target=_follow, args=(folder / HISTORY, report, config, stop, progress), daemon=True)
+
+    def waits(text: str) -> None:
+        if text or progress.waiting:
+            progress.waiting = text
+            report(progress)
+
     thread.start()
     try:
-        yield
+        yield waits
     finally:
         stop.set()
         thread.join()
 
 
-def _follow(path: Path, report: Callable[[Progress], None], config: TrainConfig, stop: threading.Event) -> None:
-    before = _newest(path)
-    total = config.steps or int(config.max_seconds or 1)
-    progress = Progress(0, total)
+def _follow(
+    path: Path, report: Callable[[Progress], None], config: TrainConfig, stop: threading.Event, progress: Progress
+) -> None:
+    before, total = _newest(path), progress.rows
     while True:
         ended = stop.wait(1.0)
         record = _newest(path)

@@ -21,7 +21,8 @@ import ray
 
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError
-from raygen.execution.ray.session import HARMLESS, StderrFilter, check_resources, connected, enter
+from raygen.execution.ray.capacity import Capacity
+from raygen.execution.ray.session import HARMLESS, StderrFilter, connected, enter
 from raygen.execution.worker import ShardItem, ShardSummary, ShardTask, ShardWorker
 from raygen.store.parquet import Slice
 from raygen.store.run_store import Shard
@@ -31,6 +32,8 @@ __all__ = ["ray_runner"]
 
 #: Lower limit, in seconds, of the stall timeout that is derived from the duration of the finished shards.
 LEAST_STALL_S = 300.0
+#: Seconds between two looks at the nodes of the cluster.
+LOOK_S = 2.0
 
 
 class _Actor:
@@ -49,20 +52,21 @@ class _Actor:
         return pa.table({"summary": summaries})
 
 
-def ray_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Iterator[ShardSummary]:
-    """Work on `items` with `resources.workers` actors; yields summaries as shards finish.
+def ray_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Iterator[ShardSummary | str]:
+    """Work on `items` with `resources.workers` actors; yields summaries as shards finish, and what it waits for.
 
-    Raises `InfrastructureError` where the cluster is too small, where no shard finishes for
+    The first actor that finds room begins; the others wait for nodes. Raises `InfrastructureError` where the cluster is
+    too small and cannot grow, where it has no room for any actor for `resources.wait_s`, where no shard finishes for
     `resources.stall_timeout_s`, and where Ray ends the run.
     """
     with StderrFilter(HARMLESS) as stderr, ExitStack() as at_end, connected(resources):
-        check_resources(resources, together=False)
+        capacity = Capacity(resources, 1)
         results: queue.Queue[ShardSummary | BaseException | None] = queue.Queue()
         stopped = threading.Event()
         feeder = threading.Thread(target=_feed, args=(items, task, resources, results, stopped), daemon=True)
         feeder.start()
         try:
-            yield from _collect(items, resources, results)
+            yield from _collect(items, capacity, results)
         except BaseException:
             stopped.set()
             stderr.silence()
@@ -71,31 +75,44 @@ def ray_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources
 
 
 def _collect(
-    items: Sequence[ShardItem], resources: Resources, results: "queue.Queue[ShardSummary | BaseException | None]"
-) -> Iterator[ShardSummary]:
-    """The summaries in `results` until the None at its end; see `ray_runner` for the errors."""
+    items: Sequence[ShardItem], capacity: Capacity, results: "queue.Queue[ShardSummary | BaseException | None]"
+) -> Iterator[ShardSummary | str]:
+    """The summaries in `results` until the None at its end, and what the cluster lacks; see `ray_runner` for errors."""
     in_flight = {(item.run, item.shard.index) for item in items}
     seconds: list[float] = []
+    looked = quiet_since = time.monotonic()
+    if remark := capacity.look():
+        yield remark
     while True:
-        limit = resources.stall_timeout_s
+        limit = capacity.resources.stall_timeout_s
         if len(seconds) >= 8:
             limit = min(limit, max(LEAST_STALL_S, 5 * sorted(seconds)[int(0.95 * len(seconds))]))
         try:
-            result = results.get(timeout=limit)
+            result: ShardSummary | BaseException | str | None = results.get(timeout=min(limit, LOOK_S))
         except queue.Empty:
-            stall = f"no shard finished for {limit:.0f} s"
-            sys.stderr.write(f"{time.ctime()}: {stall}; {len(in_flight)} shards in flight; driver stacks:\n")
-            faulthandler.dump_traceback(all_threads=True)
-            shards = [shard for _, shard in sorted(in_flight)][:20]
-            raise InfrastructureError(f"{stall}; in flight: {shards}") from None
+            result = ""
+        now = time.monotonic()
+        if now - looked >= LOOK_S:
+            looked, remark = now, capacity.look()
+            if capacity.there == 0:
+                quiet_since = now  # nobody could have finished a shard
+            yield remark
         if result is None:
             return
         if isinstance(result, BaseException):
             message = f"Ray ended the run: {type(result).__name__}: {str(result)[:800]}"
             raise InfrastructureError(message) from result
-        seconds.append(result.seconds)
-        in_flight.discard((result.run, result.shard))
-        yield result
+        if isinstance(result, ShardSummary):
+            quiet_since = now
+            seconds.append(result.seconds)
+            in_flight.discard((result.run, result.shard))
+            yield result
+        elif now - quiet_since >= limit:
+            stall = f"no shard finished for {limit:.0f} s"
+            sys.stderr.write(f"{time.ctime()}: {stall}; {len(in_flight)} shards in flight; driver stacks:\n")
+            faulthandler.dump_traceback(all_threads=True)
+            shards = [shard for _, shard in sorted(in_flight)][:20]
+            raise InfrastructureError(f"{stall}; in flight: {shards}")
 
 
 def _feed(
@@ -116,7 +133,9 @@ def _feed(
             for item in items
         ]
         demand = {"num_cpus": resources.cpus, **({"num_gpus": resources.gpus} if resources.gpus else {})}
-        size = min(resources.workers, len(items))
+        size = min(
+            resources.workers, len(items)
+        )  # those without room wait, and are what an autoscaler starts nodes for
         summaries = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
             _Actor,
             batch_size=1,

@@ -21,12 +21,12 @@ from raygen.core.config import Resources
 from raygen.core.errors import ConfigError, InfrastructureError
 from raygen.store.parquet import VERIFY_ON_READ
 
-__all__ = ["HARMLESS", "StderrFilter", "check_resources", "connected", "enter", "logical_cpus"]
+__all__ = ["HARMLESS", "StderrFilter", "connected", "enter", "logical_cpus"]
 
 
 #: Part of an error line that Ray prints for actors with arguments, without a consequence.
 HARMLESS = b"issues/53727"
-#: CPUs kept free beside the actors: a pool that takes every CPU never lets Ray Data run its read tasks.
+#: Logical CPUs of a local Ray beside the actors, for what Ray runs itself.
 SPARE_CPUS = 2
 #: Loggers of Ray that warn of settings chosen here on purpose: the token, and no progress bars.
 QUIET = ("ray._private.authentication.authentication_token_setup", "ray.data._internal.progress")
@@ -54,27 +54,6 @@ def connected(resources: Resources) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def check_resources(resources: Resources, *, together: bool) -> None:
-    """`InfrastructureError` where the cluster is too small, because Ray would wait for ever.
-
-    `together`: all workers have to run at the same time, as the ranks of a training. Else one is enough to begin with,
-    and a CPU has to be left for the pipeline.
-    """
-    cluster = ray.cluster_resources()
-    count = resources.workers if together else 1
-    for name, each in (("CPU", resources.cpus), ("GPU", resources.gpus)):
-        if each * count > cluster.get(name, 0):
-            raise InfrastructureError(
-                f"{count} worker{'s ask' if count > 1 else ' asks'} for {each:g} {name} each, the cluster has "
-                f"{cluster.get(name, 0):g} in all; lower resources.workers or resources.{name.lower()}s"
-            )
-    if not together and resources.cpus * resources.workers > cluster.get("CPU", 0) - 1:
-        raise InfrastructureError(
-            f"{resources.workers} actors of {resources.cpus:g} CPU would leave none of {cluster.get('CPU', 0):g} "
-            "for the pipeline; lower resources.workers or resources.cpus"
-        )
 
 
 def enter(folder: str) -> None:

@@ -8,6 +8,7 @@ retried, and paths of a job stay relative to the folder in which it was started.
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -23,7 +24,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, RaygenError, from_record, to_record
-from raygen.execution.ray.session import HARMLESS, StderrFilter, check_resources, connected, enter
+from raygen.execution.ray.capacity import Capacity
+from raygen.execution.ray.session import HARMLESS, StderrFilter, connected, enter
 from raygen.store import disk
 
 __all__ = ["run_ranks"]
@@ -31,6 +33,8 @@ __all__ = ["run_ranks"]
 
 #: Part of the lines in which every rank repeats what `history.jsonl` has.
 REPORTS: Final = b"Reporting training result"
+#: Seconds between two looks at the nodes of the cluster.
+LOOK_S: Final = 2.0
 #: (rank, world size) -> the steps of that rank, each a dataclass of numbers.
 RankTask = Callable[[int, int], Iterator[Any]]
 
@@ -82,17 +86,54 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         return [c for c in callbacks if get_dashboard_url() or type(c).__name__ != "PlacementGroupCleanerCallback"]
 
 
-def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
+class _Watch:
+    """A thread that reports what a training waits for, and ends a training that waits for too long.
+
+    Ray Train 2.60 asks for its ranks for ever: `controller_failure_limit` counts over a whole training, and its loop
+    hears nothing while it waits. So its actor is ended, and its ranks and its demand with it.
+    """
+
+    def __init__(self, trainer: _Trainer, capacity: Capacity, report: Callable[[str], None]) -> None:
+        self.trainer, self.capacity, self.report = trainer, capacity, report
+        self.error: InfrastructureError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while not self._stop.wait(LOOK_S):
+            try:
+                if self.error is None:
+                    self.report(self.capacity.look())
+            except InfrastructureError as error:
+                self.error = error
+            except Exception:  # the connection is about to end
+                return
+            if self.error is not None and self.trainer.controller is not None:
+                ray.kill(self.trainer.controller)
+                return
+
+
+def run_ranks(
+    task: RankTask, resources: Resources, shared: str, report: Callable[[str], None] = lambda _: None
+) -> None:
     """Run `task` on `resources.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
 
     A worker that dies restarts the ranks, at most `resources.max_attempts` times; `task` resumes its own state.
-    `InfrastructureError` where that is not enough; other errors of `raygen.core.errors` are raised as they are.
+    `InfrastructureError` where that is not enough, and where the cluster has no room for all ranks for
+    `resources.wait_s`; other errors of `raygen.core.errors` are raised as they are. `report`: told what is waited for.
     """
     storage = os.path.join(os.path.abspath(shared), ".ray-train")
     failed = Path(storage) / f"failed-{uuid.uuid4().hex[:8]}.json"
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with StderrFilter(HARMLESS, REPORTS) as stderr, connected(resources):
-        check_resources(resources, together=True)
+        capacity = Capacity(resources, resources.workers)
         trainer = _Trainer(
             _loop,
             train_loop_config={"task": task, "failed": str(failed), "folder": os.getcwd()},
@@ -110,8 +151,10 @@ def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
                 logging_config=LoggingConfig(log_level="WARNING"),  # the others repeat `history.jsonl`
             ),
         )
+        watch = _Watch(trainer, capacity, report)
         try:
-            trainer.fit()
+            with watch:
+                trainer.fit()
             if (reason := _recorded(failed)) is not None:
                 raise reason
         except KeyboardInterrupt:
@@ -121,7 +164,7 @@ def run_ranks(task: RankTask, resources: Resources, shared: str) -> None:
         except RaygenError:
             raise
         except Exception as error:
-            if (reason := _recorded(failed)) is not None:
+            if (reason := watch.error or _recorded(failed)) is not None:
                 raise reason from None
             raise InfrastructureError(f"training ended: {type(error).__name__}: {str(error)[:1500]}") from error
         finally:
