@@ -14,6 +14,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -23,7 +24,7 @@ import torch
 from pydantic import Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
-from raygen.core.errors import ConfigError, RaygenError
+from raygen.core.errors import ConfigError, InfrastructureError, RaygenError
 from raygen.core.hashing import run_id
 from raygen.core.location import LocalLocation
 from raygen.core.precision import set_deterministic_precision
@@ -76,7 +77,7 @@ class TrainJob(TrainRecipe, Job):
         FileStore(self.out).require()
         began = time.time()
         folder = Path(self.out) / "training"
-        with followed(folder, report, self.training):
+        with self._alone(folder), followed(folder, report, self.training):
             if self.resources.runner == "ray":
                 from raygen.execution.ray.train import run_ranks
 
@@ -85,11 +86,27 @@ class TrainJob(TrainRecipe, Job):
                 shutil.rmtree(Path(self.out) / ".ray-train", ignore_errors=True)  # of a killed driver
                 for _ in train_rank(self, 0, 1):
                     pass
+            if not (folder / MANIFEST).exists():
+                run_id = json.loads((folder / "result.json").read_text(encoding="utf-8"))["run_id"]
+                with explained(folder / MANIFEST, "the list of check sums"):
+                    seal_folder(folder, MANIFEST, {"run_id": run_id})
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if not (folder / MANIFEST).exists():
-            with explained(folder / MANIFEST, "the list of check sums"):
-                seal_folder(folder, MANIFEST, {"run_id": facts["run_id"]})
         return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
+
+    @contextmanager
+    def _alone(self, folder: Path) -> Iterator[None]:
+        """Two trainings into one folder would write over each other's records and states."""
+        with ExitStack() as stack:
+            try:
+                with explained(folder, "a training"):
+                    stack.enter_context(disk.exclusively(folder))
+            except InfrastructureError as error:
+                if not isinstance(error.__cause__, BlockingIOError):
+                    raise
+                raise InfrastructureError(
+                    f"{self.out}: another process trains into this folder; wait for its end, or choose another `out`"
+                ) from error
+            yield
 
     def estimate(self) -> Estimate:
         """Parameters, and the time extrapolated from a few steps; nothing is written.
