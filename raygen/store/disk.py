@@ -137,7 +137,7 @@ def write_together(files: Mapping[Path, bytes], staging: Path) -> None:
     """Write files by way of `staging`, then sync the disk once for all of them."""
     written: dict[Path, str] = {}
     try:
-        for folder in {path.parent for path in files}:
+        for folder in {staging, *(path.parent for path in files)}:
             folder.mkdir(parents=True, exist_ok=True)
         for path, data in files.items():
             handle, written[path] = temporary(staging)

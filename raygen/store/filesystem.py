@@ -98,7 +98,7 @@ class FileStore:
         try:
             with self._explained(name):
                 if self.local:
-                    return disk.write(Path(self.path(name)), data, once=once)
+                    return _twice(lambda: disk.write(Path(self.path(name)), data, once=once))
                 if not once:
                     self._call(lambda: self._fs.pipe_file(self.path(name), data, mode="overwrite"), "written")
                 elif self.exists(name):
@@ -148,8 +148,8 @@ class FileStore:
             if not self.local:
                 self._call(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}), "written")
                 return
-            Path(self.path(staging)).mkdir(parents=True, exist_ok=True)
-            disk.write_together({Path(self.path(name)): data for name, data in files.items()}, Path(self.path(staging)))
+            paths = {Path(self.path(name)): data for name, data in files.items()}
+            _twice(lambda: disk.write_together(paths, Path(self.path(staging))))
 
     @contextmanager
     def building(self, name: str, staging: str) -> Iterator[BinaryIO]:
@@ -203,7 +203,7 @@ class FileStore:
         """Delete the folder `name` and its content, if it exists."""
         with suppress(FileNotFoundError):
             if self.local:
-                shutil.rmtree(self.path(name))
+                _twice(lambda: shutil.rmtree(self.path(name)), OSError)  # another driver may write or remove there
             else:
                 self._call(lambda: self._fs.rm(self.path(name), recursive=True), "written")
 
@@ -346,6 +346,14 @@ def _code(error: BaseException) -> str:
     """What an S3 server called an error; empty for others."""
     response = getattr(error.__cause__, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _twice(call: Callable[[], T], error: type[OSError] = FileNotFoundError) -> T:
+    """`call`, once more after `error`: another driver of the run ended, and removed a folder of temporary files."""
+    try:
+        return call()
+    except error:
+        return call()
 
 
 def retry(call: Callable[[], T]) -> T:
