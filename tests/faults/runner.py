@@ -1,11 +1,11 @@
 """Run a command once for every k with a fault at its k-th operation, then again without, and compare the results.
 
-    python -m tests.faults.runner FOLDER KINDS FAULT [EVERY [URL]]
+    python -m tests.faults.runner FOLDER KINDS FAULTS [EVERY [URL]]
 
-KINDS are commands with commas between them, FOLDER has what `tests.faults.world.prepare` makes, results are written
-below URL (default: FOLDER). Prints a JSON object for each command. Each command runs in a fork of this process, which
-has imported everything and computed nothing. With EVERY (default 1) only each n-th k is tried, beginning at a k that
-depends on KIND and FAULT. FAULT is one of
+KINDS are commands and FAULTS faults, with commas between them. FOLDER has what `tests.faults.world.prepare` makes,
+results are written below URL (default: FOLDER). Prints a JSON object for each of both. Each command runs in a fork of
+this process, which has imported everything and computed nothing. With EVERY (default 1) only each n-th k is tried,
+beginning at a k that depends on command and fault. A fault is one of
 
     kill, ENOSPC, EIO         operation k kills the process, or fails
     kill:ahead, kill:behind   the same, and the clock of the next command is a day and a half off
@@ -57,11 +57,12 @@ class Trials:
             self.kind, job(self.kind, self.root, self.out), Injector(self.out, injected, at if injected else 0), where
         )
 
-    def operations(self) -> tuple[int, dict[str, str]]:
-        """Operations of a command without fault, and its result."""
+    def operations(self) -> int:
+        """Operations of a command that meets no fault; its result is there afterwards."""
+        FileStore(self.out).remove_folder("")
         ended = self.start().wait()
         assert ended.code == 0, ended.said
-        return ended.operations if self.proxy is None else self.proxy.count, result(self.out)
+        return ended.operations if self.proxy is None else self.proxy.count
 
     def trial(self, at: int, golden: dict[str, str]) -> list[str]:
         """What is wrong after a fault at operation `at` and another command; empty where nothing is."""
@@ -124,23 +125,26 @@ def problems_of(out: str, golden: dict[str, str]) -> list[str]:
     return problems
 
 
-def main(folder: str, kinds: str, fault: str, every: int, url: str) -> None:
+def main(folder: str, kinds: str, faults: str, every: int, url: str) -> None:
     """See the module."""
     torch.set_num_threads(1)
     for name in COMMANDS:
         job_type(name)
-    with Proxy(os.environ["AWS_ENDPOINT_URL"]) if fault in SPANS else nullcontext() as proxy:
+    root, of_requests = Path(folder), [fault for fault in faults.split(",") if fault in SPANS]
+    with Proxy(os.environ["AWS_ENDPOINT_URL"]) if of_requests else nullcontext() as proxy:
         for kind in kinds.split(","):
             # One name for all trials: a checkpoint keeps the job that made it, with its `out`.
-            out = f"{url}/out/{kind.replace(':', '-')}-{fault.replace(':', '-')}"
-            trials = Trials(kind, Path(folder), out, fault, proxy)
+            out = f"{url}/out/{kind.replace(':', '-')}"
+            count = Trials(kind, root, out, "", None).operations()
+            golden = result(out)
+            for fault in faults.split(","):
+                trials = Trials(kind, root, out, fault, proxy if fault in SPANS else None)
+                number = trials.operations() if fault in SPANS else count
+                tried = list(range(1 + zlib.crc32(f"{kind} {fault}".encode()) % every, number + 1, every))
+                wrong = {at: found for at in tried if (found := trials.trial(at, golden))}
+                counts = {"operations": number, "tried": len(tried), "wrong": wrong}
+                print(json.dumps({"kind": kind, "fault": fault, **counts}), flush=True)
             FileStore(out).remove_folder("")
-            count, golden = trials.operations()
-            tried = list(range(1 + zlib.crc32(f"{kind} {fault}".encode()) % every, count + 1, every))
-            wrong = {at: found for at in tried if (found := trials.trial(at, golden))}
-            FileStore(out).remove_folder("")
-            counts = {"operations": count, "tried": len(tried), "wrong": wrong}
-            print(json.dumps({"kind": kind, "fault": fault, **counts}), flush=True)
 
 
 if __name__ == "__main__":
