@@ -27,7 +27,8 @@ def unfinished(fs: Any, root: str) -> list[Upload]:
     if not hasattr(fs, "abort_mpu"):
         return []
     bucket, _, folder = root.partition("/")
-    prefix, marks, found = f"{folder}/" if folder else "", {}, []
+    prefix, found = f"{folder}/" if folder else "", []
+    marks: dict[str, str] = {}
     while True:
         page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marks)
         date = page.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
