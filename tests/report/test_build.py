@@ -20,7 +20,6 @@ from PIL import Image, ImageDraw
 
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import CLASS_INDEX, CLASSES
-from raygen.core.hashing import canonical
 from raygen.report import best_worst, cards, images, metric_rows, overview, slices, timeline
 from raygen.report.build import build_report
 from raygen.report.run_folder import EXAMPLES
@@ -30,6 +29,7 @@ from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.parquet import RANGE, Slice, read_slice, to_parquet
 from raygen.store.run_store import Plan, RunStore, make_shards
 from raygen.store.schemas import FACES, METRICS, QUARANTINE, SAMPLES, SCORES
+from raygen.store.sealed import to_bytes
 
 SIZE = 64
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&lt;"
@@ -108,7 +108,7 @@ def write(
             reasons=reasons,
         )
         record = made._replace(created=start + took * (0.85 + 0.13 * (number % 3) / 2))._asdict()
-        store.storage.put(f"commits/shard-{number:05d}.json", canonical(record))
+        store.storage.put(f"commits/shard-{number:05d}.json", to_bytes(record))
     if done is None:
         store.finish(plan)
         seconds = -(-len(tables) // workers) * took + 4.2
@@ -119,7 +119,7 @@ def write(
             "resources": {"runner": "ray", "workers": workers},
             "first_commit_s": took + 4,
         }
-        store.storage.put("run.json", canonical(run))
+        store.storage.put("run.json", to_bytes(run))
     return store
 
 
@@ -482,8 +482,8 @@ def test_a_resumed_run_leaves_out_its_pauses(tmp_path: Path) -> None:
     for number in (1, 2):
         record = store.commit_of(number)
         late = {"created": record.created + 7200, "timings": {"started": record.timings["started"] + 7200}}
-        store.storage.put(f"commits/shard-{number:05d}.json", canonical({**record._asdict(), **late}))
-    store.storage.put("run.json", canonical({"seconds": 20.0, "resumed_shards": 1, "finished": 1e9 + 7230}))
+        store.storage.put(f"commits/shard-{number:05d}.json", to_bytes({**record._asdict(), **late}))
+    store.storage.put("run.json", to_bytes({"seconds": 20.0, "resumed_shards": 1, "finished": 1e9 + 7230}))
     text = words(Path(build_report(str(tmp_path))).read_text())
     assert "1 shard was already there from an earlier start" in text
     assert "Pauses of 2 h in all are left out" in text
