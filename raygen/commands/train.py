@@ -31,7 +31,7 @@ from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.sealed import seal_folder
 from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
-from raygen.training.unfinished import explained
+from raygen.training.unfinished import alone, explained
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +88,7 @@ class TrainJob(TrainRecipe, Job):
         FileStore(self.out).require()
         began = time.time()
         folder = Path(self.out) / "training"
-        with followed(folder, report, self.training) as waits:
+        with alone(folder, self.out), followed(folder, report, self.training) as waits:
             if self.resources.runner == "ray":
                 from raygen.execution.ray.train import run_ranks
 
@@ -97,10 +97,11 @@ class TrainJob(TrainRecipe, Job):
                 shutil.rmtree(Path(self.out) / ".ray-train", ignore_errors=True)  # of a killed driver
                 for _ in train_rank(self, 0, 1):
                     pass
+            if not (folder / MANIFEST).exists():
+                run_id = json.loads((folder / "result.json").read_text(encoding="utf-8"))["run_id"]
+                with explained(folder / MANIFEST, "the list of check sums"):
+                    seal_folder(folder, MANIFEST, {"run_id": run_id})
         facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        if not (folder / MANIFEST).exists():
-            with explained(folder / MANIFEST, "the list of check sums"):
-                seal_folder(folder, MANIFEST, {"run_id": facts["run_id"]})
         return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
 
     def estimate(self) -> Estimate:

@@ -155,6 +155,10 @@ def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
     stored = {f"{folder}/{name}" for folder in folders for name in store.storage.names(folder)}
     stored |= {f"commits/{name}" for name in store.storage.names("commits") if not COMMIT_NAME.fullmatch(name)}
     report.orphans = sorted((stored - committed_files) | set(store.storage.leftovers()))
+    root, own = FileStore(store.url), f"attempt-{store.attempt:02d}/"
+    # Beside the attempt: those of its command, and of the runs below `out` that the command put together.
+    report.orphans += [f"../{name}" for name in root.leftovers() if not name.startswith(own)]
+    report.orphans += [f"../{upload.name} (an unfinished upload)" for upload in root.unfinished_uploads()]
     return report
 
 

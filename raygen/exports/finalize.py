@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from raygen.core.errors import IntegrityError
+from raygen.core.errors import IntegrityError, RaygenError
 from raygen.core.hashing import digest
 from raygen.exports.base import CHUNK, DATASET, PIECES, STAGING, Assembly, Export
 from raygen.exports.data_card import ExportTotals
@@ -43,22 +43,39 @@ def finish(
     """
     storage = FileStore(store.url)
     if not storage.exists(RECORD):
-        assembly = Assembly(store, storage, identities)
-        format.assemble(assembly)
-        totals = _totals(assembly, manifest)
-        text = card(totals).encode()
-        assembly.written[CARD] = len(text), digest(text)
-        with assembly.building(SUMS) as file:
-            for table in store.tables("files", ["path", "sha256"]):
-                paths, sums = (table[name].to_pylist() for name in ("path", "sha256"))
-                file.write("".join(f"{sha}  {path}\n" for path, sha in zip(paths, sums, strict=True)).encode())
-            file.write("".join(f"{sha}  {path}\n" for path, (_, sha) in sorted(assembly.written.items())).encode())
-        # In `STAGING`, as all files of the data set: what a kill leaves there is no file of the data set.
-        storage.put_all({f"{DATASET}/{CARD}": text}, STAGING)
-        storage.put(RECORD, to_bytes({**asdict(totals), "made": assembly.written}))
+        try:
+            _put_together(format, store, identities, manifest, card)
+        except (RaygenError, FileNotFoundError):
+            # Another driver of the same export has ended meanwhile, and removed the pieces.
+            if not storage.exists(RECORD):
+                raise
     storage.remove_folder(PIECES)
     storage.remove_folder(STAGING)
     return open_record(storage.get(RECORD), f"{store.url}/{RECORD}")
+
+
+def _put_together(
+    format: Export,
+    store: RunStore,
+    identities: tuple[str, ...],
+    manifest: Mapping[str, Any],
+    card: Callable[[ExportTotals], str],
+) -> None:
+    """Write the files, the check sums, the card and the record."""
+    storage = FileStore(store.url)
+    assembly = Assembly(store, storage, identities)
+    format.assemble(assembly)
+    totals = _totals(assembly, manifest)
+    text = card(totals).encode()
+    assembly.written[CARD] = len(text), digest(text)
+    with assembly.building(SUMS) as file:
+        for table in store.tables("files", ["path", "sha256"]):
+            paths, sums = (table[name].to_pylist() for name in ("path", "sha256"))
+            file.write("".join(f"{sha}  {path}\n" for path, sha in zip(paths, sums, strict=True)).encode())
+        file.write("".join(f"{sha}  {path}\n" for path, (_, sha) in sorted(assembly.written.items())).encode())
+    # In `STAGING`, as all files of the data set: what a kill leaves there is no file of the data set.
+    storage.put_all({f"{DATASET}/{CARD}": text}, STAGING)
+    storage.put(RECORD, to_bytes({**asdict(totals), "made": assembly.written}))
 
 
 def _totals(assembly: Assembly, manifest: Mapping[str, Any]) -> ExportTotals:

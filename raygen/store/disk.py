@@ -2,18 +2,20 @@
 
 import ctypes
 import errno
+import fcntl
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 __all__ = [
     "PROBE",
     "TEMPORARY",
+    "exclusively",
     "is_left_over",
     "links",
     "own_name",
@@ -27,7 +29,7 @@ __all__ = [
 #: Beginnings of the names of unfinished files and of files that try what a disk can do.
 TEMPORARY: Final = ".tmp-"
 PROBE: Final = ".probe-"
-#: Seconds after which an unfinished file of another machine counts as left over.
+#: Seconds after which an unfinished file or upload of another machine counts as left over.
 FOREIGN_AGE_S: Final = 86_400.0
 #: What disks without hard links, and disks whose folders cannot be synchronised, answer.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
@@ -53,27 +55,26 @@ def temporary(folder: Path) -> tuple[int, str]:
     return tempfile.mkstemp(prefix=f"{own_name(TEMPORARY)}-", dir=folder)
 
 
-def is_left_over(name: str) -> bool:
-    """Whether `name` is that of an unfinished file whose process is gone, or a day old where that cannot be known."""
+def is_left_over(name: str) -> bool | None:
+    """Whether `name` is that of an unfinished file whose process is gone; None where it is of another machine."""
     beginning = next((b for b in (TEMPORARY, PROBE) if name.startswith(b)), None)
     if beginning is None:
         return False
     owner, _, made = name.removeprefix(beginning).rpartition(".")
     machine, _, process = owner.rpartition(".")
-    if machine == platform.node() and process.isdigit():
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            pass
-        # Numbers are used again, on Linux for threads as well: a living process may be another one.
-        now, then = _began(int(process)), made.split("-")[1:2]
-        return bool(now and then and then[0].isdigit() and now != then[0])
-    try:
-        return time.time() - int(made.partition("-")[0], 16) / 1e9 > FOREIGN_AGE_S
-    except ValueError:
+    if not (machine and process.isdigit()):
         return False
+    if machine != platform.node():
+        return None
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    # Numbers are used again, on Linux for threads as well: a living process may be another one.
+    now, then = _began(int(process)), made.split("-")[1:2]
+    return bool(now and then and then[0].isdigit() and now != then[0])
 
 
 def write(path: Path, data: bytes, *, once: bool) -> bool:
@@ -106,6 +107,9 @@ def _link(unfinished: str, path: Path) -> None:
     try:
         os.link(unfinished, path)  # the only atomic create with content in POSIX
     except FileExistsError:
+        # Over NFS the answer to a request may be lost, and the one that is repeated meets the name that it made.
+        if os.path.samefile(unfinished, path):
+            return
         raise
     except OSError as error:
         if error.errno not in NO_LINKS:
@@ -133,7 +137,7 @@ def write_together(files: Mapping[Path, bytes], staging: Path) -> None:
     """Write files by way of `staging`, then sync the disk once for all of them."""
     written: dict[Path, str] = {}
     try:
-        for folder in {path.parent for path in files}:
+        for folder in {staging, *(path.parent for path in files)}:
             folder.mkdir(parents=True, exist_ok=True)
         for path, data in files.items():
             handle, written[path] = temporary(staging)
@@ -147,6 +151,27 @@ def write_together(files: Mapping[Path, bytes], staging: Path) -> None:
         for unfinished in written.values():
             with suppress(FileNotFoundError):
                 os.unlink(unfinished)
+
+
+@contextmanager
+def exclusively(folder: Path) -> Iterator[None]:
+    """Inside, no other process is: `BlockingIOError` where one is. The lock ends with the process.
+
+    A disk that cannot lock folders, as over NFS, lets every process in.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            if error.errno not in (*NO_LINKS, *NO_FOLDER_SYNC, errno.ENOLCK):
+                raise
+        yield
+    finally:
+        os.close(handle)
 
 
 def sync_file_system(folder: Path) -> None:

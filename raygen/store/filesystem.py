@@ -20,18 +20,28 @@ from fsspec.implementations.local import LocalFileSystem
 
 from raygen.core.errors import ConfigError, InfrastructureError, StorageError
 from raygen.core.location import check_credentials, redact
-from raygen.store import disk
-from raygen.store.disk import PROBE
+from raygen.store import disk, uploads
+from raygen.store.disk import FOREIGN_AGE_S, PROBE
+from raygen.store.uploads import Upload
 
-__all__ = ["PASSING", "PERMANENT", "FileStore", "file_system"]
+__all__ = ["PASSING", "PERMANENT", "FileStore", "file_system", "retry"]
 
 
 T = TypeVar("T")
 RETRIES = 4
 #: Errors of a disk that another attempt does not mend: full, over quota, read-only.
 PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-#: Errors of a disk that may pass, or that another disk does not have.
-PASSING = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EREMOTEIO, errno.ENODEV, errno.ENXIO)
+#: Errors of a disk that may pass, or that another disk does not have, and of a server that is busy.
+PASSING = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ETIMEDOUT,
+    errno.EREMOTEIO,
+    errno.ENODEV,
+    errno.ENXIO,
+    errno.EBUSY,
+)
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
@@ -88,13 +98,26 @@ class FileStore:
         try:
             with self._explained(name):
                 if self.local:
-                    return disk.write(Path(self.path(name)), data, once=once)
-                if once and _retry(lambda: self._fs.exists(self.path(name))):
+                    return _twice(lambda: disk.write(Path(self.path(name)), data, once=once))
+                if not once:
+                    self._call(lambda: self._fs.pipe_file(self.path(name), data, mode="overwrite"), "written")
+                elif self.exists(name):
                     return False
-                _retry(lambda: self._fs.pipe_file(self.path(name), data, mode="create" if once else "overwrite"))
+                else:
+                    self._call(lambda: self._create(name, data), "written")
                 return True
         except FileExistsError:
-            return False
+            # The answer to an attempt may have been lost, and then the client, repeating it, met its own file.
+            return once and not self.local and self.get(name) == data
+
+    def _create(self, name: str, data: bytes) -> None:
+        """Create `name` on an object store; `FileExistsError` where it is there."""
+        try:
+            self._fs.pipe_file(self.path(name), data, mode="create")
+        except OSError as error:
+            if _code(error) in ("PreconditionFailed", "412"):  # servers that do not say which condition
+                raise FileExistsError(self.path(name)) from error
+            raise
 
     @contextmanager
     def _explained(self, name: str) -> Iterator[None]:
@@ -106,7 +129,8 @@ class FileStore:
         except (NotADirectoryError, IsADirectoryError) as error:
             raise ConfigError(f"{self.url}: {name!r} cannot be written ({error.strerror or error})") from error
         except PermissionError as error:
-            raise ConfigError(f"{self.url}: not allowed to write {name!r}") from error
+            reason = redact(error.strerror or str(error))[:200]
+            raise ConfigError(f"{self.url}: not allowed to write {name!r} ({reason})") from error
         except TypeError as error:  # a client whose writes have no such mode, as that of webdav
             raise ConfigError(f"{self.url}: this file system has no create-only or overwriting writes") from error
         except OSError as error:
@@ -122,10 +146,10 @@ class FileStore:
         """
         with self._explained(staging):
             if not self.local:
-                _retry(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}))
+                self._call(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}), "written")
                 return
-            Path(self.path(staging)).mkdir(parents=True, exist_ok=True)
-            disk.write_together({Path(self.path(name)): data for name, data in files.items()}, Path(self.path(staging)))
+            paths = {Path(self.path(name)): data for name, data in files.items()}
+            _twice(lambda: disk.write_together(paths, Path(self.path(staging))))
 
     @contextmanager
     def building(self, name: str, staging: str) -> Iterator[BinaryIO]:
@@ -150,20 +174,20 @@ class FileStore:
                     os.replace(temporary, path)
                     disk.sync_folder(path.parent)
                 else:
-                    _retry(lambda: self._fs.put_file(temporary, self.path(name)))
+                    self._call(lambda: self._fs.put_file(temporary, self.path(name)), "written")
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
-    def _read(self, call: Callable[[], T]) -> T:
+    def _call(self, call: Callable[[], T], verb: str = "read") -> T:
         """`call`, repeated after an `OSError`; what else a back end raises is an `InfrastructureError`."""
         try:
-            return _retry(call)
-        except OSError:
+            return retry(call)
+        except (OSError, TypeError, ValueError, NotImplementedError):  # the last three: no such operation
             raise
         except Exception as error:  # each back end has its own exception classes
             reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
-            raise InfrastructureError(f"{self.url}: cannot be read ({reason})") from error
+            raise InfrastructureError(f"{self.url}: cannot be {verb} ({reason})") from error
 
     def get_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of `name`; `FileNotFoundError` where there is none."""
@@ -173,23 +197,23 @@ class FileStore:
                 return os.pread(handle, stop - start, start)
             finally:
                 os.close(handle)
-        return self._read(lambda: bytes(self._fs.cat_file(self.path(name), start=start, end=stop)))
+        return self._call(lambda: bytes(self._fs.cat_file(self.path(name), start=start, end=stop)))
 
     def remove_folder(self, name: str) -> None:
         """Delete the folder `name` and its content, if it exists."""
         with suppress(FileNotFoundError):
             if self.local:
-                shutil.rmtree(self.path(name))
+                _twice(lambda: shutil.rmtree(self.path(name)), OSError)  # another driver may write or remove there
             else:
-                self._fs.rm(self.path(name), recursive=True)
+                self._call(lambda: self._fs.rm(self.path(name), recursive=True), "written")
 
     def get(self, name: str) -> bytes:
         """Whole content of `name`; `FileNotFoundError` where there is none."""
-        return self._read(lambda: bytes(self._fs.cat_file(self.path(name))))
+        return self._call(lambda: bytes(self._fs.cat_file(self.path(name))))
 
     def size(self, name: str) -> int:
         """Bytes of `name`; `FileNotFoundError` where there is none."""
-        return int(self._read(lambda: self._fs.size(self.path(name))))
+        return int(self._call(lambda: self._fs.size(self.path(name))))
 
     def files(self, folder: str) -> Iterator[tuple[str, int]]:
         """Path relative to `folder`, and bytes, of every file below it."""
@@ -199,17 +223,17 @@ class FileStore:
                 for path in (f"{at}/{name}" for name in names):
                     yield path[len(root) + 1 :], os.lstat(path).st_size
         else:
-            for path, entry in self._read(lambda: self._fs.find(root, detail=True)).items():
+            for path, entry in self._call(lambda: self._fs.find(root, detail=True)).items():
                 yield path[len(root) + 1 :], int(entry["size"])
 
     def exists(self, name: str) -> bool:
         """Whether `name` exists."""
-        return bool(self._read(lambda: self._fs.exists(self.path(name))))
+        return bool(self._call(lambda: self._fs.exists(self.path(name))))
 
     def names(self, folder: str) -> list[str]:
         """Sorted file names directly in `folder`; empty where it does not exist. Temporary files are left out."""
         try:
-            paths = self._read(lambda: self._fs.ls(self.path(folder), detail=False))
+            paths = self._call(lambda: self._fs.ls(self.path(folder), detail=False))
         except FileNotFoundError:
             return []
         return sorted(
@@ -219,7 +243,7 @@ class FileStore:
     def remove(self, name: str) -> None:
         """Delete `name` if it exists."""
         with suppress(FileNotFoundError):
-            self._fs.rm_file(self.path(name))
+            self._call(lambda: self._fs.rm_file(self.path(name)), "written")
 
     def creates_once(self) -> bool:
         """Whether the storage itself refuses a second `put_once`, so that two writers cannot both succeed.
@@ -232,13 +256,9 @@ class FileStore:
             with self._explained(name):
                 if self.local:
                     return disk.links(Path(self.path(name)))
-                create = partial(self._fs.pipe_file, self.path(name), mode="create")
                 try:
-                    _retry(lambda: create(b"1"))
-                except FileExistsError:
-                    return True  # an attempt that seemed to fail had created it
-                try:
-                    _retry(lambda: create(b"2"))
+                    for content in (b"1", b"2"):  # an attempt at the first that seemed to fail may have created it
+                        self._call(partial(self._create, name, content), "written")
                 except FileExistsError:
                     return True
                 return False
@@ -247,25 +267,60 @@ class FileStore:
         finally:
             self.remove(name)
 
-    def leftovers(self) -> list[str]:
-        """Unfinished files of processes that are gone, relative to the folder.
+    def leftovers(self, clock: Callable[[], float] = time.time) -> list[str]:
+        """Unfinished files of processes that are gone, relative to the folder; for uploads see `unfinished_uploads`.
 
-        On an object store only the probes beside the results of its attempts: nothing else can be left there but the
-        parts of unfinished uploads, which a rule of the bucket removes.
+        Those of other machines count when they are a day old by `clock`. On an object store only the probes beside the
+        results of attempts: no other unfinished file can be there.
         """
         if self.local:
             paths = (Path(at, name) for at, _, names in os.walk(self.path("")) for name in names)
-            return sorted(str(path.relative_to(self.path(""))) for path in paths if disk.is_left_over(path.name))
-        top = self.names("")
-        below = (f"{folder}/{name}" for folder in top if folder.startswith("attempt-") for name in self.names(folder))
-        return sorted(name for name in (*top, *below) if disk.is_left_over(name.rsplit("/", 1)[-1]))
+            found = [str(path.relative_to(self.path(""))) for path in paths]
+        else:
+            top = self.names("")
+            attempts = [name for name in top if name.startswith("attempt-")]
+            found = [*top, *(f"{folder}/{name}" for folder in attempts for name in self.names(folder))]
+        gone = {name: disk.is_left_over(name.rsplit("/", 1)[-1]) for name in found}
+        foreign = [name for name, is_gone in gone.items() if is_gone is None]
+        now = clock() if foreign else 0.0
+        for name in foreign:
+            with suppress(FileNotFoundError, NotImplementedError):
+                gone[name] = now - self._modified(name) > FOREIGN_AGE_S
+        return sorted(name for name, is_gone in gone.items() if is_gone)
+
+    def _modified(self, name: str) -> float:
+        """When `name` was written, by the clock of the storage."""
+        return float(self._call(lambda: self._fs.modified(self.path(name))).timestamp())
+
+    def _now(self) -> float:
+        """The time by the clock of the storage: that of a file which is written now."""
+        probe = disk.own_name(PROBE)
+        try:
+            self.put(probe, b"raygen")
+            return self._modified(probe)
+        finally:
+            self.remove(probe)
+
+    def unfinished_uploads(self) -> list[Upload]:
+        """Uploads to S3 in parts that have begun more than a day ago and not ended, of files below the folder."""
+        with suppress(PermissionError):  # some accounts may write and not list them
+            found = self._call(lambda: uploads.unfinished(self._fs, self._root))
+            return [upload for upload in found if upload.age_s > FOREIGN_AGE_S]
+        return []
 
     def remove_leftovers(self) -> int:
-        """Remove `leftovers`; their number. Those of living processes stay, which may be other drivers of the run."""
-        names = self.leftovers()
+        """Remove `leftovers` and the parts of `unfinished_uploads`; their number.
+
+        What living processes write stays: they may be other drivers of the run. Age is told by the clock of the
+        storage, because to a machine whose clock is a day ahead all that others write is old.
+        """
+        names, parts = self.leftovers(self._now), self.unfinished_uploads()
         for name in names:
             self.remove(name)
-        return len(names)
+        for upload in parts:
+            with suppress(FileNotFoundError):
+                self._call(partial(uploads.abort, self._fs, self._root, upload), "written")
+        return len(names) + len(parts)
 
     def require(self) -> None:
         """Check that the folder can be written, before any work.
@@ -277,7 +332,8 @@ class FileStore:
             self.put(probe, b"raygen")
         except (ConfigError, StorageError):
             raise
-        except Exception as error:  # credentials, endpoint, DNS: every back end has its own exception classes
+        except Exception as raised:  # credentials, endpoint, DNS: every back end has its own exception classes
+            error = (raised.__cause__ or raised) if isinstance(raised, InfrastructureError) else raised
             name = type(error).__name__
             away = isinstance(error, ConnectionError | TimeoutError) or "Connect" in name or "Timeout" in name
             away |= getattr(error, "errno", None) in PASSING
@@ -286,15 +342,31 @@ class FileStore:
         self.remove(probe)
 
 
-def _retry(call: Callable[[], T]) -> T:
+def _code(error: BaseException) -> str:
+    """What an S3 server called an error; empty for others."""
+    response = getattr(error.__cause__, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def _twice(call: Callable[[], T], error: type[OSError] = FileNotFoundError) -> T:
+    """`call`, once more after `error`: another driver of the run ended, and removed a folder of temporary files."""
+    try:
+        return call()
+    except error:
+        return call()
+
+
+def retry(call: Callable[[], T]) -> T:
     """Repeat a remote call after an `OSError`; errors that a repetition cannot fix are raised at once."""
     for attempt in range(RETRIES):
         try:
             return call()
-        except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError):
-            raise
+        except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            # The answer to the end of an upload in parts was lost: the client, repeating it, finds no upload.
+            if _code(error) != "NoSuchUpload" or attempt == RETRIES - 1:
+                raise
         except OSError:
             if attempt == RETRIES - 1:
                 raise
-            time.sleep(0.2 * 4**attempt)
+        time.sleep(0.2 * 4**attempt)
     raise AssertionError("unreachable")

@@ -11,9 +11,9 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raygen.core.errors import ConfigError, InputError, IntegrityError
+from raygen.core.errors import ConfigError, InfrastructureError, InputError, IntegrityError, RaygenError
 from raygen.core.location import redact
-from raygen.store.filesystem import file_system
+from raygen.store.filesystem import file_system, retry
 
 __all__ = ["CONTENT_NAME", "RANGE", "VERIFY_ON_READ", "Slice", "from_parquet", "read_slice", "to_parquet"]
 
@@ -47,14 +47,31 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
     opens a file whose name has its sha256, it therefore compares that with the whole file; not where some columns of a
     file on an object store are read, and not where the environment variable `VERIFY_ON_READ` is `off`. `columns` that
     the file does not have are left out; `image.path` is a field of a column. `ConfigError` where the file is missing,
-    `IntegrityError` where its sha256 is another one, `InputError` (`parquet`) where it is damaged.
+    `IntegrityError` where its sha256 is another one, `InputError` (`parquet`) where it is damaged, and
+    `InfrastructureError` where the storage fails again and again.
     """
     if piece.path == RANGE:
         return pa.table({"index": pa.array(range(piece.start, piece.start + piece.rows), pa.int64())})
-    fs, path = file_system(piece.path)
     try:
-        with fs.open(path, "rb") as opened:
-            file = _compared(opened, piece.path, whole=columns is None)
+        return retry(lambda: _read_rows(piece, columns))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{piece.path}: no such file") from error
+    except RaygenError:
+        raise
+    except Exception as error:  # each back end has its own exception classes
+        reason = redact(str(error))[:200]
+        if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+            raise InputError(f"{piece.path}: {reason}", reason="parquet") from error
+        name = type(error).__name__
+        raise InfrastructureError(f"{piece.path}: cannot be read ({name}: {reason})") from error
+
+
+def _read_rows(piece: Slice, columns: Sequence[str] | None) -> pa.Table:
+    """`read_slice` of a file. Errors of the storage are raised as they are."""
+    fs, path = file_system(piece.path)
+    with fs.open(path, "rb") as opened:
+        file = _compared(opened, piece.path, whole=columns is None)
+        try:
             reader = pq.ParquetFile(file, page_checksum_verification=True)
             group_rows = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
             starts = list(accumulate(group_rows, initial=0))
@@ -68,10 +85,10 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
                 columns = [column for column in columns if column.partition(".")[0] in known]
             table = reader.read_row_groups(groups, columns=columns)
             return table.slice(piece.start - (starts[groups[0]] if groups else 0), piece.rows)
-    except FileNotFoundError as error:
-        raise ConfigError(f"{piece.path}: no such file") from error
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{piece.path}: {redact(str(error))[:200]}", reason="parquet") from error
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
+                raise  # of the storage; the errors of Arrow have no number
+            raise InputError(f"{piece.path}: {redact(str(error))[:200]}", reason="parquet") from error
 
 
 def _compared(file: Any, path: str, *, whole: bool) -> Any:

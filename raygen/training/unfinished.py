@@ -2,17 +2,37 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from raygen.core.errors import InfrastructureError, StorageError
+from raygen.store import disk
 from raygen.store.filesystem import PERMANENT
 
-__all__ = ["explained", "remove_older", "remove_unfinished", "unwritten"]
+__all__ = ["alone", "explained", "remove_older", "remove_unfinished", "unwritten"]
 
 
 AGAIN: Final = "run the same command again to go on"
+
+
+@contextmanager
+def alone(folder: Path, out: str) -> Iterator[None]:
+    """Hold `folder`: two trainings into one `out` would write over each other's records and states.
+
+    `InfrastructureError` where another process holds it.
+    """
+    with ExitStack() as stack:
+        try:
+            with explained(folder, "a training"):
+                stack.enter_context(disk.exclusively(folder))
+        except InfrastructureError as error:
+            if not isinstance(error.__cause__, BlockingIOError):
+                raise
+            raise InfrastructureError(
+                f"{out}: another process trains into this folder; wait for its end, or choose another `out`"
+            ) from error
+        yield
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The main job, whole: with the bundled models, and with models trained from nothing."""
 
 import json
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -53,7 +54,8 @@ def test_quickstart_makes_scores_and_reports(tmp_path, capsys):
     assert json.loads(record)["new_rows"] == 128
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.skipif("RAYGEN_NIGHTLY" not in os.environ, reason="takes two minutes; RAYGEN_NIGHTLY is not set")
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_quickstart_trains_from_nothing(tmp_path, monkeypatch):

@@ -14,15 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-KILL = "kill"
+#: Faults that are no errors of an operation: the process is killed, or stops there until it is told to go on.
+KILL, STOP = "kill", "stop"
 #: Functions of `os` that change names or reach the disk.
 CHANGES = ("replace", "rename", "link", "mkdir", "unlink", "rmdir", "fsync", "truncate")
 #: Coroutines of s3fs that change a bucket.
-REMOTE = ("_pipe_file", "_put_file", "_rm_file")
+REMOTE = ("_pipe_file", "_put_file", "_rm_file", "_bulk_delete")
 
 
 class Injector:
-    """Counts operations below `root`; at operation `at` (from 1 on) it raises `fault`, or kills the process."""
+    """Counts operations below `root`; at number `at` (from 1 on) it raises `fault`, or kills or stops the process."""
 
     def __init__(self, root: str, fault: str = "", at: int = 0) -> None:
         """`root`: a local folder or the URL of one in a bucket."""
@@ -34,8 +35,9 @@ class Injector:
         self.count += 1
         if self.count != self.at:
             return
-        if self.fault == KILL:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if self.fault in (KILL, STOP):
+            os.kill(os.getpid(), signal.SIGKILL if self.fault == KILL else signal.SIGSTOP)
+            return
         code = getattr(errno, self.fault)
         raise OSError(code, os.strerror(code))
 

@@ -1,65 +1,114 @@
 """Run a command once for every k with a fault at its k-th operation, then again without, and compare the results.
 
-    python -m tests.faults.runner FOLDER KINDS FAULT [EVERY [URL]]
+    python -m tests.faults.runner FOLDER KINDS FAULTS [EVERY [URL]]
 
-KINDS are commands with commas between them, FOLDER has what `tests.faults.world.prepare` makes, results are written
-below URL (default: FOLDER). Prints a JSON object for each command. Each command runs in a fork of this process, which
-has imported everything and computed nothing.
-With EVERY (default 1) only each n-th k is tried, beginning at a k that depends on KIND and FAULT.
+KINDS are commands and FAULTS faults, with commas between them. FOLDER has what `tests.faults.world.prepare` makes,
+results are written below URL (default: FOLDER). Prints a JSON object for each of both. Each command runs in a fork of
+this process, which has imported everything and computed nothing. With EVERY (default 1) only each n-th k is tried,
+beginning at a k that depends on command and fault. A fault is one of
+
+    kill, ENOSPC, EIO         operation k kills the process, or fails
+    kill:ahead, kill:behind   the same, and the clock of the next command is a day and a half off
+    second                    at operation k a second driver runs from begin to end, then the first one goes on
+    second:ahead, :behind     the same, and the second driver is another machine with such a clock
+    500, 503, reset …         HTTP request k to the S3 server meets a fault of `tests.faults.proxy`
 """
 
 import json
 import os
 import sys
-import tempfile
-import traceback
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import s3fs  # noqa: F401 - imported once, before the forks
 import torch
 
-from raygen import cli
 from raygen.commands.registry import COMMANDS, job_type
 from raygen.commands.verify import verify, verify_folder
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
-from tests.faults.injector import KILL, Injector
+from tests.faults.child import Child, Ended, Surroundings
+from tests.faults.injector import KILL, STOP, Injector
+from tests.faults.proxy import SPANS, Proxy
 from tests.faults.world import job, result
 
-
-def command(kind: str, root: Path, out: str, fault: str = "", at: int = 0) -> tuple[int, str, int]:
-    """Exit code (negative: a signal), output, and number of operations of one command in a fork."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file, said, counted = (Path(scratch) / name for name in ("job.yaml", "said", "count"))
-        file.write_text(json.dumps(job(kind, root, out)))
-        child = os.fork()
-        if child == 0:
-            _child(kind.partition(":")[0], file, said, counted, Injector(out, fault, at))
-        _, status = os.waitpid(child, 0)
-        count = int(counted.read_text()) if counted.exists() else 0
-        return os.waitstatus_to_exitcode(status), said.read_text(errors="replace"), count
+#: What a second driver of the same training is told.
+REFUSED = "another process trains into"
+SKEW_S = {"": 0.0, "ahead": 1.5 * 86_400, "behind": -1.5 * 86_400}
 
 
-def _child(name: str, file: Path, said: Path, counted: Path, injector: Injector) -> None:
-    code = 1
-    try:
-        handle = os.open(said, os.O_CREAT | os.O_WRONLY)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        sys.argv = ["raygen", name, str(file)]
-        injector.install()
-        cli.main()
-    except SystemExit as end:
-        code = int(end.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        injector.at = 0
-        counted.write_text(str(injector.count))
-        os._exit(code)
+class Trials:
+    """The trials of one command and one fault."""
+
+    def __init__(self, kind: str, root: Path, out: str, fault: str, proxy: Proxy | None) -> None:
+        self.kind, self.root, self.out, self.proxy = kind, root, out, proxy
+        self.fault, _, clock = fault.partition(":")
+        self.skew = SKEW_S[clock]
+
+    def start(self, at: int = 0, surroundings: Surroundings | None = None) -> Child:
+        """Start the command, with the fault at operation `at`."""
+        where = surroundings or Surroundings()
+        injected = STOP if self.fault == "second" else self.fault
+        if self.proxy is not None:
+            self.proxy.arm(self.fault, at)
+            injected, where = "", Surroundings(where.skew_s, where.machine, self.proxy.url)
+        return Child(
+            self.kind, job(self.kind, self.root, self.out), Injector(self.out, injected, at if injected else 0), where
+        )
+
+    def operations(self) -> int:
+        """Operations of a command that meets no fault; its result is there afterwards."""
+        FileStore(self.out).remove_folder("")
+        ended = self.start().wait()
+        assert ended.code == 0, ended.said
+        return ended.operations if self.proxy is None else self.proxy.count
+
+    def trial(self, at: int, golden: dict[str, str]) -> list[str]:
+        """What is wrong after a fault at operation `at` and another command; empty where nothing is."""
+        FileStore(self.out).remove_folder("")
+        if self.fault == "second":
+            problems = self._two_drivers(at, golden)
+        else:
+            ended = self.start(at).wait()
+            problems = [] if self.fault == KILL else self._wrong_end(ended, golden)
+        ended = self.start(surroundings=Surroundings(self.skew)).wait()
+        if ended.code:
+            return [*problems, f"the next command ended with {ended.code}: {ended.said[-600:]}"]
+        return [*problems, *problems_of(self.out, golden)]
+
+    def _two_drivers(self, at: int, golden: dict[str, str]) -> list[str]:
+        first = self.start(at)
+        if not first.stopped():
+            return [f"the first driver ended before its operation {at}"]
+        elsewhere = Surroundings(self.skew, "elsewhere.example" if self.skew else "")
+        second = Child(self.kind, job(self.kind, self.root, self.out), Injector(self.out), elsewhere).wait()
+        first.go_on()
+        problems = []
+        for name, ended in (("first", first.wait()), ("second", second)):
+            if ended.code and not (ended.code == 4 and REFUSED in ended.said and name == "second"):
+                problems.append(f"the {name} driver ended with {ended.code}: {ended.said[-600:]}")
+        return problems or problems_of(self.out, golden)
+
+    def _wrong_end(self, ended: Ended, golden: dict[str, str]) -> list[str]:
+        """What is wrong with how a command ended that met an error."""
+        code, said, problems = ended.code, ended.said, []
+        if code not in (0, 4):
+            problems.append(f"exit code {code}: {said[-600:]}")
+        if code == 4 and "Error: " not in said.strip().splitlines()[-1]:
+            problems.append(f"no sentence at the end: {said[-600:]}")
+        if "Traceback" in said and self.fault == "ENOSPC":
+            problems.append(f"a traceback: {said[-600:]}")
+        if self.fault == "ENOSPC" and code == 4 and "space" not in said:
+            problems.append(f"the disk is not named: {said[-300:]}")
+        if SPANS.get(self.fault) == 1:  # a client repeats one request
+            problems += [f"exit code {code} after one request: {said[-600:]}"] if code else []
+            problems += [f"before the next command, {problem}" for problem in problems_of(self.out, golden)]
+        # A record of success is true where the result is there, as after an error in the last synchronisation.
+        record = f"{self.out}/attempt-00/run.json"
+        if code and os.path.exists(record) and json.loads(Path(record).read_text())["exit_code"] == 0:
+            problems += [f"run.json says 0: {problem}" for problem in problems_of(self.out, golden)]
+        return problems
 
 
 def problems_of(out: str, golden: dict[str, str]) -> list[str]:
@@ -76,46 +125,26 @@ def problems_of(out: str, golden: dict[str, str]) -> list[str]:
     return problems
 
 
-def trial(kind: str, root: Path, out: str, fault: str, at: int, golden: dict[str, str]) -> list[str]:
-    """What is wrong after a fault at operation `at` and another command; empty where nothing is."""
-    store = FileStore(out)
-    store.remove_folder("")
-    code, said, _ = command(kind, root, out, fault, at)
-    problems = []
-    if fault != KILL:
-        if code not in (0, 4):
-            problems.append(f"exit code {code}: {said[-300:]}")
-        if "Traceback" in said and fault == "ENOSPC":
-            problems.append(f"a traceback: {said[-600:]}")
-        if fault == "ENOSPC" and code == 4 and "space" not in said:
-            problems.append(f"the disk is not named: {said[-300:]}")
-        # A record of success is true where the result is there, as after an error in the last synchronisation.
-        record = f"{out}/attempt-00/run.json"
-        if code and os.path.exists(record) and json.loads(Path(record).read_text())["exit_code"] == 0:
-            problems += [f"run.json says 0: {problem}" for problem in problems_of(out, golden)]
-    code, said, _ = command(kind, root, out)
-    if code:
-        return [*problems, f"the next command ended with {code}: {said[-600:]}"]
-    return [*problems, *problems_of(out, golden)]
-
-
-def main(folder: str, kinds: str, fault: str, every: int, url: str) -> None:
+def main(folder: str, kinds: str, faults: str, every: int, url: str) -> None:
     """See the module."""
     torch.set_num_threads(1)
     for name in COMMANDS:
         job_type(name)
-    root = Path(folder)
-    for kind in kinds.split(","):
-        # One name for all trials: a checkpoint keeps the job that made it, with its `out`.
-        out = f"{url}/out/{kind.replace(':', '-')}-{fault}"
-        code, said, count = command(kind, root, out)
-        assert code == 0, said
-        golden = result(out)
-        tried = list(range(1 + zlib.crc32(f"{kind} {fault}".encode()) % every, count + 1, every))
-        wrong = {at: found for at in tried if (found := trial(kind, root, out, fault, at, golden))}
-        FileStore(out).remove_folder("")
-        counts = {"operations": count, "tried": len(tried), "wrong": wrong}
-        print(json.dumps({"kind": kind, "fault": fault, **counts}), flush=True)
+    root, of_requests = Path(folder), [fault for fault in faults.split(",") if fault in SPANS]
+    with Proxy(os.environ["AWS_ENDPOINT_URL"]) if of_requests else nullcontext() as proxy:
+        for kind in kinds.split(","):
+            # One name for all trials: a checkpoint keeps the job that made it, with its `out`.
+            out = f"{url}/out/{kind.replace(':', '-')}"
+            count = Trials(kind, root, out, "", None).operations()
+            golden = result(out)
+            for fault in faults.split(","):
+                trials = Trials(kind, root, out, fault, proxy if fault in SPANS else None)
+                number = trials.operations() if fault in SPANS else count
+                tried = list(range(1 + zlib.crc32(f"{kind} {fault}".encode()) % every, number + 1, every))
+                wrong = {at: found for at in tried if (found := trials.trial(at, golden))}
+                counts = {"operations": number, "tried": len(tried), "wrong": wrong}
+                print(json.dumps({"kind": kind, "fault": fault, **counts}), flush=True)
+            FileStore(out).remove_folder("")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """No fault at any operation of any command loses, doubles or changes anything.
 
-`RAYGEN_FAULTS_EVERY=1` tries every operation; by default each eightieth, and the results of all are in docs/results.md.
+`RAYGEN_FAULTS_EVERY=1` tries every operation; by default each 240th, and the results of all are in docs/results.md.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.store.test_run_store import s3
 __all__ = ["s3"]
 
 pytestmark = pytest.mark.slow
-EVERY = os.environ.get("RAYGEN_FAULTS_EVERY", "80")
+EVERY = os.environ.get("RAYGEN_FAULTS_EVERY", "240")
 KINDS = (
     "ingest,plan,encode,train,generate,evaluate,select,"
     "export:csv,export:folder,export:huggingface,export:recordio,export:webdataset"
@@ -46,17 +46,30 @@ def trials(*words: object) -> list[dict[str, object]]:
 
 
 @pytest.mark.timeout(36_000)
-@pytest.mark.parametrize("fault", ["kill", "ENOSPC", "EIO"])
-def test_a_fault_at_any_operation_of_any_command(folder: Path, fault: str) -> None:
-    found = trials(folder, KINDS, fault, EVERY)
-    assert [trial["kind"] for trial in found] == KINDS.split(",")
-    assert sum(int(str(trial["tried"])) for trial in found) >= 1200 // int(EVERY)
+def test_a_fault_at_any_operation_of_any_command(folder: Path) -> None:
+    found = trials(folder, KINDS, "kill,ENOSPC,EIO,second", EVERY)
+    assert [trial["kind"] for trial in found] == [kind for kind in KINDS.split(",") for _ in range(4)]
+    assert sum(int(str(trial["tried"])) for trial in found) >= 4800 // int(EVERY)
     assert [trial for trial in found if trial["wrong"]] == []
 
 
 @pytest.mark.timeout(36_000)
-def test_a_kill_at_any_operation_on_s3(folder: Path, s3: str) -> None:
-    kinds = "ingest" if int(EVERY) > 1 else "ingest,generate,export:csv"
-    found = trials(folder, kinds, "kill", max(1, int(EVERY) // 5), f"{s3}/faults")
+def test_clocks_that_are_days_off(folder: Path) -> None:
+    faults = "kill:ahead,kill:behind,second:ahead,second:behind"
+    kinds = "plan" if int(EVERY) > 1 else KINDS
+    found = trials(folder, kinds, faults, min(80, int(EVERY)))
+    assert sum(int(str(trial["tried"])) for trial in found) >= 4
     assert [trial for trial in found if trial["wrong"]] == []
-    assert all(int(str(trial["operations"])) >= 16 for trial in found)
+
+
+@pytest.mark.timeout(36_000)
+def test_a_fault_at_any_request_to_s3(folder: Path, s3: str) -> None:
+    """Also a kill, and a second driver, at each request that changes something."""
+    kinds = "ingest" if int(EVERY) > 1 else "ingest,generate,evaluate,select,export:csv"
+    every = min(32, int(EVERY))
+    found = trials(folder, kinds, "kill,second,lost,409", max(1, every // 2), f"{s3}/faults")
+    of_requests = "reset,outage" if int(EVERY) > 1 else "500,503,reset,burst,outage"
+    found += trials(folder, kinds, of_requests, 2 * every if every > 1 else 1, f"{s3}/faults")
+    assert [trial for trial in found if trial["wrong"]] == []
+    assert all(int(str(trial["operations"])) >= (7 if trial["fault"] == "409" else 16) for trial in found)
+    assert {trial["fault"] for trial in found if trial["tried"]} >= {"kill", "lost", "second", "reset", "outage"}

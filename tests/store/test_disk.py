@@ -6,6 +6,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from raygen.commands.registry import make
 from raygen.commands.verify import verify
 from raygen.store import disk
@@ -38,14 +40,21 @@ def test_a_file_whose_process_number_went_to_another_one_is_left_over():
     assert disk.is_left_over(f"{beginning}-{int(ticks) - 1}-x")
 
 
-def test_files_of_other_machines_are_left_over_after_a_day():
-    def name(seconds: float) -> str:
-        return f"{disk.TEMPORARY}elsewhere.example.{os.getpid()}.{int((time.time() - seconds) * 1e9):x}-x"
-
-    assert not disk.is_left_over(name(80_000))
-    assert disk.is_left_over(name(90_000))
-    assert not disk.is_left_over("data.parquet")
-    assert not disk.is_left_over(f"{disk.TEMPORARY}of-somebody-else")
+@pytest.mark.parametrize("clock_s", [0, 100_000, -100_000])
+def test_files_of_other_machines_are_left_over_after_a_day(tmp_path, monkeypatch, clock_s):
+    """By the clock of the disk: the clock of this machine, or that of the other one, may be a day off."""
+    seconds = time.time
+    monkeypatch.setattr(time, "time", lambda: seconds() + clock_s)
+    for name, age in (("young", 80_000), ("old", 90_000)):
+        for made in (seconds() - age, seconds() + 200_000, 0):
+            path = tmp_path / f"{disk.TEMPORARY}{name}.example.{os.getpid()}.{int(made * 1e9):x}-x"
+            path.write_bytes(b"half")
+            os.utime(path, (seconds() - age, seconds() - age))
+    (tmp_path / f"{disk.TEMPORARY}of-somebody-else").touch()
+    assert FileStore(tmp_path).remove_leftovers() == 3
+    assert sum("young" in path.name for path in tmp_path.iterdir()) == 3
+    assert len(list(tmp_path.iterdir())) == 4, "and no probe is left"
+    assert disk.is_left_over("data.parquet") is False
 
 
 def test_the_next_command_removes_what_a_killed_one_left(tmp_path):
@@ -58,7 +67,32 @@ def test_the_next_command_removes_what_a_killed_one_left(tmp_path):
     left = [out / names[0], out / "attempt-00" / names[1]]
     for path in left:
         path.write_bytes(b"half")
-    assert [path for path in verify(store).orphans if path.startswith(".")] == [names[1]]
+    assert [path for path in verify(store).orphans if path.startswith(".")] == [names[1], f"../{names[0]}"]
     job.start(lambda _: None)
     assert not any(path.exists() for path in left)
     assert verify(store).orphans == []
+
+
+def test_a_link_whose_answer_was_lost_is_ours(tmp_path, monkeypatch):
+    """NFS repeats a request whose answer is lost, and the second one meets the name that the first one made."""
+    link = os.link
+
+    def twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert disk.write(tmp_path / "commit.json", b"1", once=True)
+    assert not disk.write(tmp_path / "commit.json", b"2", once=True)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"1"]
+
+
+def test_only_one_process_is_inside_a_folder(tmp_path):
+    enter = "disk.exclusively(Path(sys.argv[1])).__enter__()"
+    code = f"import sys; from pathlib import Path; from raygen.store import disk; {enter}"
+    words = [sys.executable, "-c", code, str(tmp_path / "training")]
+    with disk.exclusively(tmp_path / "training"):
+        ended = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert "BlockingIOError" in ended.stderr
+    assert subprocess.run(words, check=False).returncode == 0
+    assert list((tmp_path / "training").iterdir()) == []

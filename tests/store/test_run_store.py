@@ -251,8 +251,10 @@ def s3():
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
     }
     import boto3
+    import s3fs
 
     boto3.client("s3").create_bucket(Bucket="faces")
+    s3fs.S3FileSystem.clear_instance_cache()  # a client keeps the address that it found, of a server that has ended
     yield "s3://faces"
     os.environ.clear()
     os.environ.update(before)
