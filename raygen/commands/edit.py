@@ -13,7 +13,7 @@ from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import IGNORE, EditJudgeConfig, ImagicConfig, SampleConfig, check_conditions
-from raygen.store.images import Codec
+from raygen.store.images import CODECS, Codec
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import read_slice
 from raygen.store.run_store import RunStore
@@ -51,7 +51,7 @@ class EditJob(ShardedJob):
     attempt: int = Field(
         0, ge=0, le=99, description="number of the attempt; each has other noise and its own folder attempt-NN"
     )
-    codec: Codec = Field("webp", description="file format of the stored pictures; both are lossless")
+    codec: Codec = Field("webp", description=CODECS)
     shard_rows: int = Field(
         48,
         ge=1,

@@ -26,7 +26,7 @@ from raygen.sampling.config import (
     SampleConfig,
     check_conditions,
 )
-from raygen.store.images import Codec
+from raygen.store.images import CODECS, Codec
 from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "GenerateJob"]
@@ -71,7 +71,7 @@ class GenerateJob(ShardedJob):
     batch: int = Field(
         32, ge=1, le=4096, description="pictures generated at once; changing it can change the last bits of pictures"
     )
-    codec: Codec = Field("webp", description="file format of the stored pictures; both are lossless")
+    codec: Codec = Field("webp", description=CODECS)
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the model")
     mixing: AnyMixing | None = Field(
         None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"

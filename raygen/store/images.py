@@ -3,19 +3,23 @@
 import io
 import threading
 import warnings
-from collections.abc import Sequence
-from typing import Any, Final, Literal
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
+from pydantic import AfterValidator
 
-from raygen.core.errors import InputError
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.types import BoolArray, UInt8Array
 from raygen.store.class_ids import LabelOrder, class_ids
 from raygen.store.schemas import IMAGE, reason_of
 
 __all__ = [
+    "CODECS",
     "FORMATS",
     "MAX_PIXELS",
     "Codec",
@@ -69,7 +73,18 @@ def images_from_rows(rows: pa.Table, size: int) -> tuple[UInt8Array, list[str | 
     return images, errors
 
 
-Codec = Literal["webp", "png"]
+def _installed(codec: str) -> str:
+    if codec == "png_fast" and find_spec("fpng_py") is None:
+        raise ValueError(f"{codec} needs the package fpng-py: pip install 'raygen[fast]'; or use png or webp")
+    return codec
+
+
+CODECS: Final = (
+    "file format of the stored pictures, all lossless: webp is small, png_fast is encoded ten times faster and needs "
+    "`raygen[fast]`, png is for other tools"
+)
+#: Lossless formats of stored pictures.
+Codec = Annotated[Literal["webp", "png", "png_fast"], AfterValidator(_installed)]
 
 #: Larger pictures are refused before they are decoded: 100 KB can decompress to gigabytes.
 MAX_PIXELS: Final = 4096 * 4096
@@ -93,8 +108,14 @@ def encode_image(pixels: UInt8Array, codec: Codec = "webp") -> bytes:
     """uint8 [H, W, 3] or [H, W] -> lossless bytes.
 
     `webp` at method 0 is several times faster than PNG at Pillow's default and about 15 % smaller. `png` is for tools
-    that read no WebP.
+    that read no WebP. `png_fast` is fpng: ten times faster than `webp`, files 17 % larger, always RGB. `ConfigError`
+    where its package is missing.
     """
+    if codec == "png_fast":
+        rgb = np.ascontiguousarray(
+            np.broadcast_to(pixels[..., None], (*pixels.shape, 3)) if pixels.ndim == 2 else pixels
+        )
+        return _fpng()(rgb.tobytes(), rgb.shape[1], rgb.shape[0])
     buffer = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if codec == "webp":
@@ -102,6 +123,20 @@ def encode_image(pixels: UInt8Array, codec: Codec = "webp") -> bytes:
     else:
         image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+@cache
+def _fpng() -> Callable[[bytes, int, int], bytes]:
+    """fpng's encoder of RGB pictures: bytes, width, height -> PNG."""
+    try:
+        from fpng_py import CompressionFlags, fpng_encode_image_to_memory
+    except ImportError as error:  # of a worker on another machine
+        raise ConfigError("codec png_fast needs the package fpng-py: pip install 'raygen[fast]'") from error
+
+    def encode(data: bytes, width: int, height: int) -> bytes:
+        return bytes(fpng_encode_image_to_memory(data, width, height, 3, CompressionFlags.NONE))
+
+    return encode
 
 
 def encode_mask(mask: UInt8Array) -> bytes:

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from raygen.core.errors import InputError
+from raygen.commands.registry import make
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import PALETTE, colorize
 from raygen.store.images import decode_image, decode_mask, encode_image, encode_mask, picture, picture_column
 from raygen.store.parquet import from_parquet, to_parquet
@@ -151,9 +152,21 @@ def test_cast_refuses_with_a_reason(columns, schema, reason):
 # --- pictures ---
 
 
-@pytest.mark.parametrize("codec", ["webp", "png"])
+@pytest.mark.parametrize("codec", ["webp", "png", "png_fast"])
 def test_pictures_survive_without_loss(codec):
-    np.testing.assert_array_equal(decode_image(encode_image(pixels(33), codec)), pixels(33))
+    noise = np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8)
+    for values in (pixels(33), noise, np.zeros((1, 1, 3), np.uint8), noise[:, ::-1], noise[::3, 1:8]):
+        np.testing.assert_array_equal(decode_image(encode_image(values, codec)), values)
+    grey = np.ascontiguousarray(noise[:, :, 0])
+    np.testing.assert_array_equal(decode_image(encode_image(grey, codec)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_a_codec_whose_package_is_missing_is_refused_before_anything_runs(monkeypatch):
+    job = {"kind": "generate", "conditions": "c", "checkpoint": "bundled", "codec": "png_fast", "out": "o"}
+    assert make(job).codec == "png_fast"
+    monkeypatch.setattr("raygen.store.images.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=r"codec.*raygen\[fast\]"):
+        make(job)
 
 
 def test_black_under_webp_stays_black_and_grey_becomes_rgb():
