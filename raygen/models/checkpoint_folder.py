@@ -14,7 +14,7 @@ from raygen.models.config.mixing import Mixing
 from raygen.models.config.noise import NoiseSchedule
 from raygen.models.family import Family
 from raygen.models.opened import FORMAT, OpenedCheckpoint, read_json, weight_file
-from raygen.store.sealed import FILES, SEAL, open_record
+from raygen.store.sealed import FILES, SEAL, open_record, read_record
 
 __all__ = [
     "FAMILIES",
@@ -112,11 +112,13 @@ def open_checkpoint(folder: str | Path) -> OpenedCheckpoint:
     if not (root / "raygen.json").is_file():
         raise ConfigError(f"{root}: no checkpoint here (raygen.json is missing)")
     try:
-        document = open_record((root / "raygen.json").read_bytes(), str(root / "raygen.json"))
+        data = (root / "raygen.json").read_bytes()
+        # Before the check sum is compared: another version may have another way to write it.
+        if (found := read_record(data, str(root / "raygen.json")).get("format")) != FORMAT:
+            raise ConfigError(f"{root}: checkpoint format {found!r}, this version reads {FORMAT}")
+        document = open_record(data, str(root / "raygen.json"))
     except (OSError, IntegrityError) as error:
         raise InputError(str(error), reason="checkpoint") from error
-    if document.get("format") != FORMAT:
-        raise ConfigError(f"{root}: checkpoint format {document.get('format')!r}, this version reads {FORMAT}")
     if not isinstance(document.get("model", {}), dict):
         raise InputError(f"{root / 'raygen.json'}: `model` is not a group of keys", reason="checkpoint")
     return OpenedCheckpoint(root, document)

@@ -148,10 +148,14 @@ def check_conditions(
 ) -> tuple[str, ...]:
     """Remarks for the user; `ConfigError` where rows have a condition that the model cannot read, not in `ignore`.
 
+    A mixing that the model cannot have is told first, because it is often another model that was meant.
+
     A model that does not read a condition makes pictures without it, and nothing about these pictures would tell:
     identities whose looks change, edits that change nothing. With `use_conditions` the choice was made. `references`:
     whether the faces that styles are taken from are known.
     """
+    if config.mixing is not None:
+        checkpoint_folder.check_mixing(config.checkpoint, config.mixing)
     reads, present = checkpoint_folder.modalities(config.checkpoint), conditions_in(rows)
     if "style" in reads & present and not references:
         raise ConfigError("references: the rows take styles from faces; name the folder of their ingest run")
