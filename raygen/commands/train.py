@@ -280,6 +280,7 @@ def train_rank(job: TrainJob, rank: int, world_size: int) -> "Iterator[TrainStep
     tokenizer = job.tokenizer()
     name = _run_id(job, tokenizer)
     if is_finished(job, name):
+        remove_data(job, rank)  # where a killed process left it
         return
     arrays = job.arrays(tokenizer)
     if rank == 0:
@@ -298,6 +299,12 @@ def train_rank(job: TrainJob, rank: int, world_size: int) -> "Iterator[TrainStep
     if logger is not None:
         logger.close()
         write_result(job, trainer, arrays, name, logger.last())
+
+
+def remove_data(job: TrainJob, rank: int = 0) -> None:
+    """Remove the prepared data of a training that has ended; a `cache` keeps it. Only rank 0 does."""
+    if rank == 0 and job.cache is None:
+        shutil.rmtree(job.data_folder, ignore_errors=True)
 
 
 def is_finished(job: TrainJob, expected: str) -> bool:
@@ -356,8 +363,7 @@ def write_result(job: TrainJob, trainer: "Trainer", arrays: "TrainingData", name
     path = Path(job.out) / "training" / "result.json"
     with explained(path, "the result"):
         disk.write(path, json.dumps(facts).encode(), once=False)
-    if job.cache is None:
-        shutil.rmtree(job.data_folder, ignore_errors=True)
+    remove_data(job)
 
 
 def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
