@@ -255,12 +255,13 @@ def _add_latents(
         rows = table.filter(used)
         if not rows.num_rows:
             continue
-        for found in rows["shape"].to_pylist():
-            shape = shape or found
-            if found != shape:
-                raise InputError(f"latents have several shapes: {shape} and {found}", reason="shape")
+        shape = shape or rows["shape"][0].as_py()
+        shapes = rows["shape"].combine_chunks()
+        same = pc.all(pc.equal(pc.list_value_length(shapes), len(shape))).as_py()
+        if not same or (shapes.flatten().to_numpy().reshape(-1, len(shape)) != shape).any():
+            raise InputError(f"latents have several shapes; the first is {shape}", reason="shape")
         moments = rows["moments"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        columns.add("moments", moments.reshape(rows.num_rows, *(shape or ())))
+        columns.add("moments", moments.reshape(rows.num_rows, *shape))
         face.append(index.filter(used).to_numpy().astype(np.int64))
         flipped.append(flips.filter(used).to_numpy())
     if not face:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raygen.core.errors import IntegrityError, StorageError
+from raygen.core.errors import InputError, IntegrityError, StorageError
 from raygen.training import row_file
 from raygen.training.data import TrainingData, order
 from raygen.training.loading import load_training_data
@@ -80,6 +80,17 @@ def test_files_give_the_batches_that_memory_gives(tmp_path: Path, case: str) -> 
     for name, values in expected.items():
         assert values.dtype == found[name].dtype, name
         assert np.array_equal(values, found[name]), name
+
+
+def test_latents_of_several_shapes_are_refused() -> None:
+    table = latents(faces()["face_id"].to_pylist())
+    rows = table.to_pylist()
+    rows[3]["shape"] = rows[3]["shape"][::-1]
+    for other in ([*rows[3]["shape"], 1], [2, 2, 4, 1]):
+        assert other != rows[0]["shape"]
+        changed = pa.Table.from_pylist([{**row, "shape": other} if i == 3 else row for i, row in enumerate(rows)])
+        with pytest.raises(InputError, match="several shapes"):
+            load_training_data([faces()], size=16, latents=[changed.cast(table.schema)])
 
 
 def test_data_is_made_once_and_again_where_it_is_damaged(tmp_path: Path) -> None:
