@@ -132,13 +132,16 @@ class Step:
 
 
 def ranks(folder: str, rank: int, world: int) -> Iterator[Step]:
-    """Eight steps; rank 0 keeps the last one, and all go on from it."""
+    """Eight steps in step with each other, as by gradients; rank 0 keeps the last one, and all go on from it."""
+    import torch.distributed as dist
+
     state, trace = Path(folder) / "state", Path(folder) / f"trace-{rank}"
     begin = int(state.read_text()) + 1 if state.exists() else 0
     for step in range(begin, 8):
         with trace.open("a") as file:
             file.write(f"{step} ")
         time.sleep(0.3)
+        dist.barrier()
         if rank == 0:
             state.write_text(str(step))
         yield Step(step)
