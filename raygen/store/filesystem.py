@@ -29,6 +29,8 @@ __all__ = ["PASSING", "PERMANENT", "FileStore", "file_system", "retry"]
 
 T = TypeVar("T")
 RETRIES = 4
+#: The folder of an export that may have very many files.
+EXPORTED = "dataset"
 #: Errors of a disk that another attempt does not mend: full, over quota, read-only.
 PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 #: Errors of a disk that may pass, or that another disk does not have, and of a server that is busy.
@@ -270,16 +272,20 @@ class FileStore:
     def leftovers(self, clock: Callable[[], float] = time.time) -> list[str]:
         """Unfinished files of processes that are gone, relative to the folder; for uploads see `unfinished_uploads`.
 
-        Those of other machines count when they are a day old by `clock`. On an object store only the probes beside the
-        results of attempts: no other unfinished file can be there.
+        Those of other machines count when they are a day old by `clock`. On an object store only the probes of the runs
+        in the folder and in its folders, but for the files of an export: no other unfinished file can be there.
         """
         if self.local:
             paths = (Path(at, name) for at, _, names in os.walk(self.path("")) for name in names)
             found = [str(path.relative_to(self.path(""))) for path in paths]
         else:
-            top = self.names("")
-            attempts = [name for name in top if name.startswith("attempt-")]
-            found = [*top, *(f"{folder}/{name}" for folder in attempts for name in self.names(folder))]
+            found = list(self.names(""))
+            for depth in (1, 2):  # a run and its attempts; or the runs of a selection, and theirs
+                folders = [name for name in found if name.count("/") == depth - 1 and "." not in name]
+                runs = [
+                    name for name in folders if name != EXPORTED and not (depth > 1 and name.startswith("attempt-"))
+                ]
+                found += [f"{name}/{inner}" for name in runs for inner in self.names(name)]
         gone = {name: disk.is_left_over(name.rsplit("/", 1)[-1]) for name in found}
         foreign = [name for name, is_gone in gone.items() if is_gone is None]
         now = clock() if foreign else 0.0

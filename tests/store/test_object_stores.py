@@ -1,6 +1,9 @@
 """What object stores answer beside success, and what they keep of uploads that nothing has finished."""
 
 import errno
+import platform
+import subprocess
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -166,3 +169,18 @@ def test_uploads_are_listed_page_by_page_and_aged_by_the_clock_of_the_server():
     assert [(upload.name, round(upload.age_s / 3600)) for upload in found] == [("1", 1), ("2", 2), ("3", 3)]
     assert fs.asked[0] == ("list_multipart_uploads", "faces", "run/", {})
     assert fs.asked[2][3] == {"KeyMarker": "k", "UploadIdMarker": "i"}
+
+
+def test_probes_of_killed_processes_are_found_in_the_runs_of_a_selection(s3):
+    """A killed selection left one beside its further attempts, where the next command did not look."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    probe = f".probe-{platform.node()}.{gone.pid}.{time.time_ns():x}-1"
+    store = FileStore(f"{s3}/chosen")
+    left = ["", "attempt-00/", "rerolls/", "rerolls/attempt-01/"]
+    for folder in (*left, "dataset/"):
+        store.put(f"{folder}{probe}", b"1")
+    store.put("rerolls/attempt-01/commits/shard-00000.json", b"{}")
+    assert store.leftovers() == sorted(f"{folder}{probe}" for folder in left)
+    assert store.remove_leftovers() == len(left)
+    assert store.leftovers() == []
