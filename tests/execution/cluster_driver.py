@@ -17,6 +17,7 @@ from typing import Any
 import ray
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 from ray.cluster_utils import Cluster
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError
@@ -85,8 +86,11 @@ def from_nothing(folder: Path, port: int) -> dict[str, Any]:
         refused = ""
     except InfrastructureError as error:
         refused = str(error)
-    # The refused actors still wait in a thread of Ray Data. Once Ray is shut down, that thread would end this process.
-    return {"digest": digest, "remarks": list(dict.fromkeys(remarks)), "refused": refused}
+    waiting = [thread.name for thread in threading.enumerate() if isinstance(thread, StreamingExecutor)]
+    ray.shutdown()
+    for node in cluster.list_all_nodes():
+        cluster.remove_node(node)
+    return {"digest": digest, "remarks": list(dict.fromkeys(remarks)), "refused": refused, "waiting": waiting}
 
 
 def nodes_come_and_go(folder: Path, port: int) -> dict[str, Any]:
@@ -189,4 +193,3 @@ if __name__ == "__main__":
     scenario = {"from_nothing": from_nothing, "nodes_come_and_go": nodes_come_and_go, "training": training}
     folder = Path(sys.argv[2])
     (folder / "result.json").write_text(json.dumps(scenario[sys.argv[1]](folder, int(sys.argv[3]))))
-    os._exit(0)  # whatever is left is killed by the test

@@ -77,6 +77,7 @@ def test_a_cluster_that_starts_from_nothing(tmp_path, digest):
     assert "waiting for 2 x 1 GPU: 0 there, asked for 2" in result["remarks"]
     assert result["refused"].startswith("waited 3 s for 1 x 2 GPU: 0 there, 1 missing, one is needed.")
     assert "with 2 CPU and 1 GPU" in result["refused"]
+    assert result["waiting"] == [], "a thread that waits for actors would end the process when Ray has shut down"
 
 
 @pytest.mark.ray

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 
 import pyarrow as pa
@@ -61,6 +61,7 @@ def ray_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources
     """
     with StderrFilter(HARMLESS) as stderr, ExitStack() as at_end, connected(resources):
         capacity = Capacity(resources, 1)
+        others = set(threading.enumerate())
         results: queue.Queue[ShardSummary | BaseException | None] = queue.Queue()
         stopped = threading.Event()
         feeder = threading.Thread(target=_feed, args=(items, task, resources, results, stopped), daemon=True)
@@ -70,8 +71,22 @@ def ray_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources
         except BaseException:
             stopped.set()
             stderr.silence()
+            _end_pass(others)
             at_end.callback(feeder.join, 5)
             raise
+
+
+def _end_pass(others: set[threading.Thread]) -> None:
+    """End the executor of Ray Data in a thread that is not among `others`.
+
+    It would go on to wait for its actors, and such a thread ends the process with exit code 1 when Ray has shut down.
+    """
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+
+    for thread in set(threading.enumerate()) - others:
+        if isinstance(thread, StreamingExecutor):
+            with suppress(Exception):
+                thread.shutdown(force=True)
 
 
 def _collect(
@@ -133,14 +148,13 @@ def _feed(
             for item in items
         ]
         demand = {"num_cpus": resources.cpus, **({"num_gpus": resources.gpus} if resources.gpus else {})}
-        size = min(
-            resources.workers, len(items)
-        )  # those without room wait, and are what an autoscaler starts nodes for
+        # Those without room wait, and are what an autoscaler starts nodes for.
+        actors = ray.data.ActorPoolStrategy(size=min(resources.workers, len(items)), max_tasks_in_flight_per_actor=2)
         summaries = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
             _Actor,
             batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=2),
+            compute=actors,
             fn_constructor_kwargs={"task": task, "folder": os.getcwd()},
             **demand,
         )
