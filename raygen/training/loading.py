@@ -72,54 +72,70 @@ def load_training_data(
         people=people,
     )
     columns = _Columns(folder)
+    found = _add_faces(columns, reader, faces, limit)
+    if latents is not None:
+        rows = _add_latents(columns, latents, found.ids, autoencoder, mirrored)
+    else:
+        rows = {"face": np.arange(len(found.ids)), "flipped": np.zeros(len(found.ids), dtype=bool)}
+    for name, values in rows.items():
+        columns.add(name, values)
+    facts = {"identities": found.identities, "left_out": found.left_out, "left_out_rows": found.left_out_rows}
+    arrays = columns.close()
+    if folder is None:
+        return assembled(found.ids, arrays, facts)
+    with (folder / IDS).open("wb") as file:
+        file.write(to_parquet(pa.table({"id": found.ids})))
+        file.flush()
+        os.fsync(file.fileno())
+    (folder / RECORD).write_bytes(to_bytes({**facts, "arrays": columns.records}))
+    return open_training_data(folder)
+
+
+@dataclass(frozen=True)
+class _Faces:
+    """What is in memory of all faces: ids of the good ones, the number of people, and who was left out."""
+
+    ids: pa.Array
+    identities: int
+    left_out: list[str]
+    left_out_rows: int
+
+
+def _add_faces(columns: "_Columns", reader: "_FaceReader", faces: Iterable[pa.Table], limit: int | None) -> _Faces:
+    """Add the arrays of all faces that `reader` can read; errors as in `load_training_data`."""
     ids: list[pa.Array] = []
-    people_names: list[pa.Array] = []
-    listed: dict[str, list[AnyArray]] = {name: [] for name in reader.places}
+    people: list[pa.Array] = []
+    places: dict[str, list[AnyArray]] = {name: [] for name in reader.places}
     left_out: list[str] = []
-    left_out_rows = 0
+    left_out_rows = rows = identities = 0
     for part in _in_order(reader, faces):
         ids.append(part.ids)
+        rows += len(part.ids)
         left_out += part.errors[: NAMED - len(left_out)]
         left_out_rows += len(part.errors)
         for name, values in part.columns.items():
             columns.add(name, values)
         for name, values in part.places.items():
-            listed[name].append(values)
+            places[name].append(values)
         if part.people is not None:
-            people_names.append(part.people)
-        if limit is not None and sum(map(len, ids)) >= limit:
+            people.append(part.people)
+        if limit is not None and rows >= limit:
             break
-    names = pa.concat_arrays(ids) if ids else pa.array([], pa.string())
-    if not len(names):
+    if not rows:
         raise InputError(f"no face to train on ({left_out_rows} left out)", reason="empty")
-    if pc.count_distinct(names).as_py() != len(names):
+    names = pa.concat_arrays(ids)
+    if pc.count_distinct(names).as_py() != rows:
         raise InputError("face ids are not unique", reason="duplicate")
-    for name, parts in listed.items():
+    for name, parts in places.items():
         most = max(1, *(values.shape[1] for values in parts))
         for values in parts:
             columns.add(f"places_{name}", np.pad(values, ((0, 0), (0, most - values.shape[1]), (0, 0))))
-    identities = 0
     if people:
-        known = pa.concat_arrays(people_names)
+        known = pa.concat_arrays(people)
         distinct = pc.unique(known).sort()
         identities = len(distinct)
         columns.add("identity", pc.index_in(known, distinct).to_numpy().astype(np.int64))
-    if latents is not None:
-        order_columns = _add_latents(columns, latents, names, autoencoder, mirrored)
-    else:
-        order_columns = {"face": np.arange(len(names)), "flipped": np.zeros(len(names), dtype=bool)}
-    for name, values in order_columns.items():
-        columns.add(name, values)
-    facts = {"identities": identities, "left_out": left_out, "left_out_rows": left_out_rows}
-    arrays = columns.close()
-    if folder is not None:
-        with (folder / IDS).open("wb") as file:
-            file.write(to_parquet(pa.table({"id": names})))
-            file.flush()
-            os.fsync(file.fileno())
-        (folder / RECORD).write_bytes(to_bytes({**facts, "arrays": columns.records}))
-        return open_training_data(folder)
-    return assembled(names, arrays, facts)
+    return _Faces(names, identities, left_out, left_out_rows)
 
 
 class _Columns:
