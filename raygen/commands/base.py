@@ -285,28 +285,18 @@ def noise_facts(store: RunStore, name: str = "warning") -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Seconds and bytes per row on one worker, measured on `rows` rows. `failed`: a remark on those that failed.
-
-    `after_s`: those of the seconds in which the device is free, because pictures are encoded in threads.
-    """
+    """Seconds and bytes per row on one worker, measured on `rows` rows. `failed`: a remark on those that failed."""
 
     seconds: float
     bytes: float
     rows: int
     failed: str = ""
-    after_s: float = 0.0
 
 
 def estimate_cost(work: PreparedRun, resources: Resources) -> Estimate:
     """Size and time of `work`, extrapolated from one batch that is processed here and discarded."""
     rate = time_one_batch(work)
-    notes = [f"timed on {rate.rows} rows with one worker on this machine"]
-    if rate.after_s > rate.seconds / 2:
-        notes.append(
-            f"the device waits for what follows it: {1000 * rate.after_s:.1f} of {1000 * rate.seconds:.1f} ms a row "
-            "encode and finish rows; pictures are encoded fastest with codec=png_fast"
-        )
-    return extrapolate(work, resources, rate, tuple(notes))
+    return extrapolate(work, resources, rate, (f"timed on {rate.rows} rows with one worker on this machine",))
 
 
 def time_one_batch(work: PreparedRun) -> Throughput:
@@ -323,10 +313,7 @@ def time_one_batch(work: PreparedRun) -> Throughput:
     worker = work.build()
     worker.start(rows.slice(0, 1))()  # the first call pays for lazy imports
     began = time.perf_counter()
-    finish = worker.start(rows)
-    middle = time.perf_counter()
-    tables = finish()
-    after_s = (time.perf_counter() - middle) / max(rows.num_rows, 1)
+    tables = worker.start(rows)()
     seconds = (time.perf_counter() - began) / max(rows.num_rows, 1)
     size_bytes = sum(table.nbytes for table in tables.values())
     bad = failed_rows(tables)
@@ -334,8 +321,7 @@ def time_one_batch(work: PreparedRun) -> Throughput:
     if len(bad) > work.max_error_fraction * work.plan.rows:
         allowed = f"at most {work.max_error_fraction:.2%} of all {work.plan.rows} rows are allowed"
         raise TooManyBadRows(f"of those tried, {text}; {allowed}. Correct these inputs, or set `max_error_fraction`")
-    remark = text and f"of those tried, {text}"
-    return Throughput(seconds, size_bytes // max(rows.num_rows, 1), rows.num_rows, remark, after_s)
+    return Throughput(seconds, size_bytes // max(rows.num_rows, 1), rows.num_rows, text and f"of those tried, {text}")
 
 
 def parallel_workers(resources: Resources) -> float:

@@ -154,10 +154,12 @@ def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
     folders = ["quarantine", *(f"data/{table}" for table in store.storage.names("data"))]
     stored = {f"{folder}/{name}" for folder in folders for name in store.storage.names(folder)}
     stored |= {f"commits/{name}" for name in store.storage.names("commits") if not COMMIT_NAME.fullmatch(name)}
-    report.orphans = sorted((stored - committed_files) | set(store.storage.leftovers()))
     root, own = FileStore(store.url), f"attempt-{store.attempt:02d}/"
+    left = root.leftovers()
+    inside = {name.removeprefix(own) for name in left if name.startswith(own)}
+    report.orphans = sorted((stored - committed_files) | inside)
     # Beside the attempt: those of its command, and of the runs below `out` that the command put together.
-    report.orphans += [f"../{name}" for name in root.leftovers() if not name.startswith(own)]
+    report.orphans += [f"../{name}" for name in left if not name.startswith(own)]
     report.orphans += [f"../{upload.name} (an unfinished upload)" for upload in root.unfinished_uploads()]
     return report
 

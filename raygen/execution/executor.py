@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raygen.core.config import Resources
-from raygen.core.errors import InfrastructureError, InputError, IntegrityError, TooManyBadRows, from_record
+from raygen.core.errors import InfrastructureError, InputError, IntegrityError, RaygenError, TooManyBadRows, from_record
 from raygen.core.location import redact
 from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
 from raygen.store.run_store import Plan, RunStore
@@ -300,7 +300,10 @@ def execute_all(
         else:
             try:
                 state.record(resources, None, outcome.manifest)
-            except OSError as error:  # the record may be there: it must not say that the command ended well
+            except (
+                OSError,
+                RaygenError,
+            ) as error:  # the record may be there: it must not say that the command ended well
                 with suppress(Exception):
                     state.record(resources, error)
                 raise

@@ -154,8 +154,8 @@ def write_together(files: Mapping[Path, bytes], staging: Path) -> None:
 
 
 @contextmanager
-def exclusively(folder: Path) -> Iterator[None]:
-    """Inside, no other process is: `BlockingIOError` where one is. The lock ends with the process.
+def exclusively(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Inside, no other process is: `BlockingIOError` where one is, or `wait` for it. The lock ends with the process.
 
     A disk that cannot lock folders, as over NFS, lets every process in.
     """
@@ -163,7 +163,7 @@ def exclusively(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise
         except OSError as error:

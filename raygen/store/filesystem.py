@@ -108,9 +108,11 @@ class FileStore:
                 else:
                     self._call(lambda: self._create(name, data), "written")
                 return True
-        except FileExistsError:
+        except FileExistsError as error:
+            if not once:
+                raise ConfigError(f"{self.url}: {name!r} cannot be written: a part of its path is a file") from error
             # The answer to an attempt may have been lost, and then the client, repeating it, met its own file.
-            return once and not self.local and self.get(name) == data
+            return not self.local and self.get(name) == data
 
     def _create(self, name: str, data: bytes) -> None:
         """Create `name` on an object store; `FileExistsError` where it is there."""
@@ -279,20 +281,32 @@ class FileStore:
             paths = (Path(at, name) for at, _, names in os.walk(self.path("")) for name in names)
             found = [str(path.relative_to(self.path(""))) for path in paths]
         else:
-            found = list(self.names(""))
-            for depth in (1, 2):  # a run and its attempts; or the runs of a selection, and theirs
-                folders = [name for name in found if name.count("/") == depth - 1 and "." not in name]
-                runs = [
-                    name for name in folders if name != EXPORTED and not (depth > 1 and name.startswith("attempt-"))
-                ]
-                found += [f"{name}/{inner}" for name in runs for inner in self.names(name)]
+            found = self._beside_attempts("")
         gone = {name: disk.is_left_over(name.rsplit("/", 1)[-1]) for name in found}
         foreign = [name for name, is_gone in gone.items() if is_gone is None]
-        now = clock() if foreign else 0.0
-        for name in foreign:
-            with suppress(FileNotFoundError, NotImplementedError):
-                gone[name] = now - self._modified(name) > FOREIGN_AGE_S
+        with suppress(NotImplementedError):  # a file system without times: they stay
+            now = clock() if foreign else 0.0
+            for name in foreign:
+                with suppress(FileNotFoundError):
+                    gone[name] = now - self._modified(name) > FOREIGN_AGE_S
         return sorted(name for name, is_gone in gone.items() if is_gone)
+
+    def _beside_attempts(self, folder: str) -> list[str]:
+        """Files of an object store in `folder`, and below it in the runs and the attempts of runs."""
+        try:
+            entries = self._call(lambda: self._fs.ls(self.path(folder), detail=True))
+        except FileNotFoundError:
+            return []
+        found: list[str] = []
+        inside = folder.rpartition("/")[2].startswith("attempt-")
+        for entry in entries:
+            name = str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+            path = f"{folder}/{name}" if folder else name
+            if entry["type"] != "directory":
+                found.append(path)
+            elif not inside and name != EXPORTED:
+                found += self._beside_attempts(path)
+        return found
 
     def _modified(self, name: str) -> float:
         """When `name` was written, by the clock of the storage."""
@@ -320,9 +334,10 @@ class FileStore:
         What living processes write stays: they may be other drivers of the run. Age is told by the clock of the
         storage, because to a machine whose clock is a day ahead all that others write is old.
         """
-        names, parts = self.leftovers(self._now), self.unfinished_uploads()
+        names = self.leftovers(self._now)
         for name in names:
             self.remove(name)
+        parts = self.unfinished_uploads()
         for upload in parts:
             with suppress(FileNotFoundError):
                 self._call(partial(uploads.abort, self._fs, self._root, upload), "written")

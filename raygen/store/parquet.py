@@ -86,8 +86,8 @@ def _read_rows(piece: Slice, columns: Sequence[str] | None) -> pa.Table:
             table = reader.read_row_groups(groups, columns=columns)
             return table.slice(piece.start - (starts[groups[0]] if groups else 0), piece.rows)
         except (pa.ArrowException, OSError) as error:
-            if isinstance(error, OSError) and (error.errno is not None or isinstance(error, FileNotFoundError)):
-                raise  # of the storage; the errors of Arrow have no number
+            if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+                raise  # of the storage; the errors of Arrow are plain ones without a number
             raise InputError(f"{piece.path}: {redact(str(error))[:200]}", reason="parquet") from error
 
 

@@ -4,11 +4,16 @@ s3fs sends what has 100 MB or more in parts. A process that is killed meanwhile 
 shows and that cost as much as files. Other stores forget such parts by themselves.
 """
 
+import errno
 import time
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 __all__ = ["Upload", "abort", "unfinished"]
+
+
+#: What a server answers that speaks S3 and has no such listing.
+UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 class Upload(NamedTuple):
@@ -20,7 +25,7 @@ class Upload(NamedTuple):
 
 
 def unfinished(fs: Any, root: str) -> list[Upload]:
-    """Unfinished uploads of files in the folder `root` of a bucket; none where `fs` is no S3.
+    """Unfinished uploads of files in the folder `root` of a bucket; none where `fs` is no S3, or cannot list them.
 
     `PermissionError` where the account may not list them.
     """
@@ -30,7 +35,14 @@ def unfinished(fs: Any, root: str) -> list[Upload]:
     prefix, found = f"{folder}/" if folder else "", []
     marks: dict[str, str] = {}
     while True:
-        page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marks)
+        try:
+            page = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marks)
+        except NotImplementedError:
+            return []
+        except OSError as error:
+            if error.errno in UNSUPPORTED:
+                return []
+            raise
         date = page.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
         now = parsedate_to_datetime(date).timestamp() if date else time.time()
         found += [

@@ -48,15 +48,16 @@ class VectorFile:
             ) from error
         self._written += len(values)
 
-    @property
-    def _places(self) -> Int64Array:
-        """Where each row is in the file."""
-        return np.arange(self._written) if self._chosen is None else self._chosen
+    def _places(self, rows: slice | AnyArray) -> Int64Array:
+        """Where these rows are in the file."""
+        if self._chosen is not None:
+            return self._chosen[rows]
+        return np.arange(*rows.indices(self._written)) if isinstance(rows, slice) else np.arange(self._written)[rows]
 
     def select(self, rows: AnyArray) -> "VectorFile":
         """These rows, in this order, of the same file."""
         part = object.__new__(VectorFile)
-        part.width, part._file, part._written, part._chosen = self.width, self._file, 0, self._places[rows]
+        part.width, part._file, part._written, part._chosen = self.width, self._file, 0, self._places(rows)
         return part
 
     def __len__(self) -> int:
@@ -68,7 +69,7 @@ class VectorFile:
         return len(self), self.width
 
     def __getitem__(self, rows: slice | AnyArray) -> Float32Array:
-        places: Int64Array = self._places[rows]
+        places = self._places(rows)
         order = np.argsort(places, kind="stable")
         ascending, size = places[order], 4 * self.width
         values = np.empty((len(places), self.width), np.float32)

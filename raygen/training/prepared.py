@@ -4,11 +4,10 @@ FOLDER/KEY/          what `load_training_data` wrote; KEY stands for the inputs 
 FOLDER/lock          held while one process makes it; the others of the machine wait
 """
 
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +29,14 @@ def prepare(folder: Path, key: Mapping[str, Any], load: Callable[[Path], Trainin
     with explained(folder, "the prepared training data", "choose another disk with `cache`"):
         if (found := _opened(target)) is not None:
             return found
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / "lock"):
+        with disk.exclusively(folder, wait=True):
             if (found := _opened(target)) is not None:  # another process made it meanwhile
                 return found
             for path in folder.iterdir():
-                if disk.is_left_over(path.name):
+                gone = disk.is_left_over(path.name)
+                if gone is None:  # of another machine, whose clock does not matter
+                    gone = time.time() - path.stat().st_mtime > disk.FOREIGN_AGE_S
+                if gone:
                     shutil.rmtree(path, ignore_errors=True)
             shutil.rmtree(target, ignore_errors=True)
             unfinished = folder / disk.own_name(disk.TEMPORARY)
@@ -55,12 +56,3 @@ def _opened(target: Path) -> TrainingData | None:
         return open_training_data(target)
     except (IntegrityError, OSError, KeyError):
         return None
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One process of the machine at a time. A killed one gives its lock back; a disk without locks has none."""
-    with path.open("w") as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -16,6 +16,7 @@ beginning at a k that depends on command and fault. A fault is one of
 
 import json
 import os
+import signal
 import sys
 import zlib
 from contextlib import nullcontext
@@ -71,11 +72,18 @@ class Trials:
             problems = self._two_drivers(at, golden)
         else:
             ended = self.start(at).wait()
-            problems = [] if self.fault == KILL else self._wrong_end(ended, golden)
+            problems = self._never_met(at, ended) or ([] if self.fault == KILL else self._wrong_end(ended, golden))
         ended = self.start(surroundings=Surroundings(self.skew)).wait()
         if ended.code:
             return [*problems, f"the next command ended with {ended.code}: {ended.said[-600:]}"]
         return [*problems, *problems_of(self.out, golden)]
+
+    def _never_met(self, at: int, ended: Ended) -> list[str]:
+        """A command that ended before its operation `at` met no fault, and proves nothing."""
+        if self.fault == KILL:
+            return [] if ended.code == -signal.SIGKILL else [f"ended with {ended.code} before its operation {at}"]
+        count = ended.operations if self.proxy is None else self.proxy.count
+        return [] if count >= at else [f"ended after {count} operations, before operation {at}"]
 
     def _two_drivers(self, at: int, golden: dict[str, str]) -> list[str]:
         first = self.start(at)
@@ -104,10 +112,10 @@ class Trials:
         if SPANS.get(self.fault) == 1:  # a client repeats one request
             problems += [f"exit code {code} after one request: {said[-600:]}"] if code else []
             problems += [f"before the next command, {problem}" for problem in problems_of(self.out, golden)]
-        # A record of success is true where the result is there, as after an error in the last synchronisation.
-        record = f"{self.out}/attempt-00/run.json"
-        if code and os.path.exists(record) and json.loads(Path(record).read_text())["exit_code"] == 0:
-            problems += [f"run.json says 0: {problem}" for problem in problems_of(self.out, golden)]
+        store = FileStore(self.out)
+        if code and store.exists("attempt-00/run.json"):
+            recorded = json.loads(store.get("attempt-00/run.json"))["exit_code"]
+            problems += [] if recorded else [f"the command ended with {code}, and run.json says 0"]
         return problems
 
 

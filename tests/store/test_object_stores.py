@@ -1,6 +1,7 @@
 """What object stores answer beside success, and what they keep of uploads that nothing has finished."""
 
 import errno
+import io
 import platform
 import subprocess
 import time
@@ -8,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import boto3
+import fsspec
 import pytest
 import s3fs
 from botocore.exceptions import ClientError, HTTPClientError
 
 from raygen.commands.registry import make
 from raygen.commands.verify import verify
-from raygen.core.errors import InfrastructureError
+from raygen.core.errors import ConfigError, InfrastructureError
 from raygen.store import uploads
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, read_slice
@@ -91,10 +93,27 @@ def test_an_error_of_a_client_is_a_sentence_of_the_storage(s3):
         store.put("a", b"1")
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EBUSY, "SlowDown"), HTTPClientError(error="SlowDown")])
-def test_rows_on_a_store_that_fails_are_not_damaged(monkeypatch, error):
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EBUSY, "SlowDown"),
+        HTTPClientError(error="SlowDown"),
+        fsspec.exceptions.FSTimeoutError("SlowDown"),
+        ConnectionResetError("SlowDown"),
+    ],
+)
+def test_rows_on_a_store_that_fails_are_not_damaged(monkeypatch, error, late):
+    """When the file is opened, and when its bytes are read."""
+
+    class Broken(io.BytesIO):
+        def read(self, *_args):
+            raise error
+
     class Busy:
         def open(self, *_args):
+            if late:
+                return Broken(bytes(1000))
             raise error
 
     monkeypatch.setattr("raygen.store.parquet.file_system", lambda path: (Busy(), path))
@@ -171,13 +190,35 @@ def test_uploads_are_listed_page_by_page_and_aged_by_the_clock_of_the_server():
     assert fs.asked[2][3] == {"KeyMarker": "k", "UploadIdMarker": "i"}
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSYS, "not implemented"), NotImplementedError()])
+def test_a_server_that_cannot_list_uploads_has_none(s3, error):
+    store = FileStore(f"{s3}/plain")
+    asked = []
+
+    class Plain(Pages):
+        def call_s3(self, *_args, **_options):
+            asked.append(1)
+            raise error
+
+    store._fs = Plain()
+    assert store.unfinished_uploads() == []
+    assert len(asked) == 1, "asking again would give the same answer, after seconds"
+
+
+def test_a_file_in_the_path_is_told(tmp_path):
+    store = FileStore(str(tmp_path))
+    store.put("f", b"1")
+    with pytest.raises(ConfigError, match="f/x"):
+        store.put("f/x", b"2")
+
+
 def test_probes_of_killed_processes_are_found_in_the_runs_of_a_selection(s3):
     """A killed selection left one beside its further attempts, where the next command did not look."""
     gone = subprocess.Popen(["true"])
     gone.wait()
     probe = f".probe-{platform.node()}.{gone.pid}.{time.time_ns():x}-1"
     store = FileStore(f"{s3}/chosen")
-    left = ["", "attempt-00/", "rerolls/", "rerolls/attempt-01/"]
+    left = ["", "attempt-00/", "cells/ddim-1.5/attempt-00/", "rerolls/", "rerolls/attempt-01/", "scores/a/attempt-00/"]
     for folder in (*left, "dataset/"):
         store.put(f"{folder}{probe}", b"1")
     store.put("rerolls/attempt-01/commits/shard-00000.json", b"{}")

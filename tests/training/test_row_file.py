@@ -1,6 +1,9 @@
 """Arrays in files, and training data that is read from them."""
 
 import os
+import platform
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,7 +112,7 @@ def test_data_is_made_once_and_again_where_it_is_damaged(tmp_path: Path) -> None
         os.truncate(path, 100)
     assert prepare(tmp_path / "data", {"a": 1}, load).digest == first.digest
     assert len(made) == 3
-    assert sorted(path.name.startswith(".") for path in (tmp_path / "data").iterdir()) == [False] * 3
+    assert sorted(path.name.startswith(".") for path in (tmp_path / "data").iterdir()) == [False] * 2
 
 
 def test_a_full_disk_names_the_setting(tmp_path: Path) -> None:
@@ -118,7 +121,20 @@ def test_a_full_disk_names_the_setting(tmp_path: Path) -> None:
 
     with pytest.raises(StorageError, match=r"data: .*No space left.*`cache`"):
         prepare(tmp_path / "data", {}, load)
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["lock"]
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_unfinished_data_of_killed_processes_is_removed(tmp_path: Path) -> None:
+    """Also of another machine once it is a day old, as of a spot node that has another name the next time."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    old, young = (tmp_path / f".tmp-elsewhere.{process}.1-1" for process in (1, 2))
+    killed = tmp_path / f".tmp-{platform.node()}.{gone.pid}.1-1"
+    for folder in (old, young, killed):
+        (folder / "images").mkdir(parents=True)
+    os.utime(old, (time.time() - 2 * 86_400,) * 2)
+    prepare(tmp_path, {}, CASES["pictures"])
+    assert sorted(path.name for path in tmp_path.glob(".*")) == [young.name]
 
 
 def test_memory_does_not_grow_with_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,8 +113,8 @@ class _Watch:
                     self.report(self.capacity.look())
             except InfrastructureError as error:
                 self.error = error
-            except Exception:  # the connection is about to end
-                return
+            except Exception:  # a look that failed; where the connection has ended, `_stop` is set soon
+                continue
             if self.error is not None and self.trainer.controller is not None:
                 ray.kill(self.trainer.controller)
                 return
