@@ -65,25 +65,29 @@ class Trials:
         assert ended.code == 0, ended.said
         return ended.operations if self.proxy is None else self.proxy.count
 
-    def trial(self, at: int, golden: dict[str, str]) -> list[str]:
-        """What is wrong after a fault at operation `at` and another command; empty where nothing is."""
+    def trial(self, at: int, golden: dict[str, str]) -> list[str] | None:
+        """What is wrong after a fault at operation `at` and another command; empty where nothing is.
+
+        None where the command ended before that operation: their number varies by one or two.
+        """
         FileStore(self.out).remove_folder("")
         if self.fault == "second":
             problems = self._two_drivers(at, golden)
         else:
             ended = self.start(at).wait()
-            problems = self._never_met(at, ended) or ([] if self.fault == KILL else self._wrong_end(ended, golden))
+            if not self._met(at, ended):
+                return None
+            problems = [] if self.fault == KILL else self._wrong_end(ended, golden)
         ended = self.start(surroundings=Surroundings(self.skew)).wait()
         if ended.code:
             return [*problems, f"the next command ended with {ended.code}: {ended.said[-600:]}"]
         return [*problems, *problems_of(self.out, golden)]
 
-    def _never_met(self, at: int, ended: Ended) -> list[str]:
-        """A command that ended before its operation `at` met no fault, and proves nothing."""
+    def _met(self, at: int, ended: Ended) -> bool:
+        """Whether the fault at operation `at` happened. A command that ended before it proves nothing."""
         if self.fault == KILL:
-            return [] if ended.code == -signal.SIGKILL else [f"ended with {ended.code} before its operation {at}"]
-        count = ended.operations if self.proxy is None else self.proxy.count
-        return [] if count >= at else [f"ended after {count} operations, before operation {at}"]
+            return ended.code == -signal.SIGKILL
+        return (ended.operations if self.proxy is None else self.proxy.count) >= at
 
     def _two_drivers(self, at: int, golden: dict[str, str]) -> list[str]:
         first = self.start(at)
@@ -148,9 +152,10 @@ def main(folder: str, kinds: str, faults: str, every: int, url: str) -> None:
             for fault in faults.split(","):
                 trials = Trials(kind, root, out, fault, proxy if fault in SPANS else None)
                 number = trials.operations() if fault in SPANS else count
-                tried = list(range(1 + zlib.crc32(f"{kind} {fault}".encode()) % every, number + 1, every))
-                wrong = {at: found for at in tried if (found := trials.trial(at, golden))}
-                counts = {"operations": number, "tried": len(tried), "wrong": wrong}
+                places = range(1 + zlib.crc32(f"{kind} {fault}".encode()) % every, number + 1, every)
+                results = {at: found for at in places if (found := trials.trial(at, golden)) is not None}
+                wrong = {at: found for at, found in results.items() if found}
+                counts = {"operations": number, "tried": len(results), "wrong": wrong}
                 print(json.dumps({"kind": kind, "fault": fault, **counts}), flush=True)
             FileStore(out).remove_folder("")
 
