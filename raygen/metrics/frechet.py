@@ -3,7 +3,7 @@
 Source: Dowson and Landau 1982; Heusel et al. 2017, equation 6. Merging: Chan, Golub and LeVeque 1983.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,21 +48,7 @@ class Moments:
         x = as_rows(features)
         if x.ndim != 2 or not len(x):
             raise ValueError(f"features of shape {x.shape}, not [n, D]")
-        merged: list[tuple[int, Moments]] = []  # the tree of `merge_all` so far: each has twice the blocks of the next
-        for start in range(0, len(x), ROWS):
-            block = np.asarray(x[start : start + ROWS], dtype=np.float64)
-            if not np.isfinite(block).all():
-                raise ValueError("features are not finite")
-            mean = block.mean(axis=0)
-            block = block - mean
-            part, blocks = Moments(len(block), mean, block.T @ block), 1
-            while merged and merged[-1][0] == blocks:
-                part, blocks = merged.pop()[1].merge(part), 2 * blocks
-            merged.append((blocks, part))
-        whole = merged.pop()[1]
-        while merged:
-            whole = merged.pop()[1].merge(whole)
-        return whole
+        return Moments.merge_all(_moments_of_block(x[start : start + ROWS]) for start in range(0, len(x), ROWS))
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of the union of two disjoint sets."""
@@ -74,15 +60,23 @@ class Moments:
         return Moments(n, self.mean + delta * (other.n / n), m2)
 
     @staticmethod
-    def merge_all(parts: Sequence["Moments"]) -> "Moments":
-        """Merges `parts` as a balanced tree in their order; the same order gives the same bits."""
-        if not parts:
+    def merge_all(parts: Iterable["Moments"]) -> "Moments":
+        """Merges `parts` as a balanced tree in their order; the same order gives the same bits.
+
+        Holds the merged moments of log2(number of parts) groups.
+        """
+        merged: list[tuple[int, Moments]] = []  # each has twice the parts of the next
+        for part in parts:
+            whole, count = part, 1
+            while merged and merged[-1][0] == count:
+                whole, count = merged.pop()[1].merge(whole), 2 * count
+            merged.append((count, whole))
+        if not merged:
             raise ValueError("nothing to merge")
-        level = list(parts)
-        while len(level) > 1:
-            pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
-            level = [pair[0].merge(pair[1]) if len(pair) == 2 else pair[0] for pair in pairs]
-        return level[0]
+        whole = merged.pop()[1]
+        while merged:
+            whole = merged.pop()[1].merge(whole)
+        return whole
 
     @property
     def covariance(self) -> Float64Array:
@@ -90,6 +84,15 @@ class Moments:
         if self.n < 2:
             raise ValueError("a covariance needs two rows")
         return self.m2 / (self.n - 1)
+
+
+def _moments_of_block(rows: AnyArray) -> Moments:
+    block = np.asarray(rows, dtype=np.float64)
+    if not np.isfinite(block).all():
+        raise ValueError("features are not finite")
+    mean = block.mean(axis=0)
+    block = block - mean
+    return Moments(len(block), mean, block.T @ block)
 
 
 @dataclass(frozen=True)

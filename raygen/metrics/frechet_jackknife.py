@@ -106,7 +106,7 @@ def _few_rows(x: AnyArray, reference: FactoredReference, blocks: Sequence[Int64A
 def _many_rows(x: AnyArray, reference: FactoredReference, blocks: Sequence[Int64Array]) -> Iterator[float]:
     """The distance without each block, from R' X_c' X_c R [r, r] less the part of the block.
 
-    Features are read twice: for the moments of all rows, and block by block.
+    Features are read for the moments of all rows, and block by block; blocks of fewer rows than values once more.
     """
     whole, root = Moments.of(x), reference.root
     turned = root.T @ whole.m2 @ root

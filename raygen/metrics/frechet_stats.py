@@ -165,7 +165,5 @@ def frechet_infinity(
 
 
 def _moments(x: AnyArray | VectorFile, rows: Int64Array) -> Moments:
-    """Moments of rows of features; an array is copied in blocks only."""
-    if isinstance(x, VectorFile):
-        return Moments.of(x.select(rows))
-    return Moments.merge_all([Moments.of(x[rows[start : start + ROWS]]) for start in range(0, len(rows), ROWS)])
+    """Moments of rows of features, which are copied in blocks only."""
+    return Moments.merge_all(Moments.of(x[rows[start : start + ROWS]]) for start in range(0, len(rows), ROWS))

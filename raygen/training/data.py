@@ -94,7 +94,8 @@ class TrainingData:
             if values is not None:
                 result[name] = values[faces]
         for name, values in self.places.items():
-            result[name] = np.where(mirror[:, None, None], _mirrored(values[faces]), values[faces])
+            own = values[faces]
+            result[name] = np.where(mirror[:, None, None], _mirrored(own), own)
         return result
 
 

@@ -17,19 +17,23 @@ import torch
 from raygen.core.errors import InputError
 from raygen.core.types import AnyArray
 from raygen.models.conditions import Conditions, Shapes, Tokenize
+from raygen.store import disk
 from raygen.store.images import images_from_rows
 from raygen.store.parquet import to_parquet
 from raygen.store.schemas import texts_by_name
 from raygen.store.sealed import to_bytes
 from raygen.training.data import IDS, RECORD, WIDTHS, Rows, TrainingData, assembled, open_training_data
 from raygen.training.row_file import RowWriter
+from raygen.training.unfinished import explained
 
-__all__ = ["load_training_data", "texts_of"]
+__all__ = ["UNWRITTEN", "load_training_data", "texts_of"]
 
 
 #: Decoded pictures of at most this many bytes are in memory for each thread that decodes.
 DECODED: Final = 32 << 20
 THREADS: Final = 8
+#: What cannot be written, and what to do then.
+UNWRITTEN: Final = ("the prepared training data", "choose another disk with `cache`")
 #: Faces that were left out and are named.
 NAMED: Final = 16
 
@@ -83,11 +87,9 @@ def load_training_data(
     arrays = columns.close()
     if folder is None:
         return assembled(found.ids, arrays, facts)
-    with (folder / IDS).open("wb") as file:
-        file.write(to_parquet(pa.table({"id": found.ids})))
-        file.flush()
-        os.fsync(file.fileno())
-    (folder / RECORD).write_bytes(to_bytes({**facts, "arrays": columns.records}))
+    with explained(folder, *UNWRITTEN):
+        disk.write(folder / IDS, to_parquet(pa.table({"id": found.ids})), once=False)
+        disk.write(folder / RECORD, to_bytes({**facts, "arrays": columns.records}), once=False)
     return open_training_data(folder)
 
 
@@ -151,12 +153,14 @@ class _Columns:
         if self.folder is None:
             self.parts.setdefault(name, []).append(rows)
             return
-        if name not in self.writers:
-            self.writers[name] = RowWriter(self.folder / name)
-        self.writers[name].add(rows)
+        with explained(self.folder, *UNWRITTEN):
+            if name not in self.writers:
+                self.writers[name] = RowWriter(self.folder / name)
+            self.writers[name].add(rows)
 
     def close(self) -> dict[str, Rows]:
-        self.records = {name: writer.close() for name, writer in self.writers.items()}
+        with explained(self.folder or Path(), *UNWRITTEN):
+            self.records = {name: writer.close() for name, writer in self.writers.items()}
         return {name: np.concatenate(parts) for name, parts in self.parts.items()}
 
 

@@ -8,13 +8,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from raygen.core.errors import IntegrityError
+from raygen.core.errors import InputError, IntegrityError
 from raygen.core.hashing import canonical, digest
 from raygen.store import disk
 from raygen.training.data import RECORD, TrainingData, open_training_data
+from raygen.training.loading import UNWRITTEN
 from raygen.training.unfinished import explained
 
 __all__ = ["prepare"]
@@ -26,27 +28,44 @@ def prepare(folder: Path, key: Mapping[str, Any], load: Callable[[Path], Trainin
     `StorageError` where the disk is full. Data that does not open is made again.
     """
     target = folder / digest(canonical(key))[:16]
-    with explained(folder, "the prepared training data", "choose another disk with `cache`"):
-        if (found := _opened(target)) is not None:
-            return found
-        with disk.exclusively(folder, wait=True):
-            if (found := _opened(target)) is not None:  # another process made it meanwhile
-                return found
+    if (found := _opened(target)) is not None:
+        return found
+    with ExitStack() as stack:
+        with explained(folder, *UNWRITTEN):
+            stack.enter_context(disk.exclusively(folder, wait=True))
             for path in folder.iterdir():
-                gone = disk.is_left_over(path.name)
-                if gone is None:  # of another machine, whose clock does not matter
-                    gone = time.time() - path.stat().st_mtime > disk.FOREIGN_AGE_S
-                if gone:
+                if _is_left_over(path):
                     shutil.rmtree(path, ignore_errors=True)
-            shutil.rmtree(target, ignore_errors=True)
-            unfinished = folder / disk.own_name(disk.TEMPORARY)
-            unfinished.mkdir()
-            try:
-                load(unfinished)
-                os.rename(unfinished, target)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-        return open_training_data(target)
+        if (found := _opened(target)) is not None:  # another process made it meanwhile
+            return found
+        unfinished = folder / disk.own_name(disk.TEMPORARY)
+        try:
+            with explained(folder, *UNWRITTEN):
+                unfinished.mkdir()
+            load(unfinished)
+            with explained(folder, *UNWRITTEN):
+                _publish(unfinished, target)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return open_training_data(target)
+
+
+def _is_left_over(path: Path) -> bool:
+    gone = disk.is_left_over(path.name)
+    if gone is None:  # of another machine
+        gone = time.time() - path.stat().st_mtime > disk.FOREIGN_AGE_S
+    return gone
+
+
+def _publish(unfinished: Path, target: Path) -> None:
+    """Give the data its name. Where folders cannot be locked, another process may have been first."""
+    try:
+        os.rename(unfinished, target)
+    except OSError:
+        if _opened(target) is not None:
+            return
+        shutil.rmtree(target)  # what is there does not open
+        os.rename(unfinished, target)
 
 
 def _opened(target: Path) -> TrainingData | None:
@@ -54,5 +73,5 @@ def _opened(target: Path) -> TrainingData | None:
         return None
     try:
         return open_training_data(target)
-    except (IntegrityError, OSError, KeyError):
+    except (IntegrityError, InputError, OSError, KeyError):
         return None

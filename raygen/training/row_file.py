@@ -14,6 +14,7 @@ import numpy as np
 
 from raygen.core.errors import IntegrityError
 from raygen.core.types import AnyArray
+from raygen.store import disk
 
 __all__ = ["RowFile", "RowWriter"]
 
@@ -30,6 +31,7 @@ class RowFile:
 
     def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
         self.path, self.dtype, self.shape = path, np.dtype(record["dtype"]), tuple(record["shape"])
+        self._whole_sum = int(record["crc32"])
         self._bytes = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
         self._sums = np.fromfile(path.with_suffix(".crc32"), dtype="<u4")
         if len(self._sums) != len(self):
@@ -37,7 +39,7 @@ class RowFile:
         self._file = os.open(path, os.O_RDONLY)
         self._values: AnyArray | None = None
         if self._bytes * len(self) <= SMALL:
-            self._values = self._read(np.arange(len(self)))
+            self._values = self._read_all()
 
     def __len__(self) -> int:
         return int(self.shape[0])
@@ -49,8 +51,18 @@ class RowFile:
     def __getitem__(self, rows: AnyArray | slice) -> AnyArray:
         """The rows of an index array or a slice, in its order."""
         if self._values is not None:
-            return self._values[rows]
-        return self._read(np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else rows)
+            return self._values[rows].copy() if isinstance(rows, slice) else self._values[rows]
+        if isinstance(rows, slice):
+            return self._read_all() if rows == slice(None) else self._read(np.arange(*rows.indices(len(self))))
+        return self._read(rows)
+
+    def _read_all(self) -> AnyArray:
+        """All rows at once, with one check sum."""
+        content = np.fromfile(self.path, dtype=np.uint8)
+        if len(content) != self._bytes * len(self) or zlib.crc32(content.data) != self._whole_sum:
+            raise IntegrityError(f"{self.path} is damaged; remove its folder, it is then made again")
+        result: AnyArray = content.view(self.dtype).reshape(self.shape)
+        return result
 
     def _read(self, rows: AnyArray) -> AnyArray:
         result = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
@@ -69,6 +81,7 @@ class RowWriter:
         self.path = path
         self._file = path.open("wb")
         self._sums: list[int] = []
+        self._whole_sum = 0
         self._shape: tuple[int, ...] = ()
         self._dtype = np.dtype(np.uint8)
 
@@ -82,11 +95,13 @@ class RowWriter:
             content = row.tobytes()
             self._file.write(content)
             self._sums.append(zlib.crc32(content))
+            self._whole_sum = zlib.crc32(content, self._whole_sum)
 
     def close(self) -> dict[str, Any]:
         """Put the file on the disk; what `RowFile` needs to open it."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        np.array(self._sums, dtype="<u4").tofile(self.path.with_suffix(".crc32"))
-        return {"dtype": self._dtype.str, "shape": [len(self._sums), *self._shape]}
+        disk.write(self.path.with_suffix(".crc32"), np.array(self._sums, dtype="<u4").tobytes(), once=False)
+        shape = [len(self._sums), *self._shape]
+        return {"dtype": self._dtype.str, "shape": shape, "crc32": self._whole_sum}

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from raygen.core.errors import InputError, IntegrityError, StorageError
+from raygen.core.hashing import canonical, digest
 from raygen.training import row_file
 from raygen.training.data import TrainingData, order
 from raygen.training.loading import load_training_data
@@ -106,22 +108,48 @@ def test_data_is_made_once_and_again_where_it_is_damaged(tmp_path: Path) -> None
     first = prepare(tmp_path / "data", {"a": 1}, load)
     assert prepare(tmp_path / "data", {"a": 1}, load).digest == first.digest
     assert len(made) == 1
+    inode = next((tmp_path / "data").glob("*/images")).stat().st_ino
     prepare(tmp_path / "data", {"a": 2}, load)
     assert len(made) == 2
-    for path in (tmp_path / "data").glob("*/images"):
-        os.truncate(path, 100)
-    assert prepare(tmp_path / "data", {"a": 1}, load).digest == first.digest
-    assert len(made) == 3
+    (folder,) = (path for path in (tmp_path / "data").iterdir() if (path / "images").stat().st_ino == inode)
+    for number, name in enumerate(sorted(path.name for path in folder.iterdir()), 3):
+        os.truncate(folder / name, (folder / name).stat().st_size // 2)
+        assert prepare(tmp_path / "data", {"a": 1}, load).digest == first.digest
+        assert len(made) == number, name
     assert sorted(path.name.startswith(".") for path in (tmp_path / "data").iterdir()) == [False] * 2
 
 
-def test_a_full_disk_names_the_setting(tmp_path: Path) -> None:
-    def load(_: Path) -> TrainingData:
+def test_a_full_disk_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StorageError, match=r"data: .*No space left.*`cache`"):
+    for place in ("raygen.training.row_file.RowWriter.add", "raygen.training.prepared._publish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, full)
+            with pytest.raises(StorageError, match=r"No space left.*`cache`"):
+                prepare(tmp_path / "data", {}, CASES["pictures"])
+        assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_an_input_that_cannot_be_read_is_not_a_full_disk(tmp_path: Path) -> None:
+    def load(_: Path) -> TrainingData:
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
         prepare(tmp_path / "data", {}, load)
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_two_processes_that_cannot_lock_a_folder_both_end_well(tmp_path: Path) -> None:
+    """As over NFS: another process published the same data while this one made it."""
+
+    def load(folder: Path) -> TrainingData:
+        made = CASES["pictures"](folder)
+        shutil.copytree(folder, folder.parent / digest(canonical({"a": 1}))[:16])
+        return made
+
+    assert prepare(tmp_path / "data", {"a": 1}, load).digest == CASES["pictures"](None).digest
+    assert len(list((tmp_path / "data").iterdir())) == 1
 
 
 def test_unfinished_data_of_killed_processes_is_removed(tmp_path: Path) -> None:
