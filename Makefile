@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export RAYGEN_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test quick nightly lint types imports docs check lock bench clean
+.PHONY: help quickstart test quick nightly faults lint types imports docs check lock bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ OTHER := transformers==4.57.3 diffusers==0.35.2 huggingface_hub==0.36.0 tokenize
 nightly: $(READY) ## run the tests that take minutes, or need other versions of packages (installed beside the environment)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/other --no-deps $(OTHER)
 	RAYGEN_NIGHTLY=1 RAYGEN_OTHER_TRANSFORMERS=$(VENV)/other $(BIN)/pytest -m nightly $(RAYGEN_ARGS)
+
+faults: $(READY) ## try a fault at every operation of every command; takes hours
+	RAYGEN_FAULTS_EVERY=1 $(BIN)/pytest tests/faults $(RAYGEN_ARGS)
 
 lint: $(READY) ## ruff: lint and format
 	$(BIN)/ruff check .
