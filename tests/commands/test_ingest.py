@@ -12,6 +12,9 @@ from raygen.commands.registry import make
 from raygen.core.errors import ConfigError, TooManyBadRows
 from raygen.store.images import decode_image
 from raygen.store.run_store import open_input
+from tests.store.test_run_store import s3
+
+__all__ = ["s3"]
 
 
 def save(path, seed=0):
@@ -170,36 +173,20 @@ def test_other_settings_are_named_as_before(tmp_path):
     assert decode_image(faces(tmp_path)[0]["image"]["bytes"]).shape == (12, 12, 3)
 
 
-@pytest.fixture
-def s3(monkeypatch):
-    """A bucket of a moto server on loopback."""
-    moto = pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    storage = fsspec.filesystem("s3", skip_instance_cache=True)
-    storage.mkdir("changed-files")
-    yield storage
-    server.stop()
-
-
 def test_on_an_object_store_the_etag_counts_and_not_the_time(s3, tmp_path):
+    storage, inputs = fsspec.filesystem("s3"), f"{s3}/changed-files/in"
     save(tmp_path / "a.png")
     save(tmp_path / "b.png", seed=1)
     first, second = (tmp_path / "a.png").read_bytes(), (tmp_path / "b.png").read_bytes()
-    s3.pipe({"changed-files/in/a.png": first, "changed-files/in/b.png": first})
+    storage.pipe({f"{inputs}/a.png": first, f"{inputs}/b.png": first})
     job = {
         "kind": "ingest",
-        "data": {"kind": "folder", "root": "s3://changed-files/in"},
+        "data": {"kind": "folder", "root": inputs},
         "out": str(tmp_path / "faces"),
     }
     run_id = make(job).run(lambda _: None).facts["run_id"]
-    s3.pipe_file("changed-files/in/b.png", first)
+    storage.pipe_file(f"{inputs}/b.png", first)
     assert make(job).run(lambda _: None).facts["run_id"] == run_id
-    s3.pipe_file("changed-files/in/b.png", second)
-    with pytest.raises(ConfigError, match=r"1 changed \(s3://changed-files/in/b\.png\)"):
+    storage.pipe_file(f"{inputs}/b.png", second)
+    with pytest.raises(ConfigError, match=r"1 changed \(s3://faces/changed-files/in/b\.png\)"):
         make(job).run(lambda _: None)
