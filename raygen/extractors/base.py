@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raygen.core.assets import resolve
 from raygen.core.precision import full_precision
 from raygen.extractors.bundled import BundledClassifier, BundledNetwork, BundledParser, load_bundled
 from raygen.extractors.config import BundledNetworkConfig, InceptionConfig, PublishedParserConfig
 from raygen.extractors.digests import bundled_digest
+from raygen.store.fetched import local_folder
 
 __all__ = ["Classifier", "FeatureExtractor", "Parser", "load_classifier", "load_features", "load_parser"]
 
@@ -120,7 +120,7 @@ class _BundledParserExtractor(_BundledExtractor):
     metric = "fd:raygen-parser"
 
     def __init__(self, config: BundledNetworkConfig, device: torch.device) -> None:
-        folder = resolve(config.folder, "parser")
+        folder = local_folder(config.folder, "parser")
         self.net: BundledParser = load_bundled(folder, BundledParser).to(device)
         self.device, self.sha256 = device, bundled_digest(folder)
 
@@ -147,7 +147,7 @@ class _BundledClassifierExtractor(_BundledExtractor):
     name = "raygen-attributes"
 
     def __init__(self, config: BundledNetworkConfig, device: torch.device) -> None:
-        folder = resolve(config.folder, "classifier")
+        folder = local_folder(config.folder, "classifier")
         self.net: BundledClassifier = load_bundled(folder, BundledClassifier).to(device)
         self.device, self.sha256 = device, bundled_digest(folder)
 

@@ -23,6 +23,7 @@ __all__ = [
     "open_record",
     "read_record",
     "seal_folder",
+    "sums_below",
     "to_bytes",
     "to_text",
 ]
@@ -79,7 +80,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sums_below(folder: Path) -> dict[str, str]:
+def sums_below(folder: Path) -> dict[str, str]:
     """Path relative to `folder` -> sha256 of every file below it, but for hidden ones, which are unfinished."""
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     shown = {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.parts)}
@@ -88,7 +89,7 @@ def _sums_below(folder: Path) -> dict[str, str]:
 
 def seal_folder(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Write `record` as the file `name` of `folder`, with the check sums of all other files below it."""
-    sums = {path: sha256 for path, sha256 in _sums_below(folder).items() if path != name}
+    sums = {path: sha256 for path, sha256 in sums_below(folder).items() if path != name}
     disk.write(folder / name, to_text({**record, FILES: sums}), once=False)
 
 
