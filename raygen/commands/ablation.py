@@ -16,7 +16,6 @@ import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -207,7 +206,7 @@ def evaluation_rows(
 
 def training_rows(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
     """The final loss of a training, and the reconstruction scores of a first stage, as METRICS rows."""
-    facts = json.loads((Path(job.out) / "training" / "result.json").read_text(encoding="utf-8"))
+    facts = json.loads(FileStore(job.out).get("training/result.json"))
     protocol = {"steps": facts["steps"], "parameters": facts["parameters"], "trained_s": facts["trained_s"]}
     values = {"loss": facts.get("loss"), **facts.get("reconstruction", {})}
     scored = facts.get("scored", {})

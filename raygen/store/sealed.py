@@ -14,6 +14,7 @@ from raygen.core.documents import load_json
 from raygen.core.errors import IntegrityError
 from raygen.core.hashing import canonical, digest
 from raygen.store import disk
+from raygen.store.filesystem import FileStore
 
 __all__ = [
     "FILES",
@@ -23,6 +24,7 @@ __all__ = [
     "open_record",
     "read_record",
     "seal_folder",
+    "store_sha256",
     "sums_below",
     "to_bytes",
     "to_text",
@@ -33,6 +35,8 @@ __all__ = [
 SEAL: Final = "record_sha256"
 #: Field of a record with the sha256 of each file of its folder, by relative path.
 FILES: Final = "files"
+#: Bytes of a stored file that are read at once.
+PIECE: Final = 1 << 24
 
 
 def to_bytes(record: Mapping[str, Any]) -> bytes:
@@ -78,6 +82,14 @@ def file_sha256(path: Path) -> str:
     """sha256 of a file, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def store_sha256(store: FileStore, name: str) -> str:
+    """sha256 of a file of a store, read in pieces; `FileNotFoundError` where there is none."""
+    total, size = hashlib.sha256(), store.size(name)
+    for start in range(0, size, PIECE):
+        total.update(store.get_range(name, start, min(start + PIECE, size)))
+    return total.hexdigest()
 
 
 def sums_below(folder: Path) -> dict[str, str]:

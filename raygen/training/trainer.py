@@ -5,15 +5,12 @@ flips of a picture are keyed by (seed, its position in the stream of all batches
 restart changes anything but rounding. Training state is written as a whole and survives a kill.
 """
 
-import hashlib
 import json
-import os
-import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -23,19 +20,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raygen.core.errors import ConfigError, IntegrityError
+from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
 from raygen.core.precision import set_deterministic_precision
-from raygen.store import disk
-from raygen.store.sealed import open_record, to_bytes
 from raygen.training.config.loop import TrainConfig
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.losses import Objective
-from raygen.training.unfinished import remove_older, remove_unfinished, unwritten
+from raygen.training.states import RECORD, TENSORS, LocalStates, States, latest_state
 
 __all__ = [
     "DivergedError",
@@ -202,45 +196,28 @@ class Trainer:
 
     # --- state ---
 
-    def save(self, root: Path, data: str, window: "_Window") -> None:
-        """Write the full state as `root/step-…`, whole or not at all; older ones beyond `keep` are removed.
-
-        It is on the disk before an older one goes.
-        """
+    def save(self, states: States, data: str, window: "_Window") -> None:
+        """Begin to write the full state; see `States.save`."""
         tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
         tensors |= {f"ema.{name}": s for name, s in zip(self.parameters, self.shadow, strict=False)}
         tensors |= {f"window.{name}": value for name, value in window.sums.items()}
         for phase, optimizer in enumerate(self.optimizers):
             for index, values in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer.{phase}.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
-        content = serialize({name: t.cpu().contiguous() for name, t in tensors.items()})
-        document = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
-        document |= {"window": window.document(), "sha256": hashlib.sha256(content).hexdigest()}
-        temporary, target = root / disk.own_name(disk.TEMPORARY), root / f"step-{self.step:09d}"
-        try:
-            temporary.mkdir(parents=True)
-            disk.write(temporary / "state.safetensors", content, once=False)
-            disk.write(temporary / "state.json", to_bytes(document), once=False)
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(temporary, target)
-            disk.sync_folder(root)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            earlier = latest_state(root)
-            resume = f"{earlier.name} is whole, and the same command goes on from it" if earlier else ""
-            raise unwritten(error, target, "the training state", resume or "there is no earlier one") from error
-        remove_older(target, self.config.keep)
+        record = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
+        record["window"] = window.document()
+        states.save(_name(self.step), {name: t.cpu().contiguous() for name, t in tensors.items()}, record)
 
     def restore(self, folder: Path, data: str, window: "_Window") -> None:
         """Resume from a saved state, in the middle of its `window`.
 
         `ConfigError` where it was made with other settings or data.
         """
-        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if document["spec"] != self._fixed() or document["data"] != data:
             raise ConfigError(f"{folder}: training began with other settings or data; use another folder")
         # Copies: the tensors of a mapped file lie at any alignment, which the last bits may depend on.
-        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "state.safetensors").items()}
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
         try:
             self._set([tensors[f"model.{name}"] for name in self.parameters])
             self.shadow = (
@@ -275,36 +252,30 @@ def _checkpoint_gradients(objective: Objective) -> None:
         raise ConfigError(f"gradient_checkpointing: {type(objective.module).__name__} has none")
 
 
-def latest_state(root: Path) -> Path | None:
-    """The newest undamaged training state under `root`."""
-    for folder in sorted(root.glob("step-*"), reverse=True):
-        try:
-            document = open_record((folder / "state.json").read_bytes(), "state.json")
-            data = (folder / "state.safetensors").read_bytes()
-        except (OSError, IntegrityError):
-            continue
-        if hashlib.sha256(data).hexdigest() == document.get("sha256"):
-            return folder
-    return None
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
 
 
 # --- the loop -----------------------------------------------------------------------------------------------
 
 
-def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = None) -> Iterator[TrainStep]:
+def train(trainer: Trainer, arrays: TrainingData, folder: "str | Path | States | None" = None) -> Iterator[TrainStep]:
     """Train to the end of the config, a `TrainStep` every `log_every` steps and at the end.
 
     With a `folder`, resumes from its newest undamaged state and writes a state every `save_every` steps and at the
     end (rank 0). A state is written when the record of its step was taken, so that what a caller makes of a record is
-    there before the state that skips the step. Raises `DivergedError` where the loss is no longer finite
-    (nothing is saved then) and `InfrastructureError` where a state cannot be written (the one before is kept).
+    there before the state that skips the step; it is complete a while later, and all are when this ends. Raises
+    `DivergedError` where the loss is no longer finite (nothing is saved then), and where a state cannot be written
+    what `States.wait` does (the one before is kept).
     """
-    root = None if folder is None else Path(folder)
+    states = folder if folder is None or isinstance(folder, States) else LocalStates(Path(folder), trainer.config.keep)
     data = arrays.digest + trainer.objective.frozen
-    window = _Window(trainer, arrays, root)
-    if root is not None:
-        _resume(trainer, root, data, window)
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:
+    window = _Window(trainer, arrays, states)
+    with ExitStack() as stack:
+        if states is not None:
+            stack.callback(states.close)
+            _resume(trainer, states, data, window)
+        ahead = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="batches"))
         pending = ahead.submit(trainer.batch, arrays, trainer.step)
         progress = trainer.progress
         while progress < 1:
@@ -319,27 +290,35 @@ def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = No
             done = progress >= 1
             if done or trainer.step % trainer.config.log_every == 0:
                 yield window.close(lr)
-            if root is not None and trainer.rank == 0 and (done or trainer.step % trainer.config.save_every == 0):
+            if states is not None and trainer.rank == 0 and (done or trainer.step % trainer.config.save_every == 0):
                 window.check()
-                trainer.save(root, data, window)
+                trainer.save(states, data, window)
+        if states is not None:
+            states.wait()
 
 
-def _resume(trainer: Trainer, root: Path, data: str, window: "_Window") -> None:
-    """Go on from the newest undamaged state, and on rank 0 remove what a killed process left."""
-    state = latest_state(root)
-    if state is not None:
-        trainer.restore(state, data, window)
+def _resume(trainer: Trainer, states: States, data: str, window: "_Window") -> None:
+    """Go on from the newest undamaged state, which rank 0 chooses, and there remove what a killed process left."""
+    shared = trainer.wrapped is not trainer.objective
+    folder = states.newest() if trainer.rank == 0 or not shared else None
+    step = -1 if folder is None else int(json.loads((folder / RECORD).read_text(encoding="utf-8"))["step"])
+    if shared:
+        chosen = torch.tensor([step], device=trainer.device)
+        dist.broadcast(chosen, src=0)
+        step = int(chosen)
+    if step >= 0:
+        folder = folder or states.open(_name(step), check=False)
+        trainer.restore(folder, data, window)
+        states.release(folder)
     if trainer.rank == 0:
-        remove_unfinished(root)
-        if state is not None:
-            remove_older(state, trainer.config.keep)
+        states.tidy(_name(step) if step >= 0 else None)
 
 
 class _Window:
     """Sums over the steps since the last record; waits for the device only in `close` and `check`."""
 
-    def __init__(self, trainer: Trainer, arrays: TrainingData, root: Path | None) -> None:
-        self.trainer, self.arrays, self.root = trainer, arrays, root
+    def __init__(self, trainer: Trainer, arrays: TrainingData, states: States | None) -> None:
+        self.trainer, self.arrays, self.states = trainer, arrays, states
         self._reset()
 
     def _reset(self) -> None:
@@ -371,8 +350,11 @@ class _Window:
         rows = order(config.seed, len(self.arrays), range(step * config.batch, (step + 1) * config.batch))
         faces = [str(self.arrays.ids[self.arrays.face[row]]) for row in rows[:NAMED]]
         more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-        good = None if self.root is None else latest_state(self.root)
-        back = f"the last good state is {good}" if good else "there is no earlier state"
+        back = "there is no earlier state"
+        if self.states is not None:
+            self.states.wait()
+            good = next(self.states.names(), None)
+            back = back if good is None else f"the last good state is {self.states.place(good)}"
         raise DivergedError(
             f"the loss is not finite at step {step}, on faces {', '.join(faces)}{more}; {back}. "
             "A smaller lr, a longer warmup or float32 usually help; a single bad face shows in its row"

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -295,8 +296,10 @@ def test_a_disk_that_is_full_keeps_the_state_before(tmp_path: Path, monkeypatch:
     active = trainer()
     running = train(active, arrays(), tmp_path)
     for step in running:
-        if step.step == 3:  # the state of step 2 is written
+        if step.step == 3:
             break
+    while latest_state(tmp_path) is None:  # a thread writes the state of step 2
+        time.sleep(0.01)
 
     def full(path: Path, data: bytes, *, once: bool) -> bool:
         path.write_bytes(data[: len(data) // 2])
@@ -384,11 +387,9 @@ def test_resume_is_as_if_nothing_had_happened(tmp_path: Path) -> None:
 
 
 def test_a_record_is_there_before_the_state_that_skips_its_step(tmp_path: Path) -> None:
-    states = {}
     for step in train(trainer(), arrays(), tmp_path):
-        found = latest_state(tmp_path)
-        states[step.step] = None if found is None else found.name
-    assert states == {1: None, 2: None, **dict.fromkeys((3, 4), "step-000000002"), 5: "step-000000004", 6: states[5]}
+        found = latest_state(tmp_path)  # a thread completes it, sooner or later
+        assert found is None or found.name <= f"step-{(step.step - 1) // 2 * 2:09d}"
     assert latest_state(tmp_path) == tmp_path / "step-000000006"
 
 
