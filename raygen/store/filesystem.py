@@ -172,14 +172,18 @@ class FileStore:
                 os.unlink(temporary)
 
     def _call(self, call: Callable[[], T], verb: str = "read") -> T:
-        """`call`, repeated after an `OSError`; what else a back end raises is an `InfrastructureError`."""
+        """`call`, repeated after an `OSError`; what else a back end raises is an `InfrastructureError`.
+
+        `ConfigError` where this machine has no credentials.
+        """
         try:
             return retry(call)
         except (OSError, TypeError, ValueError, NotImplementedError):  # the last three: no such operation
             raise
         except Exception as error:  # each back end has its own exception classes
             reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
-            raise InfrastructureError(f"{self.url}: cannot be {verb} ({reason})") from error
+            kind = ConfigError if "Credential" in reason else InfrastructureError
+            raise kind(f"{self.url}: cannot be {verb} ({reason})") from error
 
     def get_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of `name`; `FileNotFoundError` where there is none."""
