@@ -60,8 +60,10 @@ class TrainJob(TrainRecipe, Job):
     )
 
     def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """See `Job.settings`; where the prepared data is does not matter."""
-        return super().settings({"cache", *exclude})
+        """See `Job.settings`; where the prepared data is, and what ranks share, does not matter."""
+        settings = super().settings({"cache", *exclude})
+        settings["training"] = {k: v for k, v in settings["training"].items() if k != "sharding"}
+        return settings
 
     def document(self) -> dict[str, Any]:
         """See `Job.document`."""

@@ -51,17 +51,22 @@ def train_rank(job: "TrainJob", rank: int, world_size: int) -> Iterator[TrainSte
     logger = TrainingLogger(outputs.folder) if rank == 0 else None
     every, states = config.sheet_every, outputs.states(config.keep)
     for step in train(trainer, arrays, states):
+        # A record covers several steps: a sheet is due if one of them is a multiple of `sheet_every`.
+        due = every is not None and step.step // every > max(0, step.step - config.log_every) // every
         if logger is not None:
             logger.write(step)
-            # A record covers several steps: a sheet is due if one of them is a multiple of `sheet_every`.
-            if every is not None and step.step // every > max(0, step.step - config.log_every) // every:
-                with trainer.averaged():
+        if due and (logger is not None or trainer.sharded):
+            with trainer.averaged():
+                if logger is not None:
                     logger.picture(step.step, sheet(trainer.objective, arrays, trainer.device))
+        if logger is not None:
             outputs.publish_soon(states)
         yield step
-    if logger is not None:
-        logger.close()
-        write_result(job, outputs, trainer, arrays, name, logger.last())
+    if logger is not None or trainer.sharded:
+        with trainer.averaged():
+            if logger is not None:
+                logger.close()
+                write_result(job, outputs, trainer, arrays, name, logger.last())
     remove_data(job, outputs, rank)
 
 
@@ -98,7 +103,10 @@ def _run_id(job: "TrainJob", tokenizer: Tokenizer | None) -> str:
 def write_result(
     job: "TrainJob", outputs: Outputs, trainer: Trainer, arrays: TrainingData, name: str, last: Mapping[str, Any]
 ) -> None:
-    """Write the checkpoint, with the recipe that made it, and then result.json. `last`: the newest record."""
+    """Write the checkpoint, with the recipe that made it, and then result.json.
+
+    The module has the averaged weights. `last`: the newest record.
+    """
     module = trainer.objective.module
     skipped = "none"
     if arrays.left_out:
@@ -113,10 +121,9 @@ def write_result(
         **({"loss": last["loss"], "images_per_s": round(last["images_per_s"], 1)} if last else {}),
         "left_out": skipped,
     }
-    with trainer.averaged():
-        if (network := NETWORKS.get(job.model.kind)) is not None:
-            facts |= network.finish(trainer.objective, job, arrays, trainer.device)
-        facts["checkpoint"] = _save(job, outputs, module, facts)
+    if (network := NETWORKS.get(job.model.kind)) is not None:
+        facts |= network.finish(trainer.objective, job, arrays, trainer.device)
+    facts["checkpoint"] = _save(job, outputs, module, facts)
     outputs.write_result(facts)
 
 

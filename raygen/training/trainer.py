@@ -8,7 +8,7 @@ restart changes anything but rounding. Training state is written as a whole and 
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ from raygen.core.precision import set_deterministic_precision
 from raygen.training.config.loop import TrainConfig
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.losses import Objective
+from raygen.training.sharding import Averages, gather_state, load_state, make_optimizer
 from raygen.training.states import RECORD, TENSORS, LocalStates, States, latest_state
 
 __all__ = [
@@ -46,7 +47,7 @@ __all__ = [
 
 Batch = dict[str, Tensor]
 #: Fields of a TrainConfig that a resumed run may change.
-FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "sheet_every", "keep"})
+FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "sheet_every", "keep", "sharding"})
 #: Faces that an error names.
 NAMED = 16
 
@@ -92,12 +93,11 @@ class Trainer:
             for network in self.objective.networks():
                 network.compile()
         self.phases = [list(parameters) for parameters in objective.phases()]
-        self.optimizers = [
-            torch.optim.AdamW(p, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-            for p in self.phases
-        ]
+        #: Whether the ranks share optimizer state and averages; all of them then save and take averages together.
+        self.sharded = config.sharding == "zero1" and world_size > 1 and dist.is_initialized()
+        self.optimizers = [make_optimizer(parameters, config, sharded=self.sharded) for parameters in self.phases]
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
-        self.shadow = [p.detach().clone() for p in self.parameters.values()] if config.ema else []
+        self.averages = Averages(self.parameters, config.ema, rank, world_size if self.sharded else 1)
         self.step, self.elapsed = 0, 0.0
         self.wrapped: Any = objective
         if world_size > 1 and dist.is_initialized():
@@ -163,10 +163,7 @@ class Trainer:
                 group["lr"] = lr
             optimizer.step()
         self.step += 1
-        if self.shadow:  # EMA with warm-up: decay = min(ema, (1 + n) / (10 + n)) after n earlier updates
-            n = self.step - 1
-            decay = min(self.config.ema, (1 + n) / (10 + n))
-            torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters.values()], 1 - decay)
+        self.averages.update(self.step)
         return means
 
     def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
@@ -180,30 +177,33 @@ class Trainer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the objective's module has the averaged weights, for sampling, evaluation and saving."""
-        if not self.shadow:
+        if not self.config.ema:
             yield
             return
-        own = [p.detach().clone() for p in self.parameters.values()]
-        self._set(self.shadow)
+        own = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._set(self.averages.gather())
         try:
             yield
         finally:
-            self._set(own)
+            self._set(own.items())
 
-    def _set(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters.values(), values, strict=True):
-            parameter.data.copy_(value)
+    def _set(self, values: Iterable[tuple[str, Tensor]]) -> None:
+        for name, value in values:
+            self.parameters[name].data.copy_(value)
 
     # --- state ---
 
     def save(self, states: States, data: str, window: "_Window") -> None:
-        """Begin to write the full state; see `States.save`."""
+        """Begin to write the full state on rank 0; see `States.save`. Where sharded, all ranks call it."""
         tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
-        tensors |= {f"ema.{name}": s for name, s in zip(self.parameters, self.shadow, strict=False)}
+        # Sharded ones are gathered in the memory of the host, not in that of the device.
+        tensors |= {f"ema.{n}": v.cpu() if self.sharded else v for n, v in self.averages.gather() if self.rank == 0}
         tensors |= {f"window.{name}": value for name, value in window.sums.items()}
         for phase, optimizer in enumerate(self.optimizers):
-            for index, values in optimizer.state_dict()["state"].items():
+            for index, values in gather_state(optimizer, self.rank).items():
                 tensors |= {f"optimizer.{phase}.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
+        if self.rank != 0:
+            return
         record = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
         record["window"] = window.document()
         states.save(_name(self.step), {name: t.cpu().contiguous() for name, t in tensors.items()}, record)
@@ -219,10 +219,8 @@ class Trainer:
         # Copies: the tensors of a mapped file lie at any alignment, which the last bits may depend on.
         tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
         try:
-            self._set([tensors[f"model.{name}"] for name in self.parameters])
-            self.shadow = (
-                [tensors[f"ema.{name}"].to(self.device) for name in self.parameters] if self.config.ema else []
-            )
+            self._set((name, tensors[f"model.{name}"]) for name in self.parameters)
+            self.averages.load({name: tensors[f"ema.{name}"] for name in self.averages.values})
         except (KeyError, RuntimeError) as error:
             raise ConfigError(f"{folder}: training state is of another model ({error})") from error
         for phase, optimizer in enumerate(self.optimizers):
@@ -231,7 +229,7 @@ class Trainer:
                 if name.startswith(f"optimizer.{phase}."):
                     _, _, index, key = name.split(".", 3)
                     state.setdefault(int(index), {})[key] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            load_state(optimizer, state)
         self.step, self.elapsed = int(document["step"]), float(document["elapsed"])
         window.restore(document["window"], tensors)
 
@@ -290,7 +288,11 @@ def train(trainer: Trainer, arrays: TrainingData, folder: "str | Path | States |
             done = progress >= 1
             if done or trainer.step % trainer.config.log_every == 0:
                 yield window.close(lr)
-            if states is not None and trainer.rank == 0 and (done or trainer.step % trainer.config.save_every == 0):
+            if (
+                states is not None
+                and (trainer.rank == 0 or trainer.sharded)
+                and (done or trainer.step % trainer.config.save_every == 0)
+            ):
                 window.check()
                 trainer.save(states, data, window)
         if states is not None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from raygen.training.config.losses import AutoencoderObjectiveConfig, Discrimina
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.loading import load_training_data
 from raygen.training.losses import AutoencoderObjective, DiffusionObjective
+from raygen.training.states import LocalStates
 from raygen.training.trainer import DivergedError, Trainer, TrainStep, latest_state, train
 
 N = 10
@@ -207,7 +209,30 @@ def _rank(rank: int, folder: str) -> None:
     weights = torch.cat([p.detach().flatten() for p in active.parameters.values()])
     torch.save(weights, Path(folder, f"adversarial-{rank}.pt"))
     Path(folder, f"adversarial-{rank}.json").write_text(json.dumps(losses))
+    _sharded_rank(rank, Path(folder))
     dist.destroy_process_group()
+
+
+def _sharded_rank(rank: int, folder: Path) -> None:
+    """A sharded training that is stopped after step 5 and goes on from its state of step 4, which rank 0 chooses."""
+    plain, losses = trainer(rank, 2), []
+    expected = [step.loss for step in train(plain, arrays())]
+    for stop in (5, 6):
+        active = trainer(rank, 2, sharding="zero1")
+        with pytest.MonkeyPatch.context() as patched:
+            if rank == 1:
+                patched.setattr(LocalStates, "newest", lambda _: pytest.fail("rank 0 chooses"))
+            steps = zip(range(stop), train(active, arrays(), folder / "states"), strict=False)
+            losses.append([step.loss for _, step in steps])
+    own = sum(value.numel() for value in active.averages.values.values())
+    moments = sum(v.numel() for o in active.optimizers for s in o.optim.state.values() for v in s.values())  # type: ignore[attr-defined]
+    facts = {"expected": expected, "losses": losses, "own": own, "moments": moments}
+    torch.save({**facts, "plain": averages(plain), "sharded": averages(active)}, folder / f"sharded-{rank}.pt")
+
+
+def averages(active: Trainer) -> torch.Tensor:
+    with active.averaged():
+        return torch.cat([p.detach().flatten() for p in active.parameters.values()])
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +248,25 @@ def test_two_processes_train_as_one(two_ranks: Path) -> None:
     ranks = [json.loads((two_ranks / f"{rank}.json").read_text()) for rank in (0, 1)]
     alone = [s.loss for s in train(trainer(), arrays())]
     np.testing.assert_allclose(np.mean(ranks, axis=0), alone, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_ranks_that_share_their_state_train_as_ranks_that_have_all(two_ranks: Path, tmp_path: Path) -> None:
+    """Also after a restart, and a training without shards on one rank goes on from their state."""
+    ranks = [torch.load(two_ranks / f"sharded-{rank}.pt") for rank in (0, 1)]
+    for rank in ranks:
+        first, second = rank["losses"]
+        np.testing.assert_allclose(first, rank["expected"][:5], rtol=1e-6)
+        np.testing.assert_allclose(second, rank["expected"][4:], rtol=1e-6)
+        torch.testing.assert_close(rank["sharded"], rank["plain"], rtol=1e-6, atol=1e-7)
+    elements = len(ranks[0]["plain"])
+    assert sum(rank["own"] for rank in ranks) == elements
+    assert max(rank["own"] for rank in ranks) < 0.8 * elements, "a rank has its share of the averages"
+    assert max(rank["moments"] for rank in ranks) < 0.8 * 2 * elements, "and of the moments"
+    shutil.copytree(two_ranks / "states" / "step-000000004", tmp_path / "step-000000004")
+    rest, alone = run(tmp_path)
+    np.testing.assert_allclose(rest, np.mean([rank["expected"][4:] for rank in ranks], axis=0), rtol=1e-3)
+    assert float((averages(alone) - ranks[0]["plain"]).abs().max()) < 1e-4
 
 
 # --- the loop -----------------------------------------------------------------------------------------------
@@ -381,8 +425,8 @@ def test_resume_is_as_if_nothing_had_happened(tmp_path: Path) -> None:
     rest, rest_end = run(tmp_path)
     assert first == whole[:5]
     assert rest == whole[4:]
-    for a, b in zip(whole_end.shadow, rest_end.shadow, strict=True):
-        assert torch.equal(a, b)
+    for name, value in whole_end.averages.values.items():
+        assert torch.equal(value, rest_end.averages.values[name])
     assert run(tmp_path)[0] == []
 
 

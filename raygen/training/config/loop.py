@@ -54,6 +54,11 @@ class TrainConfig(Config):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, to save memory"
     )
+    sharding: Literal["none", "zero1"] = Field(
+        "none",
+        description="zero1: the ranks share the state of the optimizer and the averaged weights instead of each having "
+        "all of it; weights and gradients stay whole",
+    )
     compile: bool = Field(False, description="compile the network with torch.compile; the first steps take minutes")
     keep: int = Field(2, ge=1, description="number of training states that are kept")
 
