@@ -5,7 +5,7 @@ others (torch's `ZeroRedundancyOptimizer`; Rajbhandari et al. 2020, stage 1). Bo
 same state dict, so a training may change from one to the other, and its number of ranks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -19,12 +19,17 @@ from raygen.training.config.loop import TrainConfig
 __all__ = ["Averages", "gather_state", "load_state", "make_optimizer"]
 
 
-def make_optimizer(parameters: list[Tensor], config: TrainConfig, *, sharded: bool) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Sequence[Tensor], config: TrainConfig, *, sharded: bool) -> torch.optim.Optimizer:
     """AdamW as the config has it."""
-    settings = {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay, "fused": True}
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+        "fused": True,
+    }
     if not sharded:
-        return torch.optim.AdamW(parameters, **settings)  # type: ignore[arg-type]
-    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.AdamW, **settings)  # type: ignore[no-untyped-call]
+        return torch.optim.AdamW(parameters, **settings)
+    return ZeroRedundancyOptimizer(parameters, optimizer_class=torch.optim.AdamW, **settings)
 
 
 def gather_state(optimizer: torch.optim.Optimizer, rank: int) -> Mapping[int, Mapping[str, Any]]:
@@ -33,7 +38,7 @@ def gather_state(optimizer: torch.optim.Optimizer, rank: int) -> Mapping[int, Ma
         return dict(optimizer.state_dict()["state"])
     optimizer.consolidate_state_dict(to=0)
     state = optimizer.state_dict()["state"] if rank == 0 else {}
-    optimizer._all_state_dicts = []  # else it keeps the state of all ranks until the next call
+    vars(optimizer)["_all_state_dicts"] = []  # else it keeps the state of all ranks until the next call
     return dict(state)
 
 
