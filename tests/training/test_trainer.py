@@ -1,7 +1,6 @@
 """The training loop: seeded, keyed, the same for any number of ranks, and not shaken by a kill."""
 
 import errno
-import json
 import os
 from pathlib import Path
 
@@ -9,8 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from raygen.core.errors import ConfigError, InputError, StorageError
 from raygen.core.face_labels import ATTRIBUTES, flip_mask
@@ -26,7 +23,8 @@ from raygen.training.config.losses import AutoencoderObjectiveConfig, Discrimina
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.loading import load_training_data
 from raygen.training.losses import AutoencoderObjective, DiffusionObjective
-from raygen.training.trainer import DivergedError, Trainer, TrainStep, latest_state, train
+from raygen.training.trainer import Trainer, latest_state, train
+from raygen.training.window import DivergedError, TrainStep
 
 N = 10
 
@@ -195,35 +193,6 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         trainer(world_size=3)
 
 
-def _rank(rank: int, folder: str) -> None:
-    """Both trainings that two processes share: starting the processes takes longer than training in them."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    steps = list(train(trainer(rank, 2, gradient_accumulation_steps=2), arrays()))
-    Path(folder, f"{rank}.json").write_text(json.dumps([s.loss for s in steps]))
-    active = adversarial(rank=rank, world_size=2)
-    losses = [s.losses for s in train(active, load_training_data([faces()], size=16))]
-    weights = torch.cat([p.detach().flatten() for p in active.parameters.values()])
-    torch.save(weights, Path(folder, f"adversarial-{rank}.pt"))
-    Path(folder, f"adversarial-{rank}.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each of two processes wrote: its losses, and losses and weights of adversarial training."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, args=(str(folder),), nprocs=2)
-    return folder
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(two_ranks: Path) -> None:
-    ranks = [json.loads((two_ranks / f"{rank}.json").read_text()) for rank in (0, 1)]
-    alone = [s.loss for s in train(trainer(), arrays())]
-    np.testing.assert_allclose(np.mean(ranks, axis=0), alone, rtol=1e-3)
-
-
 # --- the loop -----------------------------------------------------------------------------------------------
 
 
@@ -311,11 +280,11 @@ def test_a_disk_that_is_full_keeps_the_state_before(tmp_path: Path, monkeypatch:
 # --- phases -------------------------------------------------------------------------------------------------
 
 
-def adversarial(rank: int = 0, world_size: int = 1, **fields: object) -> Trainer:
+def adversarial(**fields: object) -> Trainer:
     torch.manual_seed(0)
     stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8), mid_attention=False))
     config = AutoencoderObjectiveConfig(discriminator=DiscriminatorConfig(start=3, channels=8, layers=1))
-    return Trainer(AutoencoderObjective(stage, config), settings(**fields), rank=rank, world_size=world_size)
+    return Trainer(AutoencoderObjective(stage, config), settings(**fields))
 
 
 def test_a_discriminator_waits_for_its_step() -> None:
@@ -329,15 +298,6 @@ def test_a_discriminator_waits_for_its_step() -> None:
         assert same == (step.step <= 3)
     assert all("discriminator" not in s.losses for s in steps[:3])
     assert all({"discriminator", "adversarial", "adaptive_weight"} <= set(s.losses) for s in steps[3:])
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_discriminator(two_ranks: Path) -> None:
-    one, other = (torch.load(two_ranks / f"adversarial-{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert torch.equal(one, other)
-    losses = json.loads((two_ranks / "adversarial-0.json").read_text())
-    assert "discriminator" in losses[-1]
-    assert np.isfinite([v for step in losses for v in step.values()]).all()
 
 
 def test_adversarial_training_resumes_exactly(tmp_path: Path) -> None:
