@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from raygen.core.hashing import canonical
 from raygen.core.precision import set_deterministic_precision
 from raygen.store import disk
 from raygen.store.sealed import open_record, to_bytes
+from raygen.training.compiled import compile_blocks
 from raygen.training.config.loop import TrainConfig
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.losses import Objective
@@ -76,9 +78,10 @@ class Trainer:
         self.objective = objective.to(self.device).train()
         if config.gradient_checkpointing:
             _checkpoint_gradients(self.objective)
-        if config.compile:
-            for network in self.objective.networks():
-                network.compile()
+        #: Why nothing is compiled although it should be.
+        self.problem = compile_blocks(self.objective.networks(), config.compile, self.device)
+        if self.problem is not None and rank == 0:
+            sys.stderr.write(f"{self.problem}\n")
         self.phases = [list(parameters) for parameters in objective.phases()]
         self.optimizers = [
             torch.optim.AdamW(p, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)

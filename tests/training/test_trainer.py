@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from raygen.core.documents import load_yaml
 from raygen.core.errors import ConfigError, InputError, StorageError
 from raygen.core.face_labels import ATTRIBUTES, flip_mask
 from raygen.models.autoencoder import FirstStage
@@ -317,6 +319,41 @@ def test_gradient_checkpointing_changes_memory_only(stage: str) -> None:
         active = adversarial(gradient_checkpointing=on) if stage == "kl" else trainer(gradient_checkpointing=on)
         losses.append([s.loss for s in train(active, data)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+# --- compiling ----------------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("no working C++ compiler\ndetails")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    active = trainer(compile="max-autotune", steps=2)
+    assert active.problem is not None
+    assert active.problem.startswith("compile: max-autotune has no effect here")
+    assert active.problem.endswith("no working C++ compiler")
+    assert capsys.readouterr().err == f"{active.problem}\n"
+    assert [s.loss for s in train(active, arrays())] == [s.loss for s in train(trainer(steps=2), arrays())]
+    assert trainer().problem is None
+
+
+def test_yaml_reads_off_as_false() -> None:
+    """PyYAML 6.0.3 follows YAML 1.1: off, no and false are one value, and so are on, yes and true."""
+    found = [settings(compile=load_yaml(word, "job")).compile for word in ("off", "on", "default")]
+    assert found == ["off", "default", "default"]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif("RAYGEN_NIGHTLY" not in os.environ, reason="takes two minutes; RAYGEN_NIGHTLY is not set")
+@pytest.mark.parametrize("made", [trainer, adversarial], ids=["denoiser", "first_stage"])
+def test_compiled_blocks_train_alike(made: Callable[..., Trainer]) -> None:
+    data = arrays() if made is trainer else load_training_data([faces()], size=16)
+    plain, compiled = (list(train(made(compile=mode), data)) for mode in ("off", "default"))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1, "something was compiled"
+    np.testing.assert_allclose([s.loss for s in compiled], [s.loss for s in plain], rtol=1e-4)
 
 
 # --- state --------------------------------------------------------------------------------------------------
