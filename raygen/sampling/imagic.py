@@ -27,6 +27,7 @@ from raygen.core.pixels import to_pixels
 from raygen.core.types import BoolArray, UInt8Array
 from raygen.metrics.score_rows import score_table
 from raygen.models.base import Model, Tokens
+from raygen.models.collaborative import Collaborative
 from raygen.models.conditions import Conditions
 from raygen.sampling.config import EditJudgeConfig, ImagicConfig, SampleConfig
 from raygen.sampling.edit_judge import EditJudge, best_alpha
@@ -164,6 +165,8 @@ class EditWorker:
         self.config, self.imagic, self.faces, self.edits = sample, imagic, faces, edits
         self.model, self.device = self.sampler.model.requires_grad_(False), self.sampler.device
         self.judge = EditJudge(judge, self.device)
+        if imagic.tuning == "low_rank" and isinstance(self.model, Collaborative):
+            self.model.side_by_side.grouped = False  # each expert has low-rank weights of its own
 
     def environment(self) -> dict[str, str]:
         """See `SampleWorker.environment`."""
