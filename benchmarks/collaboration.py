@@ -4,8 +4,8 @@
 
 One thread (or the accelerator if there is one). The cases alternate; ratios are medians over rounds.
 
-step   one step of a collaboration of two and of three experts of equal shape, against the sum of its experts' steps: one
-       network after the other, and equal ones as one (what accelerators do). Of a CPU these are CPU seconds.
+step   one step of a collaboration of two and of three experts of equal shape, against the sum of its experts' steps:
+       one network after the other, and equal ones as one (what accelerators do). Of a CPU these are CPU seconds.
 once   condition encoders, keys and values: computed once per picture against at every step, for 19, 64 and 1,024
        tokens.
 pairs  the published script, which is one process per pair and loads its models each time, against `raygen generate`
@@ -124,7 +124,7 @@ def text(length: int) -> TransformerTextConfig:
 
 
 def equal_experts(stage: FirstStage, count: int) -> dict[str, LDM]:
-    """Two or three experts of the same shape: one for masks as tokens, one for texts, one for masks with a token more."""
+    """Two or three experts of the same shape: for masks as tokens, for texts, for masks with a token more."""
     made = {
         "mask": expert(stage, modalities=("mask",), mask_path="tokens", token_width=64),
         "text": expert(stage, modalities=("text",), text=text(19), token_width=64),

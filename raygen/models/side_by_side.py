@@ -144,7 +144,7 @@ class _Module(nn.Module):
 @cache
 def _stream(device: int, place: int) -> Any:
     """The same in every step: memory that was freed on a stream is used again on that stream alone."""
-    return torch.cuda.Stream(device)
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _on_streams(calls: Sequence[Callable[[], Sequence[Tensor]]]) -> list[Sequence[Tensor]]:

@@ -108,7 +108,7 @@ def _descend(
         ctx = model.prepare({name: value.repeat_interleave(batch, dim=0) for name, value in tokens.items()})
         output = model.predict(model.schedule.add_noise(zs, eps, t), t, ctx)
         squared = (output - model.schedule.target(zs, eps, t)).square()
-        loss = squared.unflatten(0, (len(keys), batch)).flatten(1).mean(dim=1).sum()
+        loss = torch.unflatten(squared, 0, (len(keys), batch)).flatten(1).mean(dim=1).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -290,7 +290,8 @@ class EditWorker:
         self, edit: Edit, log: InfluenceRecorder, fetch: Callable[[], tuple[UInt8Array, BoolArray]], part: slice
     ) -> dict[str, pa.Table]:
         rows = edit.rows
-        images, finite = (values[part] for values in fetch())
+        images, finite = fetch()
+        images, finite = images[part], finite[part]
         tables = self.sampler.finish(rows, [None] * rows.num_rows, log, images, finite)
         good = np.flatnonzero(finite)
         if not len(good):

@@ -70,9 +70,9 @@ class LowRankWeights:
             weight = first.flatten(0, 1)  # [E * rank, C, kh, kw]
             small = F.conv2d(maps, weight, None, layer.stride, layer.padding, layer.dilation, self.edits)
             changed = F.conv2d(small, second.flatten(0, 1)[..., None, None], groups=self.edits)
-            result = changed.unflatten(1, (self.edits, -1)).transpose(0, 1)  # [E, times * rows, out, H, W]
+            result = torch.unflatten(changed, 1, (self.edits, -1)).transpose(0, 1)  # [E, times * rows, out, H, W]
         else:
             flat = own.flatten(1, -2)  # [E, times * rows * ..., in]
             result = flat @ first.transpose(1, 2) @ second.transpose(1, 2)
-            result = result.unflatten(1, (times * rows, *shape[:-1]))
-        return result.unflatten(1, (times, rows)).transpose(0, 1).flatten(0, 2)
+            result = torch.unflatten(result, 1, (times * rows, *shape[:-1]))
+        return torch.unflatten(result, 1, (times, rows)).transpose(0, 1).flatten(0, 2)

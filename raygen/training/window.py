@@ -71,7 +71,7 @@ class Window:
         dist.all_reduce(self.bad, dist.ReduceOp.MIN)
         whole = torch.cat([value.double().flatten() for value in self.sums.values()])
         dist.all_reduce(whole)
-        parts = (whole / self.trainer.world_size).split([value.numel() for value in self.sums.values()])
+        parts = torch.split(whole / self.trainer.world_size, [value.numel() for value in self.sums.values()])
         averaged = zip(self.sums.items(), parts, strict=True)
         self.sums = {name: part.view_as(value).to(value.dtype) for (name, value), part in averaged}
 

@@ -131,7 +131,8 @@ class AutoencoderObjective(Objective):
 
     def _adversarial(self, reconstruction: Tensor) -> Tensor:
         assert self.discriminator is not None
-        return -self.discriminator(reconstruction).mean()
+        logits: Tensor = self.discriminator(reconstruction)
+        return -logits.mean()
 
     def _gradients(self, terms: Losses, adversarial: Tensor) -> Tensor:
         parts = [self._weights[n] * v for n, v in terms.items() if n in ("l1", "edges", "perceptual")]

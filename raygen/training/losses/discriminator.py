@@ -50,9 +50,9 @@ class RankBatchNorm2d(nn.BatchNorm2d):
         """x [B, C, H, W] -> the same shape."""
         if not (dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
-        mean: Tensor = RankMean.apply(x.float().mean(dim=(0, 2, 3), keepdim=True))  # type: ignore[no-untyped-call]
+        mean: Tensor = RankMean.apply(x.float().mean(dim=(0, 2, 3), keepdim=True))
         centred = x.float() - mean
-        var: Tensor = RankMean.apply(centred.square().mean(dim=(0, 2, 3), keepdim=True))  # type: ignore[no-untyped-call]
+        var: Tensor = RankMean.apply(centred.square().mean(dim=(0, 2, 3), keepdim=True))
         scale, shift = (value.view(1, -1, 1, 1) for value in (self.weight, self.bias))
         return (centred * (var + self.eps).rsqrt() * scale + shift).to(x.dtype)
 
