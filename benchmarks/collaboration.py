@@ -50,9 +50,10 @@ began = time.perf_counter()
 import torch
 torch.set_num_threads(1)
 import pyarrow.parquet as pq
-from raygen.sampling import SampleSpec, SampleWorker
+from raygen.sampling.config import SampleConfig
+from raygen.sampling.worker import SampleWorker
 folder, conditions, row, out, steps = sys.argv[1:]
-worker = SampleWorker(SampleSpec(checkpoint=folder, batch=1, codec="png", sampler=json.loads(steps)), threads=1)
+worker = SampleWorker(SampleConfig(checkpoint=folder, batch=1, codec="png", sampler=json.loads(steps)), threads=1)
 loaded = time.perf_counter()
 rows = pq.read_table(conditions).slice(int(row), 1)
 sample = worker(rows)["samples"]
@@ -133,7 +134,7 @@ def equal_experts(stage: FirstStage, count: int) -> dict[str, LDM]:
     return dict(list(made.items())[:count])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def steps(device: torch.device, rounds: int, batch: int) -> list[dict[str, Any]]:
     """Time of one step: experts and collaboration, one network after the other and equal ones as one."""
     return [line for count in (2, 3) for line in _steps(device, rounds, batch, count)]
@@ -142,7 +143,7 @@ def steps(device: torch.device, rounds: int, batch: int) -> list[dict[str, Any]]
 def _steps(device: torch.device, rounds: int, batch: int, count: int) -> list[dict[str, Any]]:
     stage = checkpoint.load_first_stage("bundled")
     experts = equal_experts(stage, count)
-    config = CollaborativeConfig(experts=dict.fromkeys(experts, ""), channels=(16, 32, 48), head_dim=16)
+    config = CollaborativeConfig(experts={name: name for name in experts}, channels=(16, 32, 48), head_dim=16)
     model = Collaborative(config, experts).to(device).eval().requires_grad_(False)
     zt = torch.randn(batch, *model.latent_shape, device=device)
     t = torch.full((batch,), 500, device=device)
@@ -282,7 +283,7 @@ def _tiny(folder: Path) -> str:
         "mask": expert(stage, modalities=("mask",), mask_path="tokens", **small),
         "text": expert(stage, modalities=("text",), text=reader, **small),
     }
-    config = CollaborativeConfig(experts=dict.fromkeys(experts, ""), channels=(8, 8), head_dim=8)
+    config = CollaborativeConfig(experts={name: name for name in experts}, channels=(8, 8), head_dim=8)
     checkpoint.save(Collaborative(config, experts), folder)
     return str(folder)
 
