@@ -3,7 +3,11 @@
 Equal blocks share their kernels, so the time of the compiler grows with the kinds of blocks and not with their number.
 """
 
+import struct
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -11,7 +15,7 @@ from torch import nn
 
 from raygen.training.config.loop import Compile
 
-__all__ = ["compile_blocks", "compiler_problem"]
+__all__ = ["compile_blocks", "compiler_problem", "remove_broken_libraries"]
 
 
 #: Classes of diffusers whose instances a network repeats; one without any is compiled as a whole.
@@ -19,6 +23,8 @@ REPEATED: Final = frozenset({"ResnetBlock2D", "BasicTransformerBlock", "Attentio
 #: Forms of one class that are compiled before the others run as they are. torch has room for 8; a UNet of four levels
 #: has more residual blocks of unlike widths.
 FORMS: Final = 64
+#: A library that is shorter than it says was left by a killed process if it is older than this many seconds.
+LINKED_S: Final = 10
 
 
 def compile_blocks(networks: Iterable[nn.Module], mode: Compile, device: torch.device) -> str | None:
@@ -29,6 +35,9 @@ def compile_blocks(networks: Iterable[nn.Module], mode: Compile, device: torch.d
     """
     if mode == "off":
         return None
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # it takes a second, which few trainings need
+
+    remove_broken_libraries(Path(cache_dir()))
     if (problem := compiler_problem(device)) is not None:
         return f"compile: {mode} has no effect here, and training goes on without: {problem}"
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
@@ -54,3 +63,25 @@ def compiler_problem(device: torch.device) -> str | None:
     except Exception as error:  # a missing compiler has another class with every backend and version
         return str(error).strip().splitlines()[0]
     return None
+
+
+def remove_broken_libraries(folder: Path) -> None:
+    """Remove libraries that a killed linker left in the cache of compiled kernels.
+
+    torch 2.15 takes a library for whole where its file exists (`_inductor/codecache.py`), so every later process would
+    end with `ImportError: file too short`, also one that continues the killed training.
+    """
+    for path in folder.glob("**/*.so"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > LINKED_S and not _is_whole(path):
+                path.unlink()
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the section table of an ELF file of 64 bits, which comes last in it, lies within the file."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if len(head) < 64 or head[:4] != b"\x7fELF":
+        return False
+    (offset,), (size, count) = struct.unpack_from("<Q", head, 40), struct.unpack_from("<HH", head, 58)
+    return bool(offset + size * count <= path.stat().st_size)

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from raygen.models.config.ldm import LDMConfig
 from raygen.store import disk
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import FACES, LATENTS
+from raygen.training.compiled import remove_broken_libraries
 from raygen.training.config.loop import TrainConfig
 from raygen.training.config.losses import AutoencoderObjectiveConfig, DiscriminatorConfig, SimpleLoss
 from raygen.training.data import TrainingData, draw, order
@@ -344,6 +347,39 @@ def test_yaml_reads_off_as_false() -> None:
     """PyYAML 6.0.3 follows YAML 1.1: off, no and false are one value, and so are on, yes and true."""
     found = [settings(compile=load_yaml(word, "job")).compile for word in ("off", "on", "default")]
     assert found == ["off", "default", "default"]
+
+
+def test_libraries_that_a_killed_linker_left_are_removed(tmp_path: Path) -> None:
+    """torch 2.15.0 (`torch/_inductor/codecache.py`) asks only whether the file is there: it would fail for ever."""
+    whole = Path(torch._C.__file__).read_bytes()
+    for name, data in (("whole", whole), ("empty", b""), ("half", whole[: len(whole) // 2]), ("new", b"")):
+        (tmp_path / "ab").mkdir(exist_ok=True)
+        (tmp_path / "ab" / f"{name}.main.so").write_bytes(data)
+        if name != "new":  # may be written at this moment
+            os.utime(tmp_path / "ab" / f"{name}.main.so", (0, 0))
+    remove_broken_libraries(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "ab").iterdir()) == ["new.main.so", "whole.main.so"]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif("RAYGEN_NIGHTLY" not in os.environ, reason="compiles; RAYGEN_NIGHTLY is not set")
+def test_a_killed_compilation_does_not_stop_the_next(tmp_path: Path) -> None:
+    """The first assertion is about torch alone: where it fails, `remove_broken_libraries` can go."""
+    code = "import torch; torch.compile(lambda x: x * 2 + 1)(torch.ones(8))"
+
+    def run() -> str:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stderr
+
+    assert "Error" not in run()
+    libraries = list(tmp_path.glob("**/*.main.so"))
+    assert libraries
+    for path in libraries:
+        path.write_bytes(b"")
+        os.utime(path, (0, 0))
+    assert "file too short" in run()
+    remove_broken_libraries(tmp_path)
+    assert "Error" not in run()
 
 
 @pytest.mark.nightly
