@@ -67,7 +67,7 @@ def from_mask(mask: UInt8Array) -> Float64Array:
 
 def _pixels(mask: UInt8Array, *names: str) -> Float64Array:
     """x, y of the pixels of some classes, float64 [n, 2]; `InputError` where there are too few."""
-    rows, columns = np.nonzero(np.isin(mask, [CLASS_INDEX[name] for name in names]))  # type: ignore[index]
+    rows, columns = np.nonzero(np.isin(mask, [CLASS_INDEX[name] for name in names]))
     if len(rows) < FEWEST:
         raise InputError(f"the mask has no {names[0]}", reason=REASON)
     return np.stack([columns, rows], axis=1).astype(np.float64)
