@@ -191,7 +191,7 @@ class Collaborative(Model):
     def influence(self, zt: Tensor, t: Tensor, ctx: Context) -> dict[str, Tensor]:
         """The weight of every expert that is evaluated: [B, 1, h, w], or a scalar where it is constant."""
         if isinstance(self.mixing, ConstantMixing):
-            return {n: torch.tensor(s, device=zt.device) for n, s in self.mixing.of(self.experts.keys()).items()}
+            return {n: torch.full((), s, device=zt.device) for n, s in self.mixing.of(self.experts.keys()).items()}
         raw = [self.diffuser(name)(zt, t, _part(ctx, f"{name}/diffuser/")) for name in self.experts]
         shares = dict(zip(self.experts, torch.stack(raw).softmax(dim=0), strict=True))
         assert isinstance(self.mixing, PaperMixing | ReleasedMixing)

@@ -23,8 +23,8 @@ from raygen.core.types import BoolArray, UInt8Array
 from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.base import Model, Record
 from raygen.models.conditions import Conditions
-from raygen.models.config.sampler import uses_step_noise
-from raygen.models.schedulers import advance, build_sampler
+from raygen.models.recurrences import Sampler
+from raygen.models.schedulers import build_sampler
 from raygen.sampling.config import SampleConfig, check_guidance, shares_model
 from raygen.sampling.guidance import GuidedDenoiser, build_guidance
 from raygen.sampling.influence import X0, InfluenceRecorder
@@ -52,9 +52,8 @@ def denoise(
     model: Model,
     guided: GuidedDenoiser,
     zt: Tensor,
-    scheduler: Any,
+    sampler: Sampler,
     *,
-    eta: float = 0.0,
     step_noise: StepNoise | None = None,
     unguided: GuidedDenoiser | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
@@ -62,22 +61,23 @@ def denoise(
 ) -> Iterator[Tensor]:
     """zt after each step, the last one being z. `zt` [B, C, h, w] starts as standard normal noise.
 
-    `guided` is used in the steps i of n whose i / n is in `interval` [low, high), `unguided` in the others. The
-    scheduler is one of `build_sampler` and cannot be used again: its solvers keep history. When zt is yielded, a
-    `record` holds the model's record of that step and its estimate of z as `x0`.
+    `guided` is used in the steps i of n whose i / n is in `interval` [low, high), `unguided` in the others. When zt is
+    yielded, a `record` holds the model's record of that step and its estimate of z as `x0`. All that the steps need is
+    on the device when this call returns; none of them waits for the device.
     """
-    steps = scheduler.timesteps
-    zt = zt * scheduler.init_noise_sigma
-    for i, t in enumerate(steps):
-        inside = interval[0] <= i / len(steps) < interval[1]
-        predictor = guided if inside or unguided is None else unguided
-        times = torch.full((len(zt),), int(t), dtype=torch.int64, device=zt.device)
-        output = predictor(model, scheduler.scale_model_input(zt, t), times, record)
-        if record is not None:
-            record[X0] = model.schedule.x0_from(output, zt, times)
-        noise = None if step_noise is None else step_noise(i)
-        zt = advance(scheduler, output, t, zt, eta=eta, noise=noise)
-        yield zt
+    times, trajectory = sampler.times(len(zt), zt.device), sampler.start()
+
+    def steps(zt: Tensor) -> Iterator[Tensor]:
+        for i, t in enumerate(times):
+            inside = interval[0] <= i / len(times) < interval[1]
+            predictor = guided if inside or unguided is None else unguided
+            output = predictor(model, zt, t, record)
+            if record is not None:
+                record[X0] = model.schedule.x0_from(output, zt, t)
+            zt = trajectory.advance(zt, output, None if step_noise is None else step_noise(i))
+            yield zt
+
+    return steps(zt)
 
 
 # --- the worker ---------------------------------------------------------------------------------------------
@@ -201,20 +201,18 @@ class SampleWorker:
         set_deterministic_precision()  # again, because a caller of the library may have changed it
         config, model, shape = self.config, self.model, self.model.latent_shape
         z = batch_noise(keys, 0, shape).to(self.device)
-        noisy = uses_step_noise(config.sampler)
-        scheduler = build_sampler(model.schedule, config.sampler)
+        sampler = build_sampler(model.schedule, config.sampler)
         trajectory = denoise(
             model,
             guided,
             z,
-            scheduler,
-            eta=config.sampler.eta,
-            step_noise=(lambda i: batch_noise(keys, 1 + i, shape).to(self.device)) if noisy else None,
+            sampler,
+            step_noise=(lambda i: batch_noise(keys, 1 + i, shape).to(self.device)) if sampler.noisy else None,
             unguided=unguided,
             interval=config.guidance_interval,
             record=log.record if model.mixes or config.influence_steps else None,
         )
-        log.begin([int(t) for t in scheduler.timesteps], model.first_stage.decode)
+        log.begin(sampler.timesteps, model.first_stage.decode)
         for zt in trajectory:
             log.step()
             z = zt

@@ -1,12 +1,13 @@
 """Keyed noise, guidance, samplers against diffusers' own loop, and a worker whose rows stand alone."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from raygen.core.errors import ConfigError
@@ -30,13 +31,6 @@ from raygen.store.schemas import CONDITIONS, SAMPLES
 
 EPS = NoiseSchedule()
 ZERO_SNR = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
-BETAS = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0015,
-    "beta_end": 0.0195,
-    "beta_schedule": "scaled_linear",
-    "timestep_spacing": "trailing",
-}
 
 
 def tiny(noise: NoiseSchedule = EPS, modalities: tuple[str, ...] = ("mask", "attributes")) -> Model:
@@ -168,57 +162,27 @@ def test_guidance_interval_counts_its_steps() -> None:
 # --- samplers against diffusers -----------------------------------------------------------------------------
 
 
-ORACLES = {
-    "ddim": lambda p: DDIMScheduler(**BETAS, **p, clip_sample=False),
-    "dpmpp_2m": lambda p: DPMSolverMultistepScheduler(**BETAS, **p),
-    "dpmpp_2m_karras": lambda p: DPMSolverMultistepScheduler(**BETAS, **p, use_karras_sigmas=True),
-    "unipc": lambda p: UniPCMultistepScheduler(**BETAS, **p),
-    "unipc_karras": lambda p: UniPCMultistepScheduler(**BETAS, **p, use_karras_sigmas=True),
-}
-
-
 @pytest.mark.parametrize(
-    ("name", "noise"),
-    [(name, noise) for name in ORACLES for noise in (EPS, ZERO_SNR) if noise == EPS or not name.endswith("karras")],
+    ("name", "noise", "kind"), [("unipc", EPS, UniPCMultistepScheduler), ("ddim", ZERO_SNR, DDIMScheduler)]
 )
 @torch.no_grad()
-def test_samplers_are_diffusers_own_loop(name: str, noise: NoiseSchedule) -> None:
+def test_the_loop_is_diffusers_own_loop(name: str, noise: NoiseSchedule, kind: Any) -> None:
+    """With a network, in float32; see `tests/models/test_schedulers.py` for every sampler, spacing and step count."""
     model = tiny(noise)
     conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
     zt = torch.randn(2, *model.latent_shape)
-    steps = 8 if name == "ddim" else 7  # diffusers' ddim is wrong where the number does not divide the schedule
-    sampler = SamplerConfig(name=name, steps=steps)  # type: ignore[arg-type]
+    sampler = SamplerConfig(name=name, steps=8)  # type: ignore[arg-type]
     *_, ours = denoise(model, build_guidance(model, conditions, 1.0), zt, build_sampler(noise, sampler))
-    oracle = ORACLES[name](
-        {"prediction_type": noise.prediction_type, "rescale_betas_zero_snr": noise.rescale_betas_zero_snr}
-    )
-    oracle.set_timesteps(steps)
+    oracle = kind(**noise.scheduler_config(), timestep_spacing="trailing")
+    if kind is DDIMScheduler:
+        oracle.register_to_config(clip_sample=False)
+    oracle.set_timesteps(8)
     ctx = model.prepare(model.embed(conditions))
     theirs = zt * oracle.init_noise_sigma
     for t in oracle.timesteps:
         output = model.predict(oracle.scale_model_input(theirs, t), torch.full((2,), int(t)), ctx)
         theirs = oracle.step(output, t, theirs).prev_sample
-    assert torch.isfinite(ours).all()
-    assert torch.equal(ours, theirs)
-
-
-@torch.no_grad()
-def test_ddpm_is_diffusers_own_loop_with_our_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny()
-    conditions, _ = Conditions.from_rows(rows(2), model.modalities, shapes=Shapes(16))
-    zt = torch.randn(2, *model.latent_shape)
-    noise = torch.randn(20, 2, *model.latent_shape)
-    guided = build_guidance(model, conditions, 1.0)
-    scheduler = build_sampler(EPS, SamplerConfig(name="ddpm", steps=20))
-    *_, ours = denoise(model, guided, zt, scheduler, step_noise=lambda i: noise[i])
-    oracle = DDPMScheduler(**BETAS, clip_sample=False)
-    oracle.set_timesteps(20)
-    drawn = iter(noise)
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(drawn))
-    theirs = zt
-    for t in oracle.timesteps:
-        theirs = oracle.step(guided(model, theirs, torch.full((2,), int(t))), t, theirs).prev_sample
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
 # --- the worker ---------------------------------------------------------------------------------------------
