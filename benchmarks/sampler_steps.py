@@ -1,6 +1,8 @@
 """What a sampler costs beside the network: a step of the denoising loop and of diffusers' loop, with an empty network.
 
-    python benchmarks/sampler_steps.py [--latents 8 64] [--steps 50] [--rounds 9] [--json FILE]
+The noise of a step is measured by itself, against numpy's standard normal of the same keys.
+
+    python benchmarks/sampler_steps.py [--latents 8 32 64] [--steps 50] [--rounds 9] [--json FILE]
 
 CPU time of one thread, float32 latents of 3x64x64, the two loops in turns; the smallest of the rounds counts.
 """
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +22,7 @@ from raygen.models.config.noise import NoiseSchedule
 from raygen.models.config.sampler import SamplerConfig
 from raygen.models.schedulers import SAMPLERS, build_sampler, diffusers_scheduler
 from raygen.sampling.guidance import GuidedDenoiser
+from raygen.sampling.noise import KeyedNoise, noise_key
 from raygen.sampling.worker import denoise
 
 SHAPE = (3, 64, 64)
@@ -59,6 +63,18 @@ def loops(config: SamplerConfig, latents: int) -> tuple[Callable[[], Any], Calla
     return ours, theirs
 
 
+def noises(latents: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Keyed noise of a step by raygen, and by numpy's own transformation of the same generator."""
+    keys = [noise_key(0, str(i), 0) for i in range(latents)]
+    made = KeyedNoise(keys, SHAPE, torch.device("cpu"))
+
+    def theirs() -> None:
+        streams = [np.random.Generator(np.random.Philox(key=key, counter=1 << 192)) for key in keys]
+        np.stack([stream.standard_normal(SHAPE, dtype=np.float32) for stream in streams])
+
+    return lambda: made(1), theirs
+
+
 def cpu(call: Callable[[], Any]) -> float:
     """CPU seconds of a call."""
     began = time.process_time()
@@ -70,7 +86,7 @@ def cpu(call: Callable[[], Any]) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latents", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--latents", type=int, nargs="+", default=[8, 32, 64])
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path)
@@ -85,6 +101,13 @@ def main() -> None:
             ours, theirs = (min(times) / options.steps * 1e3 for times in zip(*rounds, strict=True))
             print(f"| {latents} | {name} | {ours:.3f} | {theirs:.3f} | {ours / theirs:.2f} |", flush=True)
             found.append({"latents": latents, "sampler": name, "raygen_ms": ours, "diffusers_ms": theirs})
+    print("\n| latents | noise | raygen, ms | numpy, ms | ratio |\n|---|---|---|---|---|")
+    for latents in options.latents:
+        calls = noises(latents)
+        rounds = [[cpu(call) for call in calls] for _ in range(options.rounds)]
+        ours, theirs = (min(times) * 1e3 for times in zip(*rounds, strict=True))
+        print(f"| {latents} | of a step | {ours:.2f} | {theirs:.2f} | {ours / theirs:.2f} |")
+        found.append({"latents": latents, "noise": True, "raygen_ms": ours, "numpy_ms": theirs})
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
 

@@ -29,7 +29,7 @@ from raygen.sampling.config import SampleConfig, check_guidance, shares_model
 from raygen.sampling.guidance import GuidedDenoiser, build_guidance
 from raygen.sampling.influence import X0, InfluenceRecorder
 from raygen.sampling.no_effect import SAMPLING
-from raygen.sampling.noise import batch_noise, noise_key
+from raygen.sampling.noise import KeyedNoise, noise_key
 from raygen.store.images import encode_image, picture_column
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SAMPLES, SCORES, cast
@@ -199,15 +199,16 @@ class SampleWorker:
         `keys`: of the noise of each slot, None for an unused one.
         """
         set_deterministic_precision()  # again, because a caller of the library may have changed it
-        config, model, shape = self.config, self.model, self.model.latent_shape
-        z = batch_noise(keys, 0, shape).to(self.device)
+        config, model = self.config, self.model
+        noise = KeyedNoise(keys, model.latent_shape, self.device)
+        z = noise(0)
         sampler = build_sampler(model.schedule, config.sampler)
         trajectory = denoise(
             model,
             guided,
             z,
             sampler,
-            step_noise=(lambda i: batch_noise(keys, 1 + i, shape).to(self.device)) if sampler.noisy else None,
+            step_noise=(lambda i: noise(1 + i)) if sampler.noisy else None,
             unguided=unguided,
             interval=config.guidance_interval,
             record=log.record if model.mixes or config.influence_steps else None,

@@ -20,11 +20,9 @@ from raygen.models.config.ldm import LDMConfig
 from raygen.models.config.noise import NoiseSchedule
 from raygen.models.config.sampler import SamplerConfig
 from raygen.models.schedulers import build_sampler
-from raygen.sampling import noise as sampling_noise
-from raygen.sampling import worker as sampling_worker
 from raygen.sampling.config import SampleConfig
 from raygen.sampling.guidance import build_guidance
-from raygen.sampling.noise import keyed_normal, noise_key
+from raygen.sampling.noise import KeyedNoise, noise_key
 from raygen.sampling.worker import SampleWorker, denoise
 from raygen.store.images import decode_image, encode_mask, picture
 from raygen.store.schemas import CONDITIONS, SAMPLES
@@ -75,32 +73,6 @@ def rows(n: int, *, first: int = 0) -> pa.Table:
 
 def images(table: pa.Table) -> list[np.ndarray | None]:
     return [None if v is None else decode_image(v["bytes"]) for v in table["image"].to_pylist()]
-
-
-# --- noise --------------------------------------------------------------------------------------------------
-
-
-def test_keys_are_stable_and_differ_in_every_part() -> None:
-    assert noise_key(1, "a", 0) == noise_key(1, "a", 0) < 2**128
-    keys = {noise_key(s, i, a) for s in (0, 1, 2**40) for i in ("a", "b", "1", "0") for a in range(3)}
-    assert len(keys) == 36
-    assert noise_key(1, "0", 1) != noise_key(1, "1", 0)
-
-
-def test_noise_is_pinned() -> None:
-    # A change here changes every picture of every run.
-    assert noise_key(0, "sample", 0) == 165512757085010863581101650100970171373
-    first, second = (keyed_normal(noise_key(0, "sample", 0), stream, (3,)) for stream in (0, 1))
-    np.testing.assert_allclose(first, [2.2574785, 0.68134654, -0.18618084], rtol=1e-6)
-    np.testing.assert_allclose(second, [1.2174345, 1.7128960, 0.96384704], rtol=1e-6)
-
-
-def test_streams_are_normal_and_unrelated() -> None:
-    streams = np.stack([keyed_normal(noise_key(0, "s", 0), i, (20_000,)) for i in range(4)])
-    assert streams.dtype == np.float32
-    assert abs(streams.mean()) < 0.02
-    assert abs(streams.std() - 1) < 0.02
-    assert np.abs(np.corrcoef(streams) - np.eye(4)).max() < 0.04
 
 
 # --- guidance -----------------------------------------------------------------------------------------------
@@ -197,13 +169,13 @@ def test_a_batch_is_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny()
     sampler = SamplerConfig(name="ddim", steps=5, eta=1.0)
     drawn: list[Tensor] = []
-    real = sampling_worker.batch_noise
+    real = KeyedNoise.__call__
 
-    def spy(*args: object) -> Tensor:
-        drawn.append(real(*args))  # type: ignore[arg-type]
+    def spy(noise: KeyedNoise, stream: int) -> Tensor:
+        drawn.append(real(noise, stream))
         return drawn[-1]
 
-    monkeypatch.setattr(sampling_worker, "batch_noise", spy)
+    monkeypatch.setattr(KeyedNoise, "__call__", spy)
     together = worker(model, batch=8, sampler=sampler, guidance=2.0)(rows(8))["samples"]
     noise, drawn[:] = list(drawn), []
     alone = worker(model, batch=1, sampler=sampler, guidance=2.0)
@@ -272,12 +244,15 @@ def test_a_bad_row_and_a_nan_leave_their_neighbours_alone(monkeypatch: pytest.Mo
     values[1]["mask"]["bytes"] = values[1]["mask"]["bytes"][:-20]
     values[4]["attributes"]["Male"] = 5
     poisoned = noise_key(0, "s002", 0)
-    real = keyed_normal
-    monkeypatch.setattr(
-        sampling_noise,
-        "keyed_normal",
-        lambda key, stream, shape: real(key, stream, shape) * (np.nan if key == poisoned else np.float32(1)),
-    )
+    real = KeyedNoise.__call__
+
+    def poison(noise: KeyedNoise, stream: int) -> Tensor:
+        return (
+            real(noise, stream)
+            * torch.tensor([torch.nan if key == poisoned else 1 for key in noise.keys])[:, None, None, None]
+        )
+
+    monkeypatch.setattr(KeyedNoise, "__call__", poison)
     seen: list[tuple[int, list[str]]] = []
 
     def observe(pictures: np.ndarray, kept: pa.Table) -> pa.Table:
