@@ -15,6 +15,7 @@ from raygen.commands.base import (
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
+from raygen.core.types import PRECISION, Precision
 from raygen.evaluation.config import ScoreConfig
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.models.config.mixing import AnyMixing
@@ -72,7 +73,7 @@ class GenerateJob(ShardedJob):
         32, ge=1, le=4096, description="pictures generated at once; changing it can change the last bits of pictures"
     )
     codec: Codec = Field("webp", description=CODECS)
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the model")
+    precision: Precision = Field("float32", description=PRECISION)
     mixing: AnyMixing | None = Field(
         None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"
     )

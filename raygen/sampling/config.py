@@ -8,6 +8,7 @@ from pydantic import Field
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
+from raygen.core.types import PRECISION, Precision
 from raygen.extractors.config import BundledNetworkConfig, LPIPSConfig, ParserConfig
 from raygen.extractors.digests import network_digest
 from raygen.models import checkpoint_folder
@@ -63,7 +64,7 @@ class SampleConfig(Config):
     attempt: int = Field(0, ge=0)
     batch: int = Field(32, ge=1, le=4096)
     codec: Codec = "webp"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     run_id: str = ""
 
@@ -74,6 +75,7 @@ class EncodeConfig(Config):
     checkpoint: str
     horizontal_flips: bool = True
     batch: int = Field(32, ge=1, le=4096, description="pictures at once, mirrored ones counted")
+    precision: Precision = Field("float32", description=PRECISION)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -173,4 +175,4 @@ def check_conditions(
 
 def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
     """Whether both can use one loaded model."""
-    return all(getattr(a, name) == getattr(b, name) for name in ("checkpoint", "dtype", "device", "mixing"))
+    return all(getattr(a, name) == getattr(b, name) for name in ("checkpoint", "precision", "device", "mixing"))

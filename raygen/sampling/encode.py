@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from raygen.core.pixels import to_pixels, to_uint8
-from raygen.core.precision import set_deterministic_precision
+from raygen.core.precision import DTYPES, arithmetic, check_precision, set_deterministic_precision
 from raygen.core.types import UInt8Array
 from raygen.models import checkpoint, checkpoint_folder
 from raygen.sampling.config import EncodeConfig
-from raygen.sampling.worker import pick_device
+from raygen.sampling.worker import compute_environment, pick_device
 from raygen.store.images import images_from_rows
 from raygen.store.schemas import LATENTS
 
@@ -33,8 +33,13 @@ class EncodeWorker:
         set_deterministic_precision(threads)
         self.config = config
         self.device = pick_device(config.device)
+        check_precision(config.precision, self.device)
         self.digest = checkpoint_folder.digest(config.checkpoint)
-        self.stage = checkpoint.load_first_stage(config.checkpoint, self.device)
+        self.stage = checkpoint.load_first_stage(config.checkpoint, self.device).to(DTYPES[config.precision])
+
+    def environment(self) -> dict[str, str]:
+        """What the latents depend on except the config and library versions; see `compute_environment`."""
+        return compute_environment(self.device, self.config.precision)
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
         """`start(rows)()`."""
@@ -59,7 +64,8 @@ class EncodeWorker:
 
     @torch.inference_mode()
     def _moments(self, pixels: Tensor) -> Tensor:
-        parts = [self.stage.encode(part.to(self.device)) for part in torch.split(pixels, self.config.batch)]
+        with arithmetic(self.config.precision):
+            parts = [self.stage.encode(part.to(self.device)) for part in torch.split(pixels, self.config.batch)]
         return torch.cat(parts).cpu()
 
     def _table(self, ids: Sequence[str], transform: str, errors: Sequence[str | None], values: Tensor) -> pa.Table:

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,8 +19,8 @@ from torch import Tensor
 from raygen.core.errors import ConfigError
 from raygen.core.no_effect import without_effect
 from raygen.core.pixels import to_uint8
-from raygen.core.precision import set_deterministic_precision, tf32
-from raygen.core.types import BoolArray, UInt8Array
+from raygen.core.precision import DTYPES, arithmetic, check_precision, set_deterministic_precision, tf32
+from raygen.core.types import BoolArray, Precision, UInt8Array
 from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.base import Model, Record
 from raygen.models.conditions import Conditions
@@ -41,7 +42,6 @@ ScoreBatch = Callable[[UInt8Array, pa.Table], pa.Table]
 #: Gives the noise of step i, [B, C, h, w].
 StepNoise = Callable[[int], Tensor]
 
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 JOINT: Final = "joint"
 
 
@@ -88,6 +88,13 @@ def pick_device(name: str) -> torch.device:
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
+def compute_environment(device: torch.device, precision: Precision) -> dict[str, str]:
+    """What numbers depend on besides settings and library versions: device, CPU threads, precision."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    with arithmetic(precision):
+        return {"device": name, "threads": str(torch.get_num_threads()), "precision": precision, "tf32": tf32()}
+
+
 def check_sampling(config: SampleConfig) -> None:
     """`ConfigError` where the model of `config.checkpoint` cannot be sampled so, without loading it."""
     reads = checkpoint_folder.modalities(config.checkpoint)
@@ -116,14 +123,19 @@ class SampleWorker:
         observe: ScoreBatch | None = None,
         threads: int | None = None,
         references: RowLookup | None = None,
+        tuned: bool = False,
     ) -> None:
-        """`references`: look-up of the faces that styles are taken from."""
+        """`references`: look-up of the faces that styles are taken from.
+
+        `tuned`: the model will be tuned, so its weights stay float32: in half precision, small updates would be lost.
+        """
         set_deterministic_precision(threads)
-        self.config, self.observe, self.references = config, observe, references
+        self.config, self.observe, self.references, self.tuned = config, observe, references, tuned
         self.device = pick_device(config.device)
+        check_precision(config.precision, self.device)
         self.digest = "" if model is not None else checkpoint_folder.digest(config.checkpoint)
         loaded = checkpoint.load(config.checkpoint) if model is None else model
-        self.model = loaded.to(self.device, DTYPES[config.dtype]).eval()
+        self.model = loaded.to(self.device, torch.float32 if tuned else DTYPES[config.precision]).eval()
         if self.device.type == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)
         if config.mixing is not None:
@@ -137,10 +149,20 @@ class SampleWorker:
         worker.config = config
         return worker
 
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Inside, the model computes in the precision of the config, also where its weights are kept in float32."""
+        half = DTYPES[self.config.precision]
+        with arithmetic(self.config.precision):
+            if self.tuned and half != torch.float32:
+                with torch.autocast(self.device.type, half):
+                    yield
+            else:
+                yield
+
     def environment(self) -> dict[str, str]:
         """What the bytes of pictures depend on except the config and library versions."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        return {"device": name, "threads": str(torch.get_num_threads()), "dtype": self.config.dtype, "tf32": tf32()}
+        return compute_environment(self.device, self.config.precision)
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
         """`start(rows)()`."""
@@ -176,14 +198,15 @@ class SampleWorker:
         if config.use_conditions is not None:
             model.must_do_without("some conditions of the rows are not used (`use_conditions`)")
             conditions = conditions.keep(config.use_conditions)
-        unguided = build_guidance(model, conditions, 1.0) if config.guidance_interval != (0.0, 1.0) else None
-        guided = build_guidance(
-            model,
-            conditions,
-            config.guidance,
-            parametrization=config.guidance_parametrization,
-            against=config.negative_keeps,
-        )
+        with self.arithmetic():
+            unguided = build_guidance(model, conditions, 1.0) if config.guidance_interval != (0.0, 1.0) else None
+            guided = build_guidance(
+                model,
+                conditions,
+                config.guidance,
+                parametrization=config.guidance_parametrization,
+                against=config.negative_keeps,
+            )
         return self.pictures(guided, keys, log, unguided)
 
     @torch.inference_mode()
@@ -198,7 +221,6 @@ class SampleWorker:
 
         `keys`: of the noise of each slot, None for an unused one.
         """
-        set_deterministic_precision()  # again, because a caller of the library may have changed it
         config, model = self.config, self.model
         noise = KeyedNoise(keys, model.latent_shape, self.device)
         z = noise(0)
@@ -214,10 +236,11 @@ class SampleWorker:
             record=log.record if model.mixes or config.influence_steps else None,
         )
         log.begin(sampler.timesteps, model.first_stage.decode)
-        for zt in trajectory:
-            log.step()
-            z = zt
-        pixels = model.first_stage.decode(z)
+        with self.arithmetic():
+            for zt in trajectory:
+                log.step()
+                z = zt
+            pixels = model.first_stage.decode(z)
         return to_uint8(pixels), pixels.isfinite().flatten(1).all(dim=1)
 
     def finish(

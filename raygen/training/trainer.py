@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.hashing import canonical
-from raygen.core.precision import set_deterministic_precision
+from raygen.core.precision import arithmetic, check_precision, set_deterministic_precision
 from raygen.store import disk
 from raygen.store.sealed import open_record, to_bytes
 from raygen.training.config.loop import TrainConfig
@@ -91,6 +91,7 @@ class Trainer:
         set_deterministic_precision()
         self.config, self.rank, self.world_size = config, rank, world_size
         self.device = torch.device(device)
+        check_precision(config.precision, self.device)
         self.objective = objective.to(self.device).train()
         if config.gradient_checkpointing:
             _checkpoint_gradients(self.objective)
@@ -177,7 +178,8 @@ class Trainer:
 
     def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
         half = self.config.precision == "bfloat16"
-        with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
+        together = nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync()
+        with arithmetic(self.config.precision), together:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 losses: Batch = self.wrapped(part, phase)
             (losses["loss"] / self.config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]

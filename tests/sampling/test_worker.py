@@ -305,10 +305,10 @@ def test_an_unconditional_model_ignores_conditions() -> None:
     assert worker(model)(bare)["samples"]["image_sha256"] == made["image_sha256"]
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16"])
-def test_half_precision_pictures_are_close(dtype: str) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16"])
+def test_half_precision_pictures_are_close(precision: str) -> None:
     exact = images(worker(tiny())(rows(4))["samples"])
-    rough = images(worker(tiny(), dtype=dtype)(rows(4))["samples"])
+    rough = images(worker(tiny(), precision=precision)(rows(4))["samples"])
     for a, b in zip(exact, rough, strict=True):
         assert a is not None
         assert b is not None

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config
+from raygen.core.types import PRECISION, TunedPrecision
 
 __all__ = ["TrainConfig"]
 
@@ -40,8 +41,8 @@ class TrainConfig(Config):
         description="mirror half of the pictures, and exchange their left and right classes; with `latents`, whether "
         "those of mirrored pictures are used",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of the forward and backward pass"
+    precision: TunedPrecision = Field(
+        "float32", description=PRECISION + ". Weights and what the optimiser keeps are always float32"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, noise, timesteps and the order of the data")
     save_every: int = Field(
