@@ -72,6 +72,12 @@ class GenerateJob(ShardedJob):
     batch: int = Field(
         32, ge=1, le=4096, description="pictures generated at once; changing it can change the last bits of pictures"
     )
+    decode_batch: int = Field(
+        16,
+        ge=1,
+        le=4096,
+        description="pictures that the first stage decodes at once, to bound its memory; the last bits depend on it",
+    )
     codec: Codec = Field("webp", description=CODECS)
     precision: Precision = Field("float32", description=PRECISION)
     mixing: AnyMixing | None = Field(

@@ -63,6 +63,7 @@ class SampleConfig(Config):
     noise: Literal["sample", "group"] = Field("sample", description="noise schedule of the forward process")
     attempt: int = Field(0, ge=0)
     batch: int = Field(32, ge=1, le=4096)
+    decode_batch: int = Field(16, ge=1, le=4096)
     codec: Codec = "webp"
     precision: Precision = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from raygen.core.pixels import to_pixels, to_uint8
 from raygen.core.precision import DTYPES, arithmetic, check_precision, set_deterministic_precision
-from raygen.core.types import UInt8Array
+from raygen.core.types import Float32Array, UInt8Array
 from raygen.models import checkpoint, checkpoint_folder
+from raygen.models.conditions import to_device
 from raygen.sampling.config import EncodeConfig
-from raygen.sampling.worker import compute_environment, pick_device
+from raygen.sampling.worker import compute_environment, pick_device, to_host
 from raygen.store.images import images_from_rows
 from raygen.store.schemas import LATENTS
 
@@ -55,26 +56,31 @@ class EncodeWorker:
 
         def finish() -> dict[str, pa.Table]:
             parts = [
-                self._table(ids, transform, errors, values)
-                for transform, values in zip(("none", "flip"), moments, strict=False)
+                self._table(ids, transform, errors, fetch()[0])
+                for transform, fetch in zip(("none", "flip"), moments, strict=False)
             ]
             return {"latents": pa.concat_tables(parts)}
 
         return finish
 
     @torch.inference_mode()
-    def _moments(self, pixels: Tensor) -> Tensor:
+    def _moments(self, pixels: Tensor) -> Callable[[], tuple[Any, ...]]:
+        """Start to encode pixels; the returned call waits for the moments, a float32 array."""
         with arithmetic(self.config.precision):
-            parts = [self.stage.encode(part.to(self.device)) for part in torch.split(pixels, self.config.batch)]
-        return torch.cat(parts).cpu()
+            parts = torch.split(pixels, self.config.batch)
+            return to_host(torch.cat([self.stage.encode(to_device(part, self.device)) for part in parts]))
 
-    def _table(self, ids: Sequence[str], transform: str, errors: Sequence[str | None], values: Tensor) -> pa.Table:
-        finite = values.abs().le(LIMIT).flatten(1).all(dim=1).tolist()
+    def _table(
+        self, ids: Sequence[str], transform: str, errors: Sequence[str | None], values: Float32Array
+    ) -> pa.Table:
+        with np.errstate(invalid="ignore"):
+            finite = (np.abs(values) <= LIMIT).reshape(len(values), -1).all(axis=1).tolist()
         reasons = [
             error or (None if ok else "nonfinite: the moments do not fit float16")
             for error, ok in zip(errors, finite, strict=True)
         ]
-        flat = values.flatten(1).numpy().astype(np.float16)
+        with np.errstate(over="ignore"):
+            flat = values.reshape(len(values), -1).astype(np.float16)
         shape = list(values.shape[1:])
         columns: dict[str, Any] = {
             "face_id": list(ids),

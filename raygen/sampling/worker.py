@@ -240,7 +240,12 @@ class SampleWorker:
             for zt in trajectory:
                 log.step()
                 z = zt
-            pixels = model.first_stage.decode(z)
+            parts = [self._pictures_of(part) for part in z.split(config.decode_batch)]
+        images, finite = (torch.cat(values) for values in zip(*parts, strict=True))
+        return images, finite
+
+    def _pictures_of(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = self.model.first_stage.decode(z)
         return to_uint8(pixels), pixels.isfinite().flatten(1).all(dim=1)
 
     def finish(
@@ -301,18 +306,21 @@ def _column(
     return pa.nulls(rows.num_rows, field.type)
 
 
-def to_host(images: Tensor, finite: Tensor) -> Callable[[], tuple[UInt8Array, BoolArray]]:
-    """Start the copy to the host; the returned call waits for it, not for work that was queued later."""
-    if images.device.type != "cuda":
-        return lambda: (images.numpy(), finite.numpy())
-    hosts = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in (images, finite)]
-    for host, device in zip(hosts, (images, finite), strict=True):
+def to_host(*tensors: Tensor) -> Callable[[], tuple[Any, ...]]:
+    """Start the copy of `tensors` to arrays of the host.
+
+    The returned call waits for it, not for work that was queued later.
+    """
+    if tensors[0].device.type != "cuda":
+        return lambda: tuple(tensor.numpy() for tensor in tensors)
+    hosts = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+    for host, device in zip(hosts, tensors, strict=True):
         host.copy_(device, non_blocking=True)
     done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
 
-    def fetch() -> tuple[UInt8Array, BoolArray]:
+    def fetch() -> tuple[Any, ...]:
         done.synchronize()
-        return hosts[0].numpy(), hosts[1].numpy()
+        return tuple(host.numpy() for host in hosts)
 
     return fetch

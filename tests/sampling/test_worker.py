@@ -231,6 +231,18 @@ def test_attempts_and_seeds_have_other_noise() -> None:
     assert not np.array_equal(made[0], made[2])  # type: ignore[arg-type]
 
 
+def test_the_first_stage_decodes_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = tiny(), []
+    real = model.first_stage.decode
+    monkeypatch.setattr(model.first_stage, "decode", lambda z: (sizes.append(len(z)), real(z))[1])
+    whole, parts = (images(worker(model, decode_batch=size)(rows(8))["samples"]) for size in (8, 3))
+    assert sizes == [8, 3, 3, 2]
+    for a, b in zip(whole, parts, strict=True):
+        assert a is not None
+        assert b is not None
+        assert np.abs(a.astype(int) - b).max() <= 1
+
+
 def test_padding_changes_no_row() -> None:
     model = tiny()
     full, part = (worker(model)(rows(n))["samples"] for n in (8, 3))
