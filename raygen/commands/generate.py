@@ -18,6 +18,7 @@ from raygen.core.location import Location
 from raygen.core.types import PRECISION, Precision
 from raygen.evaluation.config import ScoreConfig
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
+from raygen.models.config.compile import Compile
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import (
@@ -80,6 +81,11 @@ class GenerateJob(ShardedJob):
     )
     codec: Codec = Field("webp", description=CODECS)
     precision: Precision = Field("float32", description=PRECISION)
+    compile: Compile = Field(
+        "off",
+        description="compile the repeated blocks of the networks with torch.compile, when a worker starts; "
+        "max-autotune also tries several kernels. Without a compiler pictures are made as with off",
+    )
     mixing: AnyMixing | None = Field(
         None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"
     )

@@ -12,6 +12,7 @@ from raygen.core.types import PRECISION, Precision
 from raygen.extractors.config import BundledNetworkConfig, LPIPSConfig, ParserConfig
 from raygen.extractors.digests import network_digest
 from raygen.models import checkpoint_folder
+from raygen.models.config.compile import Compile
 from raygen.models.config.conditions import MODALITIES, STYLE_COLUMNS
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
@@ -66,6 +67,7 @@ class SampleConfig(Config):
     decode_batch: int = Field(16, ge=1, le=4096)
     codec: Codec = "webp"
     precision: Precision = "float32"
+    compile: Compile = "off"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     run_id: str = ""
 
@@ -176,4 +178,6 @@ def check_conditions(
 
 def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
     """Whether both can use one loaded model."""
-    return all(getattr(a, name) == getattr(b, name) for name in ("checkpoint", "precision", "device", "mixing"))
+    return all(
+        getattr(a, name) == getattr(b, name) for name in ("checkpoint", "precision", "compile", "device", "mixing")
+    )

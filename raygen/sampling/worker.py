@@ -7,6 +7,7 @@ class, the number of threads and the versions of the libraries.
 import copy
 import hashlib
 import platform
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from raygen.core.precision import DTYPES, arithmetic, check_precision, set_deter
 from raygen.core.types import BoolArray, Precision, UInt8Array
 from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.base import Model, Record
+from raygen.models.compiled import compile_blocks, first_line, run_uncompiled
 from raygen.models.conditions import Conditions
 from raygen.models.recurrences import Sampler
 from raygen.models.schedulers import build_sampler
@@ -140,6 +142,30 @@ class SampleWorker:
             self.model = self.model.to(memory_format=torch.channels_last)
         if config.mixing is not None:
             self.model.mix(config.mixing)
+        self.compiled = "off" if config.compile == "off" else self._compile()
+
+    @torch.inference_mode()
+    def _compile(self) -> str:
+        """Compile, with a step and a decoding as warm-up. How, or why not: then all goes on without."""
+        networks = [*self.model.networks, *([self.model.first_stage.net] if self.model.first_stage.net else [])]
+        problem = compile_blocks(networks, self.config.compile, self.device)
+        if problem is None:
+            try:
+                n = self.config.batch
+                zt = torch.zeros(n, *self.model.latent_shape, device=self.device)
+                with self.arithmetic():
+                    for guided in self._guidance(self.model.null(n)):
+                        guided(self.model, zt, torch.zeros(n, dtype=torch.int64, device=self.device))
+                    for part in zt.split(self.config.decode_batch):
+                        self._pictures_of(part)
+                return self.config.compile
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # dynamo and its backends have no class in common
+                run_uncompiled(networks)
+                problem = f"compile: {self.config.compile} failed, and pictures are made without: {first_line(error)}"
+        sys.stderr.write(f"{problem}\n")
+        return f"off: {problem}"
 
     def another(self, config: SampleConfig) -> "SampleWorker":
         """A worker for other settings of the same checkpoint, which is loaded once for both."""
@@ -162,7 +188,7 @@ class SampleWorker:
 
     def environment(self) -> dict[str, str]:
         """What the bytes of pictures depend on except the config and library versions."""
-        return compute_environment(self.device, self.config.precision)
+        return {**compute_environment(self.device, self.config.precision), "compile": self.compiled}
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
         """`start(rows)()`."""
@@ -198,8 +224,13 @@ class SampleWorker:
         if config.use_conditions is not None:
             model.must_do_without("some conditions of the rows are not used (`use_conditions`)")
             conditions = conditions.keep(config.use_conditions)
+        guided, *unguided = self._guidance(conditions)
+        return self.pictures(guided, keys, log, *unguided)
+
+    def _guidance(self, conditions: Conditions) -> list[GuidedDenoiser]:
+        """The guided prediction, and the other one where only a part of the steps is guided."""
+        config, model = self.config, self.model
         with self.arithmetic():
-            unguided = build_guidance(model, conditions, 1.0) if config.guidance_interval != (0.0, 1.0) else None
             guided = build_guidance(
                 model,
                 conditions,
@@ -207,7 +238,8 @@ class SampleWorker:
                 parametrization=config.guidance_parametrization,
                 against=config.negative_keeps,
             )
-        return self.pictures(guided, keys, log, unguided)
+            partly = config.guidance_interval != (0.0, 1.0)
+            return [guided, *([build_guidance(model, conditions, 1.0)] if partly else [])]
 
     @torch.inference_mode()
     def pictures(

@@ -1,5 +1,6 @@
 """Keyed noise, guidance, samplers against diffusers' own loop, and a worker whose rows stand alone."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from diffusers import DDIMScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from raygen.core.errors import ConfigError
-from raygen.models import checkpoint
+from raygen.models import checkpoint, compiled
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.conditions import Conditions, Shapes
@@ -315,6 +316,45 @@ def test_an_unconditional_model_ignores_conditions() -> None:
     assert made["error"].null_count == 2
     bare = rows(2).set_column(rows(2).column_names.index("mask"), "mask", pa.nulls(2, rows(2)["mask"].type))
     assert worker(model)(bare)["samples"]["image_sha256"] == made["image_sha256"]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif("RAYGEN_NIGHTLY" not in os.environ, reason="compiles for a minute; RAYGEN_NIGHTLY is not set")
+def test_compiled_blocks_make_the_same_pictures() -> None:
+    torch._dynamo.reset()
+    active = worker(tiny(), compile="default", batch=2)
+    assert active.environment()["compile"] == "default"
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs > 1
+    made = images(active(rows(2))["samples"])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "all was compiled when the worker was made"
+    for a, b in zip(made, images(worker(tiny(), batch=2)(rows(2))["samples"]), strict=True):
+        assert a is not None
+        assert b is not None
+        assert np.abs(a.astype(int) - b).max() <= 1
+
+
+@pytest.mark.parametrize("fails", ["the compiler", "the network"])
+def test_without_a_compiler_pictures_are_made_and_it_is_said(
+    fails: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no working C++ compiler\ndetails")
+
+    if fails == "the compiler":
+        monkeypatch.setattr(torch, "compile", broken)
+    else:
+        monkeypatch.setattr(compiled, "compiler_problem", lambda _: None)
+        monkeypatch.setattr(
+            torch.nn.Module, "compile", lambda block, **_: setattr(block, "_compiled_call_impl", broken)
+        )
+    made = worker(tiny(), compile="max-autotune", batch=2)
+    said = capsys.readouterr().err
+    assert said.startswith("compile: max-autotune ")
+    assert said.endswith("no working C++ compiler\n")
+    assert made.environment()["compile"] == f"off: {said.strip()}"
+    assert made(rows(2))["samples"].equals(worker(tiny(), batch=2)(rows(2))["samples"])
+    assert worker(tiny()).environment()["compile"] == "off"
 
 
 @pytest.mark.parametrize("precision", ["bfloat16"])
