@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,10 +38,20 @@ Runner = Callable[[Sequence[ShardItem], ShardTask, Resources], Iterator[ShardSum
 
 
 def local_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Iterator[ShardSummary | str]:
-    """Work on the shards one after the other, in this process."""
+    """Work on the shards one after the other, in this process; a thread commits one while the next is begun."""
     worker = ShardWorker(task)
-    for item in items:
-        yield worker(item)
+    with ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
+        last: Future[ShardSummary] | None = None
+        for item in items:
+            started = worker.start(item)
+            following = None if isinstance(started, ShardSummary) else thread.submit(started)
+            if last is not None:
+                yield last.result()
+            if isinstance(started, ShardSummary):
+                yield started
+            last = following
+        if last is not None:
+            yield last.result()
 
 
 @dataclass

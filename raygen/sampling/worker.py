@@ -181,7 +181,8 @@ class SampleWorker:
         half = DTYPES[self.config.precision]
         with arithmetic(self.config.precision):
             if self.tuned and half != torch.float32:
-                with torch.autocast(self.device.type, half):
+                # Without its cache: that would keep what the weights were in half precision before a step of tuning.
+                with torch.autocast(self.device.type, half, cache_enabled=False):
                     yield
             else:
                 yield

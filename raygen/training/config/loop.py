@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from raygen.core.config import Config
 from raygen.core.types import PRECISION, TunedPrecision
+from raygen.models.config.compile import Compile
 
 __all__ = ["TrainConfig"]
 
@@ -55,7 +56,11 @@ class TrainConfig(Config):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, to save memory"
     )
-    compile: bool = Field(False, description="compile the network with torch.compile; the first steps take minutes")
+    compile: Compile = Field(
+        "off",
+        description="compile the repeated blocks of the network with torch.compile, in the first steps; max-autotune "
+        "also tries several kernels. Without a compiler the training goes on as with off",
+    )
     keep: int = Field(2, ge=1, description="number of training states that are kept")
 
     @model_validator(mode="after")
