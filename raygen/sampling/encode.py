@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raygen.core.pixels import to_pixels, to_uint8
 from raygen.core.precision import DTYPES, arithmetic, check_precision, set_deterministic_precision
-from raygen.core.types import Float32Array, UInt8Array
+from raygen.core.types import BoolArray, Float32Array, UInt8Array
 from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.conditions import to_device
 from raygen.sampling.config import EncodeConfig
@@ -74,7 +74,8 @@ class EncodeWorker:
         self, ids: Sequence[str], transform: str, errors: Sequence[str | None], values: Float32Array
     ) -> pa.Table:
         with np.errstate(invalid="ignore"):
-            finite = (np.abs(values) <= LIMIT).reshape(len(values), -1).all(axis=1).tolist()
+            fits: BoolArray = np.abs(values) <= LIMIT
+        finite: BoolArray = np.asarray(fits.reshape(len(values), -1).all(axis=1))
         reasons = [
             error or (None if ok else "nonfinite: the moments do not fit float16")
             for error, ok in zip(errors, finite, strict=True)

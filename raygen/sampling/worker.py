@@ -156,7 +156,7 @@ class SampleWorker:
                 with self.arithmetic():
                     for guided in self._guidance(self.model.null(n)):
                         guided(self.model, zt, torch.zeros(n, dtype=torch.int64, device=self.device))
-                    for part in zt.split(self.config.decode_batch):
+                    for part in torch.split(zt, self.config.decode_batch):
                         self._pictures_of(part)
                 return self.config.compile
             except torch.OutOfMemoryError:
@@ -273,7 +273,7 @@ class SampleWorker:
             for zt in trajectory:
                 log.step()
                 z = zt
-            parts = [self._pictures_of(part) for part in z.split(config.decode_batch)]
+            parts = [self._pictures_of(part) for part in torch.split(z, config.decode_batch)]
         images, finite = (torch.cat(values) for values in zip(*parts, strict=True))
         return images, finite
 

@@ -284,14 +284,19 @@ def test_edits_in_half_precision_tune_whole_weights(model: Collaborative, tmp_pa
     editor = worker(model, tmp_path / "model", precision="bfloat16")
     assert editor.environment()["precision"] == "bfloat16"
     assert {p.dtype for p in editor.model.parameters()} == {torch.float32}
-    losses: list[float] = []
-    real = torch.Tensor.backward
-    expert, z = model.expert("text"), torch.randn(1, *model.latent_shape)
-    with pytest.MonkeyPatch.context() as patch, editor.sampler.arithmetic(), restored(expert.networks):
-        patch.setattr(torch.Tensor, "backward", lambda loss: (losses.append(float(loss.detach())), real(loss))[1])
-        assert expert.predict(z, torch.tensor([600]), expert.prepare(target(model))).isfinite().all()
-        fit(expert, z, target(model), ImagicConfig(embedding_steps=0, tuning_steps=40, tuning_lr=1e-3, batch=16), 7)
-    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    expert, z, t = model.expert("text"), torch.randn(1, *model.latent_shape), torch.tensor([600])
+    ctx = expert.prepare(target(model))
+    with restored(expert.networks):
+        expert.unet.requires_grad_(True)  # autocast keeps copies of such weights, until its outermost block ends
+        with editor.sampler.arithmetic():
+            before = expert.predict(z, t, ctx)
+            with torch.no_grad():
+                for weight in expert.unet.parameters():
+                    weight.mul_(1.5)
+            after = expert.predict(z, t, ctx)
+        with editor.sampler.arithmetic():
+            assert torch.equal(after, expert.predict(z, t, ctx))
+        assert not torch.equal(after, before)
     half = editor.start(conditions())()["samples"]
     whole = worker(model, tmp_path / "model").start(conditions())()["samples"]
     assert half["error"].null_count == 3
