@@ -237,7 +237,7 @@ def generation_rows(job: GenerateJob, variant: str, stage: str) -> list[dict[str
     if not pictures:
         return []
     environment = commits[0].environment
-    resources = {key: environment.get(key) for key in ("device", "dtype", "threads", "torch")}
+    resources = {key: environment.get(key) for key in ("device", "precision", "tf32", "threads", "torch")}
     protocol = {
         **resources,
         "workers": job.resources.workers,

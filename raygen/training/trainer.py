@@ -29,10 +29,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.hashing import canonical
-from raygen.core.precision import set_deterministic_precision
+from raygen.core.precision import arithmetic, check_precision, set_deterministic_precision
+from raygen.models.compiled import compile_blocks
 from raygen.store import disk
 from raygen.store.sealed import open_record, to_bytes
-from raygen.training.compiled import compile_blocks
 from raygen.training.config.loop import TrainConfig
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.losses import Objective
@@ -75,6 +75,7 @@ class Trainer:
         set_deterministic_precision()
         self.config, self.rank, self.world_size = config, rank, world_size
         self.device = torch.device(device)
+        check_precision(config.precision, self.device)
         self.objective = objective.to(self.device).train()
         if config.gradient_checkpointing:
             _checkpoint_gradients(self.objective)
@@ -171,7 +172,8 @@ class Trainer:
         """`Objective.totals` over all parts of all ranks, by the names that a part has them under."""
         if self.objective.cuts == 1:
             return {}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        half = self.config.precision == "bfloat16"
+        with arithmetic(self.config.precision), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             own = [self.objective.totals(part, phase) for part in parts]
         totals = {f"{TOTAL}{name}": torch.stack([part[name] for part in own]).sum(dim=0) for name in own[0]}
         if self.distributed:
@@ -181,7 +183,8 @@ class Trainer:
 
     def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
         half = self.config.precision == "bfloat16"
-        with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
+        together = nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync()
+        with arithmetic(self.config.precision), together:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 losses: Batch = self.wrapped(part, phase)
             (losses["loss"] / self.config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]

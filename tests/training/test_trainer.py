@@ -17,12 +17,12 @@ from raygen.core.errors import ConfigError, InputError, StorageError
 from raygen.core.face_labels import ATTRIBUTES, flip_mask
 from raygen.models.autoencoder import FirstStage
 from raygen.models.checkpoint import build
+from raygen.models.compiled import remove_broken_libraries
 from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.models.config.ldm import LDMConfig
 from raygen.store import disk
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.schemas import FACES, LATENTS
-from raygen.training.compiled import remove_broken_libraries
 from raygen.training.config.loop import TrainConfig
 from raygen.training.config.losses import AutoencoderObjectiveConfig, DiscriminatorConfig, SimpleLoss
 from raygen.training.data import TrainingData, draw, order

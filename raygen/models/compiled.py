@@ -13,9 +13,9 @@ from typing import Final
 import torch
 from torch import nn
 
-from raygen.training.config.loop import Compile
+from raygen.models.config.compile import Compile
 
-__all__ = ["compile_blocks", "compiler_problem", "remove_broken_libraries"]
+__all__ = ["compile_blocks", "compiler_problem", "first_line", "remove_broken_libraries", "run_uncompiled"]
 
 
 #: Classes of diffusers whose instances a network repeats; one without any is compiled as a whole.
@@ -35,16 +35,26 @@ def compile_blocks(networks: Iterable[nn.Module], mode: Compile, device: torch.d
     """
     if mode == "off":
         return None
-    from torch._inductor.runtime.cache_dir_utils import cache_dir  # it takes a second, which few trainings need
+    from torch._inductor.runtime.cache_dir_utils import cache_dir  # it takes a second, which few jobs need
 
     remove_broken_libraries(Path(cache_dir()))
     if (problem := compiler_problem(device)) is not None:
-        return f"compile: {mode} has no effect here, and training goes on without: {problem}"
+        return f"compile: {mode} has no effect here, and the work goes on without: {problem}"
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
-    for network in networks:
-        for block in list(_repeated(network)) or [network]:
-            block.compile(dynamic=False, mode="max-autotune-no-cudagraphs" if mode == "max-autotune" else None)
+    for block in _blocks(networks):
+        block.compile(dynamic=False, mode="max-autotune-no-cudagraphs" if mode == "max-autotune" else None)
     return None
+
+
+def run_uncompiled(networks: Iterable[nn.Module]) -> None:
+    """Undo `compile_blocks`."""
+    for block in _blocks(networks):
+        block._compiled_call_impl = None
+
+
+def _blocks(networks: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    for network in networks:
+        yield from list(_repeated(network)) or [network]
 
 
 def _repeated(network: nn.Module) -> Iterator[nn.Module]:
@@ -61,8 +71,13 @@ def compiler_problem(device: torch.device) -> str | None:
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
     except Exception as error:  # a missing compiler has another class with every backend and version
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def remove_broken_libraries(folder: Path) -> None:
