@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from raygen.core.errors import ConfigError, InputError, RaygenError, TooManyBadR
 from raygen.core.hashing import digest, run_id
 from raygen.core.location import Location
 from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, bad_rows_text, execute_all, local_runner
+from raygen.execution.in_turn import WorkersInTurn
 from raygen.execution.worker import Worker, failed_rows, reasons_of
 from raygen.metrics.noise import check_noise
 from raygen.store.filesystem import FileStore
@@ -47,6 +49,7 @@ __all__ = [
     "plan_run",
     "report_stage",
     "run_sharded",
+    "run_together",
     "runner_of",
     "store_listing",
     "sum_estimates",
@@ -122,9 +125,13 @@ class Job(Config):
 
     def start(self, report: ProgressCallback) -> Result:
         """`run`, after the unfinished files of killed commands were removed from `out`."""
+        self.remove_leftovers()
+        return self.run(report)
+
+    def remove_leftovers(self) -> None:
+        """Remove the unfinished files of killed commands from `out`."""
         with suppress(RaygenError, OSError):  # storage that cannot be read is told by the job itself
             FileStore(self.out).remove_leftovers()
-        return self.run(report)
 
     @abstractmethod
     def run(self, report: ProgressCallback) -> Result:
@@ -242,6 +249,17 @@ def runner_of(resources: Resources) -> Runner:
 def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallback) -> Outcome:
     """Process the missing shards of `work`. Raises the errors of `execute_all`."""
     return execute_all([work], work.build, resources, runner_of(resources), report=report)[0]
+
+
+def run_together(works: Sequence[PreparedRun], resources: Resources, report: ProgressCallback) -> list[Outcome]:
+    """`run_sharded` for runs that do not read each other's results: the same actors process them, one run after another.
+
+    An actor holds the worker of one run at a time. Raises the errors of `execute_all`.
+    """
+    if len(works) < 2:
+        return [run_sharded(work, resources, report) for work in works]
+    build = partial(WorkersInTurn, tuple(work.build for work in works))
+    return execute_all(works, build, resources, runner_of(resources), report=report)
 
 
 def report_stage(report: ProgressCallback, stage: str) -> ProgressCallback:

@@ -31,7 +31,7 @@ from raygen.commands.base import (
     open_inputs,
     plan_run,
     report_stage,
-    run_sharded,
+    run_together,
     sum_estimates,
 )
 from raygen.core.assets import resolve
@@ -132,8 +132,7 @@ class EvaluateJob(Job, Sharding):
         reference, samples = self._reference(), self._samples()
         self._check_inputs()
         passes = self._passes(reference, samples)
-        for name, work in passes.items():
-            run_sharded(work, self.resources, report_stage(report, name))
+        run_together(list(passes.values()), self.resources, report_stage(report, ", ".join(passes)))
         if reference is not None and "reference" in passes:
             reference.record(self.score.by_content(), self.out)
         return Result(self.out, self._write(self._sets(passes, reference, samples), reference, samples))
@@ -199,6 +198,11 @@ class EvaluateJob(Job, Sharding):
 
     def _reference(self) -> ReferenceSet | None:
         return None if self.reference is None else ReferenceSet.open(self.reference)
+
+    def passes(self) -> list[PreparedRun]:
+        """The passes over pictures that `run` makes before it computes the metrics."""
+        self._check_inputs()
+        return list(self._passes(self._reference(), self._samples()).values())
 
     def _passes(self, reference: ReferenceSet | None, samples: RunStore | None) -> dict[str, PreparedRun]:
         """The passes over sets that are not scored yet, neither by an evaluation nor while they were generated."""
