@@ -111,8 +111,8 @@ def main() -> None:
     for name in dict.fromkeys(name for median in medians for name in median):
         print(f"| {name} | " + " | ".join(f"{m[name]:.1f} s" if name in m else "" for m in medians) + " |")
     equal = sum(pictures[-1].get(name) == sha for name, sha in pictures[0].items())
-    print(f"wall {last['wall'] / first['wall']:.2f}, CPU {last['CPU'] / first['CPU']:.2f} of the first build's; ", end="")
-    print(f"{equal} of {len(pictures[0])} pictures are equal")
+    wall, cpu = (last[name] / first[name] for name in ("wall", "CPU"))
+    print(f"wall {wall:.2f}, CPU {cpu:.2f} of the first build's; {equal} of {len(pictures[0])} pictures are equal")
 
 
 if __name__ == "__main__":

@@ -252,7 +252,7 @@ def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallbac
 
 
 def run_together(works: Sequence[PreparedRun], resources: Resources, report: ProgressCallback) -> list[Outcome]:
-    """`run_sharded` for runs that do not read each other's results: the same actors process them, one run after another.
+    """`run_sharded` for runs that do not read each other's results: the same actors process one after the other.
 
     An actor holds the worker of one run at a time. Raises the errors of `execute_all`.
     """

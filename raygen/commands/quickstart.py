@@ -18,8 +18,9 @@ from typing import Any, Final
 from pydantic import Field
 
 from raygen.commands import console
-from raygen.commands.base import Result, ShardedJob, run_together
+from raygen.commands.base import Result, open_inputs, run_together
 from raygen.commands.evaluate import EvaluateJob
+from raygen.commands.generate import GenerateJob
 from raygen.commands.registry import make
 from raygen.core.assets import recipe
 from raygen.core.config import Config, Resources
@@ -62,7 +63,7 @@ def run_quickstart(settings: Quickstart) -> None:
     out = Path(settings.out)
     resources = Resources(runner="ray", workers=settings.workers)
     console.heading(f"raygen quickstart: {settings.pictures:,} pictures into {out}")
-    threading.Thread(target=_import_networks, daemon=True).start()  # seconds of work, while Ray starts
+    threading.Thread(target=_import_plots, daemon=True).start()  # while Ray starts
     with connected(resources):
         models = {"model": "bundled", "parser": "bundled"}
         if settings.train:
@@ -130,11 +131,12 @@ def make_data_set(
     }
     label = "generate and score"
     began = time.time()
-    generate: ShardedJob = _job("generate", label, resources, out / "samples", generation)
+    generate: GenerateJob = _job("generate", label, resources, out / "samples", generation)
     score_reference: EvaluateJob = _job("evaluate", label, resources, out, evaluation)
     generate.remove_leftovers()
     score_reference.remove_leftovers()
-    works = [generate.prepare(write=True), *score_reference.passes()]
+    known = not settings.train  # the bundled model takes this sampler; checking that here would import torch
+    works = [generate.planned(open_inputs(generate.conditions, "conditions"), checked=known), *score_reference.passes()]
     with console.progress(label) as progress:
         run_together(works, resources, progress)
     console.console.print(f"  {label}: {duration(time.time() - began)}")
@@ -161,11 +163,12 @@ def train_models(root: Path, resources: Resources) -> dict[str, str]:
     return {"parser": str(root / "parser"), "model": str(root / "model")}
 
 
-def _import_networks() -> None:
-    """Import what the checks before a generation and the metrics after it need. Whoever needs it tells what is wrong."""
+def _import_plots() -> None:
+    """Import what the metrics and the report need at the end. Whoever needs it tells what is wrong."""
     with suppress(Exception):
-        import raygen.evaluation.aggregate
-        import raygen.evaluation.scored_sampler  # noqa: F401
+        import matplotlib.figure  # noqa: F401
+
+        import raygen.evaluation.aggregate  # noqa: F401
 
 
 def _job(kind: str, label: str, resources: Resources, out: Path, settings: dict[str, Any]) -> Any:

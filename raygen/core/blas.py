@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from itertools import product
 from typing import Any, Final
 
 __all__ = ["NARROW", "threads_for"]
@@ -29,7 +30,7 @@ def _controls() -> list[tuple[Any, Any]]:
     found = []
     for module in _MODULES:
         library = ctypes.CDLL(import_module(module).__file__)
-        for prefix, suffix in (("scipy_openblas", "64_"), ("scipy_openblas", ""), ("openblas", "64_"), ("openblas", "")):
+        for prefix, suffix in product(("scipy_openblas", "openblas"), ("64_", "")):  # with long and with short integers
             read, write = (getattr(library, f"{prefix}_{verb}_num_threads{suffix}", None) for verb in ("get", "set"))
             if read is not None and write is not None:
                 found.append((read, write))
