@@ -188,17 +188,24 @@ def open_inputs(url: str, table: str) -> Inputs:
     return Inputs(store.slices(table), content)
 
 
-def store_listing(listing: pa.Table, out: str, *also: str, write: bool) -> Inputs:
+#: Rows of a row group of a listing, at most; the digest of the inputs is that of a file with such groups.
+GROUP_ROWS: Final = 4096
+
+
+def store_listing(listing: pa.Table, out: str, *also: str, write: bool, group_rows: int = GROUP_ROWS) -> Inputs:
     """Rows that the driver made, as inputs. With `write` they are stored under `out`, where actors read them.
 
-    `also`: digests of other content that the rows refer to; they become part of the inputs' digest.
+    `also`: digests of other content that the rows refer to; they become part of the inputs' digest. `group_rows`: rows
+    of a shard, where rows are large: a shard is read with the whole row groups that it lies in.
     """
-    data = to_parquet(listing, row_group_rows=4096)
-    name = f"listing-{digest(data)[:12]}.parquet"
+    data = stored = to_parquet(listing, row_group_rows=GROUP_ROWS)
+    if write and group_rows < min(GROUP_ROWS, listing.num_rows):
+        stored = to_parquet(listing, row_group_rows=group_rows)
+    name = f"listing-{digest(stored)[:12]}.parquet"
     storage = FileStore(out)
     if write:
         storage.require()
-        storage.update(name, data)
+        storage.update(name, stored)
     return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
 
 
