@@ -213,9 +213,9 @@ class _Attempt:
 
     def __init__(self, item: ShardItem, store: RunStore, target: RunTarget, number: int) -> None:
         self.item, self.store, self.target, self.number = item, store, target, number
-        self.timings = {"started": time.time()}
+        before = time.time()
         self.rows = item.shard.read(target.columns)
-        self.timings["read_s"] = time.time() - self.timings["started"]
+        self.timings = {"read_s": time.time() - before}
         self.parts: list[Future[Tables]] = []
         self.environment: dict[str, str] = {}
 
@@ -227,8 +227,7 @@ class _Attempt:
 
     def run(self, worker: Worker, threads: ThreadPoolExecutor) -> None:
         """Start the batches one after the other; `threads` finish them, and at most `MAX_PENDING` wait for that."""
-        began = time.time()
-        self.timings["waited_s"] = began - self.timings["started"] - self.timings["read_s"]
+        self.timings["started"] = time.time()  # reading and waiting for the device was beside another shard
         device_s = 0.0
         for start in range(0, self.rows.num_rows, self.target.batch):
             before = time.perf_counter()
@@ -246,15 +245,13 @@ class _Attempt:
         parts = [part.result() for part in self.parts]
         names = dict.fromkeys(name for part in parts for name in part)
         tables = {name: pa.concat_tables([part[name] for part in parts if name in part]) for name in names}
-        timings = self.timings
-        before = timings["started"] + timings["read_s"] + timings["waited_s"]
-        timings["work_s"] = time.time() - before
+        self.timings["work_s"] = time.time() - self.timings["started"]
         tables, reasons = _cast_tables(tables)
         commit, divergent = self.store.commit(
             self.item.shard.index,
             self.target.shards,
             tables,
-            timings=timings,
+            timings=self.timings,
             environment=self.environment,
             reasons=reasons,
         )
@@ -265,7 +262,7 @@ class _Attempt:
             rows=self.rows.num_rows,
             bad=sum(reasons.values()),
             bytes=sum(int(entry["bytes"]) for entry in commit.files),
-            seconds=time.time() - timings["started"],
+            seconds=time.time() - self.timings["started"],
             divergent=divergent,
             error=f"attempt {self.number}" if self.number > 1 else "",
             worker=self.environment["worker"],

@@ -4,16 +4,18 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
+from raygen.core.no_effect import without_effect
 from raygen.extractors.config import BundledNetworkConfig, LPIPSConfig, ParserConfig
 from raygen.extractors.digests import network_digest
 from raygen.models import checkpoint_folder
 from raygen.models.config.conditions import MODALITIES, STYLE_COLUMNS
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
+from raygen.sampling.no_effect import EDITING
 from raygen.store.images import Codec
 from raygen.store.parquet import Slice, read_slice
 
@@ -105,7 +107,19 @@ class ImagicConfig(Config):
     embedding_lr: float = Field(1e-3, gt=0, description="learning rate of the embedding")
     tuning_steps: int = Field(1000, ge=0, description="fine-tuning steps of the model")
     tuning_lr: float = Field(1e-6, gt=0, description="learning rate of the model")
-    batch: int = Field(1, ge=1, le=256, description="noise samples per step")
+    batch: int = Field(1, ge=1, le=256, description="noise samples per step and edit")
+    tuning: Literal["full", "low_rank"] = Field(
+        "full",
+        description="what is tuned. full: all weights, one edit at a time; low_rank: low-rank weights beside them, for "
+        "all edits of a batch at once, which need a larger tuning_lr",
+    )
+    rank: int = Field(8, ge=1, le=256, description="low_rank only: rank of the weights")
+
+    @model_validator(mode="after")
+    def _rank_is_read(self) -> "ImagicConfig":
+        if problem := without_effect(self, EDITING):
+            raise ValueError(problem)
+        return self
 
 
 class TimingConfig(Config):

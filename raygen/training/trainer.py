@@ -9,12 +9,12 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,13 @@ from raygen.core.hashing import canonical
 from raygen.core.precision import set_deterministic_precision
 from raygen.store import disk
 from raygen.store.sealed import open_record, to_bytes
+from raygen.training.compiled import compile_blocks
 from raygen.training.config.loop import TrainConfig
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.losses import Objective
+from raygen.training.losses.base import TOTAL
 from raygen.training.unfinished import remove_older, remove_unfinished, unwritten
+from raygen.training.window import DivergedError, TrainStep, Window
 
 __all__ = [
     "DivergedError",
@@ -53,25 +56,6 @@ __all__ = [
 Batch = dict[str, Tensor]
 #: Fields of a TrainConfig that a resumed run may change.
 FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "sheet_every", "keep"})
-#: Faces that an error names.
-NAMED = 16
-
-
-class DivergedError(ConfigError):
-    """The loss is no longer finite; training cannot continue with these settings or this data."""
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """Record of the last `log_every` steps; losses are means over them on this rank."""
-
-    step: int
-    loss: float
-    lr: float
-    images_per_s: float
-    data_wait: float
-    elapsed: float
-    losses: Mapping[str, float]
 
 
 # --- the trainer --------------------------------------------------------------------------------------------
@@ -94,9 +78,10 @@ class Trainer:
         self.objective = objective.to(self.device).train()
         if config.gradient_checkpointing:
             _checkpoint_gradients(self.objective)
-        if config.compile:
-            for network in self.objective.networks():
-                network.compile()
+        #: Why nothing is compiled although it should be.
+        self.problem = compile_blocks(self.objective.networks(), config.compile, self.device)
+        if self.problem is not None and rank == 0:
+            sys.stderr.write(f"{self.problem}\n")
         self.phases = [list(parameters) for parameters in objective.phases()]
         self.optimizers = [
             torch.optim.AdamW(p, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
@@ -106,7 +91,8 @@ class Trainer:
         self.shadow = [p.detach().clone() for p in self.parameters.values()] if config.ema else []
         self.step, self.elapsed = 0, 0.0
         self.wrapped: Any = objective
-        if world_size > 1 and dist.is_initialized():
+        self.distributed = world_size > 1 and dist.is_initialized()
+        if self.distributed:
             several = len(self.phases) > 1
             with warnings.catch_warnings():
                 # Newer versions call the argument `forward_sync_buffers`; older ones know only this name.
@@ -120,7 +106,7 @@ class Trainer:
         """The part of the run that is done, 0..1; the same on every rank."""
         steps = self.step / self.config.steps if self.config.steps else 0.0
         seconds = self.elapsed / self.config.max_seconds if self.config.max_seconds else 0.0
-        if self.config.max_seconds and self.wrapped is not self.objective:
+        if self.config.max_seconds and self.distributed:
             shared = torch.tensor([seconds], device=self.device, dtype=torch.float64)
             dist.broadcast(shared, src=0)
             seconds = float(shared)
@@ -133,9 +119,11 @@ class Trainer:
 
     def batch(self, arrays: TrainingData, step: int) -> Batch:
         """This rank's slice of the global batch of `step`, as CPU tensors."""
-        size = self.config.batch // self.world_size
-        first = step * self.config.batch + self.rank * size
-        positions = range(first, first + size)
+        parts = self.config.gradient_accumulation_steps
+        size = self.config.batch // (self.world_size * parts)
+        # The parts of all ranks are those of one rank: statistics of a part do not depend on the number of ranks.
+        starts = (step * self.config.batch + (part * self.world_size + self.rank) * size for part in range(parts))
+        positions = [position for start in starts for position in range(start, start + size)]
         drawn = draw(self.config.seed, positions, self.objective.latent_shape, self.objective.timesteps)
         mirror = drawn.pop("mirror") & self.config.horizontal_flip
         values = {**drawn, **arrays.batch(order(self.config.seed, len(arrays), positions), mirror)}
@@ -154,11 +142,15 @@ class Trainer:
         ]
         means: Batch = {}
         self.objective.step = self.step
+        self.objective.ranks = self.world_size if self.distributed else 1
+        self.objective.cuts = self.objective.ranks * len(parts)
         for phase, optimizer in enumerate(self.optimizers):
             if not self.objective.active(phase):
                 continue
             optimizer.zero_grad(set_to_none=True)
+            totals = self._totals(parts, phase)
             for index, part in enumerate(parts):
+                part = {**part, **totals}
                 for name, value in self._backward(part, phase, last=index == len(parts) - 1).items():
                     if phase == 0 or name != "loss":  # the loss of a step is that of the first phase
                         means[name] = means.get(name, torch.zeros_like(value)) + value / len(parts)
@@ -174,6 +166,18 @@ class Trainer:
             decay = min(self.config.ema, (1 + n) / (10 + n))
             torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters.values()], 1 - decay)
         return means
+
+    def _totals(self, parts: list[Batch], phase: int) -> Batch:
+        """`Objective.totals` over all parts of all ranks, by the names that a part has them under."""
+        if self.objective.cuts == 1:
+            return {}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            own = [self.objective.totals(part, phase) for part in parts]
+        totals = {f"{TOTAL}{name}": torch.stack([part[name] for part in own]).sum(dim=0) for name in own[0]}
+        if self.distributed:
+            for total in totals.values():
+                dist.all_reduce(total)
+        return totals
 
     def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
         half = self.config.precision == "bfloat16"
@@ -202,7 +206,7 @@ class Trainer:
 
     # --- state ---
 
-    def save(self, root: Path, data: str, window: "_Window") -> None:
+    def save(self, root: Path, data: str, window: Window) -> None:
         """Write the full state as `root/step-…`, whole or not at all; older ones beyond `keep` are removed.
 
         It is on the disk before an older one goes.
@@ -231,7 +235,7 @@ class Trainer:
             raise unwritten(error, target, "the training state", resume or "there is no earlier one") from error
         remove_older(target, self.config.keep)
 
-    def restore(self, folder: Path, data: str, window: "_Window") -> None:
+    def restore(self, folder: Path, data: str, window: Window) -> None:
         """Resume from a saved state, in the middle of its `window`.
 
         `ConfigError` where it was made with other settings or data.
@@ -301,7 +305,7 @@ def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = No
     """
     root = None if folder is None else Path(folder)
     data = arrays.digest + trainer.objective.frozen
-    window = _Window(trainer, arrays, root)
+    window = Window(trainer, arrays, lambda: None if root is None else latest_state(root))
     if root is not None:
         _resume(trainer, root, data, window)
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:
@@ -319,12 +323,14 @@ def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = No
             done = progress >= 1
             if done or trainer.step % trainer.config.log_every == 0:
                 yield window.close(lr)
-            if root is not None and trainer.rank == 0 and (done or trainer.step % trainer.config.save_every == 0):
+            if root is not None and (done or trainer.step % trainer.config.save_every == 0):
+                window.gather()
                 window.check()
-                trainer.save(root, data, window)
+                if trainer.rank == 0:
+                    trainer.save(root, data, window)
 
 
-def _resume(trainer: Trainer, root: Path, data: str, window: "_Window") -> None:
+def _resume(trainer: Trainer, root: Path, data: str, window: Window) -> None:
     """Go on from the newest undamaged state, and on rank 0 remove what a killed process left."""
     state = latest_state(root)
     if state is not None:
@@ -333,60 +339,3 @@ def _resume(trainer: Trainer, root: Path, data: str, window: "_Window") -> None:
         remove_unfinished(root)
         if state is not None:
             remove_older(state, trainer.config.keep)
-
-
-class _Window:
-    """Sums over the steps since the last record; waits for the device only in `close` and `check`."""
-
-    def __init__(self, trainer: Trainer, arrays: TrainingData, root: Path | None) -> None:
-        self.trainer, self.arrays, self.root = trainer, arrays, root
-        self._reset()
-
-    def _reset(self) -> None:
-        self.sums: Batch = {}
-        self.count, self.waited, self.began = 0, 0.0, self.trainer.elapsed
-        self.bad = torch.full((), torch.inf, dtype=torch.float64, device=self.trainer.device)
-
-    def add(self, losses: Batch, waited: float) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-        self.bad = torch.where(losses["loss"].isfinite(), self.bad, self.bad.clamp(max=self.trainer.step - 1))
-        self.count += 1
-        self.waited += waited
-
-    def document(self) -> dict[str, Any]:
-        """What a state holds of the window beside the sums, whose order it has; `elapsed` is when it began."""
-        return {"count": self.count, "data_wait": self.waited, "elapsed": self.began, "losses": list(self.sums)}
-
-    def restore(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on with the window of a state, so that its record is that of a training which was never interrupted."""
-        self.sums = {name: tensors[f"window.{name}"].to(self.trainer.device) for name in document["losses"]}
-        self.count, self.waited, self.began = document["count"], document["data_wait"], document["elapsed"]
-
-    def check(self) -> None:
-        """Raise `DivergedError` where a loss so far is not finite, with the step, its faces and the way back."""
-        if self.bad.isinf():
-            return
-        step, config = int(self.bad), self.trainer.config
-        rows = order(config.seed, len(self.arrays), range(step * config.batch, (step + 1) * config.batch))
-        faces = [str(self.arrays.ids[self.arrays.face[row]]) for row in rows[:NAMED]]
-        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-        good = None if self.root is None else latest_state(self.root)
-        back = f"the last good state is {good}" if good else "there is no earlier state"
-        raise DivergedError(
-            f"the loss is not finite at step {step}, on faces {', '.join(faces)}{more}; {back}. "
-            "A smaller lr, a longer warmup or float32 usually help; a single bad face shows in its row"
-        )
-
-    def close(self, lr: float) -> TrainStep:
-        """The record of this window; the next one begins."""
-        trainer = self.trainer
-        self.check()
-        began = time.perf_counter()
-        losses = {name: float(value) / self.count for name, value in self.sums.items()}
-        trainer.elapsed += time.perf_counter() - began
-        seconds = max(trainer.elapsed - self.began, 1e-9)
-        rate = self.count * trainer.config.batch / seconds
-        step = TrainStep(trainer.step, losses["loss"], lr, rate, self.waited, trainer.elapsed, losses)
-        self._reset()
-        return step

@@ -1,17 +1,16 @@
 """The training loop: seeded, keyed, the same for any number of ranks, and not shaken by a kill."""
 
 import errno
-import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
+from raygen.core.documents import load_yaml
 from raygen.core.errors import ConfigError, InputError, StorageError
 from raygen.core.face_labels import ATTRIBUTES, flip_mask
 from raygen.models.autoencoder import FirstStage
@@ -26,7 +25,8 @@ from raygen.training.config.losses import AutoencoderObjectiveConfig, Discrimina
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.loading import load_training_data
 from raygen.training.losses import AutoencoderObjective, DiffusionObjective
-from raygen.training.trainer import DivergedError, Trainer, TrainStep, latest_state, train
+from raygen.training.trainer import Trainer, latest_state, train
+from raygen.training.window import DivergedError, TrainStep
 
 N = 10
 
@@ -195,35 +195,6 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
         trainer(world_size=3)
 
 
-def _rank(rank: int, folder: str) -> None:
-    """Both trainings that two processes share: starting the processes takes longer than training in them."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    steps = list(train(trainer(rank, 2, gradient_accumulation_steps=2), arrays()))
-    Path(folder, f"{rank}.json").write_text(json.dumps([s.loss for s in steps]))
-    active = adversarial(rank=rank, world_size=2)
-    losses = [s.losses for s in train(active, load_training_data([faces()], size=16))]
-    weights = torch.cat([p.detach().flatten() for p in active.parameters.values()])
-    torch.save(weights, Path(folder, f"adversarial-{rank}.pt"))
-    Path(folder, f"adversarial-{rank}.json").write_text(json.dumps(losses))
-    dist.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each of two processes wrote: its losses, and losses and weights of adversarial training."""
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(_rank, args=(str(folder),), nprocs=2)
-    return folder
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(two_ranks: Path) -> None:
-    ranks = [json.loads((two_ranks / f"{rank}.json").read_text()) for rank in (0, 1)]
-    alone = [s.loss for s in train(trainer(), arrays())]
-    np.testing.assert_allclose(np.mean(ranks, axis=0), alone, rtol=1e-3)
-
-
 # --- the loop -----------------------------------------------------------------------------------------------
 
 
@@ -311,11 +282,11 @@ def test_a_disk_that_is_full_keeps_the_state_before(tmp_path: Path, monkeypatch:
 # --- phases -------------------------------------------------------------------------------------------------
 
 
-def adversarial(rank: int = 0, world_size: int = 1, **fields: object) -> Trainer:
+def adversarial(**fields: object) -> Trainer:
     torch.manual_seed(0)
     stage = FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8), mid_attention=False))
     config = AutoencoderObjectiveConfig(discriminator=DiscriminatorConfig(start=3, channels=8, layers=1))
-    return Trainer(AutoencoderObjective(stage, config), settings(**fields), rank=rank, world_size=world_size)
+    return Trainer(AutoencoderObjective(stage, config), settings(**fields))
 
 
 def test_a_discriminator_waits_for_its_step() -> None:
@@ -329,15 +300,6 @@ def test_a_discriminator_waits_for_its_step() -> None:
         assert same == (step.step <= 3)
     assert all("discriminator" not in s.losses for s in steps[:3])
     assert all({"discriminator", "adversarial", "adaptive_weight"} <= set(s.losses) for s in steps[3:])
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_discriminator(two_ranks: Path) -> None:
-    one, other = (torch.load(two_ranks / f"adversarial-{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert torch.equal(one, other)
-    losses = json.loads((two_ranks / "adversarial-0.json").read_text())
-    assert "discriminator" in losses[-1]
-    assert np.isfinite([v for step in losses for v in step.values()]).all()
 
 
 def test_adversarial_training_resumes_exactly(tmp_path: Path) -> None:
@@ -357,6 +319,41 @@ def test_gradient_checkpointing_changes_memory_only(stage: str) -> None:
         active = adversarial(gradient_checkpointing=on) if stage == "kl" else trainer(gradient_checkpointing=on)
         losses.append([s.loss for s in train(active, data)])
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+# --- compiling ----------------------------------------------------------------------------------------------
+
+
+def test_without_a_compiler_training_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("no working C++ compiler\ndetails")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    active = trainer(compile="max-autotune", steps=2)
+    assert active.problem is not None
+    assert active.problem.startswith("compile: max-autotune has no effect here")
+    assert active.problem.endswith("no working C++ compiler")
+    assert capsys.readouterr().err == f"{active.problem}\n"
+    assert [s.loss for s in train(active, arrays())] == [s.loss for s in train(trainer(steps=2), arrays())]
+    assert trainer().problem is None
+
+
+def test_yaml_reads_off_as_false() -> None:
+    """PyYAML 6.0.3 follows YAML 1.1: off, no and false are one value, and so are on, yes and true."""
+    found = [settings(compile=load_yaml(word, "job")).compile for word in ("off", "on", "default")]
+    assert found == ["off", "default", "default"]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif("RAYGEN_NIGHTLY" not in os.environ, reason="takes two minutes; RAYGEN_NIGHTLY is not set")
+@pytest.mark.parametrize("made", [trainer, adversarial], ids=["denoiser", "first_stage"])
+def test_compiled_blocks_train_alike(made: Callable[..., Trainer]) -> None:
+    data = arrays() if made is trainer else load_training_data([faces()], size=16)
+    plain, compiled = (list(train(made(compile=mode), data)) for mode in ("off", "default"))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 1, "something was compiled"
+    np.testing.assert_allclose([s.loss for s in compiled], [s.loss for s in plain], rtol=1e-4)
 
 
 # --- state --------------------------------------------------------------------------------------------------

@@ -1,12 +1,20 @@
 """Settings of a training: batch, learning rate, averages, precision, how long, and what is written on the way."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from raygen.core.config import Config
 
-__all__ = ["TrainConfig"]
+__all__ = ["Compile", "TrainConfig"]
+
+
+def _from_yaml(value: Any) -> Any:
+    """YAML reads `off` as false."""
+    return {False: "off", True: "default"}[value] if isinstance(value, bool) else value
+
+
+Compile = Annotated[Literal["off", "default", "max-autotune"], BeforeValidator(_from_yaml)]
 
 
 class TrainConfig(Config):
@@ -54,7 +62,11 @@ class TrainConfig(Config):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, to save memory"
     )
-    compile: bool = Field(False, description="compile the network with torch.compile; the first steps take minutes")
+    compile: Compile = Field(
+        "off",
+        description="compile the repeated blocks of the network with torch.compile, in the first steps; max-autotune "
+        "also tries several kernels. Without a compiler the training goes on as with off",
+    )
     keep: int = Field(2, ge=1, description="number of training states that are kept")
 
     @model_validator(mode="after")
