@@ -287,6 +287,7 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
         "shards": f"{manifest['shards']} ({progress.resumed_shards} were already committed)",
         "bytes": manifest["bytes"],
         **({"rows_per_s": round(progress.rate, 1)} if progress.new_rows else {}),
+        **({"workers": outcome.waited} if progress.new_rows and outcome.waited else {}),
         "run_id": manifest["run_id"],
         "set_digest": manifest["set_digest"],
     }

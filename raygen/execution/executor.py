@@ -17,6 +17,7 @@ from typing import Any
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, InputError, IntegrityError, RaygenError, TooManyBadRows, from_record
 from raygen.core.location import redact
+from raygen.execution.waiting import WorkerTime
 from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
 from raygen.store.run_store import Plan, RunStore
 from raygen.store.sealed import open_record, to_bytes
@@ -98,11 +99,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The manifest of a complete run, its counts, and the shards whose attempts differed."""
+    """The manifest of a complete run, its counts, the shards whose attempts differed, and what workers waited for."""
 
     manifest: Mapping[str, Any]
     progress: Progress
     divergent: tuple[int, ...]
+    waited: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,8 +176,9 @@ class _RunState:
             detail = "; ".join(dict.fromkeys(self.errors)) or "no worker finished them"
             raise InfrastructureError(f"{len(missing)} of {len(plan.shards)} shards are not committed: {detail[:1500]}")
         reasons: Counter[str] = Counter()
-        rows = 0
+        rows, worker_time = 0, WorkerTime()
         for commit in store.commits():
+            worker_time.add(commit)
             reasons.update(commit.quarantined)
             rows += sum(int(entry["rows"]) for entry in commit.files)
         if rows == 0 and self.run.without_rows:
@@ -192,7 +195,7 @@ class _RunState:
             raise IntegrityError(
                 f"shards {self.divergent[:20]} gave other rows in a second attempt; the first commit is kept"
             )
-        return Outcome(manifest, self.progress, tuple(self.divergent))
+        return Outcome(manifest, self.progress, tuple(self.divergent), worker_time.sentence(plan.settings))
 
     def record(
         self, resources: Resources, error: BaseException | None, manifest: Mapping[str, Any] | None = None
