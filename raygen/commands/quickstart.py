@@ -18,7 +18,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from raygen.commands import console
-from raygen.commands.base import Result, open_inputs, run_together
+from raygen.commands.base import Job, Result, open_inputs, run_together
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
 from raygen.commands.registry import make
@@ -177,7 +177,7 @@ def _job(kind: str, label: str, resources: Resources, out: Path, settings: dict[
 
 def _step(kind: str, label: str, resources: Resources, out: Path, settings: dict[str, Any]) -> Result:
     """Run one job, and print how long it took."""
-    job = _job(kind, label, resources, out, settings)
+    job: Job = _job(kind, label, resources, out, settings)
     began = time.time()
     with console.progress(label) as progress:
         result = job.start(progress)
