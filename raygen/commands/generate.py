@@ -17,6 +17,7 @@ from raygen.core.errors import ConfigError
 from raygen.core.location import Location
 from raygen.core.types import PRECISION, Precision
 from raygen.evaluation.config import ScoreConfig
+from raygen.execution.worker import Worker
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.models.config.compile import Compile
 from raygen.models.config.mixing import AnyMixing
@@ -105,10 +106,11 @@ class GenerateJob(ShardedJob):
         """Plan the shards of the rows of `conditions`; see `planned`."""
         return self.planned(open_inputs(self.conditions, "conditions"))
 
-    def planned(self, rows: Inputs) -> PreparedRun:
+    def planned(self, rows: Inputs, *, checked: bool = False) -> PreparedRun:
         """Plan the shards of `rows`. Checkpoint and networks enter the run id by content, not by path.
 
-        Everything that the rows and the model's folder tell is checked here, before anything is written.
+        Everything that the rows and the model's folder tell is checked here, before anything is written. `checked`: the
+        model and its sampler are known to fit, so that they are not checked again, which imports torch.
         """
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
@@ -120,10 +122,10 @@ class GenerateJob(ShardedJob):
                 raise ConfigError(f"score.{self.score.to_source}: needs `references`, the folder of the source faces")
         if self.references is not None:
             settings["references"] = open_inputs(self.references, "faces").digest
-        from raygen.evaluation.scored_sampler import sample_worker
-        from raygen.sampling.worker import check_sampling
+        if not checked:
+            from raygen.sampling.worker import check_sampling
 
-        check_sampling(config)
+            check_sampling(config)
         plan = plan_run("generate", settings, rows, batch=self.batch, shard_rows=self.shard_rows, attempt=self.attempt)
         config = config.model_copy(update={"run_id": plan.run_id})
         build = partial(sample_worker, config, self.score, self.resources.threads, self.references)
@@ -134,6 +136,13 @@ class GenerateJob(ShardedJob):
         fields = (set(SampleConfig.model_fields) & set(GenerateJob.model_fields)) - {"checkpoint"}
         values = {name: getattr(self, name) for name in fields}
         return SampleConfig(run_id=run_id, checkpoint=resolve(self.checkpoint), **values)
+
+
+def sample_worker(config: SampleConfig, score: ScoreConfig | None, threads: int, references: str | None) -> Worker:
+    """The worker of a generate run, made in the process that generates: the driver of a cluster needs no torch."""
+    from raygen.evaluation import scored_sampler
+
+    return scored_sampler.sample_worker(config, score, threads, references)
 
 
 JOB = GenerateJob
