@@ -4,8 +4,8 @@
 
 One thread (or the accelerator if there is one). The cases alternate; ratios are medians over rounds.
 
-step   one step of a collaboration against the sum of its experts' steps; experts of equal shape as one batched call
-       (`torch.func.vmap` over stacked weights) against one call after the other.
+step   one step of a collaboration of two and of three experts of equal shape, against the sum of its experts' steps:
+       one network after the other, and equal ones as one (what accelerators do). Of a CPU these are CPU seconds.
 once   condition encoders, keys and values: computed once per picture against at every step, for 19, 64 and 1,024
        tokens.
 pairs  the published script, which is one process per pair and loads its models each time, against `raygen generate`
@@ -50,9 +50,10 @@ began = time.perf_counter()
 import torch
 torch.set_num_threads(1)
 import pyarrow.parquet as pq
-from raygen.sampling import SampleSpec, SampleWorker
+from raygen.sampling.config import SampleConfig
+from raygen.sampling.worker import SampleWorker
 folder, conditions, row, out, steps = sys.argv[1:]
-worker = SampleWorker(SampleSpec(checkpoint=folder, batch=1, codec="png", sampler=json.loads(steps)), threads=1)
+worker = SampleWorker(SampleConfig(checkpoint=folder, batch=1, codec="png", sampler=json.loads(steps)), threads=1)
 loaded = time.perf_counter()
 rows = pq.read_table(conditions).slice(int(row), 1)
 sample = worker(rows)["samples"]
@@ -65,18 +66,19 @@ print(json.dumps({"load": loaded - began, "make": made}))
 
 
 def taking_turns(cases: Mapping[str, Callable[[], object]], rounds: int, times: int = 4) -> dict[str, list[float]]:
-    """Seconds per call, for every case and round."""
+    """Seconds per call, for every case and round; on a CPU those of this process."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for call in cases.values():
         call()
     for _ in range(rounds):
         for name, call in cases.items():
-            began = time.perf_counter()
+            began = clock()
             for _ in range(times):
                 call()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - began) / times)
+            seconds[name].append((clock() - began) / times)
     return seconds
 
 
@@ -122,62 +124,52 @@ def text(length: int) -> TransformerTextConfig:
     return TransformerTextConfig(length=length, layers=2, heads=4, head_dim=16, inner=256)
 
 
-def pair_of_experts(stage: FirstStage) -> dict[str, LDM]:
-    """Two experts of the same shape: one for masks as tokens, one for texts."""
-    return {
+def equal_experts(stage: FirstStage, count: int) -> dict[str, LDM]:
+    """Two or three experts of the same shape: for masks as tokens, for texts, for masks with a token more."""
+    made = {
         "mask": expert(stage, modalities=("mask",), mask_path="tokens", token_width=64),
-        "text": expert(stage, modalities=("text",), text=text(19), token_width=64),  # as many tokens as masks have
+        "text": expert(stage, modalities=("text",), text=text(19), token_width=64),
+        "other": expert(stage, modalities=("mask",), mask_path="tokens", token_width=64, constant_token=True),
     }
+    return dict(list(made.items())[:count])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def steps(device: torch.device, rounds: int, batch: int) -> list[dict[str, Any]]:
-    """Time of one step: collaboration, experts, and two experts as one call."""
+    """Time of one step: experts and collaboration, one network after the other and equal ones as one."""
+    return [line for count in (2, 3) for line in _steps(device, rounds, batch, count)]
+
+
+def _steps(device: torch.device, rounds: int, batch: int, count: int) -> list[dict[str, Any]]:
     stage = checkpoint.load_first_stage("bundled")
-    experts = pair_of_experts(stage)
-    config = CollaborativeConfig(experts=dict.fromkeys(experts, ""), channels=(16, 32, 48), head_dim=16)
+    experts = equal_experts(stage, count)
+    config = CollaborativeConfig(experts={name: name for name in experts}, channels=(16, 32, 48), head_dim=16)
     model = Collaborative(config, experts).to(device).eval().requires_grad_(False)
     zt = torch.randn(batch, *model.latent_shape, device=device)
     t = torch.full((batch,), 500, device=device)
     inputs = conditions(model, batch)
     ctx = model.prepare(model.embed(inputs))
     own = {name: model.expert(name).prepare(model.expert(name).embed(inputs)) for name in experts}
+    unets = {name: model.expert(name).unet for name in experts}
 
-    bare = {name: {k: v for k, v in part.items() if not k.startswith("kv.")} for name, part in own.items()}
+    def alone(grouped: bool) -> dict[str, torch.Tensor]:
+        model.side_by_side.grouped = grouped
+        return model.side_by_side(unets, own, zt, t)
 
-    def each(contexts: Mapping[str, Any]) -> list[torch.Tensor]:
-        return [model.expert(name).predict(zt, t, contexts[name]) for name in experts]
+    def step(grouped: bool) -> torch.Tensor:
+        model.side_by_side.grouped = grouped
+        return model.predict(zt, t, ctx)
 
-    together = batched(model, zt, t, own)
-    for one, other in zip(each(own), together(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(step(True), step(False), rtol=1e-3, atol=1e-4)
     calls: dict[str, Callable[[], object]] = {
-        "its experts, one after the other": lambda: each(own),
-        "the same without ready keys and values": lambda: each(bare),
-        "a collaborative step": lambda: model.predict(zt, t, ctx),
-        "its two dynamic diffusers": lambda: model.influence(zt, t, ctx),
-        "the same in one batched call": together,
+        f"{count} experts, one after the other": lambda: alone(False),
+        f"{count} experts as one": lambda: alone(True),
+        f"a step with {count} experts, one network after the other": lambda: step(False),
+        f"a step with {count} experts, equal networks as one": lambda: step(True),
     }
     seconds = taking_turns(calls, rounds)
-    base = seconds["its experts, one after the other"]
+    base = next(iter(seconds.values()))
     return [row(name, values, base) for name, values in seconds.items()]
-
-
-def batched(
-    model: Collaborative, zt: torch.Tensor, t: torch.Tensor, own: Mapping[str, Any]
-) -> Callable[[], torch.Tensor]:
-    """Both experts' UNets as one call over stacked weights; their tokens have the same shape."""
-    unets = [model.expert(name).unet for name in model.experts]
-    parameters, buffers = torch.func.stack_module_state(unets)
-    tokens = torch.stack([ctx["tokens"] for ctx in own.values()])
-
-    def one(p: Any, b: Any, tokens: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = torch.func.functional_call(
-            unets[0], (p, b), (zt, t), {"encoder_hidden_states": tokens, "return_dict": False}
-        )[0]
-        return output
-
-    return lambda: torch.func.vmap(one)(parameters, buffers, tokens)
 
 
 @torch.inference_mode()
@@ -291,7 +283,7 @@ def _tiny(folder: Path) -> str:
         "mask": expert(stage, modalities=("mask",), mask_path="tokens", **small),
         "text": expert(stage, modalities=("text",), text=reader, **small),
     }
-    config = CollaborativeConfig(experts=dict.fromkeys(experts, ""), channels=(8, 8), head_dim=8)
+    config = CollaborativeConfig(experts={name: name for name in experts}, channels=(8, 8), head_dim=8)
     checkpoint.save(Collaborative(config, experts), folder)
     return str(folder)
 

@@ -95,7 +95,7 @@ def main() -> None:
         "latents, bfloat16": ("latents", {"precision": "bfloat16"}),
     }
     if options.compile:
-        cases["latents, compiled"] = ("latents", {"compile": True})
+        cases["latents, compiled"] = ("latents", {"compile": "default"})
     active = {name: trainer(stage, device, options.batch, **fields) for name, (_, fields) in cases.items()}
     rates: dict[str, list[float]] = {name: [] for name in cases}
     for name, (source, _) in cases.items():

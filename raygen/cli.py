@@ -253,6 +253,9 @@ def import_(
 
     Example: raygen import auto model.ckpt runs/model
     """
+    for name in words[1:] if look else words[1:-1]:  # told before torch is imported
+        if "://" not in name and not Path(name).exists():
+            raise ConfigError(f"{name}: no such file")
     from raygen.convert.convert import convert, inspect
     from raygen.convert.families import FAMILIES
     from raygen.convert.parts import Options

@@ -118,7 +118,7 @@ def test_runs_of_tables_are_made_checked_shown_and_exported_without_networks(mad
 
 
 def test_errors_of_a_job_are_told_before_a_library_of_networks_is_imported(made) -> None:
-    commands = [["--help"]]
+    commands = [["--help"], ["import", "--help"], ["import", "auto", "nothing.ckpt", "out/import"]]
     for kind in JOBS:
         commands += [["schema", kind], ["init", kind], [kind, "--help"], [kind, f"{kind}.yaml", "colour=red"]]
         commands += [[kind, f"{kind}.yaml", WRONG[kind]], [kind, f"{kind}.yaml"]]
@@ -134,3 +134,19 @@ def test_errors_of_a_job_are_told_before_a_library_of_networks_is_imported(made)
         elif not words[2:]:
             assert "nothing" in text, f"{words}: {text}"
     assert seconds < 6, "CPU seconds of the whole process; torch and diffusers alone take more"
+
+
+def test_a_quickstart_plans_and_compares_without_networks() -> None:
+    """Its actors import them; importing them in the driver as well would take it seconds."""
+    code = """
+import sys
+import raygen.commands.quickstart, raygen.evaluation.aggregate, raygen.evaluation.slices
+from raygen.commands.generate import GenerateJob
+from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.protocols import protocols_of
+protocols, features = protocols_of(ScoreConfig())
+print(sorted(protocols), features.metric, [name for name in ("torch", "diffusers") if name in sys.modules])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "['raygen-attributes', 'raygen-parser'] fd:raygen-parser []"

@@ -14,7 +14,8 @@ common.
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -40,6 +41,7 @@ from raygen.evaluation.comparison import (
 from raygen.metrics.registry import SECONDS
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
+from raygen.store.run_records import Commit
 from raygen.store.run_store import open_input
 from raygen.store.schemas import METRICS
 
@@ -234,7 +236,7 @@ def generation_rows(job: GenerateJob, variant: str, stage: str) -> list[dict[str
     if not pictures:
         return []
     environment = commits[0].environment
-    resources = {key: environment.get(key) for key in ("device", "dtype", "threads", "torch")}
+    resources = {key: environment.get(key) for key in ("device", "precision", "tf32", "threads", "torch")}
     protocol = {
         **resources,
         "workers": job.resources.workers,
@@ -247,7 +249,7 @@ def generation_rows(job: GenerateJob, variant: str, stage: str) -> list[dict[str
             "run_id": store.plan().run_id,
             "metric": SECONDS,
             "slice": "all",
-            "value": sum(commit.timings["work_s"] for commit in commits) / pictures,
+            "value": busy_seconds(commits) / pictures,
             "n": pictures,
             "ci_low": None,
             "ci_high": None,
@@ -256,6 +258,20 @@ def generation_rows(job: GenerateJob, variant: str, stage: str) -> list[dict[str
             "created": datetime.now(UTC),
         }
     ]
+
+
+def busy_seconds(commits: Iterable[Commit]) -> float:
+    """Seconds in which workers worked on the rows of shards, summed over workers.
+
+    A worker begins a shard while it still encodes the last one. Such seconds count once.
+    """
+    total, ends = 0.0, defaultdict[str, float](float)
+    for commit in sorted(commits, key=lambda commit: commit.timings["started"]):
+        worker, started = str(commit.environment.get("worker", "")), commit.timings["started"]
+        end = started + commit.timings["work_s"]
+        total += max(end - max(started, ends[worker]), 0.0)
+        ends[worker] = max(end, ends[worker])
+    return total
 
 
 def check_comparable(measured: Mapping[str, list[dict[str, Any]]]) -> None:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from raygen.core.errors import ConfigError, InputError, RaygenError, TooManyBadR
 from raygen.core.hashing import digest, run_id
 from raygen.core.location import Location
 from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, bad_rows_text, execute_all, local_runner
+from raygen.execution.in_turn import WorkersInTurn
 from raygen.execution.worker import Worker, failed_rows, reasons_of
 from raygen.metrics.noise import check_noise
 from raygen.store.filesystem import FileStore
@@ -47,6 +49,7 @@ __all__ = [
     "plan_run",
     "report_stage",
     "run_sharded",
+    "run_together",
     "runner_of",
     "store_listing",
     "sum_estimates",
@@ -111,6 +114,15 @@ class Job(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _find_tf32(self) -> "Job":
+        for part in (self, getattr(self, "training", None)):
+            if getattr(part, "precision", None) == "tf32" and not self.resources.gpus:
+                raise ValueError(
+                    "precision: tf32 is arithmetic of NVIDIA GPUs, and resources.gpus is 0; set it, or use float32"
+                )
+        return self
+
     def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The settings without `kind`, `resources`, `out` and those of `exclude`, as plain values."""
         return self.model_dump(mode="json", exclude={"kind", "resources", "out", *exclude})
@@ -122,9 +134,13 @@ class Job(Config):
 
     def start(self, report: ProgressCallback) -> Result:
         """`run`, after the unfinished files of killed commands were removed from `out`."""
+        self.remove_leftovers()
+        return self.run(report)
+
+    def remove_leftovers(self) -> None:
+        """Remove the unfinished files of killed commands from `out`."""
         with suppress(RaygenError, OSError):  # storage that cannot be read is told by the job itself
             FileStore(self.out).remove_leftovers()
-        return self.run(report)
 
     @abstractmethod
     def run(self, report: ProgressCallback) -> Result:
@@ -181,17 +197,24 @@ def open_inputs(url: str, table: str) -> Inputs:
     return Inputs(store.slices(table), content)
 
 
-def store_listing(listing: pa.Table, out: str, *also: str, write: bool) -> Inputs:
+#: Rows of a row group of a listing, at most; the digest of the inputs is that of a file with such groups.
+GROUP_ROWS: Final = 4096
+
+
+def store_listing(listing: pa.Table, out: str, *also: str, write: bool, group_rows: int = GROUP_ROWS) -> Inputs:
     """Rows that the driver made, as inputs. With `write` they are stored under `out`, where actors read them.
 
-    `also`: digests of other content that the rows refer to; they become part of the inputs' digest.
+    `also`: digests of other content that the rows refer to; they become part of the inputs' digest. `group_rows`: rows
+    of a shard, where rows are large: a shard is read with the whole row groups that it lies in.
     """
-    data = to_parquet(listing, row_group_rows=4096)
-    name = f"listing-{digest(data)[:12]}.parquet"
+    data = stored = to_parquet(listing, row_group_rows=GROUP_ROWS)
+    if write and group_rows < min(GROUP_ROWS, listing.num_rows):
+        stored = to_parquet(listing, row_group_rows=group_rows)
+    name = f"listing-{digest(stored)[:12]}.parquet"
     storage = FileStore(out)
     if write:
         storage.require()
-        storage.update(name, data)
+        storage.update(name, stored)
     return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
 
 
@@ -244,6 +267,17 @@ def run_sharded(work: PreparedRun, resources: Resources, report: ProgressCallbac
     return execute_all([work], work.build, resources, runner_of(resources), report=report)[0]
 
 
+def run_together(works: Sequence[PreparedRun], resources: Resources, report: ProgressCallback) -> list[Outcome]:
+    """`run_sharded` for runs that do not read each other's results: the same actors process one after the other.
+
+    An actor holds the worker of one run at a time. Raises the errors of `execute_all`.
+    """
+    if len(works) < 2:
+        return [run_sharded(work, resources, report) for work in works]
+    build = partial(WorkersInTurn, tuple(work.build for work in works))
+    return execute_all(works, build, resources, runner_of(resources), report=report)
+
+
 def report_stage(report: ProgressCallback, stage: str) -> ProgressCallback:
     """`report` for one stage of a job; the stages of a stage are named after it: `gamma-1/scores/reference`."""
 
@@ -262,6 +296,7 @@ def outcome_facts(outcome: Outcome) -> dict[str, object]:
         "shards": f"{manifest['shards']} ({progress.resumed_shards} were already committed)",
         "bytes": manifest["bytes"],
         **({"rows_per_s": round(progress.rate, 1)} if progress.new_rows else {}),
+        **({"workers": outcome.waited} if progress.new_rows and outcome.waited else {}),
         "run_id": manifest["run_id"],
         "set_digest": manifest["set_digest"],
     }

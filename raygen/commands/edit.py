@@ -9,6 +9,7 @@ from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
+from raygen.core.types import PRECISION, TunedPrecision
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
@@ -22,7 +23,7 @@ __all__ = ["JOB", "EditJob"]
 
 
 class EditJob(ShardedJob):
-    """CONDITIONS and FACES -> SAMPLES. A batch is one edit with all its alphas."""
+    """CONDITIONS and FACES -> SAMPLES. A batch is `edits` edits with all their alphas."""
 
     kind: Literal["edit"] = "edit"
     conditions: Location = Field(..., description="folder of a plan run with planning `edits` or `edit_pairs`")
@@ -31,6 +32,13 @@ class EditJob(ShardedJob):
     ignore: tuple[Literal["mask", "attributes", "text", "style", "hint"], ...] = Field((), description=IGNORE)
     imagic: ImagicConfig = Field(
         default_factory=ImagicConfig, description="fine-tuning of the embedding and of the model to each picture"
+    )
+    edits: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="edits whose embeddings are optimised at once; with imagic.tuning=low_rank they are also tuned and "
+        "sampled at once",
     )
     judge: EditJudgeConfig = Field(
         default_factory=EditJudgeConfig, description="networks that choose the best alpha of each edit"
@@ -51,12 +59,15 @@ class EditJob(ShardedJob):
     attempt: int = Field(
         0, ge=0, le=99, description="number of the attempt; each has other noise and its own folder attempt-NN"
     )
+    precision: TunedPrecision = Field(
+        "float32", description=PRECISION + ". Weights and what the optimiser keeps are always float32"
+    )
     codec: Codec = Field("webp", description=CODECS)
     shard_rows: int = Field(
         48,
         ge=1,
         le=1_000_000,
-        description="input rows per shard, the unit of work and of commit; rounded down to whole edits",
+        description="input rows per shard, the unit of work and of commit; rounded down to whole batches of `edits`",
     )
 
     def prepare(self, *, write: bool) -> PreparedRun:
@@ -72,7 +83,8 @@ class EditJob(ShardedJob):
         if first[0] is None:
             raise ConfigError(f"{self.conditions}: not a plan of edits; plan it with planning `edits` or `edit_pairs`")
         alphas = next((i for i, name in enumerate(first) if name != first[0]), len(first))
-        plan = plan_run("edit", settings, inputs, batch=alphas, shard_rows=self.shard_rows, attempt=self.attempt)
+        batch = alphas * self.edits
+        plan = plan_run("edit", settings, inputs, batch=batch, shard_rows=self.shard_rows, attempt=self.attempt)
         fields = (set(SampleConfig.model_fields) & set(EditJob.model_fields)) - {"checkpoint"}
         values = {name: getattr(self, name) for name in fields}
         config = SampleConfig(run_id=plan.run_id, checkpoint=resolve(self.checkpoint), batch=alphas, **values)
@@ -82,7 +94,9 @@ class EditJob(ShardedJob):
 
         check_sampling(config)
         faces = StoredRows(self.faces, ("image", "mask", "attributes"))
-        build = partial(EditWorker, config, self.imagic, self.judge, faces, threads=self.resources.threads)
+        build = partial(
+            EditWorker, config, self.imagic, self.judge, faces, threads=self.resources.threads, edits=self.edits
+        )
         return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build, notes=notes)
 
 

@@ -31,7 +31,7 @@ from raygen.commands.base import (
     open_inputs,
     plan_run,
     report_stage,
-    run_sharded,
+    run_together,
     sum_estimates,
 )
 from raygen.core.assets import resolve
@@ -47,6 +47,7 @@ from raygen.evaluation.config import (
     VerificationConfig,
     check_slices,
 )
+from raygen.evaluation.protocols import FeatureNetwork, protocols_of
 from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
 from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
@@ -58,7 +59,6 @@ from raygen.store.set_digest import KEYS
 
 if TYPE_CHECKING:
     from raygen.evaluation.scoring import ScoreWorker
-    from raygen.extractors.base import FeatureExtractor
 
 __all__ = ["JOB", "EvaluateJob"]
 
@@ -132,8 +132,7 @@ class EvaluateJob(Job, Sharding):
         reference, samples = self._reference(), self._samples()
         self._check_inputs()
         passes = self._passes(reference, samples)
-        for name, work in passes.items():
-            run_sharded(work, self.resources, report_stage(report, name))
+        run_together(list(passes.values()), self.resources, report_stage(report, ", ".join(passes)))
         if reference is not None and "reference" in passes:
             reference.record(self.score.by_content(), self.out)
         return Result(self.out, self._write(self._sets(passes, reference, samples), reference, samples))
@@ -200,6 +199,11 @@ class EvaluateJob(Job, Sharding):
     def _reference(self) -> ReferenceSet | None:
         return None if self.reference is None else ReferenceSet.open(self.reference)
 
+    def passes(self) -> list[PreparedRun]:
+        """The passes over pictures that `run` makes before it computes the metrics."""
+        self._check_inputs()
+        return list(self._passes(self._reference(), self._samples()).values())
+
     def _passes(self, reference: ReferenceSet | None, samples: RunStore | None) -> dict[str, PreparedRun]:
         """The passes over sets that are not scored yet, neither by an evaluation nor while they were generated."""
         passes = {}
@@ -258,11 +262,8 @@ class EvaluateJob(Job, Sharding):
 
     def _protocols(
         self, reference: ReferenceSet | None, samples: RunStore | None
-    ) -> "tuple[str, dict[str, Mapping[str, Any]], FeatureExtractor | None]":
+    ) -> tuple[str, dict[str, Mapping[str, Any]], FeatureNetwork | None]:
         """Run id of the METRICS, protocols by metric, and the network of the features."""
-        from raygen.evaluation.pairwise import protocols as pairwise_protocols
-        from raygen.evaluation.scoring import Scorer
-
         parts = {
             "samples": None if self.samples is None else open_input(self.samples)[1],
             "reference": None if reference is None else reference.content,
@@ -270,16 +271,19 @@ class EvaluateJob(Job, Sharding):
             "pairwise": self.pairwise,
         }
         name = run_id({"kind": "evaluate", **parts})
-        scorer, plan = Scorer(self.score, run_id=name), None if samples is None else samples.plan()
+        networks, features = protocols_of(self.score)
+        plan = None if samples is None else samples.plan()
         protocols: dict[str, Mapping[str, Any]] = {
-            **scorer.protocols(),
+            **networks,
             "edit": {"judges": plan.settings.get("judges", {}) if plan else {}},
         }
         if reference is not None:
             protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
         if self.pairwise is not None:
+            from raygen.evaluation.pairwise import protocols as pairwise_protocols
+
             protocols |= pairwise_protocols(self.pairwise)
-        return name if plan is None else plan.run_id, protocols, scorer.features
+        return name if plan is None else plan.run_id, protocols, features
 
     def _write(
         self,
@@ -290,7 +294,6 @@ class EvaluateJob(Job, Sharding):
     ) -> dict[str, object]:
         """Write METRICS of the sets into the folder `where`; the metrics of whole sets by name, to be printed."""
         from raygen.evaluation.aggregate import MetricRows, aggregate, write_metrics
-        from raygen.evaluation.external_stats import compare_to_statistics
         from raygen.evaluation.feature_metrics import Grouping, few_rows
         from raygen.evaluation.memorization import compare_to_training
         from raygen.evaluation.slices import by_slices, column, grouping_of
@@ -317,6 +320,8 @@ class EvaluateJob(Job, Sharding):
             people = column(samples, "samples", "sample_id", "identity_id") if samples is not None else {}
             tables += by_slices(self.slices, sets, people, finish)
         if self.reference_stats is not None and features is not None:
+            from raygen.evaluation.external_stats import compare_to_statistics
+
             tables.append(compare_to_statistics(self.reference_stats, sets["all"], features, run, grouping))
         if self.memorization is not None and training is not None and reference is not None and features is not None:
             rows = MetricRows(run, content)

@@ -15,8 +15,11 @@ from raygen.commands.base import (
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
+from raygen.core.types import PRECISION, Precision
 from raygen.evaluation.config import ScoreConfig
+from raygen.execution.worker import Worker
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
+from raygen.models.config.compile import Compile
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import (
@@ -71,8 +74,19 @@ class GenerateJob(ShardedJob):
     batch: int = Field(
         32, ge=1, le=4096, description="pictures generated at once; changing it can change the last bits of pictures"
     )
+    decode_batch: int = Field(
+        16,
+        ge=1,
+        le=4096,
+        description="pictures that the first stage decodes at once, to bound its memory; the last bits depend on it",
+    )
     codec: Codec = Field("webp", description=CODECS)
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the model")
+    precision: Precision = Field("float32", description=PRECISION)
+    compile: Compile = Field(
+        "off",
+        description="compile the repeated blocks of the networks with torch.compile, when a worker starts; "
+        "max-autotune also tries several kernels. Without a compiler pictures are made as with off",
+    )
     mixing: AnyMixing | None = Field(
         None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"
     )
@@ -92,10 +106,11 @@ class GenerateJob(ShardedJob):
         """Plan the shards of the rows of `conditions`; see `planned`."""
         return self.planned(open_inputs(self.conditions, "conditions"))
 
-    def planned(self, rows: Inputs) -> PreparedRun:
+    def planned(self, rows: Inputs, *, checked: bool = False) -> PreparedRun:
         """Plan the shards of `rows`. Checkpoint and networks enter the run id by content, not by path.
 
-        Everything that the rows and the model's folder tell is checked here, before anything is written.
+        Everything that the rows and the model's folder tell is checked here, before anything is written. `checked`: the
+        model and its sampler are known to fit, so that they are not checked again, which imports torch.
         """
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
@@ -107,10 +122,10 @@ class GenerateJob(ShardedJob):
                 raise ConfigError(f"score.{self.score.to_source}: needs `references`, the folder of the source faces")
         if self.references is not None:
             settings["references"] = open_inputs(self.references, "faces").digest
-        from raygen.evaluation.scored_sampler import sample_worker
-        from raygen.sampling.worker import check_sampling
+        if not checked:
+            from raygen.sampling.worker import check_sampling
 
-        check_sampling(config)
+            check_sampling(config)
         plan = plan_run("generate", settings, rows, batch=self.batch, shard_rows=self.shard_rows, attempt=self.attempt)
         config = config.model_copy(update={"run_id": plan.run_id})
         build = partial(sample_worker, config, self.score, self.resources.threads, self.references)
@@ -121,6 +136,13 @@ class GenerateJob(ShardedJob):
         fields = (set(SampleConfig.model_fields) & set(GenerateJob.model_fields)) - {"checkpoint"}
         values = {name: getattr(self, name) for name in fields}
         return SampleConfig(run_id=run_id, checkpoint=resolve(self.checkpoint), **values)
+
+
+def sample_worker(config: SampleConfig, score: ScoreConfig | None, threads: int, references: str | None) -> Worker:
+    """The worker of a generate run, made in the process that generates: the driver of a cluster needs no torch."""
+    from raygen.evaluation import scored_sampler
+
+    return scored_sampler.sample_worker(config, score, threads, references)
 
 
 JOB = GenerateJob

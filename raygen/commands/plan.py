@@ -60,6 +60,7 @@ class PlanJob(ShardedJob):
         lookup: RowLookup | None = None
         notes: tuple[str, ...] = ()
         faces = self.faces or ""
+        rows = max(2, self.shard_rows // planning.factor)  # a face and its partner are rows of the same shard
         check_splits(faces, getattr(planning, "splits", ()), "planning.splits")
         if isinstance(planning, Unconditional):
             inputs = Inputs([Slice(RANGE, 0, planning.count)], f"{RANGE}{planning.count}")
@@ -68,10 +69,9 @@ class PlanJob(ShardedJob):
             inputs = store_listing(first, self.out, open_inputs(faces, "faces").digest, write=write)
             lookup = StoredRows(faces, ("mask", "texts", "attributes"))
         elif isinstance(planning, Identities):
-            inputs, lookup, first, notes = self._choose_identities(planning, faces, write=write)
+            inputs, lookup, first, notes = self._choose_identities(planning, faces, rows, write=write)
         else:
             inputs, columns = open_inputs(faces, "faces"), planning.columns
-        rows = max(2, self.shard_rows // planning.factor)  # a face and its partner are rows of the same shard
         plan = plan_run("plan", {"planning": planning}, inputs, batch=min(rows, 1024), shard_rows=rows)
         build = partial(PlanWorker, planning, lookup)
         store, max_errors = RunStore(self.out), self.max_error_fraction
@@ -79,10 +79,11 @@ class PlanJob(ShardedJob):
         return PreparedRun(store, plan, max_errors, columns, without_rows, build=build, first=first, notes=notes)
 
     def _choose_identities(
-        self, planning: Identities, faces: str, *, write: bool
+        self, planning: Identities, faces: str, rows: int, *, write: bool
     ) -> tuple[Inputs, InMemoryRows, pa.Table, tuple[str, ...]]:
         """One input row per identity, and the donors; both are stored, so that actors read what was chosen.
 
+        `rows`: identities of a shard.
         Every face is read once, a few at a time, and the masks that are used are read once more.
         """
         source = open_inputs(faces, "faces")
@@ -97,7 +98,8 @@ class PlanJob(ShardedJob):
         elif chosen.without_masks == "donors":
             donors = with_masks(donors, StoredRows(faces, ("mask",)))
         stored_donors = store_listing(donors, self.out, write=write)
-        inputs = store_listing(listing, self.out, source.digest, stored_donors.digest, write=write)
+        contents = source.digest, stored_donors.digest
+        inputs = store_listing(listing, self.out, *contents, write=write, group_rows=rows)
         return inputs, InMemoryRows(stored_donors.slices[0] if write else donors), listing, chosen.notes
 
 

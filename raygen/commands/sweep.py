@@ -38,6 +38,7 @@ from raygen.core.hashing import run_id
 from raygen.core.location import Location
 from raygen.evaluation.comparison import CELL, WITHIN, best_steps, curves
 from raygen.evaluation.config import FeatureMetricsConfig, ScoreConfig
+from raygen.evaluation.protocols import protocols_of
 from raygen.evaluation.reference import ReferenceSet
 from raygen.execution.executor import PlannedRun, execute_all
 from raygen.metrics.registry import SECONDS, lookup
@@ -283,11 +284,10 @@ class SweepJob(Job):
         """Write METRICS of all cells and table.md; for each line, the step count that is sufficient."""
         from raygen.evaluation.aggregate import FEATURES, aggregate, gather_scores, write_metrics
         from raygen.evaluation.feature_metrics import ReferenceCache
-        from raygen.evaluation.scoring import Scorer
         from raygen.evaluation.slices import grouping_of, select_ids
 
-        scorer = Scorer(self.score, run_id="")
-        protocols = {**scorer.protocols(), "reference": {"made": reference.made, "size": list(reference.size)}}
+        networks, features = protocols_of(self.score)
+        protocols = {**networks, "reference": {"made": reference.made, "size": list(reference.size)}}
         stores = [RunStore(cell.job.out, cell.job.attempt) for cell in cells]
         common = common_rows(stores)
         real = gather_scores(reference.tables())
@@ -295,7 +295,7 @@ class SweepJob(Job):
             aggregate,
             reference=reference.content,
             protocols=protocols,
-            frechet_name="" if scorer.features is None else scorer.features.metric,
+            frechet_name="" if features is None else features.metric,
             cache=ReferenceCache(),
             grouping=grouping_of(stores[0]),
         )
@@ -323,7 +323,7 @@ class SweepJob(Job):
             return []
         environment = next(iter(RunStore(self._timing(cell)).commits())).environment
         protocol = {
-            **{key: environment.get(key) for key in ("device", "dtype", "threads", "torch")},
+            **{key: environment.get(key) for key in ("device", "precision", "tf32", "threads", "torch")},
             "rounds": len(seconds),
             "includes": "conditions, sampling, first stage; warm, alone",
             "interval": "fastest and slowest round",

@@ -120,6 +120,7 @@ def write_result(
         "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
         **({"loss": last["loss"], "images_per_s": round(last["images_per_s"], 1)} if last else {}),
         "left_out": skipped,
+        **({} if trainer.problem is None else {"not_compiled": trainer.problem}),
     }
     if (network := NETWORKS.get(job.model.kind)) is not None:
         facts |= network.finish(trainer.objective, job, arrays, trainer.device)

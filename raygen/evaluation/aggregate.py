@@ -21,12 +21,10 @@ from raygen.evaluation.feature_metrics import (
     add_feature_metrics,
     add_frechet,
 )
-from raygen.evaluation.gather import EDIT, FEATURES, gather_scores
+from raygen.evaluation.gather import EDIT, FACE, FEATURES, gather_scores
 from raygen.evaluation.score_matrix import ScoreMatrix
-from raygen.evaluation.scoring import FACE
 from raygen.metrics.attributes import Agreement, bootstrap_accuracy, mean
 from raygen.metrics.image_similarity import PSNR, SSIM, bootstrap_mean
-from raygen.metrics.inception_score import inception_score
 from raygen.metrics.leakage import bootstrap_leakage, group_distances, mean_change
 from raygen.metrics.registry import lookup
 from raygen.metrics.segmentation import Counts, bootstrap_miou
@@ -285,6 +283,8 @@ def _cosines(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, pro
 
 def _logits(table: MetricRows, slice_: str, name: str, scored: ScoreMatrix, protocols: Protocols) -> None:
     if len(scored.ids) >= SPLITS:
+        from raygen.metrics.inception_score import inception_score  # imports torch
+
         value, deviation = inception_score(scored.vectors, splits=SPLITS)
         protocol = {**_network(name, protocols)[1], "splits": SPLITS, "seed": 2020, "deviation": deviation}
         table.add("inception_score", slice_, value, len(scored.ids), protocol)

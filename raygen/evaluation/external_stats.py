@@ -11,8 +11,9 @@ import torch
 from raygen.core.errors import ConfigError, InputError
 from raygen.evaluation.aggregate import FEATURES, MetricRows, features_of
 from raygen.evaluation.feature_metrics import Grouping, add_frechet
+from raygen.evaluation.protocols import FeatureNetwork
 from raygen.evaluation.score_matrix import ScoreMatrix
-from raygen.extractors.base import FeatureExtractor, load_features
+from raygen.extractors.base import load_features
 from raygen.extractors.config import FeatureConfig
 from raygen.metrics.frechet_stats import WIDEST, Statistics, checked, read_statistics
 from raygen.store.weight_file import open_weights
@@ -39,7 +40,7 @@ def check_statistics(path: str, config: FeatureConfig) -> None:
 
 
 def compare_to_statistics(
-    path: str, scores: Mapping[str, ScoreMatrix], network: FeatureExtractor, run_id: str, grouping: Grouping
+    path: str, scores: Mapping[str, ScoreMatrix], network: FeatureNetwork, run_id: str, grouping: Grouping
 ) -> Any:
     """METRICS with the Fréchet distance to the mean and covariance in `path`, as the slice `all/statistics`.
 

@@ -14,9 +14,6 @@ from raygen.evaluation.config import FeatureMetricsConfig
 from raygen.metrics.frechet import FactoredReference, frechet_from
 from raygen.metrics.frechet_jackknife import LEAST, blocks_of, margin, most_blocks
 from raygen.metrics.frechet_stats import POINTS, ROWS_A_VALUE, frechet_infinity
-from raygen.metrics.kid import kid, kid_subsets
-from raygen.metrics.memorization import duplicates, memorization
-from raygen.metrics.prdc import Degenerate, prdc
 from raygen.metrics.registry import lookup
 from raygen.store.filenames import name_key
 
@@ -84,6 +81,9 @@ def add_feature_metrics(
     `network` is appended to the name of a metric, such as `@clean`. `factored` returns the factored `real`, if it is
     kept. Returns the metrics that are left out, with the reason: too few rows, or degenerate features.
     """
+    from raygen.metrics.kid import kid, kid_subsets  # these import torch, which a Fréchet distance does not need
+    from raygen.metrics.prdc import Degenerate, prdc
+
     x, y, n = generated.vectors, real.vectors, len(generated.ids)
     few = too_few(config, n, len(y), x.shape[1])
     base = {**protocol, "n_reference": len(real.ids)}
@@ -133,6 +133,8 @@ def add_memorization(
     Returns the closest pairs of a sample and a training face, and of two samples, for inspection. `InputError`
     (`held_out`) where too few faces are held out.
     """
+    from raygen.metrics.memorization import duplicates, memorization
+
     try:
         memorized = memorization(generated.vectors, training.vectors, held_out.vectors, q=q)
         copies = duplicates(generated.vectors, held_out.vectors, q=q)

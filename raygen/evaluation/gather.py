@@ -13,11 +13,13 @@ from raygen.core.types import Float32Array
 from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.store.vector_file import IN_MEMORY, VectorFile
 
-__all__ = ["EDIT", "FEATURES", "gather_scores"]
+__all__ = ["EDIT", "FACE", "FEATURES", "gather_scores"]
 
 
 #: Prefix of the names of features.
 FEATURES: Final = "features:"
+#: Suffix of the names of features of the face alone.
+FACE: Final = "@face"
 #: Measurements that metrics read in blocks of rows.
 IN_BLOCKS: Final = (FEATURES, "logits:")
 #: The measurement that may hold NaN: an edit has no fidelity where its judge cannot tell.

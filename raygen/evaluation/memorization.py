@@ -7,10 +7,10 @@ from raygen.core.errors import ConfigError
 from raygen.evaluation.aggregate import FEATURES, MetricRows, features_of
 from raygen.evaluation.config import MemorizationConfig
 from raygen.evaluation.feature_metrics import add_memorization
+from raygen.evaluation.protocols import FeatureNetwork
 from raygen.evaluation.reference import ReferenceSet
 from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.evaluation.slices import column, select_ids
-from raygen.extractors.base import FeatureExtractor
 from raygen.store.run_store import open_input
 
 __all__ = ["ScoreSets", "compare_to_training"]
@@ -25,7 +25,7 @@ def compare_to_training(
     sets: ScoreSets,
     training: Mapping[str, ScoreMatrix],
     reference: ReferenceSet,
-    network: FeatureExtractor,
+    network: FeatureNetwork,
     rows: MetricRows,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Adds the metrics of memorization to `rows`.

@@ -12,8 +12,8 @@ from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
 from raygen.evaluation.config import PairwiseConfig
 from raygen.extractors.lpips import load_lpips
-from raygen.metrics.image_similarity import Similarity
 from raygen.metrics.leakage import change, region
+from raygen.metrics.pair_similarity import Similarity
 from raygen.metrics.score_rows import score_table
 from raygen.store.images import decode_image, decode_mask, fit_mask
 from raygen.store.lookup import StoredRows

@@ -12,24 +12,25 @@ from raygen.core.face_labels import attribute_list
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
 from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.gather import FACE
 from raygen.extractors.base import load_classifier, load_features, load_parser
 from raygen.extractors.clip import load_clip
 from raygen.extractors.face_embedder import load_face_embedder
 from raygen.extractors.inception import InceptionFeatures
 from raygen.extractors.lpips import load_lpips
 from raygen.metrics.attributes import codes
-from raygen.metrics.image_similarity import Similarity, psnr, ssim
+from raygen.metrics.image_similarity import psnr, ssim
+from raygen.metrics.pair_similarity import Similarity
 from raygen.metrics.score_rows import score_table
 from raygen.metrics.segmentation import Counts, confusion
 from raygen.store.images import decode_image, decode_mask, fit_image
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SCORES
 
-__all__ = ["FACE", "ScoreWorker", "Scorer"]
+__all__ = ["ScoreWorker", "Scorer"]
 
 
-#: Suffix of features of the face alone, and the classes whose bounding box is the face.
-FACE: Final = "@face"
+#: Classes whose bounding box is the face.
 FACE_CLASSES: Final = range(1, 13)
 
 

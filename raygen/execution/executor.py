@@ -4,10 +4,12 @@
 `raygen.execution.ray.actors`.
 """
 
+import math
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 from raygen.core.config import Resources
 from raygen.core.errors import InfrastructureError, InputError, IntegrityError, RaygenError, TooManyBadRows, from_record
 from raygen.core.location import redact
+from raygen.execution.waiting import WorkerTime
 from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
 from raygen.store.run_store import Plan, RunStore
 from raygen.store.sealed import open_record, to_bytes
@@ -37,10 +40,20 @@ Runner = Callable[[Sequence[ShardItem], ShardTask, Resources], Iterator[ShardSum
 
 
 def local_runner(items: Sequence[ShardItem], task: ShardTask, resources: Resources) -> Iterator[ShardSummary | str]:
-    """Work on the shards one after the other, in this process."""
+    """Work on the shards one after the other, in this process; a thread commits one while the next is begun."""
     worker = ShardWorker(task)
-    for item in items:
-        yield worker(item)
+    with ThreadPoolExecutor(1, thread_name_prefix="commit") as thread:
+        last: Future[ShardSummary] | None = None
+        for item in items:
+            started = worker.start(item)
+            following = None if isinstance(started, ShardSummary) else thread.submit(started)
+            if last is not None:
+                yield last.result()
+            if isinstance(started, ShardSummary):
+                yield started
+            last = following
+        if last is not None:
+            yield last.result()
 
 
 @dataclass
@@ -86,11 +99,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The manifest of a complete run, its counts, and the shards whose attempts differed."""
+    """The manifest of a complete run, its counts, the shards whose attempts differed, and what workers waited for."""
 
     manifest: Mapping[str, Any]
     progress: Progress
     divergent: tuple[int, ...]
+    waited: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,8 +130,10 @@ class PlannedRun:
 class _RunState:
     """Progress of one run, and how it ends."""
 
-    def __init__(self, run: PlannedRun) -> None:
-        self.run = run
+    def __init__(self, run: PlannedRun, number: int, runs: int) -> None:
+        """`number`: the place of this run among the `runs` that are executed together."""
+        self.run, self.number, self.runs = run, number, runs
+        self.first_shard, self.last_shard = math.inf, 0.0  # times of the begin of one and the end of the other
         self.divergent: list[int] = []
         self.errors: list[str] = []
         self.refusal: dict[str, str] | None = None
@@ -133,7 +149,8 @@ class _RunState:
 
     def count(self, summary: ShardSummary) -> None:
         """Add the result of one attempt of a shard."""
-        progress = self.progress
+        progress, now = self.progress, time.time()
+        self.first_shard, self.last_shard = min(self.first_shard, now - summary.seconds), now
         if summary.status in ("committed", "present"):
             progress.done_shards += 1
             progress.done_rows += self.run.plan.shards[summary.shard].rows
@@ -159,8 +176,9 @@ class _RunState:
             detail = "; ".join(dict.fromkeys(self.errors)) or "no worker finished them"
             raise InfrastructureError(f"{len(missing)} of {len(plan.shards)} shards are not committed: {detail[:1500]}")
         reasons: Counter[str] = Counter()
-        rows = 0
+        rows, worker_time = 0, WorkerTime()
         for commit in store.commits():
+            worker_time.add(commit)
             reasons.update(commit.quarantined)
             rows += sum(int(entry["rows"]) for entry in commit.files)
         if rows == 0 and self.run.without_rows:
@@ -177,7 +195,7 @@ class _RunState:
             raise IntegrityError(
                 f"shards {self.divergent[:20]} gave other rows in a second attempt; the first commit is kept"
             )
-        return Outcome(manifest, self.progress, tuple(self.divergent))
+        return Outcome(manifest, self.progress, tuple(self.divergent), worker_time.sentence(plan.settings))
 
     def record(
         self, resources: Resources, error: BaseException | None, manifest: Mapping[str, Any] | None = None
@@ -191,7 +209,10 @@ class _RunState:
                 amend_record(self.run.store, None)  # the command that made the rows may have failed after that
             return
         plan, progress = self.run.plan, self.progress
-        seconds = time.time() - progress.began
+        began, ended = progress.began, time.time()
+        if self.runs > 1 and self.last_shard:  # the time of the other runs is not of this one
+            began, ended = self.first_shard if self.number else began, self.last_shard
+        seconds = ended - began
         record = {
             "run_id": plan.run_id,
             "kind": plan.kind,
@@ -209,7 +230,7 @@ class _RunState:
             "set_digest": (manifest or {}).get("set_digest"),
             "resources": resources.model_dump(mode="json"),
             "versions": versions(),
-            "finished": time.time(),
+            "finished": ended,
         }
         self.run.store.storage.put("run.json", to_bytes(record))
 
@@ -274,15 +295,16 @@ def execute_all(
 ) -> list[Outcome]:
     """`execute` for several runs: their shards go through the same actors, in the order of `runs`.
 
-    With more than one run, `build` has to make a `SharedWorker`. Each run has its own run.json. The first error is
-    raised after all runs have ended.
+    With more than one run, `build` has to make a `SharedWorker`. Each run has its own run.json, whose seconds are those
+    of its own shards; those of the first run begin with the command. The first error is raised after all runs have
+    ended.
     """
     for run in runs:
         run.store.storage.require()
         run.store.create(run.plan)
     targets, launch = tuple(run.target for run in runs), uuid.uuid4().hex[:8]
     task = ShardTask(targets, launch, resources.max_attempts, resources.shard_timeout_s, build)
-    states = [_RunState(run) for run in runs]
+    states = [_RunState(run, number, len(runs)) for number, run in enumerate(runs)]
     try:
         _run_missing(states, task, resources, runner, report)
     except BaseException as error:

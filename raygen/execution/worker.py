@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 
@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 
+T = TypeVar("T")
 Tables = dict[str, pa.Table]
 #: Batches that may be in their second half (see `Worker.start`) while the device works on the next one.
 MAX_PENDING = 2
@@ -121,7 +122,12 @@ class ShardSummary:
 
 
 class ShardWorker:
-    """Reads the rows of a shard, runs the worker on its batches, commits. The body of an actor."""
+    """Reads the rows of a shard, runs the worker on its batches, commits. The body of an actor.
+
+    Two shards may be in work: while one is encoded, hashed and committed, the next one has the device. Only the first
+    attempt of a shard runs beside another one. Later attempts are alone in their process, so that a shard that kills
+    its process uses up no attempts of others. With `max_attempts` 1 every attempt is alone.
+    """
 
     def __init__(self, task: ShardTask) -> None:
         self.task = task
@@ -131,15 +137,38 @@ class ShardWorker:
         except RaygenError as error:  # a dead actor would be started again, and Ray would print its stack each time
             self.refusal = to_record(error)
         self.threads = ThreadPoolExecutor(MAX_PENDING, thread_name_prefix="finish")
+        # A shard takes the second lock before it gives up the first one, so at most two shards are in memory.
+        self.device, self.committing = threading.Lock(), threading.Lock()
 
     def __call__(self, item: ShardItem) -> ShardSummary:
-        """Work on one shard. A failure is returned as a summary; only a dead process returns none."""
-        index = item.shard.index
+        """Work on a shard, for two threads at a time. A failure is returned; only a dead process returns none."""
+        started = self.start(item)
+        return started if isinstance(started, ShardSummary) else started()
+
+    def start(self, item: ShardItem) -> ShardSummary | Callable[[], ShardSummary]:
+        """The device's part of a shard, as soon as the device is free: how it ended, or the call that does the rest.
+
+        That call has to be made, by this thread or by another one; the next start may wait for it.
+        """
         if self.refusal is not None:
-            return ShardSummary(item.run, index, "refused", refusal=self.refusal)
+            return ShardSummary(item.run, item.shard.index, "refused", refusal=self.refusal)
+        with ExitStack() as held:
+            finish = self._guarded(item, partial(self._on_device, item, held))
+            if isinstance(finish, ShardSummary):
+                return finish
+            until_the_end = held.pop_all()
+
+        def rest() -> ShardSummary:
+            with until_the_end:
+                return self._guarded(item, finish)
+
+        return rest
+
+    def _guarded(self, item: ShardItem, step: Callable[[], T]) -> T | ShardSummary:
+        """What `step` returns, or how it failed."""
+        index = item.shard.index
         try:
-            with _time_limit(self.task.timeout_s, f"shard {index}"):
-                return self._attempt(item)
+            return step()
         except (ConfigError, StorageError) as error:  # every attempt would meet it
             return ShardSummary(item.run, index, "refused", refusal=to_record(error))
         except (InputError, IntegrityError) as error:  # a file that reads badly may have been read badly
@@ -153,64 +182,91 @@ class ShardWorker:
             sys.stderr.write(f"shard {index}:\n{trace}")
             return ShardSummary(item.run, index, "failed", error=f"{type(error).__name__}: {error}"[:500])
 
-    def _attempt(self, item: ShardItem) -> ShardSummary:
-        target, index = self.task.runs[item.run], item.shard.index
+    def _on_device(self, item: ShardItem, held: ExitStack) -> ShardSummary | Callable[[], ShardSummary]:
+        """Begin an attempt and do the device's part of it; `held` gets what the attempt holds until its end."""
+        target, index, limit = self.task.runs[item.run], item.shard.index, self.task.timeout_s
         store = RunStore(target.url, target.attempt, create_only=target.create_only)
-        if store.is_committed(index):
-            return ShardSummary(item.run, index, "present")
-        attempt = store.begin(index, self.task.launch, self.task.max_attempts)
-        if attempt == 0:
-            error = f"{self.task.max_attempts} starts without a commit"
-            return ShardSummary(item.run, index, "exhausted", error=error)
-        return self._work(item, store, attempt)
+        with _time_limit(limit, f"shard {index}"):
+            if store.is_committed(index):
+                return ShardSummary(item.run, index, "present")
+            attempt = _Attempt.begin(item, store, self.task, 1) if self.task.max_attempts > 1 else None
+        alone = attempt is None
+        with self.device:
+            if alone:
+                held.enter_context(self.committing)
+            held.enter_context(_time_limit(limit, f"shard {index}"))
+            attempt = attempt or _Attempt.begin(item, store, self.task, self.task.max_attempts)
+            if attempt is None:
+                error = f"{self.task.max_attempts} starts without a commit"
+                return ShardSummary(item.run, index, "exhausted", error=error)
+            attempt.run(
+                self.worker.for_run(item.run) if isinstance(self.worker, SharedWorker) else self.worker, self.threads
+            )
+            if alone:
+                return attempt.commit()
+            held.enter_context(self.committing)
+        return attempt.commit
 
-    def _work(self, item: ShardItem, store: RunStore, attempt: int) -> ShardSummary:
-        began = time.time()
-        target, index = self.task.runs[item.run], item.shard.index
-        worker = self.worker.for_run(item.run) if isinstance(self.worker, SharedWorker) else self.worker
-        rows = item.shard.read(target.columns)
-        read = time.time()
-        tables, device_s = self._run_batches(worker, rows, target.batch)
-        done = time.time()
-        tables, reasons = _cast_tables(tables)
-        process = f"{platform.node()}:{os.getpid()}"
+
+class _Attempt:
+    """One attempt of a shard."""
+
+    def __init__(self, item: ShardItem, store: RunStore, target: RunTarget, number: int) -> None:
+        self.item, self.store, self.target, self.number = item, store, target, number
+        before = time.time()
+        self.rows = item.shard.read(target.columns)
+        self.timings = {"read_s": time.time() - before}
+        self.parts: list[Future[Tables]] = []
+        self.environment: dict[str, str] = {}
+
+    @classmethod
+    def begin(cls, item: ShardItem, store: RunStore, task: ShardTask, most: int) -> "_Attempt | None":
+        """Record an attempt and read the rows; None if `most` attempts were begun before."""
+        number = store.begin(item.shard.index, task.launch, most)
+        return cls(item, store, task.runs[item.run], number) if number else None
+
+    def run(self, worker: Worker, threads: ThreadPoolExecutor) -> None:
+        """Start the batches one after the other; `threads` finish them, and at most `MAX_PENDING` wait for that."""
+        self.timings["started"] = time.time()  # reading and waiting for the device was beside another shard
+        device_s = 0.0
+        for start in range(0, self.rows.num_rows, self.target.batch):
+            before = time.perf_counter()
+            finish = worker.start(self.rows.slice(start, self.target.batch))
+            device_s += time.perf_counter() - before
+            self.parts.append(threads.submit(finish))
+            if len(self.parts) > MAX_PENDING:
+                self.parts[-1 - MAX_PENDING].result()
+        self.timings["device_s"] = device_s
         own_environment = getattr(worker, "environment", dict)
-        commit, divergent = store.commit(
-            index,
-            target.shards,
+        self.environment = {**versions(), **own_environment(), "worker": f"{platform.node()}:{os.getpid()}"}
+
+    def commit(self) -> ShardSummary:
+        """Wait for the batches and commit their tables."""
+        parts = [part.result() for part in self.parts]
+        names = dict.fromkeys(name for part in parts for name in part)
+        tables = {name: pa.concat_tables([part[name] for part in parts if name in part]) for name in names}
+        self.timings["work_s"] = time.time() - self.timings["started"]
+        tables, reasons = _cast_tables(tables)
+        commit, divergent = self.store.commit(
+            self.item.shard.index,
+            self.target.shards,
             tables,
-            timings={"started": began, "read_s": read - began, "work_s": done - read, "device_s": device_s},
-            environment={**versions(), **own_environment(), "worker": process},
+            timings=self.timings,
+            environment=self.environment,
             reasons=reasons,
         )
         return ShardSummary(
-            item.run,
-            index,
+            self.item.run,
+            self.item.shard.index,
             "committed",
-            rows=rows.num_rows,
+            rows=self.rows.num_rows,
             bad=sum(reasons.values()),
             bytes=sum(int(entry["bytes"]) for entry in commit.files),
-            seconds=time.time() - began,
+            seconds=time.time() - self.timings["started"],
             divergent=divergent,
-            error=f"attempt {attempt}" if attempt > 1 else "",
-            worker=process,
+            error=f"attempt {self.number}" if self.number > 1 else "",
+            worker=self.environment["worker"],
         )
-
-    def _run_batches(self, worker: Worker, rows: pa.Table, batch: int) -> tuple[Tables, float]:
-        """Tables of all batches of a shard, and the seconds spent in `Worker.start`."""
-        pending: deque[Future[Tables]] = deque()
-        parts: list[Tables] = []
-        device_s = 0.0
-        for start in range(0, rows.num_rows, batch):
-            before = time.perf_counter()
-            finish = worker.start(rows.slice(start, batch))
-            device_s += time.perf_counter() - before
-            pending.append(self.threads.submit(finish))
-            if len(pending) > MAX_PENDING:
-                parts.append(pending.popleft().result())
-        parts += [future.result() for future in pending]
-        names = dict.fromkeys(name for part in parts for name in part)
-        return {name: pa.concat_tables([part[name] for part in parts if name in part]) for name in names}, device_s
 
 
 def versions() -> dict[str, str]:

@@ -10,12 +10,15 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, ClassVar, Final, Literal
+from typing import Annotated, Any, BinaryIO, ClassVar, Final, Literal
 
+import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raygen.core.config import Config
+from raygen.core.landmarks import ARCFACE_TEMPLATE
+from raygen.core.types import Float64Array
 from raygen.exports.images import PictureCodec
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
@@ -130,6 +133,8 @@ class Assembly:
                         file.write(self.storage.get_range(piece, at, min(at + CHUNK, size)))
 
 
+#: Left and right eye, nose, left and right corner of the mouth, as they lie in the picture.
+FivePoints = Annotated[tuple[tuple[float, float], ...], Field(min_length=5, max_length=5)]
 #: See `Export.identities`.
 IdentityRule = Literal["required", "all_or_none", "optional"]
 
@@ -152,8 +157,31 @@ class Export(Config):
     size: int | None = Field(
         None, ge=8, le=4096, description="side of the exported pictures, pixels; none keeps the stored size"
     )
+    align: Literal["none", "arcface"] | FivePoints = Field(
+        "none",
+        description="crop each picture to its face, so that the eyes, the nose and the corners of the mouth lie where "
+        "recognition networks expect them: arcface for the template of ArcFace, or five points [x, y] as fractions of "
+        "the sides; needs masks, from which the landmarks are taken",
+    )
     codec: PictureCodec = Field("png", description="file format of the pictures; png and webp are lossless")
     quality: int = Field(95, ge=1, le=100, description="quality of jpeg")
+
+    @model_validator(mode="after")
+    def _aligned_pictures_have_a_size(self) -> "Export":
+        if self.align == "none":
+            return self
+        if not self.pictures:
+            raise ValueError("align: the format holds no pictures")
+        if self.size is None:
+            raise ValueError("align: crops need a `size`, such as 112")
+        return self
+
+    @property
+    def template(self) -> Float64Array | None:
+        """Where the landmarks of an aligned picture lie, fractions of its sides [5, 2]; None without alignment."""
+        if self.align == "none":
+            return None
+        return ARCFACE_TEMPLATE if self.align == "arcface" else np.array(self.align, dtype=np.float64)
 
     @property
     def has_masks(self) -> bool:

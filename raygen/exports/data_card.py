@@ -32,7 +32,7 @@ SETTINGS: Final = (
     "noise",
     "attempt",
     "batch",
-    "dtype",
+    "precision",
     "mixing",
     "missing",
     "codec",
@@ -321,7 +321,13 @@ def _limits(source: ExportSource, format: Export, scores: Sequence[Mapping[str, 
         limits.append("These are drawings. Models that are trained on them alone may not work on photographs.")
     if source.made_by is None:
         limits.append("Labels are those of the original data set; they were not checked.")
-    if format.size is not None:
+    if format.template is not None:
+        limits.append(
+            f"Pictures were cropped to {format.size} px: a similarity transform moves five landmarks, which were taken "
+            f"from the mask, to "
+            + ("the template of ArcFace." if format.align == "arcface" else f"{format.align} (fractions of the sides).")
+        )
+    elif format.size is not None:
         limits.append(f"Pictures were resized to {format.size} px with a Lanczos filter, masks by nearest neighbour.")
     if format.pictures and format.codec == "jpeg":
         limits.append(f"JPEG of quality {format.quality} is lossy; the run stores the pictures without loss.")

@@ -145,8 +145,13 @@ class RecordIOExport(Export):
             "them as pictures, each an error; DALI's `readers.mxnet` hands all of them to its decoder, so give DALI an "
             "index of the keys in `train.lst` alone, and read by these keys (`MXIndexedRecordIO.read_idx`) with MXNet. "
             + "".join(f"{warning}. " for warning in self.warnings())
-            + "Pictures were resized, not aligned to landmarks: trainers expect five-point alignment, so align "
-            "before training where faces are not aligned yet. This format has no masks and no attributes."
+            + (
+                "Pictures were resized, not aligned to landmarks: trainers expect five-point alignment, so export with "
+                "`format.align: arcface` where faces are not aligned yet. "
+                if self.align == "none"
+                else ""
+            )
+            + "This format has no masks and no attributes."
         )
 
 

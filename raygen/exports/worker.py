@@ -8,9 +8,11 @@ import pyarrow as pa
 
 from raygen.core.errors import InputError
 from raygen.core.hashing import digest
+from raygen.core.landmarks import REASON, from_mask
+from raygen.core.types import UInt8Array
 from raygen.exports.base import DATASET, PIECES, STAGING, Export, ExportRow, PackedShard
 from raygen.exports.columns import FIELDS, NamingScheme
-from raygen.exports.images import SOURCE_TYPES, encode_picture, fit, recipe
+from raygen.exports.images import SOURCE_TYPES, crop, encode_picture, fit, recipe
 from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image, decode_mask, encode_mask
 from raygen.store.parquet import Slice, read_slice
@@ -102,7 +104,7 @@ class ExportWorker:
         Columns of FACES are renamed to those of SAMPLES.
         """
         columns = [*COLUMNS, *(["image"] if self.config.format.pictures else [])]
-        columns += ["mask"] if self.config.format.has_masks else []
+        columns += ["mask"] if self.config.format.has_masks or self.config.format.template is not None else []
         synthetic = {"is_synthetic": self.source_type is not None, "digital_source_type": self.source_type}
         for file, numbers, labels in _runs(listing):
             piece = Slice(self.config.files[file], numbers[0], numbers[-1] - numbers[0] + 1)
@@ -117,21 +119,33 @@ class ExportWorker:
                 yield {**dict(self.config.constants), **row, **synthetic, "label": label}
 
     def _encode(self, row: Mapping[str, Any]) -> ExportRow:
-        """`InputError` where picture or mask cannot be decoded or resized."""
+        """`InputError` where picture or mask cannot be decoded, resized or aligned."""
         stem, label, config = self.config.naming.stem(row), int(row["label"]), self.config.format
         if not config.pictures:
             return ExportRow(stem, label, row)
-        pixels = fit(decode_image((row["image"] or {}).get("bytes")), config.size)
+        pixels = decode_image((row["image"] or {}).get("bytes"))
+        stored = (row.get("mask") or {}).get("bytes")
+        mask = None if stored is None else decode_mask(stored)
+        pixels, mask = _placed(config, pixels, mask)
         source_type = self.source_type if self.config.marks else None
         recipe_json = recipe(row) if source_type is not None else "{}"
         image = encode_picture(
             pixels, config.codec, quality=config.quality, source=source_type, recipe_json=recipe_json
         )
-        mask = (row.get("mask") or {}).get("bytes") if config.has_masks else None
-        if mask is not None:
-            mask = encode_mask(fit(decode_mask(mask), config.size, mask=True))
+        encoded = encode_mask(mask) if mask is not None and config.has_masks else None
         columns = {name: value for name, value in row.items() if name not in ("image", "mask")}
-        return ExportRow(stem, label, columns, image, mask)
+        return ExportRow(stem, label, columns, image, encoded)
+
+
+def _placed(config: Export, pixels: UInt8Array, mask: UInt8Array | None) -> tuple[UInt8Array, UInt8Array | None]:
+    """A picture and its mask in the size of the export, aligned where the export is; see `crop` and `fit`."""
+    template = config.template
+    if template is None or config.size is None:
+        return fit(pixels, config.size), None if mask is None else fit(mask, config.size, mask=True)
+    if mask is None:
+        raise InputError("the row has no mask, so it cannot be aligned", reason=REASON)
+    points = from_mask(mask)
+    return crop(pixels, points, template, config.size), crop(mask, points, template, config.size, mask=True)
 
 
 def _runs(listing: pa.Table) -> Iterator[tuple[int, Sequence[int], Sequence[int]]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from raygen.core.precision import full_precision
 from raygen.extractors.bundled import BundledClassifier, BundledNetwork, BundledParser, load_bundled
+from raygen.extractors.bundled_protocol import CLASSIFIER, PARSER, protocol_of
 from raygen.extractors.config import BundledNetworkConfig, InceptionConfig, PublishedParserConfig
 from raygen.extractors.digests import bundled_digest
 from raygen.store.fetched import local_folder
@@ -104,20 +105,14 @@ class _BundledExtractor:
 
     def protocol(self) -> Mapping[str, Any]:
         """The settings that its numbers depend on, for METRICS."""
-        size = self.net.config.image_size
-        return {
-            "network": self.name,
-            "sha256": self.sha256,
-            "input": f"{size} px bilinear antialias",
-            "precision": "fp32",
-        }
+        return protocol_of(self.name, self.sha256, self.net.config.image_size)
 
 
 class _BundledParserExtractor(_BundledExtractor):
     """The bundled parser as a `Parser`, and as a `FeatureExtractor` by its bottleneck."""
 
-    name = "raygen-parser"
-    metric = "fd:raygen-parser"
+    name = PARSER
+    metric = f"fd:{PARSER}"
 
     def __init__(self, config: BundledNetworkConfig, device: torch.device) -> None:
         folder = local_folder(config.folder, "parser")
@@ -144,7 +139,7 @@ class _BundledParserExtractor(_BundledExtractor):
 class _BundledClassifierExtractor(_BundledExtractor):
     """The bundled classifier as a `Classifier`."""
 
-    name = "raygen-attributes"
+    name = CLASSIFIER
 
     def __init__(self, config: BundledNetworkConfig, device: torch.device) -> None:
         folder = local_folder(config.folder, "classifier")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
+from raygen.core.blas import threads_for
 from raygen.core.types import AnyArray, Float64Array
 from raygen.store.vector_file import as_rows
 
@@ -48,7 +49,8 @@ class Moments:
         x = as_rows(features)
         if x.ndim != 2 or not len(x):
             raise ValueError(f"features of shape {x.shape}, not [n, D]")
-        return Moments.merge_all(_moments_of_block(x[start : start + ROWS]) for start in range(0, len(x), ROWS))
+        with threads_for(x.shape[1]):
+            return Moments.merge_all(_moments_of_block(x[start : start + ROWS]) for start in range(0, len(x), ROWS))
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of the union of two disjoint sets."""
@@ -127,7 +129,8 @@ class FactoredReference:
 
         `ArithmeticError` where the covariance has negative eigenvalues beyond rounding.
         """
-        values, vectors = linalg.eigh(covariance)
+        with threads_for(len(covariance)):
+            values, vectors = linalg.eigh(covariance)
         trace = float(np.trace(covariance))
         _check(values, trace)
         return FactoredReference(n, mean, trace, np.ascontiguousarray(vectors * np.sqrt(values.clip(min=0))))
@@ -174,12 +177,13 @@ def frechet_to(reference: FactoredReference, b: Moments) -> Distance:
     _comparable(reference.mean.size, b.mean.size)
     cov_b, root, d = b.covariance, reference.root, b.mean.size
     trace = float(np.trace(cov_b))
-    # A Cholesky factor exists where no eigenvalue is too negative, and costs a tenth of the spectrum.
-    try:
-        linalg.cholesky(cov_b + np.eye(d) * (CLIP * trace / d), overwrite_a=True)
-    except linalg.LinAlgError:
-        _check(linalg.eigvalsh(cov_b), trace)
-    spectrum = linalg.eigvalsh(root.T @ cov_b @ root)
+    with threads_for(d):
+        # A Cholesky factor exists where no eigenvalue is too negative, and costs a tenth of the spectrum.
+        try:
+            linalg.cholesky(cov_b + np.eye(d) * (CLIP * trace / d), overwrite_a=True)
+        except linalg.LinAlgError:
+            _check(linalg.eigvalsh(cov_b), trace)
+        spectrum = linalg.eigvalsh(root.T @ cov_b @ root)
     clipped = _check(spectrum, reference.trace * trace)
     gap = reference.mean - b.mean
     value = gap @ gap + reference.trace + trace - 2 * np.sqrt(spectrum.clip(min=0)).sum()
@@ -198,7 +202,8 @@ def frechet_from(reference: FactoredReference, features: AnyArray) -> Distance:
         return frechet_to(reference, Moments.of(x))
     mean, rest = centred(x)
     rest /= np.sqrt(len(rest) - 1)
-    cross = linalg.svdvals(rest @ reference.root).sum()
+    with threads_for(min(rest.shape)):
+        cross = linalg.svdvals(rest @ reference.root).sum()
     gap = mean - reference.mean
     return Distance(float(gap @ gap + (rest**2).sum() + reference.trace - 2 * cross), 0.0)
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import linalg, stats
 
+from raygen.core.blas import NARROW, threads_for
 from raygen.core.types import AnyArray, Float64Array, Int64Array
 from raygen.metrics.frechet import FactoredReference, Moments, centred
 from raygen.store.vector_file import as_rows, select_rows
@@ -22,7 +23,7 @@ __all__ = ["LEAST", "blocks_of", "margin", "margin_of_difference", "most_blocks"
 
 
 #: Number of blocks for features of up to `NARROW` values, and for wider ones: each block costs a spectrum.
-MANY, SOME, NARROW = 50, 20, 512
+MANY, SOME = 50, 20
 #: Fewer blocks than this give no interval: it would depend on the blocks more than on the rows.
 LEAST: Final = 10
 
@@ -76,7 +77,8 @@ def _left_out(features: AnyArray, reference: FactoredReference, blocks: Sequence
     """The distance without each block, [blocks]."""
     x = as_rows(features)
     few = len(x) - max(len(rows) for rows in blocks) <= reference.root.shape[1]
-    return np.array(list(_few_rows(x, reference, blocks) if few else _many_rows(x, reference, blocks)))
+    with threads_for(x.shape[1]):
+        return np.array(list(_few_rows(x, reference, blocks) if few else _many_rows(x, reference, blocks)))
 
 
 def _half(values: Float64Array, level: float) -> float:

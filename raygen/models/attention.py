@@ -13,13 +13,24 @@ from torch import Tensor, nn
 
 from raygen.models.config.scadm import Gating
 
-__all__ = ["GATE", "KEYS_VALUES", "gates", "keys_values", "own_cross_attention", "use_context", "watch_scores"]
+__all__ = [
+    "GATE",
+    "KEYS_VALUES",
+    "PADDING",
+    "gates",
+    "keys_values",
+    "own_cross_attention",
+    "use_context",
+    "watch_scores",
+]
 
 
 #: Names of keys and values in a context: `kv.<place of the layer in the network>`.
 KEYS_VALUES: Final = "kv."
 #: Names of gates in a context: `gate.<number of pixels>`.
 GATE: Final = "gate."
+#: Name of what is added to the scores of tokens that only fill up a context, [B, K].
+PADDING: Final = "padding"
 
 
 class CrossAttention:
@@ -31,6 +42,7 @@ class CrossAttention:
 
     def __init__(self) -> None:
         self.ready: Tensor | None = None
+        self.padding: Tensor | None = None
         self.gates: dict[int, Tensor] = {}
         self.multiplied = False
         self.watched: list[Tensor] | None = None
@@ -50,6 +62,8 @@ class CrossAttention:
         if self.watched is not None:
             self.watched.append((q @ k.transpose(-1, -2)).mean(dim=1) * q.shape[-1] ** -0.5)  # [B, N, K]
         gate = self.gates[q.shape[2]].unsqueeze(1).to(q.dtype) if self.gates else None  # [B, 1, N, K]
+        if self.padding is not None:
+            attention_mask = self.padding[:, None, None, :].to(q.dtype)
         if gate is not None and self.multiplied:
             scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
             attended = (scores * gate).softmax(dim=-1) @ v
@@ -99,16 +113,17 @@ def use_context(unet: Any, ctx: Mapping[str, Tensor]) -> Iterator[None]:
     With gradients gates stay afterwards: a backward pass may compute activations again.
     """
     gates_by_size = {int(name[len(GATE) :]): gate for name, gate in ctx.items() if name.startswith(GATE)}
-    ready = f"{KEYS_VALUES}0" in ctx
-    processors = [layer.processor for layer in _layers(unet)] if ready or gates_by_size else []
+    ready, padding = f"{KEYS_VALUES}0" in ctx, ctx.get(PADDING)
+    used = ready or gates_by_size or padding is not None
+    processors = [layer.processor for layer in _layers(unet)] if used else []
     try:
         for place, processor in enumerate(processors):
             processor.ready = ctx[f"{KEYS_VALUES}{place}"] if ready else None
-            processor.gates = gates_by_size
+            processor.gates, processor.padding = gates_by_size, padding
         yield
     finally:
         for processor in processors:
-            processor.ready = None
+            processor.ready = processor.padding = None
             processor.gates = processor.gates if torch.is_grad_enabled() else {}
 
 

@@ -44,6 +44,7 @@ from raygen.models.ldm import LDM, build_unet, prepared_context, run_unet
 from raygen.models.ldm import NETWORKS as LDM_NETWORKS
 from raygen.models.networks import BuildInputs, CountInputs, Networks
 from raygen.models.opened import FORMAT, OpenedCheckpoint
+from raygen.models.side_by_side import SideBySide
 from raygen.models.text import Tokenizer
 
 __all__ = ["INFLUENCE", "NETWORKS", "Collaborative", "DynamicDiffuser"]
@@ -122,6 +123,7 @@ class Collaborative(Model):
             }
         self.diffusers = nn.ModuleDict(diffusers)
         self.mixing: Mixing = PaperMixing()
+        self.side_by_side = SideBySide()
 
     def mix(self, mixing: Config) -> None:
         """See `Model.mix`; `ConfigError` where it does not fit these experts."""
@@ -177,13 +179,13 @@ class Collaborative(Model):
         """See `Model.predict`. Records the weight of every expert, [B, 1, h, w], as `influence/<expert>`."""
         if isinstance(self.mixing, DifferenceMixing):
             return self._difference(self.mixing, zt, t, ctx)
-        shares = self.influence(zt, t, ctx)
+        shares, predictions = self._step(zt, t, ctx)
         if record is not None:
             shape = (len(zt), 1, *zt.shape[2:])
             record.update({f"{INFLUENCE}{n}": torch.as_tensor(s).expand(shape) for n, s in shares.items()})
         total: Tensor | None = None
         for name, share in shares.items():
-            part = share * self._predict_expert(name, zt, t, _part(ctx, f"{name}/given/"))
+            part = share * predictions[name]
             total = part if total is None else total + part
         assert total is not None
         return total
@@ -191,26 +193,44 @@ class Collaborative(Model):
     def influence(self, zt: Tensor, t: Tensor, ctx: Context) -> dict[str, Tensor]:
         """The weight of every expert that is evaluated: [B, 1, h, w], or a scalar where it is constant."""
         if isinstance(self.mixing, ConstantMixing):
-            return {n: torch.tensor(s, device=zt.device) for n, s in self.mixing.of(self.experts.keys()).items()}
-        raw = [self.diffuser(name)(zt, t, _part(ctx, f"{name}/diffuser/")) for name in self.experts]
-        shares = dict(zip(self.experts, torch.stack(raw).softmax(dim=0), strict=True))
+            return {n: torch.full((), s, device=zt.device) for n, s in self.mixing.of(self.experts.keys()).items()}
+        diffusers = {name: self.diffuser(name).unet for name in self.experts}
+        contexts = {name: _part(ctx, f"{name}/diffuser/") for name in diffusers}
+        return self._shares(self.side_by_side(diffusers, contexts, zt, t), t)
+
+    def _step(self, zt: Tensor, t: Tensor, ctx: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The weights of the experts that are evaluated, and their predictions; without gradients, all at once."""
+        if torch.is_grad_enabled() or isinstance(self.mixing, ConstantMixing):
+            shares = self.influence(zt, t, ctx)
+            return shares, self._predictions({name: _part(ctx, f"{name}/given/") for name in shares}, zt, t)
+        unets = {f"{name}/given/": self.expert(name).unet for name in self.experts}
+        unets |= {f"{name}/diffuser/": self.diffuser(name).unet for name in self.experts}
+        made = self.side_by_side(unets, {place: _part(ctx, place) for place in unets}, zt, t)
+        raw, predictions = ({n: made[f"{n}/{kind}/"] for n in self.experts} for kind in ("diffuser", "given"))
+        return self._shares(raw, t), predictions
+
+    def _shares(self, raw: Mapping[str, Tensor], t: Tensor) -> dict[str, Tensor]:
+        shares = dict(zip(raw, torch.stack(list(raw.values())).softmax(dim=0), strict=True))
         assert isinstance(self.mixing, PaperMixing | ReleasedMixing)
         return dict(mixed_shares(self.mixing, shares, t, self.schedule.timesteps))
 
     def _difference(self, mixing: DifferenceMixing, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
         """Both predictions of an expert in one pass: their shapes are the same."""
         total = torch.zeros_like(zt, dtype=torch.float32)
+        both: dict[str, Context] = {}
         for name in self.experts:
             full, null = (_part(ctx, f"{name}/{kind}/") for kind in ("given", "null"))
-            both = {key: torch.cat([full[key], null[key]]) for key in full}
-            e, e0 = self._predict_expert(name, zt.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            both[name] = {key: torch.cat([full[key], null[key]]) for key in full}
+        predictions = self._predictions(both, zt.repeat(2, 1, 1, 1), t.repeat(2))
+        for name, prediction in predictions.items():
+            e, e0 = prediction.chunk(2)
             total = total + e0 / len(self.experts) + mixing.weights.get(name, 1.0) * (e - e0)
         return total
 
-    def _predict_expert(self, name: str, zt: Tensor, t: Tensor, ctx: Context) -> Tensor:
-        """The prediction of an expert. It is frozen, so nothing is kept for a backward pass."""
+    def _predictions(self, contexts: Mapping[str, Context], zt: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The predictions of experts. They are frozen, so nothing is kept for a backward pass."""
         with torch.no_grad():
-            return self.expert(name).predict(zt, t, ctx)
+            return self.side_by_side({name: self.expert(name).unet for name in contexts}, contexts, zt, t)
 
     def expert(self, name: str) -> LDM:
         """The expert of that name."""

@@ -97,9 +97,9 @@ class SCADM(Model):
                 reference = conditions.style[rows, i]  # [b, 4, S, S]: red, green, blue, label
                 maps = self._maps(reference[:, 3], torch.ones(len(reference), dtype=torch.bool, device=own.device))
                 style = self._style(to_pixels(reference[:, :3].movedim(1, -1)).to(own.dtype), maps)
-                share = weights[rows, i].unsqueeze(-1).to(style.dtype)
+                share = weights[rows, i].unsqueeze(-1)
                 mixed = mixed.index_add(0, rows.nonzero()[:, 0], share * style)
-        return mixed
+        return mixed.to(own.dtype)  # weights are float32, styles may be bfloat16
 
     def _style(self, pixels: Tensor, maps: Tensor) -> Tensor:
         assert self.style_encoder is not None

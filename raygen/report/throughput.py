@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from raygen.execution.waiting import WorkerTime
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
 from raygen.report.timeline import Span, axis, lanes, steps, without_pauses
@@ -22,6 +23,9 @@ def section(run: RunFolder) -> Section | None:
     if stage is None or not stage.commits:
         return None
     usual = sorted(span.end - span.start for span in stage.spans)[len(stage.commits) // 2]
+    worker_time = WorkerTime()
+    for commit in stage.commits:
+        worker_time.add(commit)
     spans, paused = without_pauses(stage.spans, max(PAUSE, 3 * usual))
     resumed = int(stage.record.get("resumed_shards") or 0)
     began = spans[0].start
@@ -46,6 +50,7 @@ def section(run: RunFolder) -> Section | None:
         "lanes": max(lane) + 1,
         "workers": _by_worker(spans, lane),
         "shards": len(spans),
+        "waited": worker_time.sentence(stage.plan.settings),
         "path": steps([span.end for span in spans], [span.rows for span in spans], end),
         "rate": sum(span.rows for span in spans) / max(end - spans[0].start, 1e-9),
     }

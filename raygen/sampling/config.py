@@ -4,16 +4,20 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
+from raygen.core.no_effect import without_effect
+from raygen.core.types import PRECISION, Precision
 from raygen.extractors.config import BundledNetworkConfig, LPIPSConfig, ParserConfig
 from raygen.extractors.digests import network_digest
 from raygen.models import checkpoint_folder
+from raygen.models.config.compile import Compile
 from raygen.models.config.conditions import MODALITIES, STYLE_COLUMNS
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
+from raygen.sampling.no_effect import EDITING
 from raygen.store.images import Codec
 from raygen.store.parquet import Slice, read_slice
 
@@ -62,8 +66,10 @@ class SampleConfig(Config):
     noise: Literal["sample", "group"] = Field("sample", description="noise schedule of the forward process")
     attempt: int = Field(0, ge=0)
     batch: int = Field(32, ge=1, le=4096)
+    decode_batch: int = Field(16, ge=1, le=4096)
     codec: Codec = "webp"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
+    compile: Compile = "off"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     run_id: str = ""
 
@@ -74,6 +80,7 @@ class EncodeConfig(Config):
     checkpoint: str
     horizontal_flips: bool = True
     batch: int = Field(32, ge=1, le=4096, description="pictures at once, mirrored ones counted")
+    precision: Precision = Field("float32", description=PRECISION)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -105,7 +112,19 @@ class ImagicConfig(Config):
     embedding_lr: float = Field(1e-3, gt=0, description="learning rate of the embedding")
     tuning_steps: int = Field(1000, ge=0, description="fine-tuning steps of the model")
     tuning_lr: float = Field(1e-6, gt=0, description="learning rate of the model")
-    batch: int = Field(1, ge=1, le=256, description="noise samples per step")
+    batch: int = Field(1, ge=1, le=256, description="noise samples per step and edit")
+    tuning: Literal["full", "low_rank"] = Field(
+        "full",
+        description="what is tuned. full: all weights, one edit at a time; low_rank: low-rank weights beside them, for "
+        "all edits of a batch at once, which need a larger tuning_lr",
+    )
+    rank: int = Field(8, ge=1, le=256, description="low_rank only: rank of the weights")
+
+    @model_validator(mode="after")
+    def _rank_is_read(self) -> "ImagicConfig":
+        if problem := without_effect(self, EDITING):
+            raise ValueError(problem)
+        return self
 
 
 class TimingConfig(Config):
@@ -173,4 +192,6 @@ def check_conditions(
 
 def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
     """Whether both can use one loaded model."""
-    return all(getattr(a, name) == getattr(b, name) for name in ("checkpoint", "dtype", "device", "mixing"))
+    return all(
+        getattr(a, name) == getattr(b, name) for name in ("checkpoint", "precision", "compile", "device", "mixing")
+    )

@@ -10,7 +10,7 @@ from raygen.core.face_labels import ATTRIBUTES
 from raygen.core.types import Float64Array, UInt8Array
 from raygen.extractors.base import Classifier, Parser, load_classifier, load_parser
 from raygen.extractors.lpips import load_lpips
-from raygen.metrics.image_similarity import Similarity
+from raygen.metrics.pair_similarity import Similarity
 from raygen.sampling.config import EditJudgeConfig
 
 __all__ = ["EditJudge", "best_alpha"]

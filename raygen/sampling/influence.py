@@ -55,6 +55,17 @@ class InfluenceRecorder:
         self._taken += 1
         self.record.clear()
 
+    def part(self, rows: slice) -> "InfluenceRecorder":
+        """What was recorded of some slots that follow each other."""
+        own = InfluenceRecorder(rows.stop - rows.start, self.keep)
+        own.timesteps = self.timesteps
+        own._means, own._spreads = (
+            {name: [values[rows] for values in steps] for name, steps in of.items()}
+            for of in (self._means, self._spreads)
+        )
+        own._maps = {step: {name: m[rows] for name, m in maps.items()} for step, maps in self._maps.items()}
+        return own
+
     def scores(self, ids: Sequence[str], good: Sequence[int], *, run_id: str, attempt: int) -> pa.Table:
         """SCORES rows `influence:<expert>` of the good rows: the mean over pixels at each step, then the spreads."""
         rows = []

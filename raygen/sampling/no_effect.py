@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from raygen.core.no_effect import NoEffect
 
-__all__ = ["SAMPLING"]
+__all__ = ["EDITING", "SAMPLING"]
 
 
 def _is_unguided(config: Any) -> bool:
@@ -30,5 +30,11 @@ SAMPLING: Final = (
     ),
     NoEffect(
         "mixing.boost", lambda config: not config.mixing.boosted, "no expert is boosted; name some in mixing.boosted"
+    ),
+)
+#: Every such setting of an `ImagicConfig`.
+EDITING: Final = (
+    NoEffect(
+        "rank", lambda config: config.tuning == "full", "tuning=full changes all weights; leave it out, or set low_rank"
     ),
 )

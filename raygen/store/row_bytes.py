@@ -17,7 +17,7 @@ types and lengths say: `[a, b]` and `[ab]`, null and empty, and values that move
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -56,9 +56,8 @@ def row_bytes(table: pa.Table) -> tuple[UInt8Array, Int64Array]:
     """
     n = table.num_rows
     each_row = np.arange(n + 1, dtype=np.int64)
-    parts: list[_Runs] = []
-    for name in sorted(table.column_names):
-        parts += _parts(table.column(name).combine_chunks(), each_row)
+    columns = (table.column(name).combine_chunks() for name in sorted(table.column_names))
+    parts = list(_joined((part for column in columns for part in _parts(column, each_row)), n))
     sizes = [np.diff(part.bounds) for part in parts]
     bounds = _bounds(np.sum(sizes, axis=0, dtype=np.int64) if parts else np.zeros(n, np.int64))
     data = np.zeros(bounds[-1], np.uint8)
@@ -67,6 +66,36 @@ def row_bytes(table: pa.Table) -> tuple[UInt8Array, Int64Array]:
         _place(part, size, data, at)
         at += size
     return data, bounds
+
+
+def _joined(parts: Iterable[_Runs], rows: int) -> Iterator[_Runs]:
+    """The parts, with neighbours whose runs are equally long as one part of up to `LONG` bytes a row.
+
+    The 40 attributes are 80 parts of one byte, and placing a part takes longer than copying its bytes.
+    """
+    each_row = np.arange(rows + 1, dtype=np.int64)
+    block: list[UInt8Array] = []  # [rows, width]
+    together = 0
+
+    def join() -> Iterator[_Runs]:
+        nonlocal together
+        if block:
+            joined = np.concatenate(block, axis=1) if len(block) > 1 else block[0]
+            yield _Runs(joined.reshape(-1), each_row * together)
+        block.clear()
+        together = 0
+
+    for part in parts:
+        width = int(part.bounds[1]) if rows else 0
+        if not width or width > LONG or part.bounds[-1] != rows * width or (np.diff(part.bounds) != width).any():
+            yield from join()
+            yield part
+            continue
+        if together + width > LONG:
+            yield from join()
+        block.append(part.data[: rows * width].reshape(rows, width))
+        together += width
+    yield from join()
 
 
 def _place(part: _Runs, sizes: Int64Array, data: UInt8Array, at: Int64Array) -> None:
@@ -111,7 +140,7 @@ def _parts(array: pa.Array, bounds: Int64Array) -> Iterator[_Runs]:
         yield _Runs(np.frombuffer(hashes, np.uint8), _kept(array)[bounds] * SHA256_BYTES)
     elif pa.types.is_struct(kind):
         yield _null_bits(array, bounds)
-        inner = _kept(array)[bounds]
+        inner = _kept(array)[bounds] if array.null_count else bounds
         fields = (array.drop_null() if array.null_count else array).flatten()
         for _, i in sorted((kind.field(i).name, i) for i in range(kind.num_fields)):
             yield from _parts(fields[i], inner)
@@ -137,7 +166,8 @@ def _kept(array: pa.Array) -> Int64Array:
 
 
 def _null_bits(array: pa.Array, bounds: Int64Array) -> _Runs:
-    byte_bounds = _bounds((np.diff(bounds) + 7) // 8)
+    sizes = np.diff(bounds)
+    byte_bounds = bounds if (sizes == 1).all() else _bounds((sizes + 7) // 8)
     bits = np.zeros(byte_bounds[-1], np.uint8)
     if array.null_count:
         places = np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False))

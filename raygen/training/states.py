@@ -73,6 +73,11 @@ class States:
                 return self.open(name)
         return None
 
+    def last(self) -> str | None:
+        """Where the newest complete state is, after that which is being written."""
+        self.wait()
+        return next((self.place(name) for name in self.names()), None)
+
     def save(self, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         """Write a state; returns when `tensors` are in a local file, and may change.
 

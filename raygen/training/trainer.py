@@ -6,12 +6,12 @@ restart changes anything but rounding. Training state is written as a whole and 
 """
 
 import json
+import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
-from raygen.core.precision import set_deterministic_precision
+from raygen.core.precision import arithmetic, check_precision, set_deterministic_precision
+from raygen.models.compiled import compile_blocks
 from raygen.training.config.loop import TrainConfig
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.losses import Objective
+from raygen.training.losses.base import TOTAL
 from raygen.training.sharding import Averages, gather_state, load_state, make_optimizer
 from raygen.training.states import RECORD, TENSORS, LocalStates, States, latest_state
+from raygen.training.window import DivergedError, TrainStep, Window
 
 __all__ = [
     "DivergedError",
@@ -48,25 +51,6 @@ __all__ = [
 Batch = dict[str, Tensor]
 #: Fields of a TrainConfig that a resumed run may change.
 FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "sheet_every", "keep", "sharding"})
-#: Faces that an error names.
-NAMED = 16
-
-
-class DivergedError(ConfigError):
-    """The loss is no longer finite; training cannot continue with these settings or this data."""
-
-
-@dataclass(frozen=True)
-class TrainStep:
-    """Record of the last `log_every` steps; losses are means over them on this rank."""
-
-    step: int
-    loss: float
-    lr: float
-    images_per_s: float
-    data_wait: float
-    elapsed: float
-    losses: Mapping[str, float]
 
 
 # --- the trainer --------------------------------------------------------------------------------------------
@@ -86,21 +70,24 @@ class Trainer:
         set_deterministic_precision()
         self.config, self.rank, self.world_size = config, rank, world_size
         self.device = torch.device(device)
+        check_precision(config.precision, self.device)
         self.objective = objective.to(self.device).train()
         if config.gradient_checkpointing:
             _checkpoint_gradients(self.objective)
-        if config.compile:
-            for network in self.objective.networks():
-                network.compile()
+        #: Why nothing is compiled although it should be.
+        self.problem = compile_blocks(self.objective.networks(), config.compile, self.device)
+        if self.problem is not None and rank == 0:
+            sys.stderr.write(f"{self.problem}\n")
         self.phases = [list(parameters) for parameters in objective.phases()]
+        self.distributed = world_size > 1 and dist.is_initialized()
         #: Whether the ranks share optimizer state and averages; all of them then save and take averages together.
-        self.sharded = config.sharding == "zero1" and world_size > 1 and dist.is_initialized()
+        self.sharded = config.sharding == "zero1" and self.distributed
         self.optimizers = [make_optimizer(parameters, config, sharded=self.sharded) for parameters in self.phases]
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
         self.averages = Averages(self.parameters, config.ema, rank, world_size if self.sharded else 1)
         self.step, self.elapsed = 0, 0.0
         self.wrapped: Any = objective
-        if world_size > 1 and dist.is_initialized():
+        if self.distributed:
             several = len(self.phases) > 1
             with warnings.catch_warnings():
                 # Newer versions call the argument `forward_sync_buffers`; older ones know only this name.
@@ -114,7 +101,7 @@ class Trainer:
         """The part of the run that is done, 0..1; the same on every rank."""
         steps = self.step / self.config.steps if self.config.steps else 0.0
         seconds = self.elapsed / self.config.max_seconds if self.config.max_seconds else 0.0
-        if self.config.max_seconds and self.wrapped is not self.objective:
+        if self.config.max_seconds and self.distributed:
             shared = torch.tensor([seconds], device=self.device, dtype=torch.float64)
             dist.broadcast(shared, src=0)
             seconds = float(shared)
@@ -127,9 +114,11 @@ class Trainer:
 
     def batch(self, arrays: TrainingData, step: int) -> Batch:
         """This rank's slice of the global batch of `step`, as CPU tensors."""
-        size = self.config.batch // self.world_size
-        first = step * self.config.batch + self.rank * size
-        positions = range(first, first + size)
+        parts = self.config.gradient_accumulation_steps
+        size = self.config.batch // (self.world_size * parts)
+        # The parts of all ranks are those of one rank: statistics of a part do not depend on the number of ranks.
+        starts = (step * self.config.batch + (part * self.world_size + self.rank) * size for part in range(parts))
+        positions = [position for start in starts for position in range(start, start + size)]
         drawn = draw(self.config.seed, positions, self.objective.latent_shape, self.objective.timesteps)
         mirror = drawn.pop("mirror") & self.config.horizontal_flip
         values = {**drawn, **arrays.batch(order(self.config.seed, len(arrays), positions), mirror)}
@@ -148,11 +137,15 @@ class Trainer:
         ]
         means: Batch = {}
         self.objective.step = self.step
+        self.objective.ranks = self.world_size if self.distributed else 1
+        self.objective.cuts = self.objective.ranks * len(parts)
         for phase, optimizer in enumerate(self.optimizers):
             if not self.objective.active(phase):
                 continue
             optimizer.zero_grad(set_to_none=True)
+            totals = self._totals(parts, phase)
             for index, part in enumerate(parts):
+                part = {**part, **totals}
                 for name, value in self._backward(part, phase, last=index == len(parts) - 1).items():
                     if phase == 0 or name != "loss":  # the loss of a step is that of the first phase
                         means[name] = means.get(name, torch.zeros_like(value)) + value / len(parts)
@@ -166,9 +159,23 @@ class Trainer:
         self.averages.update(self.step)
         return means
 
+    def _totals(self, parts: list[Batch], phase: int) -> Batch:
+        """`Objective.totals` over all parts of all ranks, by the names that a part has them under."""
+        if self.objective.cuts == 1:
+            return {}
+        half = self.config.precision == "bfloat16"
+        with arithmetic(self.config.precision), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            own = [self.objective.totals(part, phase) for part in parts]
+        totals = {f"{TOTAL}{name}": torch.stack([part[name] for part in own]).sum(dim=0) for name in own[0]}
+        if self.distributed:
+            for total in totals.values():
+                dist.all_reduce(total)
+        return totals
+
     def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
         half = self.config.precision == "bfloat16"
-        with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
+        together = nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync()
+        with arithmetic(self.config.precision), together:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 losses: Batch = self.wrapped(part, phase)
             (losses["loss"] / self.config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
@@ -193,7 +200,7 @@ class Trainer:
 
     # --- state ---
 
-    def save(self, states: States, data: str, window: "_Window") -> None:
+    def save(self, states: States, data: str, window: Window) -> None:
         """Begin to write the full state on rank 0; see `States.save`. Where sharded, all ranks call it."""
         tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
         # Sharded ones are gathered in the memory of the host, not in that of the device.
@@ -208,7 +215,7 @@ class Trainer:
         record["window"] = window.document()
         states.save(_name(self.step), {name: t.cpu().contiguous() for name, t in tensors.items()}, record)
 
-    def restore(self, folder: Path, data: str, window: "_Window") -> None:
+    def restore(self, folder: Path, data: str, window: Window) -> None:
         """Resume from a saved state, in the middle of its `window`.
 
         `ConfigError` where it was made with other settings or data.
@@ -268,7 +275,7 @@ def train(trainer: Trainer, arrays: TrainingData, folder: "str | Path | States |
     """
     states = folder if folder is None or isinstance(folder, States) else LocalStates(Path(folder), trainer.config.keep)
     data = arrays.digest + trainer.objective.frozen
-    window = _Window(trainer, arrays, states)
+    window = Window(trainer, arrays, lambda: None if states is None else states.last())
     with ExitStack() as stack:
         if states is not None:
             stack.callback(states.close)
@@ -288,23 +295,20 @@ def train(trainer: Trainer, arrays: TrainingData, folder: "str | Path | States |
             done = progress >= 1
             if done or trainer.step % trainer.config.log_every == 0:
                 yield window.close(lr)
-            if (
-                states is not None
-                and (trainer.rank == 0 or trainer.sharded)
-                and (done or trainer.step % trainer.config.save_every == 0)
-            ):
+            if states is not None and (done or trainer.step % trainer.config.save_every == 0):
+                window.gather()
                 window.check()
-                trainer.save(states, data, window)
+                if trainer.rank == 0 or trainer.sharded:
+                    trainer.save(states, data, window)
         if states is not None:
             states.wait()
 
 
-def _resume(trainer: Trainer, states: States, data: str, window: "_Window") -> None:
+def _resume(trainer: Trainer, states: States, data: str, window: Window) -> None:
     """Go on from the newest undamaged state, which rank 0 chooses, and there remove what a killed process left."""
-    shared = trainer.wrapped is not trainer.objective
-    folder = states.newest() if trainer.rank == 0 or not shared else None
+    folder = states.newest() if trainer.rank == 0 or not trainer.distributed else None
     step = -1 if folder is None else int(json.loads((folder / RECORD).read_text(encoding="utf-8"))["step"])
-    if shared:
+    if trainer.distributed:
         chosen = torch.tensor([step], device=trainer.device)
         dist.broadcast(chosen, src=0)
         step = int(chosen)
@@ -314,63 +318,3 @@ def _resume(trainer: Trainer, states: States, data: str, window: "_Window") -> N
         states.release(folder)
     if trainer.rank == 0:
         states.tidy(_name(step) if step >= 0 else None)
-
-
-class _Window:
-    """Sums over the steps since the last record; waits for the device only in `close` and `check`."""
-
-    def __init__(self, trainer: Trainer, arrays: TrainingData, states: States | None) -> None:
-        self.trainer, self.arrays, self.states = trainer, arrays, states
-        self._reset()
-
-    def _reset(self) -> None:
-        self.sums: Batch = {}
-        self.count, self.waited, self.began = 0, 0.0, self.trainer.elapsed
-        self.bad = torch.full((), torch.inf, dtype=torch.float64, device=self.trainer.device)
-
-    def add(self, losses: Batch, waited: float) -> None:
-        for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-        self.bad = torch.where(losses["loss"].isfinite(), self.bad, self.bad.clamp(max=self.trainer.step - 1))
-        self.count += 1
-        self.waited += waited
-
-    def document(self) -> dict[str, Any]:
-        """What a state holds of the window beside the sums, whose order it has; `elapsed` is when it began."""
-        return {"count": self.count, "data_wait": self.waited, "elapsed": self.began, "losses": list(self.sums)}
-
-    def restore(self, document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on with the window of a state, so that its record is that of a training which was never interrupted."""
-        self.sums = {name: tensors[f"window.{name}"].to(self.trainer.device) for name in document["losses"]}
-        self.count, self.waited, self.began = document["count"], document["data_wait"], document["elapsed"]
-
-    def check(self) -> None:
-        """Raise `DivergedError` where a loss so far is not finite, with the step, its faces and the way back."""
-        if self.bad.isinf():
-            return
-        step, config = int(self.bad), self.trainer.config
-        rows = order(config.seed, len(self.arrays), range(step * config.batch, (step + 1) * config.batch))
-        faces = [str(self.arrays.ids[self.arrays.face[row]]) for row in rows[:NAMED]]
-        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-        back = "there is no earlier state"
-        if self.states is not None:
-            self.states.wait()
-            good = next(self.states.names(), None)
-            back = back if good is None else f"the last good state is {self.states.place(good)}"
-        raise DivergedError(
-            f"the loss is not finite at step {step}, on faces {', '.join(faces)}{more}; {back}. "
-            "A smaller lr, a longer warmup or float32 usually help; a single bad face shows in its row"
-        )
-
-    def close(self, lr: float) -> TrainStep:
-        """The record of this window; the next one begins."""
-        trainer = self.trainer
-        self.check()
-        began = time.perf_counter()
-        losses = {name: float(value) / self.count for name, value in self.sums.items()}
-        trainer.elapsed += time.perf_counter() - began
-        seconds = max(trainer.elapsed - self.began, 1e-9)
-        rate = self.count * trainer.config.batch / seconds
-        step = TrainStep(trainer.step, losses["loss"], lr, rate, self.waited, trainer.elapsed, losses)
-        self._reset()
-        return step

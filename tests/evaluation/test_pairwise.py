@@ -17,8 +17,9 @@ from raygen.core.face_labels import CLASS_INDEX
 from raygen.evaluation.config import PairwiseConfig
 from raygen.evaluation.pairwise import PairwiseWorker, protocols
 from raygen.extractors.config import LPIPSConfig
-from raygen.metrics.image_similarity import Similarity, ssim
+from raygen.metrics.image_similarity import ssim
 from raygen.metrics.leakage import bootstrap_leakage, change, group_distances, mean_change, region
+from raygen.metrics.pair_similarity import Similarity
 from raygen.models import checkpoint
 from raygen.store.images import decode_image, decode_mask
 from raygen.store.lookup import StoredRows
@@ -181,7 +182,7 @@ def test_each_pair_is_measured_once_however_rows_are_cut(
     worker = PairwiseWorker(config, str(world / "noise/samples"), run_id="r", threads=1)
     assert worker.similarity is not None
     truth = pairs_by_themselves(worker.similarity, images(world, "noise"), 3)
-    monkeypatch.setattr("raygen.metrics.image_similarity.CHUNK", 2)  # pictures outside of the batch come in parts
+    monkeypatch.setattr("raygen.metrics.pair_similarity.CHUNK", 2)  # pictures outside of the batch come in parts
     found, start = [], 0
     for size in cut:
         batch = table.take(order[start : start + size])

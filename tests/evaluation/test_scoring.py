@@ -16,6 +16,7 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CAPTIONED, CLASSES
 from raygen.evaluation.aggregate import aggregate, gather_scores
 from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.protocols import protocols_of
 from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.evaluation.scoring import Scorer, ScoreWorker
 from raygen.extractors.bundled import BundledClassifier, BundledParser, save_bundled
@@ -323,3 +324,16 @@ def test_a_large_set_has_an_interval_and_loses_its_warning(monkeypatch: pytest.M
     assert json.loads(row["protocol"])["low_n"] is False
     row = metrics({"all": scored(200), "reference": scored(50)}, {})[FD, "all"]
     assert json.loads(row["protocol"])["low_n"] is True
+
+
+def test_protocols_of_bundled_networks_are_those_of_the_loaded_ones(folder, tmp_path) -> None:
+    """They are read from the folders, because loading the networks takes longer than the metrics."""
+    own = BundledNetworkConfig(folder=str(folder))
+    for config in (ScoreConfig(), ScoreConfig(parser=own, features=own), ScoreConfig(features=None, classifier=None)):
+        protocols, features = protocols_of(config)
+        scorer = Scorer(config, run_id="")
+        assert protocols == scorer.protocols()
+        loaded = scorer.features
+        assert (features and (features.name, features.metric)) == (loaded and (loaded.name, loaded.metric))
+    with pytest.raises(ConfigError, match="no trained network"):
+        protocols_of(ScoreConfig(parser=BundledNetworkConfig(folder=str(tmp_path / "nothing"))))

@@ -66,11 +66,12 @@ def test_a_killed_actor_costs_a_try_and_no_row(tmp_path, plan, golden):
     assert any(name.startswith("shard-00003.") and name.endswith(".a2.json") for name in starts)
 
 
-def test_a_poisoned_shard_is_set_aside_and_the_rest_is_done(tmp_path, plan):
+@pytest.mark.parametrize("kind", ["kill", "kill_at_end"])  # on the device, or while the next shard has it
+def test_a_poisoned_shard_is_set_aside_and_the_rest_is_done(tmp_path, plan, kind):
     flag = tmp_path / "flag"
     flag.touch()
     with pytest.raises(InfrastructureError, match="1 of 12 shards are not committed: shard 3: 2 starts"):
-        run(tmp_path / "out", plan, Fake(kind="kill", at="r000030", trouble=str(flag)), max_attempts=2)
+        run(tmp_path / "out", plan, Fake(kind=kind, at="r000030", trouble=str(flag)), workers=1, max_attempts=2)
     assert len(RunStore(str(tmp_path / "out")).committed()) == 11
 
 

@@ -1,11 +1,13 @@
 """The loop over shards: batches, bad rows, tries, exit codes; with the plain runner."""
 
 import json
+import threading
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from raygen.commands.ablation import busy_seconds
 from raygen.commands.verify import verify
 from raygen.core.config import Resources
 from raygen.core.errors import (
@@ -188,3 +190,68 @@ def test_a_worker_leaves_a_committed_shard_alone(tmp_path):
     target = RunTarget(str(tmp_path / "out"), 0, 8, 6)
     task = ShardTask((target,), "x", 3, 60.0, partial(build, Fake(kind="raise", at="r000000")))
     assert ShardWorker(task)(ShardItem(0, plan.shards[0])).status == "present"
+
+
+class Meeting:
+    """A worker whose first shard is finished only after the second one was started, where `together`."""
+
+    def __init__(self, together: bool) -> None:
+        self.together, self.began, self.open = together, threading.Event(), []
+
+    def start(self, rows):
+        first = not self.open
+        self.open.append(rows["sample_id"][0].as_py())
+        if not first:
+            self.began.set()
+        return partial(self.finish, first, GOOD.start(rows))
+
+    def finish(self, first, finish):
+        if first:
+            assert self.began.wait(20 if self.together else 0.3) == self.together
+        return finish()
+
+
+def meet(tmp_path, together, tries=3, begun=()):
+    """Two shards of one batch through `local_runner`; `begun`: those that a process died with in this launch."""
+    plan = plan_of(tmp_path, rows=16, shard_rows=8)
+    store = RunStore(str(tmp_path / "out"))
+    store.create(plan)
+    for shard in begun:
+        assert store.begin(shard, "launch", 1) == 1
+    worker = Meeting(together)
+    task = ShardTask((RunTarget(store.url, 0, 8, 2),), "launch", tries, 60, lambda: worker)
+    items = [ShardItem(0, shard) for shard in plan.shards]
+    return worker, list(local_runner(items, task, Resources()))
+
+
+def test_a_shard_is_committed_while_the_next_one_has_the_device(tmp_path):
+    worker, summaries = meet(tmp_path, together=True)
+    assert worker.open == ["r000000", "r000008"]
+    assert [(s.shard, s.status, s.error) for s in summaries] == [(0, "committed", ""), (1, "committed", "")]
+    first, second = sorted(RunStore(str(tmp_path / "out")).commits(), key=lambda commit: commit.shard)
+    assert second.timings["started"] < first.timings["started"] + first.timings["work_s"]
+    together = max(c.timings["started"] + c.timings["work_s"] for c in (first, second)) - first.timings["started"]
+    assert busy_seconds([second, first]) == pytest.approx(together, abs=1e-3)
+
+
+@pytest.mark.parametrize(("tries", "begun"), [(1, ()), (3, (0,)), (3, (1,)), (3, (0, 1))])
+def test_a_second_attempt_and_an_only_attempt_are_alone(tmp_path, tries, begun):
+    _, summaries = meet(tmp_path, together=False, tries=tries, begun=begun)
+    assert [(s.shard, s.status) for s in summaries] == [(0, "committed"), (1, "committed")]
+    assert [s.error for s in summaries] == ["attempt 2" if shard in begun else "" for shard in (0, 1)]
+
+
+def test_an_interrupted_run_keeps_the_shard_that_was_being_committed(tmp_path):
+    plan, store = plan_of(tmp_path, rows=16, shard_rows=8), RunStore(str(tmp_path / "out"))
+    store.create(plan)
+
+    class Interrupted(Fake):
+        def start(self, rows):
+            if rows["sample_id"][0].as_py() == "r000008":
+                raise KeyboardInterrupt
+            return super().start(rows)
+
+    task = ShardTask((RunTarget(store.url, 0, 8, 2),), "launch", 3, 60, Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(local_runner([ShardItem(0, shard) for shard in plan.shards], task, Resources()))
+    assert list(store.committed()) == [0]

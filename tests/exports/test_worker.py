@@ -86,7 +86,7 @@ def test_a_killed_export_goes_on_and_ends_in_the_same_bytes(run, tmp_path, kind,
     died = subprocess.run(command, env=environment, check=False, timeout=120)
     assert died.returncode == -signal.SIGKILL
     before = len(RunStore(str(tmp_path / "out")).committed())
-    assert before == (2 if at == 3 else 10)
+    assert before in ((1, 2) if at == 3 else (10,))  # the shard before may still be in the thread that commits
     result = export(run, tmp_path / "out", kind)
     assert result.facts["shards"] == f"10 ({before} were already committed)"
     assert tree(tmp_path / "out/dataset") == tree(tmp_path / "golden/dataset")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.models import checkpoint, checkpoint_folder
+from raygen.models import checkpoint, checkpoint_folder, side_by_side
 from raygen.models.autoencoder import FirstStage
 from raygen.models.collaborative import Collaborative, DynamicDiffuser
 from raygen.models.conditions import Conditions
@@ -17,11 +17,11 @@ from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.models.config.collaborative import CollaborativeConfig, diffuser_config
 from raygen.models.config.conditions import ConditionDropout
 from raygen.models.config.ldm import LDMConfig
-from raygen.models.config.mixing import ConstantMixing, DifferenceMixing, PaperMixing, ReleasedMixing
+from raygen.models.config.mixing import ConstantMixing, DifferenceMixing, Mixing, PaperMixing, ReleasedMixing
 from raygen.models.config.noise import NoiseSchedule
 from raygen.models.config.text import TransformerTextConfig
 from raygen.models.expert_mixing import mixed_shares
-from raygen.models.ldm import LDM
+from raygen.models.ldm import LDM, run_unet
 from raygen.models.text import Tokenizer, learn_vocabulary
 from raygen.sampling.guidance import build_guidance
 from raygen.training.config.losses import SimpleLoss
@@ -93,6 +93,36 @@ def at(model: Collaborative | LDM, n: int = 2) -> tuple[torch.Tensor, torch.Tens
 def says(model: Collaborative | LDM, record: dict[str, torch.Tensor] | None = None, n: int = 2) -> torch.Tensor:
     with torch.no_grad():
         return model.predict(*at(model, n), model.prepare(model.embed(conditions(n))), record)
+
+
+@pytest.mark.parametrize(
+    "mixing", [PaperMixing(), ConstantMixing(), DifferenceMixing()], ids=["paper", "constant", "difference"]
+)
+def test_networks_of_equal_shapes_run_as_one(mixing: Mixing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mask tokens and texts have the same UNets and unequally many tokens; the mask as channels has another UNet."""
+    model = together("tokens", "text", "mask", nulls=("tokens", "text", "mask")).requires_grad_(False)
+    model.mix(mixing)
+    calls = []
+    monkeypatch.setattr(side_by_side, "run_unet", lambda *given: calls.append(given) or run_unet(*given))
+    one_by_one, alone = says(model), len(calls)
+    saved = {name: value.clone() for name, value in model.state_dict().items()}
+    model.side_by_side.grouped = True
+    with torch.inference_mode():
+        torch.testing.assert_close(says(model), one_by_one, rtol=1e-4, atol=1e-5)
+    assert not any(p.is_inference() for p in model.parameters()), "they can be tuned later"
+    assert len(calls) - alone == alone * 2 // 3, "the two equal ones are one call"
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        model.expert("text").unet.conv_in.weight.mul_(1.5)
+        changed = says(model)
+        model.side_by_side.grouped = False
+        torch.testing.assert_close(changed, says(model), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(changed, one_by_one, rtol=1e-3, atol=1e-3)
+        model.double().float()  # the weights have moved, and are stacked anew
+        model.expert("text").unet.conv_in.weight.mul_(1.5)
+        again = says(model)
+        model.side_by_side.grouped = True
+        torch.testing.assert_close(says(model), again, rtol=1e-4, atol=1e-5)
 
 
 def test_paper_size_counts() -> None:

@@ -1,6 +1,7 @@
 """Edits: the denoiser comes back as it was, alphas interpolate, the rule takes what it says, bad edits are rows."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from raygen.models.conditions import Conditions
 from raygen.planning import EditsFromFile, EditsFromPairs, paste
 from raygen.sampling.config import EditJudgeConfig, ImagicConfig, SampleConfig
 from raygen.sampling.edit_judge import EditJudge, best_alpha
-from raygen.sampling.imagic import EditWorker, fit, restored
-from raygen.store.images import decode_mask, encode_image, encode_mask, picture
+from raygen.sampling.imagic import EditWorker, embed, fit, restored, tune
+from raygen.sampling.low_rank import LowRankWeights
+from raygen.store.images import decode_image, decode_mask, encode_image, encode_mask, picture
 from raygen.store.run_store import open_input
 from raygen.store.schemas import FACES, cast, texts_by_name
 from tests.models.test_collaborative import together
@@ -247,12 +249,14 @@ def conditions(alphas: tuple[float, ...] = (0.0, 0.5, 1.0)) -> pa.Table:
     return planned.drop_columns(["error"]).slice(0, len(alphas))
 
 
-def worker(model: Collaborative, folder: Path, **fields: object) -> EditWorker:
+def worker(
+    model: Collaborative, folder: Path, imagic: ImagicConfig = FAST, edits: int = 1, **fields: object
+) -> EditWorker:
     if not folder.exists():
         checkpoint.save(model, folder)
     given = {row["face_id"]: row for row in faces(12).to_pylist()}
     sample = SampleConfig(checkpoint=str(folder), batch=3, run_id="r", sampler={"name": "ddim", "steps": 4}, **fields)
-    return EditWorker(sample, FAST, EditJudgeConfig(), lambda ids: {i: given[i] for i in ids}, threads=1)
+    return EditWorker(sample, imagic, EditJudgeConfig(), lambda ids: {i: given[i] for i in ids}, threads=1, edits=edits)
 
 
 def test_an_edit_is_a_batch_and_leaves_no_trace(model: Collaborative, tmp_path: Path) -> None:
@@ -275,6 +279,30 @@ def test_an_edit_is_a_batch_and_leaves_no_trace(model: Collaborative, tmp_path: 
     assert again["image_sha256"] == samples["image_sha256"], "an edit does not depend on the edits before it"
 
 
+def test_edits_in_half_precision_tune_whole_weights(model: Collaborative, tmp_path: Path) -> None:
+    """Weights are float32, and each step of tuning sees those of the step before."""
+    editor = worker(model, tmp_path / "model", precision="bfloat16")
+    assert editor.environment()["precision"] == "bfloat16"
+    assert {p.dtype for p in editor.model.parameters()} == {torch.float32}
+    expert, z, t = model.expert("text"), torch.randn(1, *model.latent_shape), torch.tensor([600])
+    ctx = expert.prepare(target(model))
+    with restored(expert.networks):
+        expert.unet.requires_grad_(True)  # autocast keeps copies of such weights, until its outermost block ends
+        with editor.sampler.arithmetic():
+            before = expert.predict(z, t, ctx)
+            with torch.no_grad():
+                for weight in expert.unet.parameters():
+                    weight.mul_(1.5)
+            after = expert.predict(z, t, ctx)
+        with editor.sampler.arithmetic():
+            assert torch.equal(after, expert.predict(z, t, ctx))
+        assert not torch.equal(after, before)
+    half = editor.start(conditions())()["samples"]
+    whole = worker(model, tmp_path / "model").start(conditions())()["samples"]
+    assert half["error"].null_count == 3
+    assert half["image_sha256"] != whole["image_sha256"]
+
+
 def test_bad_edits_are_rows_with_reasons(model: Collaborative, tmp_path: Path) -> None:
     editor = worker(model, tmp_path / "model", missing="quarantine")
     rows = conditions()
@@ -286,8 +314,107 @@ def test_bad_edits_are_rows_with_reasons(model: Collaborative, tmp_path: Path) -
     assert all(error.startswith("source: not_an_image") for error in errors)
     mixed = pa.concat_tables([rows.slice(0, 1), conditions((0.0,)).slice(0, 1)])
     mixed = mixed.set_column(mixed.schema.get_field_index("edit_id"), "edit_id", pa.array(["a", "b"]))
-    with pytest.raises(ConfigError, match="a batch holds the alphas of one edit, not 2"):
+    with pytest.raises(ConfigError, match="a batch holds the alphas of 1 edits, not of 2"):
         editor.start(mixed)
+
+
+def several(n: int = 2) -> pa.Table:
+    """Edits of unequally many alphas: the last one of a shard may be cut."""
+    planned = EditsFromPairs(change="Smiling", parts=("hair",), alphas=(0.0, 0.5, 1.0)).rows(faces(12))
+    return planned.drop_columns(["error"]).slice(0, 3 * n - 1)
+
+
+@pytest.mark.parametrize("tuning", ["full", "low_rank"])
+def test_edits_at_once_are_those_of_one_at_a_time(tuning: str, model: Collaborative, tmp_path: Path) -> None:
+    """Up to rounding: pictures differ by at most a level of 255, scores by 0.01."""
+    # Rates at which Adam does not make rounding large where a gradient is nearly 0.
+    imagic = ImagicConfig(embedding_steps=2, embedding_lr=0.03, tuning_steps=2, tuning_lr=1e-4, batch=2, tuning=tuning)
+    rows, found = several(), []
+    for edits in (1, 2):
+        editor = worker(model, tmp_path / "model", imagic=imagic, edits=edits)
+        before = {k: v.clone() for k, v in editor.model.state_dict().items()}
+        starts = range(0, rows.num_rows, 3 * edits)
+        tables = [editor.start(rows.slice(i, 3 * edits))() for i in starts]
+        assert all(torch.equal(v, before[k]) for k, v in editor.model.state_dict().items())
+        found.append({name: pa.concat_tables([t[name] for t in tables]).to_pylist() for name in tables[0]})
+    one, many = found
+    assert [row["sample_id"] for row in many["samples"]] == rows["sample_id"].to_pylist()
+    for a, b in zip(one["samples"], many["samples"], strict=True):
+        images = [decode_image(row["image"]["bytes"]).astype(int) for row in (a, b)]
+        assert np.abs(images[0] - images[1]).max() <= 1
+    for a, b in zip(*(sorted(f["scores"], key=lambda r: (r["metric"], r["sample_id"])) for f in found), strict=True):
+        assert (a["sample_id"], a["metric"]) == (b["sample_id"], b["metric"])
+        np.testing.assert_allclose(a["vector"], b["vector"], atol=0.01)
+    assert one["selection"] == many["selection"]
+
+
+def test_low_rank_weights_explain_the_picture_and_keep_edits_apart(model: Collaborative) -> None:
+    expert, z = model.expert("text"), torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(4))
+    wanted = {name: torch.cat([value, value]) for name, value in target(model).items()}
+    config = ImagicConfig(tuning_steps=12, tuning_lr=2e-2, batch=4, tuning="low_rank", rank=2)
+    noise = torch.randn(32, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+
+    def error(of: slice, weights: LowRankWeights | None = None) -> list[float]:
+        """Of each edit in the slice, for 16 noises."""
+        zs, eps = z[of].repeat_interleave(16, dim=0), noise[: 16 * len(z[of])]
+        t = torch.full((len(zs),), 600)
+        with torch.no_grad(), nullcontext() if weights is None else weights.active(16):
+            ctx = expert.prepare({k: v[of].repeat_interleave(16, dim=0) for k, v in wanted.items()})
+            output = expert.predict(expert.schedule.add_noise(zs, eps, t), t, ctx)
+            squared = (output - expert.schedule.target(zs, eps, t)).square()
+        return squared.unflatten(0, (-1, 16)).flatten(1).mean(dim=1).tolist()
+
+    def tuned(of: slice, keys: list[int]) -> LowRankWeights:
+        weights = LowRankWeights(expert.networks, keys, 2)
+        assert error(of, weights) == pytest.approx(error(of)), "they begin without effect"
+        with weights.active(config.batch):
+            tune(expert, z[of], {k: v[of] for k, v in wanted.items()}, config, keys, weights.parameters())
+        return weights
+
+    start, end = error(slice(None)), error(slice(None), tuned(slice(None), [7, 8]))
+    assert all(after < 0.95 * before for before, after in zip(start, end, strict=True))
+    alone = [error(slice(i, i + 1), tuned(slice(i, i + 1), [7 + i]))[0] for i in (0, 1)]
+    assert end[0] == pytest.approx(alone[0], rel=0.02), "an edit does not depend on those beside it"
+    assert end[1] == pytest.approx(alone[1], rel=0.1), "here with other noises than in the batch"
+    assert error(slice(None)) == start, "outside of `active` nothing is left"
+
+
+def test_embeddings_at_once_are_those_of_one_at_a_time(model: Collaborative) -> None:
+    z = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(5))
+    wanted = {
+        n: torch.cat([v, 2 * v, -v]) if v.is_floating_point() else v.expand(3, -1) for n, v in target(model).items()
+    }
+    config, expert = ImagicConfig(embedding_steps=5, embedding_lr=0.03, batch=2), model.expert("text")
+    many = embed(expert, z, wanted, config, [1, 2, 3])
+    for i in range(3):
+        one = embed(expert, z[i : i + 1], {n: v[i : i + 1] for n, v in wanted.items()}, config, [i + 1])
+        for name, value in one.items():
+            torch.testing.assert_close(many[name][i : i + 1], value, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(many["text_tokens"], wanted["text_tokens"])
+
+
+def test_low_rank_weights_are_products(model: Collaborative) -> None:
+    """Against one layer at a time with W + B A, for batches that hold the edits once and twice."""
+    torch.manual_seed(0)
+    layers = torch.nn.ModuleList([torch.nn.Linear(5, 4), torch.nn.Conv2d(5, 4, 3, stride=2, padding=1)])
+    weights = LowRankWeights([layers], [1, 2, 3], 2)
+    for parameter in weights.parameters():
+        torch.nn.init.normal_(parameter)
+    for layer, (first, second), shape in zip(layers, weights.pairs, ((6, 5), (5, 8, 8)), strict=True):
+        for times in (1, 2):
+            x = torch.randn(times * 3 * 2, *shape)
+            with weights.active(2):
+                found = layer(x)
+            for i in range(len(x)):
+                edit = i // 2 % 3
+                change = (second[edit] @ first[edit].flatten(1)).view_as(layer.weight)
+                expected = torch.func.functional_call(layer, {"weight": layer.weight + change}, x[i : i + 1])
+                torch.testing.assert_close(found[i : i + 1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rank_without_low_rank_tuning_is_refused() -> None:
+    with pytest.raises(ValueError, match="rank has no effect: tuning=full changes all weights"):
+        ImagicConfig(rank=4)
 
 
 def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> None:
@@ -310,7 +437,8 @@ def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> No
             "ignore": ["attributes"],
             "checkpoint": str(tmp_path / "model"),
             "imagic": FAST.model_dump(),
-            "shard_rows": 2,
+            "edits": 2,
+            "shard_rows": 4,
             "sampler": {"name": "ddim", "steps": 3},
         },
     }
@@ -323,12 +451,12 @@ def test_from_faces_to_edits_by_jobs(model: Collaborative, tmp_path: Path) -> No
         path.write_text(json.dumps({**document, "out": str(tmp_path / name)}))
         load(str(path)).run(lambda _: None)
     store, _ = open_input(str(tmp_path / "samples"))
-    assert len(store.plan().shards) == 3, "an edit a shard, never less"
+    assert len(store.plan().shards) == 2, "two edits a shard, and one"
     samples = pa.concat_tables(store.tables("samples"))
     assert samples.num_rows == 6
     assert samples["error"].null_count == 6
     assert sum(t["accepted"].to_pylist().count(True) for t in store.tables("selection")) == 3
-    assert "3 were already committed" in load(str(tmp_path / "samples.yaml")).run(lambda _: None).facts["shards"]
+    assert "2 were already committed" in load(str(tmp_path / "samples.yaml")).run(lambda _: None).facts["shards"]
     for line, match in (
         ({"edit_id": "e", "sauce": "x"}, r"line 1: sauce: .*source"),
         ({"edit_id": "my edit", "source": "f0"}, "line 1: edit_id"),

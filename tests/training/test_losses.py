@@ -27,7 +27,7 @@ from raygen.training.losses import (
     PatchDiscriminator,
     edges,
 )
-from raygen.training.losses.discriminator import adaptive_weight, hinge
+from raygen.training.losses.discriminator import adaptive_weight, hinge, loss_gradients
 
 SCHEDULE = NoiseSchedule()
 V = NoiseSchedule(prediction_type="v_prediction")
@@ -152,9 +152,9 @@ def test_hinge_by_hand() -> None:
 
 def test_the_adaptive_weight_is_a_ratio_of_gradients() -> None:
     layer = torch.tensor([3.0, 4.0], requires_grad=True)
-    weight = adaptive_weight((2 * layer).sum(), (0.5 * layer).sum(), layer)
+    weight = adaptive_weight(loss_gradients((2 * layer).sum(), (0.5 * layer).sum(), layer))
     assert float(weight) == pytest.approx(2 * 2**0.5 / (0.5 * 2**0.5 + 1e-4))
-    assert float(adaptive_weight((1e9 * layer).sum(), layer.sum(), layer)) == 1e4
+    assert float(adaptive_weight(loss_gradients((1e9 * layer).sum(), layer.sum(), layer))) == 1e4
 
 
 def test_the_discriminator_enters_the_loss_with_its_weight() -> None:

@@ -80,17 +80,28 @@ class Canvas:
 
     def around_on_face(self, u: float, v: float, ru: float, rv: float) -> Box:
         """The piece around a point of the face, inside `face_box`."""
-        # The point on the ellipsoid, turned and nodded, in head coordinates.
-        a, b = u / self._radii[0], v / self._radii[1]
-        z = float(np.sqrt(max(1 - a * a - b * b, 0)))
-        nodded, z = b * self._cos_pitch + z * self.nod, z * self._cos_pitch - b * self.nod
-        x, y = (a * self._cos_yaw + z * self.turn) * self._radii[0], nodded * self._radii[1]
+        x, y = self._of_face(u, v)
         small = self.around(x + 0.08 * self.turn, y + 0.05 * self.nod, ru, rv)
         rows, columns = (
             slice(min(max(a.start, b.start), b.stop - 2), max(min(a.stop, b.stop), b.start + 2))
             for a, b in zip(small, self.face_box, strict=True)
         )
         return rows, columns
+
+    def _of_face(self, u: float, v: float) -> tuple[float, float]:
+        """A point of the face, on the ellipsoid, turned and nodded, in coordinates of the head."""
+        a, b = u / self._radii[0], v / self._radii[1]
+        z = float(np.sqrt(max(1 - a * a - b * b, 0)))
+        nodded, z = b * self._cos_pitch + z * self.nod, z * self._cos_pitch - b * self.nod
+        return (a * self._cos_yaw + z * self.turn) * self._radii[0], nodded * self._radii[1]
+
+    def place(self, u: float, v: float) -> tuple[float, float]:
+        """A point of the face as fractions of the sides of the picture, x and y."""
+        x, y = self._of_face(u, v)
+        cos, sin = self._cos_roll, self._sin_roll
+        bx, by = cos * x - sin * (y - _NECK), sin * x + cos * (y - _NECK) + _NECK
+        (dx, dy), zoom = self.scene.shift, self.scene.zoom
+        return (bx * zoom + dx + 1) / 2, (by * zoom + dy + 1) / 2
 
     # --- light ---
 

@@ -149,7 +149,12 @@ def _feed(
         ]
         demand = {"num_cpus": resources.cpus, **({"num_gpus": resources.gpus} if resources.gpus else {})}
         # Those without room wait, and are what an autoscaler starts nodes for.
-        actors = ray.data.ActorPoolStrategy(size=min(resources.workers, len(items)), max_tasks_in_flight_per_actor=2)
+        actors = ray.data.ActorPoolStrategy(
+            size=min(resources.workers, len(items)),
+            max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=2,  # `ShardWorker` gives the device to one of them at a time
+            enable_true_multi_threading=True,
+        )
         summaries = ray.data.from_items(blocks, override_num_blocks=len(blocks)).map_batches(
             _Actor,
             batch_size=1,

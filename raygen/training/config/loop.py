@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config
+from raygen.core.types import PRECISION, TunedPrecision
+from raygen.models.config.compile import Compile
 
 __all__ = ["TrainConfig"]
 
@@ -40,8 +42,8 @@ class TrainConfig(Config):
         description="mirror half of the pictures, and exchange their left and right classes; with `latents`, whether "
         "those of mirrored pictures are used",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of the forward and backward pass"
+    precision: TunedPrecision = Field(
+        "float32", description=PRECISION + ". Weights and what the optimiser keeps are always float32"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, noise, timesteps and the order of the data")
     save_every: int = Field(
@@ -59,7 +61,11 @@ class TrainConfig(Config):
         description="zero1: the ranks share the state of the optimizer and the averaged weights instead of each having "
         "all of it; weights and gradients stay whole",
     )
-    compile: bool = Field(False, description="compile the network with torch.compile; the first steps take minutes")
+    compile: Compile = Field(
+        "off",
+        description="compile the repeated blocks of the network with torch.compile, in the first steps; max-autotune "
+        "also tries several kernels. Without a compiler the training goes on as with off",
+    )
     keep: int = Field(2, ge=1, description="number of training states that are kept")
 
     @model_validator(mode="after")

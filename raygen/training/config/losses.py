@@ -81,8 +81,8 @@ class AttentionLoss(Config):
 class DiscriminatorConfig(Config):
     """A PatchGAN discriminator (Isola et al. 2017) that enters at `start`.
 
-    `batch` normalisation is the published form; its statistics are those of one rank's part of the batch, so only
-    `group` gives the same step for any number of ranks.
+    `batch` normalisation is the published form. Its statistics are those of all ranks, and of one part of the batch
+    where `gradient_accumulation_steps` cuts it; with `group` the parts change nothing either.
     """
 
     start: int = Field(50_001, ge=0, description="first training step with the adversarial term")

@@ -14,6 +14,7 @@ A batch is a mapping of tensors with the picture first:
     mask, attributes, text, hint, present_…   conditions and whether they are there
     identity       int64 [B]              number of the person, for embedders
     boxes, keypoints  float [B, K, 4 or 3]  in parts of the picture's side; zeros are none
+    total_…        a sum over the whole batch of a step, where this is a part of it: see `Objective.totals`
 """
 
 from raygen.training.losses.autoencoder import AutoencoderObjective, edges

@@ -8,8 +8,15 @@ from torch import Tensor, nn
 from raygen.core.pixels import to_pixels
 from raygen.models.autoencoder import LOGVAR_RANGE, FirstStage
 from raygen.training.config.losses import AutoencoderObjectiveConfig
-from raygen.training.losses.base import Batch, Losses, Objective
-from raygen.training.losses.discriminator import LARGEST, PatchDiscriminator, adaptive_weight, hinge
+from raygen.training.losses.base import TOTAL, Batch, Losses, Objective
+from raygen.training.losses.discriminator import (
+    LARGEST,
+    PatchDiscriminator,
+    adaptive_weight,
+    hinge,
+    loss_gradients,
+    rank_mean,
+)
 
 __all__ = ["AutoencoderObjective", "edges"]
 
@@ -55,36 +62,60 @@ class AutoencoderObjective(Objective):
     def _adversarial_started(self) -> bool:
         return self.config.discriminator is not None and self.step >= self.config.discriminator.start
 
+    def totals(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.totals`: the gradients whose ratio is the adaptive weight, from a second forward pass.
+
+        Ranks that have their share in one part average theirs in `forward`, without that pass.
+        """
+        if phase or not (self._adversarial_started and self._adaptive) or self.cuts == self.ranks:
+            return {}
+        terms, reconstruction = self._terms(batch)
+        return {"gradients": self._gradients(terms, self._adversarial(reconstruction))}
+
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
         """See `Objective.forward`; the terms are logged without their weights."""
-        pixels = to_pixels(batch["images"])  # [B, 3, H, W]
         if phase == 1:
-            return self._discriminator_loss(pixels, batch["posterior"])
-        moments = self.stage.encode(pixels)
-        vq_terms: Losses = {}
-        if self.stage.config.stage == "vq":
-            z, vq_terms["codebook"], codes = self.stage.quantise(moments)
-            used = torch.zeros(self.stage.config.codes, device=z.device).index_fill_(0, codes.flatten(), 1.0)
-            vq_terms["codes_used"] = used.sum()
-            reconstruction = self.stage.decode(z, quantised=True)
-        else:
-            reconstruction = self.stage.decode(self.stage.sample(moments, batch["posterior"]))
-        terms = self._terms(pixels, reconstruction, moments) | vq_terms
+            return self._discriminator_loss(to_pixels(batch["images"]), batch["posterior"])
+        terms, reconstruction = self._terms(batch)
+        weights = self._weights
+        loss = torch.stack([weights[name] * value for name, value in terms.items() if weights.get(name)]).sum()
+        if self._adversarial_started:
+            assert self.config.discriminator is not None
+            adversarial = self._adversarial(reconstruction)
+            weight = torch.ones((), device=reconstruction.device)
+            if self._adaptive:
+                weight = self._adaptive_weight(batch, terms, reconstruction, adversarial)
+            loss = loss + self.config.discriminator.weight * weight * adversarial
+            terms |= {"adversarial": adversarial, "adaptive_weight": weight}
+        return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
+
+    @property
+    def _adaptive(self) -> bool:
+        return self.config.discriminator is not None and self.config.discriminator.adaptive
+
+    @property
+    def _weights(self) -> dict[str, float]:
         config = self.config
-        weights = {
+        return {
             "l1": config.l1,
             "edges": config.edges,
             "perceptual": 0.0 if config.perceptual == "none" else config.perceptual.weight,
             "kl": config.kl,
             "codebook": config.codebook,
         }
-        loss = torch.stack([weights[name] * value for name, value in terms.items() if weights.get(name)]).sum()
-        if self._adversarial_started:
-            parts = [weights[n] * v for n, v in terms.items() if n in ("l1", "edges", "perceptual")]
-            loss = loss + self._adversarial(torch.stack(parts).sum(), reconstruction, terms)
-        return {"loss": loss, **{name: value.detach() for name, value in terms.items()}}
 
-    def _terms(self, pixels: Tensor, reconstruction: Tensor, moments: Tensor) -> Losses:
+    def _terms(self, batch: Batch) -> tuple[Losses, Tensor]:
+        """The terms without their weights, and the reconstruction [B, 3, H, W]."""
+        pixels = to_pixels(batch["images"])  # [B, 3, H, W]
+        moments = self.stage.encode(pixels)
+        vq_terms: Losses = {}
+        if self.stage.config.stage == "vq":
+            z, vq_terms["codebook"], codes = self.stage.quantise(moments)
+            used = torch.zeros(self.stage.config.codes, device=z.device).index_fill_(0, codes.flatten(), 1.0)
+            vq_terms["codes_used"] = used
+            reconstruction = self.stage.decode(z, quantised=True)
+        else:
+            reconstruction = self.stage.decode(self.stage.sample(moments, batch["posterior"]))
         terms: Losses = {
             "l1": (reconstruction - pixels).abs().mean(),
             "edges": (edges(reconstruction) - edges(pixels)).abs().mean(),
@@ -96,21 +127,28 @@ class AutoencoderObjective(Objective):
             logvar = logvar.clamp(*LOGVAR_RANGE)
             divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1)  # [B] nats
             terms["kl"] = divergence.mean() / pixels[0].numel()
-        return terms
+        return terms | vq_terms, reconstruction
 
-    def _adversarial(self, reconstruction_loss: Tensor, reconstruction: Tensor, terms: Losses) -> Tensor:
-        """The adversarial term with its weights; it and the adaptive weight are added to `terms`."""
+    def _adversarial(self, reconstruction: Tensor) -> Tensor:
         assert self.discriminator is not None
-        assert self.config.discriminator is not None
-        terms["adversarial"] = -self.discriminator(reconstruction).mean()
-        weight = torch.ones((), device=reconstruction.device)
-        if self.config.discriminator.adaptive:
-            # The published bound is on sums over the values of a picture for kl, on means for vq.
-            values = 1 if self.stage.config.stage == "vq" else reconstruction[0].numel()
-            layer = self.stage.last_layer
-            weight = adaptive_weight(reconstruction_loss, terms["adversarial"], layer, LARGEST / values)
-        terms["adaptive_weight"] = weight
-        return self.config.discriminator.weight * weight * terms["adversarial"]
+        logits: Tensor = self.discriminator(reconstruction)
+        return -logits.mean()
+
+    def _gradients(self, terms: Losses, adversarial: Tensor) -> Tensor:
+        parts = [self._weights[n] * v for n, v in terms.items() if n in ("l1", "edges", "perceptual")]
+        return loss_gradients(torch.stack(parts).sum(), adversarial, self.stage.last_layer)
+
+    def _adaptive_weight(self, batch: Batch, terms: Losses, reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+        """The weight of the whole batch, from the gradients of all of it."""
+        gradients = batch.get(f"{TOTAL}gradients")
+        if gradients is not None:
+            gradients = gradients / self.cuts
+        else:
+            gradients = self._gradients(terms, adversarial)
+            gradients = rank_mean(gradients) if self.ranks > 1 else gradients
+        # The published bound is on sums over the values of a picture for kl, on means for vq.
+        values = 1 if self.stage.config.stage == "vq" else reconstruction[0].numel()
+        return adaptive_weight(gradients, LARGEST / values)
 
     def _discriminator_loss(self, pixels: Tensor, noise: Tensor) -> Losses:
         assert self.discriminator is not None

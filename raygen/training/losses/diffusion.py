@@ -18,8 +18,13 @@ from raygen.training.losses.base import Batch, Losses, Objective
 __all__ = ["DiffusionObjective", "attention_loss"]
 
 
-def attention_loss(config: AttentionLoss, scores: Tensor, mask: Tensor, present: Tensor) -> Tensor:
-    """The mean term, unweighted: scores [B, N, 19] of a square of N pixels, mask uint8 [B, S, S], present bool [B]."""
+def attention_loss(
+    config: AttentionLoss, scores: Tensor, mask: Tensor, present: Tensor, count: Tensor | None = None
+) -> Tensor:
+    """The mean term, unweighted: scores [B, N, 19] of a square of N pixels, mask uint8 [B, S, S], present bool [B].
+
+    `count`: what the sum over rows with a mask is divided by; default: their number.
+    """
     side = int(scores.shape[1] ** 0.5)
     target = one_hot(mask, present, side, len(CLASSES), scores.dtype).flatten(2).transpose(1, 2)  # [B, N, 19]
     each = (
@@ -28,7 +33,8 @@ def attention_loss(config: AttentionLoss, scores: Tensor, mask: Tensor, present:
         else (scores - target).square()
     )
     weight = present.to(scores.dtype)
-    return (each.mean(dim=(1, 2)) * weight).sum() / weight.sum().clamp(min=1)
+    count = weight.sum() if count is None else count
+    return (each.mean(dim=(1, 2)) * weight).sum() / torch.where(count > 0, count, 1)
 
 
 class DiffusionObjective(Objective):
@@ -55,6 +61,13 @@ class DiffusionObjective(Objective):
         """The denoiser."""
         return self.model.networks
 
+    def totals(self, batch: Batch, phase: int = 0) -> Losses:
+        """See `Objective.totals`: the rows whose mask the attention term looks at."""
+        if self.attention is None:
+            return {}
+        rows = drop(self.conditions(batch, len(batch["t"])), self.dropout, batch["dropout"])
+        return {"present": rows.present["mask"].float().sum()}
+
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
         """See `Objective.forward`; `mse` is the unweighted error."""
         z, eps, t = self._latents(batch), batch["noise"], batch["t"]
@@ -64,15 +77,18 @@ class DiffusionObjective(Objective):
         output = self.model.predict(self.model.schedule.add_noise(z, eps, t), t, ctx, record)
         error = (output - self.model.schedule.target(z, eps, t)).square().flatten(1).mean(dim=1)  # [B]
         losses = {"loss": (self.weights[t] * error).mean(), "mse": error.detach().mean()}
-        return self._with_attention(losses, record, conditions)
+        return self._with_attention(batch, losses, record, conditions)
 
-    def _with_attention(self, losses: Losses, record: dict[str, Tensor] | None, conditions: Conditions) -> Losses:
+    def _with_attention(
+        self, batch: Batch, losses: Losses, record: dict[str, Tensor] | None, conditions: Conditions
+    ) -> Losses:
         """The losses, with the attention term where the objective has one."""
         if self.attention is None or record is None:
             return losses
         assert conditions.mask is not None
         present = conditions.present["mask"]
-        parts = [attention_loss(self.attention, score, conditions.mask, present) for score in record.values()]
+        count = self.whole(batch, "present", present.float().sum()) / self.cuts
+        parts = [attention_loss(self.attention, score, conditions.mask, present, count) for score in record.values()]
         term = torch.stack(parts).mean()
         return {**losses, "loss": losses["loss"] + self.attention.weight * term, "attention": term.detach()}
 

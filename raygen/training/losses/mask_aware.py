@@ -67,13 +67,14 @@ class MaskAwareObjective(DiffusionObjective):
         self.register_buffer("by_class", class_weights(config), persistent=False)
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
-        """See `Objective.forward`; the terms are logged as means over the rows of this call that have them, and not at
-        all where no row lies below T: compare them within a training alone.
+        """See `Objective.forward`; the terms are logged as means over all rows, of which those without count as 0:
+        compare them within a training alone.
         """
         t = batch["t"]
         low = (t < self.config.below).nonzero()[:, 0]
         if not len(low) or (not self.config.decodes and not self.config.latent):
-            return super().forward(batch, phase)
+            zero = torch.zeros((), device=t.device)
+            return {**super().forward(batch, phase), **dict.fromkeys(self._names, zero)}
         z, eps = self._latents(batch), batch["noise"]
         conditions = drop(self.conditions(batch, len(z)), self.dropout, batch["dropout"])
         record: dict[str, Tensor] | None = None if self.attention is None else {}
@@ -88,8 +89,13 @@ class MaskAwareObjective(DiffusionObjective):
         total = own.index_copy(0, low, mixed)
         losses = {"loss": total.mean(), "mse": error.detach().mean()}
         for name, (value, present) in terms.items():
-            losses[name] = (value.detach() * present).sum() / present.sum().clamp(min=1)
-        return self._with_attention(losses, record, conditions)
+            losses[name] = (value.detach() * present).sum() / len(t)
+        return self._with_attention(batch, losses, record, conditions)
+
+    @property
+    def _names(self) -> list[str]:
+        """The terms that `_terms` gives, in its order."""
+        return [name for name in ("latent", "perceptual", "face", "keypoints") if getattr(self.config, name)]
 
     def _terms(self, batch: Batch, low: Tensor, squared: Tensor, z0: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Each term of the rows below T [b], and whether they have it [b]."""

@@ -1,0 +1,36 @@
+"""The workers of runs of any kind that follow each other in the same actors."""
+
+from collections.abc import Callable, Sequence
+
+from raygen.core.errors import RaygenError
+from raygen.execution.worker import Worker
+
+__all__ = ["WorkersInTurn"]
+
+
+class WorkersInTurn:
+    """A `SharedWorker` that builds the worker of a run when its first shard comes.
+
+    Starting an actor and importing its libraries takes seconds, which runs that follow each other pay once. At most one
+    worker is held, so the networks of two runs are not in memory together.
+    """
+
+    def __init__(self, builds: Sequence[Callable[[], Worker]]) -> None:
+        """`builds`: how the worker of each run is built, in the order of `ShardTask.runs`."""
+        self.builds = tuple(builds)
+        self._run = -1
+        self._worker: Worker | None = None
+        self._refused: dict[int, RaygenError] = {}
+
+    def for_run(self, run: int) -> Worker:
+        """The worker of run number `run`. An error on purpose is raised again for each shard, without a second try."""
+        if run in self._refused:
+            raise self._refused[run]
+        if self._worker is None or run != self._run:
+            self._worker = None  # frees the other one before this one is built
+            try:
+                self._worker, self._run = self.builds[run](), run
+            except RaygenError as error:
+                self._refused[run] = error
+                raise
+        return self._worker
