@@ -72,7 +72,7 @@ def test_a_fault_at_any_request_to_s3(folder: Path, s3: str) -> None:
     of_requests = "reset,outage" if int(EVERY) > 1 else "500,503,reset,burst,outage"
     found += trials(folder, kinds, of_requests, 2 * every if every > 1 else 1, f"{s3}/faults")
     if int(EVERY) > 1:
-        found += trials(folder, "train", "kill", 12, f"{s3}/faults")
+        found += trials(folder, "train", "kill", 14, f"{s3}/faults")
     assert [trial for trial in found if trial["wrong"]] == []
     assert all(int(str(trial["operations"])) >= (7 if trial["fault"] == "409" else 16) for trial in found)
     assert {trial["fault"] for trial in found if trial["tried"]} >= {"kill", "lost", "reset", "outage"}
