@@ -8,10 +8,8 @@ out/report.html                            the report
 
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,7 +61,6 @@ def run_quickstart(settings: Quickstart) -> None:
     out = Path(settings.out)
     resources = Resources(runner="ray", workers=settings.workers)
     console.heading(f"raygen quickstart: {settings.pictures:,} pictures into {out}")
-    threading.Thread(target=_import_plots, daemon=True).start()  # while Ray starts
     with connected(resources):
         models = {"model": "bundled", "parser": "bundled"}
         if settings.train:
@@ -161,14 +158,6 @@ def train_models(root: Path, resources: Resources) -> dict[str, str]:
     _step("encode", "encode latents", resources, Path(latents), encoding)
     _step("train", "train model", resources, root / "model", recipes["model"])
     return {"parser": str(root / "parser"), "model": str(root / "model")}
-
-
-def _import_plots() -> None:
-    """Import what the metrics and the report need at the end. Whoever needs it tells what is wrong."""
-    with suppress(Exception):
-        import matplotlib.figure  # noqa: F401
-
-        import raygen.evaluation.aggregate  # noqa: F401
 
 
 def _job(kind: str, label: str, resources: Resources, out: Path, settings: dict[str, Any]) -> Any:
