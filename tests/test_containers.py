@@ -9,7 +9,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import jsonschema
 import pytest
 import yaml
@@ -18,6 +17,7 @@ from hatchling.plugin.manager import PluginManager
 from packaging.specifiers import SpecifierSet
 
 from raygen.commands.registry import load
+from raygen.store import fetched
 
 ROOT = Path(__file__).parent.parent
 LOCK = (ROOT / "requirements.lock").read_text()
@@ -27,7 +27,7 @@ CLUSTER = RAYJOB["spec"]["rayClusterSpec"]
 HEAD = CLUSTER["headGroupSpec"]
 (GPU,) = CLUSTER["workerGroupSpecs"]
 PODS = [HEAD["template"]["spec"], GPU["template"]["spec"]]
-CONTAINERS = [one for pod in PODS for one in pod["initContainers"] + pod["containers"]]
+CONTAINERS = [one for pod in PODS for one in pod["containers"]]
 #: The image that cluster.yaml, the RayJob and the guide name.
 IMAGE = "raygen:latest"
 
@@ -66,7 +66,6 @@ CONTAINER = closed(
 POD = closed(
     "containers",
     containers=array(CONTAINER),
-    initContainers=array(CONTAINER),
     securityContext=closed(runAsNonRoot=FLAG, runAsUser=COUNT, fsGroup=COUNT),
     tolerations=array(closed(key=TEXT, operator=TEXT, value=TEXT, effect=TEXT)),
     volumes=array(closed("name", name=TEXT, emptyDir=closed())),
@@ -172,24 +171,17 @@ def test_the_rayjob_runs_a_job_that_todays_settings_take():
     limits = worker["resources"]["limits"]
     assert job.resources.gpus == limits["nvidia.com/gpu"] == 1
     assert job.resources.cpus <= int(limits["cpu"])
-    assert all("://" in location for location in (job.out, job.conditions))
-    mounts = {mount["mountPath"] for mount in worker["volumeMounts"]}
-    assert str(Path(job.checkpoint).parent) in mounts
+    assert all("://" in location for location in (job.out, job.conditions, job.checkpoint))
 
 
-def test_the_checkpoint_is_copied_to_the_folder_that_the_job_opens(tmp_path, monkeypatch):
-    """With a file system in memory in place of the bucket."""
-    (first,) = PODS[0]["initContainers"]
-    assert PODS[1]["initContainers"] == [first]
-    files = fsspec.filesystem("memory")
-    files.pipe({"/containers/model/raygen.json": b"1", "/containers/model/unet/config.json": b"2"})
-    monkeypatch.setenv("CHECKPOINT", "memory://containers/model")
-    assert first["command"] == ["python", "-c"]
-    (code,) = first["args"]
-    exec(compile(code.replace("/checkpoint/", f"{tmp_path}/"), "rayjob.yaml", "exec"), {})
-    there = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert there == {"model/raygen.json", "model/unet/config.json"}
-    files.rm("/containers", recursive=True)
+def test_copies_of_the_checkpoint_go_to_a_disk_of_each_pod():
+    for pod in PODS:
+        (container,) = pod["containers"]
+        (variable,) = container["env"]
+        assert variable["name"] == fetched.CACHE
+        (mount,) = container["volumeMounts"]
+        assert mount["mountPath"] == variable["value"]
+        assert pod["volumes"] == [{"name": mount["name"], "emptyDir": {}}]
 
 
 def test_credentials_come_from_a_secret():

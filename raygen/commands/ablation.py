@@ -17,7 +17,6 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
@@ -209,7 +208,7 @@ def evaluation_rows(
 
 def training_rows(job: TrainJob, variant: str, stage: str) -> list[dict[str, Any]]:
     """The final loss of a training, and the reconstruction scores of a first stage, as METRICS rows."""
-    facts = json.loads((Path(job.out) / "training" / "result.json").read_text(encoding="utf-8"))
+    facts = json.loads(FileStore(job.out).get("training/result.json"))
     protocol = {"steps": facts["steps"], "parameters": facts["parameters"], "trained_s": facts["trained_s"]}
     values = {"loss": facts.get("loss"), **facts.get("reconstruction", {})}
     scored = facts.get("scored", {})
@@ -237,7 +236,7 @@ def generation_rows(job: GenerateJob, variant: str, stage: str) -> list[dict[str
     if not pictures:
         return []
     environment = commits[0].environment
-    resources = {key: environment.get(key) for key in ("device", "dtype", "threads", "torch")}
+    resources = {key: environment.get(key) for key in ("device", "precision", "tf32", "threads", "torch")}
     protocol = {
         **resources,
         "workers": job.resources.workers,

@@ -114,6 +114,15 @@ class Job(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _find_tf32(self) -> "Job":
+        for part in (self, getattr(self, "training", None)):
+            if getattr(part, "precision", None) == "tf32" and not self.resources.gpus:
+                raise ValueError(
+                    "precision: tf32 is arithmetic of NVIDIA GPUs, and resources.gpus is 0; set it, or use float32"
+                )
+        return self
+
     def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
         """The settings without `kind`, `resources`, `out` and those of `exclude`, as plain values."""
         return self.model_dump(mode="json", exclude={"kind", "resources", "out", *exclude})

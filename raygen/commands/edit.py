@@ -9,6 +9,7 @@ from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
+from raygen.core.types import PRECISION, TunedPrecision
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
@@ -57,6 +58,9 @@ class EditJob(ShardedJob):
     seed: int = Field(0, ge=0, description="seed of the noise; noise depends on the seed, edit_id and attempt only")
     attempt: int = Field(
         0, ge=0, le=99, description="number of the attempt; each has other noise and its own folder attempt-NN"
+    )
+    precision: TunedPrecision = Field(
+        "float32", description=PRECISION + ". Weights and what the optimiser keeps are always float32"
     )
     codec: Codec = Field("webp", description=CODECS)
     shard_rows: int = Field(

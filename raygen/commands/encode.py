@@ -8,6 +8,7 @@ from pydantic import Field
 from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.location import Location
+from raygen.core.types import PRECISION, Precision
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.sampling.config import EncodeConfig
 from raygen.store.run_store import RunStore
@@ -25,12 +26,14 @@ class EncodeJob(ShardedJob):
     )
     horizontal_flips: bool = Field(True, description="also encode the mirrored pictures, as rows of their own")
     batch: int = Field(32, ge=1, le=4096, description="pictures that are encoded at once")
+    precision: Precision = Field("float32", description=PRECISION)
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of latents."""
         folder = resolve(self.checkpoint)
-        settings = {"checkpoint": checkpoint_digest(folder), "horizontal_flips": self.horizontal_flips}
-        config = EncodeConfig(checkpoint=folder, horizontal_flips=self.horizontal_flips)
+        own = {"horizontal_flips": self.horizontal_flips, "precision": self.precision}
+        settings = {"checkpoint": checkpoint_digest(folder), **own}
+        config = EncodeConfig(checkpoint=folder, horizontal_flips=self.horizontal_flips, precision=self.precision)
         inputs = open_inputs(self.faces, "faces")
         plan = plan_run("encode", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         from raygen.sampling.encode import EncodeWorker

@@ -15,9 +15,11 @@ from raygen.commands.base import (
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
+from raygen.core.types import PRECISION, Precision
 from raygen.evaluation.config import ScoreConfig
 from raygen.execution.worker import Worker
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
+from raygen.models.config.compile import Compile
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import (
@@ -72,8 +74,19 @@ class GenerateJob(ShardedJob):
     batch: int = Field(
         32, ge=1, le=4096, description="pictures generated at once; changing it can change the last bits of pictures"
     )
+    decode_batch: int = Field(
+        16,
+        ge=1,
+        le=4096,
+        description="pictures that the first stage decodes at once, to bound its memory; the last bits depend on it",
+    )
     codec: Codec = Field("webp", description=CODECS)
-    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="precision of the model")
+    precision: Precision = Field("float32", description=PRECISION)
+    compile: Compile = Field(
+        "off",
+        description="compile the repeated blocks of the networks with torch.compile, when a worker starts; "
+        "max-autotune also tries several kernels. Without a compiler pictures are made as with off",
+    )
     mixing: AnyMixing | None = Field(
         None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"
     )

@@ -77,7 +77,7 @@ SETTINGS: Final = (
     "seed",
     "noise",
     "batch",
-    "dtype",
+    "precision",
     "mixing",
     "missing",
     "codec",

@@ -323,7 +323,7 @@ class SweepJob(Job):
             return []
         environment = next(iter(RunStore(self._timing(cell)).commits())).environment
         protocol = {
-            **{key: environment.get(key) for key in ("device", "dtype", "threads", "torch")},
+            **{key: environment.get(key) for key in ("device", "precision", "tf32", "threads", "torch")},
             "rounds": len(seconds),
             "includes": "conditions, sampling, first stage; warm, alone",
             "interval": "fastest and slowest round",

@@ -7,55 +7,41 @@
     out/training/result.json   run id, steps, loss and other facts, after the last step
     out/training/MANIFEST.json sha256 of every file in training/, written last
 
-Every rank loads the data and trains; rank 0 writes the files.
+Every rank loads the data and trains; rank 0 writes the files, see `raygen.commands.train_rank`.
 """
 
-import json
-import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
 from raygen.core.errors import ConfigError, RaygenError
-from raygen.core.hashing import canonical, digest, run_id
-from raygen.core.location import LocalLocation
+from raygen.core.hashing import canonical, digest
+from raygen.core.location import LocalLocation, Location
 from raygen.models import checkpoint_folder
-from raygen.store import disk
-from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore, open_input
-from raygen.store.sealed import seal_folder
 from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
-from raygen.training.unfinished import alone, explained
+from raygen.training.unfinished import alone
 
 if TYPE_CHECKING:
-    import torch
-
     from raygen.models.text import Tokenizer
     from raygen.training.data import TrainingData
     from raygen.training.losses import Objective
-    from raygen.training.trainer import Trainer, TrainStep
 
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
 
-#: The list of check sums of a finished training, in its folder.
-MANIFEST: Final = "MANIFEST.json"
 #: A dry run on a CPU does not time the steps of a model with more parameters than this.
 LARGEST_TIMED: Final = 50_000_000
 #: Changes where the files of prepared training data have another form.
 DATA_FORMAT: Final = 1
 #: A dry run reads no more faces than one batch, or this number.
 LEAST_TIMED: Final = 64
-#: Number of skipped faces whose reasons are listed in the result.
-LISTED_FACES: Final = 3
-#: The file that makes a folder the checkpoint of a model.
-MARK: Final = "raygen.json"
 
 
 class TrainJob(TrainRecipe, Job):
@@ -63,17 +49,21 @@ class TrainJob(TrainRecipe, Job):
 
     kind: Literal["train"] = "train"
 
-    out: LocalLocation = Field(..., description="folder that the checkpoint is written to")
+    out: Annotated[Location, AfterValidator(lambda text: text.removeprefix("file://"))] = Field(
+        ..., description="folder or URL that the checkpoint is written to"
+    )
 
     cache: LocalLocation | None = Field(
         None,
         description="folder on a local disk for the prepared training data, which trainings with the same data share; "
-        "default: in `out` until the training ends",
+        "default: in `out`, or for a URL in the cache folder, until the training ends",
     )
 
     def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """See `Job.settings`; where the prepared data is does not matter."""
-        return super().settings({"cache", *exclude})
+        """See `Job.settings`; where the prepared data is, and what ranks share, does not matter."""
+        settings = super().settings({"cache", *exclude})
+        settings["training"] = {k: v for k, v in settings["training"].items() if k != "sharding"}
+        return settings
 
     def document(self) -> dict[str, Any]:
         """See `Job.document`."""
@@ -83,25 +73,26 @@ class TrainJob(TrainRecipe, Job):
         """Train to the end, continuing from the last training state in `out`."""
         for error in self.missing_inputs():
             raise error
+        from raygen.commands.train_rank import train_rank
         from raygen.training.logger import followed
+        from raygen.training.outputs import Outputs
 
-        FileStore(self.out).require()
+        outputs = Outputs(self.out)
+        outputs.store.require()
         began = time.time()
-        folder = Path(self.out) / "training"
-        with alone(folder, self.out), followed(folder, report, self.training) as waits:
+        with alone(outputs.folder, self.out), followed(outputs.tail, report, self.training) as waits:
+            outputs.clear()
             if self.resources.runner == "ray":
                 from raygen.execution.ray.train import run_ranks
 
-                run_ranks(partial(train_rank, self), self.resources, self.out, waits)
+                run_ranks(partial(train_rank, self), self.resources, self.out, waits, outputs.work)
             else:
-                shutil.rmtree(Path(self.out) / ".ray-train", ignore_errors=True)  # of a killed driver
                 for _ in train_rank(self, 0, 1):
                     pass
-            if not (folder / MANIFEST).exists():
-                run_id = json.loads((folder / "result.json").read_text(encoding="utf-8"))["run_id"]
-                with explained(folder / MANIFEST, "the list of check sums"):
-                    seal_folder(folder, MANIFEST, {"run_id": run_id})
-        facts = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+            facts = outputs.result()
+            assert facts is not None
+            outputs.seal(facts["run_id"])
+        outputs.forget()
         return Result(self.out, {**facts, "seconds": round(time.time() - began, 1)})
 
     def estimate(self) -> Estimate:
@@ -112,6 +103,7 @@ class TrainJob(TrainRecipe, Job):
         """
         import torch
 
+        from raygen.commands.train_rank import pick_device
         from raygen.training.networks import count_parameters
         from raygen.training.trainer import Trainer
 
@@ -133,7 +125,7 @@ class TrainJob(TrainRecipe, Job):
             objective = self.objective(tokenizer)
         except RaygenError as error:
             return Estimate(rows, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
-        trainer = Trainer(objective, self.training, device=_device())
+        trainer = Trainer(objective, self.training, device=pick_device())
         batch = trainer.batch(arrays, 0)
         trainer.update(batch, 0.0)  # the first step pays for initialisation
         began = time.perf_counter()
@@ -253,147 +245,15 @@ class TrainJob(TrainRecipe, Job):
     @property
     def data_folder(self) -> Path:
         """Where the prepared training data is."""
-        return Path(self.cache or Path(self.out) / ".data")
+        from raygen.training.outputs import Outputs
+
+        return Path(self.cache or Outputs(self.out).work / ".data")
 
     def objective(self, tokenizer: "Tokenizer | None" = None) -> "Objective":
         """A new objective, with weights drawn from the training seed."""
         from raygen.training.networks import build_objective
 
         return build_objective(self, tokenizer)
-
-
-def _device() -> "torch.device":
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def train_rank(job: TrainJob, rank: int, world_size: int) -> "Iterator[TrainStep]":
-    """Everything that one rank does: load the data, train, and on rank 0 write records, sheets and the checkpoint."""
-    from raygen.core.precision import set_deterministic_precision
-    from raygen.training.logger import TrainingLogger
-    from raygen.training.preview import sheet
-    from raygen.training.trainer import Trainer, train
-
-    set_deterministic_precision(job.resources.threads)
-    folder, config = Path(job.out) / "training", job.training
-    tokenizer = job.tokenizer()
-    name = _run_id(job, tokenizer)
-    if is_finished(job, name):
-        remove_data(job, rank)  # where a killed process left it
-        return
-    arrays = job.arrays(tokenizer)
-    if rank == 0:
-        (folder / MANIFEST).unlink(missing_ok=True)
-    trainer = Trainer(job.objective(tokenizer), config, device=_device(), rank=rank, world_size=world_size)
-    logger = TrainingLogger(folder) if rank == 0 else None
-    every = config.sheet_every
-    for step in train(trainer, arrays, folder):
-        if logger is not None:
-            logger.write(step)
-            # A record covers several steps: a sheet is due if one of them is a multiple of `sheet_every`.
-            if every is not None and step.step // every > max(0, step.step - config.log_every) // every:
-                with trainer.averaged():
-                    logger.picture(step.step, sheet(trainer.objective, arrays, trainer.device))
-        yield step
-    if logger is not None:
-        logger.close()
-        write_result(job, trainer, arrays, name, logger.last())
-
-
-def remove_data(job: TrainJob, rank: int = 0) -> None:
-    """Remove the prepared data of a training that has ended; a `cache` keeps it. Only rank 0 does."""
-    if rank == 0 and job.cache is None:
-        shutil.rmtree(job.data_folder, ignore_errors=True)
-
-
-def is_finished(job: TrainJob, expected: str) -> bool:
-    """Whether this training, of the `expected` run id, has ended already; its checkpoint is then left as it is.
-
-    `ConfigError` where another training has ended in `out`: its learning rate has come down, so continuing it would
-    give neither of the two.
-    """
-    out = Path(job.out)
-    try:
-        facts = json.loads((out / "training" / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    if not any((out / name).is_file() for name in ("raygen.json", "model.safetensors")):
-        return False
-    if facts.get("run_id") != expected:
-        raise ConfigError(
-            f"{job.out} holds another training that has ended ({facts.get('run_id')}, {facts.get('steps')} steps; this "
-            f"one is {expected}): other settings or data. Choose another `out`"
-        )
-    return True
-
-
-def _run_id(job: TrainJob, tokenizer: "Tokenizer | None") -> str:
-    from raygen.training.networks import frozen_digests
-
-    experts = frozen_digests(job)
-    return run_id(
-        {"settings": job.settings(), "data": job.data_digest(tokenizer), **({"experts": experts} if experts else {})}
-    )
-
-
-def write_result(job: TrainJob, trainer: "Trainer", arrays: "TrainingData", name: str, last: Mapping[str, Any]) -> None:
-    """Write the checkpoint, with the recipe that made it, and then result.json. `last`: the newest record."""
-    from raygen.training.networks import NETWORKS
-
-    module = trainer.objective.module
-    skipped = "none"
-    if arrays.left_out:
-        more = "; …" if arrays.left_out_rows > LISTED_FACES else ""
-        skipped = f"{arrays.left_out_rows}: {'; '.join(arrays.left_out[:LISTED_FACES])}{more}"
-    facts: dict[str, Any] = {
-        "run_id": name,
-        "steps": trainer.step,
-        "pictures": trainer.step * job.training.batch,
-        "trained_s": round(trainer.elapsed, 1),
-        "parameters": sum(p.numel() for p in module.parameters() if p.requires_grad),
-        **({"loss": last["loss"], "images_per_s": round(last["images_per_s"], 1)} if last else {}),
-        "left_out": skipped,
-        **({} if trainer.problem is None else {"not_compiled": trainer.problem}),
-    }
-    with trainer.averaged():
-        if (network := NETWORKS.get(job.model.kind)) is not None:
-            facts |= network.finish(trainer.objective, job, arrays, trainer.device)
-        facts["checkpoint"] = _save(job, module, facts)
-    # The last file: it says that the training has ended.
-    path = Path(job.out) / "training" / "result.json"
-    with explained(path, "the result"):
-        disk.write(path, json.dumps(facts).encode(), once=False)
-    remove_data(job)
-
-
-def _save(job: TrainJob, module: Any, facts: dict[str, Any]) -> str:
-    """Write the checkpoint into `out`; its digest. `InfrastructureError` where that fails."""
-    from raygen.models import checkpoint
-    from raygen.training.networks import NETWORKS
-
-    out = Path(job.out)
-    extra = {"recipe": job.model_dump(mode="json"), "result": facts}
-    save = checkpoint.save if is_denoiser(job.model) else NETWORKS[job.model.kind].save
-    # A checkpoint replaces its folder as a whole, so it is written beside the training state and moved in.
-    temporary = out / "training" / ".checkpoint"
-    then = "the training state is complete: run the same command again to write it"
-    with explained(out, "the checkpoint", then):
-        try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            digest = save(module, temporary, weights=job.save_dtype, extra=extra)
-            disk.sync_file_system(temporary)
-            # Without its mark a folder is no checkpoint, so that one whose parts are of two trainings is never read.
-            (out / MARK).unlink(missing_ok=True)
-            for path in sorted(temporary.iterdir(), key=lambda path: (path.name == MARK, path.name)):
-                target = out / path.name
-                if target.is_dir():
-                    shutil.rmtree(target)
-                path.replace(target)
-            disk.sync_folder(out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return digest
 
 
 JOB = TrainJob

@@ -6,7 +6,6 @@ eight bytes a row.
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from raygen.store.images import decode_image
 from raygen.store.parquet import CONTENT_NAME, RANGE, from_parquet
 from raygen.store.run_records import COMMIT_NAME
 from raygen.store.run_store import Commit, Plan, RunStore, Shard, commits_sha256
-from raygen.store.sealed import FILES, check_files, open_record
+from raygen.store.sealed import FILES, open_record, store_sha256
 from raygen.store.set_digest import KEYS, SetDigest, table_digest
 
 __all__ = ["IntegrityReport", "verify", "verify_folder"]
@@ -77,25 +76,22 @@ class IntegrityReport:
 
 def verify_folder(url: str, attempt: int = 0, *, decode: bool = True) -> IntegrityReport:
     """`verify` of a run, or the check of a checkpoint folder and of the training that made it."""
-    folder = Path(url)
+    store = FileStore(url)
     marks = ("raygen.json", "training/history.jsonl", "model.safetensors")
-    if any((folder / name).exists() for name in marks) and not (folder / f"attempt-{attempt:02d}").exists():
-        return _verify_checkpoint(folder)
+    if any(store.exists(name) for name in marks) and not store.exists(f"attempt-{attempt:02d}"):
+        return _verify_checkpoint(store)
     return verify(RunStore(url, attempt), decode=decode)
 
 
-def _verify_checkpoint(folder: Path) -> IntegrityReport:
+def _verify_checkpoint(store: FileStore) -> IntegrityReport:
     """Compare the files of a checkpoint, and those of its training, with the lists that were written after them."""
-    report = IntegrityReport(str(folder), checkpoint=True, files=0)
-    own = (
-        "config.json" if not (folder / "raygen.json").exists() and (folder / "config.json").exists() else "raygen.json"
-    )
-    records = [own, *(["training/MANIFEST.json"] if (folder / "training").is_dir() else [])]
-    known = set(records)
-    for name in records:
-        place = (folder / name).parent
+    report = IntegrityReport(store.url, checkpoint=True, files=0)
+    found = dict(store.files(""))
+    own = "config.json" if "raygen.json" not in found and "config.json" in found else "raygen.json"
+    known = {own, *(["training/MANIFEST.json"] if any(name.startswith("training/") for name in found) else [])}
+    for name in sorted(known, key=lambda name: name != own):
         try:
-            sums = open_record((folder / name).read_bytes(), name).get(FILES)
+            sums = open_record(store.get(name), name).get(FILES)
         except FileNotFoundError:
             report.problems.append(f"{name}: missing: the training did not end")
             continue
@@ -105,15 +101,26 @@ def _verify_checkpoint(folder: Path) -> IntegrityReport:
         if not isinstance(sums, dict):
             report.problems.append(f"{name} has no check sums of files")
             continue
-        prefix = "" if place == folder else f"{place.name}/"
-        problems = check_files(place, sums)
-        report.problems += [f"{prefix}{problem}" for problem in problems]
+        prefix = name.rpartition("/")[0] and f"{name.rpartition('/')[0]}/"
+        problems = [
+            f"{prefix}{path}{problem}"
+            for path, sha256 in sums.items()
+            if (problem := _differs(store, f"{prefix}{path}", sha256))
+        ]
+        report.problems += problems
         report.files = (report.files or 0) + len(sums) - len(problems)
         known |= {f"{prefix}{path}" for path in sums}
-    found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    report.bytes = sum(path.stat().st_size for name, path in found.items() if name in known)
+    report.bytes = sum(size for name, size in found.items() if name in known)
     report.orphans = sorted(found.keys() - known)
     return report
+
+
+def _differs(store: FileStore, name: str, sha256: str) -> str:
+    """What is wrong with a file; empty where nothing is."""
+    try:
+        return "" if store_sha256(store, name) == sha256 else ": sha256 differs from the one it was written with"
+    except OSError as error:
+        return f": cannot be read ({error.strerror or error})"
 
 
 def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:

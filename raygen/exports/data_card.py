@@ -32,7 +32,7 @@ SETTINGS: Final = (
     "noise",
     "attempt",
     "batch",
-    "dtype",
+    "precision",
     "mixing",
     "missing",
     "codec",

@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raygen.core.assets import resolve
 from raygen.core.precision import full_precision
 from raygen.extractors.bundled import BundledClassifier, BundledNetwork, BundledParser, load_bundled
 from raygen.extractors.bundled_protocol import CLASSIFIER, PARSER, protocol_of
 from raygen.extractors.config import BundledNetworkConfig, InceptionConfig, PublishedParserConfig
 from raygen.extractors.digests import bundled_digest
+from raygen.store.fetched import local_folder
 
 __all__ = ["Classifier", "FeatureExtractor", "Parser", "load_classifier", "load_features", "load_parser"]
 
@@ -115,7 +115,7 @@ class _BundledParserExtractor(_BundledExtractor):
     metric = f"fd:{PARSER}"
 
     def __init__(self, config: BundledNetworkConfig, device: torch.device) -> None:
-        folder = resolve(config.folder, "parser")
+        folder = local_folder(config.folder, "parser")
         self.net: BundledParser = load_bundled(folder, BundledParser).to(device)
         self.device, self.sha256 = device, bundled_digest(folder)
 
@@ -142,7 +142,7 @@ class _BundledClassifierExtractor(_BundledExtractor):
     name = CLASSIFIER
 
     def __init__(self, config: BundledNetworkConfig, device: torch.device) -> None:
-        folder = resolve(config.folder, "classifier")
+        folder = local_folder(config.folder, "classifier")
         self.net: BundledClassifier = load_bundled(folder, BundledClassifier).to(device)
         self.device, self.sha256 = device, bundled_digest(folder)
 

@@ -20,6 +20,7 @@ from raygen.core.precision import full_precision
 from raygen.extractors.config import ClipConfig
 from raygen.extractors.digests import TRANSFORMERS
 from raygen.extractors.face_parsers import read_weights
+from raygen.store.fetched import local_folder
 
 __all__ = ["ClipScore", "load_clip"]
 
@@ -105,7 +106,7 @@ def load_clip(config: ClipConfig, device: torch.device) -> ClipScore:
     `ConfigError` where the folder or a part of it is missing, or it is not a CLIP model; `InputError` (`weights`) where
     the weights do not match `sha256` or `config.json`.
     """
-    folder = Path(config.folder)
+    folder = Path(local_folder(config.folder))
     network_config = _config(folder)
     path = next((folder / name for name in TRANSFORMERS if (folder / name).is_file()), None)
     if path is None:

@@ -4,10 +4,10 @@ import hashlib
 from pathlib import Path
 from typing import Any, Final
 
-from raygen.core.assets import resolve
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.extractors.config import BundledNetworkConfig
+from raygen.store.fetched import local_folder
 
 __all__ = ["TRANSFORMERS", "bundled_digest", "by_content", "network_digest"]
 
@@ -23,11 +23,12 @@ def network_digest(config: Any, kind: str) -> str:
     resolve (`hub`) are identified by their configured sha256 or by that name.
     """
     if isinstance(config, BundledNetworkConfig):
-        return bundled_digest(resolve(config.folder, kind))
+        return bundled_digest(local_folder(config.folder, kind))
     if hasattr(config, "weights"):
         path: Path | None = Path(config.weights)
     else:
-        path = next((candidate for name in TRANSFORMERS if (candidate := Path(config.folder) / name).is_file()), None)
+        folder = Path(local_folder(config.folder))
+        path = next((candidate for name in TRANSFORMERS if (candidate := folder / name).is_file()), None)
     if path is None or not path.is_file():
         return str(config.sha256 or getattr(config, "weights", None) or config.folder)
     with path.open("rb") as file:

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.precision import full_precision
 from raygen.extractors.bundled import BundledEmbedder, load_bundled
 from raygen.extractors.config import BundledNetworkConfig, FaceEmbedderConfig, ONNXEmbedderConfig
 from raygen.extractors.digests import bundled_digest
 from raygen.extractors.perceptual import DeepFeatures, load_embedder
+from raygen.store.fetched import local_folder
 
 __all__ = ["FaceEmbedder", "load_face_embedder"]
 
@@ -67,7 +67,7 @@ class _Bundled(FaceEmbedder):
 
     def __init__(self, config: FaceEmbedderConfig, network: BundledNetworkConfig, device: torch.device) -> None:
         super().__init__(config)
-        folder = resolve(network.folder, "embedder")
+        folder = local_folder(network.folder, "embedder")
         self.net, self.device, self.sha256 = (
             load_bundled(folder, BundledEmbedder).to(device),
             device,

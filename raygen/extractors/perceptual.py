@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError, InputError
 from raygen.extractors.bundled import BundledClassifier, load_bundled
 from raygen.extractors.config import BundledNetworkConfig, LPIPSConfig, TorchScriptConfig, VGGFace2Config
 from raygen.extractors.digests import bundled_digest
 from raygen.extractors.face_parsers import fill, read_weights
 from raygen.extractors.lpips import load_lpips
+from raygen.store.fetched import local_folder
 
 __all__ = ["DeepFeatures", "load_embedder", "load_perceptual"]
 
@@ -59,7 +59,7 @@ class _BundledFeatures(DeepFeatures):
     """All levels of the bundled attribute classifier."""
 
     def __init__(self, config: BundledNetworkConfig) -> None:
-        folder = resolve(config.folder, "classifier")
+        folder = local_folder(config.folder, "classifier")
         network = load_bundled(folder, BundledClassifier)
         levels = len(network.config.channels)
         super().__init__(network, "raygen-attributes", bundled_digest(folder), [1 / levels] * levels)

@@ -21,6 +21,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from raygen.core.errors import ConfigError
+from raygen.core.precision import full_precision
 from raygen.models.config.autoencoder import AutoencoderConfig
 
 __all__ = ["FirstStage", "require_same_stage", "same_stage", "silence_residuals"]
@@ -84,15 +85,25 @@ class FirstStage(nn.Module):
 
     def quantise(self, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """vq only: latents z of the nearest codes (gradients pass straight through), codebook loss, code indices."""
-        quantised, loss, (_, _, codes) = self.net.quantize(moments)
+        quantised, loss, (_, _, codes) = self._look_up(moments)
         return self._scaled(quantised), loss, codes
+
+    def _look_up(self, moments: Tensor) -> Any:
+        """What the quantiser of a vq stage gives, in whole float32 whatever the precision of the network.
+
+        Codes lie close together: in bfloat16 a fifth of them would be others.
+        """
+        with full_precision():
+            return self.net.quantize(moments.float())
 
     def decode(self, z: Tensor, *, quantised: bool = False) -> Tensor:
         """Latent z [B, C, h, w] -> pixels float32 [B, 3, H, W], not clipped. `quantised`: z is of `quantise`."""
         raw = z.float() / self.scale + self.mean
         if self.net is None:
             return F.pixel_shuffle(raw, self.config.patch)
-        options = {"force_not_quantize": True} if quantised else {}
+        if self.config.stage == "vq" and not quantised:
+            raw = self._look_up(raw)[0]
+        options = {"force_not_quantize": True} if self.config.stage == "vq" else {}
         x = self.net.decode(raw.to(self.net.dtype), return_dict=False, **options)[0]
         return F.pixel_shuffle(x, self.config.patch).float()
 
@@ -137,8 +148,12 @@ class FirstStage(nn.Module):
         self.scale.copy_(factor / torch.tensor(std).view(1, -1, 1, 1))
 
     def _apply(self, fn: Any, recurse: bool = True) -> "FirstStage":
-        """Keep the scale in float32 when the weights go to half precision."""
+        """Keep the scale and the codes in float32 when the weights go to half precision."""
+        codes = self.net.quantize.embedding if self.config.stage == "vq" else None
+        exact = None if codes is None else codes.weight.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if codes is not None and exact is not None and codes.weight.dtype != torch.float32:
+            codes.weight.data = exact.to(codes.weight.device, torch.float32)
         self.mean, self.scale = self.mean.float(), self.scale.float()
         self._read_scale()
         return self

@@ -72,10 +72,7 @@ def write_weights(module: nn.Module, path: Path, writing: Writing) -> None:
         place = tensor.untyped_storage().data_ptr()
         tensors[name] = tensor.clone() if place in places else tensor
         places.add(place)
-    path.touch()
-    mode = path.stat().st_mode  # safetensors would make the file readable for its owner only
     save_tensors(tensors, path, writing.metadata)
-    path.chmod(mode)
 
 
 def write_json(path: Path, value: object) -> None:

@@ -4,7 +4,6 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-from raygen.core.assets import resolve
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError, IntegrityError
 from raygen.core.hashing import canonical
@@ -14,6 +13,7 @@ from raygen.models.config.mixing import Mixing
 from raygen.models.config.noise import NoiseSchedule
 from raygen.models.family import Family
 from raygen.models.opened import FORMAT, OpenedCheckpoint, read_json, weight_file
+from raygen.store.fetched import local_folder
 from raygen.store.sealed import FILES, SEAL, open_record, read_record
 
 __all__ = [
@@ -79,7 +79,7 @@ def digest(folder: str | Path) -> str:
     """
     if pixel_stage(str(folder)) is not None:
         return hashlib.sha256(str(folder).encode()).hexdigest()
-    root = Path(resolve(str(folder)))
+    root = Path(local_folder(folder))
     open_checkpoint(root)
     files = {p.relative_to(root): p for p in root.rglob("*") if _makes_the_model(p)}
     lines = []
@@ -105,8 +105,11 @@ def _makes_the_model(path: Path) -> bool:
 
 
 def open_checkpoint(folder: str | Path) -> OpenedCheckpoint:
-    """The document of a folder, read; `ConfigError` where there is no checkpoint, `InputError` where it is damaged."""
-    root = Path(resolve(str(folder)))
+    """The document of a folder, read; a folder at a URL is copied to this machine first, see `local_folder`.
+
+    `ConfigError` where there is no checkpoint, `InputError` where it is damaged.
+    """
+    root = Path(local_folder(folder))
     if stable_diffusion.is_stable(root):
         return OpenedCheckpoint(root, stable_diffusion.stable_document(root))
     if not (root / "raygen.json").is_file():

@@ -193,7 +193,7 @@ class Collaborative(Model):
     def influence(self, zt: Tensor, t: Tensor, ctx: Context) -> dict[str, Tensor]:
         """The weight of every expert that is evaluated: [B, 1, h, w], or a scalar where it is constant."""
         if isinstance(self.mixing, ConstantMixing):
-            return {n: torch.tensor(s, device=zt.device) for n, s in self.mixing.of(self.experts.keys()).items()}
+            return {n: torch.full((), s, device=zt.device) for n, s in self.mixing.of(self.experts.keys()).items()}
         diffusers = {name: self.diffuser(name).unet for name in self.experts}
         contexts = {name: _part(ctx, f"{name}/diffuser/") for name in diffusers}
         return self._shares(self.side_by_side(diffusers, contexts, zt, t), t)

@@ -21,7 +21,7 @@ from raygen.store.images import decode_image, decode_mask, fit_image, fit_mask
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import reason_of
 
-__all__ = ["Conditions", "Shapes", "Tokenize", "drop", "style_of"]
+__all__ = ["Conditions", "Shapes", "Tokenize", "drop", "style_of", "to_device"]
 
 #: Those that are pictures.
 PICTURES: Final = ("mask", "hint")
@@ -138,7 +138,7 @@ class Conditions:
 
     def to(self, device: Any) -> "Conditions":
         """The same conditions on `device`."""
-        return self._map(lambda x: x.to(device, non_blocking=True))
+        return self._map(lambda x: to_device(x, device))
 
     def take(self, index: Tensor | slice) -> "Conditions":
         """The slots of `index`, in its order."""
@@ -269,3 +269,13 @@ def drop(conditions: Conditions, probabilities: ConditionDropout, uniform: Tenso
         present = {m: flag if m == name else flag & ~alone for m, flag in present.items()}
         low = high
     return replace(conditions, present=present)
+
+
+def to_device(x: Tensor, device: Any) -> Tensor:
+    """`x` on `device`. A copy to a GPU is from pinned memory, so that this thread does not wait for it.
+
+    torch keeps pinned memory until the copies out of it have ended.
+    """
+    if torch.device(device).type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()
+    return x.to(device, non_blocking=True)

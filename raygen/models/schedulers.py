@@ -1,81 +1,26 @@
-"""Noise schedule, its conversions, and the samplers built from it.
+"""The samplers of a noise schedule: timesteps and noise levels are those of diffusers, steps are recurrences over them.
 
-The forward process is zt = sqrt(abar) z + sqrt(1 - abar) eps. Samplers are diffusers schedulers. Step noise is always
-an argument: a torch generator on a CPU uses 32 bits of its seed, too few for millions of rows.
+The forward process is zt = sqrt(abar) z + sqrt(1 - abar) eps.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
-import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
-from torch import Tensor
 
 from raygen.core.errors import ConfigError
 from raygen.core.types import Float64Array
 from raygen.models.config.noise import NoiseSchedule
 from raygen.models.config.sampler import KARRAS, MOST_STEPS, SamplerConfig, SamplerName
+from raygen.models.recurrences import Levels, Sampler, ddim, dpm_solver, unipc
 
-__all__ = [
-    "SAMPLERS",
-    "KeyedDDPMScheduler",
-    "NeighbourDDIMScheduler",
-    "advance",
-    "build_sampler",
-    "diffusers_scheduler",
-]
+__all__ = ["SAMPLERS", "build_sampler", "diffusers_scheduler"]
 
 
 # --- samplers -----------------------------------------------------------------------------------------------
-
-
-class KeyedDDPMScheduler(DDPMScheduler):  # type: ignore[misc]
-    """`DDPMScheduler` whose step noise is an argument: super's mean, plus the given noise at its variance."""
-
-    _mean_only = False
-
-    def _get_variance(self, t: int, *args: Any, **kwargs: Any) -> Tensor:
-        variance: Tensor = super()._get_variance(t, *args, **kwargs)
-        return torch.zeros_like(variance) if self._mean_only else variance
-
-    def step(self, model_output: Tensor, timestep: int, sample: Tensor, variance_noise: Tensor) -> tuple[Tensor]:
-        """One step; `variance_noise` like `sample`, unused at t = 0. Returns a tuple as diffusers does."""
-        self._mean_only = True
-        try:
-            mean = super().step(model_output, timestep, sample, return_dict=False)[0]
-        finally:
-            self._mean_only = False
-        if timestep > 0:
-            mean = mean + self._get_variance(timestep) ** 0.5 * variance_noise
-        return (mean,)
-
-
-class NeighbourDDIMScheduler(DDIMScheduler):  # type: ignore[misc]
-    """`DDIMScheduler` whose every step ends where the next one begins.
-
-    diffusers takes T // steps off each t, which is the next t only where the number of steps divides T; with others the
-    network is then asked at a noise level that the latent does not have. Song et al. 2021, equations 12 and 16, in the
-    order of diffusers' operations: where the number divides T, bits are the same.
-    """
-
-    def step(
-        self, model_output: Tensor, timestep: int, sample: Tensor, *, eta: float, variance_noise: Tensor | None
-    ) -> tuple[Tensor]:
-        """One step; `variance_noise` like `sample`, needed where `eta` is above 0. A tuple, as diffusers returns."""
-        place = int((self.timesteps == timestep).nonzero()[0])
-        before = int(self.timesteps[place + 1]) if place + 1 < len(self.timesteps) else -1
-        abar = self.alphas_cumprod[timestep]
-        abar_before = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
-        signal, noise = abar**0.5, (1 - abar) ** 0.5
-        if self.config.prediction_type == "epsilon":
-            z, eps = (sample - noise * model_output) / signal, model_output
-        else:
-            z, eps = signal * sample - noise * model_output, signal * model_output + noise * sample
-        deviation = eta * self._get_variance(timestep, before) ** 0.5
-        mean = abar_before**0.5 * z + (1 - abar_before - deviation**2) ** 0.5 * eps
-        return (mean if variance_noise is None or eta == 0 else mean + deviation * variance_noise,)
 
 
 class _Interpolated:
@@ -96,14 +41,14 @@ class KarrasUniPCScheduler(_Interpolated, UniPCMultistepScheduler):  # type: ign
 
 
 def _ddpm(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
-    return KeyedDDPMScheduler(
+    return DDPMScheduler(
         **schedule.scheduler_config(), clip_sample=False, timestep_spacing=config.spacing or "trailing"
     )
 
 
 def _ddim(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
     leading = config.spacing == "leading"
-    return NeighbourDDIMScheduler(
+    return DDIMScheduler(
         **schedule.scheduler_config(),
         clip_sample=False,
         set_alpha_to_one=not leading,
@@ -135,8 +80,9 @@ SAMPLERS: Final[Mapping[SamplerName, Callable[[NoiseSchedule, SamplerConfig], An
 }
 
 
-def build_sampler(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
-    """A fresh diffusers scheduler with its timesteps set, all on the CPU so that no step waits for the device.
+@lru_cache(maxsize=64)
+def build_sampler(schedule: NoiseSchedule, config: SamplerConfig) -> Sampler:
+    """The timesteps of a sampler and the numbers of its steps, made once for equal settings.
 
     The first timestep lies in the noisiest tenth of the schedule, since sampling starts from pure noise, and timesteps
     fall strictly, since the network gives nothing new at one that it has seen. `ConfigError` names the nearest number
@@ -149,7 +95,7 @@ def build_sampler(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
         )
     scheduler = SAMPLERS[config.name](schedule, config)
     if (problem := _set_timesteps(scheduler, config.steps)) is None:
-        return scheduler
+        return _sampler(scheduler, schedule, config)
     spacing = f" {config.spacing}" if config.spacing else ""
     working = (steps for steps in _neighbours(config.steps) if _set_timesteps(scheduler, steps) is None)
     trailing = "" if config.spacing in (None, "trailing") else ", or use spacing 'trailing'"
@@ -157,6 +103,24 @@ def build_sampler(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
         f"sampler {config.name} with {config.steps}{spacing} steps {problem}; the nearest number of steps that works "
         f"is {next(working)}{trailing}"
     )
+
+
+def _sampler(scheduler: Any, schedule: NoiseSchedule, config: SamplerConfig) -> Sampler:
+    """The recurrence over the timesteps that `scheduler` has, at the noise levels that it has for them."""
+    timesteps: tuple[int, ...] = tuple(scheduler.timesteps.tolist())
+    v = schedule.prediction_type == "v_prediction"
+    if isinstance(scheduler, DDPMScheduler | DDIMScheduler):
+        last = 1.0 if isinstance(scheduler, DDPMScheduler) else float(scheduler.final_alpha_cumprod)
+        abar = [*scheduler.alphas_cumprod.double()[list(timesteps)].tolist(), last]
+        eta = 1.0 if isinstance(scheduler, DDPMScheduler) else config.eta
+        # Each step ends where the next one begins. The DDIM of diffusers takes T // steps off each t, which is the next
+        # t only where the number of steps divides T; with others the network is asked at a noise level that the latent
+        # does not have.
+        return Sampler(timesteps, ddim([(a**0.5, (1 - a) ** 0.5) for a in abar], predicts_v=v, eta=eta))
+    sigmas: list[float] = scheduler.sigmas.tolist()
+    levels: Levels = [((1 + s * s) ** -0.5, s * (1 + s * s) ** -0.5) for s in sigmas]
+    solver = dpm_solver if isinstance(scheduler, DPMSolverMultistepScheduler) else unipc
+    return Sampler(timesteps, solver(levels, predicts_v=v))
 
 
 def _set_timesteps(scheduler: Any, steps: int) -> str | None:
@@ -189,19 +153,3 @@ def diffusers_scheduler(schedule: NoiseSchedule, config: SamplerConfig) -> Any:
     scheduler = SAMPLERS[config.name](schedule, config)
     base: Any = next(kind for kind in type(scheduler).__mro__ if kind.__module__.startswith("diffusers."))
     return base.from_config(scheduler.config)
-
-
-def advance(scheduler: Any, output: Tensor, t: Tensor, zt: Tensor, *, eta: float, noise: Tensor | None) -> Tensor:
-    """zt one step on; `noise` is the step's own, None for a deterministic sampler. `t` is a CPU scalar."""
-    if isinstance(scheduler, KeyedDDPMScheduler):
-        if noise is None:
-            raise ValueError("ddpm needs step noise")
-        result = scheduler.step(output, int(t), zt, noise)
-    elif isinstance(scheduler, NeighbourDDIMScheduler):
-        if eta > 0 and noise is None:
-            raise ValueError("ddim with eta above 0 needs step noise")
-        result = scheduler.step(output, int(t), zt, eta=eta, variance_noise=noise)
-    else:
-        result = scheduler.step(output, t, zt, return_dict=False)
-    zt_next: Tensor = result[0]
-    return zt_next

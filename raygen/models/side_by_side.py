@@ -111,7 +111,9 @@ class _Stack:
     def _stacked(self, contexts: Sequence[Context]) -> dict[str, Tensor]:
         """The contexts [G, B, ...], kept from step to step while they are the same tensors."""
         given = [value for context in contexts for value in context.values()]
-        if len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True)):
+        same = len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True))
+        # A graph is fed by overwriting the tensors, so it has to hold the stacking as well.
+        if same and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
             return self._context
         counts = [context["tokens"].shape[1] for context in contexts if "tokens" in context]
         most = max(counts, default=0)
@@ -124,8 +126,8 @@ class _Stack:
         if len(set(counts)) > 1:
             tokens = stacked["tokens"]
             place = torch.arange(most, device=tokens.device)
-            limits = torch.tensor(counts, device=tokens.device).view(-1, 1, 1)
-            stacked[PADDING] = torch.where(place < limits, 0.0, NONE).to(tokens.dtype).expand(tokens.shape[:3])
+            absent = torch.stack([place >= count for count in counts]).unsqueeze(1)  # [G, 1, K], without a copy
+            stacked[PADDING] = (absent * NONE).to(tokens.dtype).expand(tokens.shape[:3])
         self._given, self._context = given, stacked
         return stacked
 

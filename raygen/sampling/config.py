@@ -9,9 +9,11 @@ from pydantic import Field, model_validator
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.no_effect import without_effect
+from raygen.core.types import PRECISION, Precision
 from raygen.extractors.config import BundledNetworkConfig, LPIPSConfig, ParserConfig
 from raygen.extractors.digests import network_digest
 from raygen.models import checkpoint_folder
+from raygen.models.config.compile import Compile
 from raygen.models.config.conditions import MODALITIES, STYLE_COLUMNS
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
@@ -64,8 +66,10 @@ class SampleConfig(Config):
     noise: Literal["sample", "group"] = Field("sample", description="noise schedule of the forward process")
     attempt: int = Field(0, ge=0)
     batch: int = Field(32, ge=1, le=4096)
+    decode_batch: int = Field(16, ge=1, le=4096)
     codec: Codec = "webp"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
+    compile: Compile = "off"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     run_id: str = ""
 
@@ -76,6 +80,7 @@ class EncodeConfig(Config):
     checkpoint: str
     horizontal_flips: bool = True
     batch: int = Field(32, ge=1, le=4096, description="pictures at once, mirrored ones counted")
+    precision: Precision = Field("float32", description=PRECISION)
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
@@ -187,4 +192,6 @@ def check_conditions(
 
 def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
     """Whether both can use one loaded model."""
-    return all(getattr(a, name) == getattr(b, name) for name in ("checkpoint", "dtype", "device", "mixing"))
+    return all(
+        getattr(a, name) == getattr(b, name) for name in ("checkpoint", "precision", "compile", "device", "mixing")
+    )

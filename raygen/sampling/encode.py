@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from raygen.core.pixels import to_pixels, to_uint8
-from raygen.core.precision import set_deterministic_precision
-from raygen.core.types import UInt8Array
+from raygen.core.precision import DTYPES, arithmetic, check_precision, set_deterministic_precision
+from raygen.core.types import BoolArray, Float32Array, UInt8Array
 from raygen.models import checkpoint, checkpoint_folder
+from raygen.models.conditions import to_device
 from raygen.sampling.config import EncodeConfig
-from raygen.sampling.worker import pick_device
+from raygen.sampling.worker import compute_environment, pick_device, to_host
 from raygen.store.images import images_from_rows
 from raygen.store.schemas import LATENTS
 
@@ -33,8 +34,13 @@ class EncodeWorker:
         set_deterministic_precision(threads)
         self.config = config
         self.device = pick_device(config.device)
+        check_precision(config.precision, self.device)
         self.digest = checkpoint_folder.digest(config.checkpoint)
-        self.stage = checkpoint.load_first_stage(config.checkpoint, self.device)
+        self.stage = checkpoint.load_first_stage(config.checkpoint, self.device).to(DTYPES[config.precision])
+
+    def environment(self) -> dict[str, str]:
+        """What the latents depend on except the config and library versions; see `compute_environment`."""
+        return compute_environment(self.device, self.config.precision)
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
         """`start(rows)()`."""
@@ -50,25 +56,32 @@ class EncodeWorker:
 
         def finish() -> dict[str, pa.Table]:
             parts = [
-                self._table(ids, transform, errors, values)
-                for transform, values in zip(("none", "flip"), moments, strict=False)
+                self._table(ids, transform, errors, fetch()[0])
+                for transform, fetch in zip(("none", "flip"), moments, strict=False)
             ]
             return {"latents": pa.concat_tables(parts)}
 
         return finish
 
     @torch.inference_mode()
-    def _moments(self, pixels: Tensor) -> Tensor:
-        parts = [self.stage.encode(part.to(self.device)) for part in torch.split(pixels, self.config.batch)]
-        return torch.cat(parts).cpu()
+    def _moments(self, pixels: Tensor) -> Callable[[], tuple[Any, ...]]:
+        """Start to encode pixels; the returned call waits for the moments, a float32 array."""
+        with arithmetic(self.config.precision):
+            parts = torch.split(pixels, self.config.batch)
+            return to_host(torch.cat([self.stage.encode(to_device(part, self.device)) for part in parts]))
 
-    def _table(self, ids: Sequence[str], transform: str, errors: Sequence[str | None], values: Tensor) -> pa.Table:
-        finite = values.abs().le(LIMIT).flatten(1).all(dim=1).tolist()
+    def _table(
+        self, ids: Sequence[str], transform: str, errors: Sequence[str | None], values: Float32Array
+    ) -> pa.Table:
+        with np.errstate(invalid="ignore"):
+            fits: BoolArray = np.abs(values) <= LIMIT
+        finite: BoolArray = np.asarray(fits.reshape(len(values), -1).all(axis=1))
         reasons = [
             error or (None if ok else "nonfinite: the moments do not fit float16")
             for error, ok in zip(errors, finite, strict=True)
         ]
-        flat = values.flatten(1).numpy().astype(np.float16)
+        with np.errstate(over="ignore"):
+            flat = values.reshape(len(values), -1).astype(np.float16)
         shape = list(values.shape[1:])
         columns: dict[str, Any] = {
             "face_id": list(ids),

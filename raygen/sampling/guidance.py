@@ -3,7 +3,6 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from raygen.models.base import Context, Model, Record, concatenate
@@ -25,11 +24,17 @@ class GuidedDenoiser:
     def __call__(self, model: Model, zt: Tensor, t: Tensor, record: Record | None = None) -> Tensor:
         """The combined prediction for zt [B, C, h, w] at t [B]."""
         terms = len(self.weights)
-        output = model.predict(zt.repeat(terms, 1, 1, 1), t.repeat(terms), self.ctx, record if self.whole else None)
-        if terms == 1:
-            return output * self.weights[0] if self.weights[0] != 1 else output
-        weights = torch.tensor(self.weights, device=output.device).view(-1, 1, 1, 1, 1)
-        return (output.view(terms, *zt.shape) * weights).sum(dim=0)
+        if terms > 1:
+            zt, t = zt.repeat(terms, 1, 1, 1), t.repeat(terms)
+        output = model.predict(zt, t, self.ctx, record if self.whole else None)
+        if self.weights == (1.0,):
+            return output
+        # Weights are arguments of the operations: made into a tensor, they would be copied to the device at each step.
+        first, *others = output.chunk(terms)
+        total = first * self.weights[0]
+        for weight, term in zip(self.weights[1:], others, strict=True):
+            total.add_(term, alpha=weight)
+        return total
 
 
 def build_guidance(

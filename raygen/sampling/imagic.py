@@ -161,7 +161,7 @@ class EditWorker:
         threads: int,
         edits: int = 1,
     ) -> None:
-        self.sampler = SampleWorker(sample, threads=threads)
+        self.sampler = SampleWorker(sample, threads=threads, tuned=True)
         self.config, self.imagic, self.faces, self.edits = sample, imagic, faces, edits
         self.model, self.device = self.sampler.model.requires_grad_(False), self.sampler.device
         self.judge = EditJudge(judge, self.device)
@@ -184,7 +184,8 @@ class EditWorker:
         parts = [rows.slice(i, end - i) for i, end in zip(starts, [*starts[1:], len(names)], strict=True)]
         opened = [self._open(part) for part in parts]
         good = [edit for edit in opened if isinstance(edit, Edit)]
-        made = iter(self._edited(good) if good else [])
+        with self.sampler.arithmetic():
+            made = iter(self._edited(good) if good else [])
         calls = [next(made) if isinstance(edit, Edit) else edit for edit in opened]
         return lambda: _joined([call() for call in calls])
 

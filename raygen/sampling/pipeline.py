@@ -19,7 +19,6 @@ from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
 from diffusers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 from PIL import Image
 
-from raygen.core.assets import resolve
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES
@@ -28,6 +27,7 @@ from raygen.models.base import Model
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import Guidance, SampleConfig
 from raygen.sampling.worker import SampleWorker
+from raygen.store.fetched import local_folder
 from raygen.store.images import encode_image, encode_mask, picture_column
 from raygen.store.schemas import ATTRIBUTE_VALUES, CONDITIONS, cast
 
@@ -56,7 +56,7 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
         shown = is_progress_bar_enabled()
         disable_progress_bar()  # a scheduler is all that diffusers loads here
         try:
-            pipeline: FacePipeline = super().from_pretrained(resolve(str(pretrained_model_name_or_path)), **kwargs)
+            pipeline: FacePipeline = super().from_pretrained(local_folder(pretrained_model_name_or_path), **kwargs)
         finally:
             if shown:
                 enable_progress_bar()

@@ -7,7 +7,9 @@ class, the number of threads and the versions of the libraries.
 import copy
 import hashlib
 import platform
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -18,18 +20,19 @@ from torch import Tensor
 from raygen.core.errors import ConfigError
 from raygen.core.no_effect import without_effect
 from raygen.core.pixels import to_uint8
-from raygen.core.precision import set_deterministic_precision, tf32
-from raygen.core.types import BoolArray, UInt8Array
+from raygen.core.precision import DTYPES, arithmetic, check_precision, set_deterministic_precision, tf32
+from raygen.core.types import BoolArray, Precision, UInt8Array
 from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.base import Model, Record
+from raygen.models.compiled import compile_blocks, first_line, run_uncompiled
 from raygen.models.conditions import Conditions
-from raygen.models.config.sampler import uses_step_noise
-from raygen.models.schedulers import advance, build_sampler
+from raygen.models.recurrences import Sampler
+from raygen.models.schedulers import build_sampler
 from raygen.sampling.config import SampleConfig, check_guidance, shares_model
 from raygen.sampling.guidance import GuidedDenoiser, build_guidance
 from raygen.sampling.influence import X0, InfluenceRecorder
 from raygen.sampling.no_effect import SAMPLING
-from raygen.sampling.noise import batch_noise, noise_key
+from raygen.sampling.noise import KeyedNoise, noise_key
 from raygen.store.images import encode_image, picture_column
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SAMPLES, SCORES, cast
@@ -41,7 +44,6 @@ ScoreBatch = Callable[[UInt8Array, pa.Table], pa.Table]
 #: Gives the noise of step i, [B, C, h, w].
 StepNoise = Callable[[int], Tensor]
 
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 JOINT: Final = "joint"
 
 
@@ -52,9 +54,8 @@ def denoise(
     model: Model,
     guided: GuidedDenoiser,
     zt: Tensor,
-    scheduler: Any,
+    sampler: Sampler,
     *,
-    eta: float = 0.0,
     step_noise: StepNoise | None = None,
     unguided: GuidedDenoiser | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
@@ -62,22 +63,23 @@ def denoise(
 ) -> Iterator[Tensor]:
     """zt after each step, the last one being z. `zt` [B, C, h, w] starts as standard normal noise.
 
-    `guided` is used in the steps i of n whose i / n is in `interval` [low, high), `unguided` in the others. The
-    scheduler is one of `build_sampler` and cannot be used again: its solvers keep history. When zt is yielded, a
-    `record` holds the model's record of that step and its estimate of z as `x0`.
+    `guided` is used in the steps i of n whose i / n is in `interval` [low, high), `unguided` in the others. When zt is
+    yielded, a `record` holds the model's record of that step and its estimate of z as `x0`. All that the steps need is
+    on the device when this call returns; none of them waits for the device.
     """
-    steps = scheduler.timesteps
-    zt = zt * scheduler.init_noise_sigma
-    for i, t in enumerate(steps):
-        inside = interval[0] <= i / len(steps) < interval[1]
-        predictor = guided if inside or unguided is None else unguided
-        times = torch.full((len(zt),), int(t), dtype=torch.int64, device=zt.device)
-        output = predictor(model, scheduler.scale_model_input(zt, t), times, record)
-        if record is not None:
-            record[X0] = model.schedule.x0_from(output, zt, times)
-        noise = None if step_noise is None else step_noise(i)
-        zt = advance(scheduler, output, t, zt, eta=eta, noise=noise)
-        yield zt
+    times, trajectory = sampler.times(len(zt), zt.device), sampler.start()
+
+    def steps(zt: Tensor) -> Iterator[Tensor]:
+        for i, t in enumerate(times):
+            inside = interval[0] <= i / len(times) < interval[1]
+            predictor = guided if inside or unguided is None else unguided
+            output = predictor(model, zt, t, record)
+            if record is not None:
+                record[X0] = model.schedule.x0_from(output, zt, t)
+            zt = trajectory.advance(zt, output, None if step_noise is None else step_noise(i))
+            yield zt
+
+    return steps(zt)
 
 
 # --- the worker ---------------------------------------------------------------------------------------------
@@ -86,6 +88,13 @@ def denoise(
 def pick_device(name: str) -> torch.device:
     """`auto` is the accelerator if there is one."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def compute_environment(device: torch.device, precision: Precision) -> dict[str, str]:
+    """What numbers depend on besides settings and library versions: device, CPU threads, precision."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    with arithmetic(precision):
+        return {"device": name, "threads": str(torch.get_num_threads()), "precision": precision, "tf32": tf32()}
 
 
 def check_sampling(config: SampleConfig) -> None:
@@ -116,18 +125,47 @@ class SampleWorker:
         observe: ScoreBatch | None = None,
         threads: int | None = None,
         references: RowLookup | None = None,
+        tuned: bool = False,
     ) -> None:
-        """`references`: look-up of the faces that styles are taken from."""
+        """`references`: look-up of the faces that styles are taken from.
+
+        `tuned`: the model will be tuned, so its weights stay float32: in half precision, small updates would be lost.
+        """
         set_deterministic_precision(threads)
-        self.config, self.observe, self.references = config, observe, references
+        self.config, self.observe, self.references, self.tuned = config, observe, references, tuned
         self.device = pick_device(config.device)
+        check_precision(config.precision, self.device)
         self.digest = "" if model is not None else checkpoint_folder.digest(config.checkpoint)
         loaded = checkpoint.load(config.checkpoint) if model is None else model
-        self.model = loaded.to(self.device, DTYPES[config.dtype]).eval()
+        self.model = loaded.to(self.device, torch.float32 if tuned else DTYPES[config.precision]).eval()
         if self.device.type == "cuda":
             self.model = self.model.to(memory_format=torch.channels_last)
         if config.mixing is not None:
             self.model.mix(config.mixing)
+        self.compiled = "off" if config.compile == "off" else self._compile()
+
+    @torch.inference_mode()
+    def _compile(self) -> str:
+        """Compile, with a step and a decoding as warm-up. How, or why not: then all goes on without."""
+        networks = [*self.model.networks, *([self.model.first_stage.net] if self.model.first_stage.net else [])]
+        problem = compile_blocks(networks, self.config.compile, self.device)
+        if problem is None:
+            try:
+                n = self.config.batch
+                zt = torch.zeros(n, *self.model.latent_shape, device=self.device)
+                with self.arithmetic():
+                    for guided in self._guidance(self.model.null(n)):
+                        guided(self.model, zt, torch.zeros(n, dtype=torch.int64, device=self.device))
+                    for part in torch.split(zt, self.config.decode_batch):
+                        self._pictures_of(part)
+                return self.config.compile
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # dynamo and its backends have no class in common
+                run_uncompiled(networks)
+                problem = f"compile: {self.config.compile} failed, and pictures are made without: {first_line(error)}"
+        sys.stderr.write(f"{problem}\n")
+        return f"off: {problem}"
 
     def another(self, config: SampleConfig) -> "SampleWorker":
         """A worker for other settings of the same checkpoint, which is loaded once for both."""
@@ -137,10 +175,21 @@ class SampleWorker:
         worker.config = config
         return worker
 
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Inside, the model computes in the precision of the config, also where its weights are kept in float32."""
+        half = DTYPES[self.config.precision]
+        with arithmetic(self.config.precision):
+            if self.tuned and half != torch.float32:
+                # Without its cache: that would keep what the weights were in half precision before a step of tuning.
+                with torch.autocast(self.device.type, half, cache_enabled=False):
+                    yield
+            else:
+                yield
+
     def environment(self) -> dict[str, str]:
         """What the bytes of pictures depend on except the config and library versions."""
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
-        return {"device": name, "threads": str(torch.get_num_threads()), "dtype": self.config.dtype, "tf32": tf32()}
+        return {**compute_environment(self.device, self.config.precision), "compile": self.compiled}
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
         """`start(rows)()`."""
@@ -176,15 +225,22 @@ class SampleWorker:
         if config.use_conditions is not None:
             model.must_do_without("some conditions of the rows are not used (`use_conditions`)")
             conditions = conditions.keep(config.use_conditions)
-        unguided = build_guidance(model, conditions, 1.0) if config.guidance_interval != (0.0, 1.0) else None
-        guided = build_guidance(
-            model,
-            conditions,
-            config.guidance,
-            parametrization=config.guidance_parametrization,
-            against=config.negative_keeps,
-        )
-        return self.pictures(guided, keys, log, unguided)
+        guided, *unguided = self._guidance(conditions)
+        return self.pictures(guided, keys, log, *unguided)
+
+    def _guidance(self, conditions: Conditions) -> list[GuidedDenoiser]:
+        """The guided prediction, and the other one where only a part of the steps is guided."""
+        config, model = self.config, self.model
+        with self.arithmetic():
+            guided = build_guidance(
+                model,
+                conditions,
+                config.guidance,
+                parametrization=config.guidance_parametrization,
+                against=config.negative_keeps,
+            )
+            partly = config.guidance_interval != (0.0, 1.0)
+            return [guided, *([build_guidance(model, conditions, 1.0)] if partly else [])]
 
     @torch.inference_mode()
     def pictures(
@@ -198,27 +254,31 @@ class SampleWorker:
 
         `keys`: of the noise of each slot, None for an unused one.
         """
-        set_deterministic_precision()  # again, because a caller of the library may have changed it
-        config, model, shape = self.config, self.model, self.model.latent_shape
-        z = batch_noise(keys, 0, shape).to(self.device)
-        noisy = uses_step_noise(config.sampler)
-        scheduler = build_sampler(model.schedule, config.sampler)
+        config, model = self.config, self.model
+        noise = KeyedNoise(keys, model.latent_shape, self.device)
+        z = noise(0)
+        sampler = build_sampler(model.schedule, config.sampler)
         trajectory = denoise(
             model,
             guided,
             z,
-            scheduler,
-            eta=config.sampler.eta,
-            step_noise=(lambda i: batch_noise(keys, 1 + i, shape).to(self.device)) if noisy else None,
+            sampler,
+            step_noise=(lambda i: noise(1 + i)) if sampler.noisy else None,
             unguided=unguided,
             interval=config.guidance_interval,
             record=log.record if model.mixes or config.influence_steps else None,
         )
-        log.begin([int(t) for t in scheduler.timesteps], model.first_stage.decode)
-        for zt in trajectory:
-            log.step()
-            z = zt
-        pixels = model.first_stage.decode(z)
+        log.begin(sampler.timesteps, model.first_stage.decode)
+        with self.arithmetic():
+            for zt in trajectory:
+                log.step()
+                z = zt
+            parts = [self._pictures_of(part) for part in torch.split(z, config.decode_batch)]
+        images, finite = (torch.cat(values) for values in zip(*parts, strict=True))
+        return images, finite
+
+    def _pictures_of(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = self.model.first_stage.decode(z)
         return to_uint8(pixels), pixels.isfinite().flatten(1).all(dim=1)
 
     def finish(
@@ -279,18 +339,21 @@ def _column(
     return pa.nulls(rows.num_rows, field.type)
 
 
-def to_host(images: Tensor, finite: Tensor) -> Callable[[], tuple[UInt8Array, BoolArray]]:
-    """Start the copy to the host; the returned call waits for it, not for work that was queued later."""
-    if images.device.type != "cuda":
-        return lambda: (images.numpy(), finite.numpy())
-    hosts = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in (images, finite)]
-    for host, device in zip(hosts, (images, finite), strict=True):
+def to_host(*tensors: Tensor) -> Callable[[], tuple[Any, ...]]:
+    """Start the copy of `tensors` to arrays of the host.
+
+    The returned call waits for it, not for work that was queued later.
+    """
+    if tensors[0].device.type != "cuda":
+        return lambda: tuple(tensor.numpy() for tensor in tensors)
+    hosts = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+    for host, device in zip(hosts, tensors, strict=True):
         host.copy_(device, non_blocking=True)
     done = torch.cuda.Event()  # type: ignore[no-untyped-call]
     done.record()
 
-    def fetch() -> tuple[UInt8Array, BoolArray]:
+    def fetch() -> tuple[Any, ...]:
         done.synchronize()
-        return hosts[0].numpy(), hosts[1].numpy()
+        return tuple(host.numpy() for host in hosts)
 
     return fetch

@@ -4,7 +4,6 @@ Only operations that behave the same everywhere: put, put once, get, list. There
 because on object stores an exception in the middle would publish half a file.
 """
 
-import errno
 import os
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from raygen.core.errors import ConfigError, InfrastructureError, StorageError
 from raygen.core.location import check_credentials, redact
 from raygen.store import disk, uploads
+from raygen.store.attempts import PASSING, PERMANENT, code_of, refusal, retry, twice
 from raygen.store.disk import FOREIGN_AGE_S, PROBE
 from raygen.store.uploads import Upload
 
@@ -28,22 +28,10 @@ __all__ = ["PASSING", "PERMANENT", "FileStore", "file_system", "retry"]
 
 
 T = TypeVar("T")
-RETRIES = 4
+#: What file systems call the number, hash or time of a file that changes with it.
+CHANGING = ("size", "ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated")
 #: The folder of an export that may have very many files.
 EXPORTED = "dataset"
-#: Errors of a disk that another attempt does not mend: full, over quota, read-only.
-PERMANENT = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-#: Errors of a disk that may pass, or that another disk does not have, and of a server that is busy.
-PASSING = (
-    errno.EIO,
-    errno.ESTALE,
-    errno.ENOTCONN,
-    errno.ETIMEDOUT,
-    errno.EREMOTEIO,
-    errno.ENODEV,
-    errno.ENXIO,
-    errno.EBUSY,
-)
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
@@ -100,7 +88,7 @@ class FileStore:
         try:
             with self._explained(name):
                 if self.local:
-                    return _twice(lambda: disk.write(Path(self.path(name)), data, once=once))
+                    return twice(lambda: disk.write(Path(self.path(name)), data, once=once))
                 if not once:
                     self._call(lambda: self._fs.pipe_file(self.path(name), data, mode="overwrite"), "written")
                 elif self.exists(name):
@@ -119,7 +107,7 @@ class FileStore:
         try:
             self._fs.pipe_file(self.path(name), data, mode="create")
         except OSError as error:
-            if _code(error) in ("PreconditionFailed", "412"):  # servers that do not say which condition
+            if code_of(error) in ("PreconditionFailed", "412"):  # servers that do not say which condition
                 raise FileExistsError(self.path(name)) from error
             raise
 
@@ -153,7 +141,7 @@ class FileStore:
                 self._call(lambda: self._fs.pipe({self.path(name): data for name, data in files.items()}), "written")
                 return
             paths = {Path(self.path(name)): data for name, data in files.items()}
-            _twice(lambda: disk.write_together(paths, Path(self.path(staging))))
+            twice(lambda: disk.write_together(paths, Path(self.path(staging))))
 
     @contextmanager
     def building(self, name: str, staging: str) -> Iterator[BinaryIO]:
@@ -184,14 +172,18 @@ class FileStore:
                 os.unlink(temporary)
 
     def _call(self, call: Callable[[], T], verb: str = "read") -> T:
-        """`call`, repeated after an `OSError`; what else a back end raises is an `InfrastructureError`."""
+        """`call`, repeated after an `OSError`; what else a back end raises is an `InfrastructureError`.
+
+        `ConfigError` where this machine has no credentials.
+        """
         try:
             return retry(call)
         except (OSError, TypeError, ValueError, NotImplementedError):  # the last three: no such operation
             raise
         except Exception as error:  # each back end has its own exception classes
             reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
-            raise InfrastructureError(f"{self.url}: cannot be {verb} ({reason})") from error
+            kind = ConfigError if "Credential" in reason else InfrastructureError
+            raise kind(f"{self.url}: cannot be {verb} ({reason})") from error
 
     def get_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes `start` to `stop` of `name`; `FileNotFoundError` where there is none."""
@@ -207,13 +199,23 @@ class FileStore:
         """Delete the folder `name` and its content, if it exists."""
         with suppress(FileNotFoundError):
             if self.local:
-                _twice(lambda: shutil.rmtree(self.path(name)), OSError)  # another driver may write or remove there
+                twice(lambda: shutil.rmtree(self.path(name)), OSError)  # another driver may write or remove there
             else:
                 self._call(lambda: self._fs.rm(self.path(name), recursive=True), "written")
 
     def get(self, name: str) -> bytes:
         """Whole content of `name`; `FileNotFoundError` where there is none."""
         return self._call(lambda: bytes(self._fs.cat_file(self.path(name))))
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy the content of `name` to a new local file; `FileNotFoundError` where there is none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._call(lambda: self._fs.get_file(self.path(name), str(path)))
+
+    def upload(self, name: str, path: Path) -> None:
+        """`put` of a local file, which is not read into memory."""
+        with self._explained(name):
+            self._call(lambda: self._fs.put_file(str(path), self.path(name)), "written")
 
     def size(self, name: str) -> int:
         """Bytes of `name`; `FileNotFoundError` where there is none."""
@@ -229,6 +231,15 @@ class FileStore:
         else:
             for path, entry in self._call(lambda: self._fs.find(root, detail=True)).items():
                 yield path[len(root) + 1 :], int(entry["size"])
+
+    def marks(self, folder: str = "") -> dict[str, str]:
+        """Path relative to `folder` -> a text that changes with the file, where the storage keeps such a thing."""
+        root = self.path(folder)
+        found = self._call(lambda: self._fs.find(root, detail=True))
+        return {
+            path[len(root) + 1 :]: " ".join(str(entry[key]) for key in CHANGING if entry.get(key) is not None)
+            for path, entry in found.items()
+        }
 
     def exists(self, name: str) -> bool:
         """Whether `name` exists."""
@@ -354,40 +365,5 @@ class FileStore:
         except (ConfigError, StorageError):
             raise
         except Exception as raised:  # credentials, endpoint, DNS: every back end has its own exception classes
-            error = (raised.__cause__ or raised) if isinstance(raised, InfrastructureError) else raised
-            name = type(error).__name__
-            away = isinstance(error, ConnectionError | TimeoutError) or "Connect" in name or "Timeout" in name
-            away |= getattr(error, "errno", None) in PASSING
-            kind = InfrastructureError if away else ConfigError
-            raise kind(f"{self.url}: cannot be written ({name}: {redact(str(error))[:200]})") from error
+            raise refusal(self.url, "written", raised) from raised
         self.remove(probe)
-
-
-def _code(error: BaseException) -> str:
-    """What an S3 server called an error; empty for others."""
-    response = getattr(error.__cause__, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
-
-
-def _twice(call: Callable[[], T], error: type[OSError] = FileNotFoundError) -> T:
-    """`call`, once more after `error`: another driver of the run ended, and removed a folder of temporary files."""
-    try:
-        return call()
-    except error:
-        return call()
-
-
-def retry(call: Callable[[], T]) -> T:
-    """Repeat a remote call after an `OSError`; errors that a repetition cannot fix are raised at once."""
-    for attempt in range(RETRIES):
-        try:
-            return call()
-        except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            # The answer to the end of an upload in parts was lost: the client, repeating it, finds no upload.
-            if _code(error) != "NoSuchUpload" or attempt == RETRIES - 1:
-                raise
-        except OSError:
-            if attempt == RETRIES - 1:
-                raise
-        time.sleep(0.2 * 4**attempt)
-    raise AssertionError("unreachable")

@@ -6,6 +6,7 @@ A row is visible once its shard is committed. A file that no commit names is ign
 """
 
 import json
+import platform
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,8 +74,13 @@ class RunStore:
         """Record the start of an attempt of `shard`: its number from 1 on, or 0 after `max_attempts` of this launch.
 
         Attempts are counted by launch: stopping and repeating a run uses up none, and a shard that kills its process is
-        set aside after a few starts.
+        set aside after a few starts. `ConfigError` on a machine that does not see the folder of the run.
         """
+        if self.storage.local and not self.storage.exists("plan.json"):
+            raise ConfigError(
+                f"{self.storage.url}: the machine {platform.node()} does not see this run; set `out` to a URL such as "
+                "s3://bucket/run, or to a folder that all machines share"
+            )
         for attempt in range(1, max_attempts + 1):
             record = canonical({"shard": shard, "time": time.time()})
             if self.storage.put_once(f"starts/shard-{shard:05d}.{launch}.a{attempt}.json", record):

@@ -14,6 +14,7 @@ from raygen.core.documents import load_json
 from raygen.core.errors import IntegrityError
 from raygen.core.hashing import canonical, digest
 from raygen.store import disk
+from raygen.store.filesystem import FileStore
 
 __all__ = [
     "FILES",
@@ -23,6 +24,8 @@ __all__ = [
     "open_record",
     "read_record",
     "seal_folder",
+    "store_sha256",
+    "sums_below",
     "to_bytes",
     "to_text",
 ]
@@ -32,6 +35,8 @@ __all__ = [
 SEAL: Final = "record_sha256"
 #: Field of a record with the sha256 of each file of its folder, by relative path.
 FILES: Final = "files"
+#: Bytes of a stored file that are read at once.
+PIECE: Final = 1 << 24
 
 
 def to_bytes(record: Mapping[str, Any]) -> bytes:
@@ -79,7 +84,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sums_below(folder: Path) -> dict[str, str]:
+def store_sha256(store: FileStore, name: str) -> str:
+    """sha256 of a file of a store, read in pieces; `FileNotFoundError` where there is none."""
+    total, size = hashlib.sha256(), store.size(name)
+    for start in range(0, size, PIECE):
+        total.update(store.get_range(name, start, min(start + PIECE, size)))
+    return total.hexdigest()
+
+
+def sums_below(folder: Path) -> dict[str, str]:
     """Path relative to `folder` -> sha256 of every file below it, but for hidden ones, which are unfinished."""
     files = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     shown = {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.parts)}
@@ -88,7 +101,7 @@ def _sums_below(folder: Path) -> dict[str, str]:
 
 def seal_folder(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Write `record` as the file `name` of `folder`, with the check sums of all other files below it."""
-    sums = {path: sha256 for path, sha256 in _sums_below(folder).items() if path != name}
+    sums = {path: sha256 for path, sha256 in sums_below(folder).items() if path != name}
     disk.write(folder / name, to_text({**record, FILES: sums}), once=False)
 
 

@@ -8,22 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from raygen.core.units import duration
 from raygen.execution.executor import Progress
 from raygen.store import disk
 from raygen.training.config.loop import TrainConfig
 from raygen.training.history import read_history
+from raygen.training.outputs import HISTORY
 from raygen.training.trainer import TrainStep
 from raygen.training.unfinished import explained
 
 __all__ = ["TrainingLogger", "followed"]
-
-
-HISTORY: Final = "history.jsonl"
-#: Bytes at the end of a history that hold its last line.
-TAIL: Final = 1 << 16
 
 
 class TrainingLogger:
@@ -94,14 +90,16 @@ class TrainingLogger:
 
 
 @contextmanager
-def followed(folder: Path, report: Callable[[Progress], None], config: TrainConfig) -> Iterator[Callable[[str], None]]:
-    """Inside, a thread reads the history that rank 0 writes and reports progress in this process.
+def followed(
+    tail: Callable[[], bytes], report: Callable[[Progress], None], config: TrainConfig
+) -> Iterator[Callable[[str], None]]:
+    """Inside, a thread reads the end of the history that rank 0 writes and reports progress in this process.
 
-    Yields a callable that is told what the training waits for.
+    `tail`: that end as it is now. Yields a callable that is told what the training waits for.
     """
     stop = threading.Event()
     progress = Progress(0, config.steps or int(config.max_seconds or 1))
-    thread = threading.Thread(target=_follow, args=(folder / HISTORY, report, config, stop, progress), daemon=True)
+    thread = threading.Thread(target=_follow, args=(tail, report, config, stop, progress), daemon=True)
 
     def waits(text: str) -> None:
         if text or progress.waiting:
@@ -117,12 +115,16 @@ def followed(folder: Path, report: Callable[[Progress], None], config: TrainConf
 
 
 def _follow(
-    path: Path, report: Callable[[Progress], None], config: TrainConfig, stop: threading.Event, progress: Progress
+    tail: Callable[[], bytes],
+    report: Callable[[Progress], None],
+    config: TrainConfig,
+    stop: threading.Event,
+    progress: Progress,
 ) -> None:
-    before, total = _newest(path), progress.rows
+    before, total = _newest(tail()), progress.rows
     while True:
         ended = stop.wait(1.0)
-        record = _newest(path)
+        record = _newest(tail())
         if record is not None and record != before:
             share = max(
                 record["step"] / config.steps if config.steps else 0.0,
@@ -139,13 +141,11 @@ def _follow(
             return
 
 
-def _newest(path: Path) -> dict[str, Any] | None:
+def _newest(tail: bytes) -> dict[str, Any] | None:
     """The last whole line."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL))
-        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"}\n")]
-        if lines:
-            with suppress(ValueError):
-                record: dict[str, Any] = json.loads(lines[-1])
-                return record
+    lines = [line for line in tail.splitlines(keepends=True) if line.endswith(b"}\n")]
+    if lines:
+        with suppress(ValueError):
+            record: dict[str, Any] = json.loads(lines[-1])
+            return record
     return None

@@ -64,6 +64,8 @@ def _publish(unfinished: Path, target: Path) -> None:
     except OSError:
         if _opened(target) is not None:
             return
+        if not target.exists():
+            raise
         shutil.rmtree(target)  # what is there does not open
         os.rename(unfinished, target)
 

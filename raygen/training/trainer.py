@@ -5,16 +5,13 @@ flips of a picture are keyed by (seed, its position in the stream of all batches
 restart changes anything but rounding. Training state is written as a whole and survives a kill.
 """
 
-import hashlib
 import json
-import os
-import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from math import cos, pi
 from pathlib import Path
 from typing import Any
@@ -23,21 +20,19 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from safetensors.torch import save as serialize
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from raygen.core.errors import ConfigError, IntegrityError
+from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
-from raygen.core.precision import set_deterministic_precision
-from raygen.store import disk
-from raygen.store.sealed import open_record, to_bytes
-from raygen.training.compiled import compile_blocks
+from raygen.core.precision import arithmetic, check_precision, set_deterministic_precision
+from raygen.models.compiled import compile_blocks
 from raygen.training.config.loop import TrainConfig
 from raygen.training.data import TrainingData, draw, order
 from raygen.training.losses import Objective
 from raygen.training.losses.base import TOTAL
-from raygen.training.unfinished import remove_older, remove_unfinished, unwritten
+from raygen.training.sharding import Averages, gather_state, load_state, make_optimizer
+from raygen.training.states import RECORD, TENSORS, LocalStates, States, latest_state
 from raygen.training.window import DivergedError, TrainStep, Window
 
 __all__ = [
@@ -55,7 +50,7 @@ __all__ = [
 
 Batch = dict[str, Tensor]
 #: Fields of a TrainConfig that a resumed run may change.
-FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "sheet_every", "keep"})
+FREE = frozenset({"steps", "max_seconds", "save_every", "log_every", "sheet_every", "keep", "sharding"})
 
 
 # --- the trainer --------------------------------------------------------------------------------------------
@@ -75,6 +70,7 @@ class Trainer:
         set_deterministic_precision()
         self.config, self.rank, self.world_size = config, rank, world_size
         self.device = torch.device(device)
+        check_precision(config.precision, self.device)
         self.objective = objective.to(self.device).train()
         if config.gradient_checkpointing:
             _checkpoint_gradients(self.objective)
@@ -83,15 +79,14 @@ class Trainer:
         if self.problem is not None and rank == 0:
             sys.stderr.write(f"{self.problem}\n")
         self.phases = [list(parameters) for parameters in objective.phases()]
-        self.optimizers = [
-            torch.optim.AdamW(p, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
-            for p in self.phases
-        ]
+        self.distributed = world_size > 1 and dist.is_initialized()
+        #: Whether the ranks share optimizer state and averages; all of them then save and take averages together.
+        self.sharded = config.sharding == "zero1" and self.distributed
+        self.optimizers = [make_optimizer(parameters, config, sharded=self.sharded) for parameters in self.phases]
         self.parameters = {n: p for n, p in objective.named_parameters() if p.requires_grad}
-        self.shadow = [p.detach().clone() for p in self.parameters.values()] if config.ema else []
+        self.averages = Averages(self.parameters, config.ema, rank, world_size if self.sharded else 1)
         self.step, self.elapsed = 0, 0.0
         self.wrapped: Any = objective
-        self.distributed = world_size > 1 and dist.is_initialized()
         if self.distributed:
             several = len(self.phases) > 1
             with warnings.catch_warnings():
@@ -161,17 +156,15 @@ class Trainer:
                 group["lr"] = lr
             optimizer.step()
         self.step += 1
-        if self.shadow:  # EMA with warm-up: decay = min(ema, (1 + n) / (10 + n)) after n earlier updates
-            n = self.step - 1
-            decay = min(self.config.ema, (1 + n) / (10 + n))
-            torch._foreach_lerp_(self.shadow, [p.detach() for p in self.parameters.values()], 1 - decay)
+        self.averages.update(self.step)
         return means
 
     def _totals(self, parts: list[Batch], phase: int) -> Batch:
         """`Objective.totals` over all parts of all ranks, by the names that a part has them under."""
         if self.objective.cuts == 1:
             return {}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+        half = self.config.precision == "bfloat16"
+        with arithmetic(self.config.precision), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             own = [self.objective.totals(part, phase) for part in parts]
         totals = {f"{TOTAL}{name}": torch.stack([part[name] for part in own]).sum(dim=0) for name in own[0]}
         if self.distributed:
@@ -181,7 +174,8 @@ class Trainer:
 
     def _backward(self, part: Batch, phase: int, *, last: bool) -> Batch:
         half = self.config.precision == "bfloat16"
-        with nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync():
+        together = nullcontext() if last or self.wrapped is self.objective else self.wrapped.no_sync()
+        with arithmetic(self.config.precision), together:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
                 losses: Batch = self.wrapped(part, phase)
             (losses["loss"] / self.config.gradient_accumulation_steps).backward()  # type: ignore[no-untyped-call]
@@ -190,66 +184,50 @@ class Trainer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the objective's module has the averaged weights, for sampling, evaluation and saving."""
-        if not self.shadow:
+        if not self.config.ema:
             yield
             return
-        own = [p.detach().clone() for p in self.parameters.values()]
-        self._set(self.shadow)
+        own = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self._set(self.averages.gather())
         try:
             yield
         finally:
-            self._set(own)
+            self._set(own.items())
 
-    def _set(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters.values(), values, strict=True):
-            parameter.data.copy_(value)
+    def _set(self, values: Iterable[tuple[str, Tensor]]) -> None:
+        for name, value in values:
+            self.parameters[name].data.copy_(value)
 
     # --- state ---
 
-    def save(self, root: Path, data: str, window: Window) -> None:
-        """Write the full state as `root/step-…`, whole or not at all; older ones beyond `keep` are removed.
-
-        It is on the disk before an older one goes.
-        """
+    def save(self, states: States, data: str, window: Window) -> None:
+        """Begin to write the full state on rank 0; see `States.save`. Where sharded, all ranks call it."""
         tensors = {f"model.{name}": p.detach() for name, p in self.parameters.items()}
-        tensors |= {f"ema.{name}": s for name, s in zip(self.parameters, self.shadow, strict=False)}
+        # Sharded ones are gathered in the memory of the host, not in that of the device.
+        tensors |= {f"ema.{n}": v.cpu() if self.sharded else v for n, v in self.averages.gather() if self.rank == 0}
         tensors |= {f"window.{name}": value for name, value in window.sums.items()}
         for phase, optimizer in enumerate(self.optimizers):
-            for index, values in optimizer.state_dict()["state"].items():
+            for index, values in gather_state(optimizer, self.rank).items():
                 tensors |= {f"optimizer.{phase}.{index}.{name}": torch.as_tensor(v) for name, v in values.items()}
-        content = serialize({name: t.cpu().contiguous() for name, t in tensors.items()})
-        document = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
-        document |= {"window": window.document(), "sha256": hashlib.sha256(content).hexdigest()}
-        temporary, target = root / disk.own_name(disk.TEMPORARY), root / f"step-{self.step:09d}"
-        try:
-            temporary.mkdir(parents=True)
-            disk.write(temporary / "state.safetensors", content, once=False)
-            disk.write(temporary / "state.json", to_bytes(document), once=False)
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(temporary, target)
-            disk.sync_folder(root)
-        except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            earlier = latest_state(root)
-            resume = f"{earlier.name} is whole, and the same command goes on from it" if earlier else ""
-            raise unwritten(error, target, "the training state", resume or "there is no earlier one") from error
-        remove_older(target, self.config.keep)
+        if self.rank != 0:
+            return
+        record = {"step": self.step, "elapsed": self.elapsed, "data": data, "spec": self._fixed()}
+        record["window"] = window.document()
+        states.save(_name(self.step), {name: t.cpu().contiguous() for name, t in tensors.items()}, record)
 
     def restore(self, folder: Path, data: str, window: Window) -> None:
         """Resume from a saved state, in the middle of its `window`.
 
         `ConfigError` where it was made with other settings or data.
         """
-        document = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if document["spec"] != self._fixed() or document["data"] != data:
             raise ConfigError(f"{folder}: training began with other settings or data; use another folder")
         # Copies: the tensors of a mapped file lie at any alignment, which the last bits may depend on.
-        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "state.safetensors").items()}
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
         try:
-            self._set([tensors[f"model.{name}"] for name in self.parameters])
-            self.shadow = (
-                [tensors[f"ema.{name}"].to(self.device) for name in self.parameters] if self.config.ema else []
-            )
+            self._set((name, tensors[f"model.{name}"]) for name in self.parameters)
+            self.averages.load({name: tensors[f"ema.{name}"] for name in self.averages.values})
         except (KeyError, RuntimeError) as error:
             raise ConfigError(f"{folder}: training state is of another model ({error})") from error
         for phase, optimizer in enumerate(self.optimizers):
@@ -258,7 +236,7 @@ class Trainer:
                 if name.startswith(f"optimizer.{phase}."):
                     _, _, index, key = name.split(".", 3)
                     state.setdefault(int(index), {})[key] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            load_state(optimizer, state)
         self.step, self.elapsed = int(document["step"]), float(document["elapsed"])
         window.restore(document["window"], tensors)
 
@@ -279,36 +257,30 @@ def _checkpoint_gradients(objective: Objective) -> None:
         raise ConfigError(f"gradient_checkpointing: {type(objective.module).__name__} has none")
 
 
-def latest_state(root: Path) -> Path | None:
-    """The newest undamaged training state under `root`."""
-    for folder in sorted(root.glob("step-*"), reverse=True):
-        try:
-            document = open_record((folder / "state.json").read_bytes(), "state.json")
-            data = (folder / "state.safetensors").read_bytes()
-        except (OSError, IntegrityError):
-            continue
-        if hashlib.sha256(data).hexdigest() == document.get("sha256"):
-            return folder
-    return None
+def _name(step: int) -> str:
+    return f"step-{step:09d}"
 
 
 # --- the loop -----------------------------------------------------------------------------------------------
 
 
-def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = None) -> Iterator[TrainStep]:
+def train(trainer: Trainer, arrays: TrainingData, folder: "str | Path | States | None" = None) -> Iterator[TrainStep]:
     """Train to the end of the config, a `TrainStep` every `log_every` steps and at the end.
 
     With a `folder`, resumes from its newest undamaged state and writes a state every `save_every` steps and at the
     end (rank 0). A state is written when the record of its step was taken, so that what a caller makes of a record is
-    there before the state that skips the step. Raises `DivergedError` where the loss is no longer finite
-    (nothing is saved then) and `InfrastructureError` where a state cannot be written (the one before is kept).
+    there before the state that skips the step; it is complete a while later, and all are when this ends. Raises
+    `DivergedError` where the loss is no longer finite (nothing is saved then), and where a state cannot be written
+    what `States.wait` does (the one before is kept).
     """
-    root = None if folder is None else Path(folder)
+    states = folder if folder is None or isinstance(folder, States) else LocalStates(Path(folder), trainer.config.keep)
     data = arrays.digest + trainer.objective.frozen
-    window = Window(trainer, arrays, lambda: None if root is None else latest_state(root))
-    if root is not None:
-        _resume(trainer, root, data, window)
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as ahead:
+    window = Window(trainer, arrays, lambda: None if states is None else states.last())
+    with ExitStack() as stack:
+        if states is not None:
+            stack.callback(states.close)
+            _resume(trainer, states, data, window)
+        ahead = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="batches"))
         pending = ahead.submit(trainer.batch, arrays, trainer.step)
         progress = trainer.progress
         while progress < 1:
@@ -323,19 +295,26 @@ def train(trainer: Trainer, arrays: TrainingData, folder: str | Path | None = No
             done = progress >= 1
             if done or trainer.step % trainer.config.log_every == 0:
                 yield window.close(lr)
-            if root is not None and (done or trainer.step % trainer.config.save_every == 0):
+            if states is not None and (done or trainer.step % trainer.config.save_every == 0):
                 window.gather()
                 window.check()
-                if trainer.rank == 0:
-                    trainer.save(root, data, window)
+                if trainer.rank == 0 or trainer.sharded:
+                    trainer.save(states, data, window)
+        if states is not None:
+            states.wait()
 
 
-def _resume(trainer: Trainer, root: Path, data: str, window: Window) -> None:
-    """Go on from the newest undamaged state, and on rank 0 remove what a killed process left."""
-    state = latest_state(root)
-    if state is not None:
-        trainer.restore(state, data, window)
+def _resume(trainer: Trainer, states: States, data: str, window: Window) -> None:
+    """Go on from the newest undamaged state, which rank 0 chooses, and there remove what a killed process left."""
+    folder = states.newest() if trainer.rank == 0 or not trainer.distributed else None
+    step = -1 if folder is None else int(json.loads((folder / RECORD).read_text(encoding="utf-8"))["step"])
+    if trainer.distributed:
+        chosen = torch.tensor([step], device=trainer.device)
+        dist.broadcast(chosen, src=0)
+        step = int(chosen)
+    if step >= 0:
+        folder = folder or states.open(_name(step), check=False)
+        trainer.restore(folder, data, window)
+        states.release(folder)
     if trainer.rank == 0:
-        remove_unfinished(root)
-        if state is not None:
-            remove_older(state, trainer.config.keep)
+        states.tidy(_name(step) if step >= 0 else None)

@@ -44,7 +44,7 @@ def explained(place: Path, what: str, then: str = AGAIN) -> Iterator[None]:
         raise unwritten(error, place, what, then) from error
 
 
-def unwritten(error: OSError, place: Path, what: str, then: str) -> InfrastructureError:
+def unwritten(error: OSError, place: Path | str, what: str, then: str) -> InfrastructureError:
     """Says that `what` cannot be written at `place`, and what to do.
 
     A `StorageError` where another attempt would fail the same way, such as on a full disk.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -47,8 +46,8 @@ class Window:
     records do not depend on the number of ranks. All ranks call it.
     """
 
-    def __init__(self, trainer: "Trainer", arrays: TrainingData, good: Callable[[], Path | None]) -> None:
-        """`good`: the newest state that can be continued from, if there is one."""
+    def __init__(self, trainer: "Trainer", arrays: TrainingData, good: Callable[[], str | None]) -> None:
+        """`good`: the place of the newest state that can be continued from, if there is one."""
         self.trainer, self.arrays, self.good = trainer, arrays, good
         self._reset()
 

@@ -28,7 +28,7 @@ from raygen.models.config.noise import NoiseSchedule
 from raygen.models.config.sampler import SamplerConfig
 from raygen.models.ldm import LDM
 from raygen.models.scadm import SCADM
-from raygen.models.schedulers import advance, build_sampler
+from raygen.models.schedulers import build_sampler
 from raygen.store.run_store import RunStore
 from tests.convert.published_networks import (
     CLASSES,
@@ -508,16 +508,17 @@ def test_the_released_sampler_takes_the_published_steps(tmp_path: Path) -> None:
     abar = (1 - torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2).cumprod(0)
     config = SamplerConfig(name="ddim", steps=50, spacing="leading")
     schedule = NoiseSchedule()
-    scheduler = build_sampler(schedule, config)
+    sampler = build_sampler(schedule, config)
     times = list(range(1, 1000, 20))[::-1]
-    assert scheduler.timesteps.tolist() == times
+    assert list(sampler.timesteps) == times
+    trajectory = sampler.start()
     z = ours = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for t in times:
         eps = torch.tanh(z)
         before = abar[t - 20] if t > 1 else abar[0]
         x0 = (z - (1 - abar[t]).sqrt() * eps) / abar[t].sqrt()
         z = before.sqrt() * x0 + (1 - before).sqrt() * eps
-        ours = advance(scheduler, torch.tanh(ours), torch.tensor(t), ours, eta=0.0, noise=None)
+        ours = trajectory.advance(ours, torch.tanh(ours))
     _close(ours, z)
 
 

@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 
 import pyarrow as pa
 import pytest
 import torch
 
-from raygen.core.precision import full_precision, set_deterministic_precision, tf32
+from raygen.commands.registry import make
+from raygen.core.errors import ConfigError
+from raygen.core.precision import arithmetic, full_precision, set_deterministic_precision, tf32
 from raygen.evaluation.config import ScoreConfig
 from raygen.evaluation.scoring import Scorer
 from raygen.extractors.base import load_features
@@ -190,7 +193,7 @@ def test_pictures_are_made_alike_while_others_are_scored_and_alone() -> None:
 
 def test_what_pictures_are_made_with_is_said() -> None:
     made = worker()
-    assert made.environment()["dtype"] == "float32"
+    assert made.environment()["precision"] == "float32"
     assert made.environment()["tf32"] == "off"
 
 
@@ -201,3 +204,63 @@ def test_pictures_may_still_be_made_in_bfloat16() -> None:
     assert half["error"].null_count == 2
     whole = made(rows("a", "b"))["samples"]
     assert half["image_sha256"] != whole["image_sha256"]
+
+
+# --- TF32 -----------------------------------------------------------------------------------------------------
+
+TF32 = (True, True, "high")
+
+
+def test_tf32_is_on_inside_its_block_and_not_in_one_within() -> None:
+    with arithmetic("tf32"):
+        assert flags() == TF32
+        assert tf32() == "on"
+        with full_precision():
+            assert flags() == WHOLE
+            with arithmetic("tf32"):
+                assert flags() == TF32
+            assert flags() == WHOLE
+        assert flags() == TF32
+        set_deterministic_precision()
+        assert flags() == TF32  # it is for what follows the block
+    assert flags() == WHOLE
+    with arithmetic("bfloat16"):
+        assert flags() == WHOLE
+
+
+def test_a_thread_that_scores_waits_for_tf32_to_end() -> None:
+    """And neither changes the numbers of the other, nor do two threads that are each in both wait for ever."""
+    inside, order = Event(), []
+
+    def score() -> None:
+        assert inside.wait(WAIT)
+        with full_precision():
+            order.append(("scored", flags()))
+            with arithmetic("tf32"):
+                order.append(("inner", flags()))
+
+    with ThreadPoolExecutor(2) as threads:
+        with arithmetic("tf32"):
+            futures = [threads.submit(score) for _ in range(2)]
+            inside.set()
+            assert not futures[0].done()
+            order.append(("sampled", flags()))
+        for future in futures:
+            future.result(WAIT)
+    assert order[0] == ("sampled", TF32)
+    assert {(name, found) for name, found in order} == {("sampled", TF32), ("scored", WHOLE), ("inner", TF32)}
+    assert len(order) == 5
+    assert flags() == WHOLE
+
+
+def test_tf32_is_refused_where_there_is_no_gpu(tmp_path: Path) -> None:
+    config = SampleConfig(checkpoint="x", precision="tf32", device="cpu")
+    with pytest.raises(ConfigError, match="tf32 is arithmetic of NVIDIA GPUs, and this process computes on a CPU"):
+        SampleWorker(config, model=worker().model)
+    objective = AutoencoderObjective(worker().model.first_stage, AutoencoderObjectiveConfig())
+    with pytest.raises(ConfigError, match="tf32"):
+        Trainer(objective, TrainConfig(steps=1, precision="tf32"))
+    job = {"kind": "encode", "faces": "x", "checkpoint": "bundled", "out": str(tmp_path / "out"), "precision": "tf32"}
+    with pytest.raises(ConfigError, match=r"precision: tf32 .*resources\.gpus is 0"):
+        make(job)
+    assert not list(tmp_path.iterdir())

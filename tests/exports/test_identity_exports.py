@@ -24,7 +24,7 @@ CHOSEN = {
     "on_exhausted": "leave_out",
     "judged_by": ["raygen-identity"],
     "attempts": {"0": "abc"},
-    "generate": {"seed": 9, "guidance": 2.5, "batch": 64, "dtype": "float32"},
+    "generate": {"seed": 9, "guidance": 2.5, "batch": 64, "precision": "float32"},
     "planning": {"kind": "identities", "identities": 3, "pictures": 4, "seed": 7, "balance": ["Male"]},
 }
 
@@ -43,7 +43,7 @@ def test_the_card_says_how_a_selection_was_planned_made_and_gated(tmp_path):
     run = gated(store_rows(tmp_path / "run", [sample(i) for i in range(10)], what=CHOSEN))
     export(run, tmp_path / "out", "folder")
     card = card_of(tmp_path / "out")
-    for line in ("| noise_seed | `9` |", "| guidance | `2.5` |", "| batch | `64` |", '| dtype | `"float32"` |'):
+    for line in ("| noise_seed | `9` |", "| guidance | `2.5` |", "| batch | `64` |", '| precision | `"float32"` |'):
         assert line in card
     assert '| planned as | `{"balance":["Male"],"identities":3,"kind":"identities","pictures":4,"seed":7}` |' in card
     assert all(card.count(f"| gate | {gate['description']} |") == 1 for gate in GATES)

@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,14 @@ class Injector:
     def __init__(self, root: str, fault: str = "", at: int = 0) -> None:
         """`root`: a local folder or the URL of one in a bucket."""
         self.root, self.fault, self.at = root.removeprefix("s3://"), fault, at
-        self.count = 0
+        self.count, self.lock = 0, threading.Lock()
 
     def step(self) -> None:
         """One operation is about to happen."""
-        self.count += 1
-        if self.count != self.at:
+        with self.lock:  # a training writes its states in a thread
+            self.count += 1
+            reached = self.count == self.at
+        if not reached:
             return
         if self.fault in (KILL, STOP):
             os.kill(os.getpid(), signal.SIGKILL if self.fault == KILL else signal.SIGSTOP)

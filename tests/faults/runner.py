@@ -142,6 +142,7 @@ def main(folder: str, kinds: str, faults: str, every: int, url: str) -> None:
     torch.set_num_threads(1)
     for name in COMMANDS:
         job_type(name)
+    os.environ["RAYGEN_CACHE"] = f"{folder}/cache"
     root, of_requests = Path(folder), [fault for fault in faults.split(",") if fault in SPANS]
     with Proxy(os.environ["AWS_ENDPOINT_URL"]) if of_requests else nullcontext() as proxy:
         for kind in kinds.split(","):

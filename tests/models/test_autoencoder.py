@@ -1,7 +1,10 @@
 """Every first stage has the same interface, its latents have unit size once calibrated, half precision keeps it."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from raygen.core.pixels import to_pixels, to_uint8
 from raygen.models.autoencoder import FirstStage
@@ -67,6 +70,34 @@ def test_half_precision_keeps_the_scale_exact() -> None:
     assert torch.equal(stage.mean, mean)
     assert torch.equal(stage.scale, scale)
     assert stage.decode(torch.zeros(1, 4, 4, 4)).dtype == torch.float32
+
+
+def test_codes_are_chosen_in_float32_under_every_precision() -> None:
+    """In bfloat16 diffusers 0.42 chooses other codes for some latents (`VectorQuantizer.forward`: cdist of rounded)."""
+    torch.manual_seed(3)
+    config = AutoencoderConfig(stage="vq", image_size=16, channels=(8, 8), latent_channels=3, codes=512)
+    whole = FirstStage(config)
+    torch.nn.init.normal_(whole.net.quantize.embedding.weight)
+    half = copy.deepcopy(whole).to(torch.bfloat16)
+    naive = copy.deepcopy(half.net).to(torch.bfloat16)
+    moments = torch.randn(16, 3, 8, 8)
+    codes = whole.quantise(moments)[2]
+    assert torch.equal(codes, half.quantise(moments)[2])
+    assert torch.equal(whole.quantise(moments)[0], half.quantise(moments)[0])
+    others = naive.quantize(moments.bfloat16())[2][2]
+    assert (others != codes).float().mean() > 0.02
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(codes, whole.quantise(moments)[2])
+    assert half.net.dtype == torch.bfloat16
+    seen = []
+    half.net.post_quant_conv.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert half.decode(half.mode(moments)).isfinite().all()
+    assert torch.equal(seen[0], whole.net.quantize(moments)[0].bfloat16())  # decoded from the same codes
+    again = half.to(torch.float32)
+    assert torch.equal(again.net.quantize.embedding.weight, whole.net.quantize.embedding.weight)
+    with torch.no_grad():
+        expected = whole.net.decode(moments, return_dict=False)[0]
+    assert torch.equal(whole.decode(whole.mode(moments)), F.pixel_shuffle(expected, config.patch))
 
 
 def test_uint8_round_trip_and_what_is_not_finite() -> None:

@@ -2,19 +2,19 @@
 
 import re
 from itertools import product
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
 from raygen.core.errors import ConfigError
 from raygen.models import schedulers
 from raygen.models.config.noise import NoiseSchedule
-from raygen.models.config.sampler import SamplerConfig, Spacing, uses_step_noise
-from raygen.models.schedulers import SAMPLERS, advance, build_sampler, diffusers_scheduler
+from raygen.models.config.sampler import SamplerConfig, SamplerName, Spacing
+from raygen.models.schedulers import SAMPLERS, build_sampler, diffusers_scheduler
 
 V = NoiseSchedule(prediction_type="v_prediction")
 ZERO_SNR = NoiseSchedule(prediction_type="v_prediction", rescale_betas_zero_snr=True)
@@ -56,7 +56,7 @@ def test_signal_to_noise(t: int, snr: float) -> None:
 
 @pytest.mark.parametrize("schedule", [NoiseSchedule(), V, ZERO_SNR, NoiseSchedule(beta_schedule="linear")])
 def test_our_schedule_is_the_schedulers(schedule: NoiseSchedule) -> None:
-    theirs = build_sampler(schedule, SamplerConfig(name="ddim", steps=10)).alphas_cumprod.double().numpy()
+    theirs = SAMPLERS["ddim"](schedule, SamplerConfig(name="ddim")).alphas_cumprod.double().numpy()
     np.testing.assert_allclose(schedule.alphas_cumprod(), theirs, rtol=2e-4, atol=1e-6)
 
 
@@ -88,41 +88,100 @@ def test_v_says_what_eps_says() -> None:
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_leading_ddim_is_the_latent_diffusion_sampler(eta: float) -> None:
-    config = SamplerConfig(name="ddim", steps=50, eta=eta, spacing="leading")
-    scheduler = build_sampler(NoiseSchedule(), config)
-    assert scheduler.timesteps.tolist() == list(range(981, 0, -20))
+    sampler = build_sampler(NoiseSchedule(), SamplerConfig(name="ddim", steps=50, eta=eta, spacing="leading"))
+    assert sampler.timesteps == tuple(range(981, 0, -20))
     abar = NoiseSchedule().alphas_cumprod()
     generator = torch.Generator().manual_seed(3)
     ours = theirs = torch.randn(1, 3, 8, 8, generator=generator)
-    for i, t in enumerate(scheduler.timesteps):
+    trajectory = sampler.start()
+    for i, t in enumerate(sampler.timesteps):
         noise = torch.randn(1, 3, 8, 8, generator=generator)
         eps = torch.tanh(ours * 1.3) + 0.1
-        a = float(abar[int(t)])
-        a_prev = float(abar[int(scheduler.timesteps[i + 1])] if i + 1 < 50 else abar[0])
+        a = float(abar[t])
+        a_prev = float(abar[sampler.timesteps[i + 1]] if i + 1 < 50 else abar[0])
         sigma = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
         x0 = (ours - np.sqrt(1 - a) * eps) / np.sqrt(a)
         ours = np.sqrt(a_prev) * x0 + np.sqrt(1 - a_prev - sigma**2) * eps + sigma * noise
-        theirs = advance(scheduler, torch.tanh(theirs * 1.3) + 0.1, t, theirs, eta=eta, noise=noise)
+        theirs = trajectory.advance(theirs, torch.tanh(theirs * 1.3) + 0.1, noise)
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
 
 
-def test_keyed_ddpm_is_the_posterior() -> None:
-    scheduler = build_sampler(NoiseSchedule(), SamplerConfig(name="ddpm", steps=1000))
+def test_a_step_of_ddpm_is_the_posterior() -> None:
+    sampler = build_sampler(NoiseSchedule(), SamplerConfig(name="ddpm", steps=1000))
     abar = NoiseSchedule().alphas_cumprod()
-    zt, eps, noise = torch.randn(3, 1, 3, 8, 8)
     t = 400
+    step = sampler.steps[sampler.timesteps.index(t)]
     a, a_prev = abar[t], abar[t - 1]
     beta = 1 - a / a_prev
-    x0 = (zt - np.sqrt(1 - a) * eps) / np.sqrt(a)
-    mean = np.sqrt(a_prev) * beta / (1 - a) * x0 + np.sqrt(1 - beta) * (1 - a_prev) / (1 - a) * zt
-    expected = mean + np.sqrt(beta * (1 - a_prev) / (1 - a)) * noise
-    state = torch.get_rng_state()
-    found = advance(scheduler, eps, torch.tensor(t), zt, eta=0, noise=noise)
-    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
-    torch.set_rng_state(state)
-    again = advance(scheduler, eps, torch.tensor(t), zt, eta=0, noise=noise)
-    torch.manual_seed(99)
-    assert torch.equal(again, advance(scheduler, eps, torch.tensor(t), zt, eta=0, noise=noise))
+    of_x0, of_zt = np.sqrt(a_prev) * beta / (1 - a), np.sqrt(1 - beta) * (1 - a_prev) / (1 - a)
+    assert step.zt == pytest.approx(of_zt + of_x0 / np.sqrt(a), rel=1e-5)
+    assert step.x == pytest.approx(-of_x0 * np.sqrt((1 - a) / a), rel=2e-3)  # of a difference of float32 tables
+    assert step.noise == pytest.approx(np.sqrt(beta * (1 - a_prev) / (1 - a)), rel=2e-3)
+    assert sampler.steps[-1].noise == 0
+
+
+# --- every sampler against diffusers --------------------------------------------------------------------------
+
+#: Every sampler with every spacing that it takes.
+LINES: list[tuple[SamplerName, Spacing | None]] = [
+    (name, spacing)
+    for name, spacing in product(SAMPLERS, (None, *get_args(Spacing)))
+    if spacing is None or not name.endswith("_karras")
+]
+COUNTS = (1, 2, 3, 5, 10, 20, 50, 100, 250, 1000)
+
+
+def network(zt: Tensor) -> Tensor:
+    return torch.tanh(zt * 1.3) + 0.1
+
+
+def diffusers_trajectory(
+    schedule: NoiseSchedule, config: SamplerConfig, zt: Tensor, noise: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> list[Tensor]:
+    """zt after every step of diffusers' own class, its tables of float32 used in float64."""
+    oracle = SAMPLERS[config.name](schedule, config)
+    oracle.set_timesteps(config.steps)
+    for table in ("alphas_cumprod", "alphas", "betas", "one", "sigmas"):
+        if hasattr(oracle, table):
+            setattr(oracle, table, getattr(oracle, table).double())
+    drawn = iter(noise)
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(drawn))
+    made = []
+    for i, t in enumerate(oracle.timesteps):
+        options: dict[str, Any] = {}
+        if isinstance(oracle, DDIMScheduler):
+            # It takes T // steps off each t; this makes that the distance to the next t, whatever the spacing.
+            after = int(oracle.timesteps[i + 1]) if i + 1 < config.steps else -1
+            oracle.num_inference_steps = 1
+            oracle.register_to_config(num_train_timesteps=int(t) - after)
+            options = {"eta": config.eta, "variance_noise": noise[i]} if config.eta else {}
+        zt = oracle.step(network(zt), int(t) if isinstance(oracle, DDPMScheduler) else t, zt, **options).prev_sample
+        made.append(zt.double())
+    return made
+
+
+@pytest.mark.parametrize(("name", "spacing"), [line for line in LINES if line[1] or line[0].endswith("_karras")])
+def test_every_sampler_is_that_of_diffusers_over_the_whole_trajectory(
+    name: SamplerName, spacing: Spacing | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zt, *noise = torch.randn(1001, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    counts = COUNTS[:7] if name.endswith("_karras") else COUNTS  # with more, two steps have one t
+    compared = 0
+    for schedule, eta, steps in product((NoiseSchedule(), V, ZERO_SNR), (0.0, 0.7), counts):
+        config = SamplerConfig(name=name, steps=steps, spacing=spacing, eta=eta if name == "ddim" else 0.0)
+        try:
+            sampler = build_sampler(schedule, config)
+        except ConfigError:
+            continue
+        if config.eta != eta or (steps > 100 and (schedule != NoiseSchedule() or eta)):
+            continue  # the long ones once
+        trajectory, ours = sampler.start(), zt
+        for i, theirs in enumerate(diffusers_trajectory(schedule, config, zt, noise, monkeypatch)):
+            ours = trajectory.advance(ours, network(ours), noise[i])
+            error = float((ours - theirs).abs().max() / theirs.abs().max())
+            assert error < 1e-5, (schedule, steps, i)
+        compared += 1
+    assert compared >= 6
 
 
 #: Standard deviation of the Gaussian data of the next tests; what the network would say of it is known exactly.
@@ -133,13 +192,14 @@ def _end(name: str, steps: int, *, eta: float = 0.0, spacing: str | None = None,
     """float64 [rows, 1]: what sampling ends in for z ~ N(0, DEVIATION²), with the best possible network."""
     config = SamplerConfig(name=name, steps=steps, eta=eta, spacing=spacing)  # type: ignore[arg-type]
     draw = torch.Generator().manual_seed(0)
-    zt, abar, scheduler = torch.randn(rows, 1, generator=draw).double(), V.alphas_cumprod(), build_sampler(V, config)
-    for t in scheduler.timesteps:
-        a = abar[int(t)]
+    zt, abar, sampler = torch.randn(rows, 1, generator=draw).double(), V.alphas_cumprod(), build_sampler(V, config)
+    trajectory = sampler.start()
+    for t in sampler.timesteps:
+        a = abar[t]
         best = zt * (a**0.5 * DEVIATION**2 / (a * DEVIATION**2 + 1 - a))  # E[z | zt]
         v = a**0.5 * (zt - a**0.5 * best) / (1 - a) ** 0.5 - (1 - a) ** 0.5 * best
-        noise = torch.randn(rows, 1, generator=draw).double() if uses_step_noise(config) else None
-        zt = advance(scheduler, v, t, zt, eta=eta, noise=noise)
+        noise = torch.randn(rows, 1, generator=draw).double() if sampler.noisy else None
+        zt = trajectory.advance(zt, v, noise)
     return zt
 
 
@@ -161,14 +221,6 @@ def test_many_steps_end_in_the_data_whether_they_divide_the_schedule_or_not(name
 def test_more_steps_come_nearer_to_the_data() -> None:
     off = [abs(float(_end("ddim", steps).std()) - DEVIATION) for steps in (12, 15, 20, 60, 100, 130, 250, 400)]
     assert off == sorted(off, reverse=True)
-
-
-#: Every sampler with every spacing that it takes.
-LINES = [
-    (name, spacing)
-    for name, spacing in product(SAMPLERS, (None, *get_args(Spacing)))
-    if spacing is None or not name.endswith("_karras")
-]
 
 
 @pytest.mark.parametrize(("name", "spacing"), LINES)
@@ -260,20 +312,6 @@ def test_interpolated_timesteps_are_those_of_diffusers(name: str) -> None:
         assert torch.equal(ours.sigmas, theirs.sigmas)
 
 
-@pytest.mark.parametrize(("name", "spacing"), LINES)
-def test_the_largest_number_of_steps_that_works_runs_to_its_end(name: str, spacing: str | None) -> None:
-    """No accepted number of steps ends in an exception of diffusers."""
-    scheduler = SAMPLERS[name](NoiseSchedule(), SamplerConfig(name=name, spacing=spacing))  # type: ignore
-    counts = [n for n in (1, 2, 12, 31, 32, 60, 90, 99, 500, 949, 999, 1000) if _works(scheduler, n)]
-    assert len(counts) > 4
-    for steps in {counts[-1], counts[len(counts) // 2]}:
-        assert torch.isfinite(_end(name, steps, spacing=spacing, rows=2)).all()
-
-
-def _works(scheduler: object, steps: int) -> bool:
-    return schedulers._set_timesteps(scheduler, steps) is None
-
-
 def test_tables_made_while_sampling_can_be_trained_with() -> None:
     schedule = NoiseSchedule(beta_end=0.0199, prediction_type="v_prediction")  # nobody else's table
     t = torch.tensor([3])
@@ -285,14 +323,27 @@ def test_tables_made_while_sampling_can_be_trained_with() -> None:
 
 
 def test_step_noise_is_asked_for() -> None:
-    assert uses_step_noise(SamplerConfig(name="ddpm"))
-    assert uses_step_noise(SamplerConfig(name="ddim", eta=0.5))
-    assert not uses_step_noise(SamplerConfig())
+    assert not build_sampler(NoiseSchedule(), SamplerConfig()).noisy
     zt = torch.zeros(1, 1, 2, 2)
-    for config in (SamplerConfig(name="ddpm"), SamplerConfig(name="ddim", eta=1.0)):
-        scheduler = build_sampler(NoiseSchedule(), config)
+    for config in (SamplerConfig(name="ddpm"), SamplerConfig(name="ddim", eta=0.5)):
+        sampler = build_sampler(NoiseSchedule(), config)
+        assert sampler.noisy
         with pytest.raises(ValueError, match="noise"):
-            advance(scheduler, zt, scheduler.timesteps[0], zt, eta=config.eta, noise=None)
+            sampler.start().advance(zt, zt)
+
+
+def test_a_sampler_is_made_once_and_can_be_used_again() -> None:
+    sampler = build_sampler(NoiseSchedule(), SamplerConfig(steps=4))
+    assert build_sampler(NoiseSchedule(), SamplerConfig(steps=4)) is sampler
+    zt, outputs = torch.ones(1, 2), torch.randn(4, 1, 2)
+
+    def run() -> Tensor:
+        trajectory, end = sampler.start(), zt
+        for output in outputs:
+            end = trajectory.advance(end, output)
+        return end
+
+    assert torch.equal(run(), run())
 
 
 def test_a_timestep_beyond_the_schedule_is_refused() -> None:

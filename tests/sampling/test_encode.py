@@ -41,6 +41,22 @@ def test_rows(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, want.numpy(), atol=5e-3, rtol=2e-3)
 
 
+def test_encoding_in_half_precision_is_close_and_says_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    checkpoint.save(FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8))), tmp_path / "ae")
+    random = np.random.default_rng(0)
+    pictures = [picture(encode_image(random.integers(0, 256, (16, 16, 3), dtype=np.uint8))) for _ in range(3)]
+    rows = pa.Table.from_pylist([{"face_id": "f", "split": "train", "image": image} for image in pictures], FACES)
+    made = {}
+    for precision in ("float32", "bfloat16"):
+        worker = EncodeWorker(EncodeConfig(checkpoint=str(tmp_path / "ae"), precision=precision, device="cpu"))
+        made[precision] = np.array(worker(rows)["latents"]["moments"].to_pylist(), np.float32)
+        assert worker.environment()["precision"] == precision
+        assert worker.environment()["tf32"] == "off"
+    assert not np.array_equal(made["float32"], made["bfloat16"])
+    np.testing.assert_allclose(made["bfloat16"], made["float32"], atol=0.1, rtol=0.05)
+
+
 def test_without_flips(tmp_path: Path) -> None:
     checkpoint.save(FirstStage(AutoencoderConfig(image_size=16, channels=(8, 8))), tmp_path / "ae")
     worker = EncodeWorker(EncodeConfig(checkpoint=str(tmp_path / "ae"), horizontal_flips=False, device="cpu"))

@@ -279,6 +279,30 @@ def test_an_edit_is_a_batch_and_leaves_no_trace(model: Collaborative, tmp_path: 
     assert again["image_sha256"] == samples["image_sha256"], "an edit does not depend on the edits before it"
 
 
+def test_edits_in_half_precision_tune_whole_weights(model: Collaborative, tmp_path: Path) -> None:
+    """Weights are float32, and each step of tuning sees those of the step before."""
+    editor = worker(model, tmp_path / "model", precision="bfloat16")
+    assert editor.environment()["precision"] == "bfloat16"
+    assert {p.dtype for p in editor.model.parameters()} == {torch.float32}
+    expert, z, t = model.expert("text"), torch.randn(1, *model.latent_shape), torch.tensor([600])
+    ctx = expert.prepare(target(model))
+    with restored(expert.networks):
+        expert.unet.requires_grad_(True)  # autocast keeps copies of such weights, until its outermost block ends
+        with editor.sampler.arithmetic():
+            before = expert.predict(z, t, ctx)
+            with torch.no_grad():
+                for weight in expert.unet.parameters():
+                    weight.mul_(1.5)
+            after = expert.predict(z, t, ctx)
+        with editor.sampler.arithmetic():
+            assert torch.equal(after, expert.predict(z, t, ctx))
+        assert not torch.equal(after, before)
+    half = editor.start(conditions())()["samples"]
+    whole = worker(model, tmp_path / "model").start(conditions())()["samples"]
+    assert half["error"].null_count == 3
+    assert half["image_sha256"] != whole["image_sha256"]
+
+
 def test_bad_edits_are_rows_with_reasons(model: Collaborative, tmp_path: Path) -> None:
     editor = worker(model, tmp_path / "model", missing="quarantine")
     rows = conditions()

@@ -225,6 +225,10 @@ def test_without_create_only_writes_the_smallest_name_wins(tmp_path):
 
 def test_a_shard_that_never_commits_is_set_aside_after_its_tries(tmp_path):
     store = RunStore(str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"does not see this run; set `out` to a URL"):
+        store.begin(7, "launch", 3)  # as on another machine, with a folder of that name of its own
+    assert not (tmp_path / "out").exists(), "nothing is silently local"
+    store.create(plan_of(tmp_path))
     assert [store.begin(7, "launch", 3) for _ in range(5)] == [1, 2, 3, 0, 0]
     assert store.begin(7, "another", 3) == 1
 

@@ -1,5 +1,6 @@
 """A batch cut over ranks and parts: every loss and every recipe trains as one rank does with the whole batch."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ from raygen.training.losses import (
     Objective,
     ParserObjective,
 )
+from raygen.training.states import LocalStates
 from raygen.training.trainer import DivergedError, Trainer, train
 
 SIZE, BATCH, STEPS = 16, 8, 2
@@ -152,6 +154,33 @@ def _diverged(rank: int, folder: Path) -> str:
     return ""
 
 
+#: Of a training that is stopped after its third step and goes on from its state of the second.
+SHARDED = {"steps": 4, "save_every": 2, "ema": 0.5, "keep": 2}
+
+
+def _averages(active: Trainer) -> torch.Tensor:
+    with active.averaged():
+        return weights(active)
+
+
+def _sharded(rank: int, folder: Path) -> dict[str, Any]:
+    """What plain ranks train, and what ranks do that share their state, which rank 0 chooses after a restart."""
+    plain = trainer("kl", 2, 1, rank, **SHARDED)
+    facts: dict[str, Any] = {"plain": [step.loss for step in train(plain, data())], "averages": _averages(plain)}
+    losses = []
+    for steps in (3, 4):
+        active = trainer("kl", 2, 1, rank, **SHARDED, sharding="zero1")
+        with pytest.MonkeyPatch.context() as patched:
+            if rank == 1:
+                patched.setattr(LocalStates, "newest", lambda _: pytest.fail("rank 0 chooses"))
+            running = zip(range(steps), train(active, data(), folder), strict=False)
+            losses.append([step.loss for _, step in running])
+    own = sum(value.numel() for value in active.averages.values.values())
+    states = (values for optimizer in active.optimizers for values in optimizer.optim.state.values())  # type: ignore[attr-defined]
+    moments = sum(values[name].numel() for values in states for name in ("exp_avg", "exp_avg_sq"))
+    return {**facts, "losses": losses, "sharded": _averages(active), "own": own, "moments": moments}
+
+
 def _rank(rank: int, folder: str) -> None:
     """All trainings that two processes share: starting the processes takes longer than training in them."""
     torch.set_num_threads(1)
@@ -159,6 +188,7 @@ def _rank(rank: int, folder: str) -> None:
     results: dict[str, object] = {f"{name}-2": trained(name, 2, 2, rank) for name in RECIPES}
     results |= {f"{name}-1": trained(name, 2, 1, rank) for name in ("kl", "batch_norm")}
     results["diverged"] = _diverged(rank, Path(folder, "states"))
+    results["sharded"] = _sharded(rank, Path(folder, "sharded"))
     dist.destroy_process_group()
     torch.save(results, Path(folder, f"{rank}.pt"))
 
@@ -208,6 +238,29 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all(two_ranks: tuple[Path, l
     folder, results = two_ranks
     assert all("not finite at step 0" in result["diverged"] for result in results)
     assert not list((folder / "states").glob("step-*"))
+
+
+@pytest.mark.slow
+def test_ranks_that_share_their_state_train_as_ranks_that_have_all(
+    two_ranks: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Also after a restart, and a training without shards on one rank goes on from their state."""
+    folder, results = two_ranks
+    ranks = [result["sharded"] for result in results]
+    for rank in ranks:
+        first, second = rank["losses"]
+        assert first == pytest.approx(rank["plain"][:3], rel=1e-6)
+        assert second == pytest.approx(rank["plain"][2:], rel=1e-6)
+        torch.testing.assert_close(rank["sharded"], rank["averages"], rtol=1e-6, atol=1e-7)
+    elements = len(ranks[0]["averages"])
+    for kept, whole in (("own", elements), ("moments", 2 * elements)):
+        assert sum(rank[kept] for rank in ranks) == whole
+        assert max(rank[kept] for rank in ranks) < 0.8 * whole, "a rank has its share"
+    shutil.copytree(folder / "sharded" / "step-000000002", tmp_path / "step-000000002")
+    alone = trainer("kl", 1, 1, **SHARDED)
+    assert [step.loss for step in train(alone, data(), tmp_path)] == pytest.approx(ranks[0]["plain"][2:], rel=1e-4)
+    moved = (ranks[0]["averages"] - weights(trainer("kl", 1, 1))).norm()
+    assert (_averages(alone) - ranks[0]["averages"]).norm() < 0.01 * moved
 
 
 def test_parts_change_only_rounding() -> None:

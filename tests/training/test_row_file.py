@@ -123,7 +123,7 @@ def test_a_full_disk_names_the_setting(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for place in ("raygen.training.row_file.RowWriter.add", "raygen.training.prepared._publish"):
+    for place in ("raygen.training.row_file.RowWriter.add", "raygen.training.prepared.os.rename"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             with pytest.raises(StorageError, match=r"No space left.*`cache`"):

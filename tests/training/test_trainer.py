@@ -2,6 +2,9 @@
 
 import errno
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from raygen.core.errors import ConfigError, InputError, StorageError
 from raygen.core.face_labels import ATTRIBUTES, flip_mask
 from raygen.models.autoencoder import FirstStage
 from raygen.models.checkpoint import build
+from raygen.models.compiled import remove_broken_libraries
 from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.models.config.ldm import LDMConfig
 from raygen.store import disk
@@ -266,8 +270,10 @@ def test_a_disk_that_is_full_keeps_the_state_before(tmp_path: Path, monkeypatch:
     active = trainer()
     running = train(active, arrays(), tmp_path)
     for step in running:
-        if step.step == 3:  # the state of step 2 is written
+        if step.step == 3:
             break
+    while latest_state(tmp_path) is None:  # a thread writes the state of step 2
+        time.sleep(0.01)
 
     def full(path: Path, data: bytes, *, once: bool) -> bool:
         path.write_bytes(data[: len(data) // 2])
@@ -346,6 +352,39 @@ def test_yaml_reads_off_as_false() -> None:
     assert found == ["off", "default", "default"]
 
 
+def test_libraries_that_a_killed_linker_left_are_removed(tmp_path: Path) -> None:
+    """torch 2.15.0 (`torch/_inductor/codecache.py`) asks only whether the file is there: it would fail for ever."""
+    whole = Path(torch._C.__file__).read_bytes()
+    for name, data in (("whole", whole), ("empty", b""), ("half", whole[: len(whole) // 2]), ("new", b"")):
+        (tmp_path / "ab").mkdir(exist_ok=True)
+        (tmp_path / "ab" / f"{name}.main.so").write_bytes(data)
+        if name != "new":  # may be written at this moment
+            os.utime(tmp_path / "ab" / f"{name}.main.so", (0, 0))
+    remove_broken_libraries(tmp_path)
+    assert sorted(path.name for path in (tmp_path / "ab").iterdir()) == ["new.main.so", "whole.main.so"]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif("RAYGEN_NIGHTLY" not in os.environ, reason="compiles; RAYGEN_NIGHTLY is not set")
+def test_a_killed_compilation_does_not_stop_the_next(tmp_path: Path) -> None:
+    """The first assertion is about torch alone: where it fails, `remove_broken_libraries` can go."""
+    code = "import torch; torch.compile(lambda x: x * 2 + 1)(torch.ones(8))"
+
+    def run() -> str:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "0"}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stderr
+
+    assert "Error" not in run()
+    libraries = list(tmp_path.glob("**/*.main.so"))
+    assert libraries
+    for path in libraries:
+        path.write_bytes(b"")
+        os.utime(path, (0, 0))
+    assert "file too short" in run()
+    remove_broken_libraries(tmp_path)
+    assert "Error" not in run()
+
+
 @pytest.mark.nightly
 @pytest.mark.skipif("RAYGEN_NIGHTLY" not in os.environ, reason="takes two minutes; RAYGEN_NIGHTLY is not set")
 @pytest.mark.parametrize("made", [trainer, adversarial], ids=["denoiser", "first_stage"])
@@ -375,17 +414,15 @@ def test_resume_is_as_if_nothing_had_happened(tmp_path: Path) -> None:
     rest, rest_end = run(tmp_path)
     assert first == whole[:5]
     assert rest == whole[4:]
-    for a, b in zip(whole_end.shadow, rest_end.shadow, strict=True):
-        assert torch.equal(a, b)
+    for name, value in whole_end.averages.values.items():
+        assert torch.equal(value, rest_end.averages.values[name])
     assert run(tmp_path)[0] == []
 
 
 def test_a_record_is_there_before_the_state_that_skips_its_step(tmp_path: Path) -> None:
-    states = {}
     for step in train(trainer(), arrays(), tmp_path):
-        found = latest_state(tmp_path)
-        states[step.step] = None if found is None else found.name
-    assert states == {1: None, 2: None, **dict.fromkeys((3, 4), "step-000000002"), 5: "step-000000004", 6: states[5]}
+        found = latest_state(tmp_path)  # a thread completes it, sooner or later
+        assert found is None or found.name <= f"step-{(step.step - 1) // 2 * 2:09d}"
     assert latest_state(tmp_path) == tmp_path / "step-000000006"
 
 

@@ -1,12 +1,13 @@
 """Training on several ranks through Ray Train.
 
 A lost worker restarts all ranks from the newest complete training state. For several nodes the job's `out` has to be a
-folder that all of them see. Ray Train retries every failure; here only `InfrastructureError` and dead workers are
-retried, and paths of a job stay relative to the folder in which it was started.
+URL, or a folder that all of them see. Ray Train retries every failure; here only `InfrastructureError` and dead workers
+are retried, and paths of a job stay relative to the folder in which it was started.
 """
 
 import json
 import os
+import platform
 import shutil
 import threading
 import uuid
@@ -23,10 +24,18 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from raygen.core.config import Resources
-from raygen.core.errors import InfrastructureError, RaygenError, from_record, to_record
+from raygen.core.errors import (
+    ConfigError,
+    InfrastructureError,
+    RaygenError,
+    StorageError,
+    from_record,
+    to_record,
+)
+from raygen.core.location import is_remote
 from raygen.execution.ray.capacity import Capacity
 from raygen.execution.ray.session import HARMLESS, StderrFilter, connected, enter
-from raygen.store import disk
+from raygen.store.filesystem import FileStore
 
 __all__ = ["run_ranks"]
 
@@ -41,8 +50,13 @@ RankTask = Callable[[int, int], Iterator[Any]]
 
 def _loop(config: dict[str, Any]) -> None:
     enter(config["folder"])
-    failed = Path(config["failed"])
-    if failed.exists():
+    store, failed = FileStore(config["shared"]), config["failed"]
+    if not store.exists(config["mark"]):
+        raise ConfigError(
+            f"{store.url}: the machine {platform.node()} does not see this folder; set `out` to a URL such as "
+            "s3://bucket/run, or to a folder that all machines share"
+        )
+    if store.exists(failed):
         return  # a retry would fail the same way; `run_ranks` reads the error
     context = ray.train.get_context()
     try:
@@ -51,16 +65,22 @@ def _loop(config: dict[str, Any]) -> None:
     except RaygenError as error:
         if type(error) is InfrastructureError:
             raise  # a retry may work
-        with suppress(OSError):  # on a full disk it is tried again, and ends as what Ray says of it
-            disk.write(failed, json.dumps(to_record(error)).encode(), once=False)
+        with suppress(OSError, RaygenError):  # on a full disk it is tried again, and ends as what Ray says of it
+            store.put(failed, json.dumps(to_record(error)).encode())
         raise
 
 
-def _recorded(failed: Path) -> RaygenError | None:
+def _recorded(store: FileStore, failed: str) -> RaygenError | None:
     """The error that a rank recorded, as an exception of the same class; None where there is none."""
-    if not failed.exists():
-        return None
-    return from_record(json.loads(failed.read_text(encoding="utf-8")))
+    with suppress(OSError, RaygenError):
+        return from_record(json.loads(store.get(failed)))
+    return None
+
+
+def _raised(error: Exception) -> RaygenError | None:
+    """The error of a rank that could not record it."""
+    failures = getattr(error, "worker_failures", {}).values()
+    return next((one for one in failures if isinstance(one, ConfigError | StorageError)), None)
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]
@@ -121,22 +141,31 @@ class _Watch:
 
 
 def run_ranks(
-    task: RankTask, resources: Resources, shared: str, report: Callable[[str], None] = lambda _: None
+    task: RankTask,
+    resources: Resources,
+    shared: str,
+    report: Callable[[str], None] = lambda _: None,
+    work: Path | None = None,
 ) -> None:
     """Run `task` on `resources.workers` ranks (gloo on CPUs, nccl on GPUs) until it ends on all of them.
 
     A worker that dies restarts the ranks, at most `resources.max_attempts` times; `task` resumes its own state.
     `InfrastructureError` where that is not enough, and where the cluster has no room for all ranks for
-    `resources.wait_s`; other errors of `raygen.core.errors` are raised as they are. `report`: told what is waited for.
+    `resources.wait_s`; other errors of `raygen.core.errors` are raised as they are. `shared`: folder or URL that all
+    ranks see, else `ConfigError`. `work`: a folder of this machine, by default `shared`. `report`: told what is waited
+    for.
     """
-    storage = os.path.join(os.path.abspath(shared), ".ray-train")
-    failed = Path(storage) / f"failed-{uuid.uuid4().hex[:8]}.json"
+    store = FileStore(shared if is_remote(shared) else os.path.abspath(shared))
+    storage = os.path.join(os.path.abspath(work or shared), ".ray-train")
+    name = uuid.uuid4().hex[:8]
+    facts = {"shared": store.url, "mark": f".ray-train/shared-{name}", "failed": f".ray-train/failed-{name}.json"}
+    store.put(facts["mark"], b"raygen")
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     with StderrFilter(HARMLESS, REPORTS) as stderr, connected(resources):
         capacity = Capacity(resources, resources.workers)
         trainer = _Trainer(
             _loop,
-            train_loop_config={"task": task, "failed": str(failed), "folder": os.getcwd()},
+            train_loop_config={"task": task, "folder": os.getcwd(), **facts},
             torch_config=TorchConfig(backend="nccl" if resources.gpus else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
@@ -145,7 +174,7 @@ def run_ranks(
             ),
             # A new name each time: with a used name Ray Train would silently resume its own state.
             run_config=RunConfig(
-                name=f"train-{uuid.uuid4().hex[:8]}",
+                name=f"train-{name}",
                 storage_path=storage,
                 failure_config=FailureConfig(max_failures=resources.max_attempts),
                 logging_config=LoggingConfig(log_level="WARNING"),  # the others repeat `history.jsonl`
@@ -155,7 +184,7 @@ def run_ranks(
         try:
             with watch:
                 trainer.fit()
-            if (reason := _recorded(failed)) is not None:
+            if (reason := _recorded(store, facts["failed"])) is not None:
                 raise reason
         except KeyboardInterrupt:
             stderr.silence()
@@ -164,8 +193,10 @@ def run_ranks(
         except RaygenError:
             raise
         except Exception as error:
-            if (reason := watch.error or _recorded(failed)) is not None:
+            if (reason := watch.error or _recorded(store, facts["failed"]) or _raised(error)) is not None:
                 raise reason from None
             raise InfrastructureError(f"training ended: {type(error).__name__}: {str(error)[:1500]}") from error
         finally:
             shutil.rmtree(storage, ignore_errors=True)
+            with suppress(OSError, RaygenError):  # of a driver that ends for this very reason
+                store.remove_folder(".ray-train")

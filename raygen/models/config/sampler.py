@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from raygen.core.config import Config, nearest
 
-__all__ = ["PRESETS", "SamplerConfig", "SamplerName", "uses_step_noise"]
+__all__ = ["PRESETS", "SamplerConfig", "SamplerName", "Spacing"]
 
 
 Spacing = Literal["leading", "trailing", "linspace"]
@@ -71,8 +71,3 @@ class SamplerConfig(Config):
         if self.spacing is not None and self.name.endswith(KARRAS):
             raise ValueError(f"spacing has no effect with {self.name}, whose noise levels give the timesteps")
         return self
-
-
-def uses_step_noise(config: SamplerConfig) -> bool:
-    """Whether each step adds fresh noise."""
-    return config.name == "ddpm" or (config.name == "ddim" and config.eta > 0)

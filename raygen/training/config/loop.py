@@ -1,20 +1,14 @@
 """Settings of a training: batch, learning rate, averages, precision, how long, and what is written on the way."""
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from raygen.core.config import Config
+from raygen.core.types import PRECISION, TunedPrecision
+from raygen.models.config.compile import Compile
 
-__all__ = ["Compile", "TrainConfig"]
-
-
-def _from_yaml(value: Any) -> Any:
-    """YAML reads `off` as false."""
-    return {False: "off", True: "default"}[value] if isinstance(value, bool) else value
-
-
-Compile = Annotated[Literal["off", "default", "max-autotune"], BeforeValidator(_from_yaml)]
+__all__ = ["TrainConfig"]
 
 
 class TrainConfig(Config):
@@ -48,8 +42,8 @@ class TrainConfig(Config):
         description="mirror half of the pictures, and exchange their left and right classes; with `latents`, whether "
         "those of mirrored pictures are used",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="precision of the forward and backward pass"
+    precision: TunedPrecision = Field(
+        "float32", description=PRECISION + ". Weights and what the optimiser keeps are always float32"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, noise, timesteps and the order of the data")
     save_every: int = Field(
@@ -61,6 +55,11 @@ class TrainConfig(Config):
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass, to save memory"
+    )
+    sharding: Literal["none", "zero1"] = Field(
+        "none",
+        description="zero1: the ranks share the state of the optimizer and the averaged weights instead of each having "
+        "all of it; weights and gradients stay whole",
     )
     compile: Compile = Field(
         "off",
