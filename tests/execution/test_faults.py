@@ -165,7 +165,7 @@ def test_the_drivers_memory_hardly_grows_with_the_number_of_shards(tmp_path):
     """100 MB a million rows at 1,024 rows a shard is 0.1 MB a shard, whatever a shard holds."""
     import psutil
 
-    shards, settled = 600, 150
+    shards, settled = 400, 150
     marks = {}
 
     def watch(state):
