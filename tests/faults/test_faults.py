@@ -66,7 +66,7 @@ def test_clocks_that_are_days_off(folder: Path) -> None:
 def test_a_fault_at_any_request_to_s3(folder: Path, s3: str) -> None:
     """Also a kill, and a second driver, at each request that changes something.
 
-    A training into a bucket is ended at every upload by tests/training/test_states.py, and here if all are tried.
+    A training into a bucket is ended here only if all are tried; tests/training/test_states.py has two such ends.
     """
     kinds = "ingest" if int(EVERY) > 1 else "ingest,train,generate,evaluate,select,export:csv"
     every = min(64, int(EVERY))
