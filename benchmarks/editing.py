@@ -21,32 +21,19 @@ import pyarrow as pa
 import torch
 
 from raygen.core.assets import resolve
-from raygen.datasets.procedural.draw import draw
+from raygen.datasets import ProceduralDataSet
 from raygen.planning import EditsFromPairs
 from raygen.sampling.config import EditJudgeConfig, ImagicConfig, SampleConfig
 from raygen.sampling.imagic import EditWorker, embed
-from raygen.store.images import encode_image, encode_mask, picture
-from raygen.store.schemas import FACES, cast
 
 ALPHAS = (0.0, 0.4, 0.8, 1.0, 1.2, 1.5)
 
 
 def faces(n: int) -> pa.Table:
     """Drawn people that the bundled model was not trained on."""
-    rows = []
-    for i in range(n):
-        face = draw(21, i, 0, 64)
-        rows.append(
-            {
-                "face_id": f"f{i}",
-                "split": "test",
-                "image": picture(encode_image(face.pixels)),
-                "mask": picture(encode_mask(face.mask)),
-                "attributes": tuple(face.attributes.tolist()),
-                "texts": list(face.texts.items()),
-            }
-        )
-    return cast(pa.Table.from_pylist(rows, FACES), FACES)
+    drawn = ProceduralDataSet(identities=n, pictures=1, size=64, seed=21)
+    people: pa.Table = drawn.load(drawn.listing()).drop_columns(["error"])
+    return people
 
 
 def planned(people: pa.Table, edits: int) -> pa.Table:

@@ -40,6 +40,7 @@ from raygen.models.base import Model
 from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.models.config.ldm import LDMConfig
 from raygen.models.config.scadm import SCADMConfig
+from raygen.models.side_by_side import SideBySide
 from raygen.sampling.config import SampleConfig
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.influence import InfluenceRecorder
@@ -306,6 +307,31 @@ def against_diffusers(bench: Bench) -> None:
         )
 
 
+def collaboration(bench: Bench) -> None:
+    """A step of two mask experts of random weights side by side: as one network, and on streams of their own."""
+    experts = {name: network(bench, "mask_256").to(torch.bfloat16) for name in ("first", "second")}
+    model = next(iter(experts.values()))
+    batch = 2 if bench.tiny else 32
+    conditions = DiffusionObjective(model, SimpleLoss()).conditions(faces(model, batch), batch)
+    zt = torch.randn(batch, *model.latent_shape, device=bench.device)
+    t = torch.full((batch,), 500, device=bench.device)
+    unets = {name: expert.networks[0] for name, expert in experts.items()}
+    with torch.inference_mode():
+        contexts = {name: expert.prepare(expert.embed(conditions)) for name, expert in experts.items()}
+        for grouped, name in ((False, "on streams of their own"), (True, "as one network")):
+            side_by_side = SideBySide()
+            side_by_side.grouped = grouped
+            with bench.peak() as peak:
+                seconds = bench.seconds(partial(side_by_side, unets, contexts, zt, t), 5)
+            milliseconds = round(1000 * seconds, 3)
+            bench.add(
+                "collaboration",
+                what=f"two experts, batch {batch}, {name}",
+                ms_a_step=milliseconds,
+                peak_gib=round(peak[0], 2),
+            )
+
+
 def whole_shard(bench: Bench) -> None:
     """A shard with its files' bytes made beside the device, against the same batches whose pictures are dropped."""
     from concurrent.futures import ThreadPoolExecutor
@@ -460,6 +486,7 @@ def main() -> None:
         "training": lambda: training(bench, "celebahq_256", "latent diffusion"),
         "features": lambda: features(bench),
         "mask expert": lambda: denoising(bench, "mask_256", "Collaborative Diffusion's mask expert"),
+        "collaboration": lambda: collaboration(bench),
         "SCA-DM": lambda: denoising(bench, "scadm_256", "SCA-DM"),
     }
     for name, work in parts.items():

@@ -111,9 +111,7 @@ class _Stack:
     def _stacked(self, contexts: Sequence[Context]) -> dict[str, Tensor]:
         """The contexts [G, B, ...], kept from step to step while they are the same tensors."""
         given = [value for context in contexts for value in context.values()]
-        same = len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True))
-        # A graph is fed by overwriting the tensors, so it has to hold the stacking as well.
-        if same and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        if len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True)):
             return self._context
         counts = [context["tokens"].shape[1] for context in contexts if "tokens" in context]
         most = max(counts, default=0)
