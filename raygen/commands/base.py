@@ -22,6 +22,7 @@ from raygen.core.hashing import digest, run_id
 from raygen.core.location import Location
 from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, bad_rows_text, execute_all, local_runner
 from raygen.execution.in_turn import WorkersInTurn
+from raygen.execution.waiting import encoding_text
 from raygen.execution.worker import Worker, failed_rows, reasons_of
 from raygen.metrics.noise import check_noise
 from raygen.store.filesystem import FileStore
@@ -320,12 +321,12 @@ def noise_facts(store: RunStore, name: str = "warning") -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Seconds and bytes per row on one worker, measured on `rows` rows. `failed`: a remark on those that failed."""
+    """Seconds and bytes per row on one worker, measured on `rows` rows; and remarks, empty or not."""
 
     seconds: float
     bytes: float
     rows: int
-    failed: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def estimate_cost(work: PreparedRun, resources: Resources) -> Estimate:
@@ -350,13 +351,14 @@ def time_one_batch(work: PreparedRun) -> Throughput:
     began = time.perf_counter()
     tables = worker.start(rows)()
     seconds = (time.perf_counter() - began) / max(rows.num_rows, 1)
-    size_bytes = sum(table.nbytes for table in tables.values())
-    bad = failed_rows(tables)
+    size_bytes, bad = sum(table.nbytes for table in tables.values()), failed_rows(tables)
     text = bad_rows_text(len(bad), rows.num_rows, reasons_of(bad), bad[0]) if bad else ""
     if len(bad) > work.max_error_fraction * work.plan.rows:
         allowed = f"at most {work.max_error_fraction:.2%} of all {work.plan.rows} rows are allowed"
         raise TooManyBadRows(f"of those tried, {text}; {allowed}. Correct these inputs, or set `max_error_fraction`")
-    return Throughput(seconds, size_bytes // max(rows.num_rows, 1), rows.num_rows, text and f"of those tried, {text}")
+    encoding = encoding_text(tables.get("samples"), seconds, work.plan.settings.get("codec"))
+    remarks = (text and f"of those tried, {text}", encoding)
+    return Throughput(seconds, size_bytes // max(rows.num_rows, 1), rows.num_rows, remarks)
 
 
 def parallel_workers(resources: Resources) -> float:
@@ -382,7 +384,7 @@ def extrapolate(work: PreparedRun, resources: Resources, rate: Throughput, notes
         done,
         int(rate.bytes * work.plan.rows),
         rate.seconds * left / width,
-        (*work.notes, *notes, *filter(None, [rate.failed])),
+        (*work.notes, *filter(None, [*notes, *rate.remarks])),
     )
 
 

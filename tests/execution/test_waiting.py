@@ -3,9 +3,12 @@
 import platform
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from raygen.execution.waiting import WorkerTime
+from raygen.datasets.procedural.draw import draw
+from raygen.execution.waiting import WorkerTime, encoding_text
+from raygen.store.images import encode_image, picture_column
 from raygen.store.run_store import Commit
 
 
@@ -48,3 +51,16 @@ def test_no_codec_is_recommended_to_a_run_that_waits_for_its_model():
 )
 def test_nothing_is_said_where_the_times_do_not_tell(shards: list[Commit]):
     assert sentence(shards) == ""
+
+
+def test_a_dry_run_says_what_encoding_costs_beside_the_model():
+    """As a share of a core at the worker's rate; measured on its own pictures, failed rows left out."""
+    data = [encode_image(draw(0, i, 0, 64).pixels) for i in range(3)]
+    samples = pa.table({"image": picture_column([*data, None])})
+    slow, fast = (encoding_text(samples, seconds, "png") for seconds in (1.0, 1e-4))
+    kib = sum(len(encode_image(draw(0, i, 0, 64).pixels, "png")) for i in range(3)) / 3 / 1024
+    assert f"{kib:.1f} KiB each; png_fast " in slow
+    assert slow.endswith("A worker makes 1.0 a second: png takes less than 1% of a core")
+    assert int(fast.rsplit("takes ", 1)[1].split("%")[0]) > 100, "10,000 a second are more than a core encodes as PNG"
+    assert encoding_text(samples.slice(3), 1.0, "png") == ""
+    assert encoding_text(None, 1.0, "png") == encoding_text(samples, 1.0, None) == ""
