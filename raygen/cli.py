@@ -209,8 +209,15 @@ def report(
         str | None,
         typer.Option(help="folder of the ingest run that rows refer to; default: found in FOLDER", show_default=False),
     ] = None,
+    explore: Annotated[
+        bool, typer.Option("--explore", help="also write explorer.html, which sorts, filters and enlarges all pictures")
+    ] = False,
+    pictures: Annotated[int, typer.Option(min=1, help="most pictures of the explorer, evenly spaced")] = 100_000,
 ) -> None:
-    """Write a report of a folder of runs: one HTML file that needs no network."""
+    """Write a report of a folder of runs: one HTML file that needs no network.
+
+    With --explore the folder explorer_files/ belongs to the second page: move them together.
+    """
     from raygen.report.build import build_report
 
     folder = parse(Location, folder, "folder")
@@ -219,7 +226,8 @@ def report(
     if not Path(folder).is_dir():
         raise ConfigError(f"{folder}: no such folder")
     out, faces = parse(Location | None, out, "--out"), parse(Location | None, faces, "--faces")
-    console.heading(f"report: {build_report(folder, out, faces=faces)}")
+    page = build_report(folder, out, faces=faces, explore=pictures if explore else 0)
+    console.heading(f"report: {page}")
 
 
 @app.command("import", rich_help_panel=TOOLS)
