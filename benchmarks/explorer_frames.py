@@ -24,12 +24,15 @@ SCROLL = """new Promise(done => {
     frames.sort((a, b) => a - b);
     const at = share => Math.round(10 * frames[Math.floor(share * (FRAMES - 1))]) / 10;
     done(`p50 ${at(0.5)} ms, p95 ${at(0.95)} ms, p99 ${at(0.99)} ms, longest ${at(1)} ms, `
-      + `${long.length} long tasks (longest ${Math.round(Math.max(0, ...long))} ms), ${(100 * blank / seen).toFixed(1)} % of cells empty`);
+      + `${long.length} long tasks (longest ${Math.round(Math.max(0, ...long))} ms), `
+      + `${(100 * blank / seen).toFixed(1)} % of cells empty`);
   };
   requestAnimationFrame(go);
 })"""
-WATCH = "long = []; new PerformanceObserver(l => l.getEntries().forEach(e => long.push(e.duration))).observe({type: 'longtask'})"
-SORT = "(() => { const began = performance.now(); sort.value = 'score:0'; sort.onchange(); return performance.now() - began })()"
+WATCH = """long = [];
+new PerformanceObserver(l => l.getEntries().forEach(e => long.push(e.duration))).observe({type: 'longtask'})"""
+SORT = """(() => {
+  const began = performance.now(); sort.value = 'score:0'; sort.onchange(); return performance.now() - began })()"""
 
 
 def measure(page: Path) -> None:

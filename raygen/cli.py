@@ -230,6 +230,39 @@ def report(
     console.heading(f"report: {page}")
 
 
+@app.command("study-results", rich_help_panel=TOOLS)
+def study_results(
+    key: Annotated[str, typer.Argument(help="key of the study, such as runs/study.key.json", show_default=False)],
+    answers: Annotated[
+        list[str], typer.Argument(help="files of answers, or folders with such files", show_default=False)
+    ],
+    out: Annotated[str, typer.Option(help="folder for results.md, results.json and results.parquet")] = "runs/results",
+    max_failed: Annotated[
+        float, typer.Option(min=0, max=1, help="leave out raters who failed more than this share of their checks")
+    ] = 1.0,
+) -> None:
+    """Evaluate the answers of a preference study: win rates, agreement, side bias, checks.
+
+    Example: raygen study-results runs/study.key.json answers/ --out runs/study-results
+    """
+    from raygen.study.answers import answer_files, read_answers
+    from raygen.study.build import read_key
+    from raygen.study.results import evaluate_answers, rate_raters, write_results
+
+    document = read_key(parse(Location, key, "KEY"))
+    out = parse(Location, out, "--out")
+    read, problems = read_answers(
+        document, answer_files([parse(RelativeLocation, name, "ANSWERS") for name in answers])
+    )
+    if not read:
+        raise ConfigError("; ".join(["no line is an answer to this study", *problems[:3]]))
+    raters = rate_raters(read, max_failed)
+    counted = {rater.name for rater in raters if not rater.left_out}
+    measures = evaluate_answers([a for a in read if a.rater in counted], list(document["methods"]))
+    console.console.print(write_results(out, measures, raters, document, problems), markup=False)
+    console.heading(f"study-results: {out}")
+
+
 @app.command("import", rich_help_panel=TOOLS)
 def import_(
     words: Annotated[
