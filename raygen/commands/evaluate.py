@@ -12,7 +12,7 @@ out/reference.json                          description of the reference; other 
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -52,10 +52,11 @@ from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
 from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.store.filesystem import FileStore
-from raygen.store.lookup import StoredRows
+from raygen.store.lookup import StoredRows, evenly, images_of
 from raygen.store.parquet import from_parquet
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.set_digest import KEYS
+from raygen.tracking.base import LOG, LogTo, tracked
 
 if TYPE_CHECKING:
     from raygen.evaluation.scoring import ScoreWorker
@@ -70,6 +71,8 @@ OF_SAMPLES: Final = ("samples", "related")
 TRAINING: Final = "training"
 #: Folder of the metrics over the rows that all variants of an ablation have.
 COMMON: Final = "metrics/common"
+#: Pictures of a set on the sheet that `log` records.
+SHEET: Final = 32
 
 
 class EvaluateJob(Job, Sharding):
@@ -111,6 +114,7 @@ class EvaluateJob(Job, Sharding):
         "the Fréchet distance is computed as well",
     )
     batch: int = Field(32, ge=1, le=4096, description="pictures that are scored at once")
+    log: LogTo = Field((), description=LOG)
 
     @model_validator(mode="after")
     def _check_settings(self) -> "EvaluateJob":
@@ -298,7 +302,7 @@ class EvaluateJob(Job, Sharding):
         from raygen.evaluation.memorization import compare_to_training
         from raygen.evaluation.slices import by_slices, column, grouping_of
 
-        folder = FileStore(f"{self.out}/{where}")
+        folder, is_main = FileStore(f"{self.out}/{where}"), where != COMMON
         content = None if reference is None else reference.content
         run, protocols, features = self._protocols(reference, samples)
         stores = pictures_of(reference, samples)
@@ -339,7 +343,24 @@ class EvaluateJob(Job, Sharding):
         metrics = pa.concat_tables(tables).to_pylist()
         write_metrics(folder, metrics)
         whole = [row for row in metrics if "/" not in row["slice"]]
+        if self.log and is_main:
+            facts |= self._track(metrics, stores, run)
         return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | few_rows(whole) | facts
+
+    def _track(self, metrics: Sequence[Mapping[str, Any]], stores: Stores, run: str) -> dict[str, object]:
+        """Record the numbers, and a sheet of each set's pictures; what did not work."""
+        from raygen.tracking.background import Trackers, contact_sheet
+
+        trackers = Trackers(self.log, tracked(self.document(), run))
+        trackers.numbers(
+            {f"{row['metric']}/{row['slice']}": row["value"] for row in metrics if row["value"] is not None}, 0
+        )
+        for name, (store, table, _) in stores.items():
+            sheet = contact_sheet(images_of(evenly(store.slices(table), SHEET, ["image"])))
+            if sheet is not None:
+                trackers.picture(f"sheet/{name}", sheet, 0)
+        problems = trackers.close()
+        return {"not logged": "; ".join(problems)} if problems else {}
 
 
 def pictures_of(reference: ReferenceSet | None, samples: RunStore | None) -> Stores:
