@@ -111,7 +111,7 @@ def test_a_server_that_does_not_answer_holds_nothing(monkeypatch: pytest.MonkeyP
     import threading
 
     answer = threading.Event()
-    monkeypatch.setattr(background, "start_tracker", lambda name, run: answer.wait(30))
+    monkeypatch.setattr(background, "start_tracker", lambda name, run: answer.wait(30) and FakeTracker(run))
     monkeypatch.setattr(background, "LAST_S", 0.05)
     monkeypatch.setattr(background, "WAITING", 3)
     trackers = Trackers(["mlflow"], RUN)
@@ -189,6 +189,33 @@ def test_an_evaluation_records_its_metrics_and_a_sheet_of_each_set(
     assert tracker.run.settings["score.parser.kind"] == "small"
     assert "not logged" not in result.facts
     assert {tag for tag, _ in events(tmp_path / "scores/tensorboard")} >= {*rows, "sheet/reference"}
+
+
+@pytest.mark.filterwarnings("ignore:log")
+def test_a_training_job_records_its_steps_and_result_and_says_what_was_not(
+    fakes: dict[str, list[FakeTracker]], tmp_path: Path
+) -> None:
+    """Weights & Biases fails at step 2; the training goes on to its end."""
+    data = {"kind": "procedural", "identities": 4, "pictures": 1, "size": 64, "seed": 3}
+    make({"kind": "ingest", "data": data, "out": f"{tmp_path}/faces"}).run(quiet)
+    job = {
+        "kind": "train",
+        "model": {"kind": "parser", "image_size": 64, "channels": [8, 16]},
+        "faces": f"{tmp_path}/faces",
+        "training": {"steps": 3, "batch": 2, "log_every": 1, "warmup": 1},
+        "log": ["mlflow", "wandb"],
+        "out": f"{tmp_path}/parser",
+    }
+    facts = make(job).run(quiet).facts
+    mlflow, wandb = fakes["mlflow"][0], fakes["wandb"][0]
+    assert [number for number, _ in mlflow.values] == [1, 2, 3, 3]
+    assert "loss/loss" in mlflow.values[0][1]
+    assert mlflow.values[-1][1]["result/steps"] == 3
+    assert (mlflow.run.run_id, mlflow.run.name, mlflow.closed) == (facts["run_id"], "parser", 1)
+    assert mlflow.run.settings["training.batch"] == "2"
+    assert [number for number, _ in wandb.values] == [1]
+    assert str(facts["not_logged"]).startswith("wandb: ConnectionError")
+    assert not (tmp_path / "parser/training/tensorboard").exists()
 
 
 def events(folder: Path) -> list[tuple[str, Any]]:
