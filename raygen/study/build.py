@@ -147,7 +147,7 @@ def write_study(
 def _smallest(held: Mapping[str, StoredRows], row: str) -> int:
     """The smallest side of the pictures of a row: enlarged ones would tell their method."""
     pictures = (decode_image(lookup([row])[row]["image"]["bytes"]) for lookup in held.values())
-    return min(min(pixels.shape[:2]) for pixels in pictures)
+    return min(int(min(pixels.shape[:2])) for pixels in pictures)
 
 
 def _condition(row: str, found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -247,14 +248,16 @@ def test_sheets_of_a_training_are_in_tensorboard_too(tmp_path: Path) -> None:
 nightly = pytest.mark.nightly
 
 
-def needs(package: str) -> Any:
-    asked = "RAYGEN_NIGHTLY" in os.environ
-    there = asked and base.find_spec(package) is not None
-    return pytest.mark.skipif(not there, reason=f"RAYGEN_NIGHTLY asks for it, and it needs the package {package}")
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow and Weights & Biases from a folder beside the environment, whose own packages come first."""
+    if (folder := os.environ.get("RAYGEN_TRACKERS")) is None:
+        pytest.skip("RAYGEN_TRACKERS does not name a folder with mlflow and wandb")
+    monkeypatch.setattr(sys, "path", [*sys.path, folder])
 
 
 @nightly
-@needs("mlflow")
+@pytest.mark.usefixtures("packages")
 def test_mlflow_keeps_a_run_that_is_resumed_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a local store beside the run; a training that was killed goes on in the same run, without points twice."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -289,7 +292,7 @@ def test_mlflow_keeps_a_run_that_is_resumed_in_one(tmp_path: Path, monkeypatch: 
 
 
 @nightly
-@needs("wandb")
+@pytest.mark.usefixtures("packages")
 def test_wandb_is_offline_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
@@ -303,7 +306,7 @@ def test_wandb_is_offline_without_an_account(tmp_path: Path, monkeypatch: pytest
 
 
 @nightly
-@needs("mlflow")
+@pytest.mark.usefixtures("packages")
 def test_mlflow_of_an_evaluation_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
     monkeypatch.chdir(tmp_path)

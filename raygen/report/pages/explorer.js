@@ -315,7 +315,6 @@
     const node = make("button", undefined, "cell"), frame = make("span", undefined, "frame");
     const image = make("img"), cover = make("img", undefined, "mask"), why = make("span", undefined, "why"), note = make("span", undefined, "note");
     node.type = "button";
-    node.setAttribute("role", "listitem");
     image.alt = cover.alt = "";
     image.decoding = cover.decoding = "async";
     frame.append(image, cover, why);
