@@ -87,6 +87,11 @@ class GenerateJob(ShardedJob):
         description="compile the repeated blocks of the networks with torch.compile, when a worker starts; "
         "max-autotune also tries several kernels. Without a compiler pictures are made as with off",
     )
+    cuda_graph: bool = Field(
+        False,
+        description="replay each prediction as one CUDA graph, which helps small batches; where a replay is not equal "
+        "to the bit, or the device is not a GPU, pictures are made as with false",
+    )
     mixing: AnyMixing | None = Field(
         None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"
     )

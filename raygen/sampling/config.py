@@ -70,6 +70,7 @@ class SampleConfig(Config):
     codec: Codec = "webp"
     precision: Precision = "float32"
     compile: Compile = "off"
+    cuda_graph: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     run_id: str = ""
 
@@ -193,5 +194,6 @@ def check_conditions(
 def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
     """Whether both can use one loaded model."""
     return all(
-        getattr(a, name) == getattr(b, name) for name in ("checkpoint", "precision", "compile", "device", "mixing")
+        getattr(a, name) == getattr(b, name)
+        for name in ("checkpoint", "precision", "compile", "cuda_graph", "device", "mixing")
     )
