@@ -23,8 +23,10 @@ from raygen.models.config.compile import Compile
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import (
+    GUIDED,
     IGNORE,
     Guidance,
+    GuidanceInterval,
     GuidanceParametrization,
     SampleConfig,
     check_conditions,
@@ -55,6 +57,7 @@ class GenerateJob(ShardedJob):
     negative_keeps: tuple[str, ...] = Field(
         (), description="conditions that the unconditional prediction e0 keeps, such as [mask]; default none"
     )
+    guidance_interval: GuidanceInterval = Field((0.0, 1.0), description=GUIDED)
     use_conditions: tuple[str, ...] | None = Field(
         None, description="conditions of the rows that are used; default: all; an empty list uses none"
     )
