@@ -13,7 +13,7 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from raygen.core.face_labels import CLASSES, PALETTE
+from raygen.core.face_labels import PALETTE
 from raygen.core.location import redact
 from raygen.report import (
     attributes,
@@ -39,6 +39,7 @@ from raygen.report import (
     variants,
     verification,
 )
+from raygen.report.class_labels import LABELS
 from raygen.report.explorer import PAGE, write_explorer
 from raygen.report.overview import overview
 from raygen.report.run_folder import RunFolder
@@ -77,34 +78,6 @@ SECTIONS: Sequence[Callable[[RunFolder], Section | None]] = (
 #: Folders of the style sheet and of templates.
 STYLES: Final = Path(__file__).with_name("templates") / "report.css"
 TEMPLATES: Sequence[Path] = (Path(__file__).with_name("templates"),)
-#: The 19 classes in plain words; left and right are the person's own.
-LABELS: Final = dict(
-    zip(
-        CLASSES,
-        (
-            "background",
-            "skin",
-            "nose",
-            "eyeglasses",
-            "left eye",
-            "right eye",
-            "left brow",
-            "right brow",
-            "left ear",
-            "right ear",
-            "mouth",
-            "upper lip",
-            "lower lip",
-            "hair",
-            "hat",
-            "earring",
-            "necklace",
-            "neck",
-            "clothes",
-        ),
-        strict=True,
-    )
-)
 
 
 def build_report(

@@ -27,9 +27,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from raygen.core.errors import InputError
-from raygen.core.face_labels import ATTRIBUTES, PALETTE
+from raygen.core.face_labels import ATTRIBUTES, CLASSES, PALETTE
 from raygen.core.location import redact
 from raygen.metrics.registry import REGISTRY, lookup
+from raygen.report.class_labels import LABELS
 from raygen.report.run_folder import RunFolder, Stage
 from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image, decode_mask
@@ -258,6 +259,7 @@ def explorer_rows(rows: Rows, run: RunFolder, stage: Stage, link: str) -> dict[s
         "largeChunk": LARGE_CHUNK,
         "large": rows.large,
         "masks": rows.masks,
+        "classes": [[LABELS[name], "#{:02x}{:02x}{:02x}".format(*PALETTE[i])] for i, name in enumerate(CLASSES) if i],
         "ids": [name.partition("\t")[0] for name in rows.ids],
         "identities": _words(rows.people),
         "splits": _words(rows.splits),

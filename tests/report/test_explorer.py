@@ -15,6 +15,9 @@ from PIL import Image
 from raygen.core.face_labels import ATTRIBUTES, PALETTE
 from raygen.report import explorer
 from raygen.report.build import build_report
+from raygen.report.explorer import write_explorer
+from raygen.report.run_folder import RunFolder
+from raygen.store.filesystem import FileStore
 from raygen.store.schemas import SCORES
 from tests.report.test_build import EVIL, Browser, complaints, drawn, make_run, needs_browser, samples_of, write
 
@@ -88,7 +91,7 @@ def test_fewer_pictures_are_evenly_spaced_and_files_of_a_larger_page_are_removed
     (tmp_path / FILES).mkdir()
     (tmp_path / FILES / "t-0007.js").write_text("of an earlier page")
     (tmp_path / FILES / "notes.txt").write_text("of the user")
-    build_report(str(run), str(tmp_path / "r.html"), explore=6)
+    write_explorer(RunFolder.open(str(run)), FileStore(str(tmp_path)), 6, link="r.html")
     rows = rows_of(tmp_path / "explorer.html")
     assert rows["ids"] == [f"p{n // 2:06d}-000-{n % 2:03d}" for n in (5, 15, 25, 35, 45, 55)]
     assert (rows["total"], rows["link"]) == (ROWS, "r.html")
@@ -99,7 +102,7 @@ def test_pictures_larger_than_the_grid_shows_have_files_of_their_own(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(explorer, "SIDE", 32)
-    build_report(str(run), str(tmp_path / "r.html"), explore=3)
+    write_explorer(RunFolder.open(str(run)), FileStore(str(tmp_path)), 3, link="r.html")
     assert rows_of(tmp_path / "explorer.html")["large"] is True
     assert picture(chunk(tmp_path / FILES / "t-0000.js")[0]).size == (32, 32)
     assert picture(chunk(tmp_path / FILES / "v-0000.js")[0]).size == (64, 64)

@@ -536,7 +536,13 @@
     press();
     update();
   };
-  $("veil-label").hidden = $("cover-label").hidden = !data.masks;
+  for (const [name, colour] of data.classes) {
+    const line = make("li"), swatch = make("span", undefined, "swatch");
+    swatch.style.background = colour;
+    line.append(swatch, name);
+    $("legend").append(line);
+  }
+  $("colours").hidden = $("veil-label").hidden = $("cover-label").hidden = !data.masks;
   for (const name of ["errors", "splits", "identities"]) select(name);
   if (scores.length) $("scores").append(make("h3", "Scores"));
   for (const score of scores) scoreFilter(score);
