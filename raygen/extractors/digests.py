@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
-from raygen.extractors.config import BundledNetworkConfig
+from raygen.extractors.config import BundledNetworkConfig, PackageConfig
+from raygen.extractors.packages import find_extractor
 from raygen.store.fetched import local_folder
 
 __all__ = ["TRANSFORMERS", "bundled_digest", "by_content", "network_digest"]
@@ -20,10 +21,12 @@ def network_digest(config: Any, kind: str) -> str:
     """sha256 of the weights of a config of an extractor, without loading them.
 
     `kind`: the bundled network that `bundled` stands for, such as `parser`. Weights whose name only their loader can
-    resolve (`hub`) are identified by their configured sha256 or by that name.
+    resolve (`hub`) are identified by their configured sha256 or by that name. `ConfigError` as `find_extractor`.
     """
     if isinstance(config, BundledNetworkConfig):
         return bundled_digest(local_folder(config.folder, kind))
+    if isinstance(config, PackageConfig):
+        return find_extractor(config).extractor.sha256
     if hasattr(config, "weights"):
         path: Path | None = Path(config.weights)
     else:
