@@ -161,7 +161,7 @@ class Export(Config):
         "none",
         description="crop each picture to its face, so that the eyes, the nose and the corners of the mouth lie where "
         "recognition networks expect them: arcface for the template of ArcFace, or five points [x, y] as fractions of "
-        "the sides; needs masks, from which the landmarks are taken",
+        "the sides; takes the landmarks of the column `landmarks`, or else those of the mask",
     )
     codec: PictureCodec = Field("png", description="file format of the pictures; png and webp are lossless")
     quality: int = Field(95, ge=1, le=100, description="quality of jpeg")

@@ -323,8 +323,8 @@ def _limits(source: ExportSource, format: Export, scores: Sequence[Mapping[str, 
         limits.append("Labels are those of the original data set; they were not checked.")
     if format.template is not None:
         limits.append(
-            f"Pictures were cropped to {format.size} px: a similarity transform moves five landmarks, which were taken "
-            f"from the mask, to "
+            f"Pictures were cropped to {format.size} px: a similarity transform moves five landmarks, those "
+            f"stored with a picture or else those of its mask, to "
             + ("the template of ArcFace." if format.align == "arcface" else f"{format.align} (fractions of the sides).")
         )
     elif format.size is not None:

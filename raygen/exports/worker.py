@@ -8,11 +8,12 @@ import pyarrow as pa
 
 from raygen.core.errors import InputError
 from raygen.core.hashing import digest
-from raygen.core.landmarks import REASON, from_mask
+from raygen.core.landmarks import REASON, from_mask, stored_points
 from raygen.core.types import UInt8Array
 from raygen.exports.base import DATASET, PIECES, STAGING, Export, ExportRow, PackedShard
 from raygen.exports.columns import FIELDS, NamingScheme
-from raygen.exports.images import SOURCE_TYPES, crop, encode_picture, fit, recipe
+from raygen.exports.images import SOURCE_TYPES, encode_picture, fit, recipe
+from raygen.store.face_crop import crop
 from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image, decode_mask, encode_mask
 from raygen.store.parquet import Slice, read_slice
@@ -105,6 +106,7 @@ class ExportWorker:
         """
         columns = [*COLUMNS, *(["image"] if self.config.format.pictures else [])]
         columns += ["mask"] if self.config.format.has_masks or self.config.format.template is not None else []
+        columns += ["landmarks"] if self.config.format.template is not None else []
         synthetic = {"is_synthetic": self.source_type is not None, "digital_source_type": self.source_type}
         for file, numbers, labels in _runs(listing):
             piece = Slice(self.config.files[file], numbers[0], numbers[-1] - numbers[0] + 1)
@@ -126,26 +128,35 @@ class ExportWorker:
         pixels = decode_image((row["image"] or {}).get("bytes"))
         stored = (row.get("mask") or {}).get("bytes")
         mask = None if stored is None else decode_mask(stored)
-        pixels, mask = _placed(config, pixels, mask)
+        pixels, mask = _placed(config, pixels, mask, row.get("landmarks"))
         source_type = self.source_type if self.config.marks else None
         recipe_json = recipe(row) if source_type is not None else "{}"
         image = encode_picture(
             pixels, config.codec, quality=config.quality, source=source_type, recipe_json=recipe_json
         )
         encoded = encode_mask(mask) if mask is not None and config.has_masks else None
-        columns = {name: value for name, value in row.items() if name not in ("image", "mask")}
+        columns = {name: value for name, value in row.items() if name not in ("image", "mask", "landmarks")}
         return ExportRow(stem, label, columns, image, encoded)
 
 
-def _placed(config: Export, pixels: UInt8Array, mask: UInt8Array | None) -> tuple[UInt8Array, UInt8Array | None]:
-    """A picture and its mask in the size of the export, aligned where the export is; see `crop` and `fit`."""
+def _placed(
+    config: Export, pixels: UInt8Array, mask: UInt8Array | None, landmarks: Mapping[str, Any] | None
+) -> tuple[UInt8Array, UInt8Array | None]:
+    """A picture and its mask in the size of the export, aligned where the export is; see `crop` and `fit`.
+
+    `landmarks`: what the row has in that column; they are taken from the mask where it has none.
+    """
     template = config.template
     if template is None or config.size is None:
         return fit(pixels, config.size), None if mask is None else fit(mask, config.size, mask=True)
-    if mask is None:
-        raise InputError("the row has no mask, so it cannot be aligned", reason=REASON)
-    points = from_mask(mask)
-    return crop(pixels, points, template, config.size), crop(mask, points, template, config.size, mask=True)
+    if landmarks is not None:
+        points = stored_points(landmarks)
+    elif mask is None:
+        raise InputError("the row has no mask and no landmarks, so it cannot be aligned", reason=REASON)
+    else:
+        points = from_mask(mask)
+    aligned = None if mask is None else crop(mask, points, template, config.size, mask=True)
+    return crop(pixels, points, template, config.size), aligned
 
 
 def _runs(listing: pa.Table) -> Iterator[tuple[int, Sequence[int], Sequence[int]]]:

@@ -135,7 +135,7 @@ def find_extractor(config: PackageConfig) -> Offer:
     offer = _made(entries[0])
     if offer.extractor.kind != config.offers:
         raise ConfigError(
-            f"{config.name!r} of {offer.package} is a {offer.extractor.kind}, and a {config.offers} is needed here"
+            f"{config.name!r} of {offer.package} is of kind {offer.extractor.kind}, and {config.offers} is needed here"
         )
     if config.sha256 is not None:
         wanted = config.sha256.lower()

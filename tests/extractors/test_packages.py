@@ -127,7 +127,7 @@ def test_names_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for config, text in (
         (PackageParserConfig(name="example-parsr"), r"did you mean 'example-parser'"),
         (PackageParserConfig(name="zzz"), r"no installed package offers it in raygen.extractors \(offered: example-"),
-        (PackageParserConfig(name="example-scorer"), "is a scorer, and a parser is needed here"),
+        (PackageParserConfig(name="example-scorer"), "is of kind scorer, and parser is needed here"),
         (PackageParserConfig(name="example-parser", sha256="12345678"), r"sha256 is [0-9a-f]{64}, not 12345678"),
     ):
         with pytest.raises(ConfigError, match=text):

@@ -1,0 +1,37 @@
+"""ONNX models for tests, of a few nodes."""
+
+from pathlib import Path
+
+import numpy as np
+from onnx import TensorProto, helper, numpy_helper
+
+
+def save(path: Path, nodes: list, constants: dict[str, np.ndarray], side: int, output: list[int | str]) -> str:
+    """A model of `nodes` from the input `x` [n, 3, side, side] to the output `y`; its path."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, side, side])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    return str(path)
+
+
+def classes_by_colour(path: Path, matrix: np.ndarray, side: int) -> str:
+    """Logits [n, 19, side, side]: `matrix` [19, 3] times the colour of each pixel."""
+    convolution = helper.make_node("Conv", ["x", "w"], ["y"])
+    return save(path, [convolution], {"w": matrix.astype(np.float32)[..., None, None]}, side, ["n", 19, side, side])
+
+
+def constant_points(path: Path, points: np.ndarray, side: int) -> str:
+    """The output [1, k], whatever the picture is."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["p", "nothing"], ["y"]),
+    ]
+    values = {"p": points.astype(np.float32).reshape(1, -1), "zero": np.float32(0).reshape(())}
+    return save(path, nodes, values, side, [1, points.size])
