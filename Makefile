@@ -31,7 +31,8 @@ OTHER := transformers==4.57.3 diffusers==0.35.2 huggingface_hub==0.36.0 tokenize
 
 nightly: $(READY) ## run the tests that take minutes, or need other versions of packages (installed beside the environment)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/other --no-deps $(OTHER)
-	RAYGEN_NIGHTLY=1 RAYGEN_OTHER_TRANSFORMERS=$(VENV)/other $(BIN)/pytest -m nightly $(RAYGEN_ARGS)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/dlib --no-deps dlib-bin==20.0.1.post1 face_recognition_models==0.3.0
+	RAYGEN_NIGHTLY=1 RAYGEN_OTHER_TRANSFORMERS=$(VENV)/other RAYGEN_DLIB=$(VENV)/dlib $(BIN)/pytest -m nightly $(RAYGEN_ARGS)
 
 faults: $(READY) ## try a fault at every operation of every command; takes hours
 	RAYGEN_FAULTS_EVERY=1 $(BIN)/pytest tests/faults $(RAYGEN_ARGS)

@@ -1,8 +1,8 @@
 """dlib's face recognition network and landmarks as extractors of raygen, with the weights of face_recognition_models.
 
 dlib's network takes chips of 150 px: a face that is found by a detector, and turned and scaled so that five points of
-it (the corners of the eyes, the base of the nose) lie at fixed places, with a quarter of the chip as margin. All of this
-is done here, on pictures in the size in which they are stored. A face has to be about 40 px wide to be found.
+it (the corners of the eyes, the base of the nose) lie at fixed places, with a quarter of the chip as margin. All of
+this is done here, on pictures in the size in which they are stored. A face has to be about 40 px wide to be found.
 """
 
 import hashlib

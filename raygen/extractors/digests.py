@@ -28,8 +28,8 @@ def network_digest(config: Any, kind: str) -> str:
     if isinstance(config, PackageConfig):
         return find_extractor(config).extractor.sha256
     if hasattr(config, "weights"):
-        path: Path | None = Path(config.weights)
-        path = path / WEIGHTS if path.is_dir() else path  # of `raygen import`
+        named = Path(config.weights)
+        path: Path | None = named / WEIGHTS if named.is_dir() else named  # a folder of `raygen import`
     else:
         folder = Path(local_folder(config.folder))
         path = next((candidate for name in TRANSFORMERS if (candidate := folder / name).is_file()), None)

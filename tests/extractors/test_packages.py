@@ -11,6 +11,7 @@ from raygen.commands.registry import make
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.evaluation.scoring import Scorer
 from raygen.extractors.base import load_features, load_parser
 from raygen.extractors.config import (
@@ -23,6 +24,7 @@ from raygen.extractors.digests import by_content, network_digest
 from raygen.extractors.face_embedder import load_face_embedder
 from raygen.extractors.packages import find_extractor
 from raygen.sampling.config import EditJudgeConfig
+from raygen.selection.gates import ScoreGate, ScorePool
 from raygen.store.images import encode_image, picture
 from raygen.store.run_store import RunStore
 from tests.drawn import quiet
@@ -208,3 +210,19 @@ def test_nan_of_a_network_that_is_not_of_a_package_is_kept(monkeypatch: pytest.M
     scorer = Scorer(ScoreConfig(parser=None, classifier=None), run_id="r")
     monkeypatch.setattr(scorer.features, "features", lambda pixels: torch.full((len(pixels), 2), torch.nan))
     assert scorer(images().numpy(), pa.table({"sample_id": ["a", "b", "c"]})).num_rows == 3
+
+
+def test_a_gate_reads_the_number_of_a_scorer() -> None:
+    """The network of that name, also where another one's name begins with it; the limit and the reason."""
+    gate = parse(ScoreGate, {"metric": "scorer", "scorer": "sharp", "min": 0.5}, "gate")
+    matrices = {
+        f"score:{name}": ScoreMatrix(("a", "b"), np.array([[value], [1 - value]]))
+        for name, value in (("sharpness", 0.9), ("sharp", 0.2))
+    }
+    pool = ScorePool(matrices)
+    assert gate.needs == ("score:sharp",)
+    assert gate.judge(pool, ScorePool(), gate.limits(pool)) == {"a": "sharp 0.200 < 0.500"}
+    assert gate.describe({"min": 0.5}) == "Images with a score of sharp below 0.5 were refused."
+    for settings in ({"metric": "scorer", "min": 1}, {"metric": "ssim", "scorer": "sharp", "min": 1}):
+        with pytest.raises(ConfigError, match="`scorer` names the network"):
+            parse(ScoreGate, settings, "gate")
