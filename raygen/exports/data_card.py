@@ -285,14 +285,21 @@ def _licences(
         lines.append(f"| model of unknown digest | made the pictures | {licence_of('', {})} |")
     for network in source.plan_settings.get("judged_by") or ():
         lines.append(f"| {network} | selected them | {licence_of(network, config.licences)} |")
-    networks: dict[str, str] = {}
+    for key, made in (("parser", "made the masks"), ("landmarks", "found the landmarks")):
+        used = source.plan_settings.get(key)
+        if isinstance(used, Mapping) and used.get("sha256"):
+            name = "raygen-parser" if used["kind"] == "small" else str(used.get("name") or used["kind"])
+            name = f"{name} `{used['sha256'][:SHORT]}`"
+            lines.append(f"| {name} | {made} | {_by_sha_or_name(used['sha256'], name, config)} |")
+    networks: dict[str, tuple[str, str]] = {}
     for row in scores:
         protocol = json.loads(row["protocol"] or "{}")
         if protocol.get("network"):
-            networks.setdefault(str(protocol["network"]), str(protocol.get("sha256", "")))
-    for network, sha in sorted(networks.items()):
-        by_sha = any(sha.startswith(name) for name in config.licences) if sha else False
-        lines.append(f"| {network} | measured them | {licence_of(sha if by_sha else network, config.licences)} |")
+            known = str(protocol.get("sha256", "")), str(protocol.get("licence", UNKNOWN))
+            networks.setdefault(str(protocol["network"]), known)
+    for network, (sha, stated) in sorted(networks.items()):
+        licence = _by_sha_or_name(sha, network, config)
+        lines.append(f"| {network} | measured them | {stated if licence == UNKNOWN else licence} |")
     own = f"The data set itself: **{config.licence}**."
     if not config.licence:
         own = "The data set itself: no licence was chosen."
@@ -301,6 +308,12 @@ def _licences(
     )
     note = "The licences of weights, and of their training data, may also apply to generated pictures."
     return f"{own}\n\n{table}\n\n{note}"
+
+
+def _by_sha_or_name(sha: str, name: str, config: CardConfig) -> str:
+    """The licence of a network by its sha256 where the job names that, else by its name."""
+    by_sha = any(sha.startswith(known) for known in config.licences) if sha else False
+    return licence_of(sha if by_sha else name, config.licences)
 
 
 def _limits(source: ExportSource, format: Export, scores: Sequence[Mapping[str, Any]]) -> str:
@@ -319,6 +332,10 @@ def _limits(source: ExportSource, format: Export, scores: Sequence[Mapping[str, 
         ]
     if source.made_by == "program":
         limits.append("These are drawings. Models that are trained on them alone may not work on photographs.")
+    if isinstance(source.plan_settings.get("parser"), Mapping) and source.table == "faces":
+        limits.append(
+            "Masks of faces that had none were made by a parser, see the networks above; nobody checked them."
+        )
     if source.made_by is None:
         limits.append("Labels are those of the original data set; they were not checked.")
     if format.template is not None:

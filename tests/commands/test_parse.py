@@ -156,3 +156,24 @@ def test_the_network_names_the_run_and_the_data_set_goes_with_it(
     others = [plan(), plan(parser=EXAMPLE, replace=True), plan(parser=EXAMPLE, landmarks={"kind": "mask"})]
     assert len({made.run_id, *(other.run_id for other in others)}) == 4
     assert plan(parser=EXAMPLE, resources={"threads": 2}).run_id == made.run_id
+
+
+def test_exports_say_who_made_the_masks_and_drawn_faces_stay_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings of the data set go with the faces: pictures of a program are marked as such."""
+    install_example(tmp_path / "site", monkeypatch)
+    data = {"kind": "procedural", "identities": 2, "pictures": 1, "size": 32, "seed": 3}
+    make({"kind": "ingest", "data": data, "out": f"{tmp_path}/faces"}).run(quiet)
+    parse(tmp_path / "faces", tmp_path / "parsed", parser=EXAMPLE, replace=True)
+    form = {"kind": "folder", "masks": True}
+    export = {"kind": "export", "faces": f"{tmp_path}/parsed", "format": form, "out": f"{tmp_path}/export"}
+    make(export).run(quiet)
+    card = (tmp_path / "export/dataset/README.md").read_text()
+    digest = find_extractor(PackageParserConfig(name="example-parser")).extractor.sha256
+    assert f"| example-parser `{digest[:12]}` | made the masks | unknown: the job names none" in card
+    assert "were made by a parser" in card
+    assert "These are drawings." in card
+    named = {**export, "card": {"licences": {digest[:10]: "CC0-1.0"}}, "out": f"{tmp_path}/named"}
+    make(named).run(quiet)
+    assert "| made the masks | CC0-1.0 |" in (tmp_path / "named/dataset/README.md").read_text()
