@@ -21,7 +21,7 @@ from raygen.core.errors import ConfigError
 from raygen.core.types import AnyArray, Float32Array
 from raygen.extractors.config import PackageConfig, PackageKind
 
-__all__ = ["GROUP", "Extractor", "Network", "Offer", "find_extractor", "offered"]
+__all__ = ["GROUP", "Extractor", "Network", "Offer", "find_extractor", "offer_of", "offered"]
 
 
 #: The entry-point group.
@@ -117,32 +117,39 @@ def offered() -> Mapping[str, tuple[EntryPoint, ...]]:
     return found
 
 
+def offer_of(name: str, what: str = "network") -> Offer:
+    """The extractor of a name, not loaded. `what`: how errors call it.
+
+    `ConfigError` where no package offers that name, or several do, and where the package cannot be imported or breaks
+    the protocol.
+    """
+    known = offered()
+    entries = known.get(name, ())
+    if not entries:
+        there = ", ".join(sorted(known)) or "no package offers any"
+        hint = nearest(name, known) or f" (offered: {there})"
+        raise ConfigError(f"{what} {name!r}: no installed package offers it in {GROUP}{hint}")
+    if len(entries) > 1:
+        packages = " and ".join(sorted(_package(entry) for entry in entries))
+        raise ConfigError(f"{what} {name!r}: {packages} both offer it; uninstall one of them")
+    return _made(entries[0])
+
+
 def find_extractor(config: PackageConfig) -> Offer:
     """The extractor of a config, not loaded.
 
-    `ConfigError` where no package offers that name, or several do; where it is of another kind or has another sha256;
-    and where the package cannot be imported or breaks the protocol.
+    `ConfigError` as `offer_of`, and where it is of another kind or has another sha256.
     """
-    known = offered()
-    entries = known.get(config.name, ())
-    if not entries:
-        there = ", ".join(sorted(known)) or "no package offers any"
-        hint = nearest(config.name, known) or f" (offered: {there})"
-        raise ConfigError(f"{config.offers} {config.name!r}: no installed package offers it in {GROUP}{hint}")
-    if len(entries) > 1:
-        packages = " and ".join(sorted(_package(entry) for entry in entries))
-        raise ConfigError(f"{config.offers} {config.name!r}: {packages} both offer it; uninstall one of them")
-    offer = _made(entries[0])
-    if offer.extractor.kind != config.offers:
+    offer = offer_of(config.name, config.offers)
+    own = offer.extractor
+    if own.kind != config.offers:
         raise ConfigError(
-            f"{config.name!r} of {offer.package} is of kind {offer.extractor.kind}, and {config.offers} is needed here"
+            f"{config.name!r} of {offer.package} is of kind {own.kind}, and {config.offers} is needed here"
         )
     if config.sha256 is not None:
         wanted = config.sha256.lower()
-        if len(wanted) < MIN_DIGITS or not offer.extractor.sha256.startswith(wanted):
-            raise ConfigError(
-                f"{config.name!r} of {offer.package}: sha256 is {offer.extractor.sha256}, not {config.sha256}"
-            )
+        if len(wanted) < MIN_DIGITS or not own.sha256.startswith(wanted):
+            raise ConfigError(f"{config.name!r} of {offer.package}: sha256 is {own.sha256}, not {config.sha256}")
     return offer
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from raygen.commands.doctor import networks
 from raygen.commands.registry import make
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
@@ -226,3 +227,13 @@ def test_a_gate_reads_the_number_of_a_scorer() -> None:
     for settings in ({"metric": "scorer", "min": 1}, {"metric": "ssim", "scorer": "sharp", "min": 1}):
         with pytest.raises(ConfigError, match="`scorer` names the network"):
             parse(ScoreGate, settings, "gate")
+
+
+def test_doctor_lists_what_packages_offer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, "gone", "1", {"gone": "module_that_is_not_there:Network"})
+    found = {check.detail.partition(":")[0]: check for check in networks(".")}
+    scorer = found["example-scorer"]
+    digest = find_extractor(PackageScorerConfig(name="example-scorer")).extractor.sha256[:12]
+    assert scorer.detail == f"example-scorer: scorer of raygen-example 1.2, sha256 {digest}, licence CC0-1.0"
+    assert {check.status for check in found.values()} == {"ok", "note"}
+    assert "module_that_is_not_there" in found["'gone' of gone 1"].detail
