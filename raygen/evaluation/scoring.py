@@ -9,7 +9,9 @@ import pyarrow as pa
 import torch
 
 from raygen.core.config import Config
+from raygen.core.errors import InputError
 from raygen.core.face_labels import attribute_list
+from raygen.core.landmarks import ARCFACE_TEMPLATE, REASON, from_mask, stored_points
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
 from raygen.evaluation.config import ScoreConfig
@@ -26,6 +28,7 @@ from raygen.metrics.image_similarity import psnr, ssim
 from raygen.metrics.pair_similarity import Similarity
 from raygen.metrics.score_rows import score_table
 from raygen.metrics.segmentation import Counts, confusion
+from raygen.store.face_crop import crop
 from raygen.store.images import decode_image, decode_mask, fit_image
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SCORES
@@ -82,10 +85,16 @@ class Scorer:
                 scores += _found(faces, self.config.features)
         if self.identity is not None and len(ids):
             name = f"identity:{self.identity.name}"
-            if self.identity.config.region == "picture":
-                embedded = _each(ids, name, self.identity.embed(tensor))
-            else:
-                embedded = _each_face(ids, name, tensor, masks, self.identity.embed)
+            match self.identity.config.region:
+                case "picture":
+                    embedded = _each(ids, name, self.identity.embed(tensor))
+                case "face":
+                    embedded = _each_face(ids, name, tensor, masks, self.identity.embed)
+                case "aligned":
+                    aligned = aligned_faces(images, rows, self.identity.size)
+                    stacked = torch.from_numpy(np.stack(list(aligned.values()))) if aligned else None
+                    found = [ids[i] for i in aligned]
+                    embedded = [] if stacked is None else _each(found, name, self.identity.embed(stacked))
             scores += _found(embedded, self.identity.config.network)
         for scorer in self.scorers if len(ids) else ():
             scores += _found(_each(ids, f"score:{scorer.name}", scorer.numbers(tensor)), scorer.config)
@@ -200,6 +209,31 @@ def _each_face(
         faces.append(resized.round().clamp(0, 255).to(torch.uint8).movedim(1, -1))
         face_ids.append(ids[i])
     return _each(face_ids, name, embed(torch.cat(faces))) if faces else []
+
+
+def aligned_faces(images: UInt8Array, rows: pa.Table, size: int) -> dict[int, UInt8Array]:
+    """Pictures uint8 [n, H, W, 3] cropped to ArcFace's template of `size`, by their place in `rows`.
+
+    The landmarks are those of the column `landmarks`, or else of the mask. Rows whose landmarks cannot be told are left
+    out.
+    """
+    empty = [None] * len(images)
+    stored, masks = (rows[name].to_pylist() if name in rows.column_names else empty for name in ("landmarks", "mask"))
+    crops = {}
+    for i, (image, landmarks, mask) in enumerate(zip(images, stored, masks, strict=True)):
+        try:
+            if landmarks is not None:
+                points = stored_points(landmarks)
+            elif mask is not None and mask["bytes"] is not None:
+                points = from_mask(decode_mask(mask["bytes"]))
+            else:
+                continue
+        except InputError as error:
+            if error.reason != REASON:  # a damaged mask
+                raise
+            continue
+        crops[i] = crop(image, points, ARCFACE_TEMPLATE, size)
+    return crops
 
 
 def _resized(mask: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:

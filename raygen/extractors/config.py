@@ -277,8 +277,11 @@ class FaceEmbedderConfig(Config):
     network: AnyEmbedder = Field(
         default_factory=BundledNetworkConfig, description="network that embeds faces, chosen by its `kind`"
     )
-    region: Literal["picture", "face"] = Field(
-        "picture", description="embed the whole picture, or the bounding box of the face in its mask"
+    region: Literal["picture", "face", "aligned"] = Field(
+        "picture",
+        description="what is embedded. picture: all of it; face: the bounding box of the face in its mask; aligned: a "
+        "crop on the template of ArcFace, by the column `landmarks` or else those of the mask, which networks trained "
+        "on aligned faces need",
     )
     size: int | None = Field(
         None,

@@ -119,6 +119,7 @@ class _Package(FaceEmbedder):
         self.net = PackageNetwork(network, device)
         self.name, self.sha256 = self.net.name, self.net.sha256
         own = self.net.offer.extractor.input_size
+        self.size = own or SIDES["onnx"]
         if config.size not in (None, own):
             takes = "pictures as they are stored" if own is None else f"{own} px and nothing else"
             raise ConfigError(f"identity.size: {self.name} takes {takes}; leave `size` out")

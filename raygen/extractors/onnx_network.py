@@ -38,13 +38,17 @@ class ONNXNetwork:
             self.session = onnxruntime.InferenceSession(data, options, providers=onnxruntime.get_available_providers())
         except Exception as error:
             raise InputError(f"{path}: no ONNX model ({type(error).__name__})", reason="weights") from error
-        self.input = self.session.get_inputs()[0].name
+        taken = self.session.get_inputs()[0]
+        self.input = taken.name
+        #: Many models are exported for one picture at a time.
+        self.single = bool(taken.shape) and taken.shape[0] == 1
 
     def __call__(self, pixels: Float32Array) -> Float32Array:
         """RGB pixels in the values that the model takes; `ConfigError` where it does not take them."""
-        array = pixels if self.channels == "rgb" else pixels[:, ::-1]
+        array = np.ascontiguousarray(pixels if self.channels == "rgb" else pixels[:, ::-1], np.float32)
+        parts = np.split(array, len(array)) if self.single and len(array) else [array]
         try:
-            result = self.session.run(None, {self.input: np.ascontiguousarray(array, np.float32)})[0]
+            results = [self.session.run(None, {self.input: part})[0] for part in parts]
         except Exception as error:
             raise ConfigError(f"{self.name}: does not take pixels {list(array.shape)}: {str(error)[:200]}") from error
-        return np.asarray(result, np.float32)
+        return np.concatenate([np.asarray(result, np.float32) for result in results])

@@ -6,12 +6,19 @@ import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
 
-def save(path: Path, nodes: list, constants: dict[str, np.ndarray], side: int, output: list[int | str]) -> str:
-    """A model of `nodes` from the input `x` [n, 3, side, side] to the output `y`; its path."""
+def save(
+    path: Path,
+    nodes: list,
+    constants: dict[str, np.ndarray],
+    side: int,
+    output: list[int | str],
+    batch: int | str = "n",
+) -> str:
+    """A model of `nodes` from the input `x` [batch, 3, side, side] to the output `y`; its path."""
     graph = helper.make_graph(
         nodes,
         "test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, side, side])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 3, side, side])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, output)],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -20,10 +27,11 @@ def save(path: Path, nodes: list, constants: dict[str, np.ndarray], side: int, o
     return str(path)
 
 
-def classes_by_colour(path: Path, matrix: np.ndarray, side: int) -> str:
+def classes_by_colour(path: Path, matrix: np.ndarray, side: int, batch: int | str = "n") -> str:
     """Logits [n, 19, side, side]: `matrix` [19, 3] times the colour of each pixel."""
     convolution = helper.make_node("Conv", ["x", "w"], ["y"])
-    return save(path, [convolution], {"w": matrix.astype(np.float32)[..., None, None]}, side, ["n", 19, side, side])
+    weights = {"w": matrix.astype(np.float32)[..., None, None]}
+    return save(path, [convolution], weights, side, [batch, 19, side, side], batch)
 
 
 def constant_points(path: Path, points: np.ndarray, side: int) -> str:

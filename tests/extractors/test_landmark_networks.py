@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 from skimage.transform import SimilarityTransform
 
@@ -13,10 +15,13 @@ from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.landmarks import ARCFACE_TEMPLATE, from_mask, stored_points
 from raygen.datasets.procedural.draw import draw
+from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.scoring import Scorer
 from raygen.extractors.config import ONNXLandmarkerConfig, PackageLandmarkerConfig
 from raygen.extractors.landmarks import LandmarkFinder
 from raygen.store.face_crop import crop
-from raygen.store.images import decode_image, decode_mask
+from raygen.store.images import decode_image, decode_mask, encode_mask, picture
+from raygen.store.schemas import SAMPLES
 from tests.drawn import quiet
 from tests.extractors.onnx_models import constant_points
 from tests.extractors.packages import install_example
@@ -136,6 +141,35 @@ def test_ingest_stores_landmarks_and_exports_use_them(tmp_path: Path) -> None:
         same = [image for image in crops["network"].values() if (image == wanted).all()]
         assert len(same) == 1
     assert told >= 3
+
+
+def test_identities_are_embedded_from_aligned_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the column, else by the mask; a row without either, or with an error, has no vector."""
+    install_example(tmp_path, monkeypatch)
+    faces = [draw(5, i, 1, 64) for i in range(4)]
+    moved = (ARCFACE_TEMPLATE + 0.05).tolist()
+    stored = [None, {"points": moved, "source": "x"}, {"error": "landmarks: hidden", "source": "x"}, None]
+    rows = [
+        {
+            "sample_id": f"s{i}",
+            "attempt": 0,
+            "run_id": "r",
+            "mask": None if i == 3 else picture(encode_mask(face.mask)),
+            "landmarks": landmarks,
+        }
+        for i, (face, landmarks) in enumerate(zip(faces, stored, strict=True))
+    ]
+    identity = {"network": {"kind": "package", "name": "example-embedder"}, "region": "aligned"}
+    score = {"parser": None, "features": None, "classifier": None, "identity": identity}
+    scorer = Scorer(parse(ScoreConfig, score, "score"), run_id="r")
+    images = np.stack([face.pixels for face in faces])
+    scored = scorer(images, pa.Table.from_pylist(rows, SAMPLES)).to_pylist()
+    assert [row["sample_id"] for row in scored] == ["s0", "s1"]
+    for row, points in zip(scored, (from_mask(faces[0].mask), np.array(moved)), strict=True):
+        aligned = crop(images[int(row["sample_id"][1])], points, ARCFACE_TEMPLATE, 16)
+        wanted = scorer.identity.embed(torch.from_numpy(aligned[None].copy()))[0]
+        assert np.allclose(row["vector"], wanted, atol=1e-5)
+    assert scorer.protocols()["example-embedder"]["region"] == "aligned"
 
 
 @pytest.mark.parametrize(

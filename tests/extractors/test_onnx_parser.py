@@ -43,6 +43,17 @@ def test_a_parser_in_a_file_gives_classes_by_its_order_and_preparation(tmp_path:
     assert parser.protocol()["input"] == "16 px bilinear antialias"
 
 
+def test_a_model_for_one_picture_at_a_time_is_given_one(tmp_path: Path) -> None:
+    matrix = np.random.default_rng(0).normal(size=(19, 3))
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8))
+    found = []
+    for batch in ("n", 1):
+        weights = classes_by_colour(tmp_path / f"{batch}.onnx", matrix, 16, batch)
+        found.append(load_parser(ONNXParserConfig(weights=weights, labels="celebamask", size=16), CPU).parse(images))
+    assert torch.equal(*found)
+    assert len(found[0].unique()) > 3
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
