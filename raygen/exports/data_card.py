@@ -26,6 +26,7 @@ SETTINGS: Final = (
     "sampler",
     "guidance",
     "guidance_parametrization",
+    "guidance_interval",
     "negative_keeps",
     "use_conditions",
     "seed",
