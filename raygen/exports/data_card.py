@@ -91,13 +91,14 @@ def write_card(
     scores: Sequence[Mapping[str, Any]],
     *,
     marks: bool,
+    signed_by: str | None = None,
     warning: str = "",
     job: Mapping[str, Any],
 ) -> str:
     """README.md of the data set: YAML front matter, then Markdown.
 
-    `scores`: METRICS rows. `marks`: whether pictures are marked as synthetic. `warning`: what was found where pictures
-    are noise. `job`: the job as the card prints it.
+    `scores`: METRICS rows. `marks`: whether pictures are marked as synthetic. `signed_by`: SHA-256 of the certificate
+    of content credentials. `warning`: what was found where pictures are noise. `job`: the job as the card prints it.
     """
     kind = {"model": "synthetic faces", "program": "drawn faces", None: "faces"}[source.made_by]
     if source.store.plan().kind == "edit":
@@ -109,7 +110,7 @@ def write_card(
         _front_matter(title, config, format, source, totals),
         f"# {title}",
         *([f"> **Warning.** {warning}"] if warning else []),
-        _summary(source, listing, totals, marks),
+        _summary(source, listing, totals, marks, signed_by),
         f"## What is in it\n\n{_counts(listing, totals, source)}\n\n{format.usage()}\n\n{check}",
         f"## How it was made\n\n{_provenance(source, listing)}",
         f"## How good it is\n\n{_scores(scores)}",
@@ -124,6 +125,11 @@ def write_card(
     return "\n\n".join(parts) + "\n"
 
 
+SIGNED: Final = (
+    " Every picture file is also signed: it has C2PA content credentials, by the certificate with SHA-256 `{}`, which "
+    "`c2patool FILE` and content credential viewers check. Whether that signer can be trusted, they say by a list of "
+    "their own."
+)
 PHOTOGRAPHS_USE: Final = "Training and testing within the terms of the original data set."
 SYNTHETIC_USE: Final = (
     "Training and testing of face recognition, face parsing and attribute classifiers where labels have to be known "
@@ -133,7 +139,8 @@ SYNTHETIC_USE: Final = (
 )
 REPRODUCE: Final = (
     "The same rows in the same shards give the same files, for any number of workers and after interruptions, with the "
-    "same versions of raygen, Pillow and pyarrow. The commits of the export record the versions."
+    "same versions of raygen, Pillow and pyarrow. The commits of the export record the versions. Signatures, if "
+    "there are any, differ each time."
 )
 
 
@@ -153,7 +160,9 @@ def _front_matter(title: str, config: CardConfig, format: Export, source: Export
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
-def _summary(source: ExportSource, listing: ExportListing, totals: ExportTotals, marks: bool) -> str:
+def _summary(
+    source: ExportSource, listing: ExportListing, totals: ExportTotals, marks: bool, signed_by: str | None
+) -> str:
     identities = f" of {len(listing.identities):,} identities" if listing.identities else ""
     count = f"**{totals.rows:,} pictures{identities}.** "
     if source.made_by is None:
@@ -176,7 +185,7 @@ def _summary(source: ExportSource, listing: ExportListing, totals: ExportTotals,
         f"{count}They are synthetic: {how}. Every picture file is marked: it has an XMP packet with IPTC "
         f"`DigitalSourceType` `{source_type}` and its recipe as JSON (in a PNG also as the text chunk `raygen`). Rows "
         "have `is_synthetic: true` where the format has rows."
-    )
+    ) + ("" if signed_by is None else SIGNED.format(signed_by))
 
 
 def _counts(listing: ExportListing, totals: ExportTotals, source: ExportSource) -> str:

@@ -1,0 +1,84 @@
+"""Certificate chains of signers, made for a test: an authority of its own, and the certificate that it issued."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+CURVES = {"es256": ec.SECP256R1, "es384": ec.SECP384R1, "es512": ec.SECP521R1}
+USES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
+
+
+def new_key(kind: str):
+    """A private key for an algorithm of C2PA."""
+    if kind == "ed25519":
+        return ed25519.Ed25519PrivateKey.generate()
+    return rsa.generate_private_key(65537, 2048) if kind == "ps256" else ec.generate_private_key(CURVES[kind]())
+
+
+def signer(folder: Path, kind: str = "es256", *, days: int = 30) -> dict[str, str]:
+    """Write `certificate.pem` and `key.pem`; the setting `provenance.c2pa` that names them.
+
+    `days`: how long the certificate holds; a negative number is one that has ended.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    authority, key = ec.generate_private_key(ec.SECP256R1()), new_key(kind)
+    chain = [
+        certificate("Signer", key, "Authority", authority, days),
+        certificate("Authority", authority, None, authority),
+    ]
+    pem = b"".join(entry.public_bytes(serialization.Encoding.PEM) for entry in chain)
+    (folder / "certificate.pem").write_bytes(pem)
+    # The traditional form where a key has one, as `openssl ecparam -genkey` writes it.
+    form = serialization.PrivateFormat
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            form.PKCS8 if kind == "ed25519" else form.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+    )
+    return {"certificate": str(folder / "certificate.pem"), "key": str(folder / "key.pem")}
+
+
+def certificate(name: str, key, issuer: str | None, issuer_key, days: int = 30) -> x509.Certificate:
+    """A certificate of `name`; that of an authority where there is no issuer."""
+    now = datetime.now(UTC)
+    uses = dict.fromkeys(USES, False) | {"key_cert_sign" if issuer is None else "digital_signature": True}
+    begins = now - timedelta(days=60)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(_named(name))
+        .issuer_name(_named(issuer or name))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begins)
+        .not_valid_after(now + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(issuer is None, None), critical=True)
+        .add_extension(x509.KeyUsage(**uses), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
+    )
+    if issuer is not None:
+        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
+        builder = builder.add_extension(usage, critical=False)
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name(
+        [x509.NameAttribute(NameOID.COMMON_NAME, name), x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Test")]
+    )
