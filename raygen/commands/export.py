@@ -9,6 +9,7 @@ the card. Needs no torch.
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, Final, Literal
@@ -38,6 +39,8 @@ from raygen.exports import AnyExport
 from raygen.exports.base import DATASET
 from raygen.exports.columns import NamingScheme
 from raygen.exports.credentials import C2PAConfig, Credentials, ProvenanceConfig, read_credentials
+from raygen.exports.croissant import croissant_document
+from raygen.exports.croissant_nodes import DataSetParts
 from raygen.exports.data_card import CardConfig, ExportTotals, write_card
 from raygen.exports.finalize import CARD, finish
 from raygen.exports.row_scan import ExportListing, ExportSource, scan
@@ -139,9 +142,12 @@ class ExportJob(ShardedJob):
                 job=self.public_document(source),
             )
 
+        def croissant(totals: ExportTotals, parts: DataSetParts) -> Mapping[str, Any]:
+            return croissant_document(self.card, self.format, source, listing, totals, scores, parts)
+
         began = time.time()
         try:
-            data_set = finish(self.format, work.store, listing.identities, outcome.manifest, card)
+            data_set = finish(self.format, work.store, listing.identities, outcome.manifest, card, croissant)
         except BaseException as error:
             with suppress(Exception):
                 amend_record(work.store, error)
