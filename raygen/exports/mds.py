@@ -133,8 +133,12 @@ class MDSExport(Export):
             "`attributes` a dictionary of CelebA's 40 (-1, 1, or 0 where unknown); `label` is the number of "
             "`identity_id`. A missing number is -1, a missing text empty. The index has the sha256 of each shard.\n\n"
             "```python\nfrom streaming import StreamingDataset\n\n"
-            'for sample in StreamingDataset(local="path/of/this/folder", batch_size=1, validate_hash="sha256"):\n'
+            'for sample in StreamingDataset(local="path/of/this/folder", batch_size=1):\n'
             '    sample["image"], sample["label"]\n```\n\n'
+            "From another place, `remote` names this folder or its URL and `local` an empty folder. With "
+            '`validate_hash="sha256"` shards are compared with the index when they are copied, and only then; where '
+            "one differs, mosaicml-streaming 0.13 logs it and ends the iteration without an exception, so count the "
+            "samples. "
             "Without `shuffle=True` samples come in the order of the files. Where the number of samples is no multiple "
             "of the number of ranks, mosaicml-streaming 0.13 repeats some."
         )

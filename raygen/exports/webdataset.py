@@ -121,5 +121,8 @@ class WebDatasetExport(Export):
             "never null, because loaders take the types from the first samples. Keys are sample "
             "ids with underscores in place of dots.\n\n```python\nimport webdataset\n\n"
             'for sample in webdataset.WebDataset("train-{000000..000NNN}.tar").decode("rgb8"):  # NNN: the last shard\n'
-            f'    sample["{self.extension}"], sample["json"]\n```'
+            f'    sample["{self.extension}"], sample["json"]\n```\n\n'
+            "With more than one rank, webdataset needs `nodesplitter=webdataset.split_by_node`, which gives a rank "
+            "whole files. mlcroissant 1.1 keeps extracted archives by their names alone: set `CROISSANT_CACHE` to a "
+            "folder of its own for each data set."
         )

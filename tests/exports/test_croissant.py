@@ -130,6 +130,22 @@ def test_members_of_tars_load_by_their_keys(sets, tmp_path, monkeypatch):
     assert set(np.asarray(found["masks"]["s007"]["mask"]).ravel()) == {7}
 
 
+def test_two_sets_of_tars_need_two_caches(sets, tmp_path, monkeypatch):
+    """mlcroissant 1.1.1 keeps extracted archives by their `contentUrl` alone, and both sets have `train-000000.tar`.
+
+    So it gives the pictures of the set that was read first. The card and the guide say so.
+    """
+    from etils import epath
+    from mlcroissant._src.operation_graph.operations import extract
+
+    monkeypatch.setattr(extract, "EXTRACT_PATH", epath.Path(tmp_path / "cache"))
+    export(store_rows(tmp_path / "run", [sample(50)]), tmp_path / "other", "webdataset", card=CARD)
+    assert len(records(opened_set(sets / "webdataset")[0], "labels")) == 12
+    (row, *_) = records(opened_set(tmp_path / "other")[0], "labels")
+    assert row["key"] != "s050", "this is the one to say if it is mended"
+    assert "CROISSANT_CACHE" in (tmp_path / "other/dataset/README.md").read_text()
+
+
 def test_labels_alone_load(sets):
     data, _ = opened_set(sets / "csv")
     assert [(row["sample_id"], row["label"]) for row in records(data, "labels")] == [
