@@ -4,6 +4,7 @@ MLCommons Croissant 1.1 (docs.mlcommons.org/croissant/docs/croissant-spec-1.1.ht
 AI (RAI 1.0) and W3C's PROV. It names no time and no path: the same rows give the same file.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -82,7 +83,7 @@ def croissant_document(
     """The document of a data set; arguments are those of `write_card`, and `parts` by `Export.describe`."""
     title = title_of(config, source)
     known = {
-        "license": config.licence,
+        "license": _licence_url(config.licence),
         "url": config.url,
         "version": config.version,
         "datePublished": config.published,
@@ -107,6 +108,13 @@ def croissant_document(
         "distribution": list(parts.distribution),
         **({"recordSet": list(parts.record_sets)} if parts.record_sets else {}),
     }
+
+
+def _licence_url(licence: str | None) -> str | None:
+    """The SPDX page of a licence by its identifier on the hub, where the rule of these is known; otherwise the text."""
+    if licence in ("mit", "apache-2.0") or re.fullmatch(r"cc(0|-by(-nc)?(-sa|-nd)?)-\d\.\d", licence or ""):
+        return f"https://spdx.org/licenses/{'Apache-2.0' if licence == 'apache-2.0' else str(licence).upper()}"
+    return licence
 
 
 def _responsible(

@@ -117,7 +117,10 @@ def write_card(
     of content credentials. `warning`: what was found where pictures are noise. `job`: the job as the card prints it.
     """
     title = title_of(config, source)
-    check = "`sha256sum --check SHA256SUMS`, run in this folder, checks that all files are complete and unchanged."
+    check = (
+        "`sha256sum --check SHA256SUMS`, run in this folder, checks that all files are complete and unchanged. "
+        "`croissant.json` describes the data set for machines (MLCommons Croissant 1.1)."
+    )
     job_yaml = yaml.safe_dump(dict(job), sort_keys=False, allow_unicode=True)
     parts = [
         _front_matter(title, config, format, source, totals),

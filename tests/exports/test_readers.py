@@ -111,12 +111,13 @@ def test_duckdb_and_polars_read_the_columns(sets: Path) -> None:
 @pytest.fixture
 def readers() -> Iterator[Path]:
     """The folder with the packages, at the end of the path."""
-    folder = os.environ.get("RAYGEN_READERS")
-    if not folder:
+    named = os.environ.get("RAYGEN_READERS")
+    if not named:
         pytest.skip("RAYGEN_READERS is not set")
-    sys.path.append(folder)
-    yield Path(folder)
-    sys.path.remove(folder)
+    folder = Path(named).resolve()
+    sys.path.append(str(folder))
+    yield folder
+    sys.path.remove(str(folder))
 
 
 @pytest.mark.nightly
