@@ -88,7 +88,9 @@ class MDSExport(Export):
 
     def _sample(self, row: ExportRow) -> tuple[bytes, int]:
         """A sample, and the offset of the picture in it. A missing value is -1, an empty text or no bytes."""
-        columns, sizes, values, place = row_columns(row), [], [], 0
+        columns, place = row_columns(row), 0
+        sizes: list[int] = []
+        values: list[bytes] = []
         attributes = dict(zip(ATTRIBUTES, attribute_list(row.row.get("attributes")), strict=True))
         columns |= {"attributes": json.dumps(attributes), "image": row.image, "mask": row.mask or b""}
         for name, encoding in self.columns.items():
