@@ -223,8 +223,8 @@ class ExportJob(ShardedJob):
         settings["table"] = source.table
         settings["provenance"] = bool(self.provenance)
         credentials = self._credentials(source)
-        if credentials is not None:  # never the key, nor where it is
-            settings["provenance"] = {"c2pa": {"certificate_sha256": credentials.sha256}}
+        if credentials is not None:
+            settings["provenance"] = {"c2pa": credentials.identity}
             if write and not FileStore(self.out).creates_once():
                 raise ConfigError(f"{self.out}: provenance.c2pa needs storage that creates a file only once")
         inputs = store_listing(listing.rows, self.out, source.digest, write=write)
@@ -285,7 +285,8 @@ class ExportJob(ShardedJob):
         form = {"kind": self.format.kind, **self.format.model_dump(mode="json", exclude_defaults=True)}
         scores = {} if self.scores is None else {"scores": "runs/evaluation"}
         if self._c2pa is not None:
-            settings["provenance"] = {"c2pa": {"certificate": "certificate.pem", "key": "key.pem"}}
+            stamps = {} if self._c2pa.time_stamps is None else {"time_stamps": self._c2pa.time_stamps}
+            settings["provenance"] = {"c2pa": {"certificate": "certificate.pem", "key": "key.pem", **stamps}}
         settings = {source.table: f"runs/{source.store.plan().run_id}", **settings, "format": form, **scores}
         return {"kind": "export", **settings, "out": "runs/export"}
 

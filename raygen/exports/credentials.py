@@ -54,6 +54,18 @@ class C2PAConfig(Config):
         description="PEM file with the private key of the certificate, or env:NAME for an environment variable that "
         "holds the key; each worker reads it itself"
     )
+    time_stamps: Location | None = Field(
+        None,
+        description="http address of an authority (RFC 3161) that stamps each signature with the time, so that it "
+        "counts after the certificate has ended; a request for each picture",
+    )
+
+    @field_validator("time_stamps")
+    @classmethod
+    def _is_http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must be an address that begins with http:// or https://")
+        return value
 
     @field_validator("key", mode="before")
     @classmethod
@@ -75,14 +87,21 @@ class ProvenanceConfig(Config):
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a worker needs to sign: the certificates, PEM; the setting `key`; SHA-256 of the signer's certificate.
+    """What a worker needs to sign: the certificates, PEM; the settings `key` and `time_stamps`; a SHA-256.
 
-    The SHA-256 is that of the DER form, as `openssl x509 -fingerprint -sha256` shows it.
+    The SHA-256 is that of the signer's certificate in DER form, as `openssl x509 -fingerprint -sha256` shows it.
     """
 
     certificates: bytes
     key: str
     sha256: str
+    time_stamps: str | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a run records of them: neither the key, nor where it is."""
+        stamps = {} if self.time_stamps is None else {"time_stamps": self.time_stamps}
+        return {"certificate_sha256": self.sha256, **stamps}
 
 
 def read_credentials(config: C2PAConfig) -> Credentials:
@@ -96,7 +115,8 @@ def read_credentials(config: C2PAConfig) -> Credentials:
     certificate = _certificate(certificates, config.certificate)
     from cryptography.hazmat.primitives.hashes import SHA256
 
-    credentials = Credentials(certificates, config.key, certificate.fingerprint(SHA256()).hex())
+    sha256 = certificate.fingerprint(SHA256()).hex()
+    credentials = Credentials(certificates, config.key, sha256, config.time_stamps)
     PictureSigner(credentials).try_out()
     return credentials
 
@@ -132,7 +152,7 @@ class PictureSigner:
         key = _pkcs8(credentials.key, certificate)
         self._c2pa: Any = c2pa
         try:
-            info = c2pa.C2paSignerInfo(_algorithm(certificate), credentials.certificates, key, None)
+            info = c2pa.C2paSignerInfo(_algorithm(certificate), credentials.certificates, key, credentials.time_stamps)
             self._signer: Any = c2pa.Signer.from_info(info)
             self._context: Any = c2pa.Context.from_dict(SETTINGS)
         except c2pa.C2paError as error:

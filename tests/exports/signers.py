@@ -1,7 +1,12 @@
 """Certificate chains of signers, made for a test: an authority of its own, and the certificate that it issued."""
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -54,7 +59,9 @@ def signer(folder: Path, kind: str = "es256", *, days: int = 30) -> dict[str, st
     return {"certificate": str(folder / "certificate.pem"), "key": str(folder / "key.pem")}
 
 
-def certificate(name: str, key, issuer: str | None, issuer_key, days: int = 30) -> x509.Certificate:
+def certificate(
+    name: str, key, issuer: str | None, issuer_key, days: int = 30, *, use=ExtendedKeyUsageOID.EMAIL_PROTECTION
+) -> x509.Certificate:
     """A certificate of `name`; that of an authority where there is no issuer."""
     now = datetime.now(UTC)
     uses = dict.fromkeys(USES, False) | {"key_cert_sign" if issuer is None else "digital_signature": True}
@@ -73,9 +80,63 @@ def certificate(name: str, key, issuer: str | None, issuer_key, days: int = 30) 
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False)
     )
     if issuer is not None:
-        usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION])
-        builder = builder.add_extension(usage, critical=False)
+        # RFC 3161: the use of a certificate of time stamps is critical.
+        stamps = use == ExtendedKeyUsageOID.TIME_STAMPING
+        builder = builder.add_extension(x509.ExtendedKeyUsage([use]), critical=stamps)
     return builder.sign(issuer_key, hashes.SHA256())
+
+
+@contextmanager
+def time_stamps(folder: Path) -> Iterator[str]:
+    """The address of an authority of time stamps on this machine: `openssl ts` behind a web server."""
+    folder.mkdir(parents=True)
+    authority, key = ec.generate_private_key(ec.SECP256R1()), new_key("ps256")
+    own = certificate("Stamps", key, "Authority", authority, use=ExtendedKeyUsageOID.TIME_STAMPING)
+    for name, data in {
+        "own.pem": own.public_bytes(serialization.Encoding.PEM),
+        "chain.pem": certificate("Authority", authority, None, authority).public_bytes(serialization.Encoding.PEM),
+        "key.pem": key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+        "serial": b"01\n",
+        "settings": TSA.format(folder=folder).encode(),
+    }.items():
+        (folder / name).write_bytes(data)
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_POST(self):
+            (folder / "query").write_bytes(self.rfile.read(int(self.headers["Content-Length"])))
+            command = ["openssl", "ts", "-reply", "-config", folder / "settings", "-queryfile", folder / "query"]
+            answer = subprocess.run(command, capture_output=True, check=True).stdout
+            self.send_response(200)
+            self.send_header("Content-Type", "application/timestamp-reply")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answers) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/stamps"
+        server.shutdown()
+
+
+TSA = """
+[tsa]
+default_tsa = here
+[here]
+serial = {folder}/serial
+crypto_device = builtin
+signer_cert = {folder}/own.pem
+certs = {folder}/chain.pem
+signer_key = {folder}/key.pem
+signer_digest = sha256
+default_policy = 1.2.3.4.1
+digests = sha256, sha384, sha512
+ess_cert_id_alg = sha256
+"""
 
 
 def _named(name: str) -> x509.Name:

@@ -4,6 +4,7 @@ the key."""
 import io
 import json
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.location import redact
 from raygen.execution.worker import ShardWorker
 from raygen.exports.credentials import C2PAConfig, read_credentials
+from raygen.exports.worker import ExportWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.images import encode_image, picture
 from raygen.store.run_store import RunStore
 from tests.commandline import main
 from tests.exports.export_runs import export, opened, pixels, sample, store_faces, store_rows, tree
-from tests.exports.signers import signer
+from tests.exports.signers import signer, time_stamps
 from tests.fakes import Shelf
 
 c2pa = pytest.importorskip("c2pa", reason="needs the extra c2pa")
@@ -92,7 +94,52 @@ def test_keys_of_every_kind_sign(tmp_path, kind):
     assert len(credentials.sha256) == 64
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which stamps here, is not installed")
+def test_signatures_can_have_a_time_stamp(run, keys, tmp_path):
+    with time_stamps(tmp_path / "authority") as address:
+        export(run, tmp_path / "out", "folder", provenance={"c2pa": {**keys, "time_stamps": address}})
+        data = next(iter(tree(tmp_path / "out/dataset/images").values()))
+    with c2pa.Reader("image/png", io.BytesIO(data)) as reader:
+        found = [entry["code"] for entry in reader.get_validation_results()["activeManifest"]["success"]]
+        assert reader.get_validation_state() == "Valid"
+        assert "timeStamp.validated" in found
+        assert reader.get_active_manifest()["signature_info"]["time"].startswith("20")
+    assert RunStore(str(tmp_path / "out")).plan().settings["provenance"]["c2pa"]["time_stamps"] == address
+    with pytest.raises(ConfigError, match=r"time_stamps: must be an address that begins with http"):
+        export(run, tmp_path / "no", "folder", provenance={"c2pa": {**keys, "time_stamps": "s3://bucket/x"}})
+    with pytest.raises(ConfigError, match="cannot sign"):  # the authority is gone
+        export(run, tmp_path / "no", "folder", provenance={"c2pa": {**keys, "time_stamps": address}})
+    assert not (tmp_path / "no").exists()
+
+
 # --- exactly once ---
+
+
+class Died(BaseException):
+    """The end of a process, in the middle of a call."""
+
+
+def test_an_export_that_ends_in_a_shard_goes_on_with_its_signatures(run, keys, tmp_path, monkeypatch):
+    """Some files of the second shard are there, its commit is not."""
+    write, calls = ExportWorker._write, []
+
+    def dies(self, packed, piece):
+        write(self, packed, piece)
+        calls.append(packed)
+        if len(calls) == 2:
+            raise Died
+
+    monkeypatch.setattr(ExportWorker, "_write", dies)
+    with pytest.raises(Died):
+        export(run, tmp_path / "out", "folder", provenance={"c2pa": keys})
+    before = tree(tmp_path / "out/dataset/images")
+    assert len(before) >= 8
+    monkeypatch.undo()
+    export(run, tmp_path / "out", "folder", provenance={"c2pa": keys})
+    after = tree(tmp_path / "out/dataset/images")
+    assert len(after) == 10
+    assert {name: after[name] for name in before} == before
+    assert verify(RunStore(str(tmp_path / "out"))).ok
 
 
 def test_two_attempts_of_a_shard_make_the_same_bytes_though_signatures_differ(run, keys, tmp_path, monkeypatch):
