@@ -126,7 +126,7 @@ class ExportJob(ShardedJob):
         work = self._prepared(source, listing, write=True)
         outcome = run_sharded(work, self.resources, report)
 
-        signed_by = None if (credentials := self._credentials(source)) is None else credentials.sha256
+        signed_by = work.plan.settings["provenance"]["c2pa"]["certificate_sha256"] if self._c2pa is not None else None
 
         def card(totals: ExportTotals) -> str:
             return write_card(
