@@ -17,8 +17,9 @@ help: ## list the targets
 quickstart: $(READY) ## draw faces, generate 1,000 more on a local Ray, score them, write runs/quickstart/report.html
 	$(BIN)/raygen quickstart $(RAYGEN_ARGS)
 
-# One process runs all tests that start Ray, on one Ray, and begins with them; the others take a file at a time.
-TOGETHER := --numprocesses=logical --dist=loadgroup
+# One process runs all tests that share a Ray, and begins with them; the others take a file at a time. Tests of Ray
+# wait most of the time, so there is one process more than cores.
+TOGETHER := --numprocesses=$(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --dist=loadgroup
 
 test: $(READY) ## run the tests
 	$(BIN)/pytest $(TOGETHER) $(RAYGEN_ARGS)

@@ -23,8 +23,10 @@ from raygen.models.config.compile import Compile
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import (
+    GUIDED,
     IGNORE,
     Guidance,
+    GuidanceInterval,
     GuidanceParametrization,
     SampleConfig,
     check_conditions,
@@ -55,6 +57,7 @@ class GenerateJob(ShardedJob):
     negative_keeps: tuple[str, ...] = Field(
         (), description="conditions that the unconditional prediction e0 keeps, such as [mask]; default none"
     )
+    guidance_interval: GuidanceInterval = Field((0.0, 1.0), description=GUIDED)
     use_conditions: tuple[str, ...] | None = Field(
         None, description="conditions of the rows that are used; default: all; an empty list uses none"
     )
@@ -86,6 +89,11 @@ class GenerateJob(ShardedJob):
         "off",
         description="compile the repeated blocks of the networks with torch.compile, when a worker starts; "
         "max-autotune also tries several kernels. Without a compiler pictures are made as with off",
+    )
+    cuda_graph: bool = Field(
+        False,
+        description="replay each prediction as one CUDA graph, which helps small batches; where a replay is not equal "
+        "to the bit, or the device is not a GPU, pictures are made as with false",
     )
     mixing: AnyMixing | None = Field(
         None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"

@@ -1,10 +1,10 @@
 """Settings of sampling, edits, encoding and timing, and the checks that need no model: nothing here imports torch."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
@@ -22,9 +22,11 @@ from raygen.store.images import Codec
 from raygen.store.parquet import Slice, read_slice
 
 __all__ = [
+    "GUIDED",
     "EditJudgeConfig",
     "EncodeConfig",
     "Guidance",
+    "GuidanceInterval",
     "GuidanceParametrization",
     "ImagicConfig",
     "SampleConfig",
@@ -42,6 +44,19 @@ Guidance = float | dict[str, float]
 GuidanceParametrization = Literal["cfg", "cfg_minus_one"]
 
 
+def _check_interval(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] < value[1] <= 1:
+        raise ValueError("must be [low, high] with 0 <= low < high <= 1, parts of the steps from the noisy end")
+    return value
+
+
+#: The part [low, high) of the steps that is guided, counted from the noisy end (Kynkäänniemi et al. 2024).
+GuidanceInterval = Annotated[tuple[float, float], AfterValidator(_check_interval)]
+GUIDED: Final = (
+    "part [low, high) of the steps that is guided, counted from the noisy end; the others are one evaluation of the "
+    "network each"
+)
+
 #: Description of the setting `ignore` of jobs that sample.
 IGNORE: Final = (
     "conditions of the rows that the model may leave unread, such as [style]; any other condition that it cannot read "
@@ -57,7 +72,7 @@ class SampleConfig(Config):
     guidance: Guidance = 1.0
     guidance_parametrization: GuidanceParametrization = "cfg"
     negative_keeps: tuple[str, ...] = ()
-    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the steps that is guided")
+    guidance_interval: GuidanceInterval = Field((0.0, 1.0), description=GUIDED)
     mixing: AnyMixing | None = Field(None, description="of the experts of a collaboration; none is `paper`")
     use_conditions: tuple[str, ...] | None = None
     missing: Literal["null", "quarantine"] = "null"
@@ -70,6 +85,7 @@ class SampleConfig(Config):
     codec: Codec = "webp"
     precision: Precision = "float32"
     compile: Compile = "off"
+    cuda_graph: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     run_id: str = ""
 
@@ -193,5 +209,6 @@ def check_conditions(
 def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
     """Whether both can use one loaded model."""
     return all(
-        getattr(a, name) == getattr(b, name) for name in ("checkpoint", "precision", "compile", "device", "mixing")
+        getattr(a, name) == getattr(b, name)
+        for name in ("checkpoint", "precision", "compile", "cuda_graph", "device", "mixing")
     )
