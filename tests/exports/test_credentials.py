@@ -88,7 +88,7 @@ def test_every_format_holds_signed_pictures(run, keys, tmp_path):
     assert [credential(data)[0] for data in (files[0], rows[0]["image"]["bytes"])] == ["Valid", "Valid"]
 
 
-@pytest.mark.parametrize("kind", ["es384", "es512", "ps256", "ed25519"])
+@pytest.mark.parametrize("kind", ["es384", "ps256", "ed25519"])
 def test_keys_of_every_kind_sign(tmp_path, kind):
     credentials = read_credentials(parse(C2PAConfig, signer(tmp_path, kind)))
     assert len(credentials.sha256) == 64
@@ -154,11 +154,11 @@ def test_two_attempts_of_a_shard_make_the_same_bytes_though_signatures_differ(ru
             yield ended[0]
 
     monkeypatch.setattr(base, "runner_of", lambda _: twice)
-    for kind in ("folder", "webdataset", "huggingface", "recordio"):
+    for kind in ("folder", "webdataset"):
         export(run, tmp_path / kind, kind, provenance={"c2pa": keys})
         checked = verify(RunStore(str(tmp_path / kind)))
         assert checked.ok, checked.problems
-    assert len(statuses) == 12
+    assert len(statuses) == 6
     assert {status for pair in statuses for status in pair} == {("committed", False)}
     monkeypatch.undo()
     export(run, tmp_path / "again", "folder", provenance={"c2pa": keys})
