@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from raygen.core.config import Config
 from raygen.core.landmarks import ARCFACE_TEMPLATE
 from raygen.core.types import Float64Array
+from raygen.exports.croissant_nodes import DataSetParts, file_object
 from raygen.exports.images import PictureCodec
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
@@ -113,6 +114,14 @@ class Assembly:
     def tables(self) -> Iterator[pa.Table]:
         """EXPORTED rows, a table a shard, in the order of shards."""
         return self.store.tables("exported")
+
+    def files(self) -> Iterator[tuple[str, int, str]]:
+        """Path, size and SHA-256 of every file so far: those of shards, then those written here."""
+        for table in self.store.tables("files"):
+            for row in table.to_pylist():
+                yield row["path"], row["bytes"], row["sha256"]
+        for path, (size, sha256) in sorted(self.written.items()):
+            yield path, size, sha256
 
     @contextmanager
     def building(self, name: str) -> Iterator[CountingWriter]:
@@ -213,6 +222,13 @@ class Export(Config):
         `masks`: whether any row has one.
         """
         return None
+
+    def describe(self, assembly: Assembly, *, masks: bool) -> DataSetParts:
+        """What `croissant.json` says of the files and their rows; by default a list of all files.
+
+        `masks`: whether any row has one. Called after `assemble`.
+        """
+        return DataSetParts([file_object(*file) for file in assembly.files()])
 
     @abstractmethod
     def usage(self) -> str:

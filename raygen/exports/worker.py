@@ -1,7 +1,8 @@
 """The worker of an export: rows of an `ExportListing` -> files of the data set, and EXPORTED rows."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any, Final
 
 import pyarrow as pa
@@ -12,6 +13,7 @@ from raygen.core.landmarks import REASON, from_mask, stored_points
 from raygen.core.types import UInt8Array
 from raygen.exports.base import DATASET, PIECES, STAGING, Export, ExportRow, PackedShard
 from raygen.exports.columns import FIELDS, NamingScheme
+from raygen.exports.credentials import Credentials, PictureSigner, sign_once
 from raygen.exports.images import SOURCE_TYPES, encode_picture, fit, recipe
 from raygen.store.face_crop import crop
 from raygen.store.filesystem import FileStore
@@ -35,7 +37,8 @@ class ExportConfig:
 
     `files`: stored tables, by the number that the listing has for them. `parts`: shards of the export. `made_by`: see
     `ExportSource.made_by`. `marks`: whether pictures are marked as synthetic. `constants`: columns with the same value
-    in all rows. `text`: which of the texts of a face is exported. `write`: False for a dry run.
+    in all rows. `text`: which of the texts of a face is exported. `write`: False for a dry run. `credentials`: of the
+    one who signs the pictures, if any.
     """
 
     format: Export
@@ -48,6 +51,7 @@ class ExportConfig:
     constants: tuple[tuple[str, Any], ...] = ()
     text: str = "overall"
     write: bool = True
+    credentials: Credentials | None = None
 
 
 class ExportWorker:
@@ -56,6 +60,13 @@ class ExportWorker:
     def __init__(self, config: ExportConfig) -> None:
         self.config = config
         self.source_type = None if config.made_by is None else SOURCE_TYPES[config.made_by]
+        self.signer = None if config.credentials is None else PictureSigner(config.credentials)
+
+    def environment(self) -> dict[str, str]:
+        """What commits record: the certificate and library of signed pictures."""
+        if self.config.credentials is None:
+            return {}
+        return {"c2pa": version("c2pa-python"), "certificate_sha256": self.config.credentials.sha256}
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
         """No device work: the returned call does all."""
@@ -70,6 +81,7 @@ class ExportWorker:
             except InputError as error:
                 failed.append({"sample_id": stored["sample_id"], "path": "", "bytes": 0, "error": reason_of(error)})
         part = int(listing["part"][0].as_py()) if listing.num_rows else 0
+        rows = self._signed(part, rows)
         packed = self.config.format.pack(part, self.config.parts, rows)
         piece = None if packed.piece is None else f"{PIECES}/{part:05d}-{digest(packed.piece)[:12]}"
         if self.config.write:
@@ -93,9 +105,22 @@ class ExportWorker:
             tables["files"] = pa.Table.from_pylist(files, FILES)
         return tables
 
+    def _signed(self, part: int, rows: list[ExportRow]) -> list[ExportRow]:
+        """The rows of shard number `part` with signed pictures, where the export signs them."""
+        if self.signer is None or self.source_type is None:
+            return rows
+        stored = (FileStore(self.config.out), f"{PIECES}/{part:05d}-signed") if self.config.write else None
+        pictures = [(str(row.row["sample_id"]), row.image) for row in rows]
+        signed = sign_once(self.signer, pictures, self.config.format.codec, self.source_type, stored)
+        return [replace(row, image=image) for row, image in zip(rows, signed, strict=True)]
+
     def _write(self, packed: PackedShard, piece: str | None) -> None:
         storage = FileStore(self.config.out)
-        storage.put_all({f"{DATASET}/{name}": data for name, data in packed.files.items()}, STAGING)
+        files = {f"{DATASET}/{name}": data for name, data in packed.files.items()}
+        if self.signer is None:
+            storage.put_all(files, STAGING)
+        else:  # an attempt that comes when the export has ended would have other signatures
+            storage.put_all_once(files, STAGING)
         if piece is not None and packed.piece is not None:
             storage.put(piece, packed.piece)
 

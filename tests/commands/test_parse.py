@@ -1,5 +1,6 @@
 """`raygen parse`: faces without masks become faces with masks, with the confidence of the parser."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASS_INDEX
 from raygen.core.landmarks import from_mask
 from raygen.datasets.procedural.draw import draw
+from raygen.exports.licences import network_rows
 from raygen.extractors.bundled import BundledParser, load_bundled
 from raygen.extractors.config import PackageParserConfig
 from raygen.extractors.packages import find_extractor
@@ -177,3 +179,7 @@ def test_exports_say_who_made_the_masks_and_drawn_faces_stay_drawn(
     named = {**export, "card": {"licences": {digest[:10]: "CC0-1.0"}}, "out": f"{tmp_path}/named"}
     make(named).run(quiet)
     assert "| made the masks | CC0-1.0 |" in (tmp_path / "named/dataset/README.md").read_text()
+    # A number that a package's network measured has its licence in the protocol; one that the job names is preferred.
+    scores = [{"protocol": json.dumps({"network": "x", "sha256": "ab" * 32, "licence": "MIT"})}]
+    assert network_rows({}, scores, {}) == ["| x | measured them | MIT |"]
+    assert network_rows({}, scores, {"abab": "CC0-1.0"}) == ["| x | measured them | CC0-1.0 |"]
