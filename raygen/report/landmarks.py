@@ -1,4 +1,4 @@
-"""Section: the five landmarks of a few images, from their masks, and the crops that an aligned export makes of them."""
+"""Section: the five landmarks of a few images, and the crops that an aligned export makes of them."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from typing import Any, Final, NamedTuple
 from PIL import Image
 
 from raygen.core.errors import InputError
-from raygen.core.landmarks import ARCFACE_TEMPLATE, from_mask, misfit, similarity
+from raygen.core.landmarks import ARCFACE_TEMPLATE, from_mask, misfit, similarity, stored_points
 from raygen.core.types import Float64Array
-from raygen.exports.images import crop
 from raygen.report.images import data_url, image_thumb
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
+from raygen.store.face_crop import crop
 from raygen.store.images import decode_image, decode_mask
 from raygen.store.set_digest import KEYS
 
@@ -39,10 +39,10 @@ class AlignedFace(NamedTuple):
 
 
 def section(run: RunFolder) -> Section | None:
-    """Evenly spaced images that can be aligned, and why others cannot; None where rows have no masks."""
+    """Evenly spaced images that can be aligned, and why others cannot; None without masks and landmarks."""
     if run.main is None or run.main.table not in ("samples", "faces"):
         return None
-    rows = [row for row in run.example_rows if row.get("mask") and row.get("image")]
+    rows = [row for row in run.example_rows if row.get("image") and (row.get("mask") or row.get("landmarks"))]
     faces: list[AlignedFace] = []
     reasons: Counter[str] = Counter()
     for row in rows:
@@ -58,6 +58,7 @@ def section(run: RunFolder) -> Section | None:
         "aligned": len(faces),
         "examined": len(rows),
         "reasons": reasons.most_common(),
+        "sources": sorted({str((row.get("landmarks") or {}).get("source") or "mask") for row in rows}),
         "template": ARCFACE_TEMPLATE,
         "generated": run.generated,
     }
@@ -65,8 +66,12 @@ def section(run: RunFolder) -> Section | None:
 
 
 def aligned_face(row: Mapping[str, Any], name: str) -> AlignedFace:
-    """The landmarks of a row from its mask, and its crop; `InputError` where they cannot be told, or no image opens."""
-    points = from_mask(decode_mask(row["mask"]["bytes"]))
+    """The landmarks of a row, stored or from its mask, and its crop.
+
+    `InputError` where they cannot be told, or the image does not open.
+    """
+    stored = row.get("landmarks")
+    points = from_mask(decode_mask(row["mask"]["bytes"])) if stored is None else stored_points(stored)
     pixels = decode_image(row["image"]["bytes"])
     height, width = pixels.shape[:2]
     matrix = similarity(points * [width, height], ARCFACE_TEMPLATE * CROP)

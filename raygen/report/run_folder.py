@@ -211,11 +211,11 @@ class RunFolder:
 
     @cached_property
     def example_rows(self) -> Sequence[Mapping[str, Any]]:
-        """At most `EXAMPLES` rows, evenly spaced through the main stage: key, image, mask and source."""
+        """At most `EXAMPLES` rows, evenly spaced through the main stage: key, image, mask, source and landmarks."""
         if self.main is None or self.main.table not in ("samples", "faces"):
             return []
         key = KEYS[self.main.table][0]
-        return list(evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source"]))
+        return list(evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source", "landmarks"]))
 
     def json(self, name: str) -> Any:
         """The JSON file `name`, seen from the folder; or None; `IntegrityError` where it is damaged."""

@@ -29,6 +29,7 @@ __all__ = [
     "GuidanceInterval",
     "GuidanceParametrization",
     "ImagicConfig",
+    "ParseConfig",
     "SampleConfig",
     "TimingConfig",
     "check_guidance",
@@ -98,6 +99,21 @@ class EncodeConfig(Config):
     batch: int = Field(32, ge=1, le=4096, description="pictures at once, mirrored ones counted")
     precision: Precision = Field("float32", description=PRECISION)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+#: Description of the setting `landmarks` of jobs that write FACES or SAMPLES.
+LANDMARKS: Final = (
+    "also store the five landmarks of each face, which exports align by: from its mask, or refined by a landmark "
+    "network, chosen by its `kind`; default none"
+)
+
+
+class ParseConfig(Config):
+    """Which parser makes masks, and of which faces."""
+
+    parser: ParserConfig
+    replace: bool = False
+    min_confidence: float = 0.0
 
 
 class EditJudgeConfig(Config):

@@ -68,6 +68,23 @@ def test_points_of_the_crop_lie_where_the_crop_shows_these_parts() -> None:
         assert face.misfit < 0.25
 
 
+def test_landmarks_that_are_stored_are_shown_in_place_of_those_of_the_mask(tmp_path: Path) -> None:
+    pixels, mask = drawn(1)
+    points = (from_mask(mask) + 0.02).tolist()
+    stored = {"points": points, "source": "refiner", "error": None}
+    row = {"split": "train", "image": picture(encode_image(pixels)), "mask": picture(encode_mask(mask))}
+    rows = [{**row, "face_id": "a", "landmarks": stored}]
+    rows += [{**row, "face_id": "b", "landmarks": {"points": None, "source": "refiner", "error": "landmarks: unsure"}}]
+    write(tmp_path, "faces", "ingest", {}, [{"faces": pa.Table.from_pylist(rows, FACES)}], begin=1e9, took=1.0)
+    section = landmarks.section(RunFolder.open(str(tmp_path)))
+    assert section is not None
+    (face,) = section.variables["faces"]
+    assert face.points == pytest.approx(np.array(points), abs=1e-6)
+    assert section.variables["reasons"] == [("unsure", 1)]
+    assert section.variables["sources"] == ["refiner"]
+    assert "as stored, by refiner" in Path(build_report(str(tmp_path))).read_text()
+
+
 def test_a_run_without_masks_has_no_such_section(tmp_path: Path) -> None:
     rows = [{"face_id": "f", "split": "train", "image": picture(encode_image(drawn(0)[0]))}]
     write(tmp_path, "faces", "ingest", {}, [{"faces": pa.Table.from_pylist(rows, FACES)}], begin=1e9, took=1.0)
