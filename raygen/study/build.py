@@ -36,6 +36,8 @@ __all__ = ["KEY_FORMAT", "Page", "common_rows", "read_key", "write_study"]
 
 #: Changes where keys have another form.
 KEY_FORMAT: Final = 1
+#: Rows of each method that are in memory at once.
+AT_ONCE: Final = 64
 #: Columns of the condition, by the name under which it is shown.
 CONDITIONS: Final = ("mask", "attributes", "text")
 PAGES: Final = Path(__file__).with_name("pages")
@@ -97,34 +99,22 @@ def write_study(
 
     Names of pictures are drawn from the seed, and files are written in the order of these names: neither names, nor
     times, nor what is in the files tells a method. `ConfigError` where the condition of a row differs between methods,
-    or the file `key` is of another study.
+    or `key` or `out` hold another study.
     """
     document = _key(methods, forms, page, seed)
     folder, _, file = key.rpartition("/")
     keys = FileStore(folder or ".")
     if keys.exists(file) and read_key(key)["study"] != document["study"]:
         raise ConfigError(f"{key}: is the key of another study, whose answers it is needed for; choose another `key`")
+    storage = FileStore(out)
+    if storage.exists("form-01.html") and document["study"].encode() not in storage.get("form-01.html"):
+        raise ConfigError(f"{out}: holds the pages of another study; choose another `out`")
     random = np.random.default_rng([seed, 1 << 20])
     rows = list(dict.fromkeys(trial.sample_id for form in forms for trial in form.trials))
     names = {(method, row): token(random) for row in rows for method in methods}
     masks = {row: token(random) for row in rows}
-    held = {method: StoredRows(url, ["image", *CONDITIONS], table="samples") for method, url in methods.items()}
-    files: dict[str, bytes] = {}
-    conditions: dict[str, Mapping[str, Any]] = {}
-    size = page.size or _smallest(held, rows[0])
-    with ThreadPoolExecutor() as threads:
-        for start in range(0, len(rows), 64):
-            part = rows[start : start + 64]
-            found = {method: lookup(part) for method, lookup in held.items()}
-            for row in part:
-                conditions[row] = _condition(row, {method: found[method][row] for method in methods})
-            wanted = [(method, row) for row in part for method in methods]
-            stored = [found[method][row]["image"]["bytes"] for method, row in wanted]
-            encoded = threads.map(partial(_picture, size=size), stored)
-            files |= {names[place]: data for place, data in zip(wanted, encoded, strict=True)}
-            if "mask" in page.show:
-                files |= {masks[row]: _mask(conditions[row]["mask"], size) for row in part if conditions[row]["mask"]}
-    storage = FileStore(out)
+    files, conditions = _files(methods, rows, names, masks, page)
+    keys.put(file, json.dumps(document, indent=1).encode())  # first: pages without it are of no use
     if not page.embed:
         for name in sorted(files):
             storage.put(f"pictures/{name}.webp", files[name])
@@ -140,8 +130,34 @@ def write_study(
             "pictures": _embedded(trials, files) if page.embed else None,
         }
         storage.put(f"form-{form.number:02d}.html", _html(data).encode())
-    keys.put(file, json.dumps(document, indent=1).encode())
     return document
+
+
+def _files(
+    methods: Mapping[str, str],
+    rows: Sequence[str],
+    names: Mapping[tuple[str, str], str],
+    masks: Mapping[str, str],
+    page: Page,
+) -> tuple[dict[str, bytes], dict[str, Mapping[str, Any]]]:
+    """Encoded pictures and masks by their names, and what each row asked for."""
+    held = {method: StoredRows(url, ["image", *CONDITIONS], table="samples") for method, url in methods.items()}
+    files: dict[str, bytes] = {}
+    conditions: dict[str, Mapping[str, Any]] = {}
+    size = page.size or _smallest(held, rows[0])
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(rows), AT_ONCE):
+            part = rows[start : start + AT_ONCE]
+            found = {method: lookup(part) for method, lookup in held.items()}
+            for row in part:
+                conditions[row] = _condition(row, {method: found[method][row] for method in methods})
+            wanted = [(method, row) for row in part for method in methods]
+            stored = [found[method][row]["image"]["bytes"] for method, row in wanted]
+            encoded = threads.map(partial(_picture, size=size), stored)
+            files |= {names[place]: data for place, data in zip(wanted, encoded, strict=True)}
+            if "mask" in page.show:
+                files |= {masks[row]: _mask(conditions[row]["mask"], size) for row in part if conditions[row]["mask"]}
+    return files, conditions
 
 
 def _smallest(held: Mapping[str, StoredRows], row: str) -> int:
@@ -210,6 +226,9 @@ def _key(methods: Mapping[str, str], forms: Sequence[Form], page: Page, seed: in
     document = {
         "format": KEY_FORMAT,
         "question": page.question,
+        "show": list(page.show),
+        "ties": page.ties,
+        "size": page.size,
         "seed": seed,
         "methods": {name: {"samples": url, "digest": open_input(url)[1]} for name, url in methods.items()},
         "forms": [{"form": form.number, "trials": [trial.document() for trial in form.trials]} for form in forms],

@@ -121,6 +121,9 @@ def test_a_key_is_never_beside_the_pages_nor_overwritten_by_another(job: Path, p
     code, said = main(capfd, "study", str(job), "seed=9")
     assert (code, "is the key of another study" in said) == (2, True), said
     assert Path(f"{pages}.key.json").read_bytes() == before
+    code, said = main(capfd, "study", str(job), "seed=9", f"key={job.parent}/new.json")
+    assert (code, "holds the pages of another study" in said) == (2, True), said
+    assert not (job.parent / "new.json").exists()
     code, said = main(capfd, "study", str(job), f"key={pages}/pictures/key.json")
     assert (code, "key: lies in `out`" in said) == (2, True), said
     (job.parent / "used").mkdir()
