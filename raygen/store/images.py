@@ -250,6 +250,7 @@ def decode_mask(
 def decode_part(data: bytes | None) -> BoolArray:
     """Encoded mask of one class -> where it is not black, bool [H, W].
 
+    Where its edges are soft, as smooth resizing and the noise of a JPEG leave them, the edge is at half of white.
     `InputError` (`part`) where the shape is not in the values: in the alpha channel, in indices whose colours differ
     from it, or on a background that is not black.
     """
@@ -266,5 +267,12 @@ def decode_part(data: bytes | None) -> BoolArray:
         )
     if inside.all() and values.dtype != np.bool_ and values.min() < 255:
         raise InputError("its background is not 0; save it white on black", reason="part")
+    strength = values.reshape(*values.shape[:2], -1).max(axis=2)
+    top = int(strength.max(initial=0))
+    levels = np.unique(strength[inside])
+    bright = strength >= (top + 1) // 2
+    # Numbers of persons or parts, which a mask may have instead, are few, and the largest is not the most.
+    if top >= 128 and len(levels) > 4 and 2 * (strength >= top - top // 16).sum() > bright.sum():
+        return bright
     part: BoolArray = inside
     return part

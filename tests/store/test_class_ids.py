@@ -69,6 +69,13 @@ def test_a_grey_mask_that_an_optimiser_stored_with_a_palette_keeps_its_values():
     np.testing.assert_array_equal(decode_mask(png(image)), mask())
 
 
+@pytest.mark.parametrize("order", ["celebamask", "face_parsing"])
+def test_greys_of_such_a_palette_are_indices_in_the_order_of_the_labels(order):
+    greys = np.repeat(np.arange(19, dtype=np.uint8)[:, None], 3, axis=1)
+    plain = decode_mask(png(Image.fromarray(mask())), label_order=order)
+    np.testing.assert_array_equal(decode_mask(png(renumbered(mask(), greys)), label_order=order), plain)
+
+
 @pytest.mark.parametrize(
     "colours",
     [
@@ -98,6 +105,20 @@ def test_a_palette_that_is_nearly_official_in_another_order_is_refused():
     shifted = np.clip(PALETTE.astype(int) + 3, 0, 255).astype(np.uint8)
     with pytest.raises(InputError, match="nearly the official ones"):
         decode_mask(png(renumbered(mask(), shifted)))
+
+
+@pytest.mark.parametrize("ids", [mask(), mask((0, 1))], ids=["nine classes", "two"])
+def test_other_colours_that_an_optimiser_numbered_anew_are_refused(ids):
+    """ImageMagick and pngquant keep only used colours, so class 17 of another palette may be index 8."""
+    colours = np.arange(57).reshape(19, 3) + 100
+    with pytest.raises(InputError, match="numbered the classes anew") as caught:
+        decode_mask(png(renumbered(ids, colours)))
+    assert caught.value.reason == "palette"
+    buffer = io.BytesIO()
+    renumbered(ids, colours).save(buffer, "TIFF")
+    with pytest.raises(InputError, match="numbered the classes anew"):
+        decode_mask(buffer.getvalue())
+    np.testing.assert_array_equal(decode_mask(png(with_palette(ids, colours))), ids)
 
 
 def test_an_index_without_a_colour_is_no_class():
@@ -194,6 +215,28 @@ def test_parts_are_read_in_every_form_that_shows_them():
         np.testing.assert_array_equal(decode_part(png(image)), shape(), err_msg=name)
     assert decode_part(png(Image.new("L", (4, 4), 255))).all()
     assert not decode_part(png(Image.new("L", (4, 4), 0))).any()
+
+
+@pytest.mark.parametrize("how", ["bilinear", "lanczos", "jpeg"])
+def test_soft_edges_of_parts_are_at_half_of_white(how):
+    inside = np.zeros((64, 64), bool)
+    inside[10:30, 20:50] = True
+    image = Image.fromarray(white(inside))
+    if how == "jpeg":
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=60)
+        image = Image.open(buffer).convert("RGB")
+    else:
+        image = image.resize((192, 192), Image.Resampling[how.upper()])
+        inside = inside.repeat(3, axis=0).repeat(3, axis=1)
+    assert (np.asarray(image.convert("L")) != 0).sum() > 1.05 * inside.sum(), "not black, and not of the part"
+    assert (decode_part(png(image)) ^ inside).sum() <= 4, "the corners"
+
+
+def test_numbered_persons_are_all_of_a_part():
+    numbers = np.zeros((12, 12), np.uint8)
+    numbers[2:10, 2:10] = np.repeat([40, 80, 120, 160, 200, 220, 240, 255], 8).reshape(8, 8)
+    np.testing.assert_array_equal(decode_part(png(Image.fromarray(numbers))), numbers != 0)
 
 
 @pytest.mark.parametrize(
