@@ -48,10 +48,11 @@ _VERSION_KEYS: Final = (
 _SYSTEM_FOLDERS: Final = frozenset(
     {
         *("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin"),
+        *("@__thumb", "@tmp", "@sharebin"),
         *("system volume information", "lost+found"),
     }
 )
-_SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini"})
+_SYSTEM_FILES: Final = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 
 
 def system_file(name: str) -> bool:
@@ -63,7 +64,9 @@ def system_file(name: str) -> bool:
 def left_out(names: Iterable[str]) -> str:
     """`left out: 3 .gif, 1 .txt`: how many of these files there are, by ending; those of the system do not count."""
     endings = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names if not system_file(name))
-    return f"left out: {', '.join(f'{n:,} {ending}' for ending, n in endings.most_common(8))}" if endings else ""
+    shown = [f"{n:,} {ending}" for ending, n in endings.most_common(8)]
+    others = f"{endings.total() - sum(n for _, n in endings.most_common(8)):,} with other endings"
+    return f"left out: {', '.join(shown + [others] * (len(endings) > 8))}" if endings else ""
 
 
 class Files:
@@ -84,7 +87,8 @@ class Files:
             if not self._fs.exists(root):
                 raise ConfigError(f"{url}: no such folder or bucket")
             if not self._fs.isdir(root):
-                raise ConfigError(f"{url}: not a folder")
+                hint = f"; zip://::{url} reads what is in it" if url.endswith(".zip") else ""
+                raise ConfigError(f"{url}: not a folder{hint}")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -126,7 +130,7 @@ class Files:
 
     def examples(self) -> str:
         """The end of an error message: a few names of files that are there; empty for an empty folder."""
-        names = [name for name in self.names(depth=2) if not system_file(name)]
+        names = [name for name in self.names(depth=2) or self.names(depth=4) if not system_file(name)]
         return f"; found: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
 
     def first(self, candidates: Sequence[str]) -> str | None:
@@ -139,7 +143,7 @@ class Files:
         address = self.address(name)
         try:
             data = read(address, self.max_bytes)
-            return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+            text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
         except FileNotFoundError:
             raise ConfigError(f"{address}: no such file") from None
         except UnicodeDecodeError as error:
@@ -149,6 +153,9 @@ class Files:
             ) from error
         except (OSError, InputError) as error:
             raise ConfigError(f"{address}: cannot be read ({error})") from error
+        if "\0" in text:  # every second byte of UTF-16 without its mark, and half of UTF-32
+            raise ConfigError(f"{address}: holds null bytes, as no text in UTF-8 does; save the file as UTF-8")
+        return text
 
     def optional_text(self, chosen: str | None, usual: Sequence[str]) -> tuple[str, str] | None:
         """Name and content of the file `chosen`, which must exist, or of the first of `usual` that exists."""

@@ -102,8 +102,8 @@ def _palette_ids(image: Image.Image) -> tuple[UInt8Array, bool]:
     stored = palette[: np.flatnonzero(palette.any(axis=1))[-1] + 1]  # TIFF fills its palette up with black
     if len(used) == len(stored) < len(CLASSES) and len(np.unique(stored, axis=0)) == len(stored):
         raise InputError(
-            f"the palette has only the {len(used)} colours in use, none of them twice and not all official: it looks as "
-            f"if an image optimiser had numbered the classes anew; {_WAY_OUT}",
+            f"the palette has only the {len(used)} colours in use, none of them twice and not all official: it looks "
+            f"as if an image optimiser had numbered the classes anew; {_WAY_OUT}",
             reason="palette",
         )
     return index, False
@@ -118,7 +118,7 @@ def _classes(colours: Int64Array, palette: Int64Array) -> Int64Array:
 
 
 def _is_grey_mask(palette: Int64Array) -> bool:
-    """Whether it has nothing but greys up to 18: that of a grey mask which an optimiser turned into a palette picture."""
+    """Whether it has nothing but greys up to 18, as a grey mask has that an optimiser stored with a palette."""
     return bool((palette == palette[:, :1]).all() and palette.max() < len(CLASSES))
 
 

@@ -46,12 +46,23 @@ def test_pictures_are_found_recursively_in_order_and_other_files_are_not(tmp_pat
         save(tmp_path / name, pixels())
     for name in ("@eaDir/z.jpg/SYNOPHOTO_THUMB_M.jpg", "b/@eaDir/2.png", "#recycle/7.png", "$RECYCLE.BIN/8.png"):
         save(tmp_path / name, pixels())
+    for name in ("b/@__thumb/2.png", "@tmp/9.png"):
+        save(tmp_path / name, pixels())
     for name in ("README", "a/Thumbs.db", "a/desktop.ini", "a/raw.heic", "b/raw.HEIC", "b/anim.gif"):
         (tmp_path / name).write_text("x")
     listing = Folder(root=str(tmp_path)).listing()
     assert listing["face_id"].to_pylist() == ["a-1", "a-deep-er-3", "b-2", "z"]
     assert listing.schema.metadata == {b"note": b"left out: 2 .heic, 1 without ending, 1 .gif"}
     assert set(listing["split"].to_pylist()) == {"train"}
+
+
+def test_all_that_is_left_out_is_counted_whatever_the_number_of_endings(tmp_path):
+    save(tmp_path / "a.png", pixels())
+    for ending in ("gif", "heic", "avif", "jp2", "tga", "psd", "svg", "pdf", "dng", "cr2", "mp4"):
+        (tmp_path / f"b.{ending}").write_text("x")
+    note = Folder(root=str(tmp_path)).listing().schema.metadata[b"note"].decode()
+    assert note.count(" 1 .") == 8
+    assert note.endswith("3 with other endings")
 
 
 def test_limit_keeps_the_first(tmp_path):
@@ -166,6 +177,9 @@ def test_missing_folders_empty_folders_and_files_are_configuration_errors(tmp_pa
         with pytest.raises(ConfigError, match=message) as caught:
             Folder(root=str(tmp_path / name)).listing()
         assert str(tmp_path / name) in str(caught.value)
+    (tmp_path / "set.zip").write_text("")
+    with pytest.raises(ConfigError, match=rf"not a folder; zip://::{tmp_path}/set.zip reads what is in it"):
+        Folder(root=str(tmp_path / "set.zip")).listing()
 
 
 def test_a_ring_of_links_is_an_error_and_not_a_hang(tmp_path):
