@@ -65,6 +65,12 @@ FORMAT_OF: Final[Mapping[str, str]] = {
 #: Formats that viewers of Parquet tables show; pictures in other formats are encoded again.
 _KEPT: Final = ("JPEG", "PNG", "WEBP")
 _JPEG_START: Final = b"\xff\xd8\xff"
+#: Compressions of TIFF, as Pillow names them, that change values.
+_LOSSY_TIFF: Final[Mapping[str, str]] = {
+    "jpeg": "TIFF with JPEG inside",
+    "tiff_jpeg": "TIFF with JPEG inside",
+    "webp": "TIFF with WebP inside",
+}
 _WEBP_SIDE: Final = 16_383
 #: Pixels of the largest photographs that are read where `size` makes them small: 201 megapixels, 0.8 GB decoded.
 MAX_READ_PIXELS: Final = 16_384 * 12_288
@@ -180,17 +186,33 @@ def _check_format(header: Image.Image, address: str) -> None:
 
 
 def _read_lossless(address: str, max_bytes: int) -> bytes:
-    """The bytes of a mask file; `InputError` as `read`, and `lossy` for a JPEG."""
+    """The bytes of a mask file; `InputError` as `read`, and `lossy` for JPEG, also in TIFF, and lossy WebP."""
     data = read(address, max_bytes)
-    if data.startswith(_JPEG_START):
-        raise InputError("JPEG changes classes at every edge; store masks as PNG", reason="lossy")
+    kind = "JPEG" if data.startswith(_JPEG_START) else "lossy WebP" if _lossy_webp(data) else None
+    if data.startswith((b"II", b"MM")):
+        image, _ = open_image(data)
+        kind = _LOSSY_TIFF.get(str(image.info.get("compression")))
+    if kind is not None:
+        raise InputError(f"{kind} changes classes at every edge; store masks as PNG", reason="lossy")
     return data
+
+
+def _lossy_webp(data: bytes) -> bool:
+    """Whether one of the chunks of a WebP file is a lossy bitstream (RFC 9649, section 2.5)."""
+    if not (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
+        return False
+    at = 12
+    while at + 8 <= len(data):
+        if data[at : at + 4] == b"VP8 ":
+            return True
+        at += 8 + (int.from_bytes(data[at + 4 : at + 8], "little") + 1) // 2 * 2
+    return False
 
 
 def read_mask(address: str, labels: LabelOrder = "celebamask", max_bytes: int = MAX_FILE_BYTES) -> UInt8Array:
     """Class indices uint8 [H, W] of a mask file.
 
-    `InputError` as `read` of `raygen.datasets.files`, as `decode_mask`, `lossy` for a JPEG, or `extension`.
+    `InputError` as `read` of `raygen.datasets.files`, as `decode_mask`, `lossy` for JPEG and lossy WebP, or `extension`.
     """
     with _naming(address):
         data = _read_lossless(address, max_bytes)

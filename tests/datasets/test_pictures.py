@@ -14,7 +14,7 @@ from PIL import Image
 from raygen.core.errors import InputError
 from raygen.datasets.files import Files
 from raygen.datasets.folder import Folder
-from raygen.datasets.pictures import read_picture
+from raygen.datasets.pictures import read_mask, read_part, read_picture
 from raygen.store import images
 from raygen.store.images import decode_image
 from tests.fakes import Shelf
@@ -244,3 +244,25 @@ def test_files_in_a_zip_change_with_their_checksum(tmp_path):
             archive.writestr("set/a.png", encoded(pixels(seed=seed), "BMP"))
         found.append(versions(Folder(root=f"zip://set::{path}"))["a"])
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "kind"),
+    [
+        ("m.webp", {"quality": 90}, "lossy WebP"),
+        ("m.webp", {"quality": 90, "exif": b"Exif\0\0II*\0\x08" + bytes(9)}, "lossy WebP"),
+        ("m.tif", {"compression": "jpeg"}, "TIFF with JPEG inside"),
+    ],
+)
+def test_masks_that_a_codec_changed_are_refused_whatever_the_file_is(tmp_path, name, how, kind):
+    """Values near edges are others, and are classes as well."""
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 8:20] = 5
+    image = Image.fromarray(mask)
+    image.save(tmp_path / name, **how)
+    for reader in (read_mask, read_part):
+        with pytest.raises(InputError, match=f"{name}: {kind} changes classes at every edge") as caught:
+            reader(str(tmp_path / name))
+        assert caught.value.reason == "lossy"
+    image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {"compression": "tiff_lzw"}))
+    np.testing.assert_array_equal(read_mask(str(tmp_path / name)), mask)
