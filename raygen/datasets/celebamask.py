@@ -19,6 +19,7 @@ from raygen.core.face_labels import CLASSES, SplitName, split_of
 from raygen.core.location import RelativeLocation
 from raygen.core.types import BoolArray, UInt8Array
 from raygen.datasets.annotations import (
+    CELEBA_HQ,
     attribute_lines,
     attribute_note,
     attribute_values,
@@ -148,8 +149,8 @@ class CelebAFiles(PictureFiles):
         if self.labels != "celebamask" and not masks:
             raise ConfigError(f"{self.root}: `labels: {self.labels}` is for masks of class indices, and there are none")
         annotations = self._annotations(files)
-        for source, lines in (("attributes", annotations.attributes), ("identities", annotations.identities)):
-            refuse_celeba_numbers(f"{self.root}: {source}", lines or (), images)
+        for source in ("attributes", "identities", "texts"):
+            refuse_celeba_numbers(f"{self.root}: {source}", getattr(annotations, source) or (), images)
         rows: list[dict[str, Any]] = []
         for number in sorted(images)[: self.limit]:
             row: dict[str, Any] = {
@@ -164,7 +165,16 @@ class CelebAFiles(PictureFiles):
                 rows.append({**row, **self._labels(number, annotations)})
             except InputError as error:
                 rows.append({**row, "reason": error.reason, "problem": error.args[0]})
-        notes = (others, unread, "" if annotations.attributes is None else attribute_note(annotations.attributes))
+        above = sum(number >= CELEBA_HQ for number in images)
+        beyond = f"{above:,} pictures have numbers that CelebA-HQ has not: split {self.split!r} says nothing of them"
+        without = sum(not row.get("texts") for row in rows) if annotations.texts else 0
+        notes = (
+            others,
+            unread,
+            f"texts: {len(rows) - without:,} of {len(rows):,}" if without else "",
+            beyond if above else "",
+            "" if annotations.attributes is None else attribute_note(annotations.attributes),
+        )
         return self.listing_table(files, rows, LISTING, "; ".join(filter(None, notes)))
 
     def _images(self, files: Files) -> tuple[dict[int, str], str]:

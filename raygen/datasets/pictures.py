@@ -212,7 +212,8 @@ def _lossy_webp(data: bytes) -> bool:
 def read_mask(address: str, labels: LabelOrder = "celebamask", max_bytes: int = MAX_FILE_BYTES) -> UInt8Array:
     """Class indices uint8 [H, W] of a mask file.
 
-    `InputError` as `read` of `raygen.datasets.files`, as `decode_mask`, `lossy` for JPEG and lossy WebP, or `extension`.
+    `InputError` as `read` of `raygen.datasets.files`, as `decode_mask`, `lossy` for JPEG and lossy WebP, or
+    `extension`.
     """
     with _naming(address):
         data = _read_lossless(address, max_bytes)

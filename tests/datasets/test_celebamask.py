@@ -415,6 +415,8 @@ def test_files_with_the_numbers_of_celeba_are_refused(tmp_path):
     picture(tmp_path / "CelebA-HQ-img/30000.jpg")  # another data set in this layout
     attribute_file(tmp_path, {12: values(12), 30_000: values(0)})
     assert [row["identity_id"] for row in rows(CelebAMask(root=str(tmp_path)))] == ["7", "8"]
+    note = CelebAMask(root=str(tmp_path)).listing().schema.metadata[b"note"]
+    assert note == b"1 pictures have numbers that CelebA-HQ has not: split 'codiff' says nothing of them"
 
 
 def test_values_of_0_and_1_are_remarked(tmp_path):
