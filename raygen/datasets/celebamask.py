@@ -7,7 +7,7 @@ A picture is named by its CelebA-HQ number, so a subset of the pictures keeps ev
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -165,17 +165,19 @@ class CelebAFiles(PictureFiles):
                 rows.append({**row, **self._labels(number, annotations)})
             except InputError as error:
                 rows.append({**row, "reason": error.reason, "problem": error.args[0]})
-        above = sum(number >= CELEBA_HQ for number in images)
-        beyond = f"{above:,} pictures have numbers that CelebA-HQ has not: split {self.split!r} says nothing of them"
-        without = sum(not row.get("texts") for row in rows) if annotations.texts else 0
-        notes = (
-            others,
-            unread,
-            f"texts: {len(rows) - without:,} of {len(rows):,}" if without else "",
-            beyond if above else "",
-            "" if annotations.attributes is None else attribute_note(annotations.attributes),
-        )
+        notes = (others, unread, *self._remarks(rows, images, annotations))
         return self.listing_table(files, rows, LISTING, "; ".join(filter(None, notes)))
+
+    def _remarks(
+        self, rows: Sequence[Mapping[str, Any]], images: Mapping[int, str], annotations: _Annotations
+    ) -> Iterator[str]:
+        """What the user should know of labels that are no errors."""
+        if annotations.texts and (without := sum(not row.get("texts") for row in rows)):
+            yield f"texts: {len(rows) - without:,} of {len(rows):,}"
+        if above := sum(number >= CELEBA_HQ for number in images):
+            yield f"{above:,} pictures have numbers that CelebA-HQ has not: split {self.split!r} says nothing of them"
+        if annotations.attributes is not None:
+            yield attribute_note(annotations.attributes)
 
     def _images(self, files: Files) -> tuple[dict[int, str], str]:
         """Number -> name of the picture, from the first folder that has any; and a note on its other files."""
