@@ -27,7 +27,7 @@ from raygen.datasets.annotations import (
     refuse_celeba_numbers,
 )
 from raygen.datasets.files import Files, base_name, join, left_out, refuse_collisions
-from raygen.datasets.pictures import LABELS, PictureFiles, is_picture, read_mask, read_part
+from raygen.datasets.pictures import LABELS, PictureFiles, is_picture, most_pixels, read_mask, read_part
 from raygen.store.class_ids import LabelOrder
 from raygen.store.schemas import FACES
 
@@ -274,7 +274,7 @@ class CelebAFiles(PictureFiles):
             raise InputError(listed["problem"], reason=listed["reason"])
         mask: UInt8Array | None = None
         if listed["mask"] is not None and listed["parts"] is None:
-            mask = read_mask(listed["mask"], self.labels, self.max_file_bytes)
+            mask = read_mask(listed["mask"], self.labels, self.max_file_bytes, most_pixels(self.size))
         elif listed["mask"] is not None:
             parts: dict[str, BoolArray] = {}
             for address in (join(listed["mask"], name) for name in listed["parts"]):
@@ -282,7 +282,7 @@ class CelebAFiles(PictureFiles):
                 assert match is not None
                 if (part := match[2].lower()) in parts:
                     raise InputError(f"{address}: a second file of the part {part}", reason="part")
-                parts[part] = read_part(address, self.max_file_bytes)
+                parts[part] = read_part(address, self.max_file_bytes, most_pixels(self.size))
             mask = merge_parts(parts)
         return {
             "split": listed["split"],

@@ -21,7 +21,7 @@ from raygen.core.types import UInt8Array
 from raygen.datasets.annotations import RepeatedKey, parse_json
 from raygen.datasets.base import is_outage
 from raygen.datasets.files import Files, refuse_collisions, safe_id
-from raygen.datasets.pictures import LABELS, PictureFile, PictureFiles, read_mask, read_part
+from raygen.datasets.pictures import LABELS, PictureFile, PictureFiles, most_pixels, read_mask, read_part
 from raygen.store.class_ids import LabelOrder
 
 __all__ = ["JSONLines"]
@@ -139,8 +139,8 @@ class JSONLines(PictureFiles):
         if address is None:
             return None
         if self.masks == "classes":
-            return read_mask(address, self.labels, self.max_file_bytes)
-        return np.where(read_part(address, self.max_file_bytes), PERSON, 0).astype(np.uint8)
+            return read_mask(address, self.labels, self.max_file_bytes, most_pixels(self.size))
+        return np.where(read_part(address, self.max_file_bytes, most_pixels(self.size)), PERSON, 0).astype(np.uint8)
 
 
 _COLUMNS: Final = ("face_id", "split", "image", "mask", "hint", "line", "values", "problem")

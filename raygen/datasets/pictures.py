@@ -42,6 +42,7 @@ __all__ = [
     "PictureFiles",
     "file_addresses",
     "is_picture",
+    "most_pixels",
     "read_mask",
     "read_part",
     "read_picture",
@@ -140,7 +141,7 @@ def read_picture(
         data = read(address, max_bytes)
         side = None if size is None else 2 * size
         try:
-            most = MAX_PIXELS if size is None else MAX_READ_PIXELS
+            most = most_pixels(size)
             image, (width, height) = open_image(data, max_pixels=most, least_side=side)
         except InputError as error:
             if error.reason != "bomb" or size is not None:
@@ -190,7 +191,7 @@ def _read_lossless(address: str, max_bytes: int) -> bytes:
     data = read(address, max_bytes)
     kind = "JPEG" if data.startswith(_JPEG_START) else "lossy WebP" if _lossy_webp(data) else None
     if data.startswith((b"II", b"MM")):
-        image, _ = open_image(data)
+        image, _ = open_image(data, max_pixels=MAX_READ_PIXELS)
         kind = _LOSSY_TIFF.get(str(image.info.get("compression")))
     if kind is not None:
         raise InputError(f"{kind} changes classes at every edge; store masks as PNG", reason="lossy")
@@ -209,24 +210,34 @@ def _lossy_webp(data: bytes) -> bool:
     return False
 
 
-def read_mask(address: str, labels: LabelOrder = "celebamask", max_bytes: int = MAX_FILE_BYTES) -> UInt8Array:
-    """Class indices uint8 [H, W] of a mask file.
+def read_mask(
+    address: str,
+    labels: LabelOrder = "celebamask",
+    max_bytes: int = MAX_FILE_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> UInt8Array:
+    """Class indices uint8 [H, W] of a mask file; one of more than `MAX_PIXELS` pixels is thinned out.
 
     `InputError` as `read` of `raygen.datasets.files`, as `decode_mask`, `lossy` for JPEG and lossy WebP, or
     `extension`.
     """
     with _naming(address):
         data = _read_lossless(address, max_bytes)
-        mask = decode_mask(data, label_order=labels)
+        mask = decode_mask(data, label_order=labels, max_pixels=max_pixels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             _check_format(header, address)
     return mask
 
 
-def read_part(address: str, max_bytes: int = MAX_FILE_BYTES) -> BoolArray:
+def read_part(address: str, max_bytes: int = MAX_FILE_BYTES, max_pixels: int = MAX_PIXELS) -> BoolArray:
     """Where the mask of one class is set, bool [H, W]; `InputError` as `read_mask`, but as `decode_part`."""
     with _naming(address):
-        return decode_part(_read_lossless(address, max_bytes))
+        return decode_part(_read_lossless(address, max_bytes), max_pixels=max_pixels)
+
+
+def most_pixels(size: int | None) -> int:
+    """How many pixels a file may have that is stored with this side."""
+    return MAX_PIXELS if size is None else MAX_READ_PIXELS
 
 
 # --- data sets of files -------------------------------------------------------------------------------------
@@ -294,7 +305,8 @@ class PictureFiles(DataSet):
         """See `fitted`, for a picture that is read already."""
         if mask is not None:
             mask_height, mask_width = mask.shape
-            if abs(mask_width * file.height - file.width * mask_height) >= file.height:  # a mask pixel or more
+            # a mask pixel or more
+            if abs(mask_width * file.height - file.width * mask_height) >= max(file.height, file.width):
                 text = f"mask {mask_width}x{mask_height} on a picture {file.width}x{file.height}"
                 raise InputError(text, reason="size")
         fit = self._fit(file.pixels, _FILTERS[self.resample])

@@ -1,6 +1,7 @@
 """Encoding, safe decoding and resizing of pictures and masks."""
 
 import io
+import math
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -238,8 +239,11 @@ def decode_image(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> UInt8Ar
 def decode_mask(
     data: bytes | None, *, label_order: LabelOrder = "celebamask", max_pixels: int = MAX_PIXELS
 ) -> UInt8Array:
-    """Encoded mask -> class indices uint8 [H, W]: see `class_ids`. `InputError` as for pictures too."""
-    image, _ = open_image(data, max_pixels=max_pixels)
+    """Encoded mask -> class indices uint8 [H, W]: see `class_ids`. `InputError` as for pictures too.
+
+    Of a mask of more than `MAX_PIXELS` pixels each second, third … row and column is taken.
+    """
+    image = _thinned(open_image(data, max_pixels=max_pixels)[0])
     depth, colour_type = (data[24], data[25]) if data and image.format == "PNG" else (8, 0)
     if image.mode == "L" and depth < 8 and colour_type == 0 and image.getextrema() != (0, 0):
         text = f"{depth}-bit grey: decoders multiply the values; save the mask with 8 bits, class ids as grey values"
@@ -247,14 +251,24 @@ def decode_mask(
     return class_ids(image, label_order)
 
 
-def decode_part(data: bytes | None) -> BoolArray:
-    """Encoded mask of one class -> where it is not black, bool [H, W].
+def _thinned(image: Image.Image) -> Image.Image:
+    """`image`, or where it has more than `MAX_PIXELS` pixels, those at equal distances; its format stays."""
+    factor = math.ceil((image.width * image.height / MAX_PIXELS) ** 0.5)
+    if factor <= 1:
+        return image
+    small = image.resize((image.width // factor, image.height // factor), Image.Resampling.NEAREST)
+    small.format = image.format
+    return small
+
+
+def decode_part(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> BoolArray:
+    """Encoded mask of one class -> where it is not black, bool [H, W]; large ones as `decode_mask`.
 
     Where its edges are soft, as smooth resizing and the noise of a JPEG leave them, the edge is at half of white.
     `InputError` (`part`) where the shape is not in the values: in the alpha channel, in indices whose colours differ
     from it, or on a background that is not black.
     """
-    image, _ = open_image(data)
+    image = _thinned(open_image(data, max_pixels=max_pixels)[0])
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
         raise InputError(
             "is transparent, so its shape may be in the alpha channel; save it white on black", reason="part"

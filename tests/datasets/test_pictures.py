@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from raygen.core.errors import InputError
+from raygen.core.face_labels import PALETTE
 from raygen.datasets.files import Files
 from raygen.datasets.folder import Folder
 from raygen.datasets.pictures import read_mask, read_part, read_picture
@@ -137,6 +138,24 @@ def test_photographs_above_the_stored_size_are_read_smaller(tmp_path, monkeypatc
     small = decode_image(only(Folder(root=str(tmp_path), size=64, crop="center"))["image"]["bytes"])
     assert small.shape == (64, 64, 3)
     assert np.abs(small.astype(int) - whole.astype(int)).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "part"])
+def test_a_mask_is_as_large_as_the_photograph_that_it_belongs_to(tmp_path, monkeypatch, kind):
+    mask = np.zeros((60, 90), np.uint8)
+    mask[20:40, 30:60] = 13
+    image = Image.fromarray(mask)
+    if kind == "palette":
+        image.putpalette(PALETTE.tobytes())
+    image.save(tmp_path / "m.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 600)  # 5,400 pixels: each third row and column
+    if kind == "part":
+        found = read_part(str(tmp_path / "m.png"), max_pixels=6_000) * 13
+    else:
+        found = read_mask(str(tmp_path / "m.png"), max_pixels=6_000)
+    np.testing.assert_array_equal(found, mask[1::3, 1::3])
+    with pytest.raises(InputError, match="90x60 pixels, 600 allowed"):
+        read_mask(str(tmp_path / "m.png"), max_pixels=600)
 
 
 def test_a_turned_photograph_has_the_sides_of_the_upright_one(tmp_path, monkeypatch):
