@@ -1,10 +1,14 @@
 """Files by URL: their names, their content, what tells a changed file from the one that was listed, and row ids."""
 
 import hashlib
+import lzma
 import os
 import re
 import stat
+import tarfile
 import unicodedata
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -223,7 +227,8 @@ def _walk(top: str, depth: int | None, above: tuple[tuple[int, int], ...] = ()) 
 def read(address: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The content of one regular file of at most `max_bytes`.
 
-    `InputError`: `name` where no file can have this name, `special` for pipes, devices and sockets, `too_large`.
+    `InputError`: `name` where no file can have this name, `special` for pipes, devices and sockets, `too_large`,
+    `archive` for a damaged, encrypted or unknown member of an archive.
     """
     try:
         if "://" not in address:
@@ -234,6 +239,22 @@ def read(address: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         raise InputError(str(error), reason="name") from error
     except ValueError as error:  # a null byte, or a character that the system's encoding lacks
         raise InputError(f"is no file name ({error})", reason="name") from error
+    except _MEMBER_ERRORS as error:
+        if type(error) is RuntimeError and "encrypted" not in str(error):
+            raise
+        raise InputError(f"cannot be unpacked ({error})", reason="archive") from error
+
+
+#: What readers of archives raise for one member; RuntimeError is zipfile's for an encrypted one.
+_MEMBER_ERRORS: Final = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 def _read_local(path: str, max_bytes: int) -> bytes:

@@ -228,6 +228,28 @@ def test_pictures_in_a_zip_are_read(tmp_path):
     assert (row["face_id"], row["error"], row["image"]["path"]) == ("a-1", None, "1.png")
 
 
+@pytest.mark.parametrize(
+    ("what", "message"), [("bit", "Bad CRC-32"), ("encrypted", "encrypted"), ("method", "not supported")]
+)
+def test_a_member_of_an_archive_that_cannot_be_unpacked_costs_its_row(tmp_path, what, message):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.writestr(name, encode_image(pixels(), "png"))
+    data = bytearray((tmp_path / "faces.zip").read_bytes())
+    if what == "bit":
+        data[data.find(b"IDAT") + 8] ^= 1
+    else:  # flags and method, in the header of the member and in the directory
+        for start in (data.find(b"PK\x03\x04") + 6, data.find(b"PK\x01\x02") + 8):
+            data[start + (2 if what == "method" else 0)] = 99 if what == "method" else 1
+    (tmp_path / "faces.zip").write_bytes(data)
+    bad, good = rows(Folder(root=f"zip://::{tmp_path}/faces.zip"))
+    assert bad["error"].startswith(f"archive: zip://a.png::{tmp_path}/faces.zip: cannot be unpacked (")
+    assert message in bad["error"]
+    assert good["error"] is None
+
+
 def test_addresses_do_not_depend_on_the_working_folder(tmp_path, monkeypatch):
     save(tmp_path / "faces/1.png", pixels())
     monkeypatch.chdir(tmp_path)
