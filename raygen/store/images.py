@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -243,12 +244,42 @@ def decode_mask(
 
     Of a mask of more than `MAX_PIXELS` pixels each second, third … row and column is taken.
     """
-    image = _thinned(open_image(data, max_pixels=max_pixels)[0])
-    depth, colour_type = (data[24], data[25]) if data and image.format == "PNG" else (8, 0)
-    if image.mode == "L" and depth < 8 and colour_type == 0 and image.getextrema() != (0, 0):
-        text = f"{depth}-bit grey: decoders multiply the values; save the mask with 8 bits, class ids as grey values"
-        raise InputError(text, reason="mode")
+    image = _opened_mask(data, max_pixels)
+    largest = 255 if image.mode in ("1", "P") else _largest_value(image, data or b"")
+    if largest < 65_535 and largest != 255 and np.asarray(image).any():
+        text = f"its values go up to {largest}, and decoders multiply them to fill 8 or 16 bits"
+        raise InputError(f"{text}; save the mask with 8 bits, class ids as grey values", reason="mode")
+    image = _thinned(image)
     return class_ids(image, label_order)
+
+
+def _opened_mask(data: bytes | None, max_pixels: int) -> Image.Image:
+    """`open_image` for masks; `InputError` (`mode`) where small values of 16 bits a channel are lost.
+
+    Pillow keeps the upper 8 bits of pictures with several channels, so class ids would all be 0.
+    """
+    image, _ = open_image(data, max_pixels=max_pixels)
+    deep = image.mode in ("RGB", "RGBA", "LA") and _largest_value(image, data or b"") == 65_535
+    if deep and not np.asarray(image.convert("RGB")).any():
+        raise InputError("16 bits in each of several channels: save the mask as 8-bit grey", reason="mode")
+    return image
+
+
+#: Kind, width, height and largest value of a PGM or PPM, with comments between them.
+_PNM: Final = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+([0-9]+)){3}")
+
+
+def _largest_value(image: Image.Image, data: bytes) -> int:
+    """The value that stands for white in a file of grey or RGB values."""
+    if image.format == "PNG":
+        return int((1 << data[24]) - 1)
+    if image.format == "PPM":
+        header = _PNM.match(data)
+        return 255 if header is None else int(header[1])
+    if image.format == "TIFF":
+        bits = getattr(image, "tag_v2", {}).get(258, 8)  # BitsPerSample
+        return int((1 << (min(bits) if isinstance(bits, tuple) else int(bits))) - 1)
+    return 255
 
 
 def _thinned(image: Image.Image) -> Image.Image:
@@ -268,7 +299,7 @@ def decode_part(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> BoolArra
     `InputError` (`part`) where the shape is not in the values: in the alpha channel, in indices whose colours differ
     from it, or on a background that is not black.
     """
-    image = _thinned(open_image(data, max_pixels=max_pixels)[0])
+    image = _thinned(_opened_mask(data, max_pixels))
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
         raise InputError(
             "is transparent, so its shape may be in the alpha channel; save it white on black", reason="part"
