@@ -63,10 +63,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def lines_by_number(source: str, lines: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
-    """Lines `12.jpg a b` -> {12: [a, b]}; `ConfigError` for a line without a picture, or a picture listed twice."""
+    """Lines `12.jpg a b` -> {12: [a, b]}, words apart by spaces, tabs, commas or semicolons.
+
+    `ConfigError` for a line without a picture, or a picture listed twice.
+    """
     rows: dict[int, list[str]] = {}
     for line_number, line in lines:
-        first, *rest = line.split() or [""]
+        first, *rest = re.sub(r"[,;]", " ", line).split() or [""]
         number = number_of(first)
         if first and (number is None or number in rows):
             fault = f"{first[:40]!r} names no picture" if number is None else f"names picture {number} a second time"

@@ -24,6 +24,7 @@ from raygen.datasets.annotations import (
     attribute_note,
     attribute_values,
     lines_by_number,
+    number_of,
     refuse_celeba_numbers,
 )
 from raygen.datasets.files import Files, base_name, join, left_out, refuse_collisions
@@ -110,8 +111,11 @@ class _Annotations(NamedTuple):
 
 
 def _rows(source: str, text: str) -> dict[int, list[str]]:
-    """See `lines_by_number`, for a file without a header."""
-    return lines_by_number(source, enumerate(text.splitlines(), start=1))
+    """See `lines_by_number`, for a file without a header; `ConfigError` where it has no lines."""
+    rows = lines_by_number(source, enumerate(text.splitlines(), start=1))
+    if not rows:
+        raise ConfigError(f"{source}: has no lines")
+    return rows
 
 
 # --- the data set -------------------------------------------------------------------------------------------
@@ -227,14 +231,16 @@ class CelebAFiles(PictureFiles):
         celeba_numbers: dict[int, int] | None = None
         if celeba is not None:
             source, text = celeba
-            lines = list(enumerate(text.splitlines(), start=1))[1:]  # without the header
+            lines = list(enumerate(text.splitlines(), start=1))
+            if lines and number_of((lines[0][1].split() or [""])[0]) is None:
+                lines = lines[1:]  # without the header
             try:
                 celeba_numbers = {number: int(words[0]) for number, words in lines_by_number(source, lines).items()}
             except (IndexError, ValueError) as error:
                 raise ConfigError(f"{source}: a line has no CelebA number ({error})") from error
         return _Annotations(
             None if attributes is None else attribute_lines(*attributes),
-            None if identities is None else {n: words[0] for n, words in _rows(*identities).items() if words},
+            None if identities is None else {n: " ".join(words) for n, words in _rows(*identities).items() if words},
             celeba_numbers,
             None if validation is None else frozenset(_rows(*validation)),
             self._texts(files),
@@ -261,10 +267,13 @@ class CelebAFiles(PictureFiles):
         celeba = None if annotations.celeba is None else annotations.celeba.get(number)
         if self.split == "official" and celeba is None:
             raise InputError(f"picture {number} is not in the mapping file", reason="split")
+        identity = _line(number, annotations.identities, "identity")
+        if identity is not None and " " in identity:
+            raise InputError(f"picture {number} has the identity {identity[:60]!r}, not one word", reason="identity")
         return {
             "split": split_of(self.split, number, celeba_index=celeba, validation=annotations.validation),
             "attributes": _line(number, annotations.attributes, "attributes"),
-            "identity_id": _line(number, annotations.identities, "identity"),
+            "identity_id": identity,
             "texts": None if texts is None else list(texts.items()),
         }
 

@@ -456,6 +456,16 @@ def test_identities(tmp_path):
     assert [row["identity_id"] for row in rows(CelebAMask(root=str(tmp_path)))] == ["3698", "59"]
 
 
+def test_identities_of_several_words_are_failed_rows_and_commas_may_separate(tmp_path):
+    """Ann Lee and Ann Smith are not one person."""
+    for number in (0, 1, 2):
+        picture(tmp_path / f"{number}.jpg")
+    (tmp_path / "identity_CelebA-HQ.txt").write_text("0.jpg Ann Lee\n1.jpg Ann Smith\n2.jpg,7\n")
+    found = rows(CelebAMask(root=str(tmp_path)))
+    assert [row["identity_id"] for row in found] == [None, None, "7"]
+    assert "picture 1 has the identity 'Ann Smith', not one word" in found[1]["error"]
+
+
 def test_other_files_among_the_pictures_are_counted(tmp_path):
     picture(tmp_path / "CelebA-HQ-img/0.jpg")
     for name in ("1.gif", "2.gif", "face.jpg", "Thumbs.db"):
@@ -514,6 +524,9 @@ def test_the_taming_split_is_its_list(tmp_path):
     (tmp_path / "list.txt").write_text("imgHQ00001.npy\n2.jpg\n")
     listing = CelebAMask(root=str(tmp_path), split="taming", split_file="list.txt").listing()
     assert listing["split"].to_pylist() == ["train", "val", "val"]
+    (tmp_path / "list.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"list\.txt: has no lines"):
+        CelebAMask(root=str(tmp_path), split="taming", split_file="list.txt").listing()
 
 
 def test_the_official_split_goes_by_the_mapping_file_and_skips_its_header(tmp_path):
@@ -526,6 +539,9 @@ def test_the_official_split_goes_by_the_mapping_file_and_skips_its_header(tmp_pa
     dataset = CelebAMask(root=str(tmp_path), split="official")
     listing = dataset.listing()
     assert listing["split"].to_pylist() == ["train", "val", "val", "test", "train", None]
+    (tmp_path / "bare.csv").write_text("\n".join(re.sub(" +", ",", line) for line in lines))
+    bare = CelebAMask(root=str(tmp_path), split="official", split_file="bare.csv").listing()
+    assert bare["split"].equals(listing["split"]), "without a header, with commas"
     (error,) = dataset.load(listing.slice(5))["error"].to_pylist()
     assert error == f"split: {tmp_path}/CelebA-HQ-img/5.jpg: picture 5 is not in the mapping file"
 
