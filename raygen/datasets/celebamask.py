@@ -232,7 +232,7 @@ class CelebAFiles(PictureFiles):
         if celeba is not None:
             source, text = celeba
             lines = list(enumerate(text.splitlines(), start=1))
-            if lines and number_of((lines[0][1].split() or [""])[0]) is None:
+            if lines and number_of(re.split(r"[\s,;]", lines[0][1].strip())[0]) is None:
                 lines = lines[1:]  # without the header
             try:
                 celeba_numbers = {number: int(words[0]) for number, words in lines_by_number(source, lines).items()}
