@@ -305,19 +305,18 @@ def decode_part(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> BoolArra
             "is transparent, so its shape may be in the alpha channel; save it white on black", reason="part"
         )
     values = np.asarray(image if image.mode[0] in "I1" else to_rgb(image))
-    inside = (values != 0).reshape(*values.shape[:2], -1).any(axis=2)
+    strength = values if values.ndim == 2 else np.maximum.reduce([values[..., i] for i in range(values.shape[2])])
+    inside: BoolArray = strength != 0
     if image.mode == "P" and ((np.asarray(image) != 0) != inside).any():
         raise InputError(
             "its palette indices and their colours show different shapes; save it white on black", reason="part"
         )
     if inside.all() and values.dtype != np.bool_ and values.min() < 255:
         raise InputError("its background is not 0; save it white on black", reason="part")
-    strength = values.reshape(*values.shape[:2], -1).max(axis=2)
     top = int(strength.max(initial=0))
-    levels = np.unique(strength[inside])
-    bright = strength >= (top + 1) // 2
+    if top < 128 or (strength[inside] == top).all():
+        return inside
+    bright: BoolArray = strength >= (top + 1) // 2
     # Numbers of persons or parts, which a mask may have instead, are few, and the largest is not the most.
-    if top >= 128 and len(levels) > 4 and 2 * (strength >= top - top // 16).sum() > bright.sum():
-        return bright
-    part: BoolArray = inside
-    return part
+    soft = len(np.unique(strength[inside])) > 4 and 2 * (strength >= top - top // 16).sum() > bright.sum()
+    return bright if soft else inside

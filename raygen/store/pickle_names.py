@@ -11,6 +11,8 @@ INERT: Final = (
     "pytorch_lightning",
     "lightning",
     "lightning_fabric",
+    "lightning_utilities",
+    "torchmetrics",
     "ldm",
     "taming",
     "main",
@@ -27,6 +29,7 @@ INERT: Final = (
     "torch.torch_version",
     "torchvision.transforms",
     "transformers",
+    "diffusers.configuration_utils",
     "numpy.random",
     "numpy.dtypes",
     # dictionaries of settings

@@ -4,6 +4,7 @@ import collections
 import datetime
 import functools
 import gzip
+import io
 import json
 import pathlib
 import struct
@@ -22,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from raygen.core.errors import ConfigError, InputError
+from raygen.store.pickle_reader import read_pickle
 from raygen.store.weight_file import open_weights
 
 W = torch.arange(6.0).view(2, 3)
@@ -102,6 +104,20 @@ def test_settings_beside_the_weights_are_passed_by(name: str, protocol: int, tmp
     file = open_weights(tmp_path / "m.pth")
     assert torch.equal(file.tensors["w"].read(), W)
     assert file.beside == {"cfg": name if protocol > 1 else "copy_reg._reconstructor"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformers.configuration_utils.PretrainedConfig",
+        "diffusers.configuration_utils.FrozenDict",
+        "torchvision.transforms.transforms.Compose",
+        "torchmetrics.aggregation.MeanMetric",
+    ],
+)
+def test_objects_of_libraries_become_stand_ins(name: str) -> None:
+    module, _, kind = name.rpartition(".")
+    assert read_pickle(io.BytesIO(f"\x80\x02c{module}\n{kind}\n.".encode("latin1")), "m.ckpt").name == name
 
 
 def test_a_stand_in_for_settings_is_no_way_to_call_something(tmp_path: Path) -> None:
