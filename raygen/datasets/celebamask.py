@@ -169,11 +169,11 @@ class CelebAFiles(PictureFiles):
                 rows.append({**row, **self._labels(number, annotations)})
             except InputError as error:
                 rows.append({**row, "reason": error.reason, "problem": error.args[0]})
-        notes = (others, unread, *self._remarks(rows, images, annotations))
+        notes = (others, unread, *self._remarks(rows, images, annotations, files))
         return self.listing_table(files, rows, LISTING, "; ".join(filter(None, notes)))
 
     def _remarks(
-        self, rows: Sequence[Mapping[str, Any]], images: Mapping[int, str], annotations: _Annotations
+        self, rows: Sequence[Mapping[str, Any]], images: Mapping[int, str], annotations: _Annotations, files: Files
     ) -> Iterator[str]:
         """What the user should know of labels that are no errors."""
         if annotations.texts and (without := sum(not row.get("texts") for row in rows)):
@@ -182,6 +182,8 @@ class CelebAFiles(PictureFiles):
             yield f"{above:,} pictures have numbers that CelebA-HQ has not: split {self.split!r} says nothing of them"
         if annotations.attributes is not None:
             yield attribute_note(annotations.attributes)
+        elif tables := [n for n in files.names(depth=1) if re.search(r"attr.*\.(txt|csv|tsv)$", n, re.IGNORECASE)]:
+            yield f"no attributes: {', '.join(tables[:3])} has not the usual name; `attributes` names the file"
 
     def _images(self, files: Files) -> tuple[dict[int, str], str]:
         """Number -> name of the picture, from the first folder that has any; and a note on its other files."""

@@ -326,6 +326,16 @@ def test_without_the_file_attributes_are_null(tmp_path):
     assert (row["attributes"], row["texts"], row["identity_id"], row["error"]) == (None, None, None, None)
 
 
+def test_an_attribute_file_under_another_name_is_said_and_read_by_its_name(tmp_path):
+    picture(tmp_path / "0.jpg")
+    attribute_file(tmp_path, {0: values(0)}, name="list_attr.csv")
+    listing = CelebAMask(root=str(tmp_path)).listing()
+    assert listing.schema.metadata[b"note"].startswith(b"no attributes: list_attr.csv has not the usual name")
+    named = CelebAMask(root=str(tmp_path), attributes="list_attr.csv")
+    assert named.listing().schema.metadata is None
+    assert attribute_list(only(named)["attributes"]) == values(0)
+
+
 def test_bad_attribute_values_cost_their_own_row(tmp_path):
     for number in range(6):
         picture(tmp_path / f"{number}.jpg")
