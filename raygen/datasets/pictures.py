@@ -30,6 +30,7 @@ from raygen.store.images import (
     decode_part,
     encode_image,
     encode_mask,
+    largest_value,
     open_image,
     picture,
     to_rgb,
@@ -134,8 +135,8 @@ def read_picture(
     """Read a picture; one that will be resized to `size` may have up to 201 megapixels.
 
     `InputError`: as `read` of `raygen.datasets.files`; as `open_image`; `extension` where the content has another
-    format than the name says; `mode` for 32-bit and float pictures, whose value range is unknown; `transparent`
-    without a `background` to lay it on.
+    format than the name says; `mode` for values whose range is not known, of 32-bit and float pictures and of dark
+    ones with 16 bits; `transparent` without a `background` to lay it on.
     """
     with _naming(address):
         data = read(address, max_bytes)
@@ -156,6 +157,9 @@ def read_picture(
         same_size = image.size == (width, height)
         plain = image.mode == "RGB" and not clear and image.format in _KEPT and getattr(image, "n_frames", 1) == 1
         rgb = _opaque(image, background) if clear else to_rgb(image)
+        if largest_value(image, data) == 65_535 and (top := max(high for _, high in rgb.getextrema())) <= 16:
+            text = f"16-bit values below a sixteenth of their range ({top} of 255): they may have 8 or 12 bits"
+            raise InputError(f"{text}, and would be black; save it with 8 bits", reason="mode")
     if turn is not None:
         rgb = rgb.transpose(turn)
         if turn not in _SIDES_STAY:

@@ -33,6 +33,7 @@ __all__ = [
     "fit_image",
     "fit_mask",
     "images_from_rows",
+    "largest_value",
     "open_image",
     "picture",
     "picture_column",
@@ -245,7 +246,7 @@ def decode_mask(
     Of a mask of more than `MAX_PIXELS` pixels each second, third … row and column is taken.
     """
     image = _opened_mask(data, max_pixels)
-    largest = 255 if image.mode in ("1", "P") else _largest_value(image, data or b"")
+    largest = 255 if image.mode in ("1", "P") else largest_value(image, data or b"")
     if largest < 65_535 and largest != 255 and np.asarray(image).any():
         text = f"its values go up to {largest}, and decoders multiply them to fill 8 or 16 bits"
         raise InputError(f"{text}; save the mask with 8 bits, class ids as grey values", reason="mode")
@@ -259,7 +260,7 @@ def _opened_mask(data: bytes | None, max_pixels: int) -> Image.Image:
     Pillow keeps the upper 8 bits of pictures with several channels, so class ids would all be 0.
     """
     image, _ = open_image(data, max_pixels=max_pixels)
-    deep = image.mode in ("RGB", "RGBA", "LA") and _largest_value(image, data or b"") == 65_535
+    deep = image.mode in ("RGB", "RGBA", "LA") and largest_value(image, data or b"") == 65_535
     if deep and not np.asarray(image.convert("RGB")).any():
         raise InputError("16 bits in each of several channels: save the mask as 8-bit grey", reason="mode")
     return image
@@ -269,7 +270,7 @@ def _opened_mask(data: bytes | None, max_pixels: int) -> Image.Image:
 _PNM: Final = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+([0-9]+)){3}")
 
 
-def _largest_value(image: Image.Image, data: bytes) -> int:
+def largest_value(image: Image.Image, data: bytes) -> int:
     """The value that stands for white in a file of grey or RGB values."""
     if image.format == "PNG":
         return int((1 << data[24]) - 1)

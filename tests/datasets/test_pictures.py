@@ -19,6 +19,7 @@ from raygen.datasets.pictures import read_mask, read_part, read_picture
 from raygen.store import images
 from raygen.store.images import decode_image
 from tests.fakes import Shelf
+from tests.store.test_class_ids import png_of
 
 
 def pixels(height=12, width=12, seed=0):
@@ -115,6 +116,18 @@ def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, name):
     (tmp_path / name).write_bytes(encoded(ramp, {"png": "PNG", "tif": "TIFF", "pgm": "PPM"}[name[2:]]))
     stored = decode_image(only(Folder(root=str(tmp_path)))["image"]["bytes"])
     np.testing.assert_array_equal(stored[..., 0], np.round(ramp / 257).astype(np.uint8))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "colour.png"])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_values_of_fewer_bits_in_16_are_refused_and_never_black(tmp_path, name, bits):
+    """Microscopes and depth cameras write 12 bits into files of 16, and programs that convert types write 8."""
+    values = np.linspace(0, (1 << bits) - 1, 64).astype(np.uint16).reshape(8, 8)
+    if name == "colour.png":
+        (tmp_path / name).write_bytes(png_of(values.ravel().tolist()[:63], 16, 2))
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    assert "16-bit values below a sixteenth of their range" in only(Folder(root=str(tmp_path)))["error"]
 
 
 # --- many megapixels ---
