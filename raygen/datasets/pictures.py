@@ -157,7 +157,7 @@ def read_picture(
         same_size = image.size == (width, height)
         plain = image.mode == "RGB" and not clear and image.format in _KEPT and getattr(image, "n_frames", 1) == 1
         rgb = _opaque(image, background) if clear else to_rgb(image)
-        if largest_value(image, data) == 65_535 and (top := max(high for _, high in rgb.getextrema())) <= 16:
+        if largest_value(image, data) == 65_535 and (top := int(np.asarray(rgb).max(initial=0))) <= 16:
             text = f"16-bit values below a sixteenth of their range ({top} of 255): they may have 8 or 12 bits"
             raise InputError(f"{text}, and would be black; save it with 8 bits", reason="mode")
     if turn is not None:
