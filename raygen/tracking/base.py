@@ -12,19 +12,14 @@ from raygen.core.location import is_remote
 __all__ = ["LOG", "LogTo", "TrackedRun", "Tracker", "local_folder", "measured", "tracked"]
 
 
-#: Package of each tracker, and the extra of raygen that installs it.
-PACKAGES: Final[Mapping[str, tuple[str, str]]] = {
-    "tensorboard": ("tensorboardX", ""),
-    "mlflow": ("mlflow", "mlflow"),
-    "wandb": ("wandb", "wandb"),
-}
+#: Package of each tracker. MLflow and wandb are no extras: they hold back pyarrow (MLflow 3.17) and many others.
+PACKAGES: Final[Mapping[str, str]] = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
 
 
 def _installed(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        package, extra = PACKAGES[name]
-        if find_spec(package) is None:
-            raise ValueError(f"{name} needs the package {package}: pip install 'raygen[{extra}]'")
+        if find_spec(PACKAGES[name]) is None:
+            raise ValueError(f"{name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
     return tuple(dict.fromkeys(names))
 
 

@@ -127,7 +127,7 @@ def test_a_server_that_does_not_answer_holds_nothing(monkeypatch: pytest.MonkeyP
 
 def test_a_package_that_is_missing_is_told_with_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"log: mlflow needs the package mlflow: pip install 'raygen\[mlflow\]'"):
+    with pytest.raises(ConfigError, match=r"log: mlflow needs the package mlflow: pip install mlflow"):
         parse(EvaluateJob, {"reference": "x", "log": ["mlflow"], "out": "y"}, "job")
     with pytest.raises(ConfigError, match="log"):
         parse(EvaluateJob, {"reference": "x", "log": ["papyrus"], "out": "y"}, "job")
