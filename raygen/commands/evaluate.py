@@ -250,7 +250,7 @@ class EvaluateJob(Job, Sharding):
         self, name: str, url: str, table: str, checkpoint: str | None, score: ScoreConfig | None = None
     ) -> PreparedRun:
         score = score or self.score
-        settings = {
+        settings: dict[str, Any] = {
             "set": name,
             "score": score.by_content(),
             "checkpoint": None if checkpoint is None else checkpoint_digest(checkpoint),
@@ -259,7 +259,8 @@ class EvaluateJob(Job, Sharding):
         key = KEYS[table][0]
         plan = plan_run("evaluate", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         sources = self.reference if table == "samples" else None
-        build = partial(score_worker, score, self.resources.threads, checkpoint, sources, plan.run_id)
+        pinned = score.pinned(settings["score"])
+        build = partial(score_worker, pinned, self.resources.threads, checkpoint, sources, plan.run_id)
         columns = (key, "image", "mask", "attributes", "source", "text", "landmarks")
         store = RunStore(f"{self.out}/scores/{name}")
         return PreparedRun(store, plan, self.max_error_fraction, columns, build=build)

@@ -3,9 +3,8 @@
 Shards become files or pieces of files in parallel; a short final step joins the pieces and writes the check sums and
 the card. Needs no torch.
 
-    out/dataset/               the data set
-    out/README.md  SHA256SUMS  its data card, and the check sums of its files
-    out/attempt-00/            the run: plan, commits, and a row per exported picture
+    out/dataset/        the data set, with its data card README.md, croissant.json and SHA256SUMS
+    out/attempt-00/     the run: plan, commits, and a row per exported picture
 """
 
 import time
@@ -168,7 +167,7 @@ class ExportJob(ShardedJob):
                 "pictures": f"{data_set['rows']:,}{identities}",
                 "left out": ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count) or "none",
                 "data set": f"{self.out}/{DATASET}: {data_set['files']:,} files, {data_set['bytes']:,} bytes",
-                "data card": f"{self.out}/{CARD}",
+                "data card": f"{self.out}/{DATASET}/{CARD}",
                 "finish_s": round(time.time() - began, 1),
                 **{name: facts[name] for name in ("shards", "rows_per_s", "run_id", "set_digest") if name in facts},
                 **({"warning": "; ".join(warnings)} if warnings else {}),

@@ -19,7 +19,7 @@ from raygen.datasets.base import DataSet, IngestWorker
 from raygen.datasets.pictures import file_addresses
 from raygen.execution.worker import Worker
 from raygen.extractors.config import LandmarksConfig
-from raygen.extractors.digests import checked_content
+from raygen.extractors.digests import checked_content, pinned
 from raygen.sampling.config import LANDMARKS
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
@@ -43,18 +43,18 @@ class IngestJob(ShardedJob):
         note = (listing.schema.metadata or {}).get(b"note", b"").decode()
         notes = (f"masks: {self.data.count_masks(listing):,} of {len(listing):,}", *([note] if note else []))
         listing = listing.replace_schema_metadata(None)
-        store, settings = RunStore(self.out), {"data": self.data, **self._landmarks()}
+        store, landmarks = RunStore(self.out), self.landmarks
+        settings: dict[str, Any] = {"data": self.data}
+        if landmarks is not None:
+            settings["landmarks"] = checked_content("landmarks", landmarks, "landmarker")
+            landmarks = pinned(landmarks, settings["landmarks"])
         if write:
             FileStore(self.out).require()
         refuse_changed_files(store, settings, listing)
         inputs = store_listing(listing, self.out, write=write)
         plan = plan_run("ingest", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
-        build = partial(ingest_worker, self.data, self.landmarks, self.resources.threads)
+        build = partial(ingest_worker, self.data, landmarks, self.resources.threads)
         return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing, notes=notes)
-
-    def _landmarks(self) -> dict[str, Any]:
-        """The setting as the plan has it; without one, the plan is that of before."""
-        return {} if self.landmarks is None else {"landmarks": checked_content("landmarks", self.landmarks, "")}
 
 
 def ingest_worker(data: DataSet, landmarks: LandmarksConfig | None, threads: int) -> Worker:

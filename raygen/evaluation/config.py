@@ -1,6 +1,6 @@
 """Settings of measurements and comparisons, without the networks that measure: nothing here imports torch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydantic import Field, model_validator
@@ -15,10 +15,11 @@ from raygen.extractors.config import (
     FeatureConfig,
     InceptionConfig,
     LPIPSConfig,
+    PackageConfig,
     PackageScorerConfig,
     ParserConfig,
 )
-from raygen.extractors.digests import by_content
+from raygen.extractors.digests import by_content, pinned
 
 __all__ = [
     "FeatureMetricsConfig",
@@ -103,6 +104,19 @@ class ScoreConfig(Config):
         else:
             del settings["scorers"]  # so that runs without any keep their names
         return settings
+
+    def pinned(self, content: Mapping[str, Any]) -> "ScoreConfig":
+        """With the whole sha256 of parsers, embedders and networks of packages; `content`: of `by_content`."""
+        parts: dict[str, Any] = {}
+        if self.parser is not None:
+            parts["parser"] = pinned(self.parser, content["parser"])
+        if isinstance(self.features, PackageConfig):
+            parts["features"] = pinned(self.features, content["features"])
+        if self.identity is not None:
+            network = pinned(self.identity.network, content["identity"]["network"])
+            parts["identity"] = self.identity.model_copy(update={"network": network})
+        parts["scorers"] = tuple(map(pinned, self.scorers, content.get("scorers", ())))
+        return self.model_copy(update=parts)
 
     @property
     def to_source(self) -> str | None:

@@ -12,7 +12,7 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -89,11 +89,12 @@ class ProvenanceConfig(Config):
 class Credentials:
     """What a worker needs to sign: the certificates, PEM; the settings `key` and `time_stamps`; a SHA-256.
 
-    The SHA-256 is that of the signer's certificate in DER form, as `openssl x509 -fingerprint -sha256` shows it.
+    `certificates` has nothing else of their file, which may also hold the key. The SHA-256 is that of the signer's
+    certificate in DER form, as `openssl x509 -fingerprint -sha256` shows it.
     """
 
     certificates: bytes
-    key: str
+    key: str = field(repr=False)
     sha256: str
     time_stamps: str | None = None
 
@@ -112,23 +113,25 @@ def read_credentials(config: C2PAConfig) -> Credentials:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigError(f"provenance.c2pa.certificate: {config.certificate}: cannot be read ({reason})") from error
-    certificate = _certificate(certificates, config.certificate)
+    chain = _chain(certificates, config.certificate)
     from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import Encoding
 
-    sha256 = certificate.fingerprint(SHA256()).hex()
-    credentials = Credentials(certificates, config.key, sha256, config.time_stamps)
+    sha256 = chain[0].fingerprint(SHA256()).hex()
+    pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
+    credentials = Credentials(pem, config.key, sha256, config.time_stamps)
     PictureSigner(credentials).try_out()
     return credentials
 
 
-def _certificate(pem: bytes, name: str) -> "x509.Certificate":
-    """The first certificate of a PEM file."""
+def _chain(pem: bytes, name: str) -> "list[x509.Certificate]":
+    """The certificates of a PEM file, that of the signer first."""
     try:
         from cryptography import x509
     except ImportError as error:
         raise ConfigError(MISSING) from error
     try:
-        return x509.load_pem_x509_certificates(pem)[0]
+        return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
         raise ConfigError(f"provenance.c2pa.certificate: {name}: holds no certificate in PEM form") from error
 
@@ -148,9 +151,10 @@ class PictureSigner:
             import c2pa
         except ImportError as error:
             raise ConfigError(MISSING) from error
-        certificate = _certificate(credentials.certificates, "certificate")
+        certificate = _chain(credentials.certificates, "certificate")[0]
         key = _pkcs8(credentials.key, certificate)
         self._c2pa: Any = c2pa
+        self._time_stamps = credentials.time_stamps
         try:
             info = c2pa.C2paSignerInfo(_algorithm(certificate), credentials.certificates, key, credentials.time_stamps)
             self._signer: Any = c2pa.Signer.from_info(info)
@@ -184,7 +188,8 @@ class PictureSigner:
             with self._c2pa.Reader(MEDIA["png"], io.BytesIO(signed)) as reader:
                 state, found = reader.get_validation_state(), reader.get_validation_results() or {}
         except self._c2pa.C2paError as error:
-            raise ConfigError(f"provenance.c2pa: the certificate and key cannot sign ({error})") from error
+            parts = "the certificate and key" if self._time_stamps is None else "the certificate, key and time_stamps"
+            raise ConfigError(f"provenance.c2pa: {parts} cannot sign ({error})") from error
         if state not in ("Valid", "Trusted"):
             failures = found.get("activeManifest", {}).get("failure", [])
             reasons = ", ".join(sorted({str(entry.get("code")) for entry in failures}))

@@ -1,8 +1,10 @@
 """Which network a config means: the sha256 of its weights, read without loading them."""
 
 import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
@@ -10,9 +12,10 @@ from raygen.extractors.config import BundledNetworkConfig, MaskLandmarksConfig, 
 from raygen.extractors.packages import find_extractor
 from raygen.store.fetched import local_folder
 
-__all__ = ["TRANSFORMERS", "bundled_digest", "by_content", "checked_content", "network_digest"]
+__all__ = ["TRANSFORMERS", "bundled_digest", "by_content", "checked_content", "network_digest", "pinned"]
 
 
+NetworkT = TypeVar("NetworkT", bound=Config)
 #: Weight files of a model folder of transformers, in order of preference.
 TRANSFORMERS: Final = ("model.safetensors", "pytorch_model.bin")
 
@@ -70,6 +73,14 @@ def checked_content(key: str, config: Config, kind: str) -> dict[str, Any]:
     if not content["sha256"].startswith(wanted):
         raise ConfigError(f"{key}: {weights}: sha256 is {content['sha256']}, not {wanted}")
     return content
+
+
+def pinned(config: NetworkT, content: Mapping[str, Any]) -> NetworkT:
+    """`config` with the whole sha256 of its `by_content`: a worker whose file or package is another one refuses it."""
+    sha256 = str(content.get("sha256"))
+    if "sha256" not in type(config).model_fields or re.fullmatch("[0-9a-f]{64}", sha256) is None:
+        return config
+    return config.model_copy(update={"sha256": sha256})
 
 
 WEIGHTS: Final = "model.safetensors"

@@ -165,7 +165,7 @@ def _made(entry: EntryPoint) -> Offer:
     where = f"{entry.name!r} of {package}"
     try:
         extractor = entry.load()()
-    except Exception as error:  # whatever the code of a package raises
+    except (Exception, SystemExit) as error:  # whatever the code of a package raises
         raise ConfigError(f"{where}: {entry.value} cannot be made ({type(error).__name__}: {error})") from error
     try:
         problem = _problem(extractor)

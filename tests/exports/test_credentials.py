@@ -107,7 +107,7 @@ def test_signatures_can_have_a_time_stamp(run, keys, tmp_path):
     assert RunStore(str(tmp_path / "out")).plan().settings["provenance"]["c2pa"]["time_stamps"] == address
     with pytest.raises(ConfigError, match=r"time_stamps: must be an address that begins with http"):
         export(run, tmp_path / "no", "folder", provenance={"c2pa": {**keys, "time_stamps": "s3://bucket/x"}})
-    with pytest.raises(ConfigError, match="cannot sign"):  # the authority is gone
+    with pytest.raises(ConfigError, match="certificate, key and time_stamps cannot sign"):  # the authority is gone
         export(run, tmp_path / "no", "folder", provenance={"c2pa": {**keys, "time_stamps": address}})
     assert not (tmp_path / "no").exists()
 
@@ -280,6 +280,22 @@ def test_what_cannot_sign_ends_with_2_before_anything_is_written(run, keys, tmp_
             assert "hush0canary" not in text.lower() or words, "a dry run prints the job as it was written"
             assert "".join(pem.splitlines()[1:3])[:30] not in text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("first", ["certificate", "key"])
+def test_a_file_with_certificate_and_key_sends_no_key_to_workers(run, keys, tmp_path, first):
+    """Many web servers take such a file, so people have one. It counts for the certificates alone."""
+    parts = [Path(keys[name]).read_bytes() for name in ("certificate", "key")]
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join(parts if first == "certificate" else reversed(parts)))
+    provenance = {"c2pa": {"certificate": str(both), "key": keys["key"]}}
+    job = {"kind": "export", "samples": run, "format": {"kind": "folder"}, "provenance": provenance, "out": "nowhere"}
+    sent = pickle.dumps(make(job).prepare(write=False).build)
+    assert b"BEGIN CERTIFICATE" in sent
+    assert b"PRIVATE" not in sent
+    credentials = read_credentials(parse(C2PAConfig, provenance["c2pa"]))
+    assert keys["key"] not in repr(credentials)
+    assert credentials.sha256 == read_credentials(parse(C2PAConfig, keys)).sha256
 
 
 def test_photographs_and_tables_have_nothing_to_sign(run, keys, tmp_path):

@@ -123,6 +123,9 @@ def test_the_sha256_is_part_of_the_identity_of_a_run(monkeypatch: pytest.MonkeyP
     assert "scorers" not in ScoreConfig().by_content()
     parser = PackageParserConfig(name="example-parser")
     assert by_content(parser, "parser")["sha256"] == network_digest(parser, "parser") != digest
+    pinned = config.pinned(config.by_content())
+    assert pinned.scorers[0].sha256 == digest, "so that a worker with another one refuses it"
+    assert pinned.by_content() == config.by_content()
     assert EditJudgeConfig(parser=parser).digests()["parser"] == network_digest(parser, "parser")
 
 
@@ -148,6 +151,7 @@ def test_names_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("code", "text"),
     [
         ("import nothing_like_it", r"cannot be made \(ModuleNotFoundError: No module named 'nothing_like_it'\)"),
+        ("raise SystemExit('no licence')", r"cannot be made \(SystemExit: no licence\)"),
         ("def Network(): raise OSError('no weights')", r"cannot be made \(OSError: no weights\)"),
         ("class Network: kind = 'parser'", "it has no sha256"),
         ("from raygen_example import Parser\ndef Network(): return Parser(sha256='AB')", "64 hexadecimal digits"),
