@@ -37,7 +37,7 @@ from raygen.execution.executor import amend_record
 from raygen.exports import AnyExport
 from raygen.exports.base import DATASET
 from raygen.exports.columns import NamingScheme
-from raygen.exports.credentials import C2PAConfig, Credentials, ProvenanceConfig, read_credentials
+from raygen.exports.credentials import C2PAConfig, Credentials, ProvenanceConfig, key_warning, read_credentials
 from raygen.exports.croissant import croissant_document
 from raygen.exports.croissant_nodes import DataSetParts
 from raygen.exports.data_card import CardConfig, ExportTotals, write_card
@@ -123,6 +123,8 @@ class ExportJob(ShardedJob):
         noise = str(noise_facts(source.store).get("warning", "")) if self.format.pictures else ""
         warnings = [*self.format.warnings(), *filter(None, [noise])]
         work = self._prepared(source, listing, write=True)
+        if self._c2pa is not None:
+            warnings += filter(None, [key_warning(self._c2pa)])
         outcome = run_sharded(work, self.resources, report)
 
         signed_by = work.plan.settings["provenance"]["c2pa"]["certificate_sha256"] if self._c2pa is not None else None

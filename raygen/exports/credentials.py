@@ -11,6 +11,7 @@ are created once, under a name that every attempt knows, and an attempt that fin
 import io
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +31,15 @@ from raygen.store.parquet import from_parquet, to_parquet
 if TYPE_CHECKING:
     from cryptography import x509
 
-__all__ = ["C2PAConfig", "Credentials", "PictureSigner", "ProvenanceConfig", "read_credentials", "sign_once"]
+__all__ = [
+    "C2PAConfig",
+    "Credentials",
+    "PictureSigner",
+    "ProvenanceConfig",
+    "key_warning",
+    "read_credentials",
+    "sign_once",
+]
 
 
 VARIABLE: Final = "env:"
@@ -137,6 +146,14 @@ def _chain(pem: bytes, name: str) -> "list[x509.Certificate]":
 
 
 MISSING: Final = "provenance.c2pa needs the package c2pa-python: pip install 'raygen[c2pa]'"
+
+
+def key_warning(config: C2PAConfig) -> str:
+    """What to do where every user of this machine may read the file of the key; empty otherwise."""
+    path = os.path.expanduser(config.key.removeprefix("file://"))
+    if config.key.startswith(VARIABLE) or not os.stat(path).st_mode & stat.S_IROTH:
+        return ""
+    return "every user of this machine can read the file of provenance.c2pa.key; chmod 600 it"
 
 
 class PictureSigner:

@@ -52,6 +52,10 @@ def _increasing(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
+#: A sha256 or its first digits; few would fit any file.
+SHA256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{8,64}$")]
+
+
 class BundledNetworkConfig(Config):
     """A bundled network, or one of its kind from a folder."""
 
@@ -64,7 +68,7 @@ class PublishedParserConfig(Config):
 
     kind: Literal["parsenet", "bisenet"]
     weights: Location = Field(..., description="state dict or safetensors file")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
 
 
 #: What a network of a package does; see `raygen.extractors.packages.Extractor`.
@@ -82,7 +86,7 @@ class PackageConfig(Config):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="name of the network in the entry-point group `raygen.extractors` of an installed package",
     )
-    sha256: str | None = Field(
+    sha256: SHA256 | None = Field(
         None, description="sha256 that the network must have, or its first digits; default: any network of this name"
     )
 
@@ -118,7 +122,7 @@ class ONNXParserConfig(Config):
 
     kind: Literal["onnx"] = "onnx"
     weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
     labels: LabelOrder = Field(
         ...,
         description="order of the 19 classes that the model gives: celebamask, or face_parsing as BiSeNet of "
@@ -155,7 +159,7 @@ class ONNXLandmarkerConfig(Config):
 
     kind: Literal["onnx"] = "onnx"
     weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
     size: int = Field(112, ge=16, le=1024, description="side of the input of the model, pixels")
     channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
     value_range: Annotated[tuple[float, float], AfterValidator(_increasing)] = Field(
@@ -189,7 +193,7 @@ class InceptionConfig(Config):
         description="resize and weights of the FID: fid@clean as "
         "clean-fid, fid@pytorch as pytorch-fid, fid@tf1 as the original",
     )
-    sha256: str | None = Field(
+    sha256: SHA256 | None = Field(
         None, description="sha256 that the file must have, or its first digits; default: that of the published file"
     )
 
@@ -212,7 +216,7 @@ class LPIPSConfig(Config):
     weights: Location = Field(
         "hub", description="torchvision's file of the network, or `hub` for torchvision's own cache"
     )
-    sha256: str | None = Field(
+    sha256: SHA256 | None = Field(
         None, description="sha256 that the file must have, or its first digits; default: that of the published file"
     )
     network: Trunk = Field("vgg", description="vgg: VGG-16, usual in losses; alex: AlexNet, usual in evaluations")
@@ -225,7 +229,7 @@ class ClipConfig(Config):
     folder: Location = Field(
         ..., description="folder with config.json, weights, preprocessor and tokenizer of a CLIP model"
     )
-    sha256: str | None = Field(
+    sha256: SHA256 | None = Field(
         None, description="sha256 that the weights file must have, or its first digits; default: any file"
     )
 
@@ -235,7 +239,7 @@ class VGGFace2Config(Config):
 
     kind: Literal["vggface2"] = "vggface2"
     weights: Location = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
 
 
 class TorchScriptConfig(Config):
@@ -244,7 +248,7 @@ class TorchScriptConfig(Config):
     kind: Literal["torchscript"] = "torchscript"
     weights: Location = Field(..., description="TorchScript file")
     trust: bool = Field(False, description="true: run the code in the file, which is a program")
-    sha256: str | None = Field(None, description="complete sha256 of the trusted file")
+    sha256: SHA256 | None = Field(None, description="complete sha256 of the trusted file")
 
     @model_validator(mode="after")
     def _trusted(self) -> "TorchScriptConfig":
@@ -261,7 +265,7 @@ class ONNXEmbedderConfig(Config):
 
     kind: Literal["onnx"] = "onnx"
     weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
     channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
 
 

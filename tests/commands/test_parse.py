@@ -92,7 +92,9 @@ def test_masks_are_kept_replaced_or_left_out(faces: Path, tmp_path: Path, monkey
     assert first == kept, "their masks and confidences as well"
     assert facts["masks"] == "6 by a parser"
     facts = parse(tmp_path / "first", tmp_path / "higher", min_confidence=1)
-    assert facts["masks"] == "6 by a parser", "a limit that is set later takes no mask away, and none is counted as gone"
+    assert facts["masks"] == "6 by a parser", (
+        "a limit that is set later takes no mask away, and none is counted as gone"
+    )
     parse(tmp_path / "first", tmp_path / "replaced", parser=EXAMPLE, replace=True)
     replaced = rows_of(tmp_path / "replaced")
     for row in replaced:
@@ -122,9 +124,7 @@ def test_pictures_that_are_not_square_are_failed_rows(tmp_path: Path, monkeypatc
     ]
 
 
-def test_a_parser_that_gives_nan_makes_no_masks(
-    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_parser_that_gives_nan_makes_no_masks(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best class of NaN is some class: such a mask looks like any other."""
     (tmp_path / "nan_parser.py").write_text(
         "from raygen_example import Parser\n"

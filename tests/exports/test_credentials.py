@@ -19,7 +19,7 @@ from raygen.core.config import parse
 from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.location import redact
 from raygen.execution.worker import ShardWorker
-from raygen.exports.credentials import C2PAConfig, read_credentials
+from raygen.exports.credentials import C2PAConfig, key_warning, read_credentials
 from raygen.exports.worker import ExportWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.images import encode_image, picture
@@ -237,8 +237,10 @@ def test_neither_the_key_nor_its_place_is_written_or_said(run, keys, tmp_path, c
         "out": str(tmp_path / "out"),
     }
     (tmp_path / "job.yaml").write_text(json.dumps(job))
+    Path(keys["key"]).chmod(0o644)
     code, said = main(capfd, "export", str(tmp_path / "job.yaml"))
     assert code == 0, said
+    assert ("chmod 600 it" in " ".join(said.split())) == (place == "file")
     main(capfd, "report", str(tmp_path / "out"))
     body = "".join(pem.splitlines()[1:-1])
     for text in (said, *texts_of(tmp_path / "out")):
@@ -294,6 +296,8 @@ def test_a_file_with_certificate_and_key_sends_no_key_to_workers(run, keys, tmp_
     assert b"BEGIN CERTIFICATE" in sent
     assert b"PRIVATE" not in sent
     credentials = read_credentials(parse(C2PAConfig, provenance["c2pa"]))
+    Path(keys["key"]).chmod(0o640)
+    assert key_warning(parse(C2PAConfig, keys)) == "", "the group of a service is often that of its secrets"
     assert keys["key"] not in repr(credentials)
     assert credentials.sha256 == read_credentials(parse(C2PAConfig, keys)).sha256
 

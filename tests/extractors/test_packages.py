@@ -17,6 +17,7 @@ from raygen.evaluation.scoring import Scorer
 from raygen.extractors.base import load_features, load_parser
 from raygen.extractors.config import (
     FaceEmbedderConfig,
+    ONNXLandmarkerConfig,
     PackageEmbedderConfig,
     PackageParserConfig,
     PackageScorerConfig,
@@ -140,6 +141,11 @@ def test_names_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             find_extractor(config)
     digest = find_extractor(PackageParserConfig(name="example-parser")).extractor.sha256
     assert find_extractor(PackageParserConfig(name="example-parser", sha256=digest[:12].upper()))
+    for few in ("", digest[:7], digest + "0", "sha256:" + digest[:8]):  # an empty one would fit any network
+        with pytest.raises(ConfigError, match="sha256"):
+            parse(PackageParserConfig, {"name": "example-parser", "sha256": few}, "parser")
+        with pytest.raises(ConfigError, match="sha256"):
+            parse(ONNXLandmarkerConfig, {"weights": "x.onnx", "sha256": few}, "landmarks")
     with pytest.raises(ConfigError, match="name"):
         parse(PackageParserConfig, {"name": "a:b"}, "parser")
     install(tmp_path, monkeypatch, "another", "3", {"example-parser": "raygen_example:Parser"})
