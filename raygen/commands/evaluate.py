@@ -37,7 +37,7 @@ from raygen.commands.base import (
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
-from raygen.core.location import Location
+from raygen.core.location import LocalInput, Location
 from raygen.core.types import UInt8Array
 from raygen.evaluation.config import (
     FeatureMetricsConfig,
@@ -105,7 +105,7 @@ class EvaluateJob(Job, Sharding):
         description="face verification: EER and TAR over pairs of pictures; needs `score.identity` and rows with "
         "`identity_id`; default none",
     )
-    reference_stats: Location | None = Field(
+    reference_stats: LocalInput | None = Field(
         None,
         description="file with mean and covariance of features (.npz, or saved by torch) from another tool, to which "
         "the Fréchet distance is computed as well",

@@ -6,7 +6,6 @@ out/listing-*.parquet               input rows that the driver made: edits of a 
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Final, Literal
 
 import pyarrow as pa
@@ -22,9 +21,10 @@ from raygen.commands.base import (
     store_listing,
 )
 from raygen.core.config import parse
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.location import Location
 from raygen.datasets.annotations import RepeatedKey, parse_json
+from raygen.datasets.files import read
 from raygen.planning import AnyPlanning, EditLine, EditsFromFile, Identities, PlanWorker, Unconditional
 from raygen.store.lookup import InMemoryRows, RowLookup, StoredRows
 from raygen.store.parquet import RANGE, Slice
@@ -136,9 +136,10 @@ def read_edits(path: str) -> pa.Table:
 
 
 def _read_text(path: str) -> str:
+    """The content of a text file, local or behind a URL."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read(path).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, InputError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 

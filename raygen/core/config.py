@@ -150,7 +150,7 @@ def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
         result: dict[str, Any] = load_json(json.dumps(document, default=str))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the job is not made of plain values ({error})") from None
-    for word in assignments:
+    for word in map(str, assignments):
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"{_quoted(word, 80)}: an override is written a.b=value")
@@ -172,7 +172,11 @@ def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
     try:
         return cast(T, TypeAdapter(kind).validate_python(document))
     except ValidationError as error:
-        lines = [_explain(kind, document, dict(problem)) for problem in error.errors(include_url=False)]
+        problems = [dict(problem) for problem in error.errors(include_url=False)]
+        inner = {tuple(problem["loc"][:n]) for problem in problems for n in range(len(problem["loc"]))}
+        # Pydantic counts only the valid members of a container, and so calls it too short as well.
+        problems = [p for p in problems if p["type"] != "too_short" or tuple(p["loc"]) not in inner]
+        lines = [_explain(kind, document, problem) for problem in problems]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
@@ -192,11 +196,16 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{where}: {message}" if keys else message
-    message = f"{where}: {problem['msg']}"
-    if problem["type"] == "literal_error":
-        names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        message = f"{where}: {_quoted(problem.get('input'), 200)} is not one of {', '.join(names)}"
-        return message + nearest(str(problem.get("input")), names)
+    if problem["type"] == "union_tag_not_found":
+        kinds = [str(tag) for model in _members(kind, location) for tag in _tags(model)]
+        return f"{where}.kind: is missing; it is one of {', '.join(kinds)}"
+    message, value = f"{where}: {problem['msg']}", problem.get("input")
+    if problem["type"] in ("literal_error", "union_tag_invalid"):
+        if problem["type"] == "union_tag_invalid":
+            where, value = f"{where}.kind", problem["ctx"]["tag"]
+        names = re.findall(r"'([^']*)'", problem["ctx"].get("expected") or problem["ctx"]["expected_tags"])
+        message = f"{where}: {_quoted(value, 200)} is not one of {', '.join(names)}"
+        return message + nearest(str(value), names)
     if problem["type"] != "missing":
         message += f" (got {_quoted(problem.get('input'), 190)})"
     return message
@@ -212,12 +221,17 @@ def _quoted(value: object, length: int) -> str:
 
 def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
     """The valid field names at `loc`; in a union of configs those of the chosen member."""
+    return [name for model in _members(kind, loc[:-1]) for name in model.model_fields]
+
+
+def _members(kind: Any, loc: Sequence[str | int]) -> list[type[BaseModel]]:
+    """The configs that may be at `loc`; in a union the chosen member."""
     models = config_classes(kind)
-    for part in loc[:-1]:
+    for part in loc:
         chosen = [model for model in models if part in _tags(model)]
         fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
         models = chosen or [inner for field in fields for inner in config_classes(field.annotation)] or models
-    return [name for model in models for name in model.model_fields]
+    return models
 
 
 def config_classes(kind: Any) -> list[type[BaseModel]]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config
-from raygen.core.location import Location
+from raygen.core.location import LocalInput, Location
 
 __all__ = [
     "BundledClassifierConfig",
@@ -37,7 +37,7 @@ class PublishedParserConfig(Config):
     """A parser that the field uses, from weights the user has."""
 
     kind: Literal["parsenet", "bisenet"]
-    weights: Location = Field(..., description="state dict or safetensors file")
+    weights: LocalInput = Field(..., description="state dict or safetensors file")
     sha256: str | None = Field(None, description="sha256 that the file must have")
 
 
@@ -45,7 +45,7 @@ class InceptionConfig(Config):
     """The 2015 Inception network, the only one whose Fréchet distance is called `fid`."""
 
     kind: Literal["inception"] = "inception"
-    weights: Location = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
+    weights: LocalInput = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
     protocol: Literal["fid@tf1", "fid@clean", "fid@pytorch"] = Field(
         "fid@clean",
         description="resize and weights of the FID: fid@clean as "
@@ -69,7 +69,7 @@ class LPIPSConfig(Config):
     """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
 
     weight: float = Field(1.0, gt=0, description="weight of the distance in a loss")
-    weights: Location = Field(
+    weights: LocalInput = Field(
         "hub", description="torchvision's file of the network, or `hub` for torchvision's own cache"
     )
     sha256: str | None = Field(
@@ -94,7 +94,9 @@ class VGGFace2Config(Config):
     """The ResNet-50 of VGGFace2, from weights the user has."""
 
     kind: Literal["vggface2"] = "vggface2"
-    weights: Location = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
+    weights: LocalInput = Field(
+        ..., description="state dict, safetensors or pickled arrays; its classifier is not read"
+    )
     sha256: str | None = Field(None, description="sha256 that the file must have")
 
 
@@ -102,7 +104,7 @@ class TorchScriptConfig(Config):
     """An embedder in a TorchScript file: pixels [B, 3, H, W] in -1..1 -> features. The file is code that is run."""
 
     kind: Literal["torchscript"] = "torchscript"
-    weights: Location = Field(..., description="TorchScript file")
+    weights: LocalInput = Field(..., description="TorchScript file")
     trust: bool = Field(False, description="true: run the code in the file, which is a program")
     sha256: str | None = Field(None, description="complete sha256 of the trusted file")
 
@@ -120,7 +122,7 @@ class ONNXEmbedderConfig(Config):
     """An embedder as an ONNX model: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
-    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    weights: LocalInput = Field(..., description="ONNX file; data that it keeps in other files is not read")
     sha256: str | None = Field(None, description="sha256 that the file must have")
     channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
 

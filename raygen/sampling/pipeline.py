@@ -22,7 +22,9 @@ from PIL import Image
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES
-from raygen.models import checkpoint
+from raygen.core.location import Location
+from raygen.core.types import UInt8Array
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.base import Model
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import Guidance, SampleConfig
@@ -51,12 +53,17 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "FacePipeline":
-        """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them."""
+        """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them.
+
+        `ConfigError` where there is no checkpoint; nothing is looked up on the hub.
+        """
         kwargs.setdefault("low_cpu_mem_usage", False)  # else diffusers asks for `accelerate`, which is not used here
         shown = is_progress_bar_enabled()
         disable_progress_bar()  # a scheduler is all that diffusers loads here
         try:
-            pipeline: FacePipeline = super().from_pretrained(local_folder(pretrained_model_name_or_path), **kwargs)
+            folder = local_folder(parse(Location, str(pretrained_model_name_or_path), "from_pretrained"))
+            checkpoint_folder.open_checkpoint(folder)  # else diffusers would ask the hub for a model of this name
+            pipeline: FacePipeline = super().from_pretrained(folder, **kwargs)
         finally:
             if shown:
                 enable_progress_bar()
@@ -135,7 +142,7 @@ def _rows(n: int, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
         "seed": [0] * n,
     }
     if "mask" in columns:
-        rows["mask"] = picture_column([encode_mask(np.asarray(mask, dtype=np.uint8)) for mask in columns["mask"]])
+        rows["mask"] = picture_column([encode_mask(_class_ids(mask)) for mask in columns["mask"]])
     if "hint" in columns:
         pictures = [np.asarray(Image.fromarray(np.asarray(hint)).convert("RGB")) for hint in columns["hint"]]
         rows["hint"] = picture_column([encode_image(picture, "png") for picture in pictures])
@@ -144,6 +151,22 @@ def _rows(n: int, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
     if "attributes" in columns:
         if unknown := sorted({name for values in columns["attributes"] for name in values} - set(ATTRIBUTES)):
             raise ConfigError(f"no attribute {unknown[0]!r}; there are {', '.join(ATTRIBUTES)}")
+        wrong = ((k, v) for values in columns["attributes"] for k, v in values.items() if v not in (-1, 0, 1))
+        if (pair := next(wrong, None)) is not None:
+            raise InputError(f"{pair[0]} is {pair[1]!r}, not -1, 0 or 1", reason="attributes")
         named = [{name: int(values.get(name, 0)) for name in ATTRIBUTES} for values in columns["attributes"]]
         rows["attributes"] = pa.array(named, ATTRIBUTE_VALUES)
     return cast(pa.table(rows), CONDITIONS)
+
+
+def _class_ids(mask: Any) -> UInt8Array:
+    """A mask as uint8 [H, W]; `InputError` for what is no whole number of 0..255, which would become another class."""
+    try:
+        ids = np.asarray(mask)
+        whole: UInt8Array = ids.astype(np.uint8)
+        same = bool((whole == ids).all())
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise InputError("a mask has class indices, whole numbers from 0 on", reason="label")
+    return whole

@@ -21,7 +21,7 @@ from PIL import Image
 
 import raygen.sampling.pipeline
 from raygen.core.assets import BUNDLED
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.config.autoencoder import AutoencoderConfig
@@ -153,11 +153,23 @@ def test_conditions_that_do_not_fit_are_named() -> None:
         ({"num_inference_steps": 0}, "sampler.steps: .*greater than or equal to 1"),
         ({"seed": -1}, "seed: .*greater than or equal to 0"),
         ({"guidance_scale": 2.0, "texts": ["a"]}, "does not take"),
+        ({"masks": [np.full((64, 64), 256)]}, "label: a mask has class indices"),  # 0 in a byte
+        ({"masks": [np.full((64, 64), 1.5)]}, "label: a mask has class indices"),
+        ({"masks": ["face.png"]}, "label: a mask has class indices"),
+        ({"attributes": [{"Smiling": 0.5}]}, "attributes: Smiling is 0.5, not -1, 0 or 1"),
+        ({"attributes": [{"Smiling": "yes"}]}, "attributes: Smiling is 'yes', not -1, 0 or 1"),
     ],
 )
 def test_wrong_arguments_are_errors_of_raygen(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, InputError), match=message):
         FacePipeline.from_pretrained("bundled")(1, **arguments)
+
+
+def test_a_folder_without_a_checkpoint_is_named_and_the_hub_is_not_asked(tmp_path: Path) -> None:
+    """`from_pretrained` of diffusers 0.42.1 takes a folder that is not there for a name on the hub."""
+    for place in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ConfigError, match="no checkpoint here"):
+            FacePipeline.from_pretrained(str(place))
 
 
 def test_loading_shows_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
