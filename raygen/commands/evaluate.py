@@ -28,12 +28,11 @@ from raygen.commands.base import (
     Sharding,
     estimate_cost,
     noise_facts,
-    open_inputs,
-    plan_run,
     report_stage,
     run_together,
     sum_estimates,
 )
+from raygen.commands.inputs import open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
@@ -48,7 +47,7 @@ from raygen.evaluation.config import (
     check_slices,
 )
 from raygen.evaluation.protocols import FeatureNetwork, protocols_of
-from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
+from raygen.evaluation.reference import ReferenceSet, Stores, check_held_out, picture_size, write_unpaired
 from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.store.filesystem import FileStore
@@ -223,6 +222,7 @@ class EvaluateJob(Job, Sharding):
             passes["roundtrip"] = self._pass("roundtrip", reference.url, "faces", resolve(self.round_trip))
         if self.memorization is not None:
             if reference is not None:
+                check_held_out(self.memorization, reference)
                 reference.check_size(open_input(self.memorization.faces)[0], "faces")
             features = ScoreConfig(parser=None, classifier=None, features=self.score.features)
             passes[TRAINING] = self._pass(TRAINING, self.memorization.faces, "faces", None, features)
@@ -232,8 +232,7 @@ class EvaluateJob(Job, Sharding):
 
     def _pairwise_pass(self, pairwise: PairwiseConfig, samples: str) -> PreparedRun:
         """A pass over the samples that compares each with a related one."""
-        baseline = None if pairwise.baseline is None else open_input(pairwise.baseline)[1]
-        settings = {"set": "related", "pairwise": pairwise.model_copy(update={"baseline": baseline})}
+        settings = {"set": "related", "pairwise": pairwise.by_content(self._check_baseline(pairwise, samples))}
         inputs, threads = open_inputs(samples, "samples"), self.resources.threads
         plan = plan_run("evaluate", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         from raygen.evaluation.pairwise import COLUMNS, PairwiseWorker
@@ -241,6 +240,21 @@ class EvaluateJob(Job, Sharding):
         build = partial(PairwiseWorker, pairwise, samples, run_id=plan.run_id, threads=threads)
         store = RunStore(f"{self.out}/scores/related")
         return PreparedRun(store, plan, self.max_error_fraction, COLUMNS, build=build)
+
+    def _check_baseline(self, pairwise: PairwiseConfig, samples: str) -> str | None:
+        """The content of the baseline; `ConfigError` where it has other rows or sizes than the samples."""
+        if pairwise.baseline is None:
+            return None
+        own, (store, content) = open_input(samples)[0], open_input(pairwise.baseline)
+        ids = (set(table["sample_id"].to_pylist()) for table in store.tables("samples", ["sample_id"]))
+        there: set[str] = set().union(*ids)
+        for table in own.tables("samples", ["sample_id"]):
+            if missing := next((name for name in table["sample_id"].to_pylist() if name not in there), None):
+                raise ConfigError(f"pairwise.baseline: {pairwise.baseline} has no sample {missing!r} of {samples}")
+        sizes = picture_size(own, "samples"), picture_size(store, "samples")
+        if None not in sizes and sizes[0] != sizes[1]:
+            raise ConfigError(f"pairwise.baseline: {pairwise.baseline} has pictures of another size than {samples}")
+        return content
 
     def _pass(
         self, name: str, url: str, table: str, checkpoint: str | None, score: ScoreConfig | None = None

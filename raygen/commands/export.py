@@ -22,14 +22,12 @@ from raygen.commands.base import (
     Result,
     ShardedJob,
     Throughput,
-    check_splits,
     extrapolate,
     noise_facts,
     outcome_facts,
-    plan_run,
     run_sharded,
-    store_listing,
 )
+from raygen.commands.inputs import check_splits, keep_listings, listing_inputs, plan_run
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import Location
@@ -196,7 +194,7 @@ class ExportJob(ShardedJob):
         scores = [{key: value for key, value in row.items() if key != "created"} for row in self._scores()]
         settings["scores"] = digest(canonical(scores))
         settings["table"] = source.table
-        inputs = store_listing(listing.rows, self.out, source.digest, write=write)
+        inputs = listing_inputs(listing.rows, self.out, source.digest, write=write)
         seed = source.settings.get("seed")
         config = ExportConfig(
             self.format,
@@ -211,8 +209,10 @@ class ExportJob(ShardedJob):
             write,
         )
         plan = plan_run("export", settings, inputs, batch=self.shard_rows, shard_rows=self.shard_rows)
-        build = partial(ExportWorker, config)
-        return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, build=build, first=listing.rows)
+        build, store = partial(ExportWorker, config), RunStore(self.out)
+        if write:
+            keep_listings(store, plan, inputs)
+        return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing.rows)
 
     def _marks(self, source: ExportSource) -> bool:
         """Whether pictures are marked as synthetic."""

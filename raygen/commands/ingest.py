@@ -11,13 +11,13 @@ from typing import Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, plan_run, store_listing
+from raygen.commands.base import PreparedRun, ShardedJob
+from raygen.commands.inputs import keep_listings, listing_inputs, plan_run
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
 from raygen.datasets import AnyDataSet
 from raygen.datasets.base import IngestWorker
 from raygen.datasets.pictures import file_addresses
-from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "IngestJob"]
@@ -39,11 +39,12 @@ class IngestJob(ShardedJob):
         notes = (f"masks: {self.data.count_masks(listing):,} of {len(listing):,}", *([note] if note else []))
         listing = listing.replace_schema_metadata(None)
         store, settings = RunStore(self.out), {"data": self.data}
-        if write:
-            FileStore(self.out).require()
+        store.storage.check_place()
         refuse_changed_files(store, settings, listing)
-        inputs = store_listing(listing, self.out, write=write)
+        inputs = listing_inputs(listing, self.out, write=write)
         plan = plan_run("ingest", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
+        if write:
+            keep_listings(store, plan, inputs)
         build = partial(IngestWorker, self.data)
         return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing, notes=notes)
 

@@ -11,15 +11,8 @@ from typing import Final, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from raygen.commands.base import (
-    Inputs,
-    PreparedRun,
-    ShardedJob,
-    check_splits,
-    open_inputs,
-    plan_run,
-    store_listing,
-)
+from raygen.commands.base import PreparedRun, ShardedJob
+from raygen.commands.inputs import Inputs, check_splits, keep_listings, listing_inputs, open_inputs, plan_run
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.location import Location
@@ -59,6 +52,7 @@ class PlanJob(ShardedJob):
         first: pa.Table | None = None
         lookup: RowLookup | None = None
         notes: tuple[str, ...] = ()
+        own: list[Inputs] = []  # listings beside the inputs
         faces = self.faces or ""
         rows = max(2, self.shard_rows // planning.factor)  # a face and its partner are rows of the same shard
         check_splits(faces, getattr(planning, "splits", ()), "planning.splits")
@@ -66,22 +60,24 @@ class PlanJob(ShardedJob):
             inputs = Inputs([Slice(RANGE, 0, planning.count)], f"{RANGE}{planning.count}")
         elif isinstance(planning, EditsFromFile):
             first = read_edits(planning.file)
-            inputs = store_listing(first, self.out, open_inputs(faces, "faces").digest, write=write)
+            inputs = listing_inputs(first, self.out, open_inputs(faces, "faces").digest, write=write)
             lookup = StoredRows(faces, ("mask", "texts", "attributes"))
         elif isinstance(planning, Identities):
-            inputs, lookup, first, notes = self._choose_identities(planning, faces, rows, write=write)
+            (inputs, *own), lookup, first, notes = self._choose_identities(planning, faces, rows, write=write)
         else:
             inputs, columns = open_inputs(faces, "faces"), planning.columns
         plan = plan_run("plan", {"planning": planning}, inputs, batch=min(rows, 1024), shard_rows=rows)
         build = partial(PlanWorker, planning, lookup)
         store, max_errors = RunStore(self.out), self.max_error_fraction
+        if write:
+            keep_listings(store, plan, *own, inputs)
         without_rows = f"no face of {faces} has what planning {planning.kind!r} needs"
         return PreparedRun(store, plan, max_errors, columns, without_rows, build=build, first=first, notes=notes)
 
     def _choose_identities(
         self, planning: Identities, faces: str, rows: int, *, write: bool
-    ) -> tuple[Inputs, InMemoryRows, pa.Table, tuple[str, ...]]:
-        """One input row per identity, and the donors; both are stored, so that actors read what was chosen.
+    ) -> tuple[tuple[Inputs, Inputs], InMemoryRows, pa.Table, tuple[str, ...]]:
+        """One input row per identity, and the donors; both are listings, so that actors read what was chosen.
 
         `rows`: identities of a shard.
         Every face is read once, a few at a time, and the masks that are used are read once more.
@@ -97,10 +93,11 @@ class PlanJob(ShardedJob):
             listing = with_masks(listing, StoredRows(faces, ("mask",)))
         elif chosen.without_masks == "donors":
             donors = with_masks(donors, StoredRows(faces, ("mask",)))
-        stored_donors = store_listing(donors, self.out, write=write)
+        stored_donors = listing_inputs(donors, self.out, write=write)
         contents = source.digest, stored_donors.digest
-        inputs = store_listing(listing, self.out, *contents, write=write, group_rows=rows)
-        return inputs, InMemoryRows(stored_donors.slices[0] if write else donors), listing, chosen.notes
+        inputs = listing_inputs(listing, self.out, *contents, write=write, group_rows=rows)
+        lookup = InMemoryRows(stored_donors.slices[0] if write else donors)
+        return (inputs, stored_donors), lookup, listing, chosen.notes
 
 
 def with_masks(rows: pa.Table, faces: StoredRows) -> pa.Table:

@@ -20,19 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from raygen.commands.base import (
-    Estimate,
-    Job,
-    PreparedRun,
-    ProgressCallback,
-    Result,
-    estimate_cost,
-    open_inputs,
-    run_sharded,
-    store_listing,
-)
+from raygen.commands.base import Estimate, Job, PreparedRun, ProgressCallback, Result, estimate_cost, run_sharded
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
+from raygen.commands.inputs import keep_listings, listing_inputs, open_inputs
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
@@ -213,7 +204,9 @@ class SelectJob(Job):
             ids = pa.array(rejected, pa.string())
             tables = [read_slice(piece) for piece in open_inputs(job.conditions, "conditions").slices]
             rows = pa.concat_tables([table.filter(pc.is_in(table["sample_id"], ids)) for table in tables])
-            work = job.planned(store_listing(rows, f"{self.out}/rerolls", write=True))
+            inputs = listing_inputs(rows, f"{self.out}/rerolls", write=True)
+            work = job.planned(inputs)
+            keep_listings(work.store, work.plan, inputs)
         run_sharded(work, self.resources, report)
         return ScoredAttempt(work.store, work.store)
 
@@ -267,7 +260,7 @@ class SelectJob(Job):
 
     def _selected(self, rounds: RetryState, attempts: Mapping[int, ScoredAttempt]) -> PreparedRun:
         """The pass that copies the accepted rows. Its plan has the settings that the data card shows."""
-        inputs = store_listing(listing(rounds, attempts), f"{self.out}/rerolls", write=True)
+        inputs = listing_inputs(listing(rounds, attempts), f"{self.out}/rerolls", write=True)
         first = attempts[0].rows.plan()
         settings = {
             "gates": [gate.model_dump(mode="json") for gate in self.gates],
@@ -289,8 +282,12 @@ class SelectJob(Job):
                 settings["planning"] = {key: value for key, value in planning.items() if key not in FILES}
         rows = max(shard.rows for shard in first.shards)
         name = run_id({"kind": "select", "settings": settings, "inputs": inputs.digest})
-        plan = Plan("select", name, settings, rows, make_shards(inputs.slices, rows))
-        return PreparedRun(RunStore(f"{self.out}/selected"), plan, 1.0, build=SelectWorker)
+        plan, store = (
+            Plan("select", name, settings, rows, make_shards(inputs.slices, rows)),
+            RunStore(f"{self.out}/selected"),
+        )
+        keep_listings(store, plan, inputs)
+        return PreparedRun(store, plan, 1.0, build=SelectWorker)
 
 
 def scores_of(tables: Iterator[pa.Table], prefixes: Sequence[str]) -> Iterator[pa.Table]:

@@ -24,13 +24,13 @@ from raygen.commands.base import (
     Result,
     Throughput,
     extrapolate,
-    open_inputs,
     runner_of,
     sum_estimates,
     time_one_batch,
 )
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
+from raygen.commands.inputs import open_inputs
 from raygen.core.assets import resolve
 from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError

@@ -129,6 +129,11 @@ class PairwiseConfig(Config):
     diversity: bool = Field(False, description="mean distance between the pictures of a group_id")
     lpips: LPIPSConfig | None = Field(None, description="LPIPS network: the distance is LPIPS in place of 1 - SSIM")
 
+    def by_content(self, baseline: str | None) -> dict[str, Any]:
+        """The settings that plans record: the content of the `baseline`, networks by the sha256 of their weights."""
+        lpips = None if self.lpips is None else by_content(self.lpips, "")
+        return {**self.model_dump(mode="json"), "baseline": baseline, "lpips": lpips}
+
     @model_validator(mode="after")
     def _measures_something(self) -> "PairwiseConfig":
         if self.baseline is None and not self.diversity:

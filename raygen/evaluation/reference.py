@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, IntegrityError
+from raygen.evaluation.config import MemorizationConfig
 from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image
 from raygen.store.parquet import read_slice
@@ -20,6 +21,7 @@ __all__ = [
     "ReferenceSet",
     "Stores",
     "UnpairedRows",
+    "check_held_out",
     "find_unpaired",
     "picture_size",
     "write_unpaired",
@@ -115,6 +117,17 @@ def picture_size(store: RunStore, table: str) -> tuple[int, int] | None:
                 shape = decode_image(value["bytes"]).shape
                 return int(shape[0]), int(shape[1])
     return None
+
+
+def check_held_out(config: MemorizationConfig, reference: ReferenceSet) -> None:
+    """`ConfigError` where no face was trained on, or no face of the reference was held out; before any is scored."""
+    store, content = open_input(config.faces)
+    splits = [split for table in store.tables("faces", ["split"]) for split in table["split"].to_pylist()]
+    trained_on = sum(config.split in (None, split) for split in splits)
+    if not trained_on:
+        raise ConfigError(f"training: {config.faces} has no rows of split {config.split!r}")
+    if content == reference.content and trained_on == len(splits):
+        raise ConfigError(f"reference: all of {reference.url} was trained on; nothing is held out")
 
 
 class UnpairedRows(NamedTuple):

@@ -1,6 +1,6 @@
 """Settings of the networks that look at pictures, without the networks: nothing here imports torch."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,9 @@ class PublishedParserConfig(Config):
 class InceptionConfig(Config):
     """The 2015 Inception network, the only one whose Fréchet distance is called `fid`."""
 
+    #: What can be done without the weights.
+    without: ClassVar[str] = ", or use the bundled features (kind: small), whose distance is not called fid"
+
     kind: Literal["inception"] = "inception"
     weights: LocalInput = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
     protocol: Literal["fid@tf1", "fid@clean", "fid@pytorch"] = Field(
@@ -67,6 +70,9 @@ Trunk = Literal["vgg", "alex"]
 
 class LPIPSConfig(Config):
     """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
+
+    #: What can be done without the weights.
+    without: ClassVar[str] = ", or leave out `lpips`"
 
     weight: float = Field(1.0, gt=0, description="weight of the distance in a loss")
     weights: LocalInput = Field(

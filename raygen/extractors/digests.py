@@ -12,6 +12,8 @@ from raygen.store.fetched import local_folder
 __all__ = ["TRANSFORMERS", "bundled_digest", "by_content", "network_digest"]
 
 
+#: Weights that a library keeps in its own cache.
+HUB: Final = "hub"
 #: Weight files of a model folder of transformers, in order of preference.
 TRANSFORMERS: Final = ("model.safetensors", "pytorch_model.bin")
 
@@ -20,7 +22,8 @@ def network_digest(config: Any, kind: str) -> str:
     """sha256 of the weights of a config of an extractor, without loading them.
 
     `kind`: the bundled network that `bundled` stands for, such as `parser`. Weights whose name only their loader can
-    resolve (`hub`) are identified by their configured sha256 or by that name.
+    resolve (`hub`) are identified by their configured sha256 or by that name, and weights that only the workers see by
+    their sha256. `ConfigError` for others that are not there.
     """
     if isinstance(config, BundledNetworkConfig):
         return bundled_digest(local_folder(config.folder, kind))
@@ -30,7 +33,11 @@ def network_digest(config: Any, kind: str) -> str:
         folder = Path(local_folder(config.folder))
         path = next((candidate for name in TRANSFORMERS if (candidate := folder / name).is_file()), None)
     if path is None or not path.is_file():
-        return str(config.sha256 or getattr(config, "weights", None) or config.folder)
+        place = str(getattr(config, "weights", None) or config.folder)
+        if config.sha256 is None and place != HUB:
+            hint = getattr(config, "without", "")
+            raise ConfigError(f"{place}: no weights of a network here; name the ones that you have{hint}")
+        return str(config.sha256 or place)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

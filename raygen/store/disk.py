@@ -18,6 +18,8 @@ __all__ = [
     "exclusively",
     "is_left_over",
     "links",
+    "may_write",
+    "nearest_that_exists",
     "own_name",
     "sync_file_system",
     "sync_folder",
@@ -48,6 +50,17 @@ def _began(process: int) -> str:
         return text.rpartition(")")[2].split()[19]  # field 22; the second, a name in brackets, may have spaces
     except (OSError, IndexError):
         return ""
+
+
+def nearest_that_exists(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    path = Path(os.path.abspath(path))
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
+
+
+def may_write(folder: Path) -> bool:
+    """Whether this user may make files in a folder; True for a disk that nobody can write to now."""
+    return os.access(folder, os.W_OK | os.X_OK) or bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
 def temporary(folder: Path) -> tuple[int, str]:

@@ -249,7 +249,7 @@ class FileStore:
         """Sorted file names directly in `folder`; empty where it does not exist. Temporary files are left out."""
         try:
             paths = self._call(lambda: self._fs.ls(self.path(folder), detail=False))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(
             name for name in (str(p).rsplit("/", 1)[-1] for p in paths) if not name.startswith(disk.TEMPORARY)
@@ -359,6 +359,7 @@ class FileStore:
 
         `ConfigError` where the bucket is missing or not writable, `InfrastructureError` where the server is away.
         """
+        self.check_place()
         probe = disk.own_name(PROBE)
         try:
             self.put(probe, b"raygen")
@@ -367,3 +368,13 @@ class FileStore:
         except Exception as raised:  # credentials, endpoint, DNS: every back end has its own exception classes
             raise refusal(self.url, "written", raised) from raised
         self.remove(probe)
+
+    def check_place(self) -> None:
+        """`ConfigError` where a local folder cannot be made or written, as far as can be told without writing."""
+        if not self.local:
+            return
+        place = disk.nearest_that_exists(Path(self.path("")))
+        if not place.is_dir():
+            raise ConfigError(f"{self.url}: cannot be a folder: {place} is a file")
+        if not disk.may_write(place):
+            raise ConfigError(f"{self.url}: not allowed to write into {place}")

@@ -36,7 +36,7 @@ def test_a_file_behind_a_url_is_read():
     Shelf.register()
     fsspec.filesystem("shelf").pipe_file("shelf://edits/edits.jsonl", f"{GOOD}\n".encode())
     assert read_edits("shelf://edits/edits.jsonl").to_pylist() == [{"line": GOOD}]
-    with pytest.raises(ConfigError, match="shelf://edits/none.jsonl"):
+    with pytest.raises(ConfigError, match=r"shelf://edits/none.jsonl"):
         read_edits("shelf://edits/none.jsonl")
 
 

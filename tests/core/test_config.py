@@ -102,7 +102,7 @@ def test_a_list_with_a_bad_member_is_not_called_too_short():
     with pytest.raises(ConfigError) as caught:
         parse(Lists, {"members": [0]})
     assert str(caught.value) == "job: members.0: Input should be greater than or equal to 1 (got 0)"
-    with pytest.raises(ConfigError, match="members: .*at least 1 item"):
+    with pytest.raises(ConfigError, match=r"members: .*at least 1 item"):
         parse(Lists, {"members": []})
 
 

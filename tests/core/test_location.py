@@ -88,7 +88,7 @@ def test_names_below_a_folder_know_the_home_folder_too(monkeypatch):
 
 
 def test_weights_are_read_from_a_local_file():
-    with pytest.raises(ConfigError, match="'s3://bucket/w.pth' is a URL; this is read from a local file only"):
+    with pytest.raises(ConfigError, match=r"'s3://bucket/w\.pth' is a URL; this is read from a local file only"):
         parse(LocalInput, "s3://bucket/w.pth")
     assert parse(LocalInput, "file:///data/w.pth") == "/data/w.pth"
 
