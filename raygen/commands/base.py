@@ -136,6 +136,9 @@ class Job(Config):
         with suppress(RaygenError, OSError):  # storage that cannot be read is told by the job itself
             FileStore(self.out).remove_leftovers()
 
+    def check(self) -> None:
+        """Raise what a run would refuse before it begins; nothing is written, and nothing large is read."""
+
     @abstractmethod
     def run(self, report: ProgressCallback) -> Result:
         """Run the job; `report` is called with the progress. Raises the errors of `raygen.core.errors`."""
@@ -151,6 +154,11 @@ class ShardedJob(Job, Sharding):
     @abstractmethod
     def prepare(self, *, write: bool) -> "PreparedRun":
         """Plan and worker of the job. With `write`, input rows that the job makes itself are stored for the actors."""
+
+    def check(self) -> None:
+        """See `Job.check`."""
+        work = self.prepare(write=False)
+        work.store.check(work.plan)
 
     def run(self, report: ProgressCallback) -> Result:
         """Process every shard that is not committed yet."""

@@ -184,6 +184,11 @@ class EvaluateJob(Job, Sharding):
 
             check_statistics(self.reference_stats, self.score.features)
 
+    def check(self) -> None:
+        """See `Job.check`."""
+        for work in self.passes():
+            work.store.check(work.plan)
+
     def estimate(self) -> Estimate:
         """The sum of all passes."""
         reference, samples = self._reference(), self._samples()

@@ -153,6 +153,7 @@ class ExportJob(ShardedJob):
         source = self._source()
         listing = self._listing(source)
         work = self._prepared(source, listing, write=False)
+        work.store.check(work.plan)
         worker, rows = work.build(), listing.rows.slice(0, TIMED_ROWS)
         worker.start(rows.slice(0, 1))()  # the first call pays for lazy imports
         began = time.perf_counter()

@@ -1,7 +1,7 @@
 """The inputs of jobs over shards: rows of earlier runs, rows that the driver makes, and the plan over them."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -82,14 +82,14 @@ def plan_run(
     return Plan(kind, run_id(parts), settings, batch, make_shards(inputs.slices, rows))
 
 
-def check_splits(faces: str, splits: Collection[str], key: str) -> None:
+def check_splits(faces: str, splits: Iterable[str], key: str) -> None:
     """`InputError` where a split named by the setting `key` has no faces in the ingest run `faces`."""
-    if not splits:
+    if not (splits := set(splits)):
         return
     counts: Counter[str] = Counter()
     for table in open_input(faces)[0].tables("faces", ["split"]):
         counts.update(str(name) for name in table["split"].to_pylist())
-    if empty := sorted(set(splits) - set(counts)):
+    if empty := sorted(splits - set(counts)):
         there = ", ".join(f"{name} ({number:,})" for name, number in sorted(counts.items()))
         raise InputError(f"{key}: {faces} has no faces in {', '.join(empty)}; it has {there}", reason="empty")
 

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from raygen.commands.base import Estimate, Job, PreparedRun, ProgressCallback, Result, estimate_cost, run_sharded
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
-from raygen.commands.inputs import keep_listings, listing_inputs, open_inputs
+from raygen.commands.inputs import check_splits, keep_listings, listing_inputs, open_inputs
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
@@ -153,13 +153,11 @@ class SelectJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Run the attempts, write the accepted rows, then the metrics of the selection."""
-        if self.faces is None:
-            open_inputs(self._generate_job(0).conditions, "conditions")  # before real faces are scored
+        self._check_inputs()
         rounds = RetryState(self.gates, self.on_exhausted)
         real: dict[RealFaces, ScorePool] = {}
         for gate in self.gates:
             if gate.real_faces is not None:
-                self._check_real_faces(gate, gate.real_faces[0])
                 real[gate.real_faces] = real.get(gate.real_faces) or self._score_faces(gate, gate.real_faces, report)
         attempts: dict[int, ScoredAttempt] = {}
         rejected: list[str] | None = None
@@ -185,6 +183,7 @@ class SelectJob(Job):
 
     def estimate(self) -> Estimate:
         """The first attempt only; how many pictures will be tried again is not known yet."""
+        self._check_inputs()
         if self.faces is not None:
             return self._scoring_job(self.faces, self.score).estimate()
         first = estimate_cost(self._generate_job(0).prepare(write=False), self.resources)
@@ -209,6 +208,25 @@ class SelectJob(Job):
             keep_listings(work.store, work.plan, inputs)
         run_sharded(work, self.resources, report)
         return ScoredAttempt(work.store, work.store)
+
+    def _check_inputs(self) -> None:
+        """The errors of gates and inputs that would only be met after pictures have been made and scored."""
+        if self.faces is None:
+            open_inputs(self._generate_job(0).conditions, "conditions")
+        if self.samples is not None:
+            open_input(self.samples, 0)
+        score = self._score
+        assert score is not None
+        for gate in self.gates:
+            if gate.real_faces is not None:
+                self._check_real_faces(gate, gate.real_faces[0])
+                check_splits(gate.real_faces[0], filter(None, [gate.real_faces[1]]), f"gates: {gate.name}.split")
+            if not all(map(score.measures, gate.needs)):
+                raise self._unmeasured(gate)
+
+    def _unmeasured(self, gate: Gate) -> ConfigError:
+        key = "score" if self.faces is not None else "generate.score"
+        return ConfigError(f"gates: {key} does not measure what {gate.name} needs")
 
     def _check_real_faces(self, gate: Gate, faces: str) -> None:
         """`ConfigError` where no embedder is configured, or every tested face would resemble itself."""
@@ -254,8 +272,7 @@ class SelectJob(Job):
         # Only for the first attempt: a later one may consist of rows that cannot be measured.
         for gate in self.gates if ids and not attempt else ():
             if any(pool.of(kind) is None for kind in gate.needs):
-                key = "score" if self.faces is not None else "generate.score"
-                raise ConfigError(f"gates: {key} does not measure what {gate.name} needs")
+                raise self._unmeasured(gate)
         return rounds.judge(attempt, ids, pool, failures(scored))
 
     def _selected(self, rounds: RetryState, attempts: Mapping[int, ScoredAttempt]) -> PreparedRun:

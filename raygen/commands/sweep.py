@@ -191,11 +191,18 @@ class SweepJob(Job):
                 yield Cell(label, settings, parse(GenerateJob, document, label))
 
     def _check_inputs(self) -> None:
-        """The errors of inputs that are not there, before any library of networks is imported."""
+        """The errors of inputs, before any library of networks is imported and before any picture is scored."""
         open_inputs(self.conditions, "conditions")
-        ReferenceSet.open(self.reference)
-        for folder in self.checkpoints.values():
-            checkpoint_folder.open_checkpoint(resolve(folder))
+        reference = ReferenceSet.open(self.reference)
+        reference.check_networks(self.score.by_content())
+        for folder in map(resolve, self.checkpoints.values()):
+            side = checkpoint_folder.first_stage_config(folder).image_size
+            if self.score.features is not None and reference.size != (side, side):
+                height, width = reference.size
+                raise ConfigError(
+                    f"reference: {self.reference} has pictures of {width} x {height} px, the model {folder} makes "
+                    f"{side} x {side} px; ingest the reference at the model's size, so that the resize is on record"
+                )
 
     def _document(self, kind: str, settings: Mapping[str, Any], folder: str) -> dict[str, Any]:
         return {"kind": kind, **settings, "resources": self.resources.model_dump(), "out": f"{self.out}/{folder}"}
@@ -203,11 +210,10 @@ class SweepJob(Job):
     def run(self, report: ProgressCallback) -> Result:
         """Score the reference, generate and score all cells in one pass, time them, write the table."""
         self._check_inputs()
-        from raygen.sampling.worker import check_sampling
-
         cells = list(self.cells())
-        for cell in cells:  # before the reference is scored, which may take long
-            check_sampling(cell.job.sampling(""))
+        works = [cell.job.prepare(write=True) for cell in cells]
+        for work in works:  # before the reference is scored, which may take long
+            work.store.check(work.plan)
         reference, score = ReferenceSet.open(self.reference), self.score.by_content()
         if reference.scores is None:
             settings = {"reference": self.reference, "score": self.score.model_dump()}
@@ -215,7 +221,6 @@ class SweepJob(Job):
             job.run(report)
             reference = ReferenceSet.open(job.out)
         reference.check_networks(score)
-        works = [cell.job.prepare(write=True) for cell in cells]
         configs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
         build = self._sampler(configs, self.score)
         execute_all(works, build, self.resources, runner_of(self.resources), report=report)
@@ -230,10 +235,12 @@ class SweepJob(Job):
         The time outside of the steps (first stage, scores, encoding) is scaled as well, so cells with many steps are
         overestimated.
         """
+        self._check_inputs()
         rates: dict[tuple[Any, ...], tuple[int, Throughput]] = {}
         parts = []
         for cell in sorted(self.cells(), key=lambda cell: int(cell.settings["steps"])):
             work, steps = cell.job.prepare(write=False), int(cell.settings["steps"])
+            work.store.check(work.plan)
             line = tuple(cell.settings[name] for name in ("line", "guidance", "conditions", "checkpoint"))
             if line not in rates:
                 rates[line] = steps, time_one_batch(work)

@@ -30,7 +30,17 @@ from raygen.core.documents import load_json, load_yaml
 from raygen.core.errors import ConfigError
 from raygen.core.location import check_text, redact
 
-__all__ = ["Config", "Resources", "config_classes", "nearest", "override", "parse", "read_yaml", "tagged_union"]
+__all__ = [
+    "Config",
+    "Resources",
+    "config_classes",
+    "nearest",
+    "override",
+    "parse",
+    "read_yaml",
+    "tagged_union",
+    "texts_in",
+]
 
 
 MAX_YAML_BYTES = 1 << 20
@@ -45,21 +55,21 @@ class Config(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _has_no_credentials(cls, value: T) -> T:
-        for text in _texts(value):
+        for text in texts_in(value):
             check_text(text)
         return value
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts_in(value: object) -> Iterator[str]:
     """Every text in plain values; other configs have checked their own."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for pair in value.items():
-            yield from _texts(pair)
+            yield from texts_in(pair)
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
-            yield from _texts(item)
+            yield from texts_in(item)
 
 
 def tagged_union(table: Mapping[str, type[Config]]) -> Any:

@@ -93,6 +93,17 @@ class ScoreConfig(Config):
             settings["identity"]["network"] = by_content(self.identity.network, "embedder")
         return settings
 
+    def measures(self, prefix: str) -> bool:
+        """Whether scores are made whose names begin with `prefix`, such as `segmentation:`, for rows that have it."""
+        parts = {
+            "segmentation:": self.parser,
+            "attributes:": self.classifier,
+            "clip:": self.text,
+            "identity:": self.identity,
+            "ssim:": self.to_source,
+        }
+        return parts.get(prefix, self) is not None
+
     @property
     def to_source(self) -> str | None:
         """The setting that asks for comparisons with the `source` of rows; None where none does."""
