@@ -204,8 +204,8 @@ class SelectJob(Job):
             tables = [read_slice(piece) for piece in open_inputs(job.conditions, "conditions").slices]
             rows = pa.concat_tables([table.filter(pc.is_in(table["sample_id"], ids)) for table in tables])
             inputs = listing_inputs(rows, f"{self.out}/rerolls", write=True)
+            inputs.store()
             work = job.planned(inputs)
-            keep_listings(work.store, work.plan, inputs)
         run_sharded(work, self.resources, report)
         return ScoredAttempt(work.store, work.store)
 
@@ -232,6 +232,7 @@ class SelectJob(Job):
         """`ConfigError` where no embedder is configured, or every tested face would resemble itself."""
         if self._score is None or self._score.identity is None:
             raise ConfigError(f"gates: {gate.name} needs `score.identity`, the embedder that faces are compared with")
+        open_inputs(faces, "faces")
         if gate.refuses_real_people and self.faces is not None and open_input(faces)[1] == open_input(self.faces)[1]:
             raise ConfigError(f"gates: {gate.name}.faces: {faces} are the tested faces: all are like themselves")
 

@@ -11,6 +11,7 @@ Every rank loads the data and trains; rank 0 writes the files, see `raygen.comma
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,14 @@ import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
-from raygen.core.errors import ConfigError, RaygenError
+from raygen.commands.inputs import check_splits, open_inputs
+from raygen.core.errors import ConfigError, InputError, RaygenError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import LocalLocation, Location
 from raygen.models import checkpoint_folder
+from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore, open_input
+from raygen.store.schemas import texts_by_name
 from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
 from raygen.training.unfinished import alone
 
@@ -73,11 +77,14 @@ class TrainJob(TrainRecipe, Job):
         """Train to the end, continuing from the last training state in `out`."""
         for error in self.missing_inputs():
             raise error
-        from raygen.commands.train_rank import train_rank
-        from raygen.training.logger import followed
         from raygen.training.outputs import Outputs
 
         outputs = Outputs(self.out)
+        if outputs.result() is None:  # one that has ended reads no data
+            self.check()
+        from raygen.commands.train_rank import train_rank
+        from raygen.training.logger import followed
+
         outputs.store.require()
         began = time.time()
         with alone(outputs.folder, self.out), followed(outputs.tail, report, self.training) as waits:
@@ -98,16 +105,19 @@ class TrainJob(TrainRecipe, Job):
     def estimate(self) -> Estimate:
         """Parameters, and the time extrapolated from a few steps; nothing is written.
 
-        Parameters are counted without allocating the model. Where data is missing, or a model is too large for this
-        machine, the time is not estimated, and a note says why.
+        Parameters are counted without allocating the model. Where an input is not there yet, or a model is too large
+        for this machine, the time is not estimated, and a note says why. Raises the errors of `run` otherwise.
         """
         import torch
 
-        from raygen.commands.train_rank import pick_device
+        from raygen.commands.train_rank import is_finished, pick_device, run_id_of
         from raygen.training.networks import count_parameters
+        from raygen.training.outputs import Outputs
         from raygen.training.trainer import Trainer
 
         notes = [f"missing: {error}" for error in self.missing_inputs()]
+        if complete := not notes:
+            self.check()
         parameters, rows = 0, 0 if notes else self._count_rows()
         try:
             counts = count_parameters(self.model, self.first_stage)
@@ -123,7 +133,10 @@ class TrainJob(TrainRecipe, Job):
             tokenizer = self.tokenizer()
             arrays = self.arrays(tokenizer, limit=max(self.training.batch, LEAST_TIMED))
             objective = self.objective(tokenizer)
+            is_finished(Outputs(self.out), run_id_of(self, tokenizer))
         except RaygenError as error:
+            if complete:
+                raise
             return Estimate(rows, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
         trainer = Trainer(objective, self.training, device=pick_device())
         batch = trainer.batch(arrays, 0)
@@ -159,6 +172,53 @@ class TrainJob(TrainRecipe, Job):
             except RaygenError as error:
                 yield error
 
+    def check(self) -> None:
+        """See `Job.check`: inputs that are not there, or lack what the model trains on."""
+        for error in self.missing_inputs():
+            raise error
+        FileStore(self.out).check_place()
+        open_inputs(self.faces, "faces")
+        check_splits(self.faces, filter(None, (self.split, self.validation_split)), "split")
+        self._check_columns()
+        if self.encoded and self.latents is not None:
+            open_inputs(self.latents, "latents")
+
+    def _check_columns(self) -> None:
+        """`InputError` where no face has a condition that the model reads, or the caption, or there are more people."""
+        _, reads = required_fields(self.model, self.first_stage)
+        columns = {"mask": "mask.path", "attributes": "attributes", "hint": "hint.path", "text": "texts"}
+        lacking = {name: column for name, column in columns.items() if name in reads}
+        names, people = Counter[str](), set[str]()
+        read = ["split", *lacking.values(), *(["identity_id"] if self.identity is not None else [])]
+        for table in open_input(self.faces)[0].tables("faces", read):
+            rows = table if self.split is None else table.filter(pc.equal(table["split"], self.split))
+            for name, column in tuple(lacking.items()):
+                if name == "text":
+                    names.update(key for texts in rows["texts"].to_pylist() for key in texts_by_name(texts))
+                    found = self.caption in names
+                else:
+                    whole = column.partition(".")[0]
+                    found = whole in rows.column_names and rows[whole].null_count < rows.num_rows
+                if found:
+                    del lacking[name]
+            if self.identity is not None:
+                people |= set(rows["identity_id"].unique().to_pylist()) - {None}
+            elif not lacking:
+                break
+        if "text" in lacking:
+            there = f"it has {', '.join(sorted(names))}" if names else "it has none"
+            raise InputError(f"caption: {self.faces} has no text {self.caption!r}; {there}", reason="empty")
+        if lacking:
+            raise InputError(
+                f"model: no face of {self.faces} has {' or '.join(lacking)}, which it reads", reason="empty"
+            )
+        if self.identity is not None:
+            self._check_people(len(people))
+
+    def _check_people(self, count: int) -> None:
+        if self.identity is not None and count > self.identity.identities:
+            raise ConfigError(f"identity.identities: {self.faces} has {count:,} people; set at least this number")
+
     def tokenizer(self) -> "Tokenizer | None":
         """The tokenizer of a model that reads texts: of its experts, of `init`, or learned from the faces."""
         from raygen.models import checkpoint
@@ -190,10 +250,7 @@ class TrainJob(TrainRecipe, Job):
         key, load = self._data(tokenizer)
         whole = limit is None or self.identity is not None  # all people are counted
         arrays = prepare(self.data_folder, key, load) if limit is None else load(None, None if whole else limit)
-        if self.identity is not None and arrays.identities > self.identity.identities:
-            raise ConfigError(
-                f"identity.identities: {self.faces} has {arrays.identities:,} people; set at least this number"
-            )
+        self._check_people(arrays.identities)
         if self.encoded and self.training.horizontal_flip and not arrays.flipped.any():
             raise ConfigError(
                 f"training.horizontal_flip: {self.latents} has no latents of mirrored pictures; encode with "

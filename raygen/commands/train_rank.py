@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import run_id
 from raygen.core.precision import set_deterministic_precision
 from raygen.models import checkpoint
@@ -23,7 +23,7 @@ from raygen.training.unfinished import explained
 if TYPE_CHECKING:
     from raygen.commands.train import TrainJob
 
-__all__ = ["pick_device", "train_rank"]
+__all__ = ["is_finished", "pick_device", "run_id_of", "train_rank"]
 
 
 #: Number of skipped faces whose reasons are listed in the result.
@@ -40,14 +40,19 @@ def train_rank(job: "TrainJob", rank: int, world_size: int) -> Iterator[TrainSte
     set_deterministic_precision(job.resources.threads)
     outputs, config = Outputs(job.out), job.training
     tokenizer = job.tokenizer()
-    name = _run_id(job, tokenizer)
+    name = run_id_of(job, tokenizer)
     if is_finished(outputs, name):
         remove_data(job, outputs, rank)  # where a killed process left it
         return
-    arrays = job.arrays(tokenizer)
+    objective = job.objective(tokenizer)  # first: what it refuses should not wait for the data
+    try:
+        arrays = job.arrays(tokenizer)
+    except (ConfigError, InputError):
+        remove_data(job, outputs, rank)
+        raise
     if rank == 0:
         outputs.begin()
-    trainer = Trainer(job.objective(tokenizer), config, device=pick_device(), rank=rank, world_size=world_size)
+    trainer = Trainer(objective, config, device=pick_device(), rank=rank, world_size=world_size)
     logger = TrainingLogger(outputs.folder) if rank == 0 else None
     every, states = config.sheet_every, outputs.states(config.keep)
     for step in train(trainer, arrays, states):
@@ -93,7 +98,8 @@ def is_finished(outputs: Outputs, expected: str) -> bool:
     return True
 
 
-def _run_id(job: "TrainJob", tokenizer: Tokenizer | None) -> str:
+def run_id_of(job: "TrainJob", tokenizer: Tokenizer | None) -> str:
+    """The run id of a training: a hash of its settings, its data, and the trained models that it stands beside."""
     experts = frozen_digests(job)
     return run_id(
         {"settings": job.settings(), "data": job.data_digest(tokenizer), **({"experts": experts} if experts else {})}
