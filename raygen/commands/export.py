@@ -27,7 +27,7 @@ from raygen.commands.base import (
     outcome_facts,
     run_sharded,
 )
-from raygen.commands.inputs import check_splits, keep_listings, listing_inputs, plan_run
+from raygen.commands.inputs import check_conditions_of_faces, check_splits, keep_listings, listing_inputs, plan_run
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import Location
@@ -172,6 +172,8 @@ class ExportJob(ShardedJob):
             return ExportSource.open(self.samples, "samples")
         assert self.faces is not None
         check_splits(self.faces, self.splits, "splits")
+        if "text" in self.model_fields_set:
+            check_conditions_of_faces(self.faces, ["text"], self.splits, key="text", caption=("text", self.text))
         return ExportSource.open(self.faces, "faces")
 
     def _listing(self, source: ExportSource) -> ExportListing:

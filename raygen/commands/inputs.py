@@ -1,19 +1,29 @@
 """The inputs of jobs over shards: rows of earlier runs, rows that the driver makes, and the plan over them."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest, run_id
 from raygen.store.filesystem import FileStore
-from raygen.store.parquet import Slice, to_parquet
+from raygen.store.parquet import Slice, read_slice, to_parquet
 from raygen.store.run_store import Plan, RunStore, make_shards, open_input
+from raygen.store.schemas import texts_by_name
 
-__all__ = ["Inputs", "check_splits", "keep_listings", "listing_inputs", "open_inputs", "plan_run"]
+__all__ = [
+    "Inputs",
+    "check_conditions_of_faces",
+    "check_splits",
+    "keep_listings",
+    "listing_inputs",
+    "open_inputs",
+    "plan_run",
+]
 
 
 @dataclass(frozen=True)
@@ -99,3 +109,37 @@ def keep_listings(store: RunStore, plan: Plan, *inputs: Inputs) -> None:
     store.check(plan)
     for rows in inputs:
         rows.store()
+
+
+def check_conditions_of_faces(
+    faces: str, conditions: Iterable[str], splits: Collection[str], *, key: str, caption: tuple[str, str]
+) -> None:
+    """`InputError` where no face of the splits (none: of all) has one of the conditions, or the text of the caption.
+
+    `key`: the setting that asks for them. `caption`: the setting that names a text, and its value. Rows are read until
+    one has each condition; no picture is.
+    """
+    columns = {"mask": "mask.path", "attributes": "attributes", "hint": "hint.path", "text": "texts"}
+    lacking = {name: columns[name] for name in conditions if name in columns}
+    names = Counter[str]()
+    for piece in open_inputs(faces, "faces").slices if lacking else ():
+        rows = read_slice(piece, ["split", *lacking.values()])
+        rows = rows.filter(pc.is_in(rows["split"], pa.array(sorted(splits), pa.string()))) if splits else rows
+        for name, column in tuple(lacking.items()):
+            column = column.partition(".")[0]
+            if name == "text" and column in rows.column_names:
+                names.update(key for texts in rows[column].to_pylist() for key in texts_by_name(texts))
+            has = (
+                caption[1] in names
+                if name == "text"
+                else column in rows.column_names and rows[column].null_count < len(rows)
+            )
+            if has:
+                del lacking[name]
+        if not lacking:
+            return
+    if "text" in lacking:
+        there = f"it has {', '.join(sorted(names))}" if names else "it has none"
+        raise InputError(f"{caption[0]}: {faces} has no text {caption[1]!r}; {there}", reason="empty")
+    if lacking:
+        raise InputError(f"{key}: no face of {faces} has {' or '.join(lacking)}", reason="empty")

@@ -12,13 +12,21 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from raygen.commands.base import PreparedRun, ShardedJob
-from raygen.commands.inputs import Inputs, check_splits, keep_listings, listing_inputs, open_inputs, plan_run
+from raygen.commands.inputs import (
+    Inputs,
+    check_conditions_of_faces,
+    check_splits,
+    keep_listings,
+    listing_inputs,
+    open_inputs,
+    plan_run,
+)
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.location import Location
 from raygen.datasets.annotations import RepeatedKey, parse_json
 from raygen.datasets.files import read
-from raygen.planning import AnyPlanning, EditLine, EditsFromFile, Identities, PlanWorker, Unconditional
+from raygen.planning import AnyPlanning, EditLine, EditsFromFile, FromFaces, Identities, PlanWorker, Unconditional
 from raygen.store.lookup import InMemoryRows, RowLookup, StoredRows
 from raygen.store.parquet import RANGE, Slice
 from raygen.store.run_store import RunStore, make_shards
@@ -55,7 +63,14 @@ class PlanJob(ShardedJob):
         own: list[Inputs] = []  # listings beside the inputs
         faces = self.faces or ""
         rows = max(2, self.shard_rows // planning.factor)  # a face and its partner are rows of the same shard
-        check_splits(faces, getattr(planning, "splits", ()), "planning.splits")
+        splits = getattr(planning, "splits", ())
+        check_splits(faces, splits, "planning.splits")
+        if isinstance(planning, FromFaces):
+            chosen = (
+                planning.conditions if "conditions" in planning.model_fields_set else {"text"} & {*planning.conditions}
+            )
+            caption = "planning.caption", planning.caption
+            check_conditions_of_faces(faces, chosen, splits, key="planning.conditions", caption=caption)
         if isinstance(planning, Unconditional):
             inputs = Inputs([Slice(RANGE, 0, planning.count)], f"{RANGE}{planning.count}")
         elif isinstance(planning, EditsFromFile):

@@ -185,7 +185,10 @@ class SweepJob(Job):
                     "conditions": self.conditions,
                     "score": self.score.model_dump(),
                 }
-                if guidance == 1.0:  # it has no effect in this cell, and in others it may
+                if used is not None:  # guidance by what this cell leaves out has no effect in it
+                    own = {k: v for k, v in guidance.items() if k in used} if isinstance(guidance, dict) else guidance
+                    generate["guidance"] = own if used and own != {} else 1.0
+                if generate["guidance"] == 1.0:  # it has no effect in this cell, and in others it may
                     generate.pop("negative_keeps", None)
                 document = self._document("generate", generate, f"cells/{label}")
                 yield Cell(label, settings, parse(GenerateJob, document, label))

@@ -11,7 +11,6 @@ Every rank loads the data and trains; rank 0 writes the files, see `raygen.comma
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
@@ -21,14 +20,13 @@ import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
-from raygen.commands.inputs import check_splits, open_inputs
-from raygen.core.errors import ConfigError, InputError, RaygenError
+from raygen.commands.inputs import check_conditions_of_faces, check_splits, open_inputs
+from raygen.core.errors import ConfigError, RaygenError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import LocalLocation, Location
 from raygen.models import checkpoint_folder
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore, open_input
-from raygen.store.schemas import texts_by_name
 from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
 from raygen.training.unfinished import alone
 
@@ -179,41 +177,17 @@ class TrainJob(TrainRecipe, Job):
         FileStore(self.out).check_place()
         open_inputs(self.faces, "faces")
         check_splits(self.faces, filter(None, (self.split, self.validation_split)), "split")
-        self._check_columns()
+        _, reads = required_fields(self.model, self.first_stage)
+        splits = [self.split] if self.split else []
+        check_conditions_of_faces(self.faces, reads, splits, key="model", caption=("caption", self.caption))
+        if self.identity is not None:
+            people = set[str]()
+            for table in open_input(self.faces)[0].tables("faces", ["split", "identity_id"]):
+                rows = table if self.split is None else table.filter(pc.equal(table["split"], self.split))
+                people |= set(rows["identity_id"].unique().to_pylist()) - {None}
+            self._check_people(len(people))
         if self.encoded and self.latents is not None:
             open_inputs(self.latents, "latents")
-
-    def _check_columns(self) -> None:
-        """`InputError` where no face has a condition that the model reads, or the caption, or there are more people."""
-        _, reads = required_fields(self.model, self.first_stage)
-        columns = {"mask": "mask.path", "attributes": "attributes", "hint": "hint.path", "text": "texts"}
-        lacking = {name: column for name, column in columns.items() if name in reads}
-        names, people = Counter[str](), set[str]()
-        read = ["split", *lacking.values(), *(["identity_id"] if self.identity is not None else [])]
-        for table in open_input(self.faces)[0].tables("faces", read):
-            rows = table if self.split is None else table.filter(pc.equal(table["split"], self.split))
-            for name, column in tuple(lacking.items()):
-                if name == "text":
-                    names.update(key for texts in rows["texts"].to_pylist() for key in texts_by_name(texts))
-                    found = self.caption in names
-                else:
-                    whole = column.partition(".")[0]
-                    found = whole in rows.column_names and rows[whole].null_count < rows.num_rows
-                if found:
-                    del lacking[name]
-            if self.identity is not None:
-                people |= set(rows["identity_id"].unique().to_pylist()) - {None}
-            elif not lacking:
-                break
-        if "text" in lacking:
-            there = f"it has {', '.join(sorted(names))}" if names else "it has none"
-            raise InputError(f"caption: {self.faces} has no text {self.caption!r}; {there}", reason="empty")
-        if lacking:
-            raise InputError(
-                f"model: no face of {self.faces} has {' or '.join(lacking)}, which it reads", reason="empty"
-            )
-        if self.identity is not None:
-            self._check_people(len(people))
 
     def _check_people(self, count: int) -> None:
         if self.identity is not None and count > self.identity.identities:

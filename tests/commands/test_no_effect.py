@@ -66,6 +66,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "model.attribute_tokens": {**DENOISE, "model": {**LDM, "attribute_path": "vector", "attribute_tokens": 8}},
     "model.hint_channels": {**DENOISE, "model": {"kind": "control", "base": "base", "hint_channels": [8, 8]}},
     "model.gating": {**DENOISE, "model": {"kind": "scadm", "style": None, "gating": "paper"}},
+    "guidance": {**GENERATE, "use_conditions": ["mask"], "guidance": {"attributes": 3.0}},
     "negative_keeps": {**GENERATE, "negative_keeps": ["mask"]},
     "mixing.fading": {**GENERATE, "mixing": {"kind": "released", "schedule": "none", "fading": ["text"]}},
     "mixing.boost": {**GENERATE, "mixing": {"kind": "released", "boosted": [], "boost": 3.0}},
@@ -105,6 +106,8 @@ def test_every_rule_is_tried() -> None:
         stage("dc", kl=0.0),
         {**GENERATE, "guidance": 2.0, "negative_keeps": ["mask"]},
         {**GENERATE, "guidance": 0.0, "guidance_parametrization": "cfg_minus_one"},
+        {**GENERATE, "guidance": 2.0, "use_conditions": ["mask"]},
+        {**SWEEP, "guidance": [2.0, {"mask": 2.0}], "use_conditions": {"none": [], "attributes": ["attributes"]}},
         {**SWEEP, "guidance": [1.0, 2.0], "generate": {"negative_keeps": ["mask"]}},
     ],
 )

@@ -68,6 +68,22 @@ def jobs(world: Path) -> dict[str, tuple[dict[str, object], str]]:
         "reference": ({**scoring, "samples": str(world / "nowhere")}, "no complete run is here"),
         "export": ({**export, "splits": ["tset"]}, "splits: .* has no faces in tset"),
         "scores": ({**export, "scores": str(world / "nowhere")}, "nowhere"),
+        "text": ({**export, "text": "nix"}, "text: .*faces has no text 'nix'; it has .*overall"),
+        "words": (
+            {**planning, "planning": {"kind": "from_faces", "conditions": ["text"], "caption": "nix"}},
+            "planning.caption: .*faces has no text 'nix'; it has .*overall",
+        ),
+        "hints": (
+            {**planning, "planning": {"kind": "from_faces", "conditions": ["mask", "hint"]}},
+            "planning.conditions: no face of .*faces has hint",
+        ),
+        "unused": ({**sampling, "use_conditions": [], "guidance": 3.0}, "guidance has no effect: use_conditions"),
+        "scattered": ({**sampling, "conditions": str(world / "plain_rows"), "noise": "group"}, "no row has a group_id"),
+        "unguided": ({**sampling, "conditions": str(world / "plain_rows"), "guidance": 3.0}, "no row has attributes"),
+        "unguided part": (
+            {**sampling, "conditions": str(world / "plain_rows"), "guidance": {"mask": 3.0}},
+            "guidance: mask: no row has it",
+        ),
     }
 
 
@@ -122,7 +138,7 @@ def later(world: Path, tmp_path: Path) -> dict[str, tuple[dict[str, object], str
         "held": ({**scoring, "memorization": {"faces": faces, "split": None}}, "nothing is held out"),
         "train": ({**denoising, "split": "nix"}, r"split: .* has no faces in nix; it has \w+ \(\d+\)"),
         "caption": ({**denoising, "model": reader, "caption": "nix"}, "has no text 'nix'; it has .*overall"),
-        "masks": ({**denoising, "faces": str(world / "plain")}, "model: no face of .*plain has mask, which it reads"),
+        "masks": ({**denoising, "faces": str(world / "plain")}, "model: no face of .*plain has mask"),
         "init": ({**denoising, "init": str(world / "model")}, "init .*model: Unexpected key"),
         "latents": ({**denoising, "latents": faces}, "has no table LATENTS"),
         "people": (
@@ -138,7 +154,7 @@ def later(world: Path, tmp_path: Path) -> dict[str, tuple[dict[str, object], str
             {**ablation, "variants": {"a": [], "b": ["pictures.guidance={text: 3}"]}},
             "^b/pictures: guidance",
         ),
-        "stage": ({**ablation, "variants": {"a": ["pictures.checkpoint=nowhere"]}}, "^a/pictures: nowhere: no checkp"),
+        "stage": ({**ablation, "variants": {"a": ["pictures.checkpoint=nowhere"]}}, "^a/pictures: nowhere: no check"),
     }
 
 
@@ -157,8 +173,8 @@ def more(world):
 
 
 LATER = (
-    "parser hub clip lpips other file ingest baseline trained held train caption masks init latents people measure leak "
-    "tried sweep cells ablation stage"
+    "parser hub clip lpips other file ingest baseline trained held train caption masks init latents people measure "
+    "leak tried sweep cells ablation stage"
 )
 
 
@@ -180,17 +196,21 @@ def test_what_was_told_late_is_told_by_both_before_anything_is_written(more, tmp
     assert snapshot(more / "samples") == before
 
 
-NAMES = (
-    "guidance form negative use mixing source batch rows table model plan split names edits root flat encode reference "
-    "export scores"
-)
+NAMES = [
+    *("guidance", "form", "negative", "use", "mixing", "source", "batch", "rows", "table", "model", "plan", "split"),
+    *("names", "edits", "root", "flat", "encode", "reference", "export", "scores", "text", "words", "hints", "unused"),
+    *("scattered", "unguided", "unguided part"),
+]
 
 
-@pytest.mark.parametrize("name", NAMES.split())
+@pytest.mark.parametrize("name", NAMES)
 def test_a_dry_run_and_a_run_refuse_alike(world, tmp_path, name):
+    if not (world / "plain_rows").exists():
+        do("plan", world / "plain_rows", {"planning": {"kind": "unconditional", "count": 4}})
     flat = world / "flat"
     flat.mkdir(exist_ok=True)
     (flat / "a.png").write_bytes(encode_image(np.full((32, 32, 3), 90, np.uint8), "png"))
+    assert list(jobs(world)) == NAMES
     document, message = jobs(world)[name]
     job = make({**document, "out": str(tmp_path / "out")})
     with pytest.raises(RaygenError, match=message) as dry:
