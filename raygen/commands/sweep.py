@@ -322,7 +322,7 @@ class SweepJob(Job):
         rows += finish({"reference": real}, run_id=reference.content).to_pylist()
         folder = FileStore(f"{self.out}/metrics")
         write_metrics(folder, rows)
-        folder.put("table.md", markdown_table(cells, rows).encode())
+        folder.update("table.md", markdown_table(cells, rows).encode())
         return steps_within_5pct(rows)
 
     def _timing_rows(self, cell: Cell, run: str, seconds: Sequence[float] | None) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from raygen.core.errors import ConfigError, InfrastructureError, StorageError
 from raygen.core.location import check_credentials, redact
 from raygen.store import disk, uploads
-from raygen.store.attempts import PASSING, PERMANENT, code_of, refusal, retry, twice
+from raygen.store.attempts import PASSING, PERMANENT, REFUSED, code_of, refusal, retry, twice
 from raygen.store.disk import FOREIGN_AGE_S, PROBE
 from raygen.store.uploads import Upload
 
@@ -174,11 +174,16 @@ class FileStore:
     def _call(self, call: Callable[[], T], verb: str = "read") -> T:
         """`call`, repeated after an `OSError`; what else a back end raises is an `InfrastructureError`.
 
-        `ConfigError` where this machine has no credentials.
+        `ConfigError` where this machine has no credentials, or its rights do not suffice.
         """
         try:
             return retry(call)
-        except (OSError, TypeError, ValueError, NotImplementedError):  # the last three: no such operation
+        except OSError as error:
+            if not isinstance(error, PermissionError) and code_of(error) not in REFUSED:
+                raise
+            reason = redact(error.strerror or str(error))[:200]
+            raise ConfigError(f"{self.url}: not allowed to be {verb} ({reason}); check the credentials") from error
+        except (TypeError, ValueError, NotImplementedError):  # no such operation
             raise
         except Exception as error:  # each back end has its own exception classes
             reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
@@ -334,7 +339,7 @@ class FileStore:
 
     def unfinished_uploads(self) -> list[Upload]:
         """Uploads to S3 in parts that have begun more than a day ago and not ended, of files below the folder."""
-        with suppress(PermissionError):  # some accounts may write and not list them
+        with suppress(ConfigError):  # some accounts may write and not list them
             found = self._call(lambda: uploads.unfinished(self._fs, self._root))
             return [upload for upload in found if upload.age_s > FOREIGN_AGE_S]
         return []
