@@ -173,6 +173,22 @@ def test_an_interrupt_says_what_stays(tmp_path, job):
     assert "Traceback" not in said
 
 
+def test_an_interrupt_of_the_start_is_one_sentence(tmp_path):
+    code = (
+        "import signal, sys, os\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'raygen.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from raygen.__main__ import main\n"
+        "main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "KeyboardInterrupt: nothing was begun\n")
+
+
 def test_too_many_bad_rows_end_with_3_and_the_good_ones_are_kept(tmp_path):
     (tmp_path / "pictures").mkdir()
     for i in range(4):
