@@ -306,7 +306,7 @@ def parallel_workers(resources: Resources) -> float:
 def extrapolate(work: PreparedRun, resources: Resources, rate: Throughput, notes: tuple[str, ...]) -> Estimate:
     """Size and time of all of `work` at a rate; committed shards take no time."""
     width = parallel_workers(resources)
-    if width < resources.workers:
+    if resources.runner == "ray" and width < resources.workers:
         cores = os.cpu_count() or 1
         notes = (*notes, f"{resources.workers} workers share the {cores} cores of this machine")
     done = len(work.store.committed())

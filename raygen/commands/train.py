@@ -131,7 +131,8 @@ class TrainJob(TrainRecipe, Job):
             tokenizer = self.tokenizer()
             arrays = self.arrays(tokenizer, limit=max(self.training.batch, LEAST_TIMED))
             objective = self.objective(tokenizer)
-            is_finished(Outputs(self.out), run_id_of(self, tokenizer))
+            if is_finished(Outputs(self.out), run_id_of(self, tokenizer)):
+                return Estimate(rows, 0, 0, size, 0.0, (*notes, "it has ended already, and a run changes nothing"))
         except RaygenError as error:
             if complete:
                 raise

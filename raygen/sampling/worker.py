@@ -313,6 +313,7 @@ class SampleWorker:
     def _samples(self, rows: pa.Table, reasons: Sequence[str | None], encoded: Sequence[bytes | None]) -> pa.Table:
         n, config = rows.num_rows, self.config
         weights = config.guidance if isinstance(config.guidance, dict) else {JOINT: config.guidance}
+        weights = weights if self.model.modalities else {}  # nothing is guided without conditions
         columns: dict[str, Iterable[Any]] = {
             "attempt": [config.attempt] * n,
             "error": reasons,
