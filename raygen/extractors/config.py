@@ -26,6 +26,10 @@ __all__ = [
 ]
 
 
+#: Channels of a convolution that is normalised in eight groups.
+GroupedChannels = Annotated[int, Field(ge=8, multiple_of=8)]
+
+
 class BundledNetworkConfig(Config):
     """A bundled network, or one of its kind from a folder."""
 
@@ -159,8 +163,8 @@ class BundledParserConfig(Config):
     """Shape of a small parser. Pictures of another size are resized to `image_size` and the labels back."""
 
     kind: Literal["parser"] = "parser"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
+    image_size: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the pictures in pixels")
+    channels: tuple[GroupedChannels, ...] = Field(
         (16, 32, 64, 96),
         min_length=2,
         description="channels of each level; every level after the first halves the resolution",
@@ -171,8 +175,8 @@ class BundledClassifierConfig(Config):
     """Shape of a small attribute classifier. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["classifier"] = "classifier"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
+    image_size: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the pictures in pixels")
+    channels: tuple[GroupedChannels, ...] = Field(
         (16, 32, 64, 96),
         min_length=2,
         max_length=6,
@@ -185,8 +189,8 @@ class BundledEmbedderConfig(Config):
     """Shape of a small face embedder. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["embedder"] = "embedder"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
+    image_size: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the pictures in pixels")
+    channels: tuple[GroupedChannels, ...] = Field(
         (16, 32, 64, 96),
         min_length=2,
         max_length=6,

@@ -28,6 +28,7 @@ from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.checkpoint_files import OWN_WEIGHTS, Writing, fill, write_weights
 from raygen.models.conditions import Conditions
+from raygen.models.config.ldm import check_levels
 from raygen.models.config.scadm import SCADMConfig
 from raygen.models.ldm import prepared_context, run_unet
 from raygen.models.networks import CountInputs, Networks
@@ -147,6 +148,7 @@ def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) ->
     nothing reads.
     """
     latent, side, _ = latent_shape
+    check_levels(len(config.channels), side)
     shared: dict[str, Any] = {
         "sample_size": side,
         "in_channels": latent,

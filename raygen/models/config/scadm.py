@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from raygen.core.config import Config
 from raygen.models.config.noise import NoiseSchedule
@@ -45,7 +45,7 @@ class SCADMConfig(Config):
         description="latent shape [channels, height, width] that the first stage must have; default: the "
         "shape that it has",
     )
-    channels: tuple[int, ...] = Field((224, 448, 672, 896), min_length=2, description="channels of each level")
+    channels: tuple[PositiveInt, ...] = Field((224, 448, 672, 896), min_length=2, description="channels of each level")
     layers_per_block: int = Field(2, ge=1, le=8, description="residual blocks per level")
     attention: tuple[bool, ...] = Field(
         (False, True, True, True), description="for each level, whether it has attention; the middle always has"
