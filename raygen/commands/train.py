@@ -108,7 +108,7 @@ class TrainJob(TrainRecipe, Job):
         """
         import torch
 
-        from raygen.commands.train_rank import is_finished, pick_device, run_id_of
+        from raygen.commands.train_rank import check_states, is_finished, pick_device, run_id_of
         from raygen.training.networks import count_parameters
         from raygen.training.outputs import Outputs
         from raygen.training.trainer import Trainer
@@ -138,6 +138,7 @@ class TrainJob(TrainRecipe, Job):
                 raise
             return Estimate(rows, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
         trainer = Trainer(objective, self.training, device=pick_device())
+        check_states(Outputs(self.out), trainer)
         batch = trainer.batch(arrays, 0)
         trainer.update(batch, 0.0)  # the first step pays for initialisation
         began = time.perf_counter()

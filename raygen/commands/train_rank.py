@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -23,7 +24,7 @@ from raygen.training.unfinished import explained
 if TYPE_CHECKING:
     from raygen.commands.train import TrainJob
 
-__all__ = ["is_finished", "pick_device", "run_id_of", "train_rank"]
+__all__ = ["check_states", "is_finished", "pick_device", "run_id_of", "train_rank"]
 
 
 #: Number of skipped faces whose reasons are listed in the result.
@@ -44,7 +45,9 @@ def train_rank(job: "TrainJob", rank: int, world_size: int) -> Iterator[TrainSte
     if is_finished(outputs, name):
         remove_data(job, outputs, rank)  # where a killed process left it
         return
-    objective = job.objective(tokenizer)  # first: what it refuses should not wait for the data
+    # First: what these refuse should not wait for the data.
+    trainer = Trainer(job.objective(tokenizer), config, device=pick_device(), rank=rank, world_size=world_size)
+    check_states(outputs, trainer)
     try:
         arrays = job.arrays(tokenizer)
     except (ConfigError, InputError):
@@ -52,7 +55,6 @@ def train_rank(job: "TrainJob", rank: int, world_size: int) -> Iterator[TrainSte
         raise
     if rank == 0:
         outputs.begin()
-    trainer = Trainer(objective, config, device=pick_device(), rank=rank, world_size=world_size)
     logger = TrainingLogger(outputs.folder) if rank == 0 else None
     every, states = config.sheet_every, outputs.states(config.keep)
     for step in train(trainer, arrays, states):
@@ -79,6 +81,16 @@ def remove_data(job: "TrainJob", outputs: Outputs, rank: int = 0) -> None:
     """Remove the prepared data of a training that has ended; a `cache` keeps it. Only rank 0 does."""
     if rank == 0 and job.cache is None:
         shutil.rmtree(job.data_folder, ignore_errors=True)
+
+
+def check_states(outputs: Outputs, trainer: Trainer) -> None:
+    """`ConfigError` where the newest state in a local `out` is one of other settings."""
+    if outputs.local:
+        states = outputs.states(1)
+        newest = states.last()
+        states.close()
+        if newest is not None:
+            trainer.check_state(Path(newest))
 
 
 def is_finished(outputs: Outputs, expected: str) -> bool:

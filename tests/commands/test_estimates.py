@@ -79,10 +79,15 @@ def test_a_training_that_has_ended_takes_no_time(world, tmp_path):
     estimate = make(document).estimate()
     assert (estimate.rows, estimate.seconds) == (24, 0.0)
     assert "it has ended already, and a run changes nothing" in estimate.notes
-    document["training"] = {"steps": 2, "batch": 2}
+    document["training"] = {"steps": 2, "batch": 2, "lr": 0.5}
     for call in (make(document).estimate, lambda: make(document).start(lambda _: None)):
         with pytest.raises(ConfigError, match="holds another training that has ended"):
             call()
+    (tmp_path / "out/training/result.json").unlink()  # as if it had not ended
+    for call in (make(document).estimate, lambda: make(document).start(lambda _: None)):
+        with pytest.raises(ConfigError, match="step-000000001: training began with other settings or data"):
+            call()
+    assert not (tmp_path / "out/.data").exists()
 
 
 def test_only_workers_of_ray_share_cores(world, tmp_path, monkeypatch):
