@@ -16,8 +16,12 @@ from raygen.commands.inputs import keep_listings, listing_inputs, plan_run
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
 from raygen.datasets import AnyDataSet
-from raygen.datasets.base import IngestWorker
+from raygen.datasets.base import DataSet, IngestWorker
 from raygen.datasets.pictures import file_addresses
+from raygen.execution.worker import Worker
+from raygen.extractors.config import LandmarksConfig
+from raygen.extractors.digests import checked_content
+from raygen.sampling.config import LANDMARKS
 from raygen.store.run_store import RunStore
 
 __all__ = ["JOB", "IngestJob"]
@@ -28,6 +32,7 @@ class IngestJob(ShardedJob):
 
     kind: Literal["ingest"] = "ingest"
     data: AnyDataSet = Field(description="data set to read, chosen by its `kind`")
+    landmarks: LandmarksConfig | None = Field(None, description=LANDMARKS)
     batch: int = Field(64, ge=1, description="pictures that are read at once")
 
     def prepare(self, *, write: bool) -> PreparedRun:
@@ -38,15 +43,29 @@ class IngestJob(ShardedJob):
         note = (listing.schema.metadata or {}).get(b"note", b"").decode()
         notes = (f"masks: {self.data.count_masks(listing):,} of {len(listing):,}", *([note] if note else []))
         listing = listing.replace_schema_metadata(None)
-        store, settings = RunStore(self.out), {"data": self.data}
+        store, settings = RunStore(self.out), {"data": self.data, **self._landmarks()}
         store.storage.check_place()
         refuse_changed_files(store, settings, listing)
         inputs = listing_inputs(listing, self.out, write=write)
         plan = plan_run("ingest", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         if write:
             keep_listings(store, plan, inputs)
-        build = partial(IngestWorker, self.data)
+        build = partial(ingest_worker, self.data, self.landmarks, self.resources.threads)
         return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing, notes=notes)
+
+    def _landmarks(self) -> dict[str, Any]:
+        """The setting as the plan has it; without one, the plan is that of before."""
+        return {} if self.landmarks is None else {"landmarks": checked_content("landmarks", self.landmarks, "")}
+
+
+def ingest_worker(data: DataSet, landmarks: LandmarksConfig | None, threads: int) -> Worker:
+    """The worker of an ingest run."""
+    build = partial(IngestWorker, data)
+    if landmarks is None:
+        return build()
+    from raygen.sampling.landmarked import LandmarkedWorker
+
+    return LandmarkedWorker(build, landmarks, threads)
 
 
 def refuse_changed_files(store: RunStore, settings: Mapping[str, Any], listing: pa.Table) -> None:

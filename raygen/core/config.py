@@ -213,7 +213,8 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
     if problem["type"] in ("literal_error", "union_tag_invalid"):
         if problem["type"] == "union_tag_invalid":
             where, value = f"{where}.kind", problem["ctx"]["tag"]
-        names = re.findall(r"'([^']*)'", problem["ctx"].get("expected") or problem["ctx"]["expected_tags"])
+        known = problem["ctx"].get("expected") or problem["ctx"]["expected_tags"]
+        names = [text or number for text, number in re.findall(r"'([^']*)'|(-?[0-9]+)", known)]
         message = f"{where}: {_quoted(value, 200)} is not one of {', '.join(names)}"
         return message + nearest(str(value), names)
     if problem["type"] != "missing":

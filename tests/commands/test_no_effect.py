@@ -68,6 +68,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "model.gating": {**DENOISE, "model": {"kind": "scadm", "style": None, "gating": "paper"}},
     "guidance": {**GENERATE, "use_conditions": ["mask"], "guidance": {"attributes": 3.0}},
     "negative_keeps": {**GENERATE, "negative_keeps": ["mask"]},
+    "guidance_interval": {**GENERATE, "guidance_interval": [0.5, 1.0]},
     "mixing.fading": {**GENERATE, "mixing": {"kind": "released", "schedule": "none", "fading": ["text"]}},
     "mixing.boost": {**GENERATE, "mixing": {"kind": "released", "boosted": [], "boost": 3.0}},
 }
@@ -133,7 +134,7 @@ def test_every_rule_is_tried() -> None:
         {**GENERATE, "guidance": 0.0, "guidance_parametrization": "cfg_minus_one"},
         {**GENERATE, "guidance": 2.0, "use_conditions": ["mask"]},
         {**SWEEP, "guidance": [2.0, {"mask": 2.0}], "use_conditions": {"none": [], "attributes": ["attributes"]}},
-        {**SWEEP, "guidance": [1.0, 2.0], "generate": {"negative_keeps": ["mask"]}},
+        {**SWEEP, "guidance": [1.0, 2.0], "generate": {"negative_keeps": ["mask"], "guidance_interval": [0.5, 1.0]}},
     ],
 )
 def test_parts_that_are_switched_off_keep_their_settings(job: dict[str, Any]) -> None:
