@@ -18,8 +18,7 @@ __all__ = [
     "exclusively",
     "is_left_over",
     "links",
-    "may_write",
-    "nearest_that_exists",
+    "obstacle",
     "own_name",
     "sync_file_system",
     "sync_folder",
@@ -52,15 +51,15 @@ def _began(process: int) -> str:
         return ""
 
 
-def nearest_that_exists(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there."""
-    path = Path(os.path.abspath(path))
-    return next(place for place in (path, *path.parents) if os.path.lexists(place))
-
-
-def may_write(folder: Path) -> bool:
-    """Whether this user may make files in a folder; True for a disk that nobody can write to now."""
-    return os.access(folder, os.W_OK | os.X_OK) or bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+def obstacle(folder: Path) -> str:
+    """Why files cannot be made in a folder that may not be there yet; empty where nothing can be told."""
+    folder = Path(os.path.abspath(folder))
+    place = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not place.is_dir():
+        return f"cannot be a folder: {place} is a file"
+    if os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:  # told when it is written
+        return ""
+    return f"not allowed to write into {place}"
 
 
 def temporary(folder: Path) -> tuple[int, str]:

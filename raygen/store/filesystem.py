@@ -200,13 +200,11 @@ class FileStore:
         """
         try:
             return retry(call)
-        except OSError as error:
+        except (OSError, TypeError, ValueError, NotImplementedError) as error:  # the last three: no such operation
             if not isinstance(error, PermissionError) and code_of(error) not in REFUSED:
                 raise
-            reason = redact(error.strerror or str(error))[:200]
+            reason = redact(str(error))[:200]
             raise ConfigError(f"{self.url}: not allowed to be {verb} ({reason}); check the credentials") from error
-        except (TypeError, ValueError, NotImplementedError):  # no such operation
-            raise
         except Exception as error:  # each back end has its own exception classes
             reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
             kind = ConfigError if "Credential" in reason else InfrastructureError
@@ -398,10 +396,5 @@ class FileStore:
 
     def check_place(self) -> None:
         """`ConfigError` where a local folder cannot be made or written, as far as can be told without writing."""
-        if not self.local:
-            return
-        place = disk.nearest_that_exists(Path(self.path("")))
-        if not place.is_dir():
-            raise ConfigError(f"{self.url}: cannot be a folder: {place} is a file")
-        if not disk.may_write(place):
-            raise ConfigError(f"{self.url}: not allowed to write into {place}")
+        if self.local and (problem := disk.obstacle(Path(self.path("")))):
+            raise ConfigError(f"{self.url}: {problem}")
