@@ -189,8 +189,8 @@ class SweepJob(Job):
                     own = {k: v for k, v in guidance.items() if k in used} if isinstance(guidance, dict) else guidance
                     generate["guidance"] = own if used and own != {} else 1.0
                 if generate["guidance"] == 1.0:  # it has no effect in this cell, and in others it may
-                    for name in ("negative_keeps", "guidance_interval"):
-                        generate.pop(name, None)
+                    for setting in ("negative_keeps", "guidance_interval"):
+                        generate.pop(setting, None)
                 document = self._document("generate", generate, f"cells/{label}")
                 yield Cell(label, settings, parse(GenerateJob, document, label))
 
