@@ -67,7 +67,8 @@ def load_dataset(
     `datasets.Dataset` whose picture columns decode to Pillow pictures.
     `ConfigError` where the run is not finished or has no such table or columns.
     """
-    url, formats = parse(Location, str(folder), "folder"), get_args(Format)
+    url: str = parse(Location, str(folder), "folder")
+    formats = get_args(Format)
     if format not in formats:
         raise ConfigError(f"format: must be one of {', '.join(formats)} (got {format!r})")
     name = table
@@ -123,8 +124,8 @@ def evaluate(
     `raygen evaluate`.
     """
     samples, reference = parse(Location, str(samples), "samples"), parse(Location, str(reference), "reference")
-    kept = nullcontext(parse(Location, str(out), "out"))
-    with tempfile.TemporaryDirectory() if out is None else kept as folder:
+    kept: str = "" if out is None else parse(Location, str(out), "out")
+    with tempfile.TemporaryDirectory() if out is None else nullcontext(kept) as folder:
         job = {
             "kind": "evaluate",
             "samples": samples_run(samples, f"{folder}/pictures", size, progress),

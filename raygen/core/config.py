@@ -182,7 +182,7 @@ def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
     try:
         return cast(T, TypeAdapter(kind).validate_python(document))
     except ValidationError as error:
-        problems = [dict(problem) for problem in error.errors(include_url=False)]
+        problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
         inner = {tuple(problem["loc"][:n]) for problem in problems for n in range(len(problem["loc"]))}
         # Pydantic counts only the valid members of a container, and so calls it too short as well.
         problems = [p for p in problems if p["type"] != "too_short" or tuple(p["loc"]) not in inner]
