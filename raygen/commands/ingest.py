@@ -1,11 +1,11 @@
-"""`raygen ingest`: raw data -> FACES.
+"""`raygen ingest`: raw data -> FACES; pictures of another method -> SAMPLES.
 
-out/attempt-00/data/faces/     FACES
+out/attempt-00/data/faces/     FACES, or samples/ with SAMPLES
 out/listing-*.parquet          list of the files that were found, which the workers read
+out/unmatched.json             rows without a picture and pictures without a row, if there are any
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -15,7 +15,6 @@ from raygen.commands.base import PreparedRun, ShardedJob, plan_run, store_listin
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
 from raygen.datasets import AnyDataSet
-from raygen.datasets.base import IngestWorker
 from raygen.datasets.pictures import file_addresses
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
@@ -24,7 +23,7 @@ __all__ = ["JOB", "IngestJob"]
 
 
 class IngestJob(ShardedJob):
-    """Raw data -> FACES."""
+    """Raw data -> FACES; pictures of another method -> SAMPLES."""
 
     kind: Literal["ingest"] = "ingest"
     data: AnyDataSet = Field(description="data set to read, chosen by its `kind`")
@@ -35,16 +34,19 @@ class IngestJob(ShardedJob):
         listing = self.data.listing()
         if listing.num_rows == 0:
             raise ConfigError("the data set has no pictures")
-        note = (listing.schema.metadata or {}).get(b"note", b"").decode()
+        remarks = listing.schema.metadata or {}
+        note = remarks.get(b"note", b"").decode()
         notes = (f"masks: {self.data.count_masks(listing):,} of {len(listing):,}", *([note] if note else []))
         listing = listing.replace_schema_metadata(None)
         store, settings = RunStore(self.out), {"data": self.data}
         if write:
             FileStore(self.out).require()
         refuse_changed_files(store, settings, listing)
-        inputs = store_listing(listing, self.out, write=write)
+        inputs = store_listing(listing, self.out, *self.data.inputs(), write=write)
+        if write and b"unmatched" in remarks:
+            FileStore(self.out).update("unmatched.json", remarks[b"unmatched"])
         plan = plan_run("ingest", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
-        build = partial(IngestWorker, self.data)
+        build = self.data.worker(plan.run_id)
         return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing, notes=notes)
 
 

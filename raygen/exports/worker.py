@@ -24,7 +24,7 @@ __all__ = ["ExportConfig", "ExportWorker"]
 #: Stored rows that are read at once.
 ROWS_AT_ONCE: Final = 128
 #: Columns that are read, where the table has them.
-COLUMNS: Final = ("sample_id", "face_id", *FIELDS, "attributes", "texts", "image_sha256", "guidance")
+COLUMNS: Final = ("sample_id", "face_id", *FIELDS, "attributes", "texts", "image_sha256", "guidance", "method")
 WITH_ERROR: Final = EXPORTED.append(pa.field("error", pa.string()))
 
 

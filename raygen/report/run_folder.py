@@ -104,9 +104,9 @@ class Stage:
     def seconds(self) -> float:
         """Wall time: of the command where it did all of it, else of the hours in which something ran.
 
-        0 for a selection, which only copies rows.
+        0 for a selection and for pictures of another method, which are only copied.
         """
-        if self.plan.kind == "select":
+        if self.plan.kind == "select" or (self.plan.kind == "ingest" and self.table == "samples"):
             return 0.0
         if self.record.get("seconds") and not self.record.get("resumed_shards"):
             return float(self.record["seconds"])
@@ -192,7 +192,7 @@ class RunFolder:
         pieces = self.images.slices("samples") if self.images else []
         if not pieces:
             return {}
-        columns = ["checkpoint", "sampler", "steps", "guidance", "mask", "attributes", "text"]
+        columns = ["method", "checkpoint", "sampler", "steps", "guidance", "mask", "attributes", "text"]
         row: dict[str, Any] = read_slice(pieces[0]._replace(rows=1), columns).to_pylist()[0]
         return row
 

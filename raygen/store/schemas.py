@@ -95,6 +95,7 @@ _CONDITIONS: Final[list[tuple[str, pa.DataType]]] = [
 ]
 CONDITIONS: Final = picture_schema([("sample_id", pa.string()), *_CONDITIONS], required=("sample_id", "plan", "seed"))
 
+#: `method`: of pictures that another program made, its name; they have neither a seed nor a checkpoint.
 SAMPLES: Final = picture_schema(
     [
         ("sample_id", pa.string()),
@@ -108,6 +109,7 @@ SAMPLES: Final = picture_schema(
         ("steps", pa.int32()),
         ("guidance", GUIDANCE),
         ("image_sha256", pa.string()),
+        ("method", pa.string()),
     ],
     required=("sample_id", "attempt", "run_id"),
 )
