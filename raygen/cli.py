@@ -222,6 +222,36 @@ def report(
     console.heading(f"report: {build_report(folder, out, faces=faces)}")
 
 
+@app.command(rich_help_panel=TOOLS)
+def compare(
+    evaluations: Annotated[
+        list[str],
+        typer.Argument(
+            help="folders of evaluations; NAME=FOLDER gives a method its name",
+            metavar="[NAME=]FOLDER...",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="folder for comparison.json, .csv, .md and report.html", show_default=False)
+    ] = None,
+) -> None:
+    """Print a table of several evaluations: columns are methods, rows metrics with intervals.
+
+    Exits with 2, and says what differs, where they were not measured alike.
+
+    Example: raygen compare ours=runs/evaluation SEAN=runs/sean --out runs/comparison
+    """
+    from raygen.commands.compare import compare as compared
+    from raygen.commands.compare import write_comparison
+
+    out = parse(Location | None, out, "--out")
+    table, found = compared(evaluations)
+    console.console.print(table.markdown().rstrip(), markup=False)
+    if out is not None:
+        console.heading(f"compare: {write_comparison(table, found, out)}")
+
+
 @app.command("import", rich_help_panel=TOOLS)
 def import_(
     words: Annotated[

@@ -3,7 +3,8 @@
 out/scores/{samples,reference,roundtrip,related}/   SCORES, each a run of its own
 out/metrics/metrics.parquet  metrics.json   METRICS
 out/metrics/closest.json  duplicates.json   nearest pairs of a sample and a training face, and of two samples
-out/metrics/pictures.json                   folders of the pictures of these pairs
+out/metrics/pictures.json                   folders of the pictures of these pairs, and of the samples
+out/metrics/published.json                  values that papers print, as the job has them
 out/metrics/verification.json  roc.csv      cosines of genuine and impostor pairs; FAR and TAR by threshold
 out/metrics/pairs.txt  pairs.csv            pairs in the format of LFW; the same by `sample_id`
 out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse, if there are any
@@ -43,12 +44,14 @@ from raygen.evaluation.config import (
     FeatureMetricsConfig,
     MemorizationConfig,
     PairwiseConfig,
+    PublishedConfig,
     ScoreConfig,
     VerificationConfig,
     check_slices,
 )
 from raygen.evaluation.protocols import FeatureNetwork, protocols_of
-from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
+from raygen.evaluation.reference import ReferenceSet, write_unpaired
+from raygen.evaluation.sample_facts import described, method_of, pictures_of, published_facts, shared_ids
 from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.store.filesystem import FileStore
@@ -110,6 +113,14 @@ class EvaluateJob(Job, Sharding):
         description="file with mean and covariance of features (.npz, or saved by torch) from another tool, to which "
         "the Fréchet distance is computed as well",
     )
+    rows_of: tuple[Location, ...] = Field(
+        (),
+        description="folders of other runs with SAMPLES: METRICS are over the rows that have a picture in all of them, "
+        "so that methods which failed on different rows compare; default: all rows",
+    )
+    published: tuple[PublishedConfig, ...] = Field(
+        (), description="values that papers print, shown beside the measured ones; they are never part of METRICS"
+    )
     batch: int = Field(32, ge=1, le=4096, description="pictures that are scored at once")
 
     @model_validator(mode="after")
@@ -118,6 +129,8 @@ class EvaluateJob(Job, Sharding):
             raise ValueError("name `samples`, or a `reference` to prepare")
         if self.reference_stats is not None and (self.samples is None or self.score.features is None):
             raise ValueError("`reference_stats` needs `samples`, and the `score.features` that it was computed with")
+        if self.samples is None and self.rows_of:
+            raise ValueError("`rows_of` needs `samples`")
         if self.samples is None and self.pairwise is not None:
             raise ValueError("`pairwise` needs `samples`")
         if self.verification is not None and self.score.identity is None:
@@ -174,12 +187,18 @@ class EvaluateJob(Job, Sharding):
         if samples is not None and "samples" in passes and samples.has("scores"):
             scores = gather_scores(samples.tables("scores"))
             sets["all"] |= {name: matrix for name, matrix in scores.items() if name.partition(":")[0] in MADE}
+        if self.rows_of:
+            from raygen.evaluation.slices import select_ids
+
+            sets["all"] = select_ids(sets["all"], shared_ids(str(self.samples), self.rows_of))
         return sets
 
     def _check_inputs(self) -> None:
         """`ConfigError` for what would only fail after the pictures are scored."""
         if (key := self.score.to_source) and self.reference is None:
             raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
+        if self.rows_of:
+            shared_ids(str(self.samples), self.rows_of)
         if self.reference_stats is not None and self.score.features is not None:
             from raygen.evaluation.external_stats import check_statistics
 
@@ -302,6 +321,8 @@ class EvaluateJob(Job, Sharding):
         content = None if reference is None else reference.content
         run, protocols, features = self._protocols(reference, samples)
         stores = pictures_of(reference, samples)
+        if self.samples is not None:
+            folder.update("pictures.json", json.dumps({"samples": self.samples}, indent=1).encode())
         facts = write_unpaired(stores if self.score.parser is not None else {}, protocols, folder)
         for where, (store, _, _) in stores.items():
             facts |= noise_facts(store, "warning" if where == "all" else f"warning [{where}]")
@@ -336,23 +357,12 @@ class EvaluateJob(Job, Sharding):
             rows = MetricRows(run, content)
             write_verification(self.verification, stores, sets, protocols, folder, rows)
             tables.append(rows.table())
-        metrics = pa.concat_tables(tables).to_pylist()
+        metrics = described(pa.concat_tables(tables).to_pylist(), sets.get("all", {}), method_of(samples))
         write_metrics(folder, metrics)
+        folder.update("published.json", json.dumps([entry.model_dump() for entry in self.published], indent=1).encode())
         whole = [row for row in metrics if "/" not in row["slice"]]
-        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | few_rows(whole) | facts
-
-
-def pictures_of(reference: ReferenceSet | None, samples: RunStore | None) -> Stores:
-    """The runs with the pictures of the samples and of the reference.
-
-    A reference that was scored elsewhere is left out, because its masks and identities are not at hand.
-    """
-    stores: dict[str, tuple[RunStore, str, str]] = {}
-    if samples is not None:
-        stores["all"] = (samples, "samples", "sample_id")
-    if reference is not None and reference.scores is None:
-        stores["reference"] = (open_input(reference.url)[0], "faces", "face_id")
-    return stores
+        numbers = {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole}
+        return numbers | published_facts(self.published) | few_rows(whole) | facts
 
 
 def score_worker(

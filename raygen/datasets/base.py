@@ -40,7 +40,8 @@ class DataSet(Config):
         """A row a face without its picture: `face_id` and what `load` needs (paths, numbers). Sorted, with unique ids.
 
         The column `mask` is null where a face has no mask. The entry `note` of the schema's metadata is a remark for
-        the user, and `unmatched` a JSON document that is written to `out/unmatched.json`. `ConfigError` where the folder or a required file is missing.
+        the user, and `unmatched` a JSON document that is written to `out/unmatched.json`. `ConfigError` where the
+        folder or a required file is missing.
         """
 
     @abstractmethod

@@ -1,7 +1,7 @@
 """Result pictures of another method on the rows of a plan, found by their file names, as SAMPLES.
 
-    pattern: "{source}_fake.png"                     each row names its file
-    pattern: "(?P<source>\\d+)_sample(?P<variant>\\d+)\\.png"     each file names its row
+pattern: "{source}_fake.png"                     each row names its file
+pattern: "(?P<source>\\d+)_sample(?P<variant>\\d+)\\.png"     each file names its row
 """
 
 import json
@@ -55,7 +55,9 @@ class MethodResults(PictureFiles):
     method: str = Field(
         ..., min_length=1, max_length=64, description="name of the method that made the pictures, such as SEAN"
     )
-    conditions: Location = Field(..., description="folder of the plan run with the rows that the pictures were made for")
+    conditions: Location = Field(
+        ..., description="folder of the plan run with the rows that the pictures were made for"
+    )
     pattern: str = Field(
         ...,
         min_length=1,
@@ -97,7 +99,7 @@ class MethodResults(PictureFiles):
         return {name for _, name, _, _ in parts if name is not None}
 
     def listing(self) -> pa.Table:
-        """face_id and sample_id, which are equal, and image; null for a row without a picture. In the order of the conditions."""
+        """face_id and sample_id (equal), image (null for a row without a picture); in the order of the conditions."""
         files = Files(self.root, self.max_file_bytes)
         names = [name for name in files.names() if is_picture(name) and not system_file(name)]
         rows = self._rows()
@@ -111,9 +113,7 @@ class MethodResults(PictureFiles):
             "pictures_without_row": [name for name in names if name not in used],
         }
         # `raygen verify` looks for the ids of SAMPLES, the other readers of listings for those of faces.
-        listed = [
-            {"face_id": i, "sample_id": i, "image": files.address(found[i]) if i in found else None} for i in ids
-        ]
+        listed = [{"face_id": i, "sample_id": i, "image": files.address(found[i]) if i in found else None} for i in ids]
         table = self.listing_table(files, listed, _LISTING, f"{self.method}: {_note(len(found), len(ids), unmatched)}")
         lists = {"unmatched": json.dumps(unmatched, indent=1)} if any(unmatched.values()) else {}
         return table.replace_schema_metadata({**(table.schema.metadata or {}), **lists})
@@ -188,7 +188,9 @@ class MethodResults(PictureFiles):
         if not rows or not names:
             return f"{self.root}: holds no pictures" if rows else f"{self.conditions}: has no rows"
         wanted = f"{self.pattern!r}" if self.is_regex else f"{self.file_of(rows[0])!r} for row {rows[0]['sample_id']}"
-        hint = "" if self.is_regex else "; {source:06d} writes a number with 6 digits, {source:d} without zeros before it"
+        hint = (
+            "" if self.is_regex else "; {source:06d} writes a number with 6 digits, {source:d} without zeros before it"
+        )
         return f"{self.root}: no picture fits a row: the pattern asks for {wanted}, a picture is {names[0]!r}{hint}"
 
     def inputs(self) -> tuple[str, ...]:

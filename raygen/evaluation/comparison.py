@@ -17,6 +17,7 @@ __all__ = [
     "Point",
     "best_steps",
     "cell_of",
+    "check_comparable",
     "check_counts",
     "check_names",
     "check_protocols",
@@ -238,6 +239,14 @@ def check_names(rows: Mapping[str, Sequence[Row]]) -> None:
                 raise ConfigError(
                     f"{kind}: {variant} and {other} are not comparable: protocol {protocol} and {other_protocol}"
                 )
+
+
+def check_comparable(measured: Mapping[str, Sequence[Row]]) -> None:
+    """`ConfigError` where METRICS rows of variants were not measured with one protocol."""
+    columns = side_by_side(row for rows in measured.values() for row in rows)
+    for column, cells in columns.items():
+        check_protocols(column, cells)
+    check_names({variant: [cells[variant] for cells in columns.values() if variant in cells] for variant in measured})
 
 
 def check_counts(column: str, rows: Mapping[str, Row]) -> None:

@@ -25,6 +25,7 @@ from raygen.report import (
     failed_rows,
     identities,
     influence,
+    methods,
     nearest_pairs,
     provenance,
     reproduce,
@@ -48,6 +49,7 @@ __all__ = ["SECTIONS", "build_report"]
 
 #: Sections in the order of the page.
 SECTIONS: Sequence[Callable[[RunFolder], Section | None]] = (
+    methods.section,
     cards.section,
     sweep.section,
     selection.section,

@@ -19,7 +19,7 @@ from raygen.store.parquet import Slice, from_parquet, read_slice
 from raygen.store.run_store import Commit, Plan, RunStore, open_input
 from raygen.store.set_digest import KEYS
 
-__all__ = ["EXAMPLES", "RunFolder", "Stage"]
+__all__ = ["COMPARISON", "EXAMPLES", "RunFolder", "Stage"]
 
 
 #: Folders of a run, in the order in which they are made; the table each holds, and what its rows are called.
@@ -34,6 +34,8 @@ STAGES: Final = (
 )
 #: Levels below the root at which a training may lie: the root itself, a stage, a stage of a variant.
 TRAINING_DEPTH: Final = 2
+#: File in which `raygen compare` keeps its table.
+COMPARISON: Final = "comparison.json"
 #: Images that stand for the whole set, on the page's head and contact sheet.
 EXAMPLES: Final = 72
 
@@ -142,7 +144,7 @@ class RunFolder:
         files = [name for name in storage.names("metrics") if name.endswith(".parquet")]
         rows = [row for name in files for row in from_parquet(storage.get(f"metrics/{name}")).to_pylist()]
         trainings = list(_trainings(storage, "", TRAINING_DEPTH))
-        if not (stages or rows or trainings):
+        if not (stages or rows or trainings or storage.exists(COMPARISON)):
             single = storage.exists("attempt-00/plan.json")
             hint = "; it is a single run: give the folder around it" if single else ""
             raise ConfigError(

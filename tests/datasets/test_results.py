@@ -100,8 +100,8 @@ def test_what_finds_nothing_is_counted_named_and_listed(tmp_path, world):
 def test_patterns(tmp_path, world, pattern, names):
     conditions = rows_of(world / "rows", "conditions")
     if names is None:  # one picture of each person: the pictures of a person have the same variant in this plan
+        picture(tmp_path / "in/a.png")
         with pytest.raises(ConfigError, match=r"both fit .*; add \{variant\} or \{sample_id\}"):
-            picture(tmp_path / "in/a.png")
             job(tmp_path, world, pattern).estimate()
         return
     for number, name in enumerate(names):

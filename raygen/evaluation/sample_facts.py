@@ -1,0 +1,95 @@
+"""What is said of the samples of an evaluation: which rows they are, who made them, what papers print for them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import pyarrow.compute as pc
+
+from raygen.core.errors import ConfigError
+from raygen.core.hashing import digest
+from raygen.evaluation.config import PublishedConfig
+from raygen.evaluation.reference import ReferenceSet, Stores
+from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.store.run_store import RunStore, open_input
+
+__all__ = [
+    "METHOD",
+    "ROW_IDS",
+    "described",
+    "method_of",
+    "pictured_ids",
+    "pictures_of",
+    "published_facts",
+    "shared_ids",
+]
+
+
+#: Keys of the protocol of METRICS rows of samples: a digest of the ids of all rows; another method that made them.
+ROW_IDS: Final = "row_ids"
+METHOD: Final = "method"
+
+
+def method_of(samples: RunStore | None) -> str | None:
+    """The name of another method whose pictures were ingested; None for pictures that raygen made."""
+    data = None if samples is None else samples.plan().settings.get("data")
+    return data.get("method") if isinstance(data, Mapping) else None
+
+
+def shared_ids(samples: str, others: Iterable[str]) -> frozenset[str]:
+    """The ids that have a picture in all of these runs; `ConfigError` where there are none."""
+    urls = (samples, *others)
+    shared = frozenset.intersection(*map(pictured_ids, urls))
+    if not shared:
+        raise ConfigError(f"rows_of: no row has a picture in all of {', '.join(urls)}; were they made for one plan?")
+    return shared
+
+
+def pictured_ids(url: str) -> frozenset[str]:
+    """The ids of the SAMPLES of a run that have a picture; `ConfigError` where the run has no SAMPLES."""
+    store, _ = open_input(url)
+    if not store.has("samples"):
+        raise ConfigError(f"{url}: is the result of `raygen {store.plan().kind}` and has no table SAMPLES")
+    tables = store.tables("samples", ["sample_id", "error"])
+    return frozenset(
+        row_id for table in tables for row_id in table.filter(pc.is_null(table["error"]))["sample_id"].to_pylist()
+    )
+
+
+def described(
+    rows: list[dict[str, Any]], scores: Mapping[str, ScoreMatrix], method: str | None
+) -> list[dict[str, Any]]:
+    """METRICS rows whose protocols also say which samples they are over, and the method that made these.
+
+    `row_ids`: a digest of the ids of all samples of the set; `raygen compare` asks for equal ones.
+    """
+    ids = sorted({row_id for matrix in scores.values() for row_id in matrix.ids})
+    facts = {ROW_IDS: digest("\n".join(ids).encode())[:16]} | ({} if method is None else {METHOD: method})
+    return [
+        {**row, "protocol": json.dumps({**json.loads(row["protocol"]), **facts}, sort_keys=True)}
+        if row["slice"].partition("/")[0] == "all"
+        else row
+        for row in rows
+    ]
+
+
+def pictures_of(reference: ReferenceSet | None, samples: RunStore | None) -> Stores:
+    """The runs with the pictures of the samples and of the reference.
+
+    A reference that was scored elsewhere is left out, because its masks and identities are not at hand.
+    """
+    stores: dict[str, tuple[RunStore, str, str]] = {}
+    if samples is not None:
+        stores["all"] = (samples, "samples", "sample_id")
+    if reference is not None and reference.scores is None:
+        stores["reference"] = (open_input(reference.url)[0], "faces", "face_id")
+    return stores
+
+
+def published_facts(entries: Iterable[PublishedConfig]) -> dict[str, str]:
+    """Published values by name, to be printed; each says that it is not measured."""
+    return {
+        f"published {name}": f"{value:g} ({entry.source}; not measured here)"
+        for entry in entries
+        for name, value in entry.values.items()
+    }
