@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
+from raygen.commands.counted import LARGEST_TIMED
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import LocalLocation, Location
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
 
-#: A dry run on a CPU does not time the steps of a model with more parameters than this.
-LARGEST_TIMED: Final = 50_000_000
 #: Changes where the files of prepared training data have another form.
 DATA_FORMAT: Final = 1
 #: A dry run reads no more faces than one batch, or this number.
@@ -117,6 +116,7 @@ class TrainJob(TrainRecipe, Job):
             notes.append(f"parameters are not counted: {error}")
         size = parameters * (2 if self.save_dtype == "float16" else 4)
         if parameters > LARGEST_TIMED and not torch.cuda.is_available():
+            notes.append(self._counted())
             notes.append("time is not estimated: the model is too large to time a step on a CPU")
             return Estimate(rows, 0, 0, size, 0.0, tuple(notes))
         try:
@@ -136,6 +136,16 @@ class TrainJob(TrainRecipe, Job):
         seconds = min(limit for limit in limits if limit is not None)
         notes.append(f"{rows:,} faces, batch {self.training.batch}, {1 / step_s:.2f} steps per second")
         return Estimate(rows, 0, 0, size, seconds, tuple(notes))
+
+    def _counted(self) -> str:
+        """A note on the operations of the whole training."""
+        from raygen.models.operations import UNCOUNTABLE, hours_text
+        from raygen.training.operations import training_operations
+
+        try:
+            return hours_text(training_operations(self))
+        except UNCOUNTABLE as error:
+            return f"operations are not counted: {error}"
 
     def _count_rows(self) -> int:
         """Number of training faces, without reading any picture."""

@@ -92,13 +92,13 @@ class SCADM(Model):
         weights = conditions.style_weights * conditions.present["style"].view(-1, 1, 1)  # [B, 2, 19]
         mixed = (1 - weights.sum(dim=1)).unsqueeze(-1) * self._style(torch.zeros_like(own[:1, :3]), own)
         for i in range(2):
-            rows = weights[:, i].any(dim=1)
-            if rows.any():
+            rows = _with_reference(weights[:, i], i)
+            if len(rows):
                 reference = conditions.style[rows, i]  # [b, 4, S, S]: red, green, blue, label
                 maps = self._maps(reference[:, 3], torch.ones(len(reference), dtype=torch.bool, device=own.device))
                 style = self._style(to_pixels(reference[:, :3].movedim(1, -1)).to(own.dtype), maps)
                 share = weights[rows, i].unsqueeze(-1)
-                mixed = mixed.index_add(0, rows.nonzero()[:, 0], share * style)
+                mixed = mixed.index_add(0, rows, share * style)
         return mixed.to(own.dtype)  # weights are float32, styles may be bfloat16
 
     def _style(self, pixels: Tensor, maps: Tensor) -> Tensor:
@@ -130,6 +130,16 @@ class SCADM(Model):
                 output = run_unet(self.unet, zt, t, ctx)
         record.update({f"{ATTENTION}{place}": score for place, score in enumerate(scores)})
         return output
+
+
+def _with_reference(weights: Tensor, number: int) -> Tensor:
+    """The rows int64 that take some class [B, 19] from their reference `number`.
+
+    Without values, where operations are counted, each row has one reference.
+    """
+    if weights.is_meta:
+        return torch.arange(0 if number else len(weights), device=weights.device)
+    return weights.any(dim=1).nonzero()[:, 0]
 
 
 def new_style_encoder(config: SCADMConfig) -> StyleEncoder | None:
