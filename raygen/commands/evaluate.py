@@ -51,7 +51,7 @@ from raygen.evaluation.config import (
 )
 from raygen.evaluation.protocols import FeatureNetwork, protocols_of
 from raygen.evaluation.reference import ReferenceSet, write_unpaired
-from raygen.evaluation.sample_facts import described, method_of, pictures_of, published_facts, shared_ids
+from raygen.evaluation.sample_facts import described, ids_of_split, method_of, pictures_of, published_facts, shared_ids
 from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.store.filesystem import FileStore
@@ -85,6 +85,9 @@ class EvaluateJob(Job, Sharding):
     reference: Location | None = Field(
         None,
         description="folder of an ingest run with the real pictures, or of an evaluate run that has scored them",
+    )
+    reference_split: str | None = Field(
+        None, description="split of the reference that is measured and compared with, such as test; default: all faces"
     )
     round_trip: Location | None = Field(
         None,
@@ -129,6 +132,8 @@ class EvaluateJob(Job, Sharding):
             raise ValueError("name `samples`, or a `reference` to prepare")
         if self.reference_stats is not None and (self.samples is None or self.score.features is None):
             raise ValueError("`reference_stats` needs `samples`, and the `score.features` that it was computed with")
+        if self.reference is None and self.reference_split is not None:
+            raise ValueError("`reference_split` needs `reference`")
         if self.samples is None and self.rows_of:
             raise ValueError("`rows_of` needs `samples`")
         if self.samples is None and self.pairwise is not None:
@@ -187,10 +192,13 @@ class EvaluateJob(Job, Sharding):
         if samples is not None and "samples" in passes and samples.has("scores"):
             scores = gather_scores(samples.tables("scores"))
             sets["all"] |= {name: matrix for name, matrix in scores.items() if name.partition(":")[0] in MADE}
-        if self.rows_of:
+        if self.rows_of or self.reference_split is not None:
             from raygen.evaluation.slices import select_ids
 
-            sets["all"] = select_ids(sets["all"], shared_ids(str(self.samples), self.rows_of))
+            if self.rows_of:
+                sets["all"] = select_ids(sets["all"], shared_ids(str(self.samples), self.rows_of))
+            for name in {"reference", "roundtrip"} & sets.keys() if self.reference_split is not None else ():
+                sets[name] = select_ids(sets[name], ids_of_split(str(self.reference), str(self.reference_split)))
         return sets
 
     def _check_inputs(self) -> None:
@@ -199,6 +207,8 @@ class EvaluateJob(Job, Sharding):
             raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
         if self.rows_of:
             shared_ids(str(self.samples), self.rows_of)
+        if self.reference_split is not None:
+            ids_of_split(str(self.reference), self.reference_split)
         if self.reference_stats is not None and self.score.features is not None:
             from raygen.evaluation.external_stats import check_statistics
 
@@ -298,6 +308,8 @@ class EvaluateJob(Job, Sharding):
         }
         if reference is not None:
             protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
+            if self.reference_split is not None:
+                protocols["reference"] = {**protocols["reference"], "split": self.reference_split}
         if self.pairwise is not None:
             from raygen.evaluation.pairwise import protocols as pairwise_protocols
 

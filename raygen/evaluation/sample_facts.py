@@ -17,6 +17,7 @@ __all__ = [
     "METHOD",
     "ROW_IDS",
     "described",
+    "ids_of_split",
     "method_of",
     "pictured_ids",
     "pictures_of",
@@ -43,6 +44,23 @@ def shared_ids(samples: str, others: Iterable[str]) -> frozenset[str]:
     if not shared:
         raise ConfigError(f"rows_of: no row has a picture in all of {', '.join(urls)}; were they made for one plan?")
     return shared
+
+
+def ids_of_split(faces: str, split: str) -> frozenset[str]:
+    """The ids of the FACES of a split; `ConfigError` names the splits that the run has."""
+    store, _ = open_input(faces)
+    if not store.has("faces"):
+        raise ConfigError(
+            f"reference_split: {faces} holds no FACES; name the ingest run of the pictures as `reference`"
+        )
+    ids: dict[str, list[str]] = {}
+    for table in store.tables("faces", ["face_id", "split"]):
+        for row_id, name in zip(table["face_id"].to_pylist(), table["split"].to_pylist(), strict=True):
+            ids.setdefault(name, []).append(row_id)
+    if split not in ids:
+        there = ", ".join(f"{name} ({len(rows):,})" for name, rows in sorted(ids.items()))
+        raise ConfigError(f"reference_split: {faces} has no faces in {split}; it has {there}")
+    return frozenset(ids[split])
 
 
 def pictured_ids(url: str) -> frozenset[str]:
