@@ -115,7 +115,7 @@ class TrainJob(TrainRecipe, Job):
         except RaygenError as error:
             notes.append(f"parameters are not counted: {error}")
         size = parameters * (2 if self.save_dtype == "float16" else 4)
-        if parameters > LARGEST_TIMED and not torch.cuda.is_available():
+        if max(parameters, self._frozen()) > LARGEST_TIMED and not torch.cuda.is_available():
             notes.append(self._counted())
             notes.append("time is not estimated: the model is too large to time a step on a CPU")
             return Estimate(rows, 0, 0, size, 0.0, tuple(notes))
@@ -136,6 +136,17 @@ class TrainJob(TrainRecipe, Job):
         seconds = min(limit for limit in limits if limit is not None)
         notes.append(f"{rows:,} faces, batch {self.training.batch}, {1 / step_s:.2f} steps per second")
         return Estimate(rows, 0, 0, size, seconds, tuple(notes))
+
+    def _frozen(self) -> int:
+        """Parameters of a model that is put together from trained ones, these included; 0 for others."""
+        from raygen.models.operations import UNCOUNTABLE, weightless
+
+        if not folders_of(self.model):
+            return 0
+        try:
+            return sum(parameter.numel() for parameter in weightless(self.model, None).parameters())
+        except UNCOUNTABLE:
+            return 0
 
     def _counted(self) -> str:
         """A note on the operations of the whole training."""

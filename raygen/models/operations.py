@@ -1,7 +1,8 @@
 """Operations of networks, counted on models without weights: how long a job of paper size takes, before it is started.
 
-Counted are convolutions and matrix products, a multiplication and an addition as two. Nothing is computed: the tensors
-are on torch's `meta` device, which knows shapes only.
+Counted are convolutions and matrix products, a multiplication and an addition as two. Attention counts as the products
+that it is; flash kernels compute the scores once more in their backward pass, which is not counted. Nothing is
+computed: the tensors are on torch's `meta` device, which knows shapes only.
 """
 
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from raygen.models.opened import OpenedCheckpoint
 
 __all__ = [
     "UNCOUNTABLE",
+    "hours_of",
     "hours_text",
     "operations_of_decoding",
     "operations_of_encoding",
@@ -34,6 +36,7 @@ __all__ = [
 #: Operations a second of one H100 (SXM) in dense bfloat16, by its data sheet, and the share that is assumed of it.
 H100: Final = 989e12
 SHARE: Final = 0.4
+PEAK: Final = f"{H100 / 1e12:g} TFLOP/s in dense bfloat16"
 #: What counting raises for a model that it cannot follow.
 UNCOUNTABLE: Final = (RaygenError, NotImplementedError, RuntimeError, TypeError)
 
@@ -55,10 +58,15 @@ class _Words:
         return True
 
 
+def hours_of(operations: float) -> float:
+    """Hours on one H100 at the assumed share of its operations."""
+    return operations / (H100 * SHARE) / 3600
+
+
 def hours_text(operations: float) -> str:
-    """`1.2e+18 operations, 0.9 hours on one H100 at an assumed 40% of 989 TFLOP/s (dense bfloat16)`."""
-    hours = operations / (H100 * SHARE) / 3600
-    return f"{operations:.2g} operations, {hours:,.2g} hours on one H100 at an assumed {SHARE:.0%} of 989 TFLOP/s"
+    """`1.2e+18 operations, 0.84 hours on one H100 at an assumed 40% of 989 TFLOP/s in dense bfloat16`."""
+    hours = f"{float(f'{hours_of(operations):.2g}'):,g}"  # 120, not 1.2e+02
+    return f"{operations:.2g} operations, {hours} hours on one H100 at an assumed {SHARE:.0%} of {PEAK}"
 
 
 def weightless(config: Config, stage: AutoencoderConfig | None) -> Model:
