@@ -60,6 +60,7 @@ class SCADM(Model):
         self.modalities, self.required_conditions = frozenset(config.modalities), frozenset()
         self.first_stage = first_stage.requires_grad_(False)
         self.unet = own_cross_attention(build_scadm_unet(config, actual) if unet is None else unet, config.gating)
+        self.learns_variance = config.learn_sigma
         self.style_encoder = style_encoder if style_encoder is not None else new_style_encoder(config)
         size = first_stage.config.image_size
         if config.style is not None and size % 2**config.style.downs:
@@ -112,7 +113,7 @@ class SCADM(Model):
     def prepare(self, tokens: Tokens) -> Context:
         """Scales and shifts of every SPADE norm, keys and values of styles, and gates."""
         labels, present = tokens["labels"], tokens["present"]
-        ctx = modulations(self.unet, labels, present, K)
+        ctx = modulations(self.unet, labels, present, K, edges=self.config.edges)
         if self.style_encoder is not None:
             ctx |= prepared_context(self.unet, {"text_tokens": tokens["style_tokens"]})
             if self.config.gating != "none":
@@ -122,7 +123,11 @@ class SCADM(Model):
         return ctx
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
-        """See `Model.predict`. Records each cross-attention layer's scores [B, N, 19] as `attention/<place>`."""
+        """See `Model.predict`."""
+        return self.outputs(zt, t, ctx, record)[:, : zt.shape[1]]
+
+    def outputs(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
+        """See `Model.outputs`. Records each cross-attention layer's scores [B, N, 19] as `attention/<place>`."""
         with modulated(self.unet, ctx):
             if record is None:
                 return run_unet(self.unet, zt, t, ctx)
@@ -160,7 +165,7 @@ def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) ->
     shared: dict[str, Any] = {
         "sample_size": side,
         "in_channels": latent,
-        "out_channels": latent,
+        "out_channels": 2 * latent if config.learn_sigma else latent,
         "block_out_channels": config.channels,
         "layers_per_block": config.layers_per_block,
         "norm_num_groups": gcd(32, *config.channels),
@@ -179,7 +184,7 @@ def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) ->
     silence_residuals(unet)
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
-    return spade_blocks(unet, classes=K, hidden=config.spade_hidden)
+    return spade_blocks(unet, classes=K + config.edges, hidden=config.spade_hidden)
 
 
 # --- networks -------------------------------------------------------------------------------------------------
