@@ -142,20 +142,20 @@ def test_each_line_starts(title: str, place: Path, monkeypatch: pytest.MonkeyPat
 
 #: Pictures of each plan or data set; the raw data is not here to be counted.
 ROWS = {
-    "conditions": 3_000,
-    "conditions_512": 3_000,
-    "styles_reconstruction": 2_000,
-    "styles_noise": 20_000,
-    "masks_sca": 2_000,
-    "masks_sca_10": 20_000,
-    "attributes_val": 5_000,
-    "faces_ffhq_128": 70_000,
-    "faces_codiff_256": 30_000,
-    "faces_codiff_512": 30_000,
-    "faces_sca_256": 30_000,
-    "faces_taming_256": 30_000,
+    "runs/unconditional/conditions": 50_000,
+    "runs/papers/conditions": 3_000,
+    "runs/papers/conditions_512": 3_000,
+    "runs/papers/styles_reconstruction": 2_000,
+    "runs/papers/styles_noise": 20_000,
+    "runs/papers/masks_sca": 2_000,
+    "runs/papers/masks_sca_10": 20_000,
+    "runs/papers/attributes_val": 5_000,
+    "runs/papers/faces_ffhq_128": 70_000,
+    "runs/papers/faces_codiff_256": 30_000,
+    "runs/papers/faces_codiff_512": 30_000,
+    "runs/papers/faces_sca_256": 30_000,
+    "runs/papers/faces_taming_256": 30_000,
 }
-UNCONDITIONAL = 50_000
 
 
 def hours_of_chains(folder: Path) -> dict[str, float]:
@@ -171,10 +171,9 @@ def hours_of_chains(folder: Path) -> dict[str, float]:
                 without_weights(job, folder / job.out)
             elif command == "encode":
                 counted = count_encoding(job.checkpoint, flips=job.horizontal_flips)
-                hours[name] = hours_of(counted.operations * ROWS[Path(job.faces).name])
+                hours[name] = hours_of(counted.operations * ROWS[job.faces])
             elif command == "generate" and "mask_aware" not in job.out:
-                rows = ROWS.get(Path(job.conditions).name, UNCONDITIONAL)
-                hours[name] = hours_of(count_sampling(job.sampling("")).operations * rows)
+                hours[name] = hours_of(count_sampling(job.sampling("")).operations * ROWS[job.conditions])
     return hours
 
 
