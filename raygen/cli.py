@@ -245,11 +245,11 @@ def compare(
     from raygen.commands.compare import compare as compared
     from raygen.commands.compare import write_comparison
 
-    out = parse(Location | None, out, "--out")
+    folder: str | None = None if out is None else parse(Location, out, "--out")
     table, found = compared(evaluations)
     console.console.print(table.markdown().rstrip(), markup=False)
-    if out is not None:
-        console.heading(f"compare: {write_comparison(table, found, out)}")
+    if folder is not None:
+        console.heading(f"compare: {write_comparison(table, found, folder)}")
 
 
 @app.command("import", rich_help_panel=TOOLS)

@@ -40,7 +40,7 @@ class Evaluation(NamedTuple):
     def open(word: str) -> "Evaluation":
         """The evaluation of `FOLDER` or `NAME=FOLDER`; without a name, that of the method, or of the folder."""
         named = NAMED.fullmatch(word)
-        url = parse(Location, named[2] if named else word, "compare").rstrip("/")
+        url: str = parse(Location, named[2] if named else word, "compare").rstrip("/")
         storage = FileStore(f"{url}/metrics")
         if not storage.exists("metrics.parquet"):
             raise ConfigError(f"{url}: holds no metrics/metrics.parquet; name the `out` of a `raygen evaluate`")

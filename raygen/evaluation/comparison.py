@@ -263,7 +263,7 @@ def _method(row: Row) -> dict[str, Any]:
     protocol = json.loads(row.get("protocol") or "{}")
     source = protocol.get("reference") or {}
     reference = {"reference": row.get("reference"), "made from": source.get("made"), "picture size": source.get("size")}
-    reference["split"] = source.get("split")
+    reference["reference split"] = source.get("split")
     if row["slice"] == "reference" and lookup(row["metric"]).describes_network:
         return reference  # the network is what is compared
     return reference | {key: protocol.get(key) for key in METHOD}

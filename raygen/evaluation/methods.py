@@ -126,7 +126,11 @@ class MethodTable:
         """The table of a `document`."""
         lines = [
             Line(
-                *(line[key] for key in ("metric", "title", "better", "digits", "n")),
+                line["metric"],
+                line["title"],
+                line["better"],
+                line["digits"],
+                line["n"],
                 {name: Cell(**cell) for name, cell in line["values"].items()},
             )
             for line in document["metrics"]

@@ -1,6 +1,6 @@
 """Operations of a training, counted without weights and data; see `raygen.models.operations`."""
 
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -91,14 +91,15 @@ def _objective(recipe: TrainRecipe) -> tuple[Objective, dict[str, Tensor]]:
         model = weightless(recipe.model, _stage_config(recipe))
         objective = DiffusionObjective(model, recipe.loss, recipe.dropout, recipe.attention_loss).to("meta")
         return objective, _batch(model, encoded=recipe.latents is not None)
-    if not isinstance(recipe.model, AutoencoderConfig):
+    if recipe.model.kind != "autoencoder":
         raise ConfigError(f"a training of a {recipe.model.kind} is not counted")
     with torch.device("meta"):
-        stage, side = FirstStage(recipe.model), recipe.model.image_size
+        stage = FirstStage(cast(AutoencoderConfig, recipe.model))
+        side = stage.config.image_size
         perceptual = None if recipe.reconstruction.perceptual == "none" else _Trunk()
-        objective = AutoencoderObjective(stage, recipe.reconstruction, perceptual)
+        autoencoder = AutoencoderObjective(stage, recipe.reconstruction, perceptual)
         images = torch.zeros(1, side, side, 3, dtype=torch.uint8)
-        return objective, {"images": images, "posterior": torch.zeros(1, *stage.latent_shape)}
+        return autoencoder, {"images": images, "posterior": torch.zeros(1, *stage.latent_shape)}
 
 
 def _stage_config(recipe: TrainRecipe) -> AutoencoderConfig | None:

@@ -167,6 +167,34 @@ def test_results_of_other_methods_are_scored_by_one_protocol(world):
     assert all(row["protocol"]["method"] == "SEAN" for row in json.loads(rows) if row["slice"] == "all")
 
 
+def test_one_split_of_the_reference_is_compared_with(tmp_path):
+    for number in (0, 1, 2, 60_000, 60_001):
+        path = tmp_path / f"ffhq/{number // 1000 * 1000:05d}/{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    make({"kind": "ingest", "data": {"kind": "ffhq", "root": f"{tmp_path}/ffhq"}, "out": f"{tmp_path}/faces"}).run(
+        quiet
+    )
+    planning = {"kind": "from_faces", "conditions": []}
+    make({"kind": "plan", "faces": f"{tmp_path}/faces", "planning": planning, "out": f"{tmp_path}/rows"}).run(quiet)
+    data = {"kind": "results", "method": "copy", "root": f"{tmp_path}/ffhq", "conditions": f"{tmp_path}/rows"}
+    make({"kind": "ingest", "data": data | {"pattern": "{source}.png"}, "out": f"{tmp_path}/samples"}).run(quiet)
+    job = {"kind": "evaluate", "samples": f"{tmp_path}/samples", "reference": f"{tmp_path}/faces"}
+    job |= {"score": {"parser": None, "classifier": None}}
+    with pytest.raises(ConfigError, match=r"has no faces in test; it has train \(3\), val \(2\)"):
+        make(job | {"reference_split": "test", "out": f"{tmp_path}/x"}).run(quiet)
+    found = {}
+    for split in (None, "train", "val"):
+        folder = f"{tmp_path}/{split}"
+        make(job | {"reference_split": split, "out": folder}).run(quiet)
+        (row,) = json.loads(FileStore(f"{folder}/metrics").get("metrics.json"))
+        found[split] = (row["n"], row["protocol"]["n_reference"], row["protocol"]["reference"].get("split"))
+    assert found == {None: (5, 5, None), "train": (5, 3, "train"), "val": (5, 2, "val")}
+    with pytest.raises(ConfigError, match="reference split train and val"):
+        compare([f"{tmp_path}/train", f"b={tmp_path}/val"])
+
+
 def test_rows_of_needs_shared_rows(world, tmp_path):
     make({"kind": "plan", "planning": {"kind": "unconditional", "count": 1}, "out": f"{tmp_path}/rows"}).run(quiet)
     (tmp_path / "in").mkdir()

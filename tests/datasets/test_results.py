@@ -159,6 +159,22 @@ def test_files_that_fit_badly(tmp_path, world, pattern, names, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_names_the_method_and_not_raygen(tmp_path, world):
+    for number, row in enumerate(rows_of(world / "rows", "conditions")):
+        picture(tmp_path / f"in/{row['source']}.png", number)
+    job(tmp_path, world, "{source}.png").run(quiet)
+    out = tmp_path / "set"
+    make({"kind": "export", "samples": f"{tmp_path}/out", "format": {"kind": "folder"}, "out": f"{out}"}).run(quiet)
+    first = next(path for path in sorted(out.rglob("*.png")) if "mask" not in str(path))
+    with Image.open(first) as image:
+        made = json.loads(image.text["raygen"])
+    assert (made["generator"], made["method"]) == ("SEAN", "SEAN")
+    assert not {"seed", "noise_seed", "checkpoint"} & made.keys()
+    card = (out / "dataset/README.md").read_text()
+    assert "| method that made the pictures, not raygen | `SEAN` |" in card
+    assert "The noise of a picture depends" not in card
+
+
 def test_conditions_that_are_none(tmp_path, world):
     picture(tmp_path / "in/0.png")
     with pytest.raises(ConfigError, match="has no CONDITIONS"):
