@@ -37,6 +37,7 @@ from raygen.core.face_labels import CLASSES
 from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
+from raygen.models.compiled import run_uncompiled
 from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.models.config.ldm import LDMConfig
 from raygen.models.config.scadm import SCADMConfig
@@ -57,9 +58,13 @@ SHORT, LONG = 4, 12
 #: Settings of `raygen generate` for each way to run the network.
 MODES: Mapping[str, Mapping[str, Any]] = {
     "eager": {},
+    "graph": {"cuda_graph": True},
     "compiled": {"compile": "default"},
+    "compiled, graph": {"compile": "default", "cuda_graph": True},
     "compiled, max-autotune": {"compile": "max-autotune"},
 }
+#: Modes of the large batch alone: each kind of batch is compiled anew, which takes up to half a minute.
+LARGE_ONLY = ("compiled", "compiled, max-autotune")
 
 
 # --- measuring ----------------------------------------------------------------------------------------------
@@ -79,7 +84,7 @@ class Bench:
     @property
     def modes(self) -> Mapping[str, Mapping[str, Any]]:
         """Those of `MODES`; a tiny trial compiles nothing, which takes minutes on a CPU."""
-        return {"eager": {}} if self.tiny else MODES
+        return {name: MODES[name] for name in ("eager", "graph")} if self.tiny else MODES
 
     def add(self, table: str, **row: Any) -> None:
         """A row of a table; also on stdout at once, so that a run that is cut off has shown what it measured."""
@@ -93,7 +98,7 @@ class Bench:
             return
         try:
             work()
-        except (RuntimeError, ValueError, TypeError, ImportError) as error:
+        except Exception as error:
             self.left_out.append(f"{name}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
             print(self.left_out[-1], file=sys.stderr, flush=True)
         gc.collect()
@@ -218,6 +223,7 @@ def sampler(model: Model, batch: int, steps: int, mode: Mapping[str, Any]) -> Sa
     """The worker of `raygen generate` for this model."""
     values = {"checkpoint": "random", "sampler": {"name": "ddim", "steps": steps}, "batch": batch, **mode}
     values |= {"precision": "bfloat16", "device": model.device.type}
+    run_uncompiled([*model.networks, model.first_stage.net])  # the mode before may have compiled it
     return SampleWorker(parse(SampleConfig, values, "gpu"), model=model)
 
 
@@ -236,6 +242,8 @@ def denoising(bench: Bench, name: str, title: str) -> None:
     flops = forward_flops(model, name, bench)
     for batch in (2, 4) if bench.tiny else (64, 8, 1):
         for mode, values in bench.modes.items():
+            if mode in LARGE_ONLY and batch < 64:
+                continue
 
             def measure(batch: int = batch, mode: str = mode, values: Mapping[str, Any] = values) -> None:
                 with bench.peak() as peak, torch.inference_mode():
@@ -387,7 +395,7 @@ def training(bench: Bench, name: str, title: str) -> None:
     model = network(bench, name)
     batch = 2 if bench.tiny else 32
     fields = {"steps": 1000, "batch": batch, "precision": "bfloat16", "ema": 0.9999}
-    for mode, values in list(bench.modes.items())[:2]:
+    for mode, values in {"eager": {}, **({} if bench.tiny else {"compiled": {"compile": "default"}})}.items():
 
         def measure(mode: str = mode, values: Mapping[str, Any] = values) -> None:
             trainer = Trainer(

@@ -48,6 +48,10 @@ COMMON: Final = {
     "edit_id": "edit that the row belongs to",
     "alpha": "strength of the edit: 0 is the input, 1 the target",
 }
+LANDMARKS: Final = (
+    "`points`: left eye, right eye, nose, left and right corner of the mouth as fractions of the sides; `source`: "
+    "`mask` or a network; `error`: why there are no points. Null where none were asked for"
+)
 ROW: Final = {
     "sample_id": "id of the row",
     "attempt": "0 is the first attempt, higher ones are retries",
@@ -64,6 +68,8 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "texts": "captions: a list of `key`, such as `overall`, and `value`",
         "boxes": "left, top, right, bottom of each face, as fractions of the sides",
         "keypoints": "x, y (fractions of the sides) and weight",
+        "mask_confidence": "confidence of the parser that made the mask, 0 to 1; null for masks of the data set",
+        "landmarks": LANDMARKS,
     },
     "conditions": {**COMMON, "sample_id": ROW["sample_id"]},
     "samples": {
@@ -77,6 +83,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "guidance": "guidance weights: `joint` of all conditions, or one a condition",
         "image_sha256": "sha256 of the encoded image",
         "method": "name of another method that made the image; null where raygen made it",
+        "landmarks": LANDMARKS,
     },
     "scores": {
         **ROW,
@@ -128,7 +135,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
     "files": {"path": "file in the data set", "bytes": "size", "sha256": "sha256 of the file"},
 }
 WRITES: Final = {
-    "faces": "`raygen ingest`, `raygen select` with `faces`",
+    "faces": "`raygen ingest`, `raygen parse`, `raygen select` with `faces`",
     "conditions": "`raygen plan`",
     "samples": "`raygen generate`, `raygen edit`, `raygen select`",
     "scores": "`raygen evaluate`, and `raygen generate` with `score`",

@@ -20,11 +20,14 @@ os.environ.pop("RAY_ADDRESS", None)
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--dist=loadgroup`: those that start Ray first, in one group, then slow files, then the others by size."""
+    """With `--dist=loadgroup`: those that start Ray first, then slow files, then the others by size.
+
+    Those that share one Ray are one group. Files that start a Ray of their own in other processes stand beside it.
+    """
     if not getattr(config.option, "loadgroup", False):
         return
     for item in items:
-        if item.get_closest_marker("ray"):
+        if "ray_session" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("ray"))
     tests = Counter(item.path for item in items)
     heavy = {item.path for item in items if item.get_closest_marker("slow")}

@@ -36,6 +36,7 @@ SETTINGS = {
     "guides/generate.md": "generate",
     "guides/identities.md": "plan",
     "guides/ingest.md": "ingest",
+    "guides/parse.md": "parse",
     "guides/select.md": "select",
     "guides/styles.md": "generate",
     "guides/sweep.md": "sweep",

@@ -34,6 +34,7 @@ json.dump((answers, time.process_time()), sys.stdout)
 #: A job of every command whose inputs are missing; `faces` and `rows` are runs that the test makes.
 JOBS: dict[str, dict[str, Any]] = {
     "ingest": {"data": {"kind": "folder", "root": "nothing", "size": 16}},
+    "parse": {"faces": "nothing"},
     "plan": {"planning": {"kind": "from_faces"}, "faces": "nothing"},
     "encode": {"faces": "faces", "checkpoint": "nothing"},
     "train": {
@@ -59,6 +60,7 @@ JOBS: dict[str, dict[str, Any]] = {
 #: A setting of each of these jobs, and a value that it cannot have.
 WRONG = {
     "ingest": "data.size=none",
+    "parse": "min_confidence=2",
     "plan": "planning.kind=circle",
     "encode": "batch=0",
     "train": "model.attention=[true]",

@@ -17,6 +17,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from raygen.core.errors import RaygenError
+from raygen.extractors.packages import offer_of, offered
 from raygen.store.filesystem import FileStore
 
 __all__ = ["CHECKS", "Check", "examine", "working_folder"]
@@ -39,7 +40,7 @@ PACKAGES: Final = (
 WORKING_DIR_LIMIT: Final = 100 * 2**20
 #: Endings of files that hold weights.
 WEIGHTS: Final = frozenset({".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".onnx"})
-#: Folders that are not counted as part of the working folder.
+#: Folders that `jobs/submit.sh` does not upload, so they are not counted as part of the working folder.
 SKIPPED: Final = frozenset({".venv", ".git", "runs", "__pycache__", ".mypy_cache", ".ruff_cache", "node_modules"})
 
 
@@ -141,6 +142,20 @@ def local_disk(folder: str) -> Iterator[Check]:
     yield Check("disk", "ok" if free > 5e9 else "note", f"{free / 1e9:.0f} GB free in the working folder")
 
 
+def networks(folder: str) -> Iterator[Check]:
+    """The networks that installed packages offer, and those that cannot be used."""
+    for name in sorted(offered()):
+        try:
+            offer = offer_of(name)
+        except RaygenError as error:
+            yield Check("network", "note", str(error))
+            continue
+        own = offer.extractor
+        yield Check(
+            "network", "ok", f"{name}: {own.kind} of {offer.package}, sha256 {own.sha256[:12]}, licence {own.licence}"
+        )
+
+
 def working_folder() -> Iterator[Check]:
     """What `ray job submit --working-dir .` uploads, and which weights it leaves out because of .gitignore."""
     sizes = {name: os.lstat(name).st_size for name in _listed_by_git("--cached") or _walked() if os.path.exists(name)}
@@ -181,4 +196,5 @@ CHECKS: Final[tuple[Callable[[str], Iterator[Check]], ...]] = (
     ray_security,
     storage,
     local_disk,
+    networks,
 )

@@ -285,7 +285,7 @@ class EvaluateJob(Job, Sharding):
         plan = plan_run("evaluate", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         sources = self.reference if table == "samples" else None
         build = partial(score_worker, score, self.resources.threads, checkpoint, sources, plan.run_id)
-        columns = (key, "image", "mask", "attributes", "source", "text")
+        columns = (key, "image", "mask", "attributes", "source", "text", "landmarks")
         store = RunStore(f"{self.out}/scores/{name}")
         return PreparedRun(store, plan, self.max_error_fraction, columns, build=build)
 

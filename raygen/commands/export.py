@@ -9,11 +9,12 @@ the card. Needs no torch.
 """
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from raygen.commands.base import (
     Estimate,
@@ -37,6 +38,9 @@ from raygen.execution.executor import amend_record
 from raygen.exports import AnyExport
 from raygen.exports.base import DATASET
 from raygen.exports.columns import NamingScheme
+from raygen.exports.credentials import C2PAConfig, Credentials, ProvenanceConfig, read_credentials
+from raygen.exports.croissant import croissant_document
+from raygen.exports.croissant_nodes import DataSetParts
 from raygen.exports.data_card import CardConfig, ExportTotals, write_card
 from raygen.exports.finalize import CARD, finish
 from raygen.exports.row_scan import ExportListing, ExportSource, scan
@@ -54,6 +58,13 @@ METRICS: Final = "metrics/metrics.parquet"
 TIMED_ROWS: Final = 64
 
 
+#: `true`, `false`, or settings; told apart by their form, so that an error speaks of what was meant.
+Provenance = Annotated[
+    Annotated[bool, Tag("switch")] | Annotated[ProvenanceConfig, Tag("settings")],
+    Discriminator(lambda value: "settings" if isinstance(value, dict | ProvenanceConfig) else "switch"),
+]
+
+
 class ExportJob(ShardedJob):
     """SAMPLES or FACES -> a data set."""
 
@@ -68,8 +79,10 @@ class ExportJob(ShardedJob):
     scores: Location | None = Field(
         None, description="folder of an evaluate run of these samples, whose numbers the data card shows; default none"
     )
-    provenance: bool = Field(
-        True, description="write into each generated picture that it is synthetic, and how it was generated"
+    provenance: Provenance = Field(
+        True,
+        description="write into each generated picture that it is synthetic, and how it was generated; settings, "
+        "such as c2pa, also sign it",
     )
     selected: bool = Field(
         True, description="of a run with a SELECTION, export only the accepted rows; false exports all rows"
@@ -91,7 +104,13 @@ class ExportJob(ShardedJob):
             raise ValueError("name either `samples` or `faces`")
         if self.splits and self.faces is None:
             raise ValueError("`splits` can only be used with `faces`")
+        if self._c2pa is not None and not self.format.pictures:
+            raise ValueError(f"provenance.c2pa: format {self.format.kind} holds no pictures to sign")
         return self
+
+    @property
+    def _c2pa(self) -> C2PAConfig | None:
+        return self.provenance.c2pa if isinstance(self.provenance, ProvenanceConfig) else None
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of the data set."""
@@ -107,6 +126,8 @@ class ExportJob(ShardedJob):
         work = self._prepared(source, listing, write=True)
         outcome = run_sharded(work, self.resources, report)
 
+        signed_by = work.plan.settings["provenance"]["c2pa"]["certificate_sha256"] if self._c2pa is not None else None
+
         def card(totals: ExportTotals) -> str:
             return write_card(
                 self.card,
@@ -116,13 +137,17 @@ class ExportJob(ShardedJob):
                 totals,
                 scores,
                 marks=self._marks(source),
+                signed_by=signed_by,
                 warning=noise,
                 job=self.public_document(source),
             )
 
+        def croissant(totals: ExportTotals, parts: DataSetParts) -> Mapping[str, Any]:
+            return croissant_document(self.card, self.format, source, listing, totals, scores, parts)
+
         began = time.time()
         try:
-            data_set = finish(self.format, work.store, listing.identities, outcome.manifest, card)
+            data_set = finish(self.format, work.store, listing.identities, outcome.manifest, card, croissant)
         except BaseException as error:
             with suppress(Exception):
                 amend_record(work.store, error)
@@ -196,6 +221,12 @@ class ExportJob(ShardedJob):
         scores = [{key: value for key, value in row.items() if key != "created"} for row in self._scores()]
         settings["scores"] = digest(canonical(scores))
         settings["table"] = source.table
+        settings["provenance"] = bool(self.provenance)
+        credentials = self._credentials(source)
+        if credentials is not None:
+            settings["provenance"] = {"c2pa": credentials.identity}
+            if write and not FileStore(self.out).creates_once():
+                raise ConfigError(f"{self.out}: provenance.c2pa needs storage that creates a file only once")
         inputs = store_listing(listing.rows, self.out, source.digest, write=write)
         seed = source.settings.get("seed")
         config = ExportConfig(
@@ -209,6 +240,7 @@ class ExportJob(ShardedJob):
             (("noise_seed", seed),) if isinstance(seed, int) else (),  # a row's own `seed` is that of its plan
             self.text,
             write,
+            credentials,
         )
         plan = plan_run("export", settings, inputs, batch=self.shard_rows, shard_rows=self.shard_rows)
         build = partial(ExportWorker, config)
@@ -216,7 +248,18 @@ class ExportJob(ShardedJob):
 
     def _marks(self, source: ExportSource) -> bool:
         """Whether pictures are marked as synthetic."""
-        return self.provenance and source.made_by is not None and self.format.pictures
+        return bool(self.provenance) and source.made_by is not None and self.format.pictures
+
+    def _credentials(self, source: ExportSource) -> Credentials | None:
+        """Certificate and place of the key where pictures are signed; `ConfigError` where they cannot be."""
+        if self._c2pa is None:
+            return None
+        if source.made_by is None:
+            raise ConfigError(
+                f"provenance.c2pa: {source.url} holds photographs, or pictures of unknown origin; a credential says "
+                "how a picture was made, so only generated and drawn ones are signed"
+            )
+        return read_credentials(self._c2pa)
 
     def _scores(self) -> list[dict[str, Any]]:
         """METRICS of the evaluation; `ConfigError` where it has none, or is of other rows."""
@@ -241,6 +284,9 @@ class ExportJob(ShardedJob):
         )
         form = {"kind": self.format.kind, **self.format.model_dump(mode="json", exclude_defaults=True)}
         scores = {} if self.scores is None else {"scores": "runs/evaluation"}
+        if self._c2pa is not None:
+            stamps = {} if self._c2pa.time_stamps is None else {"time_stamps": self._c2pa.time_stamps}
+            settings["provenance"] = {"c2pa": {"certificate": "certificate.pem", "key": "key.pem", **stamps}}
         settings = {source.table: f"runs/{source.store.plan().run_id}", **settings, "format": form, **scores}
         return {"kind": "export", **settings, "out": "runs/export"}
 

@@ -21,13 +21,18 @@ from raygen.core.location import Location
 from raygen.core.types import PRECISION, Precision
 from raygen.evaluation.config import ScoreConfig
 from raygen.execution.worker import Worker
+from raygen.extractors.config import LandmarksConfig
+from raygen.extractors.digests import checked_content
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.models.config.compile import Compile
 from raygen.models.config.mixing import AnyMixing
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import (
+    GUIDED,
     IGNORE,
+    LANDMARKS,
     Guidance,
+    GuidanceInterval,
     GuidanceParametrization,
     SampleConfig,
     check_conditions,
@@ -61,6 +66,7 @@ class GenerateJob(ShardedJob):
     negative_keeps: tuple[str, ...] = Field(
         (), description="conditions that the unconditional prediction e0 keeps, such as [mask]; default none"
     )
+    guidance_interval: GuidanceInterval = Field((0.0, 1.0), description=GUIDED)
     use_conditions: tuple[str, ...] | None = Field(
         None, description="conditions of the rows that are used; default: all; an empty list uses none"
     )
@@ -93,6 +99,11 @@ class GenerateJob(ShardedJob):
         description="compile the repeated blocks of the networks with torch.compile, when a worker starts; "
         "max-autotune also tries several kernels. Without a compiler pictures are made as with off",
     )
+    cuda_graph: bool = Field(
+        False,
+        description="replay each prediction as one CUDA graph, which helps small batches; where a replay is not equal "
+        "to the bit, or the device is not a GPU, pictures are made as with false",
+    )
     mixing: AnyMixing | None = Field(
         None, description="collaborative models: how the experts are mixed, chosen by its `kind`; default `paper`"
     )
@@ -107,6 +118,7 @@ class GenerateJob(ShardedJob):
     score: ScoreConfig | None = Field(
         None, description="measurements of each picture before it is encoded; default none"
     )
+    landmarks: LandmarksConfig | None = Field(None, description=LANDMARKS)
 
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of the rows of `conditions`; see `planned`."""
@@ -128,7 +140,9 @@ class GenerateJob(ShardedJob):
         Everything that the rows and the model's folder tell is checked here, before anything is written. `checked`: the
         model and its sampler are known to fit, so that they are not checked again, which imports torch.
         """
-        settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction"})
+        settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction", "landmarks"})
+        if self.landmarks is not None:
+            settings["landmarks"] = checked_content("landmarks", self.landmarks, "landmarker")
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         config = self.sampling("")
         notes = check_conditions(rows.slices, config, self.ignore, references=self.references is not None)
@@ -144,7 +158,7 @@ class GenerateJob(ShardedJob):
             check_sampling(config)
         plan = plan_run("generate", settings, rows, batch=self.batch, shard_rows=self.shard_rows, attempt=self.attempt)
         config = config.model_copy(update={"run_id": plan.run_id})
-        build = partial(sample_worker, config, self.score, self.resources.threads, self.references)
+        build = partial(sample_worker, config, self.score, self.resources.threads, self.references, self.landmarks)
         return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build, notes=notes)
 
     def sampling(self, run_id: str) -> SampleConfig:
@@ -154,11 +168,22 @@ class GenerateJob(ShardedJob):
         return SampleConfig(run_id=run_id, checkpoint=resolve(self.checkpoint), **values)
 
 
-def sample_worker(config: SampleConfig, score: ScoreConfig | None, threads: int, references: str | None) -> Worker:
+def sample_worker(
+    config: SampleConfig,
+    score: ScoreConfig | None,
+    threads: int,
+    references: str | None,
+    landmarks: LandmarksConfig | None = None,
+) -> Worker:
     """The worker of a generate run, made in the process that generates: the driver of a cluster needs no torch."""
     from raygen.evaluation import scored_sampler
 
-    return scored_sampler.sample_worker(config, score, threads, references)
+    build = partial(scored_sampler.sample_worker, config, score, threads, references)
+    if landmarks is None:
+        return build()
+    from raygen.sampling.landmarked import LandmarkedWorker
+
+    return LandmarkedWorker(build, landmarks, threads)
 
 
 JOB = GenerateJob

@@ -5,7 +5,8 @@ out/listing-*.parquet          list of the files that were found, which the work
 out/unmatched.json             rows without a picture and pictures without a row, if there are any
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -16,6 +17,10 @@ from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
 from raygen.datasets import AnyDataSet
 from raygen.datasets.pictures import file_addresses
+from raygen.execution.worker import Worker
+from raygen.extractors.config import LandmarksConfig
+from raygen.extractors.digests import checked_content
+from raygen.sampling.config import LANDMARKS
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
 
@@ -27,6 +32,7 @@ class IngestJob(ShardedJob):
 
     kind: Literal["ingest"] = "ingest"
     data: AnyDataSet = Field(description="data set to read, chosen by its `kind`")
+    landmarks: LandmarksConfig | None = Field(None, description=LANDMARKS)
     batch: int = Field(64, ge=1, description="pictures that are read at once")
 
     def prepare(self, *, write: bool) -> PreparedRun:
@@ -38,7 +44,7 @@ class IngestJob(ShardedJob):
         note = remarks.get(b"note", b"").decode()
         notes = (f"masks: {self.data.count_masks(listing):,} of {len(listing):,}", *([note] if note else []))
         listing = listing.replace_schema_metadata(None)
-        store, settings = RunStore(self.out), {"data": self.data}
+        store, settings = RunStore(self.out), {"data": self.data, **self._landmarks()}
         if write:
             FileStore(self.out).require()
         refuse_changed_files(store, settings, listing)
@@ -46,8 +52,21 @@ class IngestJob(ShardedJob):
         if write and b"unmatched" in remarks:
             FileStore(self.out).update("unmatched.json", remarks[b"unmatched"])
         plan = plan_run("ingest", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
-        build = self.data.worker(plan.run_id)
+        build = partial(ingest_worker, self.data.worker(plan.run_id), self.landmarks, self.resources.threads)
         return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing, notes=notes)
+
+    def _landmarks(self) -> dict[str, Any]:
+        """The setting as the plan has it; without one, the plan is that of before."""
+        return {} if self.landmarks is None else {"landmarks": checked_content("landmarks", self.landmarks, "")}
+
+
+def ingest_worker(build: Callable[[], Worker], landmarks: LandmarksConfig | None, threads: int) -> Worker:
+    """The worker of an ingest run: that of its data set, and landmarks where they are asked for."""
+    if landmarks is None:
+        return build()
+    from raygen.sampling.landmarked import LandmarkedWorker
+
+    return LandmarkedWorker(build, landmarks, threads)
 
 
 def refuse_changed_files(store: RunStore, settings: Mapping[str, Any], listing: pa.Table) -> None:

@@ -45,6 +45,12 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "Read, check and store pictures with their masks, attributes and texts.",
         example="data.size=128",
     ),
+    "parse": Command(
+        "FACES",
+        "FACES",
+        "Make the masks of faces with a face parser.",
+        example="parser.kind=bisenet parser.weights=bisenet.pth",
+    ),
     "plan": Command(
         "FACES", "CONDITIONS", "Write the rows that say which pictures to generate.", example="planning.per_face=4"
     ),

@@ -76,14 +76,14 @@ def job_template(name: str, kinds: Mapping[str, str] | None = None) -> str:
 def _entry(path: str, field: FieldInfo, value: Any, kinds: dict[str, str]) -> Iterator[str]:
     """The lines of the setting at a dotted path: its comment, then the value. Removes what it uses from `kinds`."""
     indent, key = "  " * path.count("."), path.rpartition(".")[2]
-    models = _models(field.annotation)
+    models, chosen = _models(field.annotation), None
     for line in textwrap.wrap(_comment(field, models), WIDTH - len(indent) - 2, break_on_hyphens=False):
         yield f"{indent}# {line}"
     if path in kinds:
-        kind, members = kinds.pop(path), _kinds(models)
-        if kind not in members:
-            raise ConfigError(f"{path}: must be one of {', '.join(members)} (got {kind!r}){nearest(kind, members)}")
-        models, value = [members[kind]], PydanticUndefined
+        chosen, members = kinds.pop(path), _kinds(models)
+        if chosen not in members:
+            raise ConfigError(f"{path}: must be one of {', '.join(members)} (got {chosen!r}){nearest(chosen, members)}")
+        models, value = [members[chosen]], PydanticUndefined
     if value is PydanticUndefined and not models:
         yield (
             f'{indent}{key}: ["{PLACEHOLDER}"]'
@@ -98,7 +98,8 @@ def _entry(path: str, field: FieldInfo, value: Any, kinds: dict[str, str]) -> It
             default = (
                 getattr(value, name) if isinstance(value, BaseModel) else inner.get_default(call_default_factory=True)
             )
-            yield from _entry(f"{path}.{name}", inner, default, kinds)
+            # A class of several kinds has no default for the one that was chosen.
+            yield from _entry(f"{path}.{name}", inner, chosen if name == "kind" and chosen else default, kinds)
     elif value is None:
         yield f"{indent}# {key}: null"
     else:
@@ -140,7 +141,7 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 def _kinds(models: list[type[BaseModel]]) -> dict[str, type[BaseModel]]:
     """The Config classes of a union by their `kind`."""
     tagged = [model for model in models if "kind" in model.model_fields]
-    return {str(get_args(model.model_fields["kind"].annotation)[0]): model for model in tagged}
+    return {str(kind): model for model in tagged for kind in get_args(model.model_fields["kind"].annotation)}
 
 
 def _choices(annotation: Any) -> list[str]:

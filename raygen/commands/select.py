@@ -72,6 +72,7 @@ SETTINGS: Final = (
     "sampler",
     "guidance",
     "guidance_parametrization",
+    "guidance_interval",
     "negative_keeps",
     "use_conditions",
     "seed",

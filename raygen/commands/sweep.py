@@ -186,7 +186,8 @@ class SweepJob(Job):
                     "score": self.score.model_dump(),
                 }
                 if guidance == 1.0:  # it has no effect in this cell, and in others it may
-                    generate.pop("negative_keeps", None)
+                    for name in ("negative_keeps", "guidance_interval"):
+                        generate.pop(name, None)
                 document = self._document("generate", generate, f"cells/{label}")
                 yield Cell(label, settings, parse(GenerateJob, document, label))
 

@@ -48,6 +48,8 @@ class ConversionReport:
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
     #: Reason -> how many tensors are left out.
     left: dict[str, int] = field(default_factory=dict)
+    #: What the user should know of choices that the files do not settle.
+    notes: list[str] = field(default_factory=list)
     #: Why the files cannot be imported.
     problems: list[str] = field(default_factory=list)
     digest: str = ""
@@ -69,6 +71,7 @@ class ConversionReport:
             lines[name] = f"{parameters:,} parameters from {tensors:,} tensors"
         for index, (reason, tensors) in enumerate(self.left.items()):
             lines["left behind" + " " * index] = f"{tensors:,} tensors: {reason}"
+        lines |= {"note" + " " * index: note for index, note in enumerate(self.notes)}
         if not self.problems:
             lines["parameters"] = f"{self.parameters:,}; every tensor accounted for"
         return lines | ({"digest": self.digest} if self.digest else {})
@@ -156,6 +159,7 @@ def _draft(
         unlike = FAMILIES[other].draft != FAMILIES[name].draft
         report.problems.append(f"{problem}; by its names it is {other!r}" if unlike else problem)
         return report, None, entries
+    report.notes = draft.notes
     return report, draft, entries
 
 

@@ -194,7 +194,7 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
         return f"{where}: {message}" if keys else message
     message = f"{where}: {problem['msg']}"
     if problem["type"] == "literal_error":
-        names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
+        names = [text or number for text, number in re.findall(r"'([^']*)'|(-?[0-9]+)", problem["ctx"]["expected"])]
         message = f"{where}: {_quoted(problem.get('input'), 200)} is not one of {', '.join(names)}"
         return message + nearest(str(problem.get("input")), names)
     if problem["type"] != "missing":

@@ -4,8 +4,8 @@ The landmarks are, in this order, the centres of the two eyes, the tip of the no
 left ones of the picture come first. Coordinates are fractions of the sides of the picture, from its upper left corner.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from raygen.core.errors import InputError
 from raygen.core.face_labels import CLASS_INDEX
 from raygen.core.types import Float64Array, UInt8Array
 
-__all__ = ["ARCFACE_TEMPLATE", "LANDMARKS", "REASON", "from_mask", "misfit", "similarity"]
+__all__ = ["ARCFACE_TEMPLATE", "LANDMARKS", "REASON", "from_mask", "frontal", "misfit", "similarity", "stored_points"]
 
 
 LANDMARKS: Final = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
@@ -59,9 +59,25 @@ def from_mask(mask: UInt8Array) -> Float64Array:
         mouth[width <= width.min() + reach].mean(axis=0),
         mouth[width >= width.max() - reach].mean(axis=0),
     ]
-    points = (np.array([*eyes, tip, *corners]) + 0.5) / [mask.shape[1], mask.shape[0]]
-    if (found := misfit(points * [mask.shape[1], mask.shape[0]])) > LARGEST_MISFIT:
+    sides = [mask.shape[1], mask.shape[0]]
+    return frontal((np.array([*eyes, tip, *corners]) + 0.5) / sides, sides)
+
+
+def frontal(points: Float64Array, sides: Sequence[int]) -> Float64Array:
+    """`points` [5, 2] of a picture with these sides (width, height); `InputError` (`landmarks`) of a turned face."""
+    if (found := misfit(points * sides)) > LARGEST_MISFIT:
         raise InputError(f"seen from the side: the landmarks are {found:.2f} from a frontal face", reason=REASON)
+    return points
+
+
+def stored_points(value: Mapping[str, Any]) -> Float64Array:
+    """A value of the column `landmarks` -> float64 [5, 2]; `InputError` (`landmarks`) with its error without points."""
+    if value["points"] is None:
+        text = (value["error"] or "none are stored").removeprefix(f"{REASON}: ")
+        raise InputError(text, reason=REASON)
+    points = np.array(value["points"], np.float64)
+    if points.shape != (5, 2) or not np.isfinite(points).all() or np.ptp(points, axis=0).max() == 0:
+        raise InputError("the stored ones are not five places", reason=REASON)
     return points
 
 

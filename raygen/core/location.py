@@ -43,6 +43,8 @@ _USER: Final = re.compile(
     + "".join(f"(?<!{name}://)" for name in _CONTAINERS)
     + r"[^/\s]*@)"
 )
+#: A private key in PEM form (RFC 7468), also with its line breaks written as `\\n`, and also without its end.
+_PRIVATE_KEY: Final = re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]*-----|\Z)", re.DOTALL)
 _QUERY: Final = re.compile(r"(:/+[^\s?'\"]+)\?[^\s'\"]+")
 _SIGNED_URL: Final = re.compile(rf"(?i):/+[^\s?]+\?\S*?{_SIGNED}")
 _CREDENTIALS: Final = (
@@ -105,9 +107,11 @@ def check_credentials(text: str) -> None:
 
 
 def check_text(text: str) -> None:
-    """`ValueError` where any URL in `text` carries a user, a password or a signature, and where it is no valid text."""
+    """`ValueError` where `text` has a private key, or a URL in it a user, a password or a signature; or is no text."""
     if any("\ud800" <= letter < "\ue000" for letter in text):
         raise ValueError("has half of a surrogate pair")
+    if _PRIVATE_KEY.search(text):
+        raise ValueError("must not carry a private key, because results and reports name it; name the file that has it")
     if _USER.search(text) or _SIGNED_URL.search(text):
         raise ValueError(_CREDENTIALS)
 
@@ -118,8 +122,8 @@ def is_remote(text: str) -> bool:
 
 
 def redact(text: str) -> str:
-    """`text` with the users, passwords and queries of all URLs in it replaced by `***`."""
-    return _QUERY.sub(r"\1?***", _USER.sub(r"\1***@", text))
+    """`text` with private keys, and the users, passwords and queries of all URLs in it, replaced by `***`."""
+    return _QUERY.sub(r"\1?***", _USER.sub(r"\1***@", _PRIVATE_KEY.sub("***", text)))
 
 
 def _check_local(text: str) -> str:

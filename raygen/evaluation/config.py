@@ -16,6 +16,7 @@ from raygen.extractors.config import (
     FeatureConfig,
     InceptionConfig,
     LPIPSConfig,
+    PackageScorerConfig,
     ParserConfig,
 )
 from raygen.extractors.digests import by_content
@@ -76,6 +77,10 @@ class ScoreConfig(Config):
         None, description="face embedder, for identity gates and verification; default none"
     )
 
+    scorers: tuple[PackageScorerConfig, ...] = Field(
+        (), description="networks of installed packages that give each picture a number, such as its quality"
+    )
+
     @model_validator(mode="after")
     def _logits_are_inceptions(self) -> "ScoreConfig":
         if self.logits and not isinstance(self.features, InceptionConfig):
@@ -84,6 +89,8 @@ class ScoreConfig(Config):
             raise ValueError("`lpips` is for `reconstruction: true`")
         if self.condition_size is not None and self.parser is None:
             raise ValueError("`condition_size` needs a `parser`")
+        if len(names := [scorer.name for scorer in self.scorers]) != len(set(names)):
+            raise ValueError("`scorers` names a network twice")
         return self
 
     def by_content(self) -> dict[str, Any]:
@@ -94,6 +101,10 @@ class ScoreConfig(Config):
                 settings[name] = by_content(network, kind)
         if self.identity is not None:
             settings["identity"]["network"] = by_content(self.identity.network, "embedder")
+        if self.scorers:
+            settings["scorers"] = [by_content(scorer, "scorer") for scorer in self.scorers]
+        else:
+            del settings["scorers"]  # so that runs without any keep their names
         return settings
 
     @property

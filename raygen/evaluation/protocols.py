@@ -35,7 +35,8 @@ def protocols_of(score: ScoreConfig) -> tuple[dict[str, Mapping[str, Any]], Feat
     """
     networks = {name: getattr(score, name) for name in ("parser", "features", "classifier", "text", "lpips")}
     used = [config for config in networks.values() if config is not None]
-    if score.identity is not None or not all(isinstance(config, BundledNetworkConfig) for config in used):
+    others = score.identity is not None or score.scorers
+    if others or not all(isinstance(config, BundledNetworkConfig) for config in used):
         from raygen.evaluation.scoring import Scorer
 
         scorer = Scorer(score, run_id="")

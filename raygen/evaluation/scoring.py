@@ -8,21 +8,27 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raygen.core.config import Config
+from raygen.core.errors import InputError
 from raygen.core.face_labels import attribute_list
+from raygen.core.landmarks import ARCFACE_TEMPLATE, REASON, from_mask, stored_points
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
 from raygen.evaluation.config import ScoreConfig
 from raygen.evaluation.gather import FACE
 from raygen.extractors.base import load_classifier, load_features, load_parser
 from raygen.extractors.clip import load_clip
+from raygen.extractors.config import PackageConfig
 from raygen.extractors.face_embedder import load_face_embedder
 from raygen.extractors.inception import InceptionFeatures
 from raygen.extractors.lpips import load_lpips
+from raygen.extractors.package_network import PackageScorer
 from raygen.metrics.attributes import codes
 from raygen.metrics.image_similarity import psnr, ssim
 from raygen.metrics.pair_similarity import Similarity
 from raygen.metrics.score_rows import score_table
 from raygen.metrics.segmentation import Counts, confusion
+from raygen.store.face_crop import crop
 from raygen.store.images import decode_image, decode_mask, fit_image
 from raygen.store.lookup import RowLookup
 from raygen.store.schemas import SCORES
@@ -30,6 +36,8 @@ from raygen.store.schemas import SCORES
 __all__ = ["ScoreWorker", "Scorer"]
 
 
+#: Ids, names and vectors of measurements.
+Scored = list[tuple[str, str, list[float]]]
 #: Classes whose bounding box is the face.
 FACE_CLASSES: Final = range(1, 13)
 
@@ -49,6 +57,7 @@ class Scorer:
         self.clip = None if config.text is None else load_clip(config.text, device)
         self.identity = None if config.identity is None else load_face_embedder(config.identity, device)
         self.lpips = None if config.lpips is None else Similarity(load_lpips(config.lpips), device)
+        self.scorers = [PackageScorer(scorer, device) for scorer in config.scorers]
 
     def named(self, run_id: str, attempt: int) -> "Scorer":
         """A scorer with the same networks, for the rows of another run."""
@@ -62,22 +71,33 @@ class Scorer:
         `real`: the originals of reconstructions, uint8 [n, H, W, 3]; without it, pictures are compared with `source`.
         """
         ids = rows[rows.column_names[0]].to_pylist()
-        scores: list[tuple[str, str, list[float]]] = []
+        scores: Scored = []
         tensor = torch.from_numpy(np.ascontiguousarray(images))
         masks = rows["mask"].to_pylist() if "mask" in rows.column_names else []
         if self.features is not None and len(ids):
             vectors = self.features.features(tensor)
-            scores += _each(ids, f"features:{self.features.name}", vectors)
+            scores += _found(_each(ids, f"features:{self.features.name}", vectors), self.config.features)
             if self.config.logits and isinstance(self.features, InceptionFeatures):
                 scores += _each(ids, f"logits:{self.features.name}", self.features.logits_of(vectors))
             if self.config.face_features:
-                scores += _each_face(ids, f"features:{self.features.name}{FACE}", tensor, masks, self.features.features)
+                name = f"features:{self.features.name}{FACE}"
+                faces = _each_face(ids, name, tensor, masks, self.features.features)
+                scores += _found(faces, self.config.features)
         if self.identity is not None and len(ids):
             name = f"identity:{self.identity.name}"
-            if self.identity.config.region == "picture":
-                scores += _each(ids, name, self.identity.embed(tensor))
-            else:
-                scores += _each_face(ids, name, tensor, masks, self.identity.embed)
+            match self.identity.config.region:
+                case "picture":
+                    embedded = _each(ids, name, self.identity.embed(tensor))
+                case "face":
+                    embedded = _each_face(ids, name, tensor, masks, self.identity.embed)
+                case "aligned":
+                    aligned = aligned_faces(images, rows, self.identity.size)
+                    stacked = torch.from_numpy(np.stack(list(aligned.values()))) if aligned else None
+                    found = [ids[i] for i in aligned]
+                    embedded = [] if stacked is None else _each(found, name, self.identity.embed(stacked))
+            scores += _found(embedded, self.identity.config.network)
+        for scorer in self.scorers if len(ids) else ():
+            scores += _found(_each(ids, f"score:{scorer.name}", scorer.numbers(tensor)), scorer.config)
         if self.parser is not None and "mask" in rows.column_names and len(ids):
             scores += self._segmentation(ids, tensor, masks)
         if self.classifier is not None and "attributes" in rows.column_names and len(ids):
@@ -93,9 +113,7 @@ class Scorer:
             scores += self._to_source(ids, images, rows["source"].to_pylist())
         return score_table(scores, self.run_id, self.attempt)
 
-    def _to_source(
-        self, ids: Sequence[str], images: UInt8Array, names: Sequence[str | None]
-    ) -> list[tuple[str, str, list[float]]]:
+    def _to_source(self, ids: Sequence[str], images: UInt8Array, names: Sequence[str | None]) -> Scored:
         assert self.sources is not None
         named = [(i, name) for i, name in enumerate(names) if name is not None]
         if not named:
@@ -104,7 +122,7 @@ class Scorer:
         real = [fit_image(decode_image(faces[name]["image"]["bytes"]), images.shape[1]) for _, name in named]
         return self._pairs([ids[i] for i, _ in named], images[[i for i, _ in named]], np.stack(real))
 
-    def _pairs(self, ids: Sequence[str], generated: UInt8Array, real: UInt8Array) -> list[tuple[str, str, list[float]]]:
+    def _pairs(self, ids: Sequence[str], generated: UInt8Array, real: UInt8Array) -> Scored:
         """Similarity of each picture to its real one, by the measures of the config."""
         values_of = {"ssim:source": ssim(generated, real)}
         if self.config.reconstruction:
@@ -119,7 +137,7 @@ class Scorer:
 
     def _segmentation(
         self, ids: Sequence[str], images: torch.Tensor, masks: Sequence[Mapping[str, Any] | None]
-    ) -> list[tuple[str, str, list[float]]]:
+    ) -> Scored:
         assert self.parser is not None
         wanted = [i for i, mask in enumerate(masks) if mask is not None and mask["bytes"] is not None]
         if not wanted:
@@ -137,7 +155,7 @@ class Scorer:
 
     def _attributes(
         self, ids: Sequence[str], images: torch.Tensor, wanted: Sequence[Mapping[str, int] | None]
-    ) -> list[tuple[str, str, list[float]]]:
+    ) -> Scored:
         assert self.classifier is not None
         asked = [i for i, values in enumerate(wanted) if values is not None]
         if not asked:
@@ -149,13 +167,24 @@ class Scorer:
 
     def protocols(self) -> dict[str, Mapping[str, Any]]:
         """The protocol of each network, by its name."""
-        networks = [n for n in (self.parser, self.features, self.classifier, self.clip, self.identity) if n is not None]
+        single = (self.parser, self.features, self.classifier, self.clip, self.identity)
+        networks = [network for network in (*single, *self.scorers) if network is not None]
         lpips = {} if self.lpips is None else {f"lpips:{self.lpips.network}": self.lpips.protocol()}
         return {network.name: network.protocol() for network in networks} | lpips
 
 
-def _each(ids: Sequence[str], name: str, vectors: torch.Tensor) -> list[tuple[str, str, list[float]]]:
+def _each(ids: Sequence[str], name: str, vectors: torch.Tensor) -> Scored:
     return [(i, name, vector.tolist()) for i, vector in zip(ids, vectors.cpu().numpy(), strict=True)]
+
+
+def _found(scored: Scored, network: Config | None) -> Scored:
+    """Scores without those of pictures in which a network of a package found no face, for which it gives NaN.
+
+    NaN of any other network is a defect, which is told when the scores are gathered.
+    """
+    if not isinstance(network, PackageConfig):
+        return scored
+    return [row for row in scored if np.isfinite(row[2]).all()]
 
 
 def _each_face(
@@ -164,7 +193,7 @@ def _each_face(
     images: torch.Tensor,
     masks: Sequence[Mapping[str, Any] | None],
     embed: Callable[[torch.Tensor], torch.Tensor],
-) -> list[tuple[str, str, list[float]]]:
+) -> Scored:
     """Vectors of the face of each picture by its mask, resized to the picture's size; without a face, no vector."""
     size = tuple(images.shape[1:3])
     faces, face_ids = [], []
@@ -180,6 +209,31 @@ def _each_face(
         faces.append(resized.round().clamp(0, 255).to(torch.uint8).movedim(1, -1))
         face_ids.append(ids[i])
     return _each(face_ids, name, embed(torch.cat(faces))) if faces else []
+
+
+def aligned_faces(images: UInt8Array, rows: pa.Table, size: int) -> dict[int, UInt8Array]:
+    """Pictures uint8 [n, H, W, 3] cropped to ArcFace's template of `size`, by their place in `rows`.
+
+    The landmarks are those of the column `landmarks`, or else of the mask. Rows whose landmarks cannot be told are left
+    out.
+    """
+    empty = [None] * len(images)
+    stored, masks = (rows[name].to_pylist() if name in rows.column_names else empty for name in ("landmarks", "mask"))
+    crops = {}
+    for i, (image, landmarks, mask) in enumerate(zip(images, stored, masks, strict=True)):
+        try:
+            if landmarks is not None:
+                points = stored_points(landmarks)
+            elif mask is not None and mask["bytes"] is not None:
+                points = from_mask(decode_mask(mask["bytes"]))
+            else:
+                continue
+        except InputError as error:
+            if error.reason != REASON:  # a damaged mask
+                raise
+            continue
+        crops[i] = crop(image, points, ARCFACE_TEMPLATE, size)
+    return crops
 
 
 def _resized(mask: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:

@@ -11,6 +11,7 @@ from raygen.exports.base import Export
 from raygen.exports.csv import CsvExport
 from raygen.exports.folder import FolderExport
 from raygen.exports.huggingface import HuggingFaceExport
+from raygen.exports.mds import MDSExport
 from raygen.exports.recordio import RecordIOExport
 from raygen.exports.webdataset import WebDatasetExport
 
@@ -21,6 +22,7 @@ __all__ = [
     "Export",
     "FolderExport",
     "HuggingFaceExport",
+    "MDSExport",
     "RecordIOExport",
     "WebDatasetExport",
 ]
@@ -33,6 +35,7 @@ EXPORTS: Final[Mapping[str, type[Export]]] = {
     "webdataset": WebDatasetExport,
     "huggingface": HuggingFaceExport,
     "csv": CsvExport,
+    "mds": MDSExport,
 }
 
 if TYPE_CHECKING:

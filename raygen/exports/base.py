@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from raygen.core.config import Config
 from raygen.core.landmarks import ARCFACE_TEMPLATE
 from raygen.core.types import Float64Array
+from raygen.exports.croissant_nodes import DataSetParts, file_object
 from raygen.exports.images import PictureCodec
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
@@ -114,6 +115,14 @@ class Assembly:
         """EXPORTED rows, a table a shard, in the order of shards."""
         return self.store.tables("exported")
 
+    def files(self) -> Iterator[tuple[str, int, str]]:
+        """Path, size and SHA-256 of every file so far: those of shards, then those written here."""
+        for table in self.store.tables("files"):
+            for row in table.to_pylist():
+                yield row["path"], row["bytes"], row["sha256"]
+        for path, (size, sha256) in sorted(self.written.items()):
+            yield path, size, sha256
+
     @contextmanager
     def building(self, name: str) -> Iterator[CountingWriter]:
         """A context to write the file `name` of the data set, which appears when it is complete."""
@@ -161,7 +170,7 @@ class Export(Config):
         "none",
         description="crop each picture to its face, so that the eyes, the nose and the corners of the mouth lie where "
         "recognition networks expect them: arcface for the template of ArcFace, or five points [x, y] as fractions of "
-        "the sides; needs masks, from which the landmarks are taken",
+        "the sides; takes the landmarks of the column `landmarks`, or else those of the mask",
     )
     codec: PictureCodec = Field("png", description="file format of the pictures; png and webp are lossless")
     quality: int = Field(95, ge=1, le=100, description="quality of jpeg")
@@ -213,6 +222,13 @@ class Export(Config):
         `masks`: whether any row has one.
         """
         return None
+
+    def describe(self, assembly: Assembly, *, masks: bool) -> DataSetParts:
+        """What `croissant.json` says of the files and their rows; by default a list of all files.
+
+        `masks`: whether any row has one. Called after `assemble`.
+        """
+        return DataSetParts([file_object(*file) for file in assembly.files()])
 
     @abstractmethod
     def usage(self) -> str:

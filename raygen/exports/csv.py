@@ -5,7 +5,8 @@ from itertools import accumulate
 from typing import ClassVar, Literal
 
 from raygen.exports.base import Assembly, Export, ExportRow, PackedShard, RecordLocation
-from raygen.exports.columns import csv_head, csv_lines
+from raygen.exports.columns import FIELDS, csv_head, csv_lines
+from raygen.exports.croissant_nodes import DataSetParts, attribute_fields, file_object, record_set, row_fields
 
 __all__ = ["CsvExport"]
 
@@ -32,6 +33,13 @@ class CsvExport(Export):
     def assemble(self, assembly: Assembly) -> None:
         """All lines as one file."""
         assembly.join_pieces(LABELS, csv_head())
+
+    def describe(self, assembly: Assembly, *, masks: bool) -> DataSetParts:
+        """See `Export.describe`."""
+        fields = row_fields("labels", LABELS, ("path", *FIELDS), is_set=False)
+        fields += attribute_fields("labels", LABELS, is_set=False)
+        rows = record_set("labels", "a row a picture", fields, "path")
+        return DataSetParts([file_object(*file) for file in assembly.files()], [rows])
 
     def usage(self) -> str:
         """See `Export.usage`."""

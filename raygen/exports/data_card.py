@@ -16,9 +16,18 @@ from pydantic import Field
 from raygen.core.config import Config
 from raygen.core.hashing import canonical
 from raygen.exports.base import Export
+from raygen.exports.licences import licence_of, network_rows
 from raygen.exports.row_scan import ExportListing, ExportSource
 
-__all__ = ["BUNDLED_MODEL", "CardConfig", "ExportTotals", "licence_of", "write_card"]
+__all__ = [
+    "PHOTOGRAPHS_USE",
+    "SYNTHETIC_USE",
+    "CardConfig",
+    "ExportTotals",
+    "limits",
+    "title_of",
+    "write_card",
+]
 
 
 #: Settings of a generate or edit run that the card lists; none of them is a path.
@@ -26,6 +35,7 @@ SETTINGS: Final = (
     "sampler",
     "guidance",
     "guidance_parametrization",
+    "guidance_interval",
     "negative_keeps",
     "use_conditions",
     "seed",
@@ -76,6 +86,13 @@ class CardConfig(Config):
         default_factory=dict, description="licences of networks, by their name or sha256, or the first letters of these"
     )
     intended_use: str | None = Field(None, description="paragraph on the intended use, in place of the generated one")
+    url: str | None = Field(None, description="page of the data set, for croissant.json")
+    version: str | None = Field(None, description="version of the data set, such as 1.0.0, for croissant.json")
+    published: str | None = Field(
+        None, pattern=r"^\d{4}-\d{2}-\d{2}$", description="day of publication, such as 2026-11-28, for croissant.json"
+    )
+    creators: tuple[str, ...] = Field((), description="who made the data set, for croissant.json")
+    citation: str | None = Field(None, description="how to cite the data set, in BibTeX, for croissant.json")
 
 
 @dataclass(frozen=True)
@@ -99,31 +116,32 @@ def write_card(
     scores: Sequence[Mapping[str, Any]],
     *,
     marks: bool,
+    signed_by: str | None = None,
     warning: str = "",
     job: Mapping[str, Any],
 ) -> str:
     """README.md of the data set: YAML front matter, then Markdown.
 
-    `scores`: METRICS rows. `marks`: whether pictures are marked as synthetic. `warning`: what was found where pictures
-    are noise. `job`: the job as the card prints it.
+    `scores`: METRICS rows. `marks`: whether pictures are marked as synthetic. `signed_by`: SHA-256 of the certificate
+    of content credentials. `warning`: what was found where pictures are noise. `job`: the job as the card prints it.
     """
-    kind = {"model": "synthetic faces", "program": "drawn faces", None: "faces"}[source.made_by]
-    if source.store.plan().kind == "edit":
-        kind = "edited faces"
-    title = config.title or f"{kind.capitalize()} {source.store.plan().run_id}"
-    check = "`sha256sum --check SHA256SUMS`, run in this folder, checks that all files are complete and unchanged."
+    title = title_of(config, source)
+    check = (
+        "`sha256sum --check SHA256SUMS`, run in this folder, checks that all files are complete and unchanged. "
+        "`croissant.json` describes the data set for machines (MLCommons Croissant 1.1)."
+    )
     job_yaml = yaml.safe_dump(dict(job), sort_keys=False, allow_unicode=True)
     parts = [
         _front_matter(title, config, format, source, totals),
         f"# {title}",
         *([f"> **Warning.** {warning}"] if warning else []),
-        _summary(source, listing, totals, marks),
+        _summary(source, listing, totals, marks, signed_by),
         f"## What is in it\n\n{_counts(listing, totals, source)}\n\n{format.usage()}\n\n{check}",
         f"## How it was made\n\n{_provenance(source, listing)}",
         f"## How good it is\n\n{_scores(scores)}",
         f"## Networks and licences\n\n{_licences(config, source, listing, scores)}",
         f"## Intended use\n\n{config.intended_use or (PHOTOGRAPHS_USE if source.made_by is None else SYNTHETIC_USE)}",
-        f"## Limits\n\n{_limits(source, format, scores)}",
+        "## Limits\n\n" + "\n".join(f"- {limit}" for limit in limits(source, format, scores)),
         (
             f"## How to make it again\n\nFrom run `{source.store.plan().run_id}` with raygen:\n\n"
             f"```yaml\n{job_yaml}```\n\n{REPRODUCE}"
@@ -132,6 +150,19 @@ def write_card(
     return "\n\n".join(parts) + "\n"
 
 
+def title_of(config: CardConfig, source: ExportSource) -> str:
+    """The title that was chosen, or one made from the run."""
+    kind = {"model": "synthetic faces", "program": "drawn faces", None: "faces"}[source.made_by]
+    if source.store.plan().kind == "edit":
+        kind = "edited faces"
+    return config.title or f"{kind.capitalize()} {source.store.plan().run_id}"
+
+
+SIGNED: Final = (
+    " Every picture file is also signed: it has C2PA content credentials, by the certificate with SHA-256 `{}`, which "
+    "`c2patool FILE` and content credential viewers check. Whether that signer can be trusted, they say by a list of "
+    "their own."
+)
 PHOTOGRAPHS_USE: Final = "Training and testing within the terms of the original data set."
 SYNTHETIC_USE: Final = (
     "Training and testing of face recognition, face parsing and attribute classifiers where labels have to be known "
@@ -141,7 +172,8 @@ SYNTHETIC_USE: Final = (
 )
 REPRODUCE: Final = (
     "The same rows in the same shards give the same files, for any number of workers and after interruptions, with the "
-    "same versions of raygen, Pillow and pyarrow. The commits of the export record the versions."
+    "same versions of raygen, Pillow and pyarrow. The commits of the export record the versions. Signatures, if "
+    "there are any, differ each time."
 )
 
 
@@ -153,15 +185,26 @@ def _front_matter(title: str, config: CardConfig, format: Export, source: Export
         "task_categories": ["image-classification", "unconditional-image-generation"],
         "tags": ["face", "raygen", *(["synthetic"] if source.made_by else [])],
     }
-    if format.hub_files is not None:
+    if format.hub_files is None:
+        fields["viewer"] = False  # or the hub takes croissant.json for the data
+    else:
         files = [{"split": "train", "path": format.hub_files}]
         fields["configs"] = [{"config_name": "default", "data_files": files}]
-    if (features := format.hub_features(masks=totals.masks > 0)) is not None:
-        fields["dataset_info"] = {"config_name": "default", "features": features}
+        features = format.hub_features(masks=totals.masks > 0)
+        fields["dataset_info"] = {
+            "config_name": "default",
+            **({"features": features} if features is not None else {}),
+            # `datasets` compares the number of rows with what it loads.
+            "splits": [{"name": "train", "num_bytes": totals.bytes, "num_examples": totals.rows}],
+            "download_size": totals.bytes,
+            "dataset_size": totals.bytes,
+        }
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
-def _summary(source: ExportSource, listing: ExportListing, totals: ExportTotals, marks: bool) -> str:
+def _summary(
+    source: ExportSource, listing: ExportListing, totals: ExportTotals, marks: bool, signed_by: str | None
+) -> str:
     identities = f" of {len(listing.identities):,} identities" if listing.identities else ""
     count = f"**{totals.rows:,} pictures{identities}.** "
     if source.made_by is None:
@@ -184,7 +227,7 @@ def _summary(source: ExportSource, listing: ExportListing, totals: ExportTotals,
         f"{count}They are synthetic: {how}. Every picture file is marked: it has an XMP packet with IPTC "
         f"`DigitalSourceType` `{source_type}` and its recipe as JSON (in a PNG also as the text chunk `raygen`). Rows "
         "have `is_synthetic: true` where the format has rows."
-    )
+    ) + ("" if signed_by is None else SIGNED.format(signed_by))
 
 
 def _counts(listing: ExportListing, totals: ExportTotals, source: ExportSource) -> str:
@@ -291,16 +334,7 @@ def _licences(
     ]
     if source.made_by == "model" and not lines:
         lines.append(f"| model of unknown digest | made the pictures | {licence_of('', {})} |")
-    for network in source.plan_settings.get("judged_by") or ():
-        lines.append(f"| {network} | selected them | {licence_of(network, config.licences)} |")
-    networks: dict[str, str] = {}
-    for row in scores:
-        protocol = json.loads(row["protocol"] or "{}")
-        if protocol.get("network"):
-            networks.setdefault(str(protocol["network"]), str(protocol.get("sha256", "")))
-    for network, sha in sorted(networks.items()):
-        by_sha = any(sha.startswith(name) for name in config.licences) if sha else False
-        lines.append(f"| {network} | measured them | {licence_of(sha if by_sha else network, config.licences)} |")
+    lines += network_rows(source.plan_settings, scores, config.licences)
     own = f"The data set itself: **{config.licence}**."
     if not config.licence:
         own = "The data set itself: no licence was chosen."
@@ -311,7 +345,8 @@ def _licences(
     return f"{own}\n\n{table}\n\n{note}"
 
 
-def _limits(source: ExportSource, format: Export, scores: Sequence[Mapping[str, Any]]) -> str:
+def limits(source: ExportSource, format: Export, scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the pictures and labels are not; a sentence or two each."""
     limits = []
     if source.made_by == "model":
         limits += [
@@ -327,19 +362,23 @@ def _limits(source: ExportSource, format: Export, scores: Sequence[Mapping[str, 
         ]
     if source.made_by == "program":
         limits.append("These are drawings. Models that are trained on them alone may not work on photographs.")
+    if isinstance(source.plan_settings.get("parser"), Mapping) and source.table == "faces":
+        limits.append(
+            "Masks of faces that had none were made by a parser, see the networks above; nobody checked them."
+        )
     if source.made_by is None:
         limits.append("Labels are those of the original data set; they were not checked.")
     if format.template is not None:
         limits.append(
-            f"Pictures were cropped to {format.size} px: a similarity transform moves five landmarks, which were taken "
-            f"from the mask, to "
+            f"Pictures were cropped to {format.size} px: a similarity transform moves five landmarks, those "
+            f"stored with a picture or else those of its mask, to "
             + ("the template of ArcFace." if format.align == "arcface" else f"{format.align} (fractions of the sides).")
         )
     elif format.size is not None:
         limits.append(f"Pictures were resized to {format.size} px with a Lanczos filter, masks by nearest neighbour.")
     if format.pictures and format.codec == "jpeg":
         limits.append(f"JPEG of quality {format.quality} is lossy; the run stores the pictures without loss.")
-    return "\n".join(f"- {limit}" for limit in limits)
+    return limits
 
 
 def _resemblance(source: ExportSource, scores: Sequence[Mapping[str, Any]]) -> str:
@@ -355,32 +394,3 @@ def _resemblance(source: ExportSource, scores: Sequence[Mapping[str, Any]]) -> s
     else:
         sentences.append("An evaluation with `memorization` would measure it over the whole set; this card has none.")
     return " ".join(sentences)
-
-
-#: sha256 of the bundled model, as `raygen.models.checkpoint_folder.digest` takes it.
-BUNDLED_MODEL: Final = "3521654bad3e046f2ec4c4bef91825119de7e0472faa076483ff131417c07c41"
-_OWN: Final = "Apache-2.0, by this project; trained on drawn faces, not on photographs"
-UNKNOWN: Final = "unknown: the job names none; find out before you publish pictures or numbers"
-#: Licences by the beginning of the name of the network.
-_KNOWN: Final[Mapping[str, str]] = {
-    BUNDLED_MODEL: _OWN,
-    "raygen-parser": f"{_OWN} (the bundled parser; another one has its own licence)",
-    "raygen-attributes": f"{_OWN} (the bundled classifier; another one has its own licence)",
-    "raygen-identity": f"{_OWN} (the bundled embedder; another one has its own licence)",
-    "parsenet": "published with CelebAMask-HQ, whose terms allow non-commercial research only",
-    "bisenet": "code MIT (face-parsing.PyTorch); weights trained on CelebAMask-HQ, non-commercial research only",
-    "inception-2015": "weights published by Google with TensorFlow (Apache-2.0); trained on ImageNet",
-    "lpips": "code and linear weights BSD-2-Clause; its trunk (AlexNet or VGG-16) was trained on ImageNet",
-}
-
-
-def licence_of(network: str, licences: Mapping[str, str]) -> str:
-    """The licence of `network`, given by its name or sha256: that of `licences`, else a known one, else `UNKNOWN`.
-
-    Keys of `licences` are the beginning of a name or sha256; the longest match is used.
-    """
-    for table in (licences, _KNOWN):
-        for name in sorted(table, key=len, reverse=True):
-            if network.startswith(name):
-                return table[name]
-    return UNKNOWN

@@ -5,6 +5,7 @@ are complete, then the check sums, then the card, then the record of the export,
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -15,17 +16,19 @@ from typing import Any, Final, NamedTuple
 from raygen.core.errors import IntegrityError, RaygenError
 from raygen.core.hashing import digest
 from raygen.exports.base import CHUNK, DATASET, PIECES, STAGING, Assembly, Export
+from raygen.exports.croissant_nodes import DataSetParts
 from raygen.exports.data_card import ExportTotals
 from raygen.store.filenames import name_key
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
 from raygen.store.sealed import open_record, to_bytes
 
-__all__ = ["CARD", "RECORD", "SUMS", "ExportCheck", "check", "finish"]
+__all__ = ["CARD", "CROISSANT", "RECORD", "SUMS", "ExportCheck", "check", "finish"]
 
 
 RECORD: Final = "attempt-00/ASSEMBLED.json"
 CARD: Final = "README.md"
+CROISSANT: Final = "croissant.json"
 SUMS: Final = "SHA256SUMS"
 
 
@@ -35,16 +38,17 @@ def finish(
     identities: tuple[str, ...],
     manifest: Mapping[str, Any],
     card: Callable[[ExportTotals], str],
+    croissant: Callable[[ExportTotals, DataSetParts], Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Complete the data set of a committed export, unless that is done already.
 
-    `identities`: names in the order of labels. `card`: makes the data card from the totals. Returns the fields of
-    `ExportTotals`, and the size and SHA-256 of the files written here.
+    `identities`: names in the order of labels. `card`, `croissant`: make the data card and `croissant.json` from the
+    totals. Returns the fields of `ExportTotals`, and the size and SHA-256 of the files written here.
     """
     storage = FileStore(store.url)
     if not storage.exists(RECORD):
         try:
-            _put_together(format, store, identities, manifest, card)
+            _put_together(format, store, identities, manifest, card, croissant)
         except (RaygenError, FileNotFoundError):
             # Another driver of the same export has ended meanwhile, and removed the pieces.
             if not storage.exists(RECORD):
@@ -60,12 +64,16 @@ def _put_together(
     identities: tuple[str, ...],
     manifest: Mapping[str, Any],
     card: Callable[[ExportTotals], str],
+    croissant: Callable[[ExportTotals, DataSetParts], Mapping[str, Any]],
 ) -> None:
     """Write the files, the check sums, the card and the record."""
     storage = FileStore(store.url)
     assembly = Assembly(store, storage, identities)
     format.assemble(assembly)
     totals = _totals(assembly, manifest)
+    document = croissant(totals, format.describe(assembly, masks=totals.masks > 0))
+    with assembly.building(CROISSANT) as file:
+        file.write(json.dumps(document, indent=1, ensure_ascii=False).encode())
     text = card(totals).encode()
     assembly.written[CARD] = len(text), digest(text)
     with assembly.building(SUMS) as file:

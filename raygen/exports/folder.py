@@ -9,7 +9,17 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from raygen.exports.base import Assembly, Export, ExportRow, IdentityRule, PackedShard, RecordLocation
-from raygen.exports.columns import csv_head, csv_lines
+from raygen.exports.columns import FIELDS, csv_head, csv_lines
+from raygen.exports.croissant_nodes import (
+    DataSetParts,
+    attribute_fields,
+    file_object,
+    file_set,
+    record_set,
+    row_fields,
+    source,
+    typed_field,
+)
 
 __all__ = ["FolderExport"]
 
@@ -42,6 +52,25 @@ class FolderExport(Export):
     def assemble(self, assembly: Assembly) -> None:
         """The labels of all shards as one file."""
         assembly.join_pieces(LABELS, csv_head())
+
+    def describe(self, assembly: Assembly, *, masks: bool) -> DataSetParts:
+        """See `Export.describe`. Rows of `labels.csv` are joined with the pictures by `path`."""
+        name, extension = "pictures", self.extension
+        files = [file_set("images", [f"images/*.{extension}"])]
+        if masks:
+            files.append(file_set("masks", ["masks/*.png"]))
+        path = source("images", is_set=True, transform={"regex": "(.*)"}, fileProperty="fullpath")
+        labels = {"fileObject": {"@id": LABELS}, "extract": {"column": "path"}}
+        image = source("images", is_set=True, fileProperty="content")
+        fields = [
+            typed_field(name, "path", "sc:Text", "path of the picture", path, references=labels),
+            typed_field(name, "image", "sc:ImageObject", "", image),
+            *row_fields(name, LABELS, FIELDS, is_set=False),
+            *attribute_fields(name, LABELS, is_set=False),
+        ]
+        size, sha256 = assembly.written[LABELS]
+        rows = record_set(name, "a row a picture", fields, "path")
+        return DataSetParts([file_object(LABELS, size, sha256), *files], [rows])
 
     def usage(self) -> str:
         """See `Export.usage`."""

@@ -4,13 +4,22 @@ Without the feature metadata in the schema, pictures would be shown as bytes.
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.exports.base import Export, ExportRow, PackedShard, RecordLocation
+from raygen.exports.base import Assembly, Export, ExportRow, PackedShard, RecordLocation
 from raygen.exports.columns import FIELDS, row_columns
+from raygen.exports.croissant_nodes import (
+    DataSetParts,
+    attribute_fields,
+    file_set,
+    record_set,
+    row_fields,
+    source,
+    typed_field,
+)
 from raygen.store.parquet import to_parquet
 from raygen.store.schemas import ATTRIBUTE_VALUES, IMAGE, picture_schema
 
@@ -58,6 +67,41 @@ class HuggingFaceExport(Export):
         ]
         locations = [RecordLocation(path, number, len(row.image)) for number, row in enumerate(rows)]
         return PackedShard(locations, {path: to_parquet(pa.Table.from_pylist(values, SCHEMA))})
+
+    def hub_features(self, *, masks: bool) -> list[dict[str, Any]] | None:
+        """See `Export.hub_features`: what the files say themselves, for readers of the card alone."""
+        features: list[dict[str, Any]] = []
+        for column in SCHEMA:
+            if column.type == IMAGE:
+                features.append({"name": column.name, "dtype": "image"})
+            elif pa.types.is_struct(column.type):
+                members = [{"name": member.name, "dtype": str(member.type)} for member in column.type]
+                features.append({"name": column.name, "struct": members})
+            else:
+                features.append({"name": column.name, "dtype": str(column.type)})
+        return features
+
+    def describe(self, assembly: Assembly, *, masks: bool) -> DataSetParts:
+        """See `Export.describe`. A picture is the member `bytes` of its column."""
+        name, files = "pictures", "parquet-files"
+        pictures = {"image": "", **({"mask": "PNG of class indices 0..18"} if masks else {})}
+        fields = [
+            *(
+                typed_field(
+                    name,
+                    column,
+                    "sc:ImageObject",
+                    meaning,
+                    source(files, is_set=True, transform={"jsonPath": "bytes"}, column=column),
+                )
+                for column, meaning in pictures.items()
+            ),
+            *row_fields(name, files, FIELDS, is_set=True),
+            *attribute_fields(name, files, is_set=True, column="attributes"),
+        ]
+        return DataSetParts(
+            [file_set(files, ["data/train-*.parquet"])], [record_set(name, "a row a picture", fields, "sample_id")]
+        )
 
     def usage(self) -> str:
         """See `Export.usage`."""

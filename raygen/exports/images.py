@@ -1,4 +1,4 @@
-"""Encoding of exported pictures: size, alignment, codec, and the provenance marks of synthetic pictures.
+"""Encoding of exported pictures: size, codec, and the provenance marks of synthetic pictures.
 
 Marks, by default for synthetic pictures: an XMP packet with IPTC's `DigitalSourceType` (Extension schema 1.5,
 controlled vocabulary `cv.iptc.org/newscodes/digitalsourcetype`) and the recipe as JSON; a PNG also has the recipe as a
@@ -17,10 +17,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from raygen.core.errors import InputError
-from raygen.core.landmarks import similarity
-from raygen.core.types import Float64Array, UInt8Array
+from raygen.core.types import UInt8Array
 
-__all__ = ["SOURCE_TYPES", "PictureCodec", "crop", "encode_picture", "fit", "recipe", "xmp_packet"]
+__all__ = ["SOURCE_TYPES", "PictureCodec", "encode_picture", "fit", "recipe", "xmp_packet"]
 
 
 PictureCodec = Literal["png", "jpeg", "webp"]
@@ -77,29 +76,6 @@ def fit(pixels: UInt8Array, size: int | None, *, mask: bool = False) -> UInt8Arr
         raise InputError(f"{width} x {height} px is not square, so it cannot be resized to {size} px", reason="shape")
     resampling = Image.Resampling.NEAREST if mask else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(pixels).resize((size, size), resampling))
-
-
-def crop(
-    pixels: UInt8Array, points: Float64Array, template: Float64Array, size: int, *, mask: bool = False
-) -> UInt8Array:
-    """uint8 [H, W, ...] -> [size, size, ...], turned, scaled and moved so that `points` lie nearest to `template`.
-
-    Both are fractions of the sides [n, 2]. Pictures are made smaller by Lanczos and then sampled bicubically, masks by
-    nearest neighbour. What lies outside the picture is black, and background in a mask, as `cv2.warpAffine` leaves it.
-    """
-    height, width = pixels.shape[:2]
-    target = template * size
-    matrix = similarity(points * [width, height], target)
-    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
-    image = Image.fromarray(pixels)
-    if scale < 1 and not mask:  # an affine transform alone would leave out pixels
-        width, height = max(round(width * scale), 1), max(round(height * scale), 1)
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-        matrix = similarity(points * [width, height], target)
-    turn = np.linalg.inv(matrix[:, :2])
-    back = np.hstack([turn, (-turn @ matrix[:, 2])[:, None]])
-    resampling = Image.Resampling.NEAREST if mask else Image.Resampling.BICUBIC
-    return np.asarray(image.transform((size, size), Image.Transform.AFFINE, tuple(back.ravel()), resampling))
 
 
 def encode_picture(

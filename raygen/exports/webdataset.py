@@ -16,8 +16,16 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from raygen.core.face_labels import ATTRIBUTES, attribute_list
-from raygen.exports.base import Export, ExportRow, PackedShard, RecordLocation
+from raygen.exports.base import Assembly, Export, ExportRow, PackedShard, RecordLocation
 from raygen.exports.columns import FIELDS, INTEGERS, row_columns
+from raygen.exports.croissant_nodes import (
+    DataSetParts,
+    file_object,
+    file_set,
+    record_set,
+    source,
+    typed_field,
+)
 
 __all__ = ["WebDatasetExport"]
 
@@ -74,6 +82,35 @@ class WebDatasetExport(Export):
             {"name": "__url__", "dtype": "string"},
         ]
 
+    def describe(self, assembly: Assembly, *, masks: bool) -> DataSetParts:
+        """See `Export.describe`. A record set a kind of member, each with the keys of samples.
+
+        Members of different names cannot be joined by Croissant's terms, as it has no transform that changes the
+        extension on both sides; and mlcroissant 1.1.1 takes no columns from JSON in an archive, only its text.
+        """
+        tars = [file_object(*file) for file in assembly.files()]
+        # Patterns have no "but not": all names but those that end in .mask.png, where masks lie beside the pictures.
+        ends = ["*[!k]", "*[!s]k", "*[!a]sk", "*[!m]ask", "*[!.]mask", "k", "sk", "ask", "mask"]
+        pictures = ends if masks and self.extension == "png" else ["*"]
+        members = {
+            "pictures": ("image", "sc:ImageObject", [f"{end}.{self.extension}" for end in pictures]),
+            "labels": ("label", "sc:Integer", ["*.cls"]),
+            "columns": ("json", "sc:Text", ["*.json"]),
+        }
+        if masks:
+            members["masks"] = ("mask", "sc:ImageObject", ["*.mask.png"])
+        sets, records = [], []
+        for name, (column, kind, patterns) in members.items():
+            files = f"{name}-members"
+            sets.append(file_set(files, patterns, inside=[tar["@id"] for tar in tars]))
+            key = source(files, is_set=True, transform={"regex": r"([^.]*)\..*"}, fileProperty="filename")
+            fields = [
+                typed_field(name, "key", "sc:Text", "key of the sample", key),
+                typed_field(name, column, kind, "", source(files, is_set=True, fileProperty="content")),
+            ]
+            records.append(record_set(name, f"`{column}` of each sample", fields, "key"))
+        return DataSetParts([*tars, *sets], records)
+
     def usage(self) -> str:
         """See `Export.usage`."""
         return (
@@ -84,5 +121,8 @@ class WebDatasetExport(Export):
             "never null, because loaders take the types from the first samples. Keys are sample "
             "ids with underscores in place of dots.\n\n```python\nimport webdataset\n\n"
             'for sample in webdataset.WebDataset("train-{000000..000NNN}.tar").decode("rgb8"):  # NNN: the last shard\n'
-            f'    sample["{self.extension}"], sample["json"]\n```'
+            f'    sample["{self.extension}"], sample["json"]\n```\n\n'
+            "With more than one rank, webdataset needs `nodesplitter=webdataset.split_by_node`, which gives a rank "
+            "whole files. mlcroissant 1.1 keeps extracted archives by their names alone: set `CROISSANT_CACHE` to a "
+            "folder of its own for each data set."
         )

@@ -10,8 +10,17 @@ from torch import Tensor
 from raygen.core.precision import full_precision
 from raygen.extractors.bundled import BundledClassifier, BundledNetwork, BundledParser, load_bundled
 from raygen.extractors.bundled_protocol import CLASSIFIER, PARSER, protocol_of
-from raygen.extractors.config import BundledNetworkConfig, InceptionConfig, PublishedParserConfig
+from raygen.extractors.config import (
+    BundledNetworkConfig,
+    InceptionConfig,
+    ONNXParserConfig,
+    PackageEmbedderConfig,
+    PackageParserConfig,
+    PublishedParserConfig,
+)
 from raygen.extractors.digests import bundled_digest
+from raygen.extractors.package_network import PackageFeatures
+from raygen.extractors.segmentation import LogitParser, ONNXParser, PackageParser
 from raygen.store.fetched import local_folder
 
 __all__ = ["Classifier", "FeatureExtractor", "Parser", "load_classifier", "load_features", "load_parser"]
@@ -25,6 +34,13 @@ class Parser(Protocol):
 
     def parse(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> official class ids uint8 [B, H, W]."""
+        ...
+
+    def segment(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 [B, H, W, 3] -> official class ids uint8 [B, H, W], and the confidence of each picture, float32 [B].
+
+        Confidence is the mean over the pixels of the largest softmax: 1 is certain everywhere, 1/19 knows nothing.
+        """
         ...
 
     def protocol(self) -> Mapping[str, Any]:
@@ -67,19 +83,29 @@ class Classifier(Protocol):
         ...
 
 
-def load_parser(config: BundledNetworkConfig | PublishedParserConfig, device: torch.device) -> Parser:
-    """The parser of a config on `device`; errors as `load_bundled` and `load_published`."""
+def load_parser(
+    config: BundledNetworkConfig | PublishedParserConfig | ONNXParserConfig | PackageParserConfig, device: torch.device
+) -> Parser:
+    """The parser of a config on `device`; errors as `load_bundled`, `load_published` and those of its network."""
     if isinstance(config, BundledNetworkConfig):
         return _BundledParserExtractor(config, device)
+    if isinstance(config, ONNXParserConfig):
+        return ONNXParser(config)
+    if isinstance(config, PackageParserConfig):
+        return PackageParser(config, device)
     from raygen.extractors.face_parsers import load_published
 
     return load_published(config.kind, config.weights, config.sha256, device)
 
 
-def load_features(config: BundledNetworkConfig | InceptionConfig, device: torch.device) -> FeatureExtractor:
+def load_features(
+    config: BundledNetworkConfig | InceptionConfig | PackageEmbedderConfig, device: torch.device
+) -> FeatureExtractor:
     """The feature extractor of a config on `device`."""
     if isinstance(config, BundledNetworkConfig):
         return _BundledParserExtractor(config, device)
+    if isinstance(config, PackageEmbedderConfig):
+        return PackageFeatures(config, device)
     from raygen.extractors.inception import load_inception
 
     return load_inception(config.weights, config.protocol, config.sha256, device)
@@ -108,10 +134,11 @@ class _BundledExtractor:
         return protocol_of(self.name, self.sha256, self.net.config.image_size)
 
 
-class _BundledParserExtractor(_BundledExtractor):
+class _BundledParserExtractor(_BundledExtractor, LogitParser):
     """The bundled parser as a `Parser`, and as a `FeatureExtractor` by its bottleneck."""
 
     name = PARSER
+    chunk = None
     metric = f"fd:{PARSER}"
 
     def __init__(self, config: BundledNetworkConfig, device: torch.device) -> None:
@@ -119,14 +146,10 @@ class _BundledParserExtractor(_BundledExtractor):
         self.net: BundledParser = load_bundled(folder, BundledParser).to(device)
         self.device, self.sha256 = device, bundled_digest(folder)
 
-    @torch.inference_mode()
-    def parse(self, images: Tensor) -> Tensor:
-        """See `Parser.parse`; logits are resized to the picture before the best class is taken."""
-        with full_precision():
-            logits: Tensor = self.net(self._pixels(images))
-        if logits.shape[-2:] != images.shape[1:3]:
-            logits = F.interpolate(logits, images.shape[1:3], mode="bilinear")
-        return logits.argmax(dim=1).to(torch.uint8).cpu()
+    def logits(self, images: Tensor) -> Tensor:
+        """See `LogitParser.logits`."""
+        logits: Tensor = self.net(self._pixels(images))
+        return logits
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """Settings of the networks that look at pictures, without the networks: nothing here imports torch."""
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raygen.core.config import Config
 from raygen.core.location import Location
+from raygen.store.class_ids import LabelOrder
 
 __all__ = [
     "BundledClassifierConfig",
@@ -18,12 +20,36 @@ __all__ = [
     "FeatureConfig",
     "InceptionConfig",
     "LPIPSConfig",
+    "LandmarksConfig",
+    "MaskLandmarksConfig",
     "ONNXEmbedderConfig",
+    "ONNXLandmarkerConfig",
+    "ONNXParserConfig",
+    "PackageConfig",
+    "PackageEmbedderConfig",
+    "PackageKind",
+    "PackageLandmarkerConfig",
+    "PackageParserConfig",
+    "PackageScorerConfig",
     "ParserConfig",
     "PublishedParserConfig",
     "TorchScriptConfig",
     "VGGFace2Config",
 ]
+
+
+#: Description of the setting `margin` of landmark networks.
+MARGIN: Final = (
+    "side of the square around the face that the network sees, over that of an aligned crop of ArcFace; the whole "
+    "picture where the mask gives no landmarks"
+)
+
+
+def _increasing(values: tuple[float, float]) -> tuple[float, float]:
+    """`ValueError` where these are not a lower and a higher number."""
+    if not all(map(math.isfinite, values)) or values[0] >= values[1]:
+        raise ValueError("must be a lower and a higher number, such as [-1, 1]")
+    return values
 
 
 class BundledNetworkConfig(Config):
@@ -41,6 +67,118 @@ class PublishedParserConfig(Config):
     sha256: str | None = Field(None, description="sha256 that the file must have")
 
 
+#: What a network of a package does; see `raygen.extractors.packages.Extractor`.
+PackageKind = Literal["embedder", "parser", "landmarker", "scorer"]
+
+
+class PackageConfig(Config):
+    """A network that an installed package offers in the entry-point group `raygen.extractors`."""
+
+    offers: ClassVar[PackageKind]
+
+    kind: Literal["package"] = "package"
+    name: str = Field(
+        ...,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the network in the entry-point group `raygen.extractors` of an installed package",
+    )
+    sha256: str | None = Field(
+        None, description="sha256 that the network must have, or its first digits; default: any network of this name"
+    )
+
+
+class PackageParserConfig(PackageConfig):
+    """A face parser of an installed package."""
+
+    offers = "parser"
+
+
+class PackageEmbedderConfig(PackageConfig):
+    """An embedder of an installed package."""
+
+    offers = "embedder"
+
+
+class PackageLandmarkerConfig(PackageConfig):
+    """A landmark network of an installed package, which refines the landmarks of the mask."""
+
+    offers = "landmarker"
+
+    margin: float = Field(1.0, ge=0.5, le=4, description=MARGIN)
+
+
+class PackageScorerConfig(PackageConfig):
+    """A network of an installed package that gives each picture a number."""
+
+    offers = "scorer"
+
+
+class ONNXParserConfig(Config):
+    """A parser as an ONNX model: pixels [B, 3, size, size] -> logits [B, 19, h, w]. Needs `raygen[onnx]`."""
+
+    kind: Literal["onnx"] = "onnx"
+    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    sha256: str | None = Field(None, description="sha256 that the file must have")
+    labels: LabelOrder = Field(
+        ...,
+        description="order of the 19 classes that the model gives: celebamask, or face_parsing as BiSeNet of "
+        "face-parsing.PyTorch has it",
+    )
+    size: int = Field(512, ge=16, le=2048, description="side of the input of the model, pixels")
+    channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
+    mean: tuple[float, float, float] = Field(
+        (0.485, 0.456, 0.406), description="subtracted from pixels in 0..1, by channel; default: that of ImageNet"
+    )
+    std: tuple[float, float, float] = Field(
+        (0.229, 0.224, 0.225), description="what pixels are divided by then, by channel; default: that of ImageNet"
+    )
+
+    @model_validator(mode="after")
+    def _divides_by_numbers_above_zero(self) -> "ONNXParserConfig":
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0:
+            raise ValueError("mean and std must be finite, and std above 0")
+        return self
+
+
+class MaskLandmarksConfig(Config):
+    """Landmarks from the mask of a picture alone."""
+
+    kind: Literal["mask"] = "mask"
+
+
+#: Numbers of the points of a network that are averaged to one landmark.
+PointNumbers = Annotated[tuple[Annotated[int, Field(ge=0, le=4095)], ...], Field(min_length=1)]
+
+
+class ONNXLandmarkerConfig(Config):
+    """A landmark network as an ONNX model: pixels [1, 3, size, size] -> points. Needs `raygen[onnx]`."""
+
+    kind: Literal["onnx"] = "onnx"
+    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    sha256: str | None = Field(None, description="sha256 that the file must have")
+    size: int = Field(112, ge=16, le=1024, description="side of the input of the model, pixels")
+    channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
+    value_range: Annotated[tuple[float, float], AfterValidator(_increasing)] = Field(
+        (-1.0, 1.0), description="values of black and white in the input, such as [0, 255]"
+    )
+    coordinates: Literal["fraction", "signed", "pixels"] = Field(
+        "fraction",
+        description="what the first output [1, n, 2] or [1, 2n] means. fraction: 0 to 1 over the input; signed: -1 to "
+        "1; pixels: pixels of the input",
+    )
+    points: Annotated[tuple[PointNumbers, ...], Field(min_length=5, max_length=5)] = Field(
+        ((0,), (1,), (2,), (3,), (4,)),
+        description="numbers of the model's points that are averaged to the left eye, right eye, nose, left and right "
+        "corner of the mouth, as they lie in the picture",
+    )
+    margin: float = Field(1.0, ge=0.5, le=4, description=MARGIN)
+
+
+LandmarksConfig = Annotated[
+    MaskLandmarksConfig | ONNXLandmarkerConfig | PackageLandmarkerConfig, Field(discriminator="kind")
+]
+
+
 class InceptionConfig(Config):
     """The 2015 Inception network, the only one whose Fréchet distance is called `fid`."""
 
@@ -56,10 +194,12 @@ class InceptionConfig(Config):
     )
 
 
-ParserConfig = Annotated[BundledNetworkConfig | PublishedParserConfig, Field(discriminator="kind")]
+ParserConfig = Annotated[
+    BundledNetworkConfig | PublishedParserConfig | ONNXParserConfig | PackageParserConfig, Field(discriminator="kind")
+]
 
 
-FeatureConfig = Annotated[BundledNetworkConfig | InceptionConfig, Field(discriminator="kind")]
+FeatureConfig = Annotated[BundledNetworkConfig | InceptionConfig | PackageEmbedderConfig, Field(discriminator="kind")]
 
 
 Trunk = Literal["vgg", "alex"]
@@ -126,7 +266,8 @@ class ONNXEmbedderConfig(Config):
 
 
 AnyEmbedder = Annotated[
-    BundledNetworkConfig | VGGFace2Config | TorchScriptConfig | ONNXEmbedderConfig, Field(discriminator="kind")
+    BundledNetworkConfig | VGGFace2Config | TorchScriptConfig | ONNXEmbedderConfig | PackageEmbedderConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -136,8 +277,11 @@ class FaceEmbedderConfig(Config):
     network: AnyEmbedder = Field(
         default_factory=BundledNetworkConfig, description="network that embeds faces, chosen by its `kind`"
     )
-    region: Literal["picture", "face"] = Field(
-        "picture", description="embed the whole picture, or the bounding box of the face in its mask"
+    region: Literal["picture", "face", "aligned"] = Field(
+        "picture",
+        description="what is embedded. picture: all of it; face: the bounding box of the face in its mask; aligned: a "
+        "crop on the template of ArcFace, by the column `landmarks` or else those of the mask, which networks trained "
+        "on aligned faces need",
     )
     size: int | None = Field(
         None,

@@ -6,10 +6,11 @@ from typing import Any, Final
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
-from raygen.extractors.config import BundledNetworkConfig
+from raygen.extractors.config import BundledNetworkConfig, MaskLandmarksConfig, PackageConfig
+from raygen.extractors.packages import find_extractor
 from raygen.store.fetched import local_folder
 
-__all__ = ["TRANSFORMERS", "bundled_digest", "by_content", "network_digest"]
+__all__ = ["TRANSFORMERS", "bundled_digest", "by_content", "checked_content", "network_digest"]
 
 
 #: Weight files of a model folder of transformers, in order of preference.
@@ -20,12 +21,15 @@ def network_digest(config: Any, kind: str) -> str:
     """sha256 of the weights of a config of an extractor, without loading them.
 
     `kind`: the bundled network that `bundled` stands for, such as `parser`. Weights whose name only their loader can
-    resolve (`hub`) are identified by their configured sha256 or by that name.
+    resolve (`hub`) are identified by their configured sha256 or by that name. `ConfigError` as `find_extractor`.
     """
     if isinstance(config, BundledNetworkConfig):
         return bundled_digest(local_folder(config.folder, kind))
+    if isinstance(config, PackageConfig):
+        return find_extractor(config).extractor.sha256
     if hasattr(config, "weights"):
-        path: Path | None = Path(config.weights)
+        named = Path(config.weights)
+        path: Path | None = named / WEIGHTS if named.is_dir() else named  # a folder of `raygen import`
     else:
         folder = Path(local_folder(config.folder))
         path = next((candidate for name in TRANSFORMERS if (candidate := folder / name).is_file()), None)
@@ -42,7 +46,30 @@ def by_content(config: Config, kind: str) -> dict[str, Any]:
     `network_digest`.
     """
     settings = config.model_dump(mode="json", exclude={"folder", "weights"})
+    if isinstance(config, MaskLandmarksConfig):
+        return settings  # a mask needs no network
     return {**settings, "sha256": network_digest(config, kind)}
+
+
+def checked_content(key: str, config: Config, kind: str) -> dict[str, Any]:
+    """`by_content` of the setting `key`, before anything is written.
+
+    `ConfigError` where a weight file is missing, or is not the one of `sha256`. With a whole `sha256` it may be
+    missing on this machine: the workers, which read it, may have it.
+    """
+    weights, wanted = getattr(config, "weights", None), (getattr(config, "sha256", None) or "").lower()
+    content = by_content(config, kind)
+    if weights is None:
+        return content
+    if not Path(weights).exists():
+        if len(wanted) == 64:
+            return content
+        raise ConfigError(
+            f"{key}.weights: {weights}: no such file; where only the workers have it, give its whole `sha256`"
+        )
+    if not content["sha256"].startswith(wanted):
+        raise ConfigError(f"{key}: {weights}: sha256 is {content['sha256']}, not {wanted}")
+    return content
 
 
 WEIGHTS: Final = "model.safetensors"

@@ -1,8 +1,6 @@
 """Face embedders: identity vectors of pictures, compared by cosine. Weights are local files; nothing is downloaded."""
 
-import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -10,11 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from raygen.core.errors import ConfigError, InputError
+from raygen.core.errors import ConfigError
 from raygen.core.precision import full_precision
 from raygen.extractors.bundled import BundledEmbedder, load_bundled
-from raygen.extractors.config import BundledNetworkConfig, FaceEmbedderConfig, ONNXEmbedderConfig
+from raygen.extractors.config import (
+    BundledNetworkConfig,
+    FaceEmbedderConfig,
+    ONNXEmbedderConfig,
+    PackageEmbedderConfig,
+)
 from raygen.extractors.digests import bundled_digest
+from raygen.extractors.onnx_network import ONNXNetwork
+from raygen.extractors.package_network import PackageNetwork
 from raygen.extractors.perceptual import DeepFeatures, load_embedder
 from raygen.store.fetched import local_folder
 
@@ -97,35 +102,35 @@ class _Deep(FaceEmbedder):
 class _ONNX(FaceEmbedder):
     def __init__(self, config: FaceEmbedderConfig, network: ONNXEmbedderConfig) -> None:
         super().__init__(config)
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ConfigError("identity.network: kind onnx needs onnxruntime; install raygen[onnx]") from error
-        path = Path(network.weights)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror or error})") from error
-        self.sha256, self.name, self.channels = hashlib.sha256(data).hexdigest(), path.stem, network.channels
-        if network.sha256 is not None and not self.sha256.startswith(network.sha256.lower()):
-            raise InputError(f"{path}: sha256 is {self.sha256}, not {network.sha256}", reason="weights")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 4  # errors are raised, not printed
-        try:
-            # From bytes, so that the model cannot read other files of its folder.
-            self.session = onnxruntime.InferenceSession(data, options, providers=onnxruntime.get_available_providers())
-        except Exception as error:
-            raise InputError(f"{path}: no ONNX model ({type(error).__name__})", reason="weights") from error
-        self.input = self.session.get_inputs()[0].name
+        self.net = ONNXNetwork(
+            "identity.network", network.weights, network.sha256, network.channels, torch.get_num_threads()
+        )
+        self.name, self.sha256 = self.net.name, self.net.sha256
 
     def _vectors(self, pixels: Tensor) -> Tensor:
-        array = (pixels if self.channels == "rgb" else pixels.flip(1)).cpu().numpy()
-        try:
-            vectors = self.session.run(None, {self.input: np.ascontiguousarray(array)})[0]
-        except Exception as error:
-            raise ConfigError(f"{self.name}: does not take pixels {list(array.shape)}: {str(error)[:200]}") from error
-        return torch.from_numpy(np.asarray(vectors, np.float32))
+        return torch.from_numpy(self.net(pixels.cpu().numpy()))
+
+
+class _Package(FaceEmbedder):
+    """An embedder of an installed package. It takes pictures in its own size, or as they are stored."""
+
+    def __init__(self, config: FaceEmbedderConfig, network: PackageEmbedderConfig, device: torch.device) -> None:
+        super().__init__(config)
+        self.net = PackageNetwork(network, device)
+        self.name, self.sha256 = self.net.name, self.net.sha256
+        own = self.net.offer.extractor.input_size
+        self.size = own or SIDES["onnx"]
+        if config.size not in (None, own):
+            takes = "pictures as they are stored" if own is None else f"{own} px and nothing else"
+            raise ConfigError(f"identity.size: {self.name} takes {takes}; leave `size` out")
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `FaceEmbedder.embed`; NaN where the network finds no face."""
+        return F.normalize(torch.from_numpy(self.net(images, (None,)).astype(np.float32)), dim=1)
+
+    def protocol(self) -> Mapping[str, Any]:
+        """See `FaceEmbedder.protocol`."""
+        return {**self.net.offer.protocol(), "region": self.config.region, "compared by": "cosine"}
 
 
 def load_face_embedder(config: FaceEmbedderConfig, device: torch.device) -> FaceEmbedder:
@@ -133,8 +138,8 @@ def load_face_embedder(config: FaceEmbedderConfig, device: torch.device) -> Face
     network = config.network
     if isinstance(network, BundledNetworkConfig):
         return _Bundled(config, network, device)
-    return (
-        _ONNX(config, network)
-        if isinstance(network, ONNXEmbedderConfig)
-        else _Deep(config, load_embedder(network), device)
-    )
+    if isinstance(network, PackageEmbedderConfig):
+        return _Package(config, network, device)
+    if isinstance(network, ONNXEmbedderConfig):
+        return _ONNX(config, network)
+    return _Deep(config, load_embedder(network), device)

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from raygen.core.errors import ConfigError, InputError, IntegrityError
-from raygen.core.face_labels import CLASSES, FACE_PARSING_TO_OFFICIAL
-from raygen.core.precision import full_precision
+from raygen.core.face_labels import CLASSES
+from raygen.extractors.segmentation import LogitParser
 from raygen.store.sealed import FILES, open_record
 from raygen.store.weight_file import open_weights
 
@@ -24,8 +24,6 @@ __all__ = ["BiSeNet", "ParseNet", "PublishedNetwork", "fill", "load_published", 
 Net = TypeVar("Net", bound=nn.Module)
 #: Input side of both networks.
 SIDE: Final = 512
-#: Pictures a pass: logits of one take 20 MB.
-CHUNK: Final = 8
 #: Fewest digits of a sha256 that identify a file.
 MIN_DIGITS: Final = 8
 #: The file of an imported network in its folder.
@@ -298,28 +296,20 @@ def _for_bisenet(images: Tensor) -> Tensor:
     return (x - mean) / deviation
 
 
-class PublishedNetwork:
+class PublishedNetwork(LogitParser):
     """A published network as a `Parser`."""
 
     def __init__(self, kind: Literal["parsenet", "bisenet"], network: nn.Module, sha256: str) -> None:
         self.name: str = kind
         self.sha256, self.network = sha256, network
         self.device = next(network.parameters()).device
-        official = range(len(CLASSES)) if kind == "parsenet" else FACE_PARSING_TO_OFFICIAL.tolist()
-        self._official = torch.tensor(list(official), dtype=torch.uint8, device=self.device)
+        self.label_order = "celebamask" if kind == "parsenet" else "face_parsing"
         self._prepare = _for_parsenet if kind == "parsenet" else _for_bisenet
 
-    @torch.inference_mode()
-    def parse(self, images: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> official class ids uint8 [B, H, W]."""
-        parts = []
-        with full_precision():
-            for part in torch.split(images, CHUNK):
-                logits = self.network(self._prepare(part.to(self.device)))
-                if logits.shape[-2:] != part.shape[1:3]:
-                    logits = F.interpolate(logits, part.shape[1:3], mode="bilinear")
-                parts.append(self._official[logits.argmax(dim=1)].cpu())
-        return torch.cat(parts)
+    def logits(self, images: Tensor) -> Tensor:
+        """See `LogitParser.logits`."""
+        logits: Tensor = self.network(self._prepare(images.to(self.device)))
+        return logits
 
     def protocol(self) -> Mapping[str, Any]:
         """The settings that its numbers depend on, for METRICS."""

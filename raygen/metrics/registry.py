@@ -289,6 +289,14 @@ _RECORDS: Final = (
         in_slices=True,
         per_image=True,
     ),
+    Metric(
+        "score",
+        "Score of a network",
+        "mean of the number that a network of an installed package gives each picture",
+        min_n=100,
+        judged_by_network=True,
+        per_image=True,
+    ),
     Metric("edit_fidelity", "Edit fidelity", "how much of what was to change has changed", better="higher", min_n=30),
     Metric(
         "edit_similarity", "Edit similarity", "similarity of the edited picture to its input", better="higher", min_n=30

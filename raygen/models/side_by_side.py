@@ -109,9 +109,13 @@ class _Stack:
         return outputs.unbind()
 
     def _stacked(self, contexts: Sequence[Context]) -> dict[str, Tensor]:
-        """The contexts [G, B, ...], kept from step to step while they are the same tensors."""
+        """The contexts [G, B, ...], kept from step to step while they are the same tensors.
+
+        In a CUDA graph they are stacked each time: there the same tensors hold the conditions of batch after batch.
+        """
         given = [value for context in contexts for value in context.values()]
-        if len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True)):
+        known = len(given) == len(self._given) and all(a is b for a, b in zip(given, self._given, strict=True))
+        if known and not (given[0].is_cuda and torch.cuda.is_current_stream_capturing()):
             return self._context
         counts = [context["tokens"].shape[1] for context in contexts if "tokens" in context]
         most = max(counts, default=0)

@@ -1,10 +1,10 @@
 """Settings of sampling, edits, encoding and timing, and the checks that need no model: nothing here imports torch."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
@@ -22,11 +22,14 @@ from raygen.store.images import Codec
 from raygen.store.parquet import Slice, read_slice
 
 __all__ = [
+    "GUIDED",
     "EditJudgeConfig",
     "EncodeConfig",
     "Guidance",
+    "GuidanceInterval",
     "GuidanceParametrization",
     "ImagicConfig",
+    "ParseConfig",
     "SampleConfig",
     "TimingConfig",
     "check_guidance",
@@ -41,6 +44,19 @@ Guidance = float | dict[str, float]
 #: `cfg`: e0 + w (e - e0), 1 is none. `cfg_minus_one`: e + s (e - e0), 0 is none; s = w - 1.
 GuidanceParametrization = Literal["cfg", "cfg_minus_one"]
 
+
+def _check_interval(value: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= value[0] < value[1] <= 1:
+        raise ValueError("must be [low, high] with 0 <= low < high <= 1, parts of the steps from the noisy end")
+    return value
+
+
+#: The part [low, high) of the steps that is guided, counted from the noisy end (Kynkäänniemi et al. 2024).
+GuidanceInterval = Annotated[tuple[float, float], AfterValidator(_check_interval)]
+GUIDED: Final = (
+    "part [low, high) of the steps that is guided, counted from the noisy end; the others are one evaluation of the "
+    "network each"
+)
 
 #: Description of the setting `ignore` of jobs that sample.
 IGNORE: Final = (
@@ -57,7 +73,7 @@ class SampleConfig(Config):
     guidance: Guidance = 1.0
     guidance_parametrization: GuidanceParametrization = "cfg"
     negative_keeps: tuple[str, ...] = ()
-    guidance_interval: tuple[float, float] = Field((0.0, 1.0), description="part of the steps that is guided")
+    guidance_interval: GuidanceInterval = Field((0.0, 1.0), description=GUIDED)
     mixing: AnyMixing | None = Field(None, description="of the experts of a collaboration; none is `paper`")
     use_conditions: tuple[str, ...] | None = None
     missing: Literal["null", "quarantine"] = "null"
@@ -70,6 +86,7 @@ class SampleConfig(Config):
     codec: Codec = "webp"
     precision: Precision = "float32"
     compile: Compile = "off"
+    cuda_graph: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     run_id: str = ""
 
@@ -82,6 +99,21 @@ class EncodeConfig(Config):
     batch: int = Field(32, ge=1, le=4096, description="pictures at once, mirrored ones counted")
     precision: Precision = Field("float32", description=PRECISION)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+#: Description of the setting `landmarks` of jobs that write FACES or SAMPLES.
+LANDMARKS: Final = (
+    "also store the five landmarks of each face, which exports align by: from its mask, or refined by a landmark "
+    "network, chosen by its `kind`; default none"
+)
+
+
+class ParseConfig(Config):
+    """Which parser makes masks, and of which faces."""
+
+    parser: ParserConfig
+    replace: bool = False
+    min_confidence: float = 0.0
 
 
 class EditJudgeConfig(Config):
@@ -193,5 +225,6 @@ def check_conditions(
 def shares_model(a: SampleConfig, b: SampleConfig) -> bool:
     """Whether both can use one loaded model."""
     return all(
-        getattr(a, name) == getattr(b, name) for name in ("checkpoint", "precision", "compile", "device", "mixing")
+        getattr(a, name) == getattr(b, name)
+        for name in ("checkpoint", "precision", "compile", "cuda_graph", "device", "mixing")
     )

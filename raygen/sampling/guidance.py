@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,15 @@ from raygen.models.base import Context, Model, Record, concatenate
 from raygen.models.conditions import Conditions
 from raygen.sampling.config import Guidance, GuidanceParametrization, check_guidance
 
-__all__ = ["GuidedDenoiser", "build_guidance"]
+__all__ = ["GuidedDenoiser", "Predictor", "build_guidance"]
+
+
+class Predictor(Protocol):
+    """The network's output for zt [B, C, h, w] at t [B]."""
+
+    def __call__(self, model: Model, zt: Tensor, t: Tensor, record: Record | None = None) -> Tensor:
+        """See `Model.predict`."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ SAMPLING: Final = (
         _is_unguided,
         "with this guidance the unconditional prediction has no weight; leave it out, or set a guidance",
     ),
+    NoEffect("guidance_interval", _is_unguided, "no step is guided; leave it out, or set a guidance"),
     NoEffect(
         "mixing.fading",
         lambda config: config.mixing.fading and config.mixing.schedule == "none",

@@ -29,7 +29,8 @@ from raygen.models.conditions import Conditions
 from raygen.models.recurrences import Sampler
 from raygen.models.schedulers import build_sampler
 from raygen.sampling.config import SampleConfig, check_guidance, shares_model
-from raygen.sampling.guidance import GuidedDenoiser, build_guidance
+from raygen.sampling.cuda_graph import CudaGraphs
+from raygen.sampling.guidance import GuidedDenoiser, Predictor, build_guidance
 from raygen.sampling.influence import X0, InfluenceRecorder
 from raygen.sampling.no_effect import SAMPLING
 from raygen.sampling.noise import KeyedNoise, noise_key
@@ -52,12 +53,12 @@ JOINT: Final = "joint"
 
 def denoise(
     model: Model,
-    guided: GuidedDenoiser,
+    guided: Predictor,
     zt: Tensor,
     sampler: Sampler,
     *,
     step_noise: StepNoise | None = None,
-    unguided: GuidedDenoiser | None = None,
+    unguided: Predictor | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
     record: Record | None = None,
 ) -> Iterator[Tensor]:
@@ -144,6 +145,7 @@ class SampleWorker:
         if config.mixing is not None:
             self.model.mix(config.mixing)
         self.compiled = "off" if config.compile == "off" else self._compile()
+        self.graphs = self._capture() if config.cuda_graph else None
 
     @torch.inference_mode()
     def _compile(self) -> str:
@@ -168,6 +170,22 @@ class SampleWorker:
         sys.stderr.write(f"{problem}\n")
         return f"off: {problem}"
 
+    @torch.inference_mode()
+    def _capture(self) -> CudaGraphs:
+        """Graphs, with the one for rows without conditions as warm-up."""
+        graphs, n = CudaGraphs(self.model), self.config.batch
+        zt = torch.zeros(n, *self.model.latent_shape, device=self.device)
+        with self.arithmetic():
+            for guided in self._guidance(self.model.null(n)):
+                record: Record | None = {} if self._records else None
+                graphs.predict(guided, zt, torch.zeros(n, dtype=torch.int64, device=self.device), record)
+        return graphs
+
+    @property
+    def _records(self) -> bool:
+        """Whether each step's influence is kept."""
+        return bool(self.model.mixes or self.config.influence_steps)
+
     def another(self, config: SampleConfig) -> "SampleWorker":
         """A worker for other settings of the same checkpoint, which is loaded once for both."""
         if not shares_model(config, self.config):
@@ -190,7 +208,12 @@ class SampleWorker:
 
     def environment(self) -> dict[str, str]:
         """What the bytes of pictures depend on except the config and library versions."""
-        return {**compute_environment(self.device, self.config.precision), "compile": self.compiled}
+        graph = "off" if self.graphs is None else (self.graphs.problem or "on")
+        return {
+            **compute_environment(self.device, self.config.precision),
+            "compile": self.compiled,
+            "cuda_graph": graph,
+        }
 
     def __call__(self, rows: pa.Table) -> dict[str, pa.Table]:
         """`start(rows)()`."""
@@ -256,18 +279,20 @@ class SampleWorker:
         `keys`: of the noise of each slot, None for an unused one.
         """
         config, model = self.config, self.model
+        predict: Callable[[GuidedDenoiser], Predictor]
+        predict = (lambda one: one) if self.graphs is None else self.graphs.replayed
         noise = KeyedNoise(keys, model.latent_shape, self.device)
         z = noise(0)
         sampler = build_sampler(model.schedule, config.sampler)
         trajectory = denoise(
             model,
-            guided,
+            predict(guided),
             z,
             sampler,
             step_noise=(lambda i: noise(1 + i)) if sampler.noisy else None,
-            unguided=unguided,
+            unguided=None if unguided is None else predict(unguided),
             interval=config.guidance_interval,
-            record=log.record if model.mixes or config.influence_steps else None,
+            record=log.record if self._records else None,
         )
         log.begin(sampler.timesteps, model.first_stage.decode)
         with self.arithmetic():

@@ -33,6 +33,7 @@ MEASUREMENTS: Final[Mapping[str, str]] = {
     "attributes": "attributes:",
     "ssim": "ssim:",
     "clip": "clip:",
+    "scorer": "score:",
 }
 #: Scores as a data card calls them.
 TITLES: Final[Mapping[str, str]] = {
@@ -41,6 +42,7 @@ TITLES: Final[Mapping[str, str]] = {
     "attributes": "share of correct attributes",
     "ssim": "SSIM",
     "clip": "CLIP score",
+    "scorer": "score",
 }
 
 
@@ -54,7 +56,9 @@ class ScorePool:
     real: Mapping[RealFaces, "ScorePool"] = field(default_factory=dict)
 
     def of(self, prefix: str) -> ScoreMatrix | None:
-        """The measurement whose name starts with `prefix`."""
+        """The measurement of this name, or else one whose name starts with `prefix`."""
+        if prefix in self.scores:
+            return self.scores[prefix]
         return next((scores for name, scores in self.scores.items() if name.startswith(prefix)), None)
 
     def with_more(self, other: "ScorePool", ids: Set[str]) -> "ScorePool":
@@ -149,11 +153,12 @@ class ScoreGate(Gate):
     """A score of each image: at least `min`, or not among the share `reject_fraction` of the first attempt."""
 
     kind: Literal["score"] = "score"
-    metric: Literal["miou", "pixel_accuracy", "attributes", "ssim", "clip"] = Field(
+    metric: Literal["miou", "pixel_accuracy", "attributes", "ssim", "clip", "scorer"] = Field(
         "miou",
         description="measurement of one picture; attributes is the fraction of the wanted "
-        "attributes that the picture has",
+        "attributes that the picture has, scorer the number of a network in `score.scorers`",
     )
+    scorer: str | None = Field(None, description="with metric scorer: the name of the network")
     classes: tuple[str, ...] = Field((), description="only these classes (miou) or attributes; empty uses all")
     min: float | None = Field(None, description="smallest value that passes")
     reject_fraction: float | None = Field(
@@ -167,6 +172,8 @@ class ScoreGate(Gate):
     def _one_limit(self) -> "ScoreGate":
         if (self.min is None) == (self.reject_fraction is None):
             raise ValueError("a gate has either `min` or `reject_fraction`")
+        if (self.metric == "scorer") != (self.scorer is not None):
+            raise ValueError("`scorer` names the network of the metric scorer, and of no other")
         known = {"miou": CLASSES, "attributes": ATTRIBUTES}.get(self.metric, ())
         for name in self.classes:
             if name not in known:
@@ -176,7 +183,7 @@ class ScoreGate(Gate):
     @property
     def needs(self) -> tuple[str, ...]:
         """See `Gate.needs`."""
-        return (MEASUREMENTS[self.metric],)
+        return (f"{MEASUREMENTS[self.metric]}{self.scorer or ''}",)
 
     def limits(self, first: ScorePool) -> Mapping[str, float]:
         """`min`: as given, or the quantile of the first attempt."""
@@ -196,12 +203,14 @@ class ScoreGate(Gate):
 
     @property
     def name(self) -> str:
-        """The metric, and the classes or attributes that it is restricted to."""
+        """The metric or the scorer, and the classes or attributes that it is restricted to."""
+        if self.scorer is not None:
+            return self.scorer
         return f"{self.metric} of {', '.join(self.classes)}" if self.classes else self.metric
 
     def values(self, fresh: ScorePool) -> dict[str, float]:
         """See `Gate.values`. A row has no value where its mask lacks the class or it asks for no attribute."""
-        scores = fresh.of(MEASUREMENTS[self.metric])
+        scores = fresh.of(self.needs[0])
         if scores is None:
             return {}
         values = per_sample_values(self.metric, self.classes, scores.vectors)
@@ -209,7 +218,8 @@ class ScoreGate(Gate):
 
     def describe(self, limits: Mapping[str, float]) -> str:
         """See `Gate.describe`."""
-        title = TITLES[self.metric] + (f" of {', '.join(self.classes)}" if self.classes else "")
+        parts = self.classes or ((self.scorer,) if self.scorer else ())
+        title = TITLES[self.metric] + (f" of {', '.join(parts)}" if parts else "")
         chosen = (
             "" if self.reject_fraction is None else f", the {self.reject_fraction:g} quantile of the first attempt,"
         )
@@ -231,7 +241,7 @@ def per_sample_values(metric: str, of: Sequence[str], vectors: AnyArray) -> Floa
         case "attributes":
             codes = np.rint(vectors[:, [ATTRIBUTE_INDEX[name] for name in of or ATTRIBUTES]])
             return _shares(np.isin(codes, RIGHT).sum(axis=1), (codes != UNKNOWN).sum(axis=1))
-        case "ssim" | "clip":
+        case "ssim" | "clip" | "scorer":
             return np.asarray(vectors[:, 0], np.float64)
     raise ConfigError(f"gates: {metric} is not a score of a single image")
 

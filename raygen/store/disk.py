@@ -133,8 +133,12 @@ def links(probe: Path) -> bool:
     return True
 
 
-def write_together(files: Mapping[Path, bytes], staging: Path) -> None:
-    """Write files by way of `staging`, then sync the disk once for all of them."""
+def write_together(files: Mapping[Path, bytes], staging: Path, *, once: bool = False) -> list[Path]:
+    """Write files by way of `staging`, then sync the disk once for all of them.
+
+    With `once`, files that are there already stay as they are; they are returned.
+    """
+    taken: list[Path] = []
     written: dict[Path, str] = {}
     try:
         for folder in {staging, *(path.parent for path in files)}:
@@ -145,12 +149,19 @@ def write_together(files: Mapping[Path, bytes], staging: Path) -> None:
                 os.fchmod(handle, 0o644)
                 file.write(data)
         for path, unfinished in written.items():
-            os.replace(unfinished, path)
+            if not once:
+                os.replace(unfinished, path)
+                continue
+            try:
+                _link(unfinished, path)
+            except FileExistsError:
+                taken.append(path)
         sync_file_system(staging)
     finally:
         for unfinished in written.values():
             with suppress(FileNotFoundError):
                 os.unlink(unfinished)
+    return taken
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from raygen.core.errors import ConfigError, InfrastructureError, StorageError
+from raygen.core.errors import ConfigError, InfrastructureError, IntegrityError, StorageError
 from raygen.core.location import check_credentials, redact
 from raygen.store import disk, uploads
 from raygen.store.attempts import PASSING, PERMANENT, code_of, refusal, retry, twice
@@ -32,6 +33,8 @@ T = TypeVar("T")
 CHANGING = ("size", "ETag", "etag", "generation", "md5Hash", "mtime", "LastModified", "last_modified", "updated")
 #: The folder of an export that may have very many files.
 EXPORTED = "dataset"
+#: Files that are created in parallel on remote storage.
+WRITERS = 16
 
 
 def file_system(url: str, **options: Any) -> tuple[Any, str]:
@@ -142,6 +145,25 @@ class FileStore:
                 return
             paths = {Path(self.path(name)): data for name, data in files.items()}
             twice(lambda: disk.write_together(paths, Path(self.path(staging))))
+
+    def put_all_once(self, files: Mapping[str, bytes], staging: str) -> None:
+        """`put_all` that replaces no file; `IntegrityError` where one is there with other bytes."""
+        if self.local:
+            names = {Path(self.path(name)): name for name in files}
+            paths = {path: files[name] for path, name in names.items()}
+            with self._explained(staging):
+                there = twice(lambda: disk.write_together(paths, Path(self.path(staging)), once=True))
+            taken = [names[path] for path in there]
+        else:
+            with ThreadPoolExecutor(WRITERS, thread_name_prefix="put") as pool:
+                made = pool.map(lambda item: self.put_once(*item), files.items())
+                taken = [name for name, is_new in zip(files, made, strict=True) if not is_new]
+        for name in taken:
+            if self.get(name) != files[name]:
+                raise IntegrityError(
+                    f"{self.url}: {name!r} is there with other bytes: another worker, or another version of a package, "
+                    "wrote it. If no other command writes there, remove the folder and run this one again"
+                )
 
     @contextmanager
     def building(self, name: str, staging: str) -> Iterator[BinaryIO]:

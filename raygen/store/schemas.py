@@ -49,6 +49,10 @@ TEXTS: Final = pa.list_(pa.struct([("key", pa.string()), ("value", pa.string())]
 #: Weights of guidance: `joint` of all conditions together, or one a condition; null where there is none.
 GUIDANCE: Final = pa.struct([(name, pa.float32()) for name in ("joint", "mask", "attributes", "text", "hint", "style")])
 STYLE: Final = pa.struct([("face_id", pa.string()), ("sha256", pa.string())])
+#: Five landmarks [x, y], see `raygen.core.landmarks`; `source` is `mask` or a network. Without points, `error` is why.
+LANDMARKS: Final = pa.struct(
+    [("points", pa.list_(pa.list_(pa.float32(), 2))), ("source", pa.string()), ("error", pa.string())]
+)
 
 
 def picture_schema(fields: Sequence[tuple[str, pa.DataType]], required: Sequence[str] = ()) -> pa.Schema:
@@ -59,6 +63,7 @@ def picture_schema(fields: Sequence[tuple[str, pa.DataType]], required: Sequence
 
 
 #: `boxes`: left, top, right, bottom of each face. `keypoints`: x, y, weight. Coordinates are fractions of the sides.
+#: `mask_confidence`: of a mask that a parser made; null for masks of the data set.
 FACES: Final = picture_schema(
     [
         ("face_id", pa.string()),
@@ -71,6 +76,8 @@ FACES: Final = picture_schema(
         ("identity_id", pa.string()),
         ("keypoints", pa.list_(pa.list_(pa.float32(), 3))),
         ("hint", IMAGE),
+        ("mask_confidence", pa.float32()),
+        ("landmarks", LANDMARKS),
     ],
     required=("face_id", "split"),
 )
@@ -110,6 +117,7 @@ SAMPLES: Final = picture_schema(
         ("guidance", GUIDANCE),
         ("image_sha256", pa.string()),
         ("method", pa.string()),
+        ("landmarks", LANDMARKS),
     ],
     required=("sample_id", "attempt", "run_id"),
 )

@@ -9,17 +9,19 @@ import pytest
 import torch
 import yaml
 
+from raygen import load_dataset
 from raygen.commands.registry import load, make
 from raygen.commands.verify import verify
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest
+from raygen.core.landmarks import from_mask
 from raygen.extractors.bundled import BundledParser, save_bundled
 from raygen.extractors.config import BundledParserConfig
 from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.autoencoder import FirstStage
 from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.models.config.ldm import LDMConfig
-from raygen.store.images import encode_mask
+from raygen.store.images import decode_mask, encode_mask
 from raygen.store.parquet import from_parquet, to_parquet
 from raygen.store.run_store import RunStore, open_input
 from tests.fakes import rewrite
@@ -309,6 +311,23 @@ def test_dry_run_of_generate_times_a_batch(world, tmp_path):
     assert (estimate.rows, estimate.shards, estimate.done_shards) == (24, 1, 0)
     assert estimate.bytes > 24 * 100
     assert not (tmp_path / "out").exists()
+
+
+def test_generated_pictures_have_landmarks_where_they_are_asked_for(world, tmp_path):
+    what = {"conditions": str(world / "conditions"), "checkpoint": str(world / "model"), "sampler": {"steps": 1}}
+    job = make({"kind": "generate", **what, "landmarks": {"kind": "mask"}, "out": str(tmp_path / "out")})
+    plain = make({"kind": "generate", **what, "out": str(tmp_path / "out")})
+    assert job.prepare(write=False).plan.run_id != plain.prepare(write=False).plan.run_id
+    job.run(lambda _: None)
+    for row in load_dataset(str(tmp_path / "out")).to_pylist():
+        assert row["landmarks"]["source"] == "mask"
+        mask = decode_mask(row["mask"]["bytes"])
+        if row["landmarks"]["points"] is None:
+            with pytest.raises(InputError) as error:
+                from_mask(mask)
+            assert row["landmarks"]["error"] == str(error.value)
+        else:
+            assert np.allclose(row["landmarks"]["points"], from_mask(mask), atol=1e-6)
 
 
 def test_run_ids_depend_on_settings_and_inputs_not_on_resources(world, tmp_path):

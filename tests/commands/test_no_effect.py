@@ -67,6 +67,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "model.hint_channels": {**DENOISE, "model": {"kind": "control", "base": "base", "hint_channels": [8, 8]}},
     "model.gating": {**DENOISE, "model": {"kind": "scadm", "style": None, "gating": "paper"}},
     "negative_keeps": {**GENERATE, "negative_keeps": ["mask"]},
+    "guidance_interval": {**GENERATE, "guidance_interval": [0.5, 1.0]},
     "mixing.fading": {**GENERATE, "mixing": {"kind": "released", "schedule": "none", "fading": ["text"]}},
     "mixing.boost": {**GENERATE, "mixing": {"kind": "released", "boosted": [], "boost": 3.0}},
 }
@@ -105,7 +106,7 @@ def test_every_rule_is_tried() -> None:
         stage("dc", kl=0.0),
         {**GENERATE, "guidance": 2.0, "negative_keeps": ["mask"]},
         {**GENERATE, "guidance": 0.0, "guidance_parametrization": "cfg_minus_one"},
-        {**SWEEP, "guidance": [1.0, 2.0], "generate": {"negative_keeps": ["mask"]}},
+        {**SWEEP, "guidance": [1.0, 2.0], "generate": {"negative_keeps": ["mask"], "guidance_interval": [0.5, 1.0]}},
     ],
 )
 def test_parts_that_are_switched_off_keep_their_settings(job: dict[str, Any]) -> None:

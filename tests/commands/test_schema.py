@@ -59,6 +59,8 @@ def test_a_template_shows_the_chosen_kind() -> None:
         "kind": "constant",
         "weights": {},
     }
+    parser = yaml.safe_load(job_template("parse", {"parser": "bisenet"}))["parser"]
+    assert parser["kind"] == "bisenet", "one class has the kinds parsenet and bisenet"
     with pytest.raises(ConfigError, match=r"format: must be one of folder, .*did you mean 'webdataset'"):
         job_template("export", {"format": "webdatset"})
     with pytest.raises(

@@ -239,6 +239,10 @@ def test_a_first_stage_encodes_and_decodes_as_published(codes: int, tmp_path: Pa
     file = _saved({**stage.state_dict(), **loss}, tmp_path / "vae.ckpt")
     account = convert(None, [file], tmp_path / "out", OPTIONS)
     assert account.family == ("vq-f4" if codes else "kl-f4")
+    said = account.facts().get("note", "")
+    assert bool(said) == (not codes), "a codebook has no factor"
+    assert not said or ("multiplied by 0.058, as in Collaborative Diffusion" in said and "0.18215" in said)
+    assert not inspect([file], None, Options(image_size=32, scaling_factor=0.18215)).notes
     loaded = checkpoint.load_first_stage(tmp_path / "out")
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     moments = stage.encode(pixels)

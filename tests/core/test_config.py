@@ -88,6 +88,17 @@ def test_several_faults_are_told_at_once():
     assert "Field required" in lines[2]
 
 
+def test_a_choice_of_numbers_lists_them():
+    class Sign(Config):
+        value: Literal[-1, 1]
+        word: Literal["v2", "b"] = "b"
+
+    assert error({"value": 0, "word": "a"}, Sign).splitlines() == [
+        "jobs/x.yaml: value: 0 is not one of -1, 1",
+        "jobs/x.yaml: word: 'a' is not one of v2, b",
+    ]
+
+
 def test_an_unknown_kind_lists_the_known_ones():
     assert "'pixels', 'latents'" in error({"seed": 1, "model": {"kind": "voxels"}})
 

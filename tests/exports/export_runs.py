@@ -14,7 +14,7 @@ from raygen.store.parquet import RANGE, Slice
 from raygen.store.run_store import Plan, RunStore, make_shards
 from raygen.store.schemas import FACES, SAMPLES, SELECTION
 
-FORMATS = ("folder", "recordio", "webdataset", "huggingface", "csv")
+FORMATS = ("folder", "recordio", "webdataset", "huggingface", "csv", "mds")
 
 
 def pixels(number: int, size: int = 16) -> np.ndarray:

@@ -8,7 +8,7 @@ from raygen.commands.registry import make
 from raygen.core.errors import ConfigError
 from raygen.core.landmarks import ARCFACE_TEMPLATE, from_mask
 from raygen.datasets.procedural.draw import draw
-from raygen.exports.images import crop
+from raygen.store.face_crop import crop
 from raygen.store.images import encode_image, encode_mask, picture
 from raygen.store.run_store import RunStore
 from tests.drawn import quiet
@@ -37,7 +37,7 @@ def test_landmarks_lie_on_the_template_and_bad_faces_are_rows(run, tmp_path):
     failed = {row["id"]: row["error"] for table in store.tables("quarantine") for row in table.to_pylist()}
     assert sorted(failed.values()) == [
         "landmarks: the mask has no nose",
-        "landmarks: the row has no mask, so it cannot be aligned",
+        "landmarks: the row has no mask and no landmarks, so it cannot be aligned",
     ]
     paths = sorted(path for path in (tmp_path / "out/dataset").rglob("*.png"))
     pictures = [np.asarray(Image.open(path)) for path in paths]

@@ -36,7 +36,13 @@ def test_a_folder_has_a_folder_an_identity(run, tmp_path):
     result = export(run, tmp_path / "out", "folder")
     found = tree(tmp_path / "out/dataset")
     paths = [f"p{i % 3}/{i // 3:03d}.png" for i in GOOD]
-    expected = {*(f"images/{p}" for p in paths), *(f"masks/{p}" for p in paths), "labels.csv", "README.md"}
+    expected = {
+        *(f"images/{p}" for p in paths),
+        *(f"masks/{p}" for p in paths),
+        "labels.csv",
+        "README.md",
+        "croissant.json",
+    }
     assert set(found) == expected | {"SHA256SUMS"}
     for i, path in zip(GOOD, paths, strict=True):
         assert np.array_equal(np.asarray(opened(found[f"images/{path}"])), pixels(i))
@@ -58,7 +64,7 @@ def test_rows_without_identities_lie_flat_and_recordio_refuses_them(tmp_path):
     export(run, tmp_path / "out", "folder", form={"codec": "webp", "masks": False})
     names = {f"images/s{i:03d}.webp" for i in range(6)}
     found = tree(tmp_path / "out/dataset")
-    assert set(found) == names | {"labels.csv", "README.md", "SHA256SUMS"}
+    assert set(found) == names | {"labels.csv", "README.md", "croissant.json", "SHA256SUMS"}
     assert np.array_equal(np.asarray(opened(found["images/s002.webp"])), pixels(2))
     with pytest.raises(ConfigError, match="have no identity_id, and this format labels pictures with it"):
         export(run, tmp_path / "rec", "recordio")
@@ -166,7 +172,7 @@ def test_parquet_is_shown_as_pictures(run, tmp_path):
 
 def test_a_table_of_labels_alone(run, tmp_path):
     export(run, tmp_path / "out", "csv")
-    assert set(tree(tmp_path / "out/dataset")) == {"labels.csv", "README.md", "SHA256SUMS"}
+    assert set(tree(tmp_path / "out/dataset")) == {"labels.csv", "README.md", "croissant.json", "SHA256SUMS"}
     with (tmp_path / "out/dataset/labels.csv").open(newline="") as file:
         lines = list(csv.DictReader(file))
     assert [line["sample_id"] for line in lines] == [f"s{i:03d}" for i in GOOD]
@@ -218,7 +224,7 @@ def unpacked(payload: bytes) -> tuple[int, list[float], int, bytes]:
 def test_recordio_is_what_insightface_reads(run, tmp_path, codec):
     export(run, tmp_path / "out", "recordio", form={"codec": codec, "size": 16})
     folder = tmp_path / "out/dataset"
-    names = {"train.rec", "train.idx", "train.lst", "property", "README.md", "SHA256SUMS"}
+    names = {"train.rec", "train.idx", "train.lst", "property", "README.md", "croissant.json", "SHA256SUMS"}
     assert {p.name for p in folder.iterdir()} == names
     assert (folder / "property").read_text() == "3,16,16"
     by_offset = records((folder / "train.rec").read_bytes())
