@@ -13,6 +13,7 @@ from raygen.core.config import parse
 from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.location import Location
+from raygen.evaluation.comparison import cell_of, variant_of
 from raygen.evaluation.methods import MethodTable, Published, method_table
 from raygen.evaluation.sample_facts import METHOD
 from raygen.report.build import build_report
@@ -47,6 +48,8 @@ class Evaluation(NamedTuple):
         rows = from_parquet(storage.get("metrics.parquet")).to_pylist()
         if not any(row["slice"] == "all" for row in rows):
             raise ConfigError(f"{url}: has no METRICS of samples; it was evaluated as a reference")
+        if any(cell_of(row) or variant_of(row) for row in rows):
+            raise ConfigError(f"{url}: has METRICS of several cells or variants; name the folder of one of them")
         methods = (json.loads(row["protocol"] or "{}").get(METHOD) for row in rows if row["slice"] == "all")
         name = named[1] if named else next(filter(None, methods), url.rpartition("/")[2])
         published = [

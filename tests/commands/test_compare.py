@@ -108,7 +108,11 @@ def test_the_command_exits_with_2_and_writes_nothing(tmp_path, capfd):
     assert code == 2
     assert "n: a has 100 rows and b 3" in text
     assert not (tmp_path / "out").exists()
+    swept = evaluation(tmp_path, "c", {"metric": "fid@clean", "value": 1.0, "protocol": {"cell": {"name": "x"}}})
+    varied = evaluation(tmp_path, "d", {"metric": "fid@clean", "value": 1.0, "protocol": {"variant": "x"}})
     for words, message in (
+        ([one, swept], "has METRICS of several cells or variants"),
+        ([one, varied], "has METRICS of several cells or variants"),
         ([one], "at least two evaluations"),
         ([one, one], "two methods are 'a'"),
         ([one, str(tmp_path)], "holds no metrics/metrics.parquet"),
