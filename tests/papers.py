@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from raygen.core.face_labels import ATTRIBUTES
-from raygen.models.checkpoint_folder import first_stage_config
+from raygen.models.checkpoint_folder import first_stage_config, open_parts
 from raygen.models.opened import FORMAT
 from raygen.store.sealed import seal_folder
 from raygen.training.config.recipe import folders_of, is_denoiser
@@ -19,7 +19,8 @@ SIDE = 64
 
 
 def raw_data(root: Path) -> None:
-    """`data/` as the jobs of the papers expect it."""
+    """`data/` and `weights/` as the jobs of the papers expect them."""
+    stable_diffusion(root / "weights/stable-diffusion-v1-5")
     _dialog(root / "data/CelebA-Dialog")
     _masks(root / "data/CelebAMask-HQ")
     for number in range(3):
@@ -83,6 +84,11 @@ def without_weights(job: Any, out: Path) -> None:
     if not is_denoiser(job.model):
         _seal(out, {"first_stage": job.model.model_dump(mode="json")})
         return
+    if job.model.kind == "control":
+        base = open_parts(job.model)["base"].document
+        model = job.model.model_copy(update={"base": "."}).model_dump(mode="json")
+        _seal(out, {"first_stage": base["first_stage"], "model": model, "base": base["model"]})
+        return
     experts = {name: Path(folder) for name, folder in folders_of(job.model).items()}
     stage = first_stage_config(str(next(iter(experts.values()), job.first_stage)))
     document = {"first_stage": stage.model_dump(mode="json")}
@@ -91,6 +97,42 @@ def without_weights(job: Any, out: Path) -> None:
         _seal(out / "experts" / name, {**document, "model": model})
     nulls = {"nulls": []} if experts else {}
     _seal(out, {**document, "model": job.model.model_dump(mode="json") | nulls})
+
+
+def stable_diffusion(root: Path) -> None:
+    """The documents of Stable Diffusion 1.5 in its folder, without weights."""
+    documents = {
+        "model_index.json": {"_class_name": "StableDiffusionPipeline"},
+        "unet/config.json": {
+            "block_out_channels": [320, 640, 1280, 1280],
+            "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+            "attention_head_dim": 8,
+            "cross_attention_dim": 768,
+            "sample_size": 64,
+        },
+        "vae/config.json": {"block_out_channels": [128, 256, 512, 512], "latent_channels": 4},
+        "text_encoder/config.json": {
+            "architectures": ["CLIPTextModel"],
+            "vocab_size": 49_408,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "hidden_act": "quick_gelu",
+            "max_position_embeddings": 77,
+            "layer_norm_eps": 1e-5,
+        },
+        "scheduler/scheduler_config.json": {
+            "num_train_timesteps": 1000,
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+        },
+    }
+    for name, document in documents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(document))
 
 
 def _seal(folder: Path, document: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ computed: the tensors are on torch's `meta` device, which knows shapes only.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -18,8 +19,11 @@ from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.checkpoint_folder import family_in, family_of, open_parts
 from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.text import PretrainedTextConfig
+from raygen.models.ldm import LDM
 from raygen.models.networks import BuildInputs, networks_of
-from raygen.models.opened import OpenedCheckpoint
+from raygen.models.opened import OpenedCheckpoint, read_json
+from raygen.models.text import empty_encoder
 
 __all__ = [
     "UNCOUNTABLE",
@@ -72,7 +76,7 @@ def hours_text(operations: float) -> str:
 def weightless(config: Config, stage: AutoencoderConfig | None) -> Model:
     """The model of a config on the `meta` device; `stage` is its first stage, or None where its parts have one.
 
-    `ConfigError` where a part is missing, and for a text encoder that comes with its weights.
+    `ConfigError` where a part is missing; of a text encoder that comes with its weights, config.json is read.
     """
     opened = open_parts(config)
     if opened:
@@ -99,12 +103,18 @@ def _of_folder(opened: OpenedCheckpoint, first_stage: FirstStage) -> Model:
 
 
 def _built(family: Any, config: Config, inputs: BuildInputs) -> Model:
+    if isinstance(text := getattr(config, "text", None), PretrainedTextConfig) and "text" in config.modalities:  # type: ignore[attr-defined]
+        document = read_json(Path(text.name) / "config.json")
+        kind = (document.get("architectures") or ["CLIPTextModel"])[0]
+        encoder = empty_encoder({"class": kind, "config": document})
+        words: Any = _Words(int(document["vocab_size"]), text.length)
+        return LDM(config, inputs.first_stage, tokenizer=words, frozen_text=encoder).to("meta")  # type: ignore[arg-type]
     return networks_of(family).build(config, inputs).to("meta")
 
 
 def _words(config: Any) -> Any:
     text = getattr(config, "text", None) if "text" in getattr(config, "modalities", ()) else None
-    if text is None:
+    if text is None or isinstance(text, PretrainedTextConfig):
         return None
     if (words := getattr(text, "vocabulary_size", None)) is None:
         raise ConfigError("a text encoder without a known vocabulary")

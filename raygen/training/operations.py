@@ -13,7 +13,7 @@ from raygen.models import checkpoint_folder
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
 from raygen.models.config.autoencoder import AutoencoderConfig
-from raygen.models.operations import weightless
+from raygen.models.operations import operations_of_decoding, weightless
 from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser
 from raygen.training.losses import AutoencoderObjective, DiffusionObjective, Objective
 
@@ -53,8 +53,6 @@ def training_operations(recipe: TrainRecipe) -> float:
     training = recipe.training
     if training.steps is None:
         raise ConfigError("the training ends by time, not by steps")
-    if recipe.mask_aware is not None:
-        raise ConfigError("the networks of `mask_aware` are not counted")
     return operations_a_picture(recipe) * training.batch * training.steps
 
 
@@ -68,7 +66,23 @@ def operations_a_picture(recipe: TrainRecipe) -> float:
         objective.step = step
         if length:
             total += _one_step(objective, batch, recipe.training.gradient_checkpointing) * length / steps
-    return total
+    return total + _mask_aware(recipe, objective)
+
+
+def _mask_aware(recipe: TrainRecipe, objective: Objective) -> float:
+    """Of the terms on the one-step estimate, which the small timesteps have: decoding and LPIPS, not the embedder."""
+    terms = recipe.mask_aware
+    if terms is None or not terms.decodes or not isinstance(objective, DiffusionObjective):
+        return 0.0
+    stage = objective.model.first_stage
+    passes = 4 if terms.checkpoint_decoder else 3  # forward and backward, and forward once more
+    total = passes * operations_of_decoding(stage)
+    if terms.perceptual:
+        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            picture = torch.zeros(1, 3, stage.config.image_size, stage.config.image_size)
+            _Trunk()(picture, picture)
+        total += 1.5 * counter.get_total_flops()  # two pictures forward, one backward
+    return total * terms.below / objective.timesteps
 
 
 def _one_step(objective: Objective, batch: dict[str, Tensor], again: bool) -> float:

@@ -20,7 +20,7 @@ from raygen.store.images import encode_image, picture_column
 from raygen.store.run_store import Plan, RunStore, make_shards, open_input
 from raygen.store.schemas import SAMPLES, cast
 from raygen.training.operations import training_operations
-from tests.papers import raw_data, without_weights
+from tests.papers import raw_data, stable_diffusion, without_weights
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs/guides/papers.md").read_text()
@@ -124,12 +124,10 @@ def test_each_line_starts(title: str, place: Path, monkeypatch: pytest.MonkeyPat
             assert not list(job.missing_inputs())
         elif command == "train":
             notes = job.estimate().notes
-            stable = "stable-diffusion" in str(job.settings())
-            assert any("H100" in note for note in notes) or stable, notes
-            assert not [n for n in notes if n.startswith("missing") and "latents" not in n and not stable], notes
-            if not stable:
-                without_weights(job, place / job.out)
-        elif command in ("encode", "generate") and "mask_aware" not in job.out:
+            assert any("H100" in note for note in notes), notes
+            assert not [n for n in notes if n.startswith("missing") and "latents" not in n], notes
+            without_weights(job, place / job.out)
+        elif command in ("encode", "generate"):
             estimate = job.estimate()
             assert estimate.rows > 0
             assert any("H100" in note for note in estimate.notes)
@@ -150,6 +148,7 @@ ROWS = {
     "runs/papers/masks_sca": 2_000,
     "runs/papers/masks_sca_10": 20_000,
     "runs/papers/attributes_val": 5_000,
+    "runs/papers/captions_coco": 1_565,
     "runs/papers/faces_ffhq_128": 70_000,
     "runs/papers/faces_codiff_256": 30_000,
     "runs/papers/faces_codiff_512": 30_000,
@@ -166,13 +165,13 @@ def hours_of_chains(folder: Path) -> dict[str, float]:
             name = Path(words[0]).stem
             if command == "import" and not (folder / words[2] / "raygen.json").exists():
                 without_weights(load(f"jobs/papers/{SHAPES[Path(words[2]).name]}.yaml"), folder / words[2])
-            elif command == "train" and job.model.kind not in ("classifier", "control"):
+            elif command == "train" and job.model.kind != "classifier":
                 hours[name] = hours_of(training_operations(job))
                 without_weights(job, folder / job.out)
             elif command == "encode":
                 counted = count_encoding(job.checkpoint, flips=job.horizontal_flips)
                 hours[name] = hours_of(counted.operations * ROWS[job.faces])
-            elif command == "generate" and "mask_aware" not in job.out:
+            elif command == "generate":
                 hours[name] = hours_of(count_sampling(job.sampling("")).operations * ROWS[job.conditions])
     return hours
 
@@ -181,6 +180,7 @@ def hours_of_chains(folder: Path) -> dict[str, float]:
 @pytest.mark.skipif("RAYGEN_NIGHTLY" not in os.environ, reason="counts for a minute; RAYGEN_NIGHTLY is not set")
 def test_the_hours_of_the_guide_are_those_that_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    stable_diffusion(tmp_path / "weights/stable-diffusion-v1-5")
     monkeypatch.chdir(tmp_path)
     written = {
         name: float(text.replace(",", "")) for name, text in re.findall(r"^\| `(\w+)` \| ([\d.,]+) \|", GUIDE, re.M)
