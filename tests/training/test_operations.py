@@ -13,14 +13,15 @@ from raygen.commands.base import PreparedRun
 from raygen.commands.counted import count_instead
 from raygen.commands.registry import make
 from raygen.core.errors import ConfigError
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.autoencoder import FirstStage
 from raygen.models.config.autoencoder import AutoencoderConfig
-from raygen.models.operations import hours_of, hours_text
+from raygen.models.operations import hours_of, hours_text, operations_of_decoding
 from raygen.sampling.config import SampleConfig
 from raygen.sampling.operations import count_sampling, guidance_terms
 from raygen.training.losses import AutoencoderObjective, DiffusionObjective
 from raygen.training.operations import operations_a_picture, training_operations
+from tests.papers import stable_diffusion
 
 #: Attention as matrix products. The flash kernels of torch 2.15 compute the scores once more in their backward pass, so
 #: they count 5 products where the plain form has 4.
@@ -172,3 +173,19 @@ def test_what_is_small_is_timed_and_errors_of_the_checkpoint_are_told() -> None:
 
     with pytest.raises(ConfigError, match="no checkpoint here"):
         count_instead(work, fail)
+
+
+def test_a_pretrained_text_encoder_and_the_mask_aware_terms_are_counted_from_documents(tmp_path: Path) -> None:
+    stable_diffusion(tmp_path / "sd")
+    model = {"kind": "control", "base": f"{tmp_path}/sd", "hint": "none"}
+    job = {"kind": "train", "faces": "f", "first_stage": f"{tmp_path}/sd", "model": model, "out": "o"}
+    job |= {"training": {"steps": 10, "batch": 2, "warmup": 0}}
+    plain = operations_a_picture(make(job))
+    terms = {"below": 100, "perceptual": 0.5, "face": 0.0}
+    more = operations_a_picture(make(job | {"mask_aware": terms})) - plain
+    with torch.device("meta"):
+        stage = FirstStage(checkpoint_folder.first_stage_config(tmp_path / "sd"))
+    vgg = 3 * 2 * 15.35e9 * (512 / 224) ** 2
+    assert more == pytest.approx(0.1 * (3 * operations_of_decoding(stage) + vgg), rel=0.01)
+    # 0.8 TFLOP of the UNet and 0.27 of the branch; the gradients of the decoder and the branch twice that.
+    assert 1.5e12 < plain < 4e12
