@@ -6,7 +6,7 @@ out/report.html                the same as a page, with pictures of the same row
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from raygen.core.config import parse
@@ -21,7 +21,7 @@ from raygen.report.run_folder import COMPARISON
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
 
-__all__ = ["Evaluation", "compare", "write_comparison"]
+__all__ = ["Evaluation", "compare", "print_comparison", "write_comparison"]
 
 
 #: `NAME=FOLDER`; a folder may have an equals sign behind a slash.
@@ -74,6 +74,14 @@ def compare(words: Sequence[str]) -> tuple[MethodTable, list[Evaluation]]:
         raise ConfigError(f"compare: two methods are {twice[0]!r}; name them, such as {twice[0]}-2={found[-1].url}")
     published = [entry for evaluation in found for entry in evaluation.published]
     return method_table({evaluation.name: evaluation.rows for evaluation in found}, published), found
+
+
+def print_comparison(words: Sequence[str], out: str | None) -> Iterator[str]:
+    """The table in Markdown, and the address of the page if the comparison is written into `out`."""
+    table, found = compare(words)
+    yield table.markdown().rstrip()
+    if out is not None:
+        yield f"compare: {write_comparison(table, found, out)}"
 
 
 def write_comparison(table: MethodTable, found: Sequence[Evaluation], out: str) -> str:

@@ -51,14 +51,16 @@ from raygen.evaluation.config import (
 )
 from raygen.evaluation.protocols import FeatureNetwork, protocols_of
 from raygen.evaluation.reference import ReferenceSet, write_unpaired
-from raygen.evaluation.sample_facts import described, ids_of_split, method_of, pictures_of, published_facts, shared_ids
+from raygen.evaluation.sample_facts import described, kept_ids, method_of, pictures_of, published_facts, restrict
 from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.evaluation.track import track
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.store.filesystem import FileStore
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import from_parquet
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.set_digest import KEYS
+from raygen.tracking.base import LOG, LogTo, tracked
 
 if TYPE_CHECKING:
     from raygen.evaluation.scoring import ScoreWorker
@@ -125,6 +127,7 @@ class EvaluateJob(Job, Sharding):
         (), description="values that papers print, shown beside the measured ones; they are never part of METRICS"
     )
     batch: int = Field(32, ge=1, le=4096, description="pictures that are scored at once")
+    log: LogTo = Field((), description=LOG)
 
     @model_validator(mode="after")
     def _check_settings(self) -> "EvaluateJob":
@@ -192,23 +195,18 @@ class EvaluateJob(Job, Sharding):
         if samples is not None and "samples" in passes and samples.has("scores"):
             scores = gather_scores(samples.tables("scores"))
             sets["all"] |= {name: matrix for name, matrix in scores.items() if name.partition(":")[0] in MADE}
-        if self.rows_of or self.reference_split is not None:
-            from raygen.evaluation.slices import select_ids
-
-            if self.rows_of:
-                sets["all"] = select_ids(sets["all"], shared_ids(str(self.samples), self.rows_of))
-            for name in {"reference", "roundtrip"} & sets.keys() if self.reference_split is not None else ():
-                sets[name] = select_ids(sets[name], ids_of_split(str(self.reference), str(self.reference_split)))
+        restrict(sets, self._kept())
         return sets
+
+    def _kept(self) -> dict[str, frozenset[str]]:
+        """The ids that `rows_of` and `reference_split` keep, by set; `ConfigError` where there are none."""
+        return kept_ids(self.samples, self.rows_of, self.reference, self.reference_split)
 
     def _check_inputs(self) -> None:
         """`ConfigError` for what would only fail after the pictures are scored."""
         if (key := self.score.to_source) and self.reference is None:
             raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
-        if self.rows_of:
-            shared_ids(str(self.samples), self.rows_of)
-        if self.reference_split is not None:
-            ids_of_split(str(self.reference), self.reference_split)
+        self._kept()
         if self.reference_stats is not None and self.score.features is not None:
             from raygen.evaluation.external_stats import check_statistics
 
@@ -329,7 +327,7 @@ class EvaluateJob(Job, Sharding):
         from raygen.evaluation.memorization import compare_to_training
         from raygen.evaluation.slices import by_slices, column, grouping_of
 
-        folder = FileStore(f"{self.out}/{where}")
+        folder, is_main = FileStore(f"{self.out}/{where}"), where != COMMON
         content = None if reference is None else reference.content
         run, protocols, features = self._protocols(reference, samples)
         stores = pictures_of(reference, samples)
@@ -374,6 +372,8 @@ class EvaluateJob(Job, Sharding):
         folder.update("published.json", json.dumps([entry.model_dump() for entry in self.published], indent=1).encode())
         whole = [row for row in metrics if "/" not in row["slice"]]
         numbers = {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole}
+        if self.log and is_main:
+            facts |= track(self.log, tracked(self.document(), run), metrics, stores)
         return numbers | published_facts(self.published) | few_rows(whole) | facts
 
 

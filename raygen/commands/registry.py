@@ -91,6 +91,13 @@ COMMANDS: Final[Mapping[str, Command]] = {
         stage=False,
         example="stages.model.training.steps=2000",
     ),
+    "study": Command(
+        "SAMPLES",
+        "pages",
+        "Write offline pages on which people choose between the pictures of several methods.",
+        stage=False,
+        example="trials=40 forms=12",
+    ),
     "export": Command(
         "SAMPLES or FACES",
         "data set",

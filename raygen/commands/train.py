@@ -26,6 +26,7 @@ from raygen.core.hashing import canonical, digest
 from raygen.core.location import LocalLocation, Location
 from raygen.models import checkpoint_folder
 from raygen.store.run_store import RunStore, open_input
+from raygen.tracking.base import LOG, LogTo
 from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
 from raygen.training.unfinished import alone
 
@@ -58,15 +59,17 @@ class TrainJob(TrainRecipe, Job):
         "default: in `out`, or for a URL in the cache folder, until the training ends",
     )
 
+    log: LogTo = Field(("tensorboard",), description=LOG)
+
     def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """See `Job.settings`; where the prepared data is, and what ranks share, does not matter."""
-        settings = super().settings({"cache", *exclude})
+        """See `Job.settings`; where the prepared data is, what ranks share and who watches does not matter."""
+        settings = super().settings({"cache", "log", *exclude})
         settings["training"] = {k: v for k, v in settings["training"].items() if k != "sharding"}
         return settings
 
     def document(self) -> dict[str, Any]:
         """See `Job.document`."""
-        return {**super().document(), "cache": self.cache}
+        return {**super().document(), "cache": self.cache, "log": list(self.log)}
 
     def run(self, report: ProgressCallback) -> Result:
         """Train to the end, continuing from the last training state in `out`."""

@@ -1,7 +1,7 @@
 """What is said of the samples of an evaluation: which rows they are, who made them, what papers print for them."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import pyarrow.compute as pc
@@ -17,12 +17,11 @@ __all__ = [
     "METHOD",
     "ROW_IDS",
     "described",
-    "ids_of_split",
+    "kept_ids",
     "method_of",
-    "pictured_ids",
     "pictures_of",
     "published_facts",
-    "shared_ids",
+    "restrict",
 ]
 
 
@@ -35,6 +34,30 @@ def method_of(samples: RunStore | None) -> str | None:
     """The name of another method whose pictures were ingested; None for pictures that raygen made."""
     data = None if samples is None else samples.plan().settings.get("data")
     return data.get("method") if isinstance(data, Mapping) else None
+
+
+def kept_ids(
+    samples: str | None, others: Sequence[str], reference: str | None, split: str | None
+) -> dict[str, frozenset[str]]:
+    """The ids that an evaluation is over, by set, where it leaves others out.
+
+    Samples have a picture in the runs `others` too; the reference and its reconstruction are of a `split`.
+    `ConfigError` where there are none.
+    """
+    kept = {}
+    if samples is not None and others:
+        kept["all"] = shared_ids(samples, others)
+    if reference is not None and split is not None:
+        kept |= dict.fromkeys(("reference", "roundtrip"), ids_of_split(reference, split))
+    return kept
+
+
+def restrict(sets: dict[str, dict[str, ScoreMatrix]], kept: Mapping[str, frozenset[str]]) -> None:
+    """Leave the scores of other ids out of `sets`, for those sets that `kept` names."""
+    from raygen.evaluation.slices import select_ids
+
+    for name in kept.keys() & sets.keys():
+        sets[name] = select_ids(sets[name], kept[name])
 
 
 def shared_ids(samples: str, others: Iterable[str]) -> frozenset[str]:

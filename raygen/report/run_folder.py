@@ -204,19 +204,20 @@ class RunFolder:
         if self.main is None:
             return []
         key = KEYS[self.main.table][0]
-        return [example for row in self._example_rows if (example := image_with_mask(row, key))]
+        return [example for row in self.example_rows if (example := image_with_mask(row, key))]
 
     @cached_property
     def noise(self) -> NoiseCheck | None:
         """Whether the rows of `examples` are noise; None where there are no images of that size."""
-        return check_noise(images_of(self._example_rows))
+        return check_noise(images_of(self.example_rows))
 
     @cached_property
-    def _example_rows(self) -> Sequence[Mapping[str, Any]]:
+    def example_rows(self) -> Sequence[Mapping[str, Any]]:
+        """At most `EXAMPLES` rows, evenly spaced through the main stage: key, image, mask, source and landmarks."""
         if self.main is None or self.main.table not in ("samples", "faces"):
             return []
         key = KEYS[self.main.table][0]
-        return list(evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source"]))
+        return list(evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source", "landmarks"]))
 
     def json(self, name: str) -> Any:
         """The JSON file `name`, seen from the folder; or None; `IntegrityError` where it is damaged."""
