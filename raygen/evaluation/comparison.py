@@ -11,6 +11,7 @@ from raygen.metrics.registry import SECONDS, better, lookup
 
 __all__ = [
     "CELL",
+    "ROW_IDS",
     "WITHIN",
     "Curve",
     "Grid",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 
+#: Key of a digest of the ids of all samples, in the protocol of their METRICS rows.
+ROW_IDS: Final = "row_ids"
 #: Key of the settings of a sweep's cell in the protocol of its METRICS rows.
 CELL: Final = "cell"
 #: A step count is enough where its value is within this share of the best value of the curve.

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from raygen.core.errors import ConfigError
-from raygen.evaluation.comparison import check_names, check_protocols, side_by_side
-from raygen.evaluation.sample_facts import ROW_IDS
+from raygen.evaluation.comparison import ROW_IDS, check_names, check_protocols, side_by_side
 from raygen.metrics.registry import lookup, order
 
 __all__ = ["Cell", "Line", "MethodTable", "Published", "method_table"]

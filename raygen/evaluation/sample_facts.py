@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import digest
+from raygen.evaluation.comparison import ROW_IDS
 from raygen.evaluation.config import PublishedConfig
 from raygen.evaluation.reference import ReferenceSet, Stores
 from raygen.evaluation.score_matrix import ScoreMatrix
@@ -15,7 +16,6 @@ from raygen.store.run_store import RunStore, open_input
 
 __all__ = [
     "METHOD",
-    "ROW_IDS",
     "described",
     "kept_ids",
     "method_of",
@@ -25,8 +25,7 @@ __all__ = [
 ]
 
 
-#: Keys of the protocol of METRICS rows of samples: a digest of the ids of all rows; another method that made them.
-ROW_IDS: Final = "row_ids"
+#: Key of another method that made the samples, in the protocol of their METRICS rows.
 METHOD: Final = "method"
 
 
