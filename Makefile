@@ -14,7 +14,7 @@ export RAYGEN_ARGS ?=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-quickstart: $(READY) ## draw faces, generate 1,000 more on a local Ray, score them, write runs/quickstart/report.html
+quickstart: $(READY) ## draw faces, generate 1,024 more on a local Ray, score them, write runs/quickstart/report.html
 	$(BIN)/raygen quickstart $(RAYGEN_ARGS)
 
 # One process runs all tests that share a Ray, and begins with them; the others take a file at a time. Tests of Ray
