@@ -67,7 +67,7 @@ def test_help_lists_the_commands_in_groups_and_the_exit_codes(tmp_path):
     jobs, tools = shown.stdout.partition("─ Tools ─")[::2]
     assert "─ Jobs" in jobs
     assert all(f"│ {command} " in jobs for command in COMMANDS)
-    tool_names = ("init", "schema", "quickstart", "verify", "report", "import", "doctor")
+    tool_names = ("init", "schema", "quickstart", "verify", "report", "compare", "import", "doctor")
     assert all(f"│ {command} " in tools for command in tool_names)
     text = " ".join(shown.stdout.split())
     codes = "0 success, 2 error in the configuration or the input, 3 too many rows failed, 4 infrastructure failed"

@@ -31,9 +31,8 @@ from raygen.core.config import nearest, override, parse, texts_in
 from raygen.core.errors import ConfigError
 from raygen.evaluation.comparison import (
     Grid,
+    check_comparable,
     check_counts,
-    check_names,
-    check_protocols,
     grid,
     side_by_side,
     variant_of,
@@ -293,14 +292,6 @@ def busy_seconds(commits: Iterable[Commit]) -> float:
         total += max(end - max(started, ends[worker]), 0.0)
         ends[worker] = max(end, ends[worker])
     return total
-
-
-def check_comparable(measured: Mapping[str, list[dict[str, Any]]]) -> None:
-    """`ConfigError` where METRICS rows of variants were not measured with one protocol."""
-    columns = side_by_side(row for rows in measured.values() for row in rows)
-    for column, cells in columns.items():
-        check_protocols(column, cells)
-    check_names({variant: [cells[variant] for cells in columns.values() if variant in cells] for variant in measured})
 
 
 def fill_placeholders(value: Any, folders: Mapping[str, str]) -> Any:

@@ -86,6 +86,7 @@ def run_quickstart(settings: Quickstart) -> None:
     console.console.print(f"  open {page} in a browser", markup=False)
     generate = f"raygen generate jobs/generate_quickstart.yaml conditions={out}/conditions sampler.steps=25"
     commands = {
+        f"raygen report {out} --explore": "a second page, which sorts, filters and enlarges all pictures",
         f"raygen verify {out}/samples": "check that every row is there exactly once, and every byte as committed",
         f"{generate} --dry-run": "estimate how long more steps would take",
         "raygen doctor": "check that this machine is ready for larger runs",

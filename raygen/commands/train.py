@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
+from raygen.commands.counted import LARGEST_TIMED
 from raygen.commands.inputs import check_conditions_of_faces, check_splits, open_inputs
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.core.hashing import canonical, digest
@@ -27,6 +28,7 @@ from raygen.core.location import LocalLocation, Location
 from raygen.models import checkpoint_folder
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore, open_input
+from raygen.tracking.base import LOG, LogTo
 from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
 from raygen.training.unfinished import alone
 
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
 
-#: A dry run on a CPU does not time the steps of a model with more parameters than this.
-LARGEST_TIMED: Final = 50_000_000
 #: Changes where the files of prepared training data have another form.
 DATA_FORMAT: Final = 1
 #: A dry run reads no more faces than one batch, or this number.
@@ -61,15 +61,17 @@ class TrainJob(TrainRecipe, Job):
         "default: in `out`, or for a URL in the cache folder, until the training ends",
     )
 
+    log: LogTo = Field(("tensorboard",), description=LOG)
+
     def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """See `Job.settings`; where the prepared data is, and what ranks share, does not matter."""
-        settings = super().settings({"cache", *exclude})
+        """See `Job.settings`; where the prepared data is, what ranks share and who watches does not matter."""
+        settings = super().settings({"cache", "log", *exclude})
         settings["training"] = {k: v for k, v in settings["training"].items() if k != "sharding"}
         return settings
 
     def document(self) -> dict[str, Any]:
         """See `Job.document`."""
-        return {**super().document(), "cache": self.cache}
+        return {**super().document(), "cache": self.cache, "log": list(self.log)}
 
     def run(self, report: ProgressCallback) -> Result:
         """Train to the end, continuing from the last training state in `out`."""
@@ -124,7 +126,8 @@ class TrainJob(TrainRecipe, Job):
         except RaygenError as error:
             notes.append(f"parameters are not counted: {error}")
         size = parameters * (2 if self.save_dtype == "float16" else 4)
-        if parameters > LARGEST_TIMED and not torch.cuda.is_available():
+        if max(parameters, self._frozen()) > LARGEST_TIMED and not torch.cuda.is_available():
+            notes.append(self._counted())
             notes.append("time is not estimated: the model is too large to time a step on a CPU")
             return Estimate(rows, 0, 0, size, 0.0, tuple(notes))
         try:
@@ -149,6 +152,27 @@ class TrainJob(TrainRecipe, Job):
         seconds = min(limit for limit in limits if limit is not None)
         notes.append(f"{rows:,} faces, batch {self.training.batch}, {1 / step_s:.2f} steps per second")
         return Estimate(rows, 0, 0, size, seconds, tuple(notes))
+
+    def _frozen(self) -> int:
+        """Parameters of a model that is put together from trained ones, these included; 0 for others."""
+        from raygen.models.operations import UNCOUNTABLE, weightless
+
+        if not folders_of(self.model):
+            return 0
+        try:
+            return sum(parameter.numel() for parameter in weightless(self.model, None).parameters())
+        except UNCOUNTABLE:
+            return 0
+
+    def _counted(self) -> str:
+        """A note on the operations of the whole training."""
+        from raygen.models.operations import UNCOUNTABLE, hours_text
+        from raygen.training.operations import training_operations
+
+        try:
+            return hours_text(training_operations(self))
+        except UNCOUNTABLE as error:
+            return f"operations are not counted: {error}"
 
     def _count_rows(self) -> int:
         """Number of training faces, without reading any picture."""

@@ -12,6 +12,8 @@ from raygen.core.hashing import run_id
 from raygen.core.precision import set_deterministic_precision
 from raygen.models import checkpoint
 from raygen.models.text import Tokenizer
+from raygen.tracking.background import Trackers
+from raygen.tracking.base import measured, tracked
 from raygen.training.config.recipe import is_denoiser
 from raygen.training.data import TrainingData
 from raygen.training.logger import TrainingLogger
@@ -55,7 +57,10 @@ def train_rank(job: "TrainJob", rank: int, world_size: int) -> Iterator[TrainSte
         raise
     if rank == 0:
         outputs.begin()
-    logger = TrainingLogger(outputs.folder) if rank == 0 else None
+    logger = None
+    if rank == 0:
+        trackers = Trackers([n for n in job.log if n != "tensorboard"], tracked(job.document(), name))
+        logger = TrainingLogger(outputs.folder, trackers, tensorboard="tensorboard" in job.log)
     every, states = config.sheet_every, outputs.states(config.keep)
     for step in train(trainer, arrays, states):
         # A record covers several steps: a sheet is due if one of them is a multiple of `sheet_every`.
@@ -73,7 +78,7 @@ def train_rank(job: "TrainJob", rank: int, world_size: int) -> Iterator[TrainSte
         with trainer.averaged():
             if logger is not None:
                 logger.close()
-                write_result(job, outputs, trainer, arrays, name, logger.last())
+                write_result(job, outputs, trainer, arrays, name, logger.last(), logger.trackers)
     remove_data(job, outputs, rank)
 
 
@@ -119,11 +124,17 @@ def run_id_of(job: "TrainJob", tokenizer: Tokenizer | None) -> str:
 
 
 def write_result(
-    job: "TrainJob", outputs: Outputs, trainer: Trainer, arrays: TrainingData, name: str, last: Mapping[str, Any]
+    job: "TrainJob",
+    outputs: Outputs,
+    trainer: Trainer,
+    arrays: TrainingData,
+    name: str,
+    last: Mapping[str, Any],
+    trackers: Trackers | None = None,
 ) -> None:
     """Write the checkpoint, with the recipe that made it, and then result.json.
 
-    The module has the averaged weights. `last`: the newest record.
+    The module has the averaged weights. `last`: the newest record. `trackers` also get the numbers, and are closed.
     """
     module = trainer.objective.module
     skipped = "none"
@@ -143,6 +154,10 @@ def write_result(
     if (network := NETWORKS.get(job.model.kind)) is not None:
         facts |= network.finish(trainer.objective, job, arrays, trainer.device)
     facts["checkpoint"] = _save(job, outputs, module, facts)
+    if trackers is not None:
+        trackers.numbers(measured(facts), trainer.step)
+        if problems := trackers.close():
+            facts["not_logged"] = "; ".join(problems)
     outputs.write_result(facts)
 
 

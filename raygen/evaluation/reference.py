@@ -21,6 +21,7 @@ __all__ = [
     "ReferenceSet",
     "Stores",
     "UnpairedRows",
+    "baseline_content",
     "check_held_out",
     "find_unpaired",
     "picture_size",
@@ -128,6 +129,22 @@ def check_held_out(config: MemorizationConfig, reference: ReferenceSet) -> None:
         raise ConfigError(f"training: {config.faces} has no rows of split {config.split!r}")
     if content == reference.content and trained_on == len(splits):
         raise ConfigError(f"reference: all of {reference.url} was trained on; nothing is held out")
+
+
+def baseline_content(baseline: str | None, samples: str) -> str | None:
+    """The content of the baseline of a run; `ConfigError` where it has other rows, or pictures of another size."""
+    if baseline is None:
+        return None
+    own, (store, content) = open_input(samples)[0], open_input(baseline)
+    ids = (set(table["sample_id"].to_pylist()) for table in store.tables("samples", ["sample_id"]))
+    there: set[str] = set().union(*ids)
+    for table in own.tables("samples", ["sample_id"]):
+        if missing := next((name for name in table["sample_id"].to_pylist() if name not in there), None):
+            raise ConfigError(f"pairwise.baseline: {baseline} has no sample {missing!r} of {samples}")
+    sizes = picture_size(own, "samples"), picture_size(store, "samples")
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ConfigError(f"pairwise.baseline: {baseline} has pictures of another size than {samples}")
+    return content
 
 
 class UnpairedRows(NamedTuple):

@@ -56,6 +56,15 @@ class SCADMConfig(Config):
         "hard",
         description="styles that a pixel reads. hard: of its class only; paper: as in equation 8; none: of all classes",
     )
+    edges: bool = Field(
+        False,
+        description="SPADE also reads where the class of a pixel differs from that of a neighbour, as in SDM",
+    )
+    learn_sigma: bool = Field(
+        False,
+        description="the network also predicts the variance of a ddpm step, between its bounds, and is trained by the "
+        "hybrid loss, as in SDM; samplers other than ddpm leave it unread",
+    )
     style: StyleConfig | None = Field(
         default_factory=StyleConfig, description="style encoder of the reference picture; null has none, as in SDM"
     )

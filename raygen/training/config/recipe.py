@@ -172,6 +172,8 @@ class TrainRecipe(Config):
                 raise ValueError(
                     "attention_loss needs activations as they are: set training.gradient_checkpointing=false"
                 )
+        if self.mask_aware is not None and getattr(self.model, "learn_sigma", False):
+            raise ValueError("mask_aware does not train the variance: set model.learn_sigma=false")
         if problem := without_effect(self, TRAINING):
             raise ValueError(problem)
         return self
