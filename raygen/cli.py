@@ -14,7 +14,7 @@ from raygen.commands.base import Job
 from raygen.commands.registry import COMMANDS, Command, load
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InfrastructureError, RaygenError, StorageError
-from raygen.core.location import Location, RelativeLocation, is_remote, redact
+from raygen.core.location import LocalInput, LocalLocation, Location, RelativeLocation, is_remote, redact
 from raygen.core.units import duration, size
 from raygen.core.version import __version__
 from raygen.store.filesystem import PERMANENT
@@ -263,6 +263,29 @@ def study_results(
     console.heading(f"study-results: {out}")
 
 
+@app.command(rich_help_panel=TOOLS)
+def compare(
+    evaluations: Annotated[
+        list[str],
+        typer.Argument(help="folders of evaluations", metavar="[NAME=]FOLDER...", show_default=False),
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="folder for comparison.json, .csv, .md and report.html", show_default=False)
+    ] = None,
+) -> None:
+    """Print a table of several evaluations: columns are methods, rows metrics with intervals.
+
+    Exits with 2, and says what differs, where they were not measured alike.
+
+    Example: raygen compare ours=runs/evaluation SEAN=runs/sean --out runs/comparison
+    """
+    from raygen.commands.compare import print_comparison
+
+    folder: str | None = None if out is None else parse(Location, out, "--out")
+    for text in print_comparison(evaluations, folder):
+        console.console.print(text, markup=False)
+
+
 @app.command("import", rich_help_panel=TOOLS)
 def import_(
     words: Annotated[
@@ -294,17 +317,18 @@ def import_(
 
     Example: raygen import auto model.ckpt runs/model
     """
-    for name in words[1:] if look else words[1:-1]:  # told before torch is imported
-        if "://" not in name and not Path(name).exists():
-            raise ConfigError(f"{name}: no such file")
+    first, last = words[0], len(words) - 1
+    for i, word in enumerate(words[1:], 1):  # told before torch is imported
+        words[i] = parse(LocalInput if look or i < last else LocalLocation, word, "import")
+        if (look or i < last) and not Path(words[i]).exists():
+            raise ConfigError(f"{words[i]}: no such file")
+    vocabulary = parse(RelativeLocation | None, vocabulary, "--vocabulary")
     from raygen.convert.convert import convert, inspect
     from raygen.convert.families import FAMILIES
     from raygen.convert.parts import Options
 
-    words = [parse(RelativeLocation, word, "import") for word in words]
-    vocabulary = parse(RelativeLocation | None, vocabulary, "--vocabulary")
-    family = words[0] if words[0] in FAMILIES else None
-    files = words[1:] if family or words[0] == "auto" else words
+    family = first if first in FAMILIES else None
+    files = words[1:] if family or first == "auto" else [parse(LocalInput, first, "import"), *words[1:]]
     options = Options(image_size, weights, scaling_factor, vocabulary)
     if look:
         account = inspect(files, family, options)

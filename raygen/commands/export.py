@@ -22,14 +22,12 @@ from raygen.commands.base import (
     Result,
     ShardedJob,
     Throughput,
-    check_splits,
     extrapolate,
     noise_facts,
     outcome_facts,
-    plan_run,
     run_sharded,
-    store_listing,
 )
+from raygen.commands.inputs import check_conditions_of_faces, check_splits, keep_listings, listing_inputs, plan_run
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import Location
@@ -181,6 +179,7 @@ class ExportJob(ShardedJob):
         source = self._source()
         listing = self._listing(source)
         work = self._prepared(source, listing, write=False)
+        work.store.check(work.plan)
         worker, rows = work.build(), listing.rows.slice(0, TIMED_ROWS)
         worker.start(rows.slice(0, 1))()  # the first call pays for lazy imports
         began = time.perf_counter()
@@ -199,6 +198,8 @@ class ExportJob(ShardedJob):
             return ExportSource.open(self.samples, "samples")
         assert self.faces is not None
         check_splits(self.faces, self.splits, "splits")
+        if "text" in self.model_fields_set:
+            check_conditions_of_faces(self.faces, ["text"], self.splits, key="text", caption=("text", self.text))
         return ExportSource.open(self.faces, "faces")
 
     def _listing(self, source: ExportSource) -> ExportListing:
@@ -228,7 +229,7 @@ class ExportJob(ShardedJob):
             settings["provenance"] = {"c2pa": credentials.identity}
             if write and not FileStore(self.out).creates_once():
                 raise ConfigError(f"{self.out}: provenance.c2pa needs storage that creates a file only once")
-        inputs = store_listing(listing.rows, self.out, source.digest, write=write)
+        inputs = listing_inputs(listing.rows, self.out, source.digest, write=write)
         seed = source.settings.get("seed")
         config = ExportConfig(
             self.format,
@@ -244,8 +245,10 @@ class ExportJob(ShardedJob):
             credentials,
         )
         plan = plan_run("export", settings, inputs, batch=self.shard_rows, shard_rows=self.shard_rows)
-        build = partial(ExportWorker, config)
-        return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, build=build, first=listing.rows)
+        build, store = partial(ExportWorker, config), RunStore(self.out)
+        if write:
+            keep_listings(store, plan, inputs)
+        return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing.rows)
 
     def _marks(self, source: ExportSource) -> bool:
         """Whether pictures are marked as synthetic."""

@@ -1,17 +1,13 @@
 """`raygen generate`: CONDITIONS -> SAMPLES, and SCORES of the pictures before they are encoded."""
 
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from raygen.commands.base import (
-    Inputs,
-    PreparedRun,
-    ShardedJob,
-    open_inputs,
-    plan_run,
-)
+from raygen.commands.base import Estimate, PreparedRun, ShardedJob, estimate_cost
+from raygen.commands.counted import count_instead
+from raygen.commands.inputs import Inputs, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
@@ -36,6 +32,9 @@ from raygen.sampling.config import (
 )
 from raygen.store.images import CODECS, Codec
 from raygen.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    from raygen.sampling.operations import Counted
 
 __all__ = ["JOB", "GenerateJob"]
 
@@ -117,6 +116,16 @@ class GenerateJob(ShardedJob):
     def prepare(self, *, write: bool) -> PreparedRun:
         """Plan the shards of the rows of `conditions`; see `planned`."""
         return self.planned(open_inputs(self.conditions, "conditions"))
+
+    def estimate(self) -> Estimate:
+        """One batch, timed; for networks that are too large for a CPU, their operations."""
+        work = self.prepare(write=False)
+        return count_instead(work, self._count) or estimate_cost(work, self.resources)
+
+    def _count(self) -> "Counted":
+        from raygen.sampling.operations import count_sampling
+
+        return count_sampling(self.sampling(""))
 
     def planned(self, rows: Inputs, *, checked: bool = False) -> PreparedRun:
         """Plan the shards of `rows`. Checkpoint and networks enter the run id by content, not by path.

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ProgressCallback, Result, ShardedJob, open_inputs, plan_run
+from raygen.commands.base import PreparedRun, ProgressCallback, Result, ShardedJob
+from raygen.commands.inputs import open_inputs, plan_run
 from raygen.core.location import Location
 from raygen.execution.worker import Worker
 from raygen.extractors.config import BundledNetworkConfig, LandmarksConfig, ParserConfig

@@ -16,9 +16,10 @@ from typing import Any, Final
 from pydantic import Field
 
 from raygen.commands import console
-from raygen.commands.base import Job, Result, open_inputs, run_together
+from raygen.commands.base import Job, Result, run_together
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
+from raygen.commands.inputs import open_inputs
 from raygen.commands.registry import make
 from raygen.core.assets import recipe
 from raygen.core.config import Config, Resources

@@ -41,7 +41,7 @@ class Command:
 COMMANDS: Final[Mapping[str, Command]] = {
     "ingest": Command(
         "raw data",
-        "FACES",
+        "FACES or SAMPLES",
         "Read, check and store pictures with their masks, attributes and texts.",
         example="data.size=128",
     ),

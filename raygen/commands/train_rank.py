@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import run_id
 from raygen.core.precision import set_deterministic_precision
 from raygen.models import checkpoint
@@ -25,7 +26,7 @@ from raygen.training.unfinished import explained
 if TYPE_CHECKING:
     from raygen.commands.train import TrainJob
 
-__all__ = ["pick_device", "train_rank"]
+__all__ = ["check_states", "is_finished", "pick_device", "run_id_of", "train_rank"]
 
 
 #: Number of skipped faces whose reasons are listed in the result.
@@ -42,14 +43,20 @@ def train_rank(job: "TrainJob", rank: int, world_size: int) -> Iterator[TrainSte
     set_deterministic_precision(job.resources.threads)
     outputs, config = Outputs(job.out), job.training
     tokenizer = job.tokenizer()
-    name = _run_id(job, tokenizer)
+    name = run_id_of(job, tokenizer)
     if is_finished(outputs, name):
         remove_data(job, outputs, rank)  # where a killed process left it
         return
-    arrays = job.arrays(tokenizer)
+    # First: what these refuse should not wait for the data.
+    trainer = Trainer(job.objective(tokenizer), config, device=pick_device(), rank=rank, world_size=world_size)
+    check_states(outputs, trainer)
+    try:
+        arrays = job.arrays(tokenizer)
+    except (ConfigError, InputError):
+        remove_data(job, outputs, rank)
+        raise
     if rank == 0:
         outputs.begin()
-    trainer = Trainer(job.objective(tokenizer), config, device=pick_device(), rank=rank, world_size=world_size)
     logger = None
     if rank == 0:
         trackers = Trackers([n for n in job.log if n != "tensorboard"], tracked(job.document(), name))
@@ -81,6 +88,16 @@ def remove_data(job: "TrainJob", outputs: Outputs, rank: int = 0) -> None:
         shutil.rmtree(job.data_folder, ignore_errors=True)
 
 
+def check_states(outputs: Outputs, trainer: Trainer) -> None:
+    """`ConfigError` where the newest state in a local `out` is one of other settings."""
+    if outputs.local:
+        states = outputs.states(1)
+        newest = states.last()
+        states.close()
+        if newest is not None:
+            trainer.check_state(Path(newest))
+
+
 def is_finished(outputs: Outputs, expected: str) -> bool:
     """Whether this training, of the `expected` run id, has ended already; its checkpoint is then left as it is.
 
@@ -98,7 +115,8 @@ def is_finished(outputs: Outputs, expected: str) -> bool:
     return True
 
 
-def _run_id(job: "TrainJob", tokenizer: Tokenizer | None) -> str:
+def run_id_of(job: "TrainJob", tokenizer: Tokenizer | None) -> str:
+    """The run id of a training: a hash of its settings, its data, and the trained models that it stands beside."""
     experts = frozen_digests(job)
     return run_id(
         {"settings": job.settings(), "data": job.data_digest(tokenizer), **({"experts": experts} if experts else {})}

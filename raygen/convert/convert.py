@@ -17,6 +17,7 @@ from raygen.convert.families import FAMILIES, guess
 from raygen.convert.key_maps import Pick
 from raygen.convert.parts import Draft, Options
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import is_remote
 from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
@@ -105,6 +106,8 @@ def convert(
     Several files are read as one: a model and, after it, the first stage or base that it lacks. `family` None is
     guessed. All names and shapes are checked before anything is written: `InputError` (`weights`).
     """
+    if is_remote(str(out)):
+        raise ConfigError(f"{out}: is a URL; an import writes to a local folder only, copy the result afterwards")
     if inside := [path for path in files if Path(path).resolve().is_relative_to(Path(out).resolve())]:
         raise ConfigError(f"{inside[0]}: lies inside of {out}, which would be replaced")
     report, draft, entries = _draft(files, family, options)

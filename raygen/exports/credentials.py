@@ -179,10 +179,14 @@ class PictureSigner:
         except c2pa.C2paError as error:
             raise ConfigError(f"provenance.c2pa: the certificate and key cannot sign ({error})") from error
 
-    def sign(self, picture: bytes, codec: PictureCodec, title: str, source: str) -> bytes:
-        """`picture` with a credential: what it is called, its digital source type, and that raygen made it."""
+    def sign(self, picture: bytes, codec: PictureCodec, title: str, source: str, method: str | None = None) -> bytes:
+        """`picture` with a credential: what it is called, its digital source type, and what made it.
+
+        `method`: another method that made it, in place of raygen.
+        """
         agent = {"name": "raygen", "version": __version__}
-        action = {"action": "c2pa.created", "digitalSourceType": source, "softwareAgent": agent}
+        maker = agent if method is None else {"name": method}
+        action = {"action": "c2pa.created", "digitalSourceType": source, "softwareAgent": maker}
         manifest = {
             "claim_generator_info": [agent],
             "title": title,
@@ -275,15 +279,16 @@ def sign_once(
     codec: PictureCodec,
     source: str,
     stored: tuple[FileStore, str] | None,
+    method: str | None = None,
 ) -> list[bytes]:
     """The signed files of `pictures` (titles and files), in their order.
 
     `stored`: where the first attempt to get so far puts them, and where the others take them from; None signs without
-    storing. `IntegrityError` where what is there was not made of these pictures.
+    storing. `method`: of `PictureSigner.sign`. `IntegrityError` where what is there was not made of these pictures.
     """
     if stored is not None and (found := _signed_before(*stored, pictures)) is not None:
         return found
-    signed = [signer.sign(picture, codec, title, source) for title, picture in pictures]
+    signed = [signer.sign(picture, codec, title, source, method) for title, picture in pictures]
     if stored is None:
         return signed
     table = pa.table({"unsigned": [digest(picture) for _, picture in pictures], "image": signed}, SIGNED)

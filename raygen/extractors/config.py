@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from raygen.core.config import Config
-from raygen.core.location import Location
+from raygen.core.location import LocalInput, Location
 from raygen.store.class_ids import LabelOrder
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 
+#: Channels of a convolution that is normalised in eight groups.
+GroupedChannels = Annotated[int, Field(ge=8, multiple_of=8)]
 #: Description of the setting `margin` of landmark networks.
 MARGIN: Final = (
     "side of the square around the face that the network sees, over that of an aligned crop of ArcFace; the whole "
@@ -67,7 +69,7 @@ class PublishedParserConfig(Config):
     """A parser that the field uses, from weights the user has."""
 
     kind: Literal["parsenet", "bisenet"]
-    weights: Location = Field(..., description="state dict or safetensors file")
+    weights: LocalInput = Field(..., description="state dict or safetensors file")
     sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
 
 
@@ -121,7 +123,7 @@ class ONNXParserConfig(Config):
     """A parser as an ONNX model: pixels [B, 3, size, size] -> logits [B, 19, h, w]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
-    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    weights: LocalInput = Field(..., description="ONNX file; data that it keeps in other files is not read")
     sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
     labels: LabelOrder = Field(
         ...,
@@ -158,7 +160,7 @@ class ONNXLandmarkerConfig(Config):
     """A landmark network as an ONNX model: pixels [1, 3, size, size] -> points. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
-    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    weights: LocalInput = Field(..., description="ONNX file; data that it keeps in other files is not read")
     sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
     size: int = Field(112, ge=16, le=1024, description="side of the input of the model, pixels")
     channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
@@ -186,8 +188,11 @@ LandmarksConfig = Annotated[
 class InceptionConfig(Config):
     """The 2015 Inception network, the only one whose Fréchet distance is called `fid`."""
 
+    #: What can be done without the weights.
+    without: ClassVar[str] = ", or use the bundled features (kind: small), whose distance is not called fid"
+
     kind: Literal["inception"] = "inception"
-    weights: Location = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
+    weights: LocalInput = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
     protocol: Literal["fid@tf1", "fid@clean", "fid@pytorch"] = Field(
         "fid@clean",
         description="resize and weights of the FID: fid@clean as "
@@ -212,8 +217,11 @@ Trunk = Literal["vgg", "alex"]
 class LPIPSConfig(Config):
     """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
 
+    #: What can be done without the weights.
+    without: ClassVar[str] = ", or leave out `lpips`"
+
     weight: float = Field(1.0, gt=0, description="weight of the distance in a loss")
-    weights: Location = Field(
+    weights: LocalInput = Field(
         "hub", description="torchvision's file of the network, or `hub` for torchvision's own cache"
     )
     sha256: SHA256 | None = Field(
@@ -238,7 +246,9 @@ class VGGFace2Config(Config):
     """The ResNet-50 of VGGFace2, from weights the user has."""
 
     kind: Literal["vggface2"] = "vggface2"
-    weights: Location = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
+    weights: LocalInput = Field(
+        ..., description="state dict, safetensors or pickled arrays; its classifier is not read"
+    )
     sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
 
 
@@ -246,7 +256,7 @@ class TorchScriptConfig(Config):
     """An embedder in a TorchScript file: pixels [B, 3, H, W] in -1..1 -> features. The file is code that is run."""
 
     kind: Literal["torchscript"] = "torchscript"
-    weights: Location = Field(..., description="TorchScript file")
+    weights: LocalInput = Field(..., description="TorchScript file")
     trust: bool = Field(False, description="true: run the code in the file, which is a program")
     sha256: SHA256 | None = Field(None, description="complete sha256 of the trusted file")
 
@@ -264,7 +274,7 @@ class ONNXEmbedderConfig(Config):
     """An embedder as an ONNX model: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
-    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    weights: LocalInput = Field(..., description="ONNX file; data that it keeps in other files is not read")
     sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
     channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
 
@@ -299,8 +309,8 @@ class BundledParserConfig(Config):
     """Shape of a small parser. Pictures of another size are resized to `image_size` and the labels back."""
 
     kind: Literal["parser"] = "parser"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
+    image_size: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the pictures in pixels")
+    channels: tuple[GroupedChannels, ...] = Field(
         (16, 32, 64, 96),
         min_length=2,
         description="channels of each level; every level after the first halves the resolution",
@@ -311,8 +321,8 @@ class BundledClassifierConfig(Config):
     """Shape of a small attribute classifier. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["classifier"] = "classifier"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
+    image_size: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the pictures in pixels")
+    channels: tuple[GroupedChannels, ...] = Field(
         (16, 32, 64, 96),
         min_length=2,
         max_length=6,
@@ -325,8 +335,8 @@ class BundledEmbedderConfig(Config):
     """Shape of a small face embedder. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["embedder"] = "embedder"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
+    image_size: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the pictures in pixels")
+    channels: tuple[GroupedChannels, ...] = Field(
         (16, 32, 64, 96),
         min_length=2,
         max_length=6,

@@ -27,6 +27,7 @@ from raygen.report import (
     identities,
     influence,
     landmarks,
+    methods,
     nearest_pairs,
     provenance,
     reproduce,
@@ -52,6 +53,7 @@ __all__ = ["SECTIONS", "build_report"]
 
 #: Sections in the order of the page.
 SECTIONS: Sequence[Callable[[RunFolder], Section | None]] = (
+    methods.section,
     cards.section,
     sweep.section,
     selection.section,

@@ -19,7 +19,7 @@ from raygen.store.parquet import Slice, from_parquet, read_slice
 from raygen.store.run_store import Commit, Plan, RunStore, open_input
 from raygen.store.set_digest import KEYS
 
-__all__ = ["EXAMPLES", "RunFolder", "Stage"]
+__all__ = ["COMPARISON", "EXAMPLES", "RunFolder", "Stage"]
 
 
 #: Folders of a run, in the order in which they are made; the table each holds, and what its rows are called.
@@ -34,6 +34,8 @@ STAGES: Final = (
 )
 #: Levels below the root at which a training may lie: the root itself, a stage, a stage of a variant.
 TRAINING_DEPTH: Final = 2
+#: File in which `raygen compare` keeps its table.
+COMPARISON: Final = "comparison.json"
 #: Images that stand for the whole set, on the page's head and contact sheet.
 EXAMPLES: Final = 72
 
@@ -104,9 +106,9 @@ class Stage:
     def seconds(self) -> float:
         """Wall time: of the command where it did all of it, else of the hours in which something ran.
 
-        0 for a selection, which only copies rows.
+        0 for a selection and for pictures of another method, which are only copied.
         """
-        if self.plan.kind == "select":
+        if self.plan.kind == "select" or (self.plan.kind == "ingest" and self.table == "samples"):
             return 0.0
         if self.record.get("seconds") and not self.record.get("resumed_shards"):
             return float(self.record["seconds"])
@@ -142,7 +144,7 @@ class RunFolder:
         files = [name for name in storage.names("metrics") if name.endswith(".parquet")]
         rows = [row for name in files for row in from_parquet(storage.get(f"metrics/{name}")).to_pylist()]
         trainings = list(_trainings(storage, "", TRAINING_DEPTH))
-        if not (stages or rows or trainings):
+        if not (stages or rows or trainings or storage.exists(COMPARISON)):
             single = storage.exists("attempt-00/plan.json")
             hint = "; it is a single run: give the folder around it" if single else ""
             raise ConfigError(
@@ -192,7 +194,7 @@ class RunFolder:
         pieces = self.images.slices("samples") if self.images else []
         if not pieces:
             return {}
-        columns = ["checkpoint", "sampler", "steps", "guidance", "mask", "attributes", "text"]
+        columns = ["method", "checkpoint", "sampler", "steps", "guidance", "mask", "attributes", "text"]
         row: dict[str, Any] = read_slice(pieces[0]._replace(rows=1), columns).to_pylist()[0]
         return row
 

@@ -22,8 +22,9 @@ from PIL import Image
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES, CLASSES
+from raygen.core.location import Location
 from raygen.core.types import UInt8Array
-from raygen.models import checkpoint
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.base import Model
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import Guidance, SampleConfig
@@ -53,12 +54,17 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "FacePipeline":
-        """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them."""
+        """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them.
+
+        `ConfigError` where there is no checkpoint; nothing is looked up on the hub.
+        """
         kwargs.setdefault("low_cpu_mem_usage", False)  # else diffusers asks for `accelerate`, which is not used here
         shown = is_progress_bar_enabled()
         disable_progress_bar()  # a scheduler is all that diffusers loads here
         try:
-            pipeline: FacePipeline = super().from_pretrained(local_folder(pretrained_model_name_or_path), **kwargs)
+            folder = local_folder(parse(Location, str(pretrained_model_name_or_path), "from_pretrained"))
+            checkpoint_folder.open_checkpoint(folder)  # else diffusers would ask the hub for a model of this name
+            pipeline: FacePipeline = super().from_pretrained(folder, **kwargs)
         finally:
             if shown:
                 enable_progress_bar()

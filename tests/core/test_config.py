@@ -100,7 +100,21 @@ def test_a_choice_of_numbers_lists_them():
 
 
 def test_an_unknown_kind_lists_the_known_ones():
-    assert "'pixels', 'latents'" in error({"seed": 1, "model": {"kind": "voxels"}})
+    assert "model.kind: 'latent' is not one of pixels, latents; did you mean 'latents'?" in error(
+        {"seed": 1, "model": {"kind": "latent"}}
+    )
+    assert "model.kind: is missing; it is one of pixels, latents" in error({"seed": 1, "model": {"side": 8}})
+
+
+def test_a_list_with_a_bad_member_is_not_called_too_short():
+    class Lists(Config):
+        members: tuple[Annotated[int, Field(ge=1)], ...] = Field(..., min_length=1)
+
+    with pytest.raises(ConfigError) as caught:
+        parse(Lists, {"members": [0]})
+    assert str(caught.value) == "job: members.0: Input should be greater than or equal to 1 (got 0)"
+    with pytest.raises(ConfigError, match=r"members: .*at least 1 item"):
+        parse(Lists, {"members": []})
 
 
 def test_places_in_lists_are_named():

@@ -74,6 +74,16 @@ def test_a_signed_picture_says_that_a_model_made_it_and_keeps_all_else(run, keys
     assert "assertion.dataHash.mismatch" in credential(bytes(wrong), codec)[2]
 
 
+def test_the_credential_of_another_methods_picture_does_not_say_that_raygen_made_it(keys, tmp_path):
+    rows = [{**sample(i), "method": "SEAN", "checkpoint": None, "sampler": None, "seed": None} for i in range(2)]
+    export(store_rows(tmp_path / "samples", rows), tmp_path / "out", "folder", provenance={"c2pa": keys})
+    for data in tree(tmp_path / "out/dataset/images").values():
+        state, manifest, _ = credential(data)
+        (actions,) = (entry["data"]["actions"] for entry in manifest["assertions"] if "actions" in entry["label"])
+        assert (state, actions[0]["softwareAgent"]["name"]) == ("Valid", "SEAN")
+        assert manifest["claim_generator_info"][0]["name"] == "raygen"  # which wrote the credential
+
+
 def test_every_format_holds_signed_pictures(run, keys, tmp_path):
     for kind in ("webdataset", "huggingface", "recordio"):
         form = {"size": 16, "codec": "png"} if kind == "recordio" else {}

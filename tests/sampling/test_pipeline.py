@@ -169,11 +169,20 @@ def test_a_mask_with_a_palette_is_understood_as_a_file_is() -> None:
         ({"num_inference_steps": 0}, "sampler.steps: .*greater than or equal to 1"),
         ({"seed": -1}, "seed: .*greater than or equal to 0"),
         ({"guidance_scale": 2.0, "texts": ["a"]}, "does not take"),
+        ({"masks": ["face.png"]}, "whole numbers .H, W., not <U8"),
+        ({"attributes": [{"Smiling": "yes"}]}, "attribute Smiling is 'yes'"),
     ],
 )
 def test_wrong_arguments_are_errors_of_raygen(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FacePipeline.from_pretrained("bundled")(1, **arguments)
+
+
+def test_a_folder_without_a_checkpoint_is_named_and_the_hub_is_not_asked(tmp_path: Path) -> None:
+    """`from_pretrained` of diffusers 0.42.1 takes a folder that is not there for a name on the hub."""
+    for place in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ConfigError, match="no checkpoint here"):
+            FacePipeline.from_pretrained(str(place))
 
 
 def test_loading_shows_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
