@@ -287,6 +287,7 @@ def test_what_is_no_file_of_weights_is_named(name: str, content: str, what: str,
         (b"\x93NUMPY\x01\0" + bytes(80), "one array of numpy"),
         (b"\x89PNG\r\n\x1a\n" + bytes(80), "a picture"),
     ],
+    ids=["404", "refusal", "html", "gzip", "tar", "onnx", "hdf5", "numpy", "png"],
 )
 def test_other_kinds_of_files_are_named(content: bytes, what: str, tmp_path: Path) -> None:
     (tmp_path / "m.pth").write_bytes(content)
