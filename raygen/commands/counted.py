@@ -21,7 +21,6 @@ def count_instead(work: PreparedRun, count: "Callable[[], Counted]") -> Estimate
 
     `ConfigError` where its folder cannot hold it, as in a run.
     """
-    work.store.check(work.plan)
     import torch
 
     from raygen.models.operations import UNCOUNTABLE, hours_text
@@ -36,6 +35,7 @@ def count_instead(work: PreparedRun, count: "Callable[[], Counted]") -> Estimate
         return None
     if counted.parameters <= LARGEST_TIMED:
         return None
+    work.store.check(work.plan)
     done = len(work.store.committed())
     left = work.plan.rows * (1 - done / max(len(work.plan.shards), 1))
     notes = (
