@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from raygen.core.config import nearest
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.face_labels import CLASSES
 from raygen.core.hashing import digest
 from raygen.core.location import Location
 from raygen.datasets.files import Files, system_file
@@ -209,10 +210,14 @@ class MethodResults(PictureFiles):
         )
 
     def row(self, listed: Row) -> Row:
-        """The picture of a row; `InputError` (`no_picture`) where there is none."""
-        if listed["image"] is None:
+        """The picture of a row; `InputError`: `no_picture`; `mask` where no value is above the largest class."""
+        if (address := listed["image"]) is None:
             raise InputError(f"{self.root} has no picture that fits this row", reason="no_picture")
-        return self.fitted(listed["image"], None)
+        file = self.read(address)
+        if 0 < (largest := int(file.pixels.max())) < len(CLASSES):
+            text = f"{address}: no value is above {largest}; this looks like a mask of class numbers, not a picture"
+            raise InputError(text, reason="mask")
+        return self.fit(file, address, None)
 
     def worker(self, run_id: str) -> Callable[[], "ResultsWorker"]:
         """Makes SAMPLES in place of FACES."""

@@ -30,6 +30,8 @@ __all__ = [
 
 
 FILE: Final = "reference.json"
+#: Pictures of a run whose sizes are looked at before anything is scored.
+FIRST: Final = 64
 #: Rows with a picture and no mask, or the reverse.
 UNPAIRED: Final = "unpaired.json"
 #: By set: the run with its pictures, their table, and the column of their ids.
@@ -91,8 +93,12 @@ class ReferenceSet:
         self.check_size(samples, "samples")
 
     def check_size(self, store: RunStore, table: str) -> None:
-        """`ConfigError` where the pictures in `table` of a run have another size than the reference."""
-        size = picture_size(store, table)
+        """`ConfigError` where the pictures in `table` of a run have another size than the reference, or several."""
+        sizes = list(dict.fromkeys(_first_sizes(store, table)))
+        if len(sizes) > 1:
+            sides = " and of ".join(f"{width} x {height} px" for height, width in sizes[:2])
+            raise ConfigError(f"{store.url} has pictures of {sides}; ingest them with `data.size`, at one size")
+        size = sizes[0] if sizes else None
         if size is not None and size != self.size:
             sides, own_sides = (f"{width} x {height} px" for height, width in (size, self.size))
             raise ConfigError(
@@ -111,13 +117,19 @@ class ReferenceSet:
 
 def picture_size(store: RunStore, table: str) -> tuple[int, int] | None:
     """Height and width of the first picture in a run; None where it has none."""
+    return next(_first_sizes(store, table), None)
+
+
+def _first_sizes(store: RunStore, table: str) -> Iterator[tuple[int, int]]:
+    """Height and width of the first pictures in a run, up to `FIRST`: to see more costs a read of all pictures."""
     for piece in store.slices(table):
-        rows = read_slice(piece._replace(rows=min(piece.rows, 64)), ["image"])
-        for value in rows["image"].to_pylist():
-            if value is not None:
-                shape = decode_image(value["bytes"]).shape
-                return int(shape[0]), int(shape[1])
-    return None
+        rows = read_slice(piece._replace(rows=min(piece.rows, FIRST)), ["image"])
+        values = [value for value in rows["image"].to_pylist() if value is not None]
+        for value in values:
+            height, width = decode_image(value["bytes"]).shape[:2]
+            yield int(height), int(width)
+        if values:
+            return
 
 
 def check_held_out(config: MemorizationConfig, reference: ReferenceSet) -> None:

@@ -11,7 +11,7 @@ from raygen.commands.verify import verify
 from raygen.core.errors import ConfigError, TooManyBadRows
 from raygen.core.hashing import digest
 from raygen.datasets.results import MethodResults
-from raygen.evaluation.reference import picture_size
+from raygen.evaluation.reference import ReferenceSet, picture_size
 from raygen.store.images import decode_mask
 from raygen.store.run_store import open_input
 from tests.drawn import drawn, quiet
@@ -157,6 +157,27 @@ def test_files_that_fit_badly(tmp_path, world, pattern, names, message):
     with pytest.raises(ConfigError, match=message):
         job(tmp_path, world, pattern).estimate()
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_of_class_numbers_are_no_pictures(tmp_path, world):
+    conditions = rows_of(world / "rows", "conditions")
+    for row in conditions[1:]:
+        picture(tmp_path / f"in/{row['source']}.png")
+    mask = tmp_path / f"in/{conditions[0]['source']}.png"
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 19).save(mask)
+    job(tmp_path, world, "{source}.png", max_error_fraction=0.3).run(quiet)
+    errors = [row["error"] for row in rows_of(tmp_path / "out", "samples")]
+    message = "no value is above 18; this looks like a mask of class numbers, not a picture"
+    assert errors == [f"mask: {mask}: {message}", None, None, None]
+
+
+def test_pictures_of_several_sizes_are_not_compared_with_a_reference(tmp_path, world):
+    for number, row in enumerate(rows_of(world / "rows", "conditions")):
+        picture(tmp_path / f"in/{row['source']}.png", number, size=96 if number == 2 else 64)
+    job(tmp_path, world, "{source}.png").run(quiet)
+    reference = ReferenceSet.open(f"{world}/faces")
+    with pytest.raises(ConfigError, match=r"out has pictures of 64 x 64 px and of 96 x 96 px; ingest them with `data"):
+        reference.check_size(open_input(f"{tmp_path}/out")[0], "samples")
 
 
 def test_an_export_names_the_method_and_not_raygen(tmp_path, world):

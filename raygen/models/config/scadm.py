@@ -63,7 +63,7 @@ class SCADMConfig(Config):
     learn_sigma: bool = Field(
         False,
         description="the network also predicts the variance of a ddpm step, between its bounds, and is trained by the "
-        "hybrid loss, as in SDM; samplers other than ddpm leave it unread",
+        "hybrid loss, as in SDM; only ddpm, and ddim with eta 1, read it",
     )
     style: StyleConfig | None = Field(
         default_factory=StyleConfig, description="style encoder of the reference picture; null has none, as in SDM"
