@@ -14,7 +14,7 @@ export RAYGEN_ARGS ?=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
-quickstart: $(READY) ## draw faces, generate 1,000 more on a local Ray, score them, write runs/quickstart/report.html
+quickstart: $(READY) ## draw faces, generate 1,024 more on a local Ray, score them, write runs/quickstart/report.html
 	$(BIN)/raygen quickstart $(RAYGEN_ARGS)
 
 # One process runs all tests that share a Ray, and begins with them; the others take a file at a time. Tests of Ray
@@ -38,10 +38,11 @@ MXNET := mxnet==1.9.1 numpy==1.23.5 graphviz==0.21 requests urllib3 idna certifi
 
 nightly: $(READY) ## run the tests that take minutes, or need other versions of packages (installed beside the environment)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/other --no-deps $(OTHER)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/trackers mlflow==3.17.2 wandb==0.31.0
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/dlib --no-deps dlib-bin==20.0.1.post1 face_recognition_models==0.3.0
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/readers --no-deps $(DATA_READERS)
 	-$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(VENV)/readers/mxnet-1.9.1 --no-deps --only-binary :all: $(MXNET)
-	RAYGEN_NIGHTLY=1 RAYGEN_OTHER_TRANSFORMERS=$(VENV)/other RAYGEN_READERS=$(VENV)/readers RAYGEN_DLIB=$(VENV)/dlib $(BIN)/pytest -m nightly $(RAYGEN_ARGS)
+	RAYGEN_NIGHTLY=1 RAYGEN_OTHER_TRANSFORMERS=$(VENV)/other RAYGEN_READERS=$(VENV)/readers RAYGEN_DLIB=$(VENV)/dlib RAYGEN_TRACKERS=$(VENV)/trackers $(BIN)/pytest -m nightly $(RAYGEN_ARGS)
 
 faults: $(READY) ## try a fault at every operation of every command; takes hours
 	RAYGEN_FAULTS_EVERY=1 $(BIN)/pytest tests/faults $(RAYGEN_ARGS)

@@ -82,6 +82,7 @@ COLUMNS: Final[Mapping[str, Mapping[str, str]]] = {
         "steps": "sampler steps",
         "guidance": "guidance weights: `joint` of all conditions, or one a condition",
         "image_sha256": "sha256 of the encoded image",
+        "method": "name of another method that made the image; null where raygen made it",
         "landmarks": LANDMARKS,
     },
     "scores": {

@@ -19,7 +19,8 @@ export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 python -m raygen doctor --upload
 command="$1"; job="$2"; shift 2
 environment="$(python -c 'import json, os
-print(json.dumps({"excludes": [".git", ".venv", "runs", "benchmarks/results"],
+from raygen.commands.doctor import SKIPPED
+print(json.dumps({"excludes": [*sorted(SKIPPED), "benchmarks/results"],
                   "env_vars": {"RAYGEN_SUBMITTED_FROM": os.getcwd()}}))')"
 exec ray job submit \
   --address "${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}" \

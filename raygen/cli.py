@@ -14,7 +14,7 @@ from raygen.commands.base import Job
 from raygen.commands.registry import COMMANDS, Command, load
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InfrastructureError, RaygenError, StorageError
-from raygen.core.location import Location, RelativeLocation, is_remote, redact
+from raygen.core.location import LocalInput, LocalLocation, Location, RelativeLocation, is_remote, redact
 from raygen.core.units import duration, size
 from raygen.core.version import __version__
 from raygen.store.filesystem import PERMANENT
@@ -209,8 +209,15 @@ def report(
         str | None,
         typer.Option(help="folder of the ingest run that rows refer to; default: found in FOLDER", show_default=False),
     ] = None,
+    explore: Annotated[
+        bool, typer.Option("--explore", help="also write explorer.html, which sorts, filters and enlarges all pictures")
+    ] = False,
+    pictures: Annotated[int, typer.Option(min=1, help="most pictures of the explorer, evenly spaced")] = 100_000,
 ) -> None:
-    """Write a report of a folder of runs: one HTML file that needs no network."""
+    """Write a report of a folder of runs: one HTML file that needs no network.
+
+    With --explore the folder explorer_files/ belongs to the second page: move them together.
+    """
     from raygen.report.build import build_report
 
     folder = parse(Location, folder, "folder")
@@ -219,7 +226,64 @@ def report(
     if not Path(folder).is_dir():
         raise ConfigError(f"{folder}: no such folder")
     out, faces = parse(Location | None, out, "--out"), parse(Location | None, faces, "--faces")
-    console.heading(f"report: {build_report(folder, out, faces=faces)}")
+    page = build_report(folder, out, faces=faces, explore=pictures if explore else 0)
+    console.heading(f"report: {page}")
+
+
+@app.command("study-results", rich_help_panel=TOOLS)
+def study_results(
+    key: Annotated[str, typer.Argument(help="key of the study, such as runs/study.key.json", show_default=False)],
+    answers: Annotated[
+        list[str], typer.Argument(help="files of answers, or folders with such files", show_default=False)
+    ],
+    out: Annotated[str, typer.Option(help="folder for results.md, results.json and results.parquet")] = "runs/results",
+    max_failed: Annotated[
+        float, typer.Option(min=0, max=1, help="leave out raters who failed more than this share of their checks")
+    ] = 1.0,
+) -> None:
+    """Evaluate the answers of a preference study: win rates, agreement, side bias, checks.
+
+    Example: raygen study-results runs/study.key.json answers/ --out runs/study-results
+    """
+    from raygen.study.answers import answer_files, read_answers
+    from raygen.study.build import read_key
+    from raygen.study.results import evaluate_answers, rate_raters, write_results
+
+    document = read_key(parse(Location, key, "KEY"))
+    out = parse(Location, out, "--out")
+    read, problems = read_answers(
+        document, answer_files([parse(RelativeLocation, name, "ANSWERS") for name in answers])
+    )
+    if not read:
+        raise ConfigError("; ".join(["no line is an answer to this study", *problems[:3]]))
+    raters = rate_raters(read, max_failed)
+    counted = {rater.name for rater in raters if not rater.left_out}
+    measures = evaluate_answers([a for a in read if a.rater in counted], list(document["methods"]))
+    console.console.print(write_results(out, measures, raters, document, problems), markup=False)
+    console.heading(f"study-results: {out}")
+
+
+@app.command(rich_help_panel=TOOLS)
+def compare(
+    evaluations: Annotated[
+        list[str],
+        typer.Argument(help="folders of evaluations", metavar="[NAME=]FOLDER...", show_default=False),
+    ],
+    out: Annotated[
+        str | None, typer.Option(help="folder for comparison.json, .csv, .md and report.html", show_default=False)
+    ] = None,
+) -> None:
+    """Print a table of several evaluations: columns are methods, rows metrics with intervals.
+
+    Exits with 2, and says what differs, where they were not measured alike.
+
+    Example: raygen compare ours=runs/evaluation SEAN=runs/sean --out runs/comparison
+    """
+    from raygen.commands.compare import print_comparison
+
+    folder: str | None = None if out is None else parse(Location, out, "--out")
+    for text in print_comparison(evaluations, folder):
+        console.console.print(text, markup=False)
 
 
 @app.command("import", rich_help_panel=TOOLS)
@@ -253,17 +317,18 @@ def import_(
 
     Example: raygen import auto model.ckpt runs/model
     """
-    for name in words[1:] if look else words[1:-1]:  # told before torch is imported
-        if "://" not in name and not Path(name).exists():
-            raise ConfigError(f"{name}: no such file")
+    first, last = words[0], len(words) - 1
+    for i, word in enumerate(words[1:], 1):  # told before torch is imported
+        words[i] = parse(LocalInput if look or i < last else LocalLocation, word, "import")
+        if (look or i < last) and not Path(words[i]).exists():
+            raise ConfigError(f"{words[i]}: no such file")
+    vocabulary = parse(RelativeLocation | None, vocabulary, "--vocabulary")
     from raygen.convert.convert import convert, inspect
     from raygen.convert.families import FAMILIES
     from raygen.convert.parts import Options
 
-    words = [parse(RelativeLocation, word, "import") for word in words]
-    vocabulary = parse(RelativeLocation | None, vocabulary, "--vocabulary")
-    family = words[0] if words[0] in FAMILIES else None
-    files = words[1:] if family or words[0] == "auto" else words
+    family = first if first in FAMILIES else None
+    files = words[1:] if family or first == "auto" else [parse(LocalInput, first, "import"), *words[1:]]
     options = Options(image_size, weights, scaling_factor, vocabulary)
     if look:
         account = inspect(files, family, options)

@@ -67,7 +67,7 @@ def test_help_lists_the_commands_in_groups_and_the_exit_codes(tmp_path):
     jobs, tools = shown.stdout.partition("─ Tools ─")[::2]
     assert "─ Jobs" in jobs
     assert all(f"│ {command} " in jobs for command in COMMANDS)
-    tool_names = ("init", "schema", "quickstart", "verify", "report", "import", "doctor")
+    tool_names = ("init", "schema", "quickstart", "verify", "report", "compare", "import", "doctor")
     assert all(f"│ {command} " in tools for command in tool_names)
     text = " ".join(shown.stdout.split())
     codes = "0 success, 2 error in the configuration or the input, 3 too many rows failed, 4 infrastructure failed"
@@ -171,6 +171,22 @@ def test_an_interrupt_says_what_stays(tmp_path, job):
     assert running.returncode == 130
     assert "run the same command again" in said
     assert "Traceback" not in said
+
+
+def test_an_interrupt_of_the_start_is_one_sentence(tmp_path):
+    code = (
+        "import signal, sys, os\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'raygen.cli': os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from raygen.__main__ import main\n"
+        "main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (130, "KeyboardInterrupt: nothing was begun\n")
 
 
 def test_too_many_bad_rows_end_with_3_and_the_good_ones_are_kept(tmp_path):

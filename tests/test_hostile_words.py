@@ -65,6 +65,8 @@ COMMANDS = {
     "job": ["ingest", "{}"],
     "out": ["ingest", "job.yaml", "out={}"],
     "faces": ["plan", "plan.yaml", "faces={}"],
+    "study-results": ["study-results", "{}", "run"],
+    "answers": ["study-results", "run/key.json", "{}"],
     "init": ["init", "{}"],
     "schema": ["schema", "{}"],
     "quickstart": ["quickstart", "--out={}"],

@@ -55,6 +55,7 @@ JOBS: dict[str, dict[str, Any]] = {
         "stages": {"scores": {"kind": "evaluate", "samples": "nothing", "reference": "faces"}},
         "variants": {"a": []},
     },
+    "study": {"methods": {"a": "nothing", "b": "faces"}, "question": "Which?"},
     "export": {"samples": "nothing", "format": {"kind": "csv"}},
 }
 #: A setting of each of these jobs, and a value that it cannot have.
@@ -70,6 +71,7 @@ WRONG = {
     "select": "gates.0=1",
     "sweep": "samplers=[]",
     "ablation": "variants={}",
+    "study": "layout=circle",
     "export": "format.kind=papyrus",
 }
 

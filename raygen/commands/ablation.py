@@ -15,9 +15,9 @@ import json
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -27,13 +27,12 @@ from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
 from raygen.commands.registry import COMMANDS, job_type
 from raygen.commands.train import TrainJob
-from raygen.core.config import nearest, override, parse
-from raygen.core.errors import ConfigError, RaygenError
+from raygen.core.config import nearest, override, parse, texts_in
+from raygen.core.errors import ConfigError
 from raygen.evaluation.comparison import (
     Grid,
+    check_comparable,
     check_counts,
-    check_names,
-    check_protocols,
     grid,
     side_by_side,
     variant_of,
@@ -48,6 +47,9 @@ from raygen.store.schemas import METRICS
 __all__ = ["JOB", "AblationJob"]
 
 
+T = TypeVar("T")
+#: Files that a finished job leaves in its folder: a run, a checkpoint, a trained network, a scored reference.
+MADE: Final = ("attempt-00/_SUCCESS", "raygen.json", "model.safetensors", "reference.json")
 #: Names of variants and jobs; they become folders.
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -104,6 +106,8 @@ class AblationJob(Job):
         if kind not in stages:
             message = f"must be one of {', '.join(stages)} (got {document.get('kind')!r}){nearest(kind, stages)}"
             raise ConfigError(f"{name}: kind: {message}")
+        if "out" in document:
+            raise ConfigError(f"{name}: out: is set by the ablation; leave it out")
         filled = fill_placeholders(document, {"{shared}": self.out, "{variant}": f"{self.out}/{variant}"})
         resources = {**self.resources.model_dump(exclude_unset=True), **filled.get("resources", {})}
         job: Job = parse(
@@ -114,6 +118,9 @@ class AblationJob(Job):
     def run(self, report: ProgressCallback) -> Result:
         """Run every job in turn, then write the table."""
         began = time.time()
+        for variant, name, job in self.jobs():
+            if not self._waits(job):
+                self._checked(variant, name, job.check)
         measured: dict[str, list[dict[str, Any]]] = {}
         for variant, name, job in self.jobs():
             label = f"{variant}/{name}" if variant else name
@@ -134,14 +141,27 @@ class AblationJob(Job):
         notes = ["rows, bytes and time are of the jobs whose inputs exist; the waiting jobs come on top"]
         for variant, name, job in self.jobs():
             label = f"{variant}/{name}" if variant else name
-            try:
-                estimate = job.estimate()
-            except RaygenError:
+            if self._waits(job):
                 notes.append(f"{label}: waits for earlier jobs")
                 continue
+            estimate = self._checked(variant, name, job.estimate)
             rows, size, seconds = rows + estimate.rows, size + estimate.bytes, seconds + estimate.seconds
             notes.append(f"{label}: {'; '.join(estimate.notes)}")
         return Estimate(rows, 0, 0, size, seconds, tuple(notes))
+
+    def _waits(self, job: Job) -> bool:
+        """Whether a job reads what an earlier one has not made yet."""
+        inputs = {key: value for key, value in job.document().items() if key != "out"}
+        made = {text for text in texts_in(inputs) if text.startswith(f"{self.out}/")}
+        return not all(any(map(FileStore(folder).exists, MADE)) for folder in made)
+
+    @staticmethod
+    def _checked(variant: str, name: str, call: Callable[[], T]) -> T:
+        """The result of a call of a job; its configuration errors also name the job."""
+        try:
+            return call()
+        except ConfigError as error:
+            raise ConfigError(f"{variant or 'shared'}/{name}: {error}") from error
 
     def collect_metrics(self) -> pa.Table:
         """METRICS of all variants, with the variant in each row's protocol; also written to `out/metrics`.
@@ -272,14 +292,6 @@ def busy_seconds(commits: Iterable[Commit]) -> float:
         total += max(end - max(started, ends[worker]), 0.0)
         ends[worker] = max(end, ends[worker])
     return total
-
-
-def check_comparable(measured: Mapping[str, list[dict[str, Any]]]) -> None:
-    """`ConfigError` where METRICS rows of variants were not measured with one protocol."""
-    columns = side_by_side(row for rows in measured.values() for row in rows)
-    for column, cells in columns.items():
-        check_protocols(column, cells)
-    check_names({variant: [cells[variant] for cells in columns.values() if variant in cells] for variant in measured})
 
 
 def fill_placeholders(value: Any, folders: Mapping[str, str]) -> Any:

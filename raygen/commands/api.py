@@ -4,14 +4,15 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Final, Literal, overload
+from typing import Any, Final, Literal, get_args, overload
 
 import pyarrow as pa
 
 from raygen.commands.base import ProgressCallback, Result
 from raygen.commands.registry import load, make
-from raygen.core.config import Resources, nearest, override
+from raygen.core.config import Resources, nearest, override, parse
 from raygen.core.errors import ConfigError
+from raygen.core.location import Location, RelativeLocation
 from raygen.execution.executor import execute, local_runner
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import from_parquet
@@ -31,8 +32,9 @@ def run(job: str | Path | Mapping[str, Any], *overrides: str, progress: Progress
     Finished shards are kept: a second call continues where the first one stopped. Returns the folder and facts about
     the run. `progress` is called with a `Progress` after each shard. Raises the errors of `raygen.core.errors`.
     """
-    loaded = make(override(job, overrides)) if isinstance(job, Mapping) else load(str(job), overrides)
-    return loaded.start(progress)
+    if isinstance(job, Mapping):
+        return make(override(job, overrides)).start(progress)
+    return load(parse(RelativeLocation, str(job), "job"), overrides).start(progress)
 
 
 @overload
@@ -63,14 +65,18 @@ def load_dataset(
     `table` is one of faces, conditions, samples, scores, selection, latents, influence, or `metrics` of an evaluation;
     without it the run's main table is read. `format`: a `pyarrow.Table`, a pandas data frame, or a
     `datasets.Dataset` whose picture columns decode to Pillow pictures.
-    `ConfigError` where the run is not finished or has no such table.
+    `ConfigError` where the run is not finished or has no such table or columns.
     """
-    url = str(folder)
-    if table == "metrics":
+    url: str = parse(Location, str(folder), "folder")
+    formats = get_args(Format)
+    if format not in formats:
+        raise ConfigError(f"format: must be one of {', '.join(formats)} (got {format!r})")
+    name = table
+    if name == "metrics":
         rows = _metrics(url)
     else:
         if table is not None and table not in SCHEMAS:
-            known = (*SCHEMAS, "metrics")
+            known = tuple(SCHEMAS)
             raise ConfigError(f"table: must be one of {', '.join(known)} (got {table!r}){nearest(table, known)}")
         store, _ = open_input(url)
         name = table or next((name for name in MAIN_TABLES if store.has(name)), None)
@@ -78,6 +84,9 @@ def load_dataset(
             raise ConfigError(f"{url}: the run of `raygen {store.plan().kind}` has no table {name or 'with rows'}")
         rows = pa.concat_tables(store.tables(name, columns))
     if columns is not None:
+        if unknown := [column for column in columns if column not in rows.column_names]:
+            there = SCHEMAS[str(name)].names
+            raise ConfigError(f"columns: {url} has no {unknown[0]!r}{nearest(unknown[0], there)}")
         rows = rows.select(list(columns))
     if format == "arrow":
         return rows
@@ -114,11 +123,13 @@ def evaluate(
     kept there: METRICS with protocols and confidence intervals, and the scores of each picture. Raises the errors of
     `raygen evaluate`.
     """
-    with tempfile.TemporaryDirectory() if out is None else nullcontext(str(out)) as folder:
+    samples, reference = parse(Location, str(samples), "samples"), parse(Location, str(reference), "reference")
+    kept: str = "" if out is None else parse(Location, str(out), "out")
+    with tempfile.TemporaryDirectory() if out is None else nullcontext(kept) as folder:
         job = {
             "kind": "evaluate",
-            "samples": samples_run(str(samples), f"{folder}/pictures", size, progress),
-            "reference": _faces_run(str(reference), f"{folder}/reference_pictures", size, progress),
+            "samples": samples_run(samples, f"{folder}/pictures", size, progress),
+            "reference": _faces_run(reference, f"{folder}/reference_pictures", size, progress),
             **settings,
             "out": folder,
         }

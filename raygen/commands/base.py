@@ -6,7 +6,6 @@ Ray is imported only for a job with `resources.runner: ray`.
 import os
 import time
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,8 +16,7 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from raygen.core.config import Config, Resources
-from raygen.core.errors import ConfigError, InputError, RaygenError, TooManyBadRows
-from raygen.core.hashing import digest, run_id
+from raygen.core.errors import RaygenError, TooManyBadRows
 from raygen.core.location import Location
 from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, bad_rows_text, execute_all, local_runner
 from raygen.execution.in_turn import WorkersInTurn
@@ -27,12 +25,11 @@ from raygen.execution.worker import Worker, failed_rows, reasons_of
 from raygen.metrics.noise import check_noise
 from raygen.store.filesystem import FileStore
 from raygen.store.lookup import evenly, images_of
-from raygen.store.parquet import Slice, read_slice, to_parquet
-from raygen.store.run_store import Plan, RunStore, make_shards, open_input
+from raygen.store.parquet import read_slice
+from raygen.store.run_store import RunStore
 
 __all__ = [
     "Estimate",
-    "Inputs",
     "Job",
     "PreparedRun",
     "ProgressCallback",
@@ -40,19 +37,15 @@ __all__ = [
     "ShardedJob",
     "Sharding",
     "Throughput",
-    "check_splits",
     "estimate_cost",
     "extrapolate",
     "noise_facts",
-    "open_inputs",
     "outcome_facts",
     "parallel_workers",
-    "plan_run",
     "report_stage",
     "run_sharded",
     "run_together",
     "runner_of",
-    "store_listing",
     "sum_estimates",
     "time_one_batch",
 ]
@@ -143,6 +136,9 @@ class Job(Config):
         with suppress(RaygenError, OSError):  # storage that cannot be read is told by the job itself
             FileStore(self.out).remove_leftovers()
 
+    def check(self) -> None:
+        """Raise what a run would refuse before it begins; nothing is written, and nothing large is read."""
+
     @abstractmethod
     def run(self, report: ProgressCallback) -> Result:
         """Run the job; `report` is called with the progress. Raises the errors of `raygen.core.errors`."""
@@ -159,6 +155,11 @@ class ShardedJob(Job, Sharding):
     def prepare(self, *, write: bool) -> "PreparedRun":
         """Plan and worker of the job. With `write`, input rows that the job makes itself are stored for the actors."""
 
+    def check(self) -> None:
+        """See `Job.check`."""
+        work = self.prepare(write=False)
+        work.store.check(work.plan)
+
     def run(self, report: ProgressCallback) -> Result:
         """Process every shard that is not committed yet."""
         work = self.prepare(write=True)
@@ -168,14 +169,6 @@ class ShardedJob(Job, Sharding):
     def estimate(self) -> Estimate:
         """Process one batch of the first shard, discard the result, and scale up."""
         return estimate_cost(self.prepare(write=False), self.resources)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Input rows as slices of files, and the digest of their content."""
-
-    slices: Sequence[Slice]
-    digest: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,70 +181,6 @@ class PreparedRun(PlannedRun):
     build: Callable[[], Worker]
     first: pa.Table | None = None
     notes: tuple[str, ...] = ()
-
-
-def open_inputs(url: str, table: str) -> Inputs:
-    """The committed rows of `table` of a complete earlier run; `ConfigError` where there is none."""
-    store, content = open_input(url)
-    if not store.has(table):
-        raise ConfigError(f"{url}: is the result of `raygen {store.plan().kind}` and has no table {table.upper()}")
-    return Inputs(store.slices(table), content)
-
-
-#: Rows of a row group of a listing, at most; the digest of the inputs is that of a file with such groups.
-GROUP_ROWS: Final = 4096
-
-
-def store_listing(listing: pa.Table, out: str, *also: str, write: bool, group_rows: int = GROUP_ROWS) -> Inputs:
-    """Rows that the driver made, as inputs. With `write` they are stored under `out`, where actors read them.
-
-    `also`: digests of other content that the rows refer to; they become part of the inputs' digest. `group_rows`: rows
-    of a shard, where rows are large: a shard is read with the whole row groups that it lies in.
-    """
-    data = stored = to_parquet(listing, row_group_rows=GROUP_ROWS)
-    if write and group_rows < min(GROUP_ROWS, listing.num_rows):
-        stored = to_parquet(listing, row_group_rows=group_rows)
-    name = f"listing-{digest(stored)[:12]}.parquet"
-    storage = FileStore(out)
-    if write:
-        storage.require()
-        storage.update(name, stored)
-    return Inputs([Slice(storage.address(name), 0, listing.num_rows)], ":".join((digest(data), *also)))
-
-
-def plan_run(
-    kind: str,
-    settings: Mapping[str, Any],
-    inputs: Inputs,
-    *,
-    batch: int,
-    shard_rows: int,
-    attempt: int = 0,
-) -> Plan:
-    """The plan of a run over `inputs`. The run id is a hash of `settings` and of the inputs' digest.
-
-    Shards are whole multiples of the batch, so that a batch holds the same rows on any number of workers. Raises
-    `InputError` where the inputs have no rows, and `ConfigError` where a shard is smaller than a batch.
-    """
-    if not any(piece.rows for piece in inputs.slices):
-        raise InputError(f"{kind}: the input has no rows", reason="empty")
-    if shard_rows < batch:
-        raise ConfigError(f"shard_rows: {shard_rows} is less than one batch of {batch} rows")
-    rows = shard_rows // batch * batch
-    parts = {"kind": kind, "settings": settings, "inputs": inputs.digest, "shard_rows": rows, "attempt": attempt}
-    return Plan(kind, run_id(parts), settings, batch, make_shards(inputs.slices, rows))
-
-
-def check_splits(faces: str, splits: Collection[str], key: str) -> None:
-    """`InputError` where a split named by the setting `key` has no faces in the ingest run `faces`."""
-    if not splits:
-        return
-    counts: Counter[str] = Counter()
-    for table in open_input(faces)[0].tables("faces", ["split"]):
-        counts.update(str(name) for name in table["split"].to_pylist())
-    if empty := sorted(set(splits) - set(counts)):
-        there = ", ".join(f"{name} ({number:,})" for name, number in sorted(counts.items()))
-        raise InputError(f"{key}: {faces} has no faces in {', '.join(empty)}; it has {there}", reason="empty")
 
 
 def runner_of(resources: Resources) -> Runner:
@@ -330,7 +259,11 @@ class Throughput:
 
 
 def estimate_cost(work: PreparedRun, resources: Resources) -> Estimate:
-    """Size and time of `work`, extrapolated from one batch that is processed here and discarded."""
+    """Size and time of `work`, extrapolated from one batch that is processed here and discarded.
+
+    `ConfigError` where its folder cannot hold it, as in a run.
+    """
+    work.store.check(work.plan)
     rate = time_one_batch(work)
     return extrapolate(work, resources, rate, (f"timed on {rate.rows} rows with one worker on this machine",))
 
@@ -373,7 +306,7 @@ def parallel_workers(resources: Resources) -> float:
 def extrapolate(work: PreparedRun, resources: Resources, rate: Throughput, notes: tuple[str, ...]) -> Estimate:
     """Size and time of all of `work` at a rate; committed shards take no time."""
     width = parallel_workers(resources)
-    if width < resources.workers:
+    if resources.runner == "ray" and width < resources.workers:
         cores = os.cpu_count() or 1
         notes = (*notes, f"{resources.workers} workers share the {cores} cores of this machine")
     done = len(work.store.committed())

@@ -40,7 +40,7 @@ PACKAGES: Final = (
 WORKING_DIR_LIMIT: Final = 100 * 2**20
 #: Endings of files that hold weights.
 WEIGHTS: Final = frozenset({".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".onnx"})
-#: Folders that are not counted as part of the working folder.
+#: Folders that `jobs/submit.sh` does not upload, so they are not counted as part of the working folder.
 SKIPPED: Final = frozenset({".venv", ".git", "runs", "__pycache__", ".mypy_cache", ".ruff_cache", "node_modules"})
 
 

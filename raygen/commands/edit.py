@@ -5,7 +5,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
+from raygen.commands.base import PreparedRun, ShardedJob
+from raygen.commands.inputs import open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location

@@ -1,17 +1,22 @@
 """`raygen encode`: FACES -> LATENTS, so that the first stage does not run at every step of a training."""
 
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, open_inputs, plan_run
+from raygen.commands.base import Estimate, PreparedRun, ShardedJob, estimate_cost
+from raygen.commands.counted import count_instead
+from raygen.commands.inputs import open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.location import Location
 from raygen.core.types import PRECISION, Precision
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.sampling.config import EncodeConfig
 from raygen.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    from raygen.sampling.operations import Counted
 
 __all__ = ["JOB", "EncodeJob"]
 
@@ -40,6 +45,16 @@ class EncodeJob(ShardedJob):
 
         build = partial(EncodeWorker, config, threads=self.resources.threads)
         return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, ("face_id", "image"), build=build)
+
+    def estimate(self) -> Estimate:
+        """One batch, timed; for a first stage that is too large for a CPU, its operations."""
+        work = self.prepare(write=False)
+        return count_instead(work, self._count) or estimate_cost(work, self.resources)
+
+    def _count(self) -> "Counted":
+        from raygen.sampling.operations import count_encoding
+
+        return count_encoding(resolve(self.checkpoint), flips=self.horizontal_flips)
 
 
 JOB = EncodeJob

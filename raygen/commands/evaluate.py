@@ -3,7 +3,8 @@
 out/scores/{samples,reference,roundtrip,related}/   SCORES, each a run of its own
 out/metrics/metrics.parquet  metrics.json   METRICS
 out/metrics/closest.json  duplicates.json   nearest pairs of a sample and a training face, and of two samples
-out/metrics/pictures.json                   folders of the pictures of these pairs
+out/metrics/pictures.json                   folders of the pictures of these pairs, and of the samples
+out/metrics/published.json                  values that papers print, as the job has them
 out/metrics/verification.json  roc.csv      cosines of genuine and impostor pairs; FAR and TAR by threshold
 out/metrics/pairs.txt  pairs.csv            pairs in the format of LFW; the same by `sample_id`
 out/metrics/unpaired.json                   rows with a picture and no mask, or the reverse, if there are any
@@ -28,34 +29,37 @@ from raygen.commands.base import (
     Sharding,
     estimate_cost,
     noise_facts,
-    open_inputs,
-    plan_run,
     report_stage,
     run_together,
     sum_estimates,
 )
+from raygen.commands.inputs import open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
-from raygen.core.location import Location
+from raygen.core.location import LocalInput, Location
 from raygen.core.types import UInt8Array
 from raygen.evaluation.config import (
     FeatureMetricsConfig,
     MemorizationConfig,
     PairwiseConfig,
+    PublishedConfig,
     ScoreConfig,
     VerificationConfig,
     check_slices,
 )
 from raygen.evaluation.protocols import FeatureNetwork, protocols_of
-from raygen.evaluation.reference import ReferenceSet, Stores, write_unpaired
+from raygen.evaluation.reference import ReferenceSet, baseline_content, check_held_out, write_unpaired
+from raygen.evaluation.sample_facts import described, kept_ids, method_of, pictures_of, published_facts, restrict
 from raygen.evaluation.score_matrix import ScoreMatrix
+from raygen.evaluation.track import track
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.store.filesystem import FileStore
 from raygen.store.lookup import StoredRows
 from raygen.store.parquet import from_parquet
 from raygen.store.run_store import RunStore, open_input
 from raygen.store.set_digest import KEYS
+from raygen.tracking.base import LOG, LogTo, tracked
 
 if TYPE_CHECKING:
     from raygen.evaluation.scoring import ScoreWorker
@@ -83,6 +87,9 @@ class EvaluateJob(Job, Sharding):
         None,
         description="folder of an ingest run with the real pictures, or of an evaluate run that has scored them",
     )
+    reference_split: str | None = Field(
+        None, description="split of the reference that is measured and compared with, such as test; default: all faces"
+    )
     round_trip: Location | None = Field(
         None,
         description="checkpoint whose first stage encodes and decodes the reference; it is scored as a further set",
@@ -105,12 +112,21 @@ class EvaluateJob(Job, Sharding):
         description="face verification: EER and TAR over pairs of pictures; needs `score.identity` and rows with "
         "`identity_id`; default none",
     )
-    reference_stats: Location | None = Field(
+    reference_stats: LocalInput | None = Field(
         None,
         description="file with mean and covariance of features (.npz, or saved by torch) from another tool, to which "
         "the Fréchet distance is computed as well",
     )
+    rows_of: tuple[Location, ...] = Field(
+        (),
+        description="folders of other runs with SAMPLES: METRICS are over the rows that have a picture in all of them, "
+        "so that methods which failed on different rows compare; default: all rows",
+    )
+    published: tuple[PublishedConfig, ...] = Field(
+        (), description="values that papers print, shown beside the measured ones; they are never part of METRICS"
+    )
     batch: int = Field(32, ge=1, le=4096, description="pictures that are scored at once")
+    log: LogTo = Field((), description=LOG)
 
     @model_validator(mode="after")
     def _check_settings(self) -> "EvaluateJob":
@@ -118,6 +134,10 @@ class EvaluateJob(Job, Sharding):
             raise ValueError("name `samples`, or a `reference` to prepare")
         if self.reference_stats is not None and (self.samples is None or self.score.features is None):
             raise ValueError("`reference_stats` needs `samples`, and the `score.features` that it was computed with")
+        if self.reference is None and self.reference_split is not None:
+            raise ValueError("`reference_split` needs `reference`")
+        if self.samples is None and self.rows_of:
+            raise ValueError("`rows_of` needs `samples`")
         if self.samples is None and self.pairwise is not None:
             raise ValueError("`pairwise` needs `samples`")
         if self.verification is not None and self.score.identity is None:
@@ -174,16 +194,27 @@ class EvaluateJob(Job, Sharding):
         if samples is not None and "samples" in passes and samples.has("scores"):
             scores = gather_scores(samples.tables("scores"))
             sets["all"] |= {name: matrix for name, matrix in scores.items() if name.partition(":")[0] in MADE}
+        restrict(sets, self._kept())
         return sets
+
+    def _kept(self) -> dict[str, frozenset[str]]:
+        """The ids that `rows_of` and `reference_split` keep, by set; `ConfigError` where there are none."""
+        return kept_ids(self.samples, self.rows_of, self.reference, self.reference_split)
 
     def _check_inputs(self) -> None:
         """`ConfigError` for what would only fail after the pictures are scored."""
         if (key := self.score.to_source) and self.reference is None:
             raise ConfigError(f"score.{key}: needs `reference`, the folder of the faces that rows name")
+        self._kept()
         if self.reference_stats is not None and self.score.features is not None:
             from raygen.evaluation.external_stats import check_statistics
 
             check_statistics(self.reference_stats, self.score.features)
+
+    def check(self) -> None:
+        """See `Job.check`."""
+        for work in self.passes():
+            work.store.check(work.plan)
 
     def estimate(self) -> Estimate:
         """The sum of all passes."""
@@ -223,6 +254,7 @@ class EvaluateJob(Job, Sharding):
             passes["roundtrip"] = self._pass("roundtrip", reference.url, "faces", resolve(self.round_trip))
         if self.memorization is not None:
             if reference is not None:
+                check_held_out(self.memorization, reference)
                 reference.check_size(open_input(self.memorization.faces)[0], "faces")
             features = ScoreConfig(parser=None, classifier=None, features=self.score.features)
             passes[TRAINING] = self._pass(TRAINING, self.memorization.faces, "faces", None, features)
@@ -232,8 +264,7 @@ class EvaluateJob(Job, Sharding):
 
     def _pairwise_pass(self, pairwise: PairwiseConfig, samples: str) -> PreparedRun:
         """A pass over the samples that compares each with a related one."""
-        baseline = None if pairwise.baseline is None else open_input(pairwise.baseline)[1]
-        settings = {"set": "related", "pairwise": pairwise.model_copy(update={"baseline": baseline})}
+        settings = {"set": "related", "pairwise": pairwise.by_content(baseline_content(pairwise.baseline, samples))}
         inputs, threads = open_inputs(samples, "samples"), self.resources.threads
         plan = plan_run("evaluate", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         from raygen.evaluation.pairwise import COLUMNS, PairwiseWorker
@@ -246,7 +277,7 @@ class EvaluateJob(Job, Sharding):
         self, name: str, url: str, table: str, checkpoint: str | None, score: ScoreConfig | None = None
     ) -> PreparedRun:
         score = score or self.score
-        settings = {
+        settings: dict[str, Any] = {
             "set": name,
             "score": score.by_content(),
             "checkpoint": None if checkpoint is None else checkpoint_digest(checkpoint),
@@ -255,7 +286,8 @@ class EvaluateJob(Job, Sharding):
         key = KEYS[table][0]
         plan = plan_run("evaluate", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         sources = self.reference if table == "samples" else None
-        build = partial(score_worker, score, self.resources.threads, checkpoint, sources, plan.run_id)
+        pinned = score.pinned(settings["score"])
+        build = partial(score_worker, pinned, self.resources.threads, checkpoint, sources, plan.run_id)
         columns = (key, "image", "mask", "attributes", "source", "text", "landmarks")
         store = RunStore(f"{self.out}/scores/{name}")
         return PreparedRun(store, plan, self.max_error_fraction, columns, build=build)
@@ -279,6 +311,8 @@ class EvaluateJob(Job, Sharding):
         }
         if reference is not None:
             protocols["reference"] = {"made": reference.made, "size": list(reference.size)}
+            if self.reference_split is not None:
+                protocols["reference"] = {**protocols["reference"], "split": self.reference_split}
         if self.pairwise is not None:
             from raygen.evaluation.pairwise import protocols as pairwise_protocols
 
@@ -298,10 +332,12 @@ class EvaluateJob(Job, Sharding):
         from raygen.evaluation.memorization import compare_to_training
         from raygen.evaluation.slices import by_slices, column, grouping_of
 
-        folder = FileStore(f"{self.out}/{where}")
+        folder, is_main = FileStore(f"{self.out}/{where}"), where != COMMON
         content = None if reference is None else reference.content
         run, protocols, features = self._protocols(reference, samples)
         stores = pictures_of(reference, samples)
+        if self.samples is not None:
+            folder.update("pictures.json", json.dumps({"samples": self.samples}, indent=1).encode())
         facts = write_unpaired(stores if self.score.parser is not None else {}, protocols, folder)
         for where, (store, _, _) in stores.items():
             facts |= noise_facts(store, "warning" if where == "all" else f"warning [{where}]")
@@ -336,23 +372,14 @@ class EvaluateJob(Job, Sharding):
             rows = MetricRows(run, content)
             write_verification(self.verification, stores, sets, protocols, folder, rows)
             tables.append(rows.table())
-        metrics = pa.concat_tables(tables).to_pylist()
+        metrics = described(pa.concat_tables(tables).to_pylist(), sets.get("all", {}), method_of(samples))
         write_metrics(folder, metrics)
+        folder.update("published.json", json.dumps([entry.model_dump() for entry in self.published], indent=1).encode())
         whole = [row for row in metrics if "/" not in row["slice"]]
-        return {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole} | few_rows(whole) | facts
-
-
-def pictures_of(reference: ReferenceSet | None, samples: RunStore | None) -> Stores:
-    """The runs with the pictures of the samples and of the reference.
-
-    A reference that was scored elsewhere is left out, because its masks and identities are not at hand.
-    """
-    stores: dict[str, tuple[RunStore, str, str]] = {}
-    if samples is not None:
-        stores["all"] = (samples, "samples", "sample_id")
-    if reference is not None and reference.scores is None:
-        stores["reference"] = (open_input(reference.url)[0], "faces", "face_id")
-    return stores
+        numbers = {f"{row['metric']} [{row['slice']}]": round(row["value"], 4) for row in whole}
+        if self.log and is_main:
+            facts |= track(self.log, tracked(self.document(), run), metrics, stores)
+        return numbers | published_facts(self.published) | few_rows(whole) | facts
 
 
 def score_worker(

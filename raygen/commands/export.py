@@ -3,9 +3,8 @@
 Shards become files or pieces of files in parallel; a short final step joins the pieces and writes the check sums and
 the card. Needs no torch.
 
-    out/dataset/               the data set
-    out/README.md  SHA256SUMS  its data card, and the check sums of its files
-    out/attempt-00/            the run: plan, commits, and a row per exported picture
+    out/dataset/        the data set, with its data card README.md, croissant.json and SHA256SUMS
+    out/attempt-00/     the run: plan, commits, and a row per exported picture
 """
 
 import time
@@ -23,14 +22,12 @@ from raygen.commands.base import (
     Result,
     ShardedJob,
     Throughput,
-    check_splits,
     extrapolate,
     noise_facts,
     outcome_facts,
-    plan_run,
     run_sharded,
-    store_listing,
 )
+from raygen.commands.inputs import check_conditions_of_faces, check_splits, keep_listings, listing_inputs, plan_run
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import Location
@@ -38,7 +35,7 @@ from raygen.execution.executor import amend_record
 from raygen.exports import AnyExport
 from raygen.exports.base import DATASET
 from raygen.exports.columns import NamingScheme
-from raygen.exports.credentials import C2PAConfig, Credentials, ProvenanceConfig, read_credentials
+from raygen.exports.credentials import C2PAConfig, Credentials, ProvenanceConfig, key_warning, read_credentials
 from raygen.exports.croissant import croissant_document
 from raygen.exports.croissant_nodes import DataSetParts
 from raygen.exports.data_card import CardConfig, ExportTotals, write_card
@@ -124,6 +121,8 @@ class ExportJob(ShardedJob):
         noise = str(noise_facts(source.store).get("warning", "")) if self.format.pictures else ""
         warnings = [*self.format.warnings(), *filter(None, [noise])]
         work = self._prepared(source, listing, write=True)
+        if self._c2pa is not None:
+            warnings += filter(None, [key_warning(self._c2pa)])
         outcome = run_sharded(work, self.resources, report)
 
         signed_by = work.plan.settings["provenance"]["c2pa"]["certificate_sha256"] if self._c2pa is not None else None
@@ -168,7 +167,7 @@ class ExportJob(ShardedJob):
                 "pictures": f"{data_set['rows']:,}{identities}",
                 "left out": ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count) or "none",
                 "data set": f"{self.out}/{DATASET}: {data_set['files']:,} file{plural}, {data_set['bytes']:,} bytes",
-                "data card": f"{self.out}/{CARD}",
+                "data card": f"{self.out}/{DATASET}/{CARD}",
                 "finish_s": round(time.time() - began, 1),
                 **{name: facts[name] for name in ("shards", "rows_per_s", "run_id", "set_digest") if name in facts},
                 **({"warning": "; ".join(warnings)} if warnings else {}),
@@ -180,6 +179,7 @@ class ExportJob(ShardedJob):
         source = self._source()
         listing = self._listing(source)
         work = self._prepared(source, listing, write=False)
+        work.store.check(work.plan)
         worker, rows = work.build(), listing.rows.slice(0, TIMED_ROWS)
         worker.start(rows.slice(0, 1))()  # the first call pays for lazy imports
         began = time.perf_counter()
@@ -198,6 +198,8 @@ class ExportJob(ShardedJob):
             return ExportSource.open(self.samples, "samples")
         assert self.faces is not None
         check_splits(self.faces, self.splits, "splits")
+        if "text" in self.model_fields_set:
+            check_conditions_of_faces(self.faces, ["text"], self.splits, key="text", caption=("text", self.text))
         return ExportSource.open(self.faces, "faces")
 
     def _listing(self, source: ExportSource) -> ExportListing:
@@ -227,7 +229,7 @@ class ExportJob(ShardedJob):
             settings["provenance"] = {"c2pa": credentials.identity}
             if write and not FileStore(self.out).creates_once():
                 raise ConfigError(f"{self.out}: provenance.c2pa needs storage that creates a file only once")
-        inputs = store_listing(listing.rows, self.out, source.digest, write=write)
+        inputs = listing_inputs(listing.rows, self.out, source.digest, write=write)
         seed = source.settings.get("seed")
         config = ExportConfig(
             self.format,
@@ -243,8 +245,10 @@ class ExportJob(ShardedJob):
             credentials,
         )
         plan = plan_run("export", settings, inputs, batch=self.shard_rows, shard_rows=self.shard_rows)
-        build = partial(ExportWorker, config)
-        return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, build=build, first=listing.rows)
+        build, store = partial(ExportWorker, config), RunStore(self.out)
+        if write:
+            keep_listings(store, plan, inputs)
+        return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing.rows)
 
     def _marks(self, source: ExportSource) -> bool:
         """Whether pictures are marked as synthetic."""

@@ -1,17 +1,13 @@
 """`raygen generate`: CONDITIONS -> SAMPLES, and SCORES of the pictures before they are encoded."""
 
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from raygen.commands.base import (
-    Inputs,
-    PreparedRun,
-    ShardedJob,
-    open_inputs,
-    plan_run,
-)
+from raygen.commands.base import Estimate, PreparedRun, ShardedJob, estimate_cost
+from raygen.commands.counted import count_instead
+from raygen.commands.inputs import Inputs, open_inputs, plan_run
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
@@ -19,7 +15,7 @@ from raygen.core.types import PRECISION, Precision
 from raygen.evaluation.config import ScoreConfig
 from raygen.execution.worker import Worker
 from raygen.extractors.config import LandmarksConfig
-from raygen.extractors.digests import checked_content
+from raygen.extractors.digests import checked_content, pinned
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.models.config.compile import Compile
 from raygen.models.config.mixing import AnyMixing
@@ -36,6 +32,9 @@ from raygen.sampling.config import (
 )
 from raygen.store.images import CODECS, Codec
 from raygen.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    from raygen.sampling.operations import Counted
 
 __all__ = ["JOB", "GenerateJob"]
 
@@ -118,6 +117,16 @@ class GenerateJob(ShardedJob):
         """Plan the shards of the rows of `conditions`; see `planned`."""
         return self.planned(open_inputs(self.conditions, "conditions"))
 
+    def estimate(self) -> Estimate:
+        """One batch, timed; for networks that are too large for a CPU, their operations."""
+        work = self.prepare(write=False)
+        return count_instead(work, self._count) or estimate_cost(work, self.resources)
+
+    def _count(self) -> "Counted":
+        from raygen.sampling.operations import count_sampling
+
+        return count_sampling(self.sampling(""))
+
     def planned(self, rows: Inputs, *, checked: bool = False) -> PreparedRun:
         """Plan the shards of `rows`. Checkpoint and networks enter the run id by content, not by path.
 
@@ -125,15 +134,18 @@ class GenerateJob(ShardedJob):
         model and its sampler are known to fit, so that they are not checked again, which imports torch.
         """
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction", "landmarks"})
-        if self.landmarks is not None:
-            settings["landmarks"] = checked_content("landmarks", self.landmarks, "landmarker")
+        landmarks, score = self.landmarks, self.score
+        if landmarks is not None:
+            settings["landmarks"] = checked_content("landmarks", landmarks, "landmarker")
+            landmarks = pinned(landmarks, settings["landmarks"])
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         config = self.sampling("")
         notes = check_conditions(rows.slices, config, self.ignore, references=self.references is not None)
-        if self.score is not None:
-            settings["score"] = self.score.by_content()
-            if self.score.to_source and self.references is None:
-                raise ConfigError(f"score.{self.score.to_source}: needs `references`, the folder of the source faces")
+        if score is not None:
+            settings["score"] = score.by_content()
+            score = score.pinned(settings["score"])
+            if score.to_source and self.references is None:
+                raise ConfigError(f"score.{score.to_source}: needs `references`, the folder of the source faces")
         if self.references is not None:
             settings["references"] = open_inputs(self.references, "faces").digest
         if not checked:
@@ -142,7 +154,7 @@ class GenerateJob(ShardedJob):
             check_sampling(config)
         plan = plan_run("generate", settings, rows, batch=self.batch, shard_rows=self.shard_rows, attempt=self.attempt)
         config = config.model_copy(update={"run_id": plan.run_id})
-        build = partial(sample_worker, config, self.score, self.resources.threads, self.references, self.landmarks)
+        build = partial(sample_worker, config, score, self.resources.threads, self.references, landmarks)
         return PreparedRun(RunStore(self.out, self.attempt), plan, self.max_error_fraction, build=build, notes=notes)
 
     def sampling(self, run_id: str) -> SampleConfig:

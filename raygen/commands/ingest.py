@@ -1,25 +1,26 @@
-"""`raygen ingest`: raw data -> FACES.
+"""`raygen ingest`: raw data -> FACES; pictures of another method -> SAMPLES.
 
-out/attempt-00/data/faces/     FACES
+out/attempt-00/data/faces/     FACES, or samples/ with SAMPLES
 out/listing-*.parquet          list of the files that were found, which the workers read
+out/unmatched.json             rows without a picture and pictures without a row, if there are any
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ShardedJob, plan_run, store_listing
+from raygen.commands.base import PreparedRun, ShardedJob
+from raygen.commands.inputs import keep_listings, listing_inputs, plan_run
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
 from raygen.datasets import AnyDataSet
-from raygen.datasets.base import DataSet, IngestWorker
 from raygen.datasets.pictures import file_addresses
 from raygen.execution.worker import Worker
 from raygen.extractors.config import LandmarksConfig
-from raygen.extractors.digests import checked_content
+from raygen.extractors.digests import checked_content, pinned
 from raygen.sampling.config import LANDMARKS
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
@@ -28,7 +29,7 @@ __all__ = ["JOB", "IngestJob"]
 
 
 class IngestJob(ShardedJob):
-    """Raw data -> FACES."""
+    """Raw data -> FACES; pictures of another method -> SAMPLES."""
 
     kind: Literal["ingest"] = "ingest"
     data: AnyDataSet = Field(description="data set to read, chosen by its `kind`")
@@ -40,26 +41,29 @@ class IngestJob(ShardedJob):
         listing = self.data.listing()
         if listing.num_rows == 0:
             raise ConfigError("the data set has no pictures")
-        note = (listing.schema.metadata or {}).get(b"note", b"").decode()
+        remarks = listing.schema.metadata or {}
+        note = remarks.get(b"note", b"").decode()
         notes = (f"masks: {self.data.count_masks(listing):,} of {len(listing):,}", *([note] if note else []))
         listing = listing.replace_schema_metadata(None)
-        store, settings = RunStore(self.out), {"data": self.data, **self._landmarks()}
-        if write:
-            FileStore(self.out).require()
+        store, landmarks = RunStore(self.out), self.landmarks
+        settings: dict[str, Any] = {"data": self.data}
+        if landmarks is not None:
+            settings["landmarks"] = checked_content("landmarks", landmarks, "landmarker")
+            landmarks = pinned(landmarks, settings["landmarks"])
+        store.storage.check_place()
         refuse_changed_files(store, settings, listing)
-        inputs = store_listing(listing, self.out, write=write)
+        inputs = listing_inputs(listing, self.out, *self.data.inputs(), write=write)
         plan = plan_run("ingest", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
-        build = partial(ingest_worker, self.data, self.landmarks, self.resources.threads)
+        if write:
+            keep_listings(store, plan, inputs)
+            if b"unmatched" in remarks:
+                FileStore(self.out).update("unmatched.json", remarks[b"unmatched"])
+        build = partial(ingest_worker, self.data.worker(plan.run_id), landmarks, self.resources.threads)
         return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing, notes=notes)
 
-    def _landmarks(self) -> dict[str, Any]:
-        """The setting as the plan has it; without one, the plan is that of before."""
-        return {} if self.landmarks is None else {"landmarks": checked_content("landmarks", self.landmarks, "")}
 
-
-def ingest_worker(data: DataSet, landmarks: LandmarksConfig | None, threads: int) -> Worker:
-    """The worker of an ingest run."""
-    build = partial(IngestWorker, data)
+def ingest_worker(build: Callable[[], Worker], landmarks: LandmarksConfig | None, threads: int) -> Worker:
+    """The worker of an ingest run: that of its data set, and landmarks where they are asked for."""
     if landmarks is None:
         return build()
     from raygen.sampling.landmarked import LandmarkedWorker

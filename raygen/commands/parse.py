@@ -3,17 +3,19 @@
 out/attempt-00/data/faces/     FACES
 """
 
+import math
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from raygen.commands.base import PreparedRun, ProgressCallback, Result, ShardedJob, open_inputs, plan_run
+from raygen.commands.base import PreparedRun, ProgressCallback, Result, ShardedJob
+from raygen.commands.inputs import open_inputs, plan_run
 from raygen.core.location import Location
 from raygen.execution.worker import Worker
 from raygen.extractors.config import BundledNetworkConfig, LandmarksConfig, ParserConfig
-from raygen.extractors.digests import checked_content
+from raygen.extractors.digests import checked_content, pinned
 from raygen.sampling.config import LANDMARKS, ParseConfig
 from raygen.store.run_store import RunStore, open_input
 
@@ -49,12 +51,14 @@ class ParseJob(ShardedJob):
             # Where the pictures come from decides how they are marked, compared and shown.
             **({"data": source["data"]} if "data" in source else {}),
         }
-        if self.landmarks is not None:
-            settings["landmarks"] = checked_content("landmarks", self.landmarks, "landmarker")
+        parser, landmarks = pinned(self.parser, settings["parser"]), self.landmarks
+        if landmarks is not None:
+            settings["landmarks"] = checked_content("landmarks", landmarks, "landmarker")
+            landmarks = pinned(landmarks, settings["landmarks"])
         inputs = open_inputs(self.faces, "faces")
         plan = plan_run("parse", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
-        config = ParseConfig(parser=self.parser, replace=self.replace, min_confidence=self.min_confidence)
-        build = partial(parse_worker, config, self.landmarks, self.resources.threads)
+        config = ParseConfig(parser=parser, replace=self.replace, min_confidence=self.min_confidence)
+        build = partial(parse_worker, config, landmarks, self.resources.threads)
         return PreparedRun(RunStore(self.out), plan, self.max_error_fraction, build=build)
 
     def run(self, report: ProgressCallback) -> Result:
@@ -64,19 +68,22 @@ class ParseJob(ShardedJob):
 
 
 def confidence_facts(store: RunStore, least: float) -> dict[str, str]:
-    """How many faces were parsed, and how confident the parser was."""
-    ids, values = [], []
-    for table in store.tables("faces", ["face_id", "mask_confidence"]):
+    """How many faces have a mask of a parser, of this run or an earlier one, and how confident it was."""
+    masks = low = 0
+    total, lowest = 0.0, (math.inf, "")
+    for table in store.tables("faces", ["face_id", "mask_confidence", "mask.path"]):
         parsed = table.filter(table["mask_confidence"].is_valid())
-        ids += parsed["face_id"].to_pylist()
-        values += parsed["mask_confidence"].to_pylist()
-    if not values:
-        return {"masks": "all faces have one already; `replace` makes others"}
-    low = sum(value < least for value in values)
-    lowest = int(np.argmin(values))
+        values = parsed["mask_confidence"].to_numpy()
+        if len(values):
+            low += parsed["mask"].null_count
+            masks, total = masks + len(values) - parsed["mask"].null_count, total + float(values.sum(dtype=np.float64))
+            least_here = int(values.argmin())
+            lowest = min(lowest, (float(values[least_here]), parsed["face_id"][least_here].as_py()))
+    if not masks + low:
+        return {"masks": "none parsed: the faces have masks already, and `replace: true` makes others"}
     return {
-        "masks": f"{len(values) - low:,} parsed" + (f", {low:,} left out below {least:g}" if low else ""),
-        "confidence": f"{np.mean(values):.3f} on average, {values[lowest]:.3f} at least ({ids[lowest]})",
+        "masks": f"{masks:,} by a parser" + (f", {low:,} left out below {least:g}" if low else ""),
+        "confidence": f"{total / (masks + low):.3f} on average, {lowest[0]:.3f} at least ({lowest[1]})",
     }
 
 

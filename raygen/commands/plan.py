@@ -6,26 +6,27 @@ out/listing-*.parquet               input rows that the driver made: edits of a 
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Final, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from raygen.commands.base import (
+from raygen.commands.base import PreparedRun, ShardedJob
+from raygen.commands.inputs import (
     Inputs,
-    PreparedRun,
-    ShardedJob,
+    check_conditions_of_faces,
     check_splits,
+    keep_listings,
+    listing_inputs,
     open_inputs,
     plan_run,
-    store_listing,
 )
 from raygen.core.config import parse
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.location import Location
 from raygen.datasets.annotations import RepeatedKey, parse_json
-from raygen.planning import AnyPlanning, EditLine, EditsFromFile, Identities, PlanWorker, Unconditional
+from raygen.datasets.files import read
+from raygen.planning import AnyPlanning, EditLine, EditsFromFile, FromFaces, Identities, PlanWorker, Unconditional
 from raygen.store.lookup import InMemoryRows, RowLookup, StoredRows
 from raygen.store.parquet import RANGE, Slice
 from raygen.store.run_store import RunStore, make_shards
@@ -59,29 +60,39 @@ class PlanJob(ShardedJob):
         first: pa.Table | None = None
         lookup: RowLookup | None = None
         notes: tuple[str, ...] = ()
+        own: list[Inputs] = []  # listings beside the inputs
         faces = self.faces or ""
         rows = max(2, self.shard_rows // planning.factor)  # a face and its partner are rows of the same shard
-        check_splits(faces, getattr(planning, "splits", ()), "planning.splits")
+        splits = getattr(planning, "splits", ())
+        check_splits(faces, splits, "planning.splits")
+        if isinstance(planning, FromFaces):
+            chosen = (
+                planning.conditions if "conditions" in planning.model_fields_set else {"text"} & {*planning.conditions}
+            )
+            caption = "planning.caption", planning.caption
+            check_conditions_of_faces(faces, chosen, splits, key="planning.conditions", caption=caption)
         if isinstance(planning, Unconditional):
             inputs = Inputs([Slice(RANGE, 0, planning.count)], f"{RANGE}{planning.count}")
         elif isinstance(planning, EditsFromFile):
             first = read_edits(planning.file)
-            inputs = store_listing(first, self.out, open_inputs(faces, "faces").digest, write=write)
+            inputs = listing_inputs(first, self.out, open_inputs(faces, "faces").digest, write=write)
             lookup = StoredRows(faces, ("mask", "texts", "attributes"))
         elif isinstance(planning, Identities):
-            inputs, lookup, first, notes = self._choose_identities(planning, faces, rows, write=write)
+            (inputs, *own), lookup, first, notes = self._choose_identities(planning, faces, rows, write=write)
         else:
             inputs, columns = open_inputs(faces, "faces"), planning.columns
         plan = plan_run("plan", {"planning": planning}, inputs, batch=min(rows, 1024), shard_rows=rows)
         build = partial(PlanWorker, planning, lookup)
         store, max_errors = RunStore(self.out), self.max_error_fraction
+        if write:
+            keep_listings(store, plan, *own, inputs)
         without_rows = f"no face of {faces} has what planning {planning.kind!r} needs"
         return PreparedRun(store, plan, max_errors, columns, without_rows, build=build, first=first, notes=notes)
 
     def _choose_identities(
         self, planning: Identities, faces: str, rows: int, *, write: bool
-    ) -> tuple[Inputs, InMemoryRows, pa.Table, tuple[str, ...]]:
-        """One input row per identity, and the donors; both are stored, so that actors read what was chosen.
+    ) -> tuple[tuple[Inputs, Inputs], InMemoryRows, pa.Table, tuple[str, ...]]:
+        """One input row per identity, and the donors; both are listings, so that actors read what was chosen.
 
         `rows`: identities of a shard.
         Every face is read once, a few at a time, and the masks that are used are read once more.
@@ -97,10 +108,11 @@ class PlanJob(ShardedJob):
             listing = with_masks(listing, StoredRows(faces, ("mask",)))
         elif chosen.without_masks == "donors":
             donors = with_masks(donors, StoredRows(faces, ("mask",)))
-        stored_donors = store_listing(donors, self.out, write=write)
+        stored_donors = listing_inputs(donors, self.out, write=write)
         contents = source.digest, stored_donors.digest
-        inputs = store_listing(listing, self.out, *contents, write=write, group_rows=rows)
-        return inputs, InMemoryRows(stored_donors.slices[0] if write else donors), listing, chosen.notes
+        inputs = listing_inputs(listing, self.out, *contents, write=write, group_rows=rows)
+        lookup = InMemoryRows(stored_donors.slices[0] if write else donors)
+        return (inputs, stored_donors), lookup, listing, chosen.notes
 
 
 def with_masks(rows: pa.Table, faces: StoredRows) -> pa.Table:
@@ -136,9 +148,10 @@ def read_edits(path: str) -> pa.Table:
 
 
 def _read_text(path: str) -> str:
+    """The content of a text file, local or behind a URL."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read(path).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError, InputError) as error:
         raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 

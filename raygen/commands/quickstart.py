@@ -16,9 +16,10 @@ from typing import Any, Final
 from pydantic import Field
 
 from raygen.commands import console
-from raygen.commands.base import Job, Result, open_inputs, run_together
+from raygen.commands.base import Job, Result, run_together
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
+from raygen.commands.inputs import open_inputs
 from raygen.commands.registry import make
 from raygen.core.assets import recipe
 from raygen.core.config import Config, Resources
@@ -85,6 +86,7 @@ def run_quickstart(settings: Quickstart) -> None:
     console.console.print(f"  open {page} in a browser", markup=False)
     generate = f"raygen generate jobs/generate_quickstart.yaml conditions={out}/conditions sampler.steps=25"
     commands = {
+        f"raygen report {out} --explore": "a second page, which sorts, filters and enlarges all pictures",
         f"raygen verify {out}/samples": "check that every row is there exactly once, and every byte as committed",
         f"{generate} --dry-run": "estimate how long more steps would take",
         "raygen doctor": "check that this machine is ready for larger runs",

@@ -41,7 +41,7 @@ class Command:
 COMMANDS: Final[Mapping[str, Command]] = {
     "ingest": Command(
         "raw data",
-        "FACES",
+        "FACES or SAMPLES",
         "Read, check and store pictures with their masks, attributes and texts.",
         example="data.size=128",
     ),
@@ -90,6 +90,13 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "Run the same jobs for several variants of a setting, and compare them.",
         stage=False,
         example="stages.model.training.steps=2000",
+    ),
+    "study": Command(
+        "SAMPLES",
+        "pages",
+        "Write offline pages on which people choose between the pictures of several methods.",
+        stage=False,
+        example="trials=40 forms=12",
     ),
     "export": Command(
         "SAMPLES or FACES",

@@ -20,19 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from raygen.commands.base import (
-    Estimate,
-    Job,
-    PreparedRun,
-    ProgressCallback,
-    Result,
-    estimate_cost,
-    open_inputs,
-    run_sharded,
-    store_listing,
-)
+from raygen.commands.base import Estimate, Job, PreparedRun, ProgressCallback, Result, estimate_cost, run_sharded
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
+from raygen.commands.inputs import check_splits, keep_listings, listing_inputs, open_inputs
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import run_id
@@ -163,13 +154,11 @@ class SelectJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Run the attempts, write the accepted rows, then the metrics of the selection."""
-        if self.faces is None:
-            open_inputs(self._generate_job(0).conditions, "conditions")  # before real faces are scored
+        self._check_inputs()
         rounds = RetryState(self.gates, self.on_exhausted)
         real: dict[RealFaces, ScorePool] = {}
         for gate in self.gates:
             if gate.real_faces is not None:
-                self._check_real_faces(gate, gate.real_faces[0])
                 real[gate.real_faces] = real.get(gate.real_faces) or self._score_faces(gate, gate.real_faces, report)
         attempts: dict[int, ScoredAttempt] = {}
         rejected: list[str] | None = None
@@ -195,6 +184,7 @@ class SelectJob(Job):
 
     def estimate(self) -> Estimate:
         """The first attempt only; how many pictures will be tried again is not known yet."""
+        self._check_inputs()
         if self.faces is not None:
             return self._scoring_job(self.faces, self.score).estimate()
         first = estimate_cost(self._generate_job(0).prepare(write=False), self.resources)
@@ -214,14 +204,36 @@ class SelectJob(Job):
             ids = pa.array(rejected, pa.string())
             tables = [read_slice(piece) for piece in open_inputs(job.conditions, "conditions").slices]
             rows = pa.concat_tables([table.filter(pc.is_in(table["sample_id"], ids)) for table in tables])
-            work = job.planned(store_listing(rows, f"{self.out}/rerolls", write=True))
+            inputs = listing_inputs(rows, f"{self.out}/rerolls", write=True)
+            inputs.store()
+            work = job.planned(inputs)
         run_sharded(work, self.resources, report)
         return ScoredAttempt(work.store, work.store)
+
+    def _check_inputs(self) -> None:
+        """The errors of gates and inputs that would only be met after pictures have been made and scored."""
+        if self.faces is None:
+            open_inputs(self._generate_job(0).conditions, "conditions")
+        if self.samples is not None:
+            open_input(self.samples, 0)
+        score = self._score
+        assert score is not None
+        for gate in self.gates:
+            if gate.real_faces is not None:
+                self._check_real_faces(gate, gate.real_faces[0])
+                check_splits(gate.real_faces[0], filter(None, [gate.real_faces[1]]), f"gates: {gate.name}.split")
+            if not all(map(score.measures, gate.needs)):
+                raise self._unmeasured(gate)
+
+    def _unmeasured(self, gate: Gate) -> ConfigError:
+        key = "score" if self.faces is not None else "generate.score"
+        return ConfigError(f"gates: {key} does not measure what {gate.name} needs")
 
     def _check_real_faces(self, gate: Gate, faces: str) -> None:
         """`ConfigError` where no embedder is configured, or every tested face would resemble itself."""
         if self._score is None or self._score.identity is None:
             raise ConfigError(f"gates: {gate.name} needs `score.identity`, the embedder that faces are compared with")
+        open_inputs(faces, "faces")
         if gate.refuses_real_people and self.faces is not None and open_input(faces)[1] == open_input(self.faces)[1]:
             raise ConfigError(f"gates: {gate.name}.faces: {faces} are the tested faces: all are like themselves")
 
@@ -262,13 +274,12 @@ class SelectJob(Job):
         # Only for the first attempt: a later one may consist of rows that cannot be measured.
         for gate in self.gates if ids and not attempt else ():
             if any(pool.of(kind) is None for kind in gate.needs):
-                key = "score" if self.faces is not None else "generate.score"
-                raise ConfigError(f"gates: {key} does not measure what {gate.name} needs")
+                raise self._unmeasured(gate)
         return rounds.judge(attempt, ids, pool, failures(scored))
 
     def _selected(self, rounds: RetryState, attempts: Mapping[int, ScoredAttempt]) -> PreparedRun:
         """The pass that copies the accepted rows. Its plan has the settings that the data card shows."""
-        inputs = store_listing(listing(rounds, attempts), f"{self.out}/rerolls", write=True)
+        inputs = listing_inputs(listing(rounds, attempts), f"{self.out}/rerolls", write=True)
         first = attempts[0].rows.plan()
         settings = {
             "gates": [gate.model_dump(mode="json") for gate in self.gates],
@@ -290,8 +301,12 @@ class SelectJob(Job):
                 settings["planning"] = {key: value for key, value in planning.items() if key not in FILES}
         rows = max(shard.rows for shard in first.shards)
         name = run_id({"kind": "select", "settings": settings, "inputs": inputs.digest})
-        plan = Plan("select", name, settings, rows, make_shards(inputs.slices, rows))
-        return PreparedRun(RunStore(f"{self.out}/selected"), plan, 1.0, build=SelectWorker)
+        plan, store = (
+            Plan("select", name, settings, rows, make_shards(inputs.slices, rows)),
+            RunStore(f"{self.out}/selected"),
+        )
+        keep_listings(store, plan, inputs)
+        return PreparedRun(store, plan, 1.0, build=SelectWorker)
 
 
 def scores_of(tables: Iterator[pa.Table], prefixes: Sequence[str]) -> Iterator[pa.Table]:

@@ -24,13 +24,13 @@ from raygen.commands.base import (
     Result,
     Throughput,
     extrapolate,
-    open_inputs,
     runner_of,
     sum_estimates,
     time_one_batch,
 )
 from raygen.commands.evaluate import EvaluateJob
 from raygen.commands.generate import GenerateJob
+from raygen.commands.inputs import open_inputs
 from raygen.core.assets import resolve
 from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError
@@ -185,18 +185,28 @@ class SweepJob(Job):
                     "conditions": self.conditions,
                     "score": self.score.model_dump(),
                 }
-                if guidance == 1.0:  # it has no effect in this cell, and in others it may
-                    for name in ("negative_keeps", "guidance_interval"):
-                        generate.pop(name, None)
+                if used is not None:  # guidance by what this cell leaves out has no effect in it
+                    own = {k: v for k, v in guidance.items() if k in used} if isinstance(guidance, dict) else guidance
+                    generate["guidance"] = own if used and own != {} else 1.0
+                if generate["guidance"] == 1.0:  # it has no effect in this cell, and in others it may
+                    for setting in ("negative_keeps", "guidance_interval"):
+                        generate.pop(setting, None)
                 document = self._document("generate", generate, f"cells/{label}")
                 yield Cell(label, settings, parse(GenerateJob, document, label))
 
     def _check_inputs(self) -> None:
-        """The errors of inputs that are not there, before any library of networks is imported."""
+        """The errors of inputs, before any library of networks is imported and before any picture is scored."""
         open_inputs(self.conditions, "conditions")
-        ReferenceSet.open(self.reference)
-        for folder in self.checkpoints.values():
-            checkpoint_folder.open_checkpoint(resolve(folder))
+        reference = ReferenceSet.open(self.reference)
+        reference.check_networks(self.score.by_content())
+        for folder in map(resolve, self.checkpoints.values()):
+            side = checkpoint_folder.first_stage_config(folder).image_size
+            if self.score.features is not None and reference.size != (side, side):
+                height, width = reference.size
+                raise ConfigError(
+                    f"reference: {self.reference} has pictures of {width} x {height} px, the model {folder} makes "
+                    f"{side} x {side} px; ingest the reference at the model's size, so that the resize is on record"
+                )
 
     def _document(self, kind: str, settings: Mapping[str, Any], folder: str) -> dict[str, Any]:
         return {"kind": kind, **settings, "resources": self.resources.model_dump(), "out": f"{self.out}/{folder}"}
@@ -204,11 +214,10 @@ class SweepJob(Job):
     def run(self, report: ProgressCallback) -> Result:
         """Score the reference, generate and score all cells in one pass, time them, write the table."""
         self._check_inputs()
-        from raygen.sampling.worker import check_sampling
-
         cells = list(self.cells())
-        for cell in cells:  # before the reference is scored, which may take long
-            check_sampling(cell.job.sampling(""))
+        works = [cell.job.prepare(write=True) for cell in cells]
+        for work in works:  # before the reference is scored, which may take long
+            work.store.check(work.plan)
         reference, score = ReferenceSet.open(self.reference), self.score.by_content()
         if reference.scores is None:
             settings = {"reference": self.reference, "score": self.score.model_dump()}
@@ -216,7 +225,6 @@ class SweepJob(Job):
             job.run(report)
             reference = ReferenceSet.open(job.out)
         reference.check_networks(score)
-        works = [cell.job.prepare(write=True) for cell in cells]
         configs = [cell.job.sampling(work.plan.run_id) for cell, work in zip(cells, works, strict=True)]
         build = self._sampler(configs, self.score)
         execute_all(works, build, self.resources, runner_of(self.resources), report=report)
@@ -231,10 +239,12 @@ class SweepJob(Job):
         The time outside of the steps (first stage, scores, encoding) is scaled as well, so cells with many steps are
         overestimated.
         """
+        self._check_inputs()
         rates: dict[tuple[Any, ...], tuple[int, Throughput]] = {}
         parts = []
         for cell in sorted(self.cells(), key=lambda cell: int(cell.settings["steps"])):
             work, steps = cell.job.prepare(write=False), int(cell.settings["steps"])
+            work.store.check(work.plan)
             line = tuple(cell.settings[name] for name in ("line", "guidance", "conditions", "checkpoint"))
             if line not in rates:
                 rates[line] = steps, time_one_batch(work)
@@ -313,7 +323,7 @@ class SweepJob(Job):
         rows += finish({"reference": real}, run_id=reference.content).to_pylist()
         folder = FileStore(f"{self.out}/metrics")
         write_metrics(folder, rows)
-        folder.put("table.md", markdown_table(cells, rows).encode())
+        folder.update("table.md", markdown_table(cells, rows).encode())
         return steps_within_5pct(rows)
 
     def _timing_rows(self, cell: Cell, run: str, seconds: Sequence[float] | None) -> list[dict[str, Any]]:

@@ -20,11 +20,15 @@ import pyarrow.compute as pc
 from pydantic import AfterValidator, Field
 
 from raygen.commands.base import Estimate, Job, ProgressCallback, Result, parallel_workers
+from raygen.commands.counted import LARGEST_TIMED
+from raygen.commands.inputs import check_conditions_of_faces, check_splits, open_inputs
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import LocalLocation, Location
 from raygen.models import checkpoint_folder
+from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore, open_input
+from raygen.tracking.base import LOG, LogTo
 from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
 from raygen.training.unfinished import alone
 
@@ -36,8 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["JOB", "TrainJob", "TrainRecipe"]
 
 
-#: A dry run on a CPU does not time the steps of a model with more parameters than this.
-LARGEST_TIMED: Final = 50_000_000
 #: Changes where the files of prepared training data have another form.
 DATA_FORMAT: Final = 1
 #: A dry run reads no more faces than one batch, or this number.
@@ -59,25 +61,30 @@ class TrainJob(TrainRecipe, Job):
         "default: in `out`, or for a URL in the cache folder, until the training ends",
     )
 
+    log: LogTo = Field(("tensorboard",), description=LOG)
+
     def settings(self, exclude: Collection[str] = ()) -> dict[str, Any]:
-        """See `Job.settings`; where the prepared data is, and what ranks share, does not matter."""
-        settings = super().settings({"cache", *exclude})
+        """See `Job.settings`; where the prepared data is, what ranks share and who watches does not matter."""
+        settings = super().settings({"cache", "log", *exclude})
         settings["training"] = {k: v for k, v in settings["training"].items() if k != "sharding"}
         return settings
 
     def document(self) -> dict[str, Any]:
         """See `Job.document`."""
-        return {**super().document(), "cache": self.cache}
+        return {**super().document(), "cache": self.cache, "log": list(self.log)}
 
     def run(self, report: ProgressCallback) -> Result:
         """Train to the end, continuing from the last training state in `out`."""
         for error in self.missing_inputs():
             raise error
-        from raygen.commands.train_rank import train_rank
-        from raygen.training.logger import followed
         from raygen.training.outputs import Outputs
 
         outputs = Outputs(self.out)
+        if outputs.result() is None:  # one that has ended reads no data
+            self.check()
+        from raygen.commands.train_rank import train_rank
+        from raygen.training.logger import followed
+
         outputs.store.require()
         began = time.time()
         with alone(outputs.folder, self.out), followed(outputs.tail, report, self.training) as waits:
@@ -98,16 +105,19 @@ class TrainJob(TrainRecipe, Job):
     def estimate(self) -> Estimate:
         """Parameters, and the time extrapolated from a few steps; nothing is written.
 
-        Parameters are counted without allocating the model. Where data is missing, or a model is too large for this
-        machine, the time is not estimated, and a note says why.
+        Parameters are counted without allocating the model. Where an input is not there yet, or a model is too large
+        for this machine, the time is not estimated, and a note says why. Raises the errors of `run` otherwise.
         """
         import torch
 
-        from raygen.commands.train_rank import pick_device
+        from raygen.commands.train_rank import check_states, is_finished, pick_device, run_id_of
         from raygen.training.networks import count_parameters
+        from raygen.training.outputs import Outputs
         from raygen.training.trainer import Trainer
 
         notes = [f"missing: {error}" for error in self.missing_inputs()]
+        if complete := not notes:
+            self.check()
         parameters, rows = 0, 0 if notes else self._count_rows()
         try:
             counts = count_parameters(self.model, self.first_stage)
@@ -116,16 +126,22 @@ class TrainJob(TrainRecipe, Job):
         except RaygenError as error:
             notes.append(f"parameters are not counted: {error}")
         size = parameters * (2 if self.save_dtype == "float16" else 4)
-        if parameters > LARGEST_TIMED and not torch.cuda.is_available():
+        if max(parameters, self._frozen()) > LARGEST_TIMED and not torch.cuda.is_available():
+            notes.append(self._counted())
             notes.append("time is not estimated: the model is too large to time a step on a CPU")
             return Estimate(rows, 0, 0, size, 0.0, tuple(notes))
         try:
             tokenizer = self.tokenizer()
             arrays = self.arrays(tokenizer, limit=max(self.training.batch, LEAST_TIMED))
             objective = self.objective(tokenizer)
+            if is_finished(Outputs(self.out), run_id_of(self, tokenizer)):
+                return Estimate(rows, 0, 0, size, 0.0, (*notes, "it has ended already, and a run changes nothing"))
         except RaygenError as error:
+            if complete:
+                raise
             return Estimate(rows, 0, 0, size, 0.0, (*notes, f"time is not estimated: {error}"))
         trainer = Trainer(objective, self.training, device=pick_device())
+        check_states(Outputs(self.out), trainer)
         batch = trainer.batch(arrays, 0)
         trainer.update(batch, 0.0)  # the first step pays for initialisation
         began = time.perf_counter()
@@ -136,6 +152,27 @@ class TrainJob(TrainRecipe, Job):
         seconds = min(limit for limit in limits if limit is not None)
         notes.append(f"{rows:,} faces, batch {self.training.batch}, {1 / step_s:.2f} steps per second")
         return Estimate(rows, 0, 0, size, seconds, tuple(notes))
+
+    def _frozen(self) -> int:
+        """Parameters of a model that is put together from trained ones, these included; 0 for others."""
+        from raygen.models.operations import UNCOUNTABLE, weightless
+
+        if not folders_of(self.model):
+            return 0
+        try:
+            return sum(parameter.numel() for parameter in weightless(self.model, None).parameters())
+        except UNCOUNTABLE:
+            return 0
+
+    def _counted(self) -> str:
+        """A note on the operations of the whole training."""
+        from raygen.models.operations import UNCOUNTABLE, hours_text
+        from raygen.training.operations import training_operations
+
+        try:
+            return hours_text(training_operations(self))
+        except UNCOUNTABLE as error:
+            return f"operations are not counted: {error}"
 
     def _count_rows(self) -> int:
         """Number of training faces, without reading any picture."""
@@ -158,6 +195,29 @@ class TrainJob(TrainRecipe, Job):
                 open_one()
             except RaygenError as error:
                 yield error
+
+    def check(self) -> None:
+        """See `Job.check`: inputs that are not there, or lack what the model trains on."""
+        for error in self.missing_inputs():
+            raise error
+        FileStore(self.out).check_place()
+        open_inputs(self.faces, "faces")
+        check_splits(self.faces, filter(None, (self.split, self.validation_split)), "split")
+        _, reads = required_fields(self.model, self.first_stage)
+        splits = [self.split] if self.split else []
+        check_conditions_of_faces(self.faces, reads, splits, key="model", caption=("caption", self.caption))
+        if self.identity is not None:
+            people = set[str]()
+            for table in open_input(self.faces)[0].tables("faces", ["split", "identity_id"]):
+                rows = table if self.split is None else table.filter(pc.equal(table["split"], self.split))
+                people |= set(rows["identity_id"].unique().to_pylist()) - {None}
+            self._check_people(len(people))
+        if self.encoded and self.latents is not None:
+            open_inputs(self.latents, "latents")
+
+    def _check_people(self, count: int) -> None:
+        if self.identity is not None and count > self.identity.identities:
+            raise ConfigError(f"identity.identities: {self.faces} has {count:,} people; set at least this number")
 
     def tokenizer(self) -> "Tokenizer | None":
         """The tokenizer of a model that reads texts: of its experts, of `init`, or learned from the faces."""
@@ -190,10 +250,7 @@ class TrainJob(TrainRecipe, Job):
         key, load = self._data(tokenizer)
         whole = limit is None or self.identity is not None  # all people are counted
         arrays = prepare(self.data_folder, key, load) if limit is None else load(None, None if whole else limit)
-        if self.identity is not None and arrays.identities > self.identity.identities:
-            raise ConfigError(
-                f"identity.identities: {self.faces} has {arrays.identities:,} people; set at least this number"
-            )
+        self._check_people(arrays.identities)
         if self.encoded and self.training.horizontal_flip and not arrays.flipped.any():
             raise ConfigError(
                 f"training.horizontal_flip: {self.latents} has no latents of mirrored pictures; encode with "

@@ -2,15 +2,18 @@
 
 import shutil
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import run_id
 from raygen.core.precision import set_deterministic_precision
 from raygen.models import checkpoint
 from raygen.models.text import Tokenizer
+from raygen.tracking.background import Trackers
+from raygen.tracking.base import measured, tracked
 from raygen.training.config.recipe import is_denoiser
 from raygen.training.data import TrainingData
 from raygen.training.logger import TrainingLogger
@@ -23,7 +26,7 @@ from raygen.training.unfinished import explained
 if TYPE_CHECKING:
     from raygen.commands.train import TrainJob
 
-__all__ = ["pick_device", "train_rank"]
+__all__ = ["check_states", "is_finished", "pick_device", "run_id_of", "train_rank"]
 
 
 #: Number of skipped faces whose reasons are listed in the result.
@@ -40,15 +43,24 @@ def train_rank(job: "TrainJob", rank: int, world_size: int) -> Iterator[TrainSte
     set_deterministic_precision(job.resources.threads)
     outputs, config = Outputs(job.out), job.training
     tokenizer = job.tokenizer()
-    name = _run_id(job, tokenizer)
+    name = run_id_of(job, tokenizer)
     if is_finished(outputs, name):
         remove_data(job, outputs, rank)  # where a killed process left it
         return
-    arrays = job.arrays(tokenizer)
+    # First: what these refuse should not wait for the data.
+    trainer = Trainer(job.objective(tokenizer), config, device=pick_device(), rank=rank, world_size=world_size)
+    check_states(outputs, trainer)
+    try:
+        arrays = job.arrays(tokenizer)
+    except (ConfigError, InputError):
+        remove_data(job, outputs, rank)
+        raise
     if rank == 0:
         outputs.begin()
-    trainer = Trainer(job.objective(tokenizer), config, device=pick_device(), rank=rank, world_size=world_size)
-    logger = TrainingLogger(outputs.folder) if rank == 0 else None
+    logger = None
+    if rank == 0:
+        trackers = Trackers([n for n in job.log if n != "tensorboard"], tracked(job.document(), name))
+        logger = TrainingLogger(outputs.folder, trackers, tensorboard="tensorboard" in job.log)
     every, states = config.sheet_every, outputs.states(config.keep)
     for step in train(trainer, arrays, states):
         # A record covers several steps: a sheet is due if one of them is a multiple of `sheet_every`.
@@ -66,7 +78,7 @@ def train_rank(job: "TrainJob", rank: int, world_size: int) -> Iterator[TrainSte
         with trainer.averaged():
             if logger is not None:
                 logger.close()
-                write_result(job, outputs, trainer, arrays, name, logger.last())
+                write_result(job, outputs, trainer, arrays, name, logger.last(), logger.trackers)
     remove_data(job, outputs, rank)
 
 
@@ -74,6 +86,16 @@ def remove_data(job: "TrainJob", outputs: Outputs, rank: int = 0) -> None:
     """Remove the prepared data of a training that has ended; a `cache` keeps it. Only rank 0 does."""
     if rank == 0 and job.cache is None:
         shutil.rmtree(job.data_folder, ignore_errors=True)
+
+
+def check_states(outputs: Outputs, trainer: Trainer) -> None:
+    """`ConfigError` where the newest state in a local `out` is one of other settings."""
+    if outputs.local:
+        states = outputs.states(1)
+        newest = states.last()
+        states.close()
+        if newest is not None:
+            trainer.check_state(Path(newest))
 
 
 def is_finished(outputs: Outputs, expected: str) -> bool:
@@ -93,7 +115,8 @@ def is_finished(outputs: Outputs, expected: str) -> bool:
     return True
 
 
-def _run_id(job: "TrainJob", tokenizer: Tokenizer | None) -> str:
+def run_id_of(job: "TrainJob", tokenizer: Tokenizer | None) -> str:
+    """The run id of a training: a hash of its settings, its data, and the trained models that it stands beside."""
     experts = frozen_digests(job)
     return run_id(
         {"settings": job.settings(), "data": job.data_digest(tokenizer), **({"experts": experts} if experts else {})}
@@ -101,11 +124,17 @@ def _run_id(job: "TrainJob", tokenizer: Tokenizer | None) -> str:
 
 
 def write_result(
-    job: "TrainJob", outputs: Outputs, trainer: Trainer, arrays: TrainingData, name: str, last: Mapping[str, Any]
+    job: "TrainJob",
+    outputs: Outputs,
+    trainer: Trainer,
+    arrays: TrainingData,
+    name: str,
+    last: Mapping[str, Any],
+    trackers: Trackers | None = None,
 ) -> None:
     """Write the checkpoint, with the recipe that made it, and then result.json.
 
-    The module has the averaged weights. `last`: the newest record.
+    The module has the averaged weights. `last`: the newest record. `trackers` also get the numbers, and are closed.
     """
     module = trainer.objective.module
     skipped = "none"
@@ -125,6 +154,10 @@ def write_result(
     if (network := NETWORKS.get(job.model.kind)) is not None:
         facts |= network.finish(trainer.objective, job, arrays, trainer.device)
     facts["checkpoint"] = _save(job, outputs, module, facts)
+    if trackers is not None:
+        trackers.numbers(measured(facts), trainer.step)
+        if problems := trackers.close():
+            facts["not_logged"] = "; ".join(problems)
     outputs.write_result(facts)
 
 

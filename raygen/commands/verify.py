@@ -6,14 +6,17 @@ eight bytes a row.
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError, IntegrityError, RaygenError
 from raygen.core.hashing import digest
+from raygen.core.location import Location
 from raygen.core.units import size
 from raygen.exports.finalize import check
 from raygen.store.filesystem import FileStore
@@ -123,12 +126,15 @@ def _differs(store: FileStore, name: str, sha256: str) -> str:
         return f": cannot be read ({error.strerror or error})"
 
 
-def verify(store: RunStore, *, decode: bool = True) -> IntegrityReport:
-    """Check every record, commit, file, row and picture of `store`; `decode=False` does not decode the pictures.
+def verify(store: RunStore | str | Path, *, decode: bool = True) -> IntegrityReport:
+    """Check every record, commit, file, row and picture of a run; `decode=False` does not decode the pictures.
 
-    Problems of the run are in the report, each with the name of its file. Raises `ConfigError` where `store` has no
-    plan, or has one of another raygen.
+    `store`: an attempt of a run; or a folder or URL, of a run or of a checkpoint, as for `raygen verify`. Problems are
+    in the report, each with the name of its file. Raises `ConfigError` where there is no plan, or one of another
+    raygen.
     """
+    if not isinstance(store, RunStore):
+        return verify_folder(parse(Location, str(store), "verify"), decode=decode)
     report = IntegrityReport(store.storage.url)
     try:
         plan = store.plan()

@@ -17,6 +17,7 @@ from raygen.convert.families import FAMILIES, guess
 from raygen.convert.key_maps import Pick
 from raygen.convert.parts import Draft, Options
 from raygen.core.errors import ConfigError, InputError
+from raygen.core.location import is_remote
 from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
@@ -48,6 +49,8 @@ class ConversionReport:
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
     #: Reason -> how many tensors are left out.
     left: dict[str, int] = field(default_factory=dict)
+    #: What the user should know of choices that the files do not settle.
+    notes: list[str] = field(default_factory=list)
     #: Why the files cannot be imported.
     problems: list[str] = field(default_factory=list)
     digest: str = ""
@@ -69,6 +72,7 @@ class ConversionReport:
             lines[name] = f"{parameters:,} parameters from {tensors:,} tensors"
         for index, (reason, tensors) in enumerate(self.left.items()):
             lines["left behind" + " " * index] = f"{tensors:,} tensors: {reason}"
+        lines |= {"note" + " " * index: note for index, note in enumerate(self.notes)}
         if not self.problems:
             lines["parameters"] = f"{self.parameters:,}; every tensor accounted for"
         return lines | ({"digest": self.digest} if self.digest else {})
@@ -102,6 +106,8 @@ def convert(
     Several files are read as one: a model and, after it, the first stage or base that it lacks. `family` None is
     guessed. All names and shapes are checked before anything is written: `InputError` (`weights`).
     """
+    if is_remote(str(out)):
+        raise ConfigError(f"{out}: is a URL; an import writes to a local folder only, copy the result afterwards")
     if inside := [path for path in files if Path(path).resolve().is_relative_to(Path(out).resolve())]:
         raise ConfigError(f"{inside[0]}: lies inside of {out}, which would be replaced")
     report, draft, entries = _draft(files, family, options)
@@ -156,6 +162,7 @@ def _draft(
         unlike = FAMILIES[other].draft != FAMILIES[name].draft
         report.problems.append(f"{problem}; by its names it is {other!r}" if unlike else problem)
         return report, None, entries
+    report.notes = draft.notes
     return report, draft, entries
 
 

@@ -268,7 +268,12 @@ def _first_stage(scale: float, size: int) -> Callable[[Shapes, Read, Options], D
         kind = stage.config.stage
         if (kind == "vq") != (scale == 1.0):
             raise InputError(f"a first stage of the kind {kind!r}, not the one named", reason="weights")
-        return Draft(stage, [first], [*LOSS, *SCHEDULE])
+        # Other models have the same names and shapes.
+        note = (
+            f"latents are multiplied by {scale:g}, as in Collaborative Diffusion; Stable Diffusion's factor is 0.18215"
+        )
+        told = kind == "vq" or options.scaling_factor is not None
+        return Draft(stage, [first], [*LOSS, *SCHEDULE], [] if told else [f"{note} (--scaling-factor)"])
 
     return draft
 

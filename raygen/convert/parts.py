@@ -71,7 +71,10 @@ class Part(NamedTuple):
 
 @dataclass
 class Draft:
-    """A model on torch's `meta` device, the parts to fill, and what is left out: pairs of a pattern and a reason."""
+    """A model on torch's `meta` device, the parts to fill, and what is left out: pairs of a pattern and a reason.
+
+    `notes`: for the user, of choices that the files do not settle.
+    """
 
     model: Model | FirstStage | nn.Module
     parts: list[Part]

@@ -30,7 +30,17 @@ from raygen.core.documents import load_json, load_yaml
 from raygen.core.errors import ConfigError
 from raygen.core.location import check_text, redact
 
-__all__ = ["Config", "Resources", "config_classes", "nearest", "override", "parse", "read_yaml", "tagged_union"]
+__all__ = [
+    "Config",
+    "Resources",
+    "config_classes",
+    "nearest",
+    "override",
+    "parse",
+    "read_yaml",
+    "tagged_union",
+    "texts_in",
+]
 
 
 MAX_YAML_BYTES = 1 << 20
@@ -45,21 +55,21 @@ class Config(BaseModel):
     @field_validator("*", mode="after")
     @classmethod
     def _has_no_credentials(cls, value: T) -> T:
-        for text in _texts(value):
+        for text in texts_in(value):
             check_text(text)
         return value
 
 
-def _texts(value: object) -> Iterator[str]:
+def texts_in(value: object) -> Iterator[str]:
     """Every text in plain values; other configs have checked their own."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for pair in value.items():
-            yield from _texts(pair)
+            yield from texts_in(pair)
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
-            yield from _texts(item)
+            yield from texts_in(item)
 
 
 def tagged_union(table: Mapping[str, type[Config]]) -> Any:
@@ -150,7 +160,7 @@ def override(document: Mapping[str, Any], assignments: Sequence[str]) -> dict[st
         result: dict[str, Any] = load_json(json.dumps(document, default=str))
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"the job is not made of plain values ({error})") from None
-    for word in assignments:
+    for word in map(str, assignments):
         key, equals, text = word.partition("=")
         if not equals or not all(key.split(".")):
             raise ConfigError(f"{_quoted(word, 80)}: an override is written a.b=value")
@@ -172,7 +182,11 @@ def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
     try:
         return cast(T, TypeAdapter(kind).validate_python(document))
     except ValidationError as error:
-        lines = [_explain(kind, document, dict(problem)) for problem in error.errors(include_url=False)]
+        problems: list[dict[str, Any]] = [dict(problem) for problem in error.errors(include_url=False)]
+        inner = {tuple(problem["loc"][:n]) for problem in problems for n in range(len(problem["loc"]))}
+        # Pydantic counts only the valid members of a container, and so calls it too short as well.
+        problems = [p for p in problems if p["type"] != "too_short" or tuple(p["loc"]) not in inner]
+        lines = [_explain(kind, document, problem) for problem in problems]
         raise ConfigError("\n".join(f"{source}: {line}" for line in lines)) from None
 
 
@@ -198,11 +212,17 @@ def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
     if problem["type"] == "value_error":
         message = str(problem["ctx"]["error"])
         return f"{where}: {message}" if keys else message
-    message = f"{where}: {problem['msg']}"
-    if problem["type"] == "literal_error":
-        names = re.findall(r"'([^']*)'", problem["ctx"]["expected"])
-        message = f"{where}: {_quoted(problem.get('input'), 200)} is not one of {', '.join(names)}"
-        return message + nearest(str(problem.get("input")), names)
+    if problem["type"] == "union_tag_not_found":
+        kinds = [str(tag) for model in _members(kind, location) for tag in _tags(model)]
+        return f"{where}.kind: is missing; it is one of {', '.join(kinds)}"
+    message, value = f"{where}: {problem['msg']}", problem.get("input")
+    if problem["type"] in ("literal_error", "union_tag_invalid"):
+        if problem["type"] == "union_tag_invalid":
+            where, value = f"{where}.kind", problem["ctx"]["tag"]
+        known = problem["ctx"].get("expected") or problem["ctx"]["expected_tags"]
+        names = [text or number for text, number in re.findall(r"'([^']*)'|(-?[0-9]+)", known)]
+        message = f"{where}: {_quoted(value, 200)} is not one of {', '.join(names)}"
+        return message + nearest(str(value), names)
     if problem["type"] != "missing":
         message += f" (got {_quoted(problem.get('input'), 190)})"
     return message
@@ -218,12 +238,17 @@ def _quoted(value: object, length: int) -> str:
 
 def _known_keys(kind: Any, loc: Sequence[str | int]) -> list[str]:
     """The valid field names at `loc`; in a union of configs those of the chosen member."""
+    return [name for model in _members(kind, loc[:-1]) for name in model.model_fields]
+
+
+def _members(kind: Any, loc: Sequence[str | int]) -> list[type[BaseModel]]:
+    """The configs that may be at `loc`; in a union the chosen member."""
     models = config_classes(kind)
-    for part in loc[:-1]:
+    for part in loc:
         chosen = [model for model in models if part in _tags(model)]
         fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
         models = chosen or [inner for field in fields for inner in config_classes(field.annotation)] or models
-    return [name for model in models for name in model.model_fields]
+    return models
 
 
 def config_classes(kind: Any) -> list[type[BaseModel]]:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field
 
 __all__ = [
+    "LocalInput",
     "LocalLocation",
     "Location",
     "RelativeLocation",
@@ -30,6 +31,8 @@ RAY_JOB: Final = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Set by jobs/submit.sh: the folder that the job was submitted from.
 SUBMITTED_FROM: Final = "RAYGEN_SUBMITTED_FROM"
 _WITH_HOST: Final = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "http", "https", "webdav", "sftp")
+#: The beginning of a URL that lacks a slash or both, which would be the name of a folder.
+_NO_SLASHES: Final = re.compile(rf"({'|'.join((*_WITH_HOST, 'file'))}):(/?)(?!/)")
 #: Schemes of Azure, whose URLs name a container before the `@`: abfs://container@account.dfs.core.windows.net/folder.
 _CONTAINERS: Final = ("abfs", "abfss", "wasb", "wasbs")
 #: Parts of a query that open the file to everyone who reads the URL: presigned URLs of S3, GCS, Azure and others.
@@ -82,6 +85,8 @@ def _check_form(text: str) -> str:
     links = text.split("::")
     for number, link in enumerate(links, 1):
         scheme, separator, rest = link.partition("://")
+        if (start := _NO_SLASHES.match(link)) is not None:
+            raise ValueError(f"{link[:80]!r} lacks a slash: a URL begins with {start[1]}://")
         if (scheme in ("memory", "reference") and separator) or link.startswith("data:"):
             raise ValueError(f"{scheme.partition(':')[0]}:// holds no files that other processes can read")
         if scheme in _WITH_HOST and separator and (not rest or rest.startswith("/")):
@@ -126,15 +131,29 @@ def redact(text: str) -> str:
     return _QUERY.sub(r"\1?***", _USER.sub(r"\1***@", _PRIVATE_KEY.sub("***", text)))
 
 
+def _check_relative(text: str) -> str:
+    """`text` with `~` replaced by the home folder; errors as for `_check_form`."""
+    _check_form(text)
+    return text if is_remote(text) else os.path.expanduser(text)
+
+
 def _check_local(text: str) -> str:
     if is_remote(text):
         raise ValueError(f"{redact(text)!r} is a URL; this writes to a local folder only, copy the result afterwards")
     return text.removeprefix("file://")
 
 
+def _check_local_input(text: str) -> str:
+    if is_remote(text):
+        raise ValueError(f"{redact(text)!r} is a URL; this is read from a local file only, copy it to a disk first")
+    return text.removeprefix("file://")
+
+
 #: A folder, a file or a URL; see `check_location`.
 Location = Annotated[str, Field(min_length=1), AfterValidator(check_location)]
 #: A name below another `Location`, or an address of its own.
-RelativeLocation = Annotated[str, Field(min_length=1), AfterValidator(_check_form)]
+RelativeLocation = Annotated[str, Field(min_length=1), AfterValidator(_check_relative)]
 #: A `Location` on a local disk.
 LocalLocation = Annotated[str, Field(min_length=1), AfterValidator(check_location), AfterValidator(_check_local)]
+#: A file on a local disk that is read.
+LocalInput = Annotated[str, Field(min_length=1), AfterValidator(check_location), AfterValidator(_check_local_input)]

@@ -14,6 +14,7 @@ from raygen.datasets.ffhq import FFHQ
 from raygen.datasets.folder import Folder
 from raygen.datasets.jsonl import JSONLines
 from raygen.datasets.procedural.dataset import ProceduralDataSet
+from raygen.datasets.results import MethodResults
 
 __all__ = [
     "DATASETS",
@@ -25,6 +26,7 @@ __all__ = [
     "Folder",
     "IngestWorker",
     "JSONLines",
+    "MethodResults",
     "ProceduralDataSet",
 ]
 
@@ -37,6 +39,7 @@ DATASETS: Final[Mapping[str, type[DataSet]]] = {
     "folder": Folder,
     "jsonl": JSONLines,
     "procedural": ProceduralDataSet,
+    "results": MethodResults,
 }
 
 if TYPE_CHECKING:

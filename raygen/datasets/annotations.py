@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import ATTRIBUTES
 
 __all__ = [
+    "CELEBA_HQ",
     "RepeatedKey",
     "attribute_lines",
     "attribute_note",
@@ -16,15 +18,15 @@ __all__ = [
     "lines_by_number",
     "number_of",
     "parse_json",
+    "refuse_celeba_numbers",
 ]
 
 
-#: Spellings of the attribute values.
-_VALUES: Final[Mapping[str, int]] = {
-    **dict.fromkeys(("-1", "-1.0", "-1."), -1),
-    **dict.fromkeys(("0", "0.0", "-0", "-0.0", "+0", "0."), 0),
-    **dict.fromkeys(("1", "+1", "1.0", "+1.0", "1."), 1),
-}
+#: How many pictures CelebA-HQ has, numbered from 0. CelebA has 202,599, numbered from 1.
+CELEBA_HQ: Final = 30_000
+#: Words for attribute values, as tools for tables write them; numbers may be written in any way.
+_VALUES: Final[Mapping[str, int]] = {"true": 1, "false": -1, "\u22121": -1}
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,9}(?:\.[0-9]{0,20})?(?:[eE][+-]?[0-9]{1,2})?")
 
 
 def number_of(name: str) -> int | None:
@@ -61,10 +63,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def lines_by_number(source: str, lines: Iterable[tuple[int, str]]) -> dict[int, list[str]]:
-    """Lines `12.jpg a b` -> {12: [a, b]}; `ConfigError` for a line without a picture, or a picture listed twice."""
+    """Lines `12.jpg a b` -> {12: [a, b]}, words apart by spaces, tabs, commas or semicolons.
+
+    `ConfigError` for a line without a picture, or a picture listed twice.
+    """
     rows: dict[int, list[str]] = {}
     for line_number, line in lines:
-        first, *rest = line.split() or [""]
+        first, *rest = re.sub(r"[,;]", " ", line).split() or [""]
         number = number_of(first)
         if first and (number is None or number in rows):
             fault = f"{first[:40]!r} names no picture" if number is None else f"names picture {number} a second time"
@@ -98,7 +103,7 @@ def attribute_lines(source: str, text: str) -> dict[int, str]:
 
 def attribute_note(lines: Mapping[int, str]) -> str:
     """A remark on a file whose values are 0 and 1, which may mean no and yes; else empty."""
-    used = {_VALUES.get(word) for line in lines.values() for word in line.split()}
+    used = {_value(word) for word in {word for line in lines.values() for word in line.split()}}
     if 0 not in used or -1 in used:
         return ""
     return "attributes: all values are 0 (not known) or 1 (yes); write -1 where 0 means no"
@@ -120,7 +125,32 @@ def attribute_values(text: str) -> list[int]:
     words = text.split()
     if len(words) != len(ATTRIBUTES):
         raise InputError(f"{len(words)} values, {len(ATTRIBUTES)} expected", reason="attributes")
-    for name, word in zip(ATTRIBUTES, words, strict=True):
-        if word not in _VALUES:
+    values = [_value(word) for word in words]
+    for name, word, value in zip(ATTRIBUTES, words, values, strict=True):
+        if value is None:
             raise InputError(f"{name} is {word[:20]!r}, allowed are -1, 0 and 1", reason="attributes")
-    return [_VALUES[word] for word in words]
+    return [value for value in values if value is not None]
+
+
+@lru_cache(maxsize=1024)
+def _value(word: str) -> int | None:
+    """-1, 0 or 1; None for another word."""
+    if word.lower() in _VALUES:
+        return _VALUES[word.lower()]
+    value = float(word) if _NUMBER.fullmatch(word) else None
+    return int(value) if value in (-1, 0, 1) else None
+
+
+def refuse_celeba_numbers(source: str, numbers: Iterable[int], pictures: Iterable[int]) -> None:
+    """`ConfigError` where a file is about more pictures than CelebA-HQ has, and the pictures are those of CelebA-HQ.
+
+    Files of CelebA (`list_attr_celeba`, `identity_CelebA`) have the same form and other numbers, so each picture would
+    get the labels of another person.
+    """
+    last, last_picture = max(numbers, default=0), max(pictures, default=0)
+    if last >= CELEBA_HQ > last_picture:
+        raise ConfigError(
+            f"{source}: has a line for picture {last}, and CelebA-HQ ends at {CELEBA_HQ - 1}; a file with the numbers "
+            "of CelebA says nothing about the pictures of CelebA-HQ. Use the file that came with CelebA-HQ, or "
+            "translate the numbers by CelebA-HQ-to-CelebA-mapping.txt"
+        )

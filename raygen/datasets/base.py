@@ -6,7 +6,8 @@ The driver makes the listing once and divides it into shards; `load` runs in the
 import errno
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 
@@ -21,6 +22,14 @@ __all__ = ["FACES_OR_ERROR", "DataSet", "IngestWorker", "faces_table", "is_outag
 FACES_OR_ERROR = FACES.append(pa.field("error", pa.string()))
 
 
+class Worker(Protocol):
+    """Turns listing rows into tables."""
+
+    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
+        """The rows of a batch; the returned call may run in another thread."""
+        ...
+
+
 class DataSet(Config):
     """A source of faces. Subclasses set `kind: Literal[...]` and add their settings."""
 
@@ -31,12 +40,21 @@ class DataSet(Config):
         """A row a face without its picture: `face_id` and what `load` needs (paths, numbers). Sorted, with unique ids.
 
         The column `mask` is null where a face has no mask. The entry `note` of the schema's metadata is a remark for
-        the user. `ConfigError` where the folder or a required file is missing.
+        the user, and `unmatched` a JSON document that is written to `out/unmatched.json`. `ConfigError` where the
+        folder or a required file is missing.
         """
 
     @abstractmethod
     def load(self, listing: pa.Table) -> pa.Table:
         """`FACES_OR_ERROR` rows for `listing`, one each and in its order; a bad file is a row with `error`."""
+
+    def inputs(self) -> tuple[str, ...]:
+        """Digests of other content that the rows depend on."""
+        return ()
+
+    def worker(self, run_id: str) -> Callable[[], Worker]:
+        """Makes the worker of each actor. `run_id`: of the run."""
+        return partial(IngestWorker, self)
 
     def count_masks(self, listing: pa.Table) -> int:
         """How many faces of a listing have a mask."""

@@ -6,7 +6,8 @@ A picture is named by its CelebA-HQ number, so a subset of the pictures keeps ev
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -17,9 +18,17 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import CLASSES, SplitName, split_of
 from raygen.core.location import RelativeLocation
 from raygen.core.types import BoolArray, UInt8Array
-from raygen.datasets.annotations import attribute_lines, attribute_note, attribute_values, lines_by_number
-from raygen.datasets.files import Files, join, left_out, refuse_collisions
-from raygen.datasets.pictures import LABELS, PictureFiles, read_mask, read_part
+from raygen.datasets.annotations import (
+    CELEBA_HQ,
+    attribute_lines,
+    attribute_note,
+    attribute_values,
+    lines_by_number,
+    number_of,
+    refuse_celeba_numbers,
+)
+from raygen.datasets.files import Files, base_name, join, left_out, refuse_collisions
+from raygen.datasets.pictures import LABELS, PictureFiles, is_picture, most_pixels, read_mask, read_part
 from raygen.store.class_ids import LabelOrder
 from raygen.store.schemas import FACES
 
@@ -48,8 +57,8 @@ IDENTITY_FILES: Final = ("identity/identity_CelebA-HQ.txt", "identity_CelebA-HQ.
 VALIDATION_FILES: Final = ("celebahqvalidation.txt",)
 
 _IMAGE: Final = re.compile(r"([0-9]+)\.(?:jpe?g|jpe|jfif|png|webp)", re.IGNORECASE)
-_MASK: Final = re.compile(r"([0-9]+)(_mask(?:_\w+)?)?\.png", re.IGNORECASE)
-_PART: Final = re.compile(rf"(?:[0-9]+/)?([0-9]+)_({'|'.join(CLASSES[1:])})\.png")
+_MASK: Final = re.compile(r"([0-9]+)(_mask(?:_\w+)?)?\.(?:png|jpe?g|webp|bmp|tiff?|pgm)", re.IGNORECASE)
+_PART: Final = re.compile(r"(?:[0-9]+/)?([0-9]+)_(\w+)\.(?:png|jpe?g|webp|bmp|tiff?|pgm)", re.IGNORECASE)
 #: Parts that can reach every corner of a picture. Another one that does is a mask of all that is not the part.
 _LARGE: Final = frozenset({"skin", "hair", "hat", "neck", "cloth"})
 
@@ -102,8 +111,11 @@ class _Annotations(NamedTuple):
 
 
 def _rows(source: str, text: str) -> dict[int, list[str]]:
-    """See `lines_by_number`, for a file without a header."""
-    return lines_by_number(source, enumerate(text.splitlines(), start=1))
+    """See `lines_by_number`, for a file without a header; `ConfigError` where it has no lines."""
+    rows = lines_by_number(source, enumerate(text.splitlines(), start=1))
+    if not rows:
+        raise ConfigError(f"{source}: has no lines")
+    return rows
 
 
 # --- the data set -------------------------------------------------------------------------------------------
@@ -135,12 +147,14 @@ class CelebAFiles(PictureFiles):
         """A row a picture, in the order of the numbers; `reason` and `problem` say why a row cannot be loaded."""
         files = Files(self.root, self.max_file_bytes)
         images, others = self._images(files)
-        parts, masks = self._masks(files)
+        parts, masks, unread = self._masks(files)
         if not (parts or masks) and self.masks != "auto":
             raise ConfigError(f"{self.root}: holds no masks of the kind {self.masks!r}")
         if self.labels != "celebamask" and not masks:
             raise ConfigError(f"{self.root}: `labels: {self.labels}` is for masks of class indices, and there are none")
         annotations = self._annotations(files)
+        for source in ("attributes", "identities", "texts"):
+            refuse_celeba_numbers(f"{self.root}: {source}", getattr(annotations, source) or (), images)
         rows: list[dict[str, Any]] = []
         for number in sorted(images)[: self.limit]:
             row: dict[str, Any] = {
@@ -155,8 +169,21 @@ class CelebAFiles(PictureFiles):
                 rows.append({**row, **self._labels(number, annotations)})
             except InputError as error:
                 rows.append({**row, "reason": error.reason, "problem": error.args[0]})
-        notes = (others, "" if annotations.attributes is None else attribute_note(annotations.attributes))
+        notes = (others, unread, *self._remarks(rows, images, annotations, files))
         return self.listing_table(files, rows, LISTING, "; ".join(filter(None, notes)))
+
+    def _remarks(
+        self, rows: Sequence[Mapping[str, Any]], images: Mapping[int, str], annotations: _Annotations, files: Files
+    ) -> Iterator[str]:
+        """What the user should know of labels that are no errors."""
+        if annotations.texts and (without := sum(not row.get("texts") for row in rows)):
+            yield f"texts: {len(rows) - without:,} of {len(rows):,}"
+        if above := sum(number >= CELEBA_HQ for number in images):
+            yield f"{above:,} pictures have numbers that CelebA-HQ has not: split {self.split!r} says nothing of them"
+        if annotations.attributes is not None:
+            yield attribute_note(annotations.attributes)
+        elif tables := [n for n in files.names(depth=1) if re.search(r"attr.*\.(txt|csv|tsv)$", n, re.IGNORECASE)]:
+            yield f"no attributes: {', '.join(tables[:3])} has not the usual name; `attributes` names the file"
 
     def _images(self, files: Files) -> tuple[dict[int, str], str]:
         """Number -> name of the picture, from the first folder that has any; and a note on its other files."""
@@ -165,29 +192,38 @@ class CelebAFiles(PictureFiles):
             images = [(match[1], name) for name in names if (match := _IMAGE.fullmatch(name))]
             refuse_collisions((f"{int(number):05d}", name) for number, name in images)
             if images:
-                others = left_out(name for name in names if not _IMAGE.fullmatch(name)) if folder else ""
+                rest = [name for name in names if not _IMAGE.fullmatch(name)]
+                # One flat folder has the masks and text files too.
+                others = left_out(n for n in rest if folder or (is_picture(n) and "_mask" not in n.lower()))
                 return {int(number): f"{folder}/{name}" if folder else name for number, name in images}, others
         folders = f"in {self.images}/" if self.images else f"in {'/, '.join(IMAGE_FOLDERS[:-1])}/ or flat"
         raise ConfigError(f"{self.root}: holds no pictures named by number {folders}{files.examples()}")
 
-    def _masks(self, files: Files) -> tuple[dict[int, list[str]], dict[int, str]]:
-        """Number -> names of its part files, and number -> address of its single mask; one of them is empty."""
+    def _masks(self, files: Files) -> tuple[dict[int, list[str]], dict[int, str], str]:
+        """Number -> names of its part files, and number -> address of its single mask, of which one is empty.
+
+        And a note on parts that are of no class.
+        """
         parts: dict[int, list[str]] = {}
+        unknown: Counter[str] = Counter()
         if self.masks != "index" and self.mask_folder is None:
             for name in files.names(PARTS_FOLDER, depth=2):
-                if match := _PART.fullmatch(name):
+                if (match := _PART.fullmatch(name)) and match[2].lower() in CLASSES[1:]:
                     parts.setdefault(int(match[1]), []).append(name)
+                elif match:
+                    unknown[match[2]] += 1
         if parts or self.masks == "parts":
-            return parts, {}
+            names_of_some = ", ".join(f"{n:,} {part}" for part, n in unknown.most_common(8))
+            return parts, {}, f"parts of no class, not read: {names_of_some}" if unknown else ""
         if self.mask_folder is not None:
             folder_files = Files(files.address(self.mask_folder))
             names = _mask_names(folder_files.names(depth=1), bare=True)
-            return {}, {n: folder_files.address(name) for n, name in names.items()}
+            return {}, {n: folder_files.address(name) for n, name in names.items()}, ""
         for folder in MASK_FOLDERS:
             # In the folder of the pictures a bare number is a picture, so only `_mask` names are masks there.
             if names := _mask_names(files.names(folder, depth=1), bare=bool(folder)):
-                return {}, {n: files.address(f"{folder}/{name}" if folder else name) for n, name in names.items()}
-        return {}, {}
+                return {}, {n: files.address(f"{folder}/{name}" if folder else name) for n, name in names.items()}, ""
+        return {}, {}, ""
 
     def _annotations(self, files: Files) -> _Annotations:
         attributes = files.optional_text(self.attributes, ATTRIBUTE_FILES)
@@ -197,14 +233,16 @@ class CelebAFiles(PictureFiles):
         celeba_numbers: dict[int, int] | None = None
         if celeba is not None:
             source, text = celeba
-            lines = list(enumerate(text.splitlines(), start=1))[1:]  # without the header
+            lines = list(enumerate(text.splitlines(), start=1))
+            if lines and number_of(re.split(r"[\s,;]", lines[0][1].strip())[0]) is None:
+                lines = lines[1:]  # without the header
             try:
                 celeba_numbers = {number: int(words[0]) for number, words in lines_by_number(source, lines).items()}
             except (IndexError, ValueError) as error:
                 raise ConfigError(f"{source}: a line has no CelebA number ({error})") from error
         return _Annotations(
             None if attributes is None else attribute_lines(*attributes),
-            None if identities is None else {n: words[0] for n, words in _rows(*identities).items() if words},
+            None if identities is None else {n: " ".join(words) for n, words in _rows(*identities).items() if words},
             celeba_numbers,
             None if validation is None else frozenset(_rows(*validation)),
             self._texts(files),
@@ -231,10 +269,13 @@ class CelebAFiles(PictureFiles):
         celeba = None if annotations.celeba is None else annotations.celeba.get(number)
         if self.split == "official" and celeba is None:
             raise InputError(f"picture {number} is not in the mapping file", reason="split")
+        identity = _line(number, annotations.identities, "identity")
+        if identity is not None and " " in identity:
+            raise InputError(f"picture {number} has the identity {identity[:60]!r}, not one word", reason="identity")
         return {
             "split": split_of(self.split, number, celeba_index=celeba, validation=annotations.validation),
             "attributes": _line(number, annotations.attributes, "attributes"),
-            "identity_id": _line(number, annotations.identities, "identity"),
+            "identity_id": identity,
             "texts": None if texts is None else list(texts.items()),
         }
 
@@ -244,11 +285,16 @@ class CelebAFiles(PictureFiles):
             raise InputError(listed["problem"], reason=listed["reason"])
         mask: UInt8Array | None = None
         if listed["mask"] is not None and listed["parts"] is None:
-            mask = read_mask(listed["mask"], self.labels, self.max_file_bytes)
+            mask = read_mask(listed["mask"], self.labels, self.max_file_bytes, most_pixels(self.size))
         elif listed["mask"] is not None:
-            names = {name.rsplit("/", 1)[-1].split("_", 1)[1].removesuffix(".png"): name for name in listed["parts"]}
-            addresses = {part: join(listed["mask"], name) for part, name in names.items()}
-            mask = merge_parts({part: read_part(at, self.max_file_bytes) for part, at in addresses.items()})
+            parts: dict[str, BoolArray] = {}
+            for address in (join(listed["mask"], name) for name in listed["parts"]):
+                match = _PART.fullmatch(base_name(address))
+                assert match is not None
+                if (part := match[2].lower()) in parts:
+                    raise InputError(f"{address}: a second file of the part {part}", reason="part")
+                parts[part] = read_part(address, self.max_file_bytes, most_pixels(self.size))
+            mask = merge_parts(parts)
         return {
             "split": listed["split"],
             "attributes": None if listed["attributes"] is None else attribute_values(listed["attributes"]),
@@ -267,15 +313,18 @@ class CelebAMask(CelebAFiles):
 def _mask_names(names: Iterable[str], *, bare: bool) -> dict[int, str]:
     """Number -> name of its mask; of several the shortest: `1.png`, `1_mask.png`, `1_mask_256_palette.png`.
 
-    `bare`: whether `1.png` is a mask.
+    PNG is taken before other endings. `bare`: whether `1.png` is a mask. `ConfigError` where two masks are as good.
     """
-    masks: dict[int, tuple[int, str]] = {}
+    masks: dict[int, tuple[int, bool, str]] = {}
     for name in names:
         match = _MASK.fullmatch(name)
         if match and (bare or match[2]):
-            candidate = (len(match[2] or ""), name)
-            masks[int(match[1])] = min(masks.get(int(match[1]), candidate), candidate)
-    return {number: name for number, (_, name) in masks.items()}
+            candidate = (len(match[2] or ""), not name.lower().endswith(".png"), name)
+            best = masks.get(int(match[1]), candidate)
+            if best[:2] == candidate[:2] and best != candidate:
+                raise ConfigError(f"{best[2]!r} and {name!r} would both be the mask of picture {match[1]}; remove one")
+            masks[int(match[1])] = min(best, candidate)
+    return {number: name for number, (*_, name) in masks.items()}
 
 
 def _line(number: int, lines: Mapping[int, str] | None, reason: str) -> str | None:

@@ -1,10 +1,14 @@
 """Files by URL: their names, their content, what tells a changed file from the one that was listed, and row ids."""
 
 import hashlib
+import lzma
 import os
 import re
 import stat
+import tarfile
 import unicodedata
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,10 +52,11 @@ _VERSION_KEYS: Final = (
 _SYSTEM_FOLDERS: Final = frozenset(
     {
         *("__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin"),
+        *("@__thumb", "@tmp", "@sharebin"),
         *("system volume information", "lost+found"),
     }
 )
-_SYSTEM_FILES: Final = frozenset({"thumbs.db", "desktop.ini"})
+_SYSTEM_FILES: Final = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 
 
 def system_file(name: str) -> bool:
@@ -63,7 +68,9 @@ def system_file(name: str) -> bool:
 def left_out(names: Iterable[str]) -> str:
     """`left out: 3 .gif, 1 .txt`: how many of these files there are, by ending; those of the system do not count."""
     endings = Counter(PurePosixPath(name).suffix.lower() or "without ending" for name in names if not system_file(name))
-    return f"left out: {', '.join(f'{n:,} {ending}' for ending, n in endings.most_common(8))}" if endings else ""
+    shown = [f"{n:,} {ending}" for ending, n in endings.most_common(8)]
+    others = f"{endings.total() - sum(n for _, n in endings.most_common(8)):,} with other endings"
+    return f"left out: {', '.join(shown + [others] * (len(endings) > 8))}" if endings else ""
 
 
 class Files:
@@ -84,7 +91,8 @@ class Files:
             if not self._fs.exists(root):
                 raise ConfigError(f"{url}: no such folder or bucket")
             if not self._fs.isdir(root):
-                raise ConfigError(f"{url}: not a folder")
+                hint = f"; zip://::{url} reads what is in it" if url.endswith(".zip") else ""
+                raise ConfigError(f"{url}: not a folder{hint}")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -126,7 +134,7 @@ class Files:
 
     def examples(self) -> str:
         """The end of an error message: a few names of files that are there; empty for an empty folder."""
-        names = [name for name in self.names(depth=2) if not system_file(name)]
+        names = [name for name in self.names(depth=2) or self.names(depth=4) if not system_file(name)]
         return f"; found: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else ""
 
     def first(self, candidates: Sequence[str]) -> str | None:
@@ -139,7 +147,7 @@ class Files:
         address = self.address(name)
         try:
             data = read(address, self.max_bytes)
-            return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+            text = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
         except FileNotFoundError:
             raise ConfigError(f"{address}: no such file") from None
         except UnicodeDecodeError as error:
@@ -149,6 +157,9 @@ class Files:
             ) from error
         except (OSError, InputError) as error:
             raise ConfigError(f"{address}: cannot be read ({error})") from error
+        if "\0" in text:  # every second byte of UTF-16 without its mark, and half of UTF-32
+            raise ConfigError(f"{address}: holds null bytes, as no text in UTF-8 does; save the file as UTF-8")
+        return text
 
     def optional_text(self, chosen: str | None, usual: Sequence[str]) -> tuple[str, str] | None:
         """Name and content of the file `chosen`, which must exist, or of the first of `usual` that exists."""
@@ -216,7 +227,8 @@ def _walk(top: str, depth: int | None, above: tuple[tuple[int, int], ...] = ()) 
 def read(address: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The content of one regular file of at most `max_bytes`.
 
-    `InputError`: `name` where no file can have this name, `special` for pipes, devices and sockets, `too_large`.
+    `InputError`: `name` where no file can have this name, `special` for pipes, devices and sockets, `too_large`,
+    `archive` for a damaged, encrypted or unknown member of an archive.
     """
     try:
         if "://" not in address:
@@ -227,6 +239,22 @@ def read(address: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
         raise InputError(str(error), reason="name") from error
     except ValueError as error:  # a null byte, or a character that the system's encoding lacks
         raise InputError(f"is no file name ({error})", reason="name") from error
+    except _MEMBER_ERRORS as error:
+        if type(error) is RuntimeError and "encrypted" not in str(error):
+            raise
+        raise InputError(f"cannot be unpacked ({error})", reason="archive") from error
+
+
+#: What readers of archives raise for one member; RuntimeError is zipfile's for an encrypted one.
+_MEMBER_ERRORS: Final = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 def _read_local(path: str, max_bytes: int) -> bytes:

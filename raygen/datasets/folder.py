@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import Split
 from raygen.core.location import RelativeLocation
+from raygen.core.types import UInt8Array
 from raygen.datasets.files import Files, left_out, refuse_collisions, safe_id, system_file
-from raygen.datasets.pictures import FORMAT_OF, LABELS, PictureFiles, is_picture, read_mask
+from raygen.datasets.pictures import FORMAT_OF, LABELS, PictureFiles, is_picture, most_pixels, read_mask
 from raygen.store.class_ids import LabelOrder
 
 __all__ = ["Folder"]
@@ -109,7 +110,9 @@ class Folder(PictureFiles):
             raise InputError(f"no file in {self.masks} has the relative name of this picture", reason="no_mask")
         if self.identity == "folder" and listed["identity_id"] is None:
             raise InputError("the picture lies in no person's folder; `identity: none` reads it", reason="identity")
-        mask = None if listed["mask"] is None else read_mask(listed["mask"], self.labels, self.max_file_bytes)
+        mask: UInt8Array | None = None
+        if listed["mask"] is not None:
+            mask = read_mask(listed["mask"], self.labels, self.max_file_bytes, most_pixels(self.size))
         fitted = self.fitted(listed["image"], mask)
         return {"split": listed["split"], "identity_id": listed["identity_id"], **fitted}
 

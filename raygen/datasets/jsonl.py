@@ -21,7 +21,7 @@ from raygen.core.types import UInt8Array
 from raygen.datasets.annotations import RepeatedKey, parse_json
 from raygen.datasets.base import is_outage
 from raygen.datasets.files import Files, refuse_collisions, safe_id
-from raygen.datasets.pictures import LABELS, PictureFile, PictureFiles, read_mask, read_part
+from raygen.datasets.pictures import LABELS, PictureFile, PictureFiles, most_pixels, read_mask, read_part
 from raygen.store.class_ids import LabelOrder
 
 __all__ = ["JSONLines"]
@@ -115,6 +115,7 @@ class JSONLines(PictureFiles):
         numbers = {key: _numbers(line, key, width) for key, width in (("face_bbox", 4), ("keypoints", 3))}
         file = self.read(listed["image"])
         crop = _Crop(file.width, file.height, centred=self.crop == "center")
+        _refuse_other_units(numbers["face_bbox"], numbers["keypoints"], file)
         boxes = [crop.box(box) for box in numbers["face_bbox"] if any(box)]  # all zeros: no face
         points = [crop.point(point) for point in numbers["keypoints"]]
         return {
@@ -138,8 +139,8 @@ class JSONLines(PictureFiles):
         if address is None:
             return None
         if self.masks == "classes":
-            return read_mask(address, self.labels, self.max_file_bytes)
-        return np.where(read_part(address, self.max_file_bytes), PERSON, 0).astype(np.uint8)
+            return read_mask(address, self.labels, self.max_file_bytes, most_pixels(self.size))
+        return np.where(read_part(address, self.max_file_bytes, most_pixels(self.size)), PERSON, 0).astype(np.uint8)
 
 
 _COLUMNS: Final = ("face_id", "split", "image", "mask", "hint", "line", "values", "problem")
@@ -158,7 +159,7 @@ class _Crop:
         """x, y, weight; the weight is 0 where the point was cropped."""
         x, y = (values[0] - self.left) / self.width, (values[1] - self.top) / self.height
         inside = 0 <= x <= 1 and 0 <= y <= 1
-        return [x, y, float(bool(values[2])) if inside else 0.0]
+        return [x, y, float(values[2] > 0) if inside else 0.0]  # data sets write 0 or -1 for what is not seen
 
     def box(self, values: Sequence[float]) -> list[float]:
         """Left, top, right, bottom, clipped to the picture; of size 0 where the box was cropped."""
@@ -199,17 +200,31 @@ def _prompts(line: Mapping[str, Any]) -> list[str]:
 
 def _numbers(line: Mapping[str, Any], key: str, width: int) -> list[list[float]]:
     """Rows of `width` numbers; `InputError` (`line`) for other values, and for a box with its corners exchanged."""
-    rows = line.get(key) or []
+    rows = [] if line.get(key) is None else line[key]
     try:
         numbers = [[float(value) for value in row] for row in rows]
+        truths = any(isinstance(value, bool) for row in rows for value in row)
     except (TypeError, ValueError, OverflowError):
-        numbers = [[]]
-    if any(len(row) != width or not all(abs(value) < _FLOAT32 for value in row) for row in numbers):
+        numbers, truths = [[]], False
+    if truths or any(len(row) != width or not all(abs(value) < _FLOAT32 for value in row) for row in numbers):
         raise InputError(f"{key} is no list of {width} numbers each", reason="line")
     for row in numbers if width == 4 else ():
         if row[0] > row[2] or row[1] > row[3]:
             raise InputError(f"{key} {row} is no left, top, right, bottom", reason="line")
     return numbers
+
+
+def _refuse_other_units(boxes: Sequence[Sequence[float]], points: Sequence[Sequence[float]], file: PictureFile) -> None:
+    """`InputError` (`line`) for places that are no pixels of the picture: fractions of its sides, or outside of it."""
+    given = [box for box in boxes if any(box)]
+    for box in given:
+        if box[0] >= file.width or box[1] >= file.height or box[2] <= 0 or box[3] <= 0:
+            raise InputError(f"face_bbox {list(box)} lies outside of {file.width}x{file.height} pixels", reason="line")
+    for key, places in (("face_bbox", given), ("keypoints", [point[:2] for point in points if point[2] > 0])):
+        values = [value for place in places for value in place]
+        if values and max(values) <= 1 and any(value % 1 for value in values):
+            text = f"{key} has fractions of the sides, and pixels are needed; multiply them by width and height"
+            raise InputError(text, reason="line")
 
 
 #: Tables hold coordinates as float32.

@@ -30,6 +30,7 @@ from raygen.store.images import (
     decode_part,
     encode_image,
     encode_mask,
+    largest_value,
     open_image,
     picture,
     to_rgb,
@@ -42,6 +43,7 @@ __all__ = [
     "PictureFiles",
     "file_addresses",
     "is_picture",
+    "most_pixels",
     "read_mask",
     "read_part",
     "read_picture",
@@ -65,6 +67,12 @@ FORMAT_OF: Final[Mapping[str, str]] = {
 #: Formats that viewers of Parquet tables show; pictures in other formats are encoded again.
 _KEPT: Final = ("JPEG", "PNG", "WEBP")
 _JPEG_START: Final = b"\xff\xd8\xff"
+#: Compressions of TIFF, as Pillow names them, that change values.
+_LOSSY_TIFF: Final[Mapping[str, str]] = {
+    "jpeg": "TIFF with JPEG inside",
+    "tiff_jpeg": "TIFF with JPEG inside",
+    "webp": "TIFF with WebP inside",
+}
 _WEBP_SIDE: Final = 16_383
 #: Pixels of the largest photographs that are read where `size` makes them small: 201 megapixels, 0.8 GB decoded.
 MAX_READ_PIXELS: Final = 16_384 * 12_288
@@ -127,14 +135,14 @@ def read_picture(
     """Read a picture; one that will be resized to `size` may have up to 201 megapixels.
 
     `InputError`: as `read` of `raygen.datasets.files`; as `open_image`; `extension` where the content has another
-    format than the name says; `mode` for 32-bit and float pictures, whose value range is unknown; `transparent`
-    without a `background` to lay it on.
+    format than the name says; `mode` for values whose range is not known, of 32-bit and float pictures and of dark
+    ones with 16 bits; `transparent` without a `background` to lay it on.
     """
     with _naming(address):
         data = read(address, max_bytes)
         side = None if size is None else 2 * size
         try:
-            most = MAX_PIXELS if size is None else MAX_READ_PIXELS
+            most = most_pixels(size)
             image, (width, height) = open_image(data, max_pixels=most, least_side=side)
         except InputError as error:
             if error.reason != "bomb" or size is not None:
@@ -149,6 +157,9 @@ def read_picture(
         same_size = image.size == (width, height)
         plain = image.mode == "RGB" and not clear and image.format in _KEPT and getattr(image, "n_frames", 1) == 1
         rgb = _opaque(image, background) if clear else to_rgb(image)
+        if largest_value(image, data) == 65_535 and (top := int(np.asarray(rgb).max(initial=0))) <= 16:
+            text = f"16-bit values below a sixteenth of their range ({top} of 255): they may have 8 or 12 bits"
+            raise InputError(f"{text}, and would be black; save it with 8 bits", reason="mode")
     if turn is not None:
         rgb = rgb.transpose(turn)
         if turn not in _SIDES_STAY:
@@ -180,30 +191,57 @@ def _check_format(header: Image.Image, address: str) -> None:
 
 
 def _read_lossless(address: str, max_bytes: int) -> bytes:
-    """The bytes of a mask file; `InputError` as `read`, and `lossy` for a JPEG."""
+    """The bytes of a mask file; `InputError` as `read`, and `lossy` for JPEG, also in TIFF, and lossy WebP."""
     data = read(address, max_bytes)
-    if data.startswith(_JPEG_START):
-        raise InputError("JPEG changes classes at every edge; store masks as PNG", reason="lossy")
+    kind = "JPEG" if data.startswith(_JPEG_START) else "lossy WebP" if _lossy_webp(data) else None
+    if data.startswith((b"II", b"MM")):
+        image, _ = open_image(data, max_pixels=MAX_READ_PIXELS)
+        kind = _LOSSY_TIFF.get(str(image.info.get("compression")))
+    if kind is not None:
+        raise InputError(f"{kind} changes classes at every edge; store masks as PNG", reason="lossy")
     return data
 
 
-def read_mask(address: str, labels: LabelOrder = "celebamask", max_bytes: int = MAX_FILE_BYTES) -> UInt8Array:
-    """Class indices uint8 [H, W] of a mask file.
+def _lossy_webp(data: bytes) -> bool:
+    """Whether one of the chunks of a WebP file is a lossy bitstream (RFC 9649, section 2.5)."""
+    if not (data.startswith(b"RIFF") and data[8:12] == b"WEBP"):
+        return False
+    at = 12
+    while at + 8 <= len(data):
+        if data[at : at + 4] == b"VP8 ":
+            return True
+        at += 8 + (int.from_bytes(data[at + 4 : at + 8], "little") + 1) // 2 * 2
+    return False
 
-    `InputError` as `read` of `raygen.datasets.files`, as `decode_mask`, `lossy` for a JPEG, or `extension`.
+
+def read_mask(
+    address: str,
+    labels: LabelOrder = "celebamask",
+    max_bytes: int = MAX_FILE_BYTES,
+    max_pixels: int = MAX_PIXELS,
+) -> UInt8Array:
+    """Class indices uint8 [H, W] of a mask file; one of more than `MAX_PIXELS` pixels is thinned out.
+
+    `InputError` as `read` of `raygen.datasets.files`, as `decode_mask`, `lossy` for JPEG and lossy WebP, or
+    `extension`.
     """
     with _naming(address):
         data = _read_lossless(address, max_bytes)
-        mask = decode_mask(data, label_order=labels)
+        mask = decode_mask(data, label_order=labels, max_pixels=max_pixels)
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             _check_format(header, address)
     return mask
 
 
-def read_part(address: str, max_bytes: int = MAX_FILE_BYTES) -> BoolArray:
+def read_part(address: str, max_bytes: int = MAX_FILE_BYTES, max_pixels: int = MAX_PIXELS) -> BoolArray:
     """Where the mask of one class is set, bool [H, W]; `InputError` as `read_mask`, but as `decode_part`."""
     with _naming(address):
-        return decode_part(_read_lossless(address, max_bytes))
+        return decode_part(_read_lossless(address, max_bytes), max_pixels=max_pixels)
+
+
+def most_pixels(size: int | None) -> int:
+    """How many pixels a file may have that is stored with this side."""
+    return MAX_PIXELS if size is None else MAX_READ_PIXELS
 
 
 # --- data sets of files -------------------------------------------------------------------------------------
@@ -271,7 +309,8 @@ class PictureFiles(DataSet):
         """See `fitted`, for a picture that is read already."""
         if mask is not None:
             mask_height, mask_width = mask.shape
-            if abs(mask_width * file.height - file.width * mask_height) >= file.height:  # a mask pixel or more
+            # a mask pixel or more
+            if abs(mask_width * file.height - file.width * mask_height) >= max(file.height, file.width):
                 text = f"mask {mask_width}x{mask_height} on a picture {file.width}x{file.height}"
                 raise InputError(text, reason="size")
         fit = self._fit(file.pixels, _FILTERS[self.resample])

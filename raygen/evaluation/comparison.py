@@ -11,12 +11,14 @@ from raygen.metrics.registry import SECONDS, better, lookup
 
 __all__ = [
     "CELL",
+    "ROW_IDS",
     "WITHIN",
     "Curve",
     "Grid",
     "Point",
     "best_steps",
     "cell_of",
+    "check_comparable",
     "check_counts",
     "check_names",
     "check_protocols",
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 
+#: Key of a digest of the ids of all samples, in the protocol of their METRICS rows.
+ROW_IDS: Final = "row_ids"
 #: Key of the settings of a sweep's cell in the protocol of its METRICS rows.
 CELL: Final = "cell"
 #: A step count is enough where its value is within this share of the best value of the curve.
@@ -240,6 +244,14 @@ def check_names(rows: Mapping[str, Sequence[Row]]) -> None:
                 )
 
 
+def check_comparable(measured: Mapping[str, Sequence[Row]]) -> None:
+    """`ConfigError` where METRICS rows of variants were not measured with one protocol."""
+    columns = side_by_side(row for rows in measured.values() for row in rows)
+    for column, cells in columns.items():
+        check_protocols(column, cells)
+    check_names({variant: [cells[variant] for cells in columns.values() if variant in cells] for variant in measured})
+
+
 def check_counts(column: str, rows: Mapping[str, Row]) -> None:
     """`InputError` (`n`) where a metric of whole sets, such as a distance, is over unequal numbers of rows."""
     (variant, first), *others = rows.items()
@@ -254,6 +266,7 @@ def _method(row: Row) -> dict[str, Any]:
     protocol = json.loads(row.get("protocol") or "{}")
     source = protocol.get("reference") or {}
     reference = {"reference": row.get("reference"), "made from": source.get("made"), "picture size": source.get("size")}
+    reference["reference split"] = source.get("split")
     if row["slice"] == "reference" and lookup(row["metric"]).describes_network:
         return reference  # the network is what is compared
     return reference | {key: protocol.get(key) for key in METHOD}

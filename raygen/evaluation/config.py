@@ -1,6 +1,7 @@
 """Settings of measurements and comparisons, without the networks that measure: nothing here imports torch."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from pydantic import Field, model_validator
@@ -15,15 +16,18 @@ from raygen.extractors.config import (
     FeatureConfig,
     InceptionConfig,
     LPIPSConfig,
+    PackageConfig,
     PackageScorerConfig,
     ParserConfig,
 )
-from raygen.extractors.digests import by_content
+from raygen.extractors.digests import by_content, pinned
+from raygen.metrics.registry import REGISTRY, family
 
 __all__ = [
     "FeatureMetricsConfig",
     "MemorizationConfig",
     "PairwiseConfig",
+    "PublishedConfig",
     "ScoreConfig",
     "VerificationConfig",
     "check_slices",
@@ -104,6 +108,30 @@ class ScoreConfig(Config):
             del settings["scorers"]  # so that runs without any keep their names
         return settings
 
+    def pinned(self, content: Mapping[str, Any]) -> "ScoreConfig":
+        """With the whole sha256 of parsers, embedders and networks of packages; `content`: of `by_content`."""
+        parts: dict[str, Any] = {}
+        if self.parser is not None:
+            parts["parser"] = pinned(self.parser, content["parser"])
+        if isinstance(self.features, PackageConfig):
+            parts["features"] = pinned(self.features, content["features"])
+        if self.identity is not None:
+            network = pinned(self.identity.network, content["identity"]["network"])
+            parts["identity"] = self.identity.model_copy(update={"network": network})
+        parts["scorers"] = tuple(map(pinned, self.scorers, content.get("scorers", ())))
+        return self.model_copy(update=parts)
+
+    def measures(self, prefix: str) -> bool:
+        """Whether scores are made whose names begin with `prefix`, such as `segmentation:`, for rows that have it."""
+        parts = {
+            "segmentation:": self.parser,
+            "attributes:": self.classifier,
+            "clip:": self.text,
+            "identity:": self.identity,
+            "ssim:": self.to_source,
+        }
+        return parts.get(prefix, self) is not None
+
     @property
     def to_source(self) -> str | None:
         """The setting that asks for comparisons with the `source` of rows; None where none does."""
@@ -139,6 +167,11 @@ class PairwiseConfig(Config):
     margin: int = Field(0, ge=0, le=256, description="pixels around the border of the parts that are left out")
     diversity: bool = Field(False, description="mean distance between the pictures of a group_id")
     lpips: LPIPSConfig | None = Field(None, description="LPIPS network: the distance is LPIPS in place of 1 - SSIM")
+
+    def by_content(self, baseline: str | None) -> dict[str, Any]:
+        """The settings that plans record: the content of the `baseline`, networks by the sha256 of their weights."""
+        lpips = None if self.lpips is None else by_content(self.lpips, "")
+        return {**self.model_dump(mode="json"), "baseline": baseline, "lpips": lpips}
 
     @model_validator(mode="after")
     def _measures_something(self) -> "PairwiseConfig":
@@ -183,6 +216,41 @@ class VerificationConfig(Config):
         10, ge=1, le=100, description="number of folds of the pairs, as in LFW; two folds share no person"
     )
     seed: int = Field(0, ge=0, description="seed of the drawn pairs")
+
+
+#: Metrics that are shares, which papers print in percent.
+SHARES: Final = (
+    *("miou", "pixel_accuracy", "mask_accuracy", "class_accuracy", "frequency_iou", "attribute_accuracy"),
+    *("attribute_balanced", "ssim", "lpips", "clip_score", "precision", "recall", "coverage", "tar", "eer"),
+)
+
+
+class PublishedConfig(Config):
+    """Values that a paper prints. They are shown beside the measured ones and enter no METRICS."""
+
+    source: str = Field(..., min_length=1, description="paper, table and row that the values are from")
+    values: dict[str, float] = Field(
+        ...,
+        min_length=1,
+        description="published values by metric, such as {fid: 16.85, miou: 0.8178}; shares are from 0 to 1",
+    )
+    measured: str = Field(
+        ..., min_length=1, description="how the source measured them: pictures, split, networks, as far as it says"
+    )
+
+    @model_validator(mode="after")
+    def _values_are_metrics(self) -> "PublishedConfig":
+        for name, value in self.values.items():
+            kind = family(name)
+            if kind not in REGISTRY:
+                raise ValueError(
+                    f"values: {name!r} is no metric{nearest(name, REGISTRY)}; known: {', '.join(REGISTRY)}"
+                )
+            if not math.isfinite(value):
+                raise ValueError(f"values: {name}: {value} is no number")
+            if kind in SHARES and not -1 <= value <= 1:
+                raise ValueError(f"values: {name} is a share: write {value / 100:g} for {value:g} %")
+        return self
 
 
 IDENTITY: Final = "identity"

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, IntegrityError
+from raygen.evaluation.config import MemorizationConfig
 from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image
 from raygen.store.parquet import read_slice
@@ -20,6 +21,8 @@ __all__ = [
     "ReferenceSet",
     "Stores",
     "UnpairedRows",
+    "baseline_content",
+    "check_held_out",
     "find_unpaired",
     "picture_size",
     "write_unpaired",
@@ -115,6 +118,33 @@ def picture_size(store: RunStore, table: str) -> tuple[int, int] | None:
                 shape = decode_image(value["bytes"]).shape
                 return int(shape[0]), int(shape[1])
     return None
+
+
+def check_held_out(config: MemorizationConfig, reference: ReferenceSet) -> None:
+    """`ConfigError` where no face was trained on, or no face of the reference was held out; before any is scored."""
+    store, content = open_input(config.faces)
+    splits = [split for table in store.tables("faces", ["split"]) for split in table["split"].to_pylist()]
+    trained_on = sum(config.split in (None, split) for split in splits)
+    if not trained_on:
+        raise ConfigError(f"training: {config.faces} has no rows of split {config.split!r}")
+    if content == reference.content and trained_on == len(splits):
+        raise ConfigError(f"reference: all of {reference.url} was trained on; nothing is held out")
+
+
+def baseline_content(baseline: str | None, samples: str) -> str | None:
+    """The content of the baseline of a run; `ConfigError` where it has other rows, or pictures of another size."""
+    if baseline is None:
+        return None
+    own, (store, content) = open_input(samples)[0], open_input(baseline)
+    ids = (set(table["sample_id"].to_pylist()) for table in store.tables("samples", ["sample_id"]))
+    there: set[str] = set().union(*ids)
+    for table in own.tables("samples", ["sample_id"]):
+        if missing := next((name for name in table["sample_id"].to_pylist() if name not in there), None):
+            raise ConfigError(f"pairwise.baseline: {baseline} has no sample {missing!r} of {samples}")
+    sizes = picture_size(own, "samples"), picture_size(store, "samples")
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ConfigError(f"pairwise.baseline: {baseline} has pictures of another size than {samples}")
+    return content
 
 
 class UnpairedRows(NamedTuple):

@@ -15,10 +15,27 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raygen.core.config import Resources
-from raygen.core.errors import InfrastructureError, InputError, IntegrityError, RaygenError, TooManyBadRows, from_record
+from raygen.core.errors import (
+    ConfigError,
+    InfrastructureError,
+    InputError,
+    IntegrityError,
+    RaygenError,
+    TooManyBadRows,
+    from_record,
+)
 from raygen.core.location import redact
+from raygen.execution.in_turn import built_first
 from raygen.execution.waiting import WorkerTime
-from raygen.execution.worker import RunTarget, ShardItem, ShardSummary, ShardTask, ShardWorker, WorkerFactory, versions
+from raygen.execution.worker import (
+    RunTarget,
+    ShardItem,
+    ShardSummary,
+    ShardTask,
+    ShardWorker,
+    WorkerFactory,
+    versions,
+)
 from raygen.store.run_store import Plan, RunStore
 from raygen.store.sealed import open_record, to_bytes
 
@@ -297,19 +314,25 @@ def execute_all(
 
     With more than one run, `build` has to make a `SharedWorker`. Each run has its own run.json, whose seconds are those
     of its own shards; those of the first run begin with the command. The first error is raised after all runs have
-    ended.
+    ended. Settings that cannot run leave nothing behind: the local runner builds the worker before anything is written.
     """
     for run in runs:
+        run.store.check(run.plan)
+    if runner is local_runner:
+        build = built_first(build, [number for number, run in enumerate(runs) if run.store.missing(run.plan)])
+    for run in runs:
         run.store.storage.require()
-        run.store.create(run.plan)
+    created = [run.store.create(run.plan) for run in runs]
     targets, launch = tuple(run.target for run in runs), uuid.uuid4().hex[:8]
     task = ShardTask(targets, launch, resources.max_attempts, resources.shard_timeout_s, build)
     states = [_RunState(run, number, len(runs)) for number, run in enumerate(runs)]
     try:
         _run_missing(states, task, resources, runner, report)
     except BaseException as error:
-        for state in states:
-            state.record(resources, error)
+        refused = isinstance(error, ConfigError | InputError)
+        for state, new in zip(states, created, strict=True):
+            if not (refused and new and state.run.store.withdraw()):
+                state.record(resources, error)
         raise
     outcomes: list[Outcome] = []
     first_error: BaseException | None = None

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from raygen.core.errors import RaygenError
-from raygen.execution.worker import Worker
+from raygen.core.errors import ConfigError, InputError, RaygenError
+from raygen.execution.worker import SharedWorker, Worker, WorkerFactory
 
-__all__ = ["WorkersInTurn"]
+__all__ = ["WorkersInTurn", "built_first"]
 
 
 class WorkersInTurn:
@@ -34,3 +34,23 @@ class WorkersInTurn:
                 self._refused[run] = error
                 raise
         return self._worker
+
+
+def built_first(build: WorkerFactory, runs: Sequence[int]) -> WorkerFactory:
+    """A call that returns the worker of `build`, which is built now, before anything is written; for one process.
+
+    `runs`: numbers of the runs with work left. `ConfigError` and `InputError` of all of them are raised now. `build`
+    itself where there are none, and where it fails in another way, which may pass.
+    """
+    if not runs:
+        return build
+    try:
+        worker = build()
+        if isinstance(worker, SharedWorker):
+            for number in reversed(runs):  # the first one is kept
+                worker.for_run(number)
+    except (ConfigError, InputError):
+        raise
+    except Exception:
+        return build
+    return lambda: worker  # type: ignore[return-value]

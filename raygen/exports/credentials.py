@@ -11,8 +11,9 @@ are created once, under a name that every attempt knows, and an attempt that fin
 import io
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -30,7 +31,15 @@ from raygen.store.parquet import from_parquet, to_parquet
 if TYPE_CHECKING:
     from cryptography import x509
 
-__all__ = ["C2PAConfig", "Credentials", "PictureSigner", "ProvenanceConfig", "read_credentials", "sign_once"]
+__all__ = [
+    "C2PAConfig",
+    "Credentials",
+    "PictureSigner",
+    "ProvenanceConfig",
+    "key_warning",
+    "read_credentials",
+    "sign_once",
+]
 
 
 VARIABLE: Final = "env:"
@@ -89,11 +98,12 @@ class ProvenanceConfig(Config):
 class Credentials:
     """What a worker needs to sign: the certificates, PEM; the settings `key` and `time_stamps`; a SHA-256.
 
-    The SHA-256 is that of the signer's certificate in DER form, as `openssl x509 -fingerprint -sha256` shows it.
+    `certificates` has nothing else of their file, which may also hold the key. The SHA-256 is that of the signer's
+    certificate in DER form, as `openssl x509 -fingerprint -sha256` shows it.
     """
 
     certificates: bytes
-    key: str
+    key: str = field(repr=False)
     sha256: str
     time_stamps: str | None = None
 
@@ -112,28 +122,38 @@ def read_credentials(config: C2PAConfig) -> Credentials:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigError(f"provenance.c2pa.certificate: {config.certificate}: cannot be read ({reason})") from error
-    certificate = _certificate(certificates, config.certificate)
+    chain = _chain(certificates, config.certificate)
     from cryptography.hazmat.primitives.hashes import SHA256
+    from cryptography.hazmat.primitives.serialization import Encoding
 
-    sha256 = certificate.fingerprint(SHA256()).hex()
-    credentials = Credentials(certificates, config.key, sha256, config.time_stamps)
+    sha256 = chain[0].fingerprint(SHA256()).hex()
+    pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
+    credentials = Credentials(pem, config.key, sha256, config.time_stamps)
     PictureSigner(credentials).try_out()
     return credentials
 
 
-def _certificate(pem: bytes, name: str) -> "x509.Certificate":
-    """The first certificate of a PEM file."""
+def _chain(pem: bytes, name: str) -> "list[x509.Certificate]":
+    """The certificates of a PEM file, that of the signer first."""
     try:
         from cryptography import x509
     except ImportError as error:
         raise ConfigError(MISSING) from error
     try:
-        return x509.load_pem_x509_certificates(pem)[0]
+        return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
         raise ConfigError(f"provenance.c2pa.certificate: {name}: holds no certificate in PEM form") from error
 
 
 MISSING: Final = "provenance.c2pa needs the package c2pa-python: pip install 'raygen[c2pa]'"
+
+
+def key_warning(config: C2PAConfig) -> str:
+    """What to do where every user of this machine may read the file of the key; empty otherwise."""
+    path = os.path.expanduser(config.key.removeprefix("file://"))
+    if config.key.startswith(VARIABLE) or not os.stat(path).st_mode & stat.S_IROTH:
+        return ""
+    return "every user of this machine can read the file of provenance.c2pa.key; chmod 600 it"
 
 
 class PictureSigner:
@@ -148,9 +168,10 @@ class PictureSigner:
             import c2pa
         except ImportError as error:
             raise ConfigError(MISSING) from error
-        certificate = _certificate(credentials.certificates, "certificate")
+        certificate = _chain(credentials.certificates, "certificate")[0]
         key = _pkcs8(credentials.key, certificate)
         self._c2pa: Any = c2pa
+        self._time_stamps = credentials.time_stamps
         try:
             info = c2pa.C2paSignerInfo(_algorithm(certificate), credentials.certificates, key, credentials.time_stamps)
             self._signer: Any = c2pa.Signer.from_info(info)
@@ -158,10 +179,14 @@ class PictureSigner:
         except c2pa.C2paError as error:
             raise ConfigError(f"provenance.c2pa: the certificate and key cannot sign ({error})") from error
 
-    def sign(self, picture: bytes, codec: PictureCodec, title: str, source: str) -> bytes:
-        """`picture` with a credential: what it is called, its digital source type, and that raygen made it."""
+    def sign(self, picture: bytes, codec: PictureCodec, title: str, source: str, method: str | None = None) -> bytes:
+        """`picture` with a credential: what it is called, its digital source type, and what made it.
+
+        `method`: another method that made it, in place of raygen.
+        """
         agent = {"name": "raygen", "version": __version__}
-        action = {"action": "c2pa.created", "digitalSourceType": source, "softwareAgent": agent}
+        maker = agent if method is None else {"name": method}
+        action = {"action": "c2pa.created", "digitalSourceType": source, "softwareAgent": maker}
         manifest = {
             "claim_generator_info": [agent],
             "title": title,
@@ -184,7 +209,8 @@ class PictureSigner:
             with self._c2pa.Reader(MEDIA["png"], io.BytesIO(signed)) as reader:
                 state, found = reader.get_validation_state(), reader.get_validation_results() or {}
         except self._c2pa.C2paError as error:
-            raise ConfigError(f"provenance.c2pa: the certificate and key cannot sign ({error})") from error
+            parts = "the certificate and key" if self._time_stamps is None else "the certificate, key and time_stamps"
+            raise ConfigError(f"provenance.c2pa: {parts} cannot sign ({error})") from error
         if state not in ("Valid", "Trusted"):
             failures = found.get("activeManifest", {}).get("failure", [])
             reasons = ", ".join(sorted({str(entry.get("code")) for entry in failures}))
@@ -253,15 +279,16 @@ def sign_once(
     codec: PictureCodec,
     source: str,
     stored: tuple[FileStore, str] | None,
+    method: str | None = None,
 ) -> list[bytes]:
     """The signed files of `pictures` (titles and files), in their order.
 
     `stored`: where the first attempt to get so far puts them, and where the others take them from; None signs without
-    storing. `IntegrityError` where what is there was not made of these pictures.
+    storing. `method`: of `PictureSigner.sign`. `IntegrityError` where what is there was not made of these pictures.
     """
     if stored is not None and (found := _signed_before(*stored, pictures)) is not None:
         return found
-    signed = [signer.sign(picture, codec, title, source) for title, picture in pictures]
+    signed = [signer.sign(picture, codec, title, source, method) for title, picture in pictures]
     if stored is None:
         return signed
     table = pa.table({"unsigned": [digest(picture) for _, picture in pictures], "image": signed}, SIGNED)

@@ -59,6 +59,14 @@ SIZES: Final = (
     (10**8, "10M<n<100M"),
     (10**9, "100M<n<1B"),
 )
+#: Distinct values that the card lists, and their labels.
+LABELS: Final[Mapping[str, str]] = {
+    "method": "method that made the pictures, not raygen",
+    "plan": "plan",
+    "checkpoint": "model, sha256",
+    "sampler": "sampler",
+    "steps": "steps",
+}
 #: Digits of a digest in the card.
 SHORT: Final = 12
 #: Metric families that compare with training faces.
@@ -260,7 +268,7 @@ def _counts(listing: ExportListing, totals: ExportTotals, source: ExportSource) 
 def _provenance(source: ExportSource, listing: ExportListing) -> str:
     plan = source.store.plan()
     lines = [f"| run | `{plan.run_id}` (`raygen {plan.kind}`) |", f"| digest of its rows | `{source.digest}` |"]
-    for name, label in (("plan", "plan"), ("checkpoint", "model, sha256"), ("sampler", "sampler"), ("steps", "steps")):
+    for name, label in LABELS.items():
         if listing.distinct.get(name):
             lines.append(f"| {label} | {', '.join(f'`{value}`' for value in listing.distinct[name])} |")
     for name in SETTINGS:
@@ -273,7 +281,7 @@ def _provenance(source: ExportSource, listing: ExportListing) -> str:
     if source.table == "faces" and isinstance(source.plan_settings.get("data"), Mapping):
         lines.append(f"| data set | `{source.plan_settings['data'].get('kind')}` |")
     table = "\n".join([*TABLE, *lines])
-    if source.table != "samples":
+    if source.table != "samples" or listing.distinct.get("method"):
         return table
     return (
         f"{table}\n\nThe noise of a picture depends only on `noise_seed`, its `sample_id` and the attempt. The `seed` "

@@ -32,6 +32,7 @@ SOURCE_TYPES: Final[Mapping[str, str]] = {
 #: Columns in the recipe of a picture.
 RECIPE: Final = (
     "sample_id",
+    "method",
     "plan",
     "run_id",
     "attempt",
@@ -55,7 +56,7 @@ _PACKET: Final = (
 def recipe(row: Mapping[str, Any]) -> str:
     """How a picture was made, as JSON in ASCII; unknown values are left out."""
     known = {name: row[name] for name in RECIPE if row.get(name) is not None}
-    return json.dumps({"generator": "raygen", **known}, sort_keys=True)
+    return json.dumps({"generator": row.get("method") or "raygen", **known}, sort_keys=True)
 
 
 def xmp_packet(source: str, recipe_json: str) -> str:

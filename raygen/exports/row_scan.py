@@ -27,7 +27,7 @@ __all__ = ["GATES_FILE", "ExportListing", "ExportSource", "scan"]
 
 
 #: Columns whose distinct values the data card lists.
-DISTINCT: Final = ("plan", "checkpoint", "sampler", "steps")
+DISTINCT: Final = ("method", "plan", "checkpoint", "sampler", "steps")
 #: Number of the identity, and label, of a row without one.
 NO_IDENTITY: Final = -1
 #: File in a selection's attempt folder that describes its gates.

@@ -27,7 +27,7 @@ __all__ = ["ExportConfig", "ExportWorker"]
 #: Stored rows that are read at once.
 ROWS_AT_ONCE: Final = 128
 #: Columns that are read, where the table has them.
-COLUMNS: Final = ("sample_id", "face_id", *FIELDS, "attributes", "texts", "image_sha256", "guidance")
+COLUMNS: Final = ("sample_id", "face_id", *FIELDS, "attributes", "texts", "image_sha256", "guidance", "method")
 WITH_ERROR: Final = EXPORTED.append(pa.field("error", pa.string()))
 
 
@@ -111,7 +111,8 @@ class ExportWorker:
             return rows
         stored = (FileStore(self.config.out), f"{PIECES}/{part:05d}-signed") if self.config.write else None
         pictures = [(str(row.row["sample_id"]), row.image) for row in rows]
-        signed = sign_once(self.signer, pictures, self.config.format.codec, self.source_type, stored)
+        method = rows[0].row.get("method") if rows else None  # a run of another method's pictures has no others
+        signed = sign_once(self.signer, pictures, self.config.format.codec, self.source_type, stored, method)
         return [replace(row, image=image) for row, image in zip(rows, signed, strict=True)]
 
     def _write(self, packed: PackedShard, piece: str | None) -> None:

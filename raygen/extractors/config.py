@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from raygen.core.config import Config
-from raygen.core.location import Location
+from raygen.core.location import LocalInput, Location
 from raygen.store.class_ids import LabelOrder
 
 __all__ = [
@@ -38,6 +38,8 @@ __all__ = [
 ]
 
 
+#: Channels of a convolution that is normalised in eight groups.
+GroupedChannels = Annotated[int, Field(ge=8, multiple_of=8)]
 #: Description of the setting `margin` of landmark networks.
 MARGIN: Final = (
     "side of the square around the face that the network sees, over that of an aligned crop of ArcFace; the whole "
@@ -52,6 +54,10 @@ def _increasing(values: tuple[float, float]) -> tuple[float, float]:
     return values
 
 
+#: A sha256 or its first digits; few would fit any file.
+SHA256 = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{8,64}$")]
+
+
 class BundledNetworkConfig(Config):
     """A bundled network, or one of its kind from a folder."""
 
@@ -63,8 +69,8 @@ class PublishedParserConfig(Config):
     """A parser that the field uses, from weights the user has."""
 
     kind: Literal["parsenet", "bisenet"]
-    weights: Location = Field(..., description="state dict or safetensors file")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    weights: LocalInput = Field(..., description="state dict or safetensors file")
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
 
 
 #: What a network of a package does; see `raygen.extractors.packages.Extractor`.
@@ -82,7 +88,7 @@ class PackageConfig(Config):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         description="name of the network in the entry-point group `raygen.extractors` of an installed package",
     )
-    sha256: str | None = Field(
+    sha256: SHA256 | None = Field(
         None, description="sha256 that the network must have, or its first digits; default: any network of this name"
     )
 
@@ -117,8 +123,8 @@ class ONNXParserConfig(Config):
     """A parser as an ONNX model: pixels [B, 3, size, size] -> logits [B, 19, h, w]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
-    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    weights: LocalInput = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
     labels: LabelOrder = Field(
         ...,
         description="order of the 19 classes that the model gives: celebamask, or face_parsing as BiSeNet of "
@@ -154,8 +160,8 @@ class ONNXLandmarkerConfig(Config):
     """A landmark network as an ONNX model: pixels [1, 3, size, size] -> points. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
-    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    weights: LocalInput = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
     size: int = Field(112, ge=16, le=1024, description="side of the input of the model, pixels")
     channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
     value_range: Annotated[tuple[float, float], AfterValidator(_increasing)] = Field(
@@ -182,14 +188,17 @@ LandmarksConfig = Annotated[
 class InceptionConfig(Config):
     """The 2015 Inception network, the only one whose Fréchet distance is called `fid`."""
 
+    #: What can be done without the weights.
+    without: ClassVar[str] = ", or use the bundled features (kind: small), whose distance is not called fid"
+
     kind: Literal["inception"] = "inception"
-    weights: Location = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
+    weights: LocalInput = Field(..., description="pt_inception-2015-12-05-6726825d.pth, or `hub` for torch's cache")
     protocol: Literal["fid@tf1", "fid@clean", "fid@pytorch"] = Field(
         "fid@clean",
         description="resize and weights of the FID: fid@clean as "
         "clean-fid, fid@pytorch as pytorch-fid, fid@tf1 as the original",
     )
-    sha256: str | None = Field(
+    sha256: SHA256 | None = Field(
         None, description="sha256 that the file must have, or its first digits; default: that of the published file"
     )
 
@@ -208,11 +217,14 @@ Trunk = Literal["vgg", "alex"]
 class LPIPSConfig(Config):
     """Learned perceptual distance (Zhang et al. 2018, v0.1), and its weight in a loss."""
 
+    #: What can be done without the weights.
+    without: ClassVar[str] = ", or leave out `lpips`"
+
     weight: float = Field(1.0, gt=0, description="weight of the distance in a loss")
-    weights: Location = Field(
+    weights: LocalInput = Field(
         "hub", description="torchvision's file of the network, or `hub` for torchvision's own cache"
     )
-    sha256: str | None = Field(
+    sha256: SHA256 | None = Field(
         None, description="sha256 that the file must have, or its first digits; default: that of the published file"
     )
     network: Trunk = Field("vgg", description="vgg: VGG-16, usual in losses; alex: AlexNet, usual in evaluations")
@@ -225,7 +237,7 @@ class ClipConfig(Config):
     folder: Location = Field(
         ..., description="folder with config.json, weights, preprocessor and tokenizer of a CLIP model"
     )
-    sha256: str | None = Field(
+    sha256: SHA256 | None = Field(
         None, description="sha256 that the weights file must have, or its first digits; default: any file"
     )
 
@@ -234,17 +246,19 @@ class VGGFace2Config(Config):
     """The ResNet-50 of VGGFace2, from weights the user has."""
 
     kind: Literal["vggface2"] = "vggface2"
-    weights: Location = Field(..., description="state dict, safetensors or pickled arrays; its classifier is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    weights: LocalInput = Field(
+        ..., description="state dict, safetensors or pickled arrays; its classifier is not read"
+    )
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
 
 
 class TorchScriptConfig(Config):
     """An embedder in a TorchScript file: pixels [B, 3, H, W] in -1..1 -> features. The file is code that is run."""
 
     kind: Literal["torchscript"] = "torchscript"
-    weights: Location = Field(..., description="TorchScript file")
+    weights: LocalInput = Field(..., description="TorchScript file")
     trust: bool = Field(False, description="true: run the code in the file, which is a program")
-    sha256: str | None = Field(None, description="complete sha256 of the trusted file")
+    sha256: SHA256 | None = Field(None, description="complete sha256 of the trusted file")
 
     @model_validator(mode="after")
     def _trusted(self) -> "TorchScriptConfig":
@@ -260,8 +274,8 @@ class ONNXEmbedderConfig(Config):
     """An embedder as an ONNX model: pixels [B, 3, H, W] in -1..1 -> features [B, D]. Needs `raygen[onnx]`."""
 
     kind: Literal["onnx"] = "onnx"
-    weights: Location = Field(..., description="ONNX file; data that it keeps in other files is not read")
-    sha256: str | None = Field(None, description="sha256 that the file must have")
+    weights: LocalInput = Field(..., description="ONNX file; data that it keeps in other files is not read")
+    sha256: SHA256 | None = Field(None, description="sha256 that the file must have")
     channels: Literal["rgb", "bgr"] = Field("rgb", description="order of the colour channels")
 
 
@@ -295,8 +309,8 @@ class BundledParserConfig(Config):
     """Shape of a small parser. Pictures of another size are resized to `image_size` and the labels back."""
 
     kind: Literal["parser"] = "parser"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
+    image_size: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the pictures in pixels")
+    channels: tuple[GroupedChannels, ...] = Field(
         (16, 32, 64, 96),
         min_length=2,
         description="channels of each level; every level after the first halves the resolution",
@@ -307,8 +321,8 @@ class BundledClassifierConfig(Config):
     """Shape of a small attribute classifier. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["classifier"] = "classifier"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
+    image_size: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the pictures in pixels")
+    channels: tuple[GroupedChannels, ...] = Field(
         (16, 32, 64, 96),
         min_length=2,
         max_length=6,
@@ -321,8 +335,8 @@ class BundledEmbedderConfig(Config):
     """Shape of a small face embedder. Pictures of another size are resized to `image_size`."""
 
     kind: Literal["embedder"] = "embedder"
-    image_size: int = Field(64, ge=16, le=512, description="height and width of the pictures in pixels")
-    channels: tuple[int, ...] = Field(
+    image_size: int = Field(64, ge=16, le=512, multiple_of=2, description="height and width of the pictures in pixels")
+    channels: tuple[GroupedChannels, ...] = Field(
         (16, 32, 64, 96),
         min_length=2,
         max_length=6,

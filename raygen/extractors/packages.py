@@ -26,8 +26,6 @@ __all__ = ["GROUP", "Extractor", "Network", "Offer", "find_extractor", "offer_of
 
 #: The entry-point group.
 GROUP: Final = "raygen.extractors"
-#: Fewest digits of a configured sha256.
-MIN_DIGITS: Final = 8
 
 
 class Network(Protocol):
@@ -63,7 +61,7 @@ class Extractor(Protocol):
 
     @property
     def licence(self) -> str:
-        """The licence of its weights, such as `MIT` or `CC-BY-NC-4.0`; protocols and data cards name it."""
+        """The licence of its weights, such as `MIT` or `CC-BY-NC-4.0`; protocols of METRICS name it."""
         ...
 
     @property
@@ -146,10 +144,8 @@ def find_extractor(config: PackageConfig) -> Offer:
         raise ConfigError(
             f"{config.name!r} of {offer.package} is of kind {own.kind}, and {config.offers} is needed here"
         )
-    if config.sha256 is not None:
-        wanted = config.sha256.lower()
-        if len(wanted) < MIN_DIGITS or not own.sha256.startswith(wanted):
-            raise ConfigError(f"{config.name!r} of {offer.package}: sha256 is {own.sha256}, not {config.sha256}")
+    if config.sha256 is not None and not own.sha256.startswith(config.sha256.lower()):
+        raise ConfigError(f"{config.name!r} of {offer.package}: sha256 is {own.sha256}, not {config.sha256}")
     return offer
 
 
@@ -165,7 +161,7 @@ def _made(entry: EntryPoint) -> Offer:
     where = f"{entry.name!r} of {package}"
     try:
         extractor = entry.load()()
-    except Exception as error:  # whatever the code of a package raises
+    except (Exception, SystemExit) as error:  # whatever the code of a package raises
         raise ConfigError(f"{where}: {entry.value} cannot be made ({type(error).__name__}: {error})") from error
     try:
         problem = _problem(extractor)

@@ -45,6 +45,8 @@ class Model(nn.Module, ABC):
     first_stage: FirstStage
     #: None for a model that reads no texts.
     tokenizer: Tokenizer | None = None
+    #: Whether its network also predicts the variance of a step, see `outputs`.
+    learns_variance: bool = False
     #: Whether it combines several denoisers, whose influence can be recorded.
     mixes: bool = False
 
@@ -62,6 +64,14 @@ class Model(nn.Module, ABC):
 
         Guidance and samplers work on this output: guidance is linear, so it is the same for eps and v.
         """
+
+    def outputs(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
+        """All outputs of the network: those of `predict` [B, C, h, w], or [B, 2C, h, w] where it `learns_variance`.
+
+        The second half says where the log variance of a ddpm step lies, from -1, the posterior's, to 1, beta (Nichol
+        and Dhariwal 2021, equation 15).
+        """
+        return self.predict(zt, t, ctx, record)
 
     @property
     def networks(self) -> Sequence[nn.Module]:

@@ -28,7 +28,7 @@ from raygen.models.checkpoint_files import (
 )
 from raygen.models.condition_encoders import AttributeEncoder, MaskEncoder, MaskTokenEncoder
 from raygen.models.conditions import Conditions
-from raygen.models.config.ldm import LDMConfig
+from raygen.models.config.ldm import LDMConfig, check_levels
 from raygen.models.config.text import PretrainedTextConfig, TransformerTextConfig
 from raygen.models.networks import BuildInputs, CountInputs, Networks
 from raygen.models.opened import OpenedCheckpoint, read_json
@@ -187,9 +187,10 @@ class Projection(nn.Linear):
 def build_unet(config: LDMConfig, latent_shape: tuple[int, int, int], out_channels: int | None = None) -> Any:
     """The UNet of a config for such latents, with random weights and silent residual branches.
 
-    `out_channels`: those of the latent by default; a dynamic diffuser has one.
+    `out_channels`: those of the latent by default; a dynamic diffuser has one. `ConfigError` for too many levels.
     """
     latent, side, _ = latent_shape
+    check_levels(len(config.channels), side)
     shared: dict[str, Any] = {
         "sample_size": side,
         "in_channels": latent + config.extra_channels,

@@ -59,7 +59,7 @@ STEMS: Final = (("diffusion_pytorch_model", "diffusion_pytorch_model"), ("model"
 
 def weight_file(folder: Path) -> Path | None:
     """The weights of a model's folder, or their index: full precision first, then safetensors; None without any."""
-    for variant, ending, stems in product(("", ".fp16"), ("safetensors", "bin"), STEMS):
+    for variant, ending, stems in product(("", ".fp16", ".bf16"), ("safetensors", "bin"), STEMS):
         name = stems[ending == "bin"]
         whole = f"{name}{variant}.{ending}"
         for file in (whole, f"{whole}.index.json", f"{name}.{ending}.index{variant}.json"):

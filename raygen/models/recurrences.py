@@ -43,6 +43,8 @@ class Step:
     noise: float = 0.0
     #: r, None where x is the network's output.
     mix: float | None = None
+    #: Bounds of the log variance of the noise, between which a network may choose; None where it may not.
+    bounds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,13 @@ class Trajectory:
         self._steps = iter(steps)
         self._past: deque[Tensor] = deque(maxlen=KEPT)
 
-    def advance(self, zt: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
+    def advance(
+        self, zt: Tensor, output: Tensor, noise: Tensor | None = None, variance: Tensor | None = None
+    ) -> Tensor:
         """The latent after the next step, of float tensors of one shape; `noise` is the step's own.
 
-        `ValueError` where a step needs noise and gets none.
+        `variance`, -1 to 1: where the log variance of the noise lies between the bounds of a ddpm step. `ValueError`
+        where a step needs noise and gets none.
         """
         step = next(self._steps)
         if step.noise and noise is None:
@@ -87,14 +92,24 @@ class Trajectory:
             after.add_(kept, alpha=factor)
         if step.mix is not None:
             self._past.appendleft(x)
-        return after.add_(noise, alpha=step.noise) if noise is not None and step.noise else after
+        if noise is None or not step.noise:
+            return after
+        if variance is None or step.bounds is None:
+            return after.add_(noise, alpha=step.noise)
+        low, high = step.bounds
+        # Half of the log variance is the log deviation.
+        return after.addcmul_(noise, torch.exp((variance + 1) * ((high - low) / 4) + low / 2))
 
 
 # --- one step at a time ---------------------------------------------------------------------------------------
 
 
 def ddim(levels: Levels, *, predicts_v: bool, eta: float) -> tuple[Step, ...]:
-    """DDIM; with `eta` 1 and a last level of (1, 0) it is DDPM with the posterior's variance (section 4.1)."""
+    """DDIM; with `eta` 1 and a last level of (1, 0) it is DDPM with the posterior's variance (section 4.1).
+
+    The bounds of a learned variance are that and beta, of the steps that are taken (Nichol and Dhariwal 2021, section
+    4).
+    """
     steps = []
     for (alpha, sigma), (alpha_next, sigma_next) in pairwise(levels):
         deviation = eta * sigma_next / sigma * math.sqrt(max(0.0, 1 - (alpha / alpha_next) ** 2))
@@ -105,7 +120,10 @@ def ddim(levels: Levels, *, predicts_v: bool, eta: float) -> tuple[Step, ...]:
         else:  # z = (zt - sigma eps) / alpha
             own = alpha_next / alpha
             of_output = direction - alpha_next * sigma / alpha
-        steps.append(Step(own, of_output, noise=deviation))
+        bounds = None
+        if eta == 1 and deviation:
+            bounds = (2 * math.log(deviation), math.log(1 - (alpha / alpha_next) ** 2))
+        steps.append(Step(own, of_output, noise=deviation, bounds=bounds))
     return tuple(steps)
 
 

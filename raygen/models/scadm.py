@@ -28,6 +28,7 @@ from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
 from raygen.models.checkpoint_files import OWN_WEIGHTS, Writing, fill, write_weights
 from raygen.models.conditions import Conditions
+from raygen.models.config.ldm import check_levels
 from raygen.models.config.scadm import SCADMConfig
 from raygen.models.ldm import prepared_context, run_unet
 from raygen.models.networks import CountInputs, Networks
@@ -60,6 +61,7 @@ class SCADM(Model):
         self.modalities, self.required_conditions = frozenset(config.modalities), frozenset()
         self.first_stage = first_stage.requires_grad_(False)
         self.unet = own_cross_attention(build_scadm_unet(config, actual) if unet is None else unet, config.gating)
+        self.learns_variance = config.learn_sigma
         self.style_encoder = style_encoder if style_encoder is not None else new_style_encoder(config)
         size = first_stage.config.image_size
         if config.style is not None and size % 2**config.style.downs:
@@ -92,13 +94,13 @@ class SCADM(Model):
         weights = conditions.style_weights * conditions.present["style"].view(-1, 1, 1)  # [B, 2, 19]
         mixed = (1 - weights.sum(dim=1)).unsqueeze(-1) * self._style(torch.zeros_like(own[:1, :3]), own)
         for i in range(2):
-            rows = weights[:, i].any(dim=1)
-            if rows.any():
+            rows = _with_reference(weights[:, i], i)
+            if len(rows):
                 reference = conditions.style[rows, i]  # [b, 4, S, S]: red, green, blue, label
                 maps = self._maps(reference[:, 3], torch.ones(len(reference), dtype=torch.bool, device=own.device))
                 style = self._style(to_pixels(reference[:, :3].movedim(1, -1)).to(own.dtype), maps)
                 share = weights[rows, i].unsqueeze(-1)
-                mixed = mixed.index_add(0, rows.nonzero()[:, 0], share * style)
+                mixed = mixed.index_add(0, rows, share * style)
         return mixed.to(own.dtype)  # weights are float32, styles may be bfloat16
 
     def _style(self, pixels: Tensor, maps: Tensor) -> Tensor:
@@ -112,7 +114,7 @@ class SCADM(Model):
     def prepare(self, tokens: Tokens) -> Context:
         """Scales and shifts of every SPADE norm, keys and values of styles, and gates."""
         labels, present = tokens["labels"], tokens["present"]
-        ctx = modulations(self.unet, labels, present, K)
+        ctx = modulations(self.unet, labels, present, K, edges=self.config.edges)
         if self.style_encoder is not None:
             ctx |= prepared_context(self.unet, {"text_tokens": tokens["style_tokens"]})
             if self.config.gating != "none":
@@ -122,7 +124,11 @@ class SCADM(Model):
         return ctx
 
     def predict(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
-        """See `Model.predict`. Records each cross-attention layer's scores [B, N, 19] as `attention/<place>`."""
+        """See `Model.predict`."""
+        return self.outputs(zt, t, ctx, record)[:, : zt.shape[1]]
+
+    def outputs(self, zt: Tensor, t: Tensor, ctx: Context, record: Record | None = None) -> Tensor:
+        """See `Model.outputs`. Records each cross-attention layer's scores [B, N, 19] as `attention/<place>`."""
         with modulated(self.unet, ctx):
             if record is None:
                 return run_unet(self.unet, zt, t, ctx)
@@ -130,6 +136,16 @@ class SCADM(Model):
                 output = run_unet(self.unet, zt, t, ctx)
         record.update({f"{ATTENTION}{place}": score for place, score in enumerate(scores)})
         return output
+
+
+def _with_reference(weights: Tensor, number: int) -> Tensor:
+    """The rows int64 that take some class [B, 19] from their reference `number`.
+
+    Without values, where operations are counted, each row has one reference.
+    """
+    if weights.is_meta:
+        return torch.arange(0 if number else len(weights), device=weights.device)
+    return weights.any(dim=1).nonzero()[:, 0]
 
 
 def new_style_encoder(config: SCADMConfig) -> StyleEncoder | None:
@@ -147,10 +163,11 @@ def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) ->
     nothing reads.
     """
     latent, side, _ = latent_shape
+    check_levels(len(config.channels), side)
     shared: dict[str, Any] = {
         "sample_size": side,
         "in_channels": latent,
-        "out_channels": latent,
+        "out_channels": 2 * latent if config.learn_sigma else latent,
         "block_out_channels": config.channels,
         "layers_per_block": config.layers_per_block,
         "norm_num_groups": gcd(32, *config.channels),
@@ -169,7 +186,7 @@ def build_scadm_unet(config: SCADMConfig, latent_shape: tuple[int, int, int]) ->
     silence_residuals(unet)
     nn.init.zeros_(unet.conv_out.weight)
     nn.init.zeros_(unet.conv_out.bias)
-    return spade_blocks(unet, classes=K, hidden=config.spade_hidden)
+    return spade_blocks(unet, classes=K + config.edges, hidden=config.spade_hidden)
 
 
 # --- networks -------------------------------------------------------------------------------------------------

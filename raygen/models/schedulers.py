@@ -98,10 +98,14 @@ def build_sampler(schedule: NoiseSchedule, config: SamplerConfig) -> Sampler:
         return _sampler(scheduler, schedule, config)
     spacing = f" {config.spacing}" if config.spacing else ""
     working = (steps for steps in _neighbours(config.steps) if _set_timesteps(scheduler, steps) is None)
-    trailing = "" if config.spacing in (None, "trailing") else ", or use spacing 'trailing'"
+    nearest, trailing = next(working), ""
+    if config.spacing not in (None, "trailing"):
+        other = SAMPLERS[config.name](schedule, config.model_copy(update={"spacing": "trailing"}))
+        if _set_timesteps(other, config.steps) is None:  # rounding of diffusers lacks some numbers there too
+            trailing = ", or use spacing 'trailing'"
     raise ConfigError(
         f"sampler {config.name} with {config.steps}{spacing} steps {problem}; the nearest number of steps that works "
-        f"is {next(working)}{trailing}"
+        f"is {nearest}{trailing}"
     )
 
 

@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["MODULATION", "SPADENorm", "SPADEResnetBlock", "modulated", "modulations", "one_hot", "spade_blocks"]
+__all__ = [
+    "MODULATION",
+    "SPADENorm",
+    "SPADEResnetBlock",
+    "boundaries",
+    "modulated",
+    "modulations",
+    "one_hot",
+    "spade_blocks",
+]
 
 
 #: Names of scales and shifts in a context: `spade.<place of the norm in the network>`.
@@ -87,16 +96,19 @@ def spade_blocks(unet: Any, *, classes: int, hidden: int) -> Any:
     return unet
 
 
-def modulations(unet: Any, labels: Tensor, present: Tensor, classes: int) -> dict[str, Tensor]:
+def modulations(unet: Any, labels: Tensor, present: Tensor, classes: int, *, edges: bool = False) -> dict[str, Tensor]:
     """Scale and shift of every SPADE norm, by the names that `modulated` reads.
 
-    `labels` uint8 [B, S, S] at any size, `present` bool [B]: an absent mask is one of zeros.
+    `labels` uint8 [B, S, S] at any size, `present` bool [B]: an absent mask is one of zeros. `edges`: the norms also
+    read the `boundaries` of the labels, as the last map.
     """
     maps: dict[int, Tensor] = {}
     values = {}
     for place, (norm, side) in enumerate(_norms(unet)):
         if side not in maps:
             maps[side] = one_hot(labels, present, side, classes, unet.dtype)
+            if edges:
+                maps[side] = torch.cat([maps[side], boundaries(labels, present, side, unet.dtype)], dim=1)
         values[f"{MODULATION}{place}"] = norm.modulation(maps[side])
     return values
 
@@ -108,6 +120,25 @@ def one_hot(labels: Tensor, present: Tensor, side: int, classes: int, dtype: tor
     small = labels[:, index][:, :, index].long()
     maps = F.one_hot(small, classes).movedim(-1, 1).to(dtype)
     return maps * present.to(dtype).view(-1, 1, 1, 1)
+
+
+def boundaries(labels: Tensor, present: Tensor, side: int, dtype: torch.dtype) -> Tensor:
+    """Where a pixel's class differs from that of a neighbour, left, right, above or below: [B, 1, side, side].
+
+    Found at the size of the labels uint8 [B, S, S] and then brought to `side` by nearest neighbour, as in SDM (Wang et
+    al. 2022, after Park et al. 2019), where labels stand for instances; zeros where there is no mask.
+    """
+    differs = torch.zeros_like(labels, dtype=torch.bool)
+    across, down = labels[:, :, 1:] != labels[:, :, :-1], labels[:, 1:] != labels[:, :-1]
+    for part, found in (
+        (differs[:, :, 1:], across),
+        (differs[:, :, :-1], across),
+        (differs[:, 1:], down),
+        (differs[:, :-1], down),
+    ):
+        part.logical_or_(found)
+    index = torch.arange(side, device=labels.device) * labels.shape[-1] // side
+    return (differs[:, index][:, :, index] & present.view(-1, 1, 1)).unsqueeze(1).to(dtype)
 
 
 @contextmanager

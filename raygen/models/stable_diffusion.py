@@ -1,7 +1,7 @@
 """Stable Diffusion folders, opened as an ldm: its shape from their configurations, its weights by diffusers' loaders.
 
-Weights may be safetensors, whole or in several files, half precision (`fp16`), or `.bin` files, which are read as data.
-Nothing in a folder is executed, and nothing is downloaded.
+Weights may be safetensors, whole or in several files, half precision (`fp16`, `bf16`), or `.bin` files, which are read
+as data. Nothing in a folder is executed, and nothing is downloaded.
 """
 
 from collections.abc import Mapping

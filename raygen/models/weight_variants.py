@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Final
 
 from torch import Tensor
 
@@ -21,6 +22,10 @@ from raygen.store.weight_file import open_weights
 __all__ = ["readable"]
 
 
+#: Endings of weights under names, or in formats, that nothing here opens.
+OTHERS: Final = frozenset({".safetensors", ".bin", ".msgpack", ".onnx", ".h5", ".ckpt", ".pt", ".pth", ".gguf"})
+
+
 @contextmanager
 def readable(folder: Path) -> Iterator[Path]:
     """`folder`, or a temporary one with the same model, which the loaders open with `use_safetensors=True`.
@@ -31,6 +36,14 @@ def readable(folder: Path) -> Iterator[Path]:
     if source is None or source.name in {f"{stem}.safetensors{i}" for stem, _ in STEMS for i in ("", ".index.json")}:
         for path in folder.glob("*.safetensors"):
             check_start(path)
+        others = sorted(p.name for p in folder.glob("*") if p.suffix in OTHERS) if source is None else []
+        if others:
+            names = f"{STEMS[0][0]}.safetensors or {STEMS[1][0]}.safetensors"
+            raise InputError(
+                f"{folder}: has {', '.join(others[:3])}, and {names} is needed, whole or with its index, of full "
+                "precision, fp16 or bf16, or as .bin",
+                reason="weights",
+            )
         yield folder
         return
     with TemporaryDirectory() as name:

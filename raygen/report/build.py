@@ -13,9 +13,10 @@ from typing import Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from raygen.core.face_labels import CLASSES, PALETTE
+from raygen.core.face_labels import PALETTE
 from raygen.core.location import redact
 from raygen.report import (
+    attributes,
     best_worst,
     cards,
     classes,
@@ -25,6 +26,8 @@ from raygen.report import (
     failed_rows,
     identities,
     influence,
+    landmarks,
+    methods,
     nearest_pairs,
     provenance,
     reproduce,
@@ -37,6 +40,8 @@ from raygen.report import (
     variants,
     verification,
 )
+from raygen.report.class_labels import LABELS
+from raygen.report.explorer import PAGE, write_explorer
 from raygen.report.overview import overview
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
@@ -48,6 +53,7 @@ __all__ = ["SECTIONS", "build_report"]
 
 #: Sections in the order of the page.
 SECTIONS: Sequence[Callable[[RunFolder], Section | None]] = (
+    methods.section,
     cards.section,
     sweep.section,
     selection.section,
@@ -57,7 +63,9 @@ SECTIONS: Sequence[Callable[[RunFolder], Section | None]] = (
     edits.section,
     styles.section,
     contact_sheet.section,
+    landmarks.section,
     classes.section,
+    attributes.section,
     slices.section,
     best_worst.section,
     nearest_pairs.section,
@@ -72,52 +80,28 @@ SECTIONS: Sequence[Callable[[RunFolder], Section | None]] = (
 #: Folders of the style sheet and of templates.
 STYLES: Final = Path(__file__).with_name("templates") / "report.css"
 TEMPLATES: Sequence[Path] = (Path(__file__).with_name("templates"),)
-#: The 19 classes in plain words; left and right are the person's own.
-LABELS: Final = dict(
-    zip(
-        CLASSES,
-        (
-            "background",
-            "skin",
-            "nose",
-            "eyeglasses",
-            "left eye",
-            "right eye",
-            "left brow",
-            "right brow",
-            "left ear",
-            "right ear",
-            "mouth",
-            "upper lip",
-            "lower lip",
-            "hair",
-            "hat",
-            "earring",
-            "necklace",
-            "neck",
-            "clothes",
-        ),
-        strict=True,
-    )
-)
 
 
-def build_report(root: str, out: str | None = None, *, command: str | None = None, faces: str | None = None) -> str:
+def build_report(
+    root: str, out: str | None = None, *, command: str | None = None, faces: str | None = None, explore: int = 0
+) -> str:
     """Write the report of the run folder `root` (path or URL) and return its address.
 
     `out` is the file to write (default: `report.html` in `root`), `command` the command line that makes the run, and
-    `faces` the ingest run that rows refer to, where it does not lie in `root`. Raises `ConfigError` where `root` holds
-    no run, or `faces` no faces.
+    `faces` the ingest run that rows refer to, where it does not lie in `root`. With `explore` the report links to a
+    page of at most so many pictures beside it, see `raygen.report.explorer`. Raises `ConfigError` where `root` holds no
+    run, or `faces` no faces.
     """
     run = RunFolder.open(root, faces=faces, command=command)
-    page = redact(_page(run)).encode()  # older versions let settings have URLs with passwords
     folder, _, name = (out or f"{run.url}/report.html").rpartition("/")
     storage = FileStore(folder or ".")
+    explorer = write_explorer(run, storage, explore, link=name) if explore else None
+    page = redact(_page(run, explorer is not None)).encode()  # older versions let settings have URLs with passwords
     storage.put(name, page)
     return storage.address(name)
 
 
-def _page(run: RunFolder) -> str:
+def _page(run: RunFolder, explored: bool) -> str:
     """The page as HTML. It needs no network and no script, and text of data rows is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -134,7 +118,11 @@ def _page(run: RunFolder) -> str:
     css = STYLES.read_text(encoding="utf-8") + "".join(fills)
     policy = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     return environment.get_template("base.html.j2").render(
-        css=Markup(css), policy=policy, head=overview(run), sections=list(zip(sections, bodies, strict=True))
+        css=Markup(css),
+        policy=policy,
+        head=overview(run),
+        explorer=PAGE if explored else "",
+        sections=list(zip(sections, bodies, strict=True)),
     )
 
 

@@ -5,15 +5,24 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from raygen.metrics.registry import Metric, lookup, order
+from raygen.metrics.registry import Metric, family, lookup, order
 from raygen.report.metric_rows import GENERATED, REFERENCE, ROUNDTRIP, Number, share_of_ceiling
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
 
-__all__ = ["Card", "cards", "section"]
+__all__ = ["Card", "PublishedValue", "cards", "section"]
 
 
 _HASH: Final = re.compile("[0-9a-f]{40,}")
+
+
+class PublishedValue(NamedTuple):
+    """A value that a paper prints, as text; it was not measured here."""
+
+    metric: str
+    value: str
+    source: str
+    measured: str
 
 
 class Card(NamedTuple):
@@ -33,12 +42,23 @@ class Card(NamedTuple):
     notes: Sequence[str]
     warning: str
     protocol: Sequence[tuple[str, str]]
+    published: Sequence[PublishedValue] = ()
 
 
 def section(run: RunFolder) -> Section | None:
     """A card for each metric; None without metrics."""
-    variables = {"cards": cards(run.numbers)}
-    return Section("metrics", "Metrics", "cards.html.j2", variables) if variables["cards"] else None
+    printed = [
+        PublishedValue(name, _text(value, lookup(name).digits), entry["source"], entry["measured"])
+        for entry in run.json("metrics/published.json") or []
+        for name, value in entry["values"].items()
+    ]
+    shown = [
+        card._replace(published=[entry for entry in printed if family(entry.metric) == family(card.metric)])
+        for card in cards(run.numbers)
+    ]
+    measured = {family(card.metric) for card in shown}
+    variables = {"cards": shown, "printed": [entry for entry in printed if family(entry.metric) not in measured]}
+    return Section("metrics", "Metrics", "cards.html.j2", variables) if shown else None
 
 
 def cards(numbers: Sequence[Number]) -> list[Card]:

@@ -63,8 +63,8 @@ def section(run: RunFolder) -> Section | None:
 
 def _scored(run: RunFolder, name: str) -> list[Slice]:
     """The rows that the evaluation compared: of the folder that it names, else those that it scored."""
-    folders = run.json("metrics/pictures.json")
-    if folders is not None:
+    folders = run.json("metrics/pictures.json") or {}
+    if name in folders:
         try:
             return open_input(folders[name])[0].slices({"training": "faces"}.get(name, name))
         except ConfigError:  # it was moved, or was named from another folder than this one

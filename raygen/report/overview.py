@@ -55,11 +55,17 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         # A weight of 1 is no guidance.
         guidance = (first.get("guidance") or {}).items()
         weights = [f"{names.get(k, k)} {weight:g}" for k, weight in guidance if weight not in (None, 1)]
-        facts = [
+        made = [
             ("Model", f"checkpoint {str(first.get('checkpoint') or 'unknown')[:12]}"),
-            ("Conditions", " + ".join(conditions) or "none"),
             ("Sampler", f"{first.get('sampler') or 'unknown'}, {first.get('steps') or '?'} steps"),
             ("Guidance", ", ".join(weights) or "none"),
+        ]
+        if first.get("method"):
+            made = [("Method", f"{first['method']}, not made by raygen")]
+        facts = [
+            made[0],
+            ("Conditions", " + ".join(conditions) or "none"),
+            *made[1:],
             ("Workers", f"{resources.get('workers', '?')} ({resources.get('runner', 'unknown')})"),
         ]
     data = run.data_set

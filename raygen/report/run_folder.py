@@ -19,7 +19,7 @@ from raygen.store.parquet import Slice, from_parquet, read_slice
 from raygen.store.run_store import Commit, Plan, RunStore, open_input
 from raygen.store.set_digest import KEYS
 
-__all__ = ["EXAMPLES", "RunFolder", "Stage"]
+__all__ = ["COMPARISON", "EXAMPLES", "RunFolder", "Stage"]
 
 
 #: Folders of a run, in the order in which they are made; the table each holds, and what its rows are called.
@@ -34,6 +34,8 @@ STAGES: Final = (
 )
 #: Levels below the root at which a training may lie: the root itself, a stage, a stage of a variant.
 TRAINING_DEPTH: Final = 2
+#: File in which `raygen compare` keeps its table.
+COMPARISON: Final = "comparison.json"
 #: Images that stand for the whole set, on the page's head and contact sheet.
 EXAMPLES: Final = 72
 
@@ -104,9 +106,9 @@ class Stage:
     def seconds(self) -> float:
         """Wall time: of the command where it did all of it, else of the hours in which something ran.
 
-        0 for a selection, which only copies rows.
+        0 for a selection and for pictures of another method, which are only copied.
         """
-        if self.plan.kind == "select":
+        if self.plan.kind == "select" or (self.plan.kind == "ingest" and self.table == "samples"):
             return 0.0
         if self.record.get("seconds") and not self.record.get("resumed_shards"):
             return float(self.record["seconds"])
@@ -142,7 +144,7 @@ class RunFolder:
         files = [name for name in storage.names("metrics") if name.endswith(".parquet")]
         rows = [row for name in files for row in from_parquet(storage.get(f"metrics/{name}")).to_pylist()]
         trainings = list(_trainings(storage, "", TRAINING_DEPTH))
-        if not (stages or rows or trainings):
+        if not (stages or rows or trainings or storage.exists(COMPARISON)):
             single = storage.exists("attempt-00/plan.json")
             hint = "; it is a single run: give the folder around it" if single else ""
             raise ConfigError(
@@ -192,7 +194,7 @@ class RunFolder:
         pieces = self.images.slices("samples") if self.images else []
         if not pieces:
             return {}
-        columns = ["checkpoint", "sampler", "steps", "guidance", "mask", "attributes", "text"]
+        columns = ["method", "checkpoint", "sampler", "steps", "guidance", "mask", "attributes", "text"]
         row: dict[str, Any] = read_slice(pieces[0]._replace(rows=1), columns).to_pylist()[0]
         return row
 
@@ -202,19 +204,20 @@ class RunFolder:
         if self.main is None:
             return []
         key = KEYS[self.main.table][0]
-        return [example for row in self._example_rows if (example := image_with_mask(row, key))]
+        return [example for row in self.example_rows if (example := image_with_mask(row, key))]
 
     @cached_property
     def noise(self) -> NoiseCheck | None:
         """Whether the rows of `examples` are noise; None where there are no images of that size."""
-        return check_noise(images_of(self._example_rows))
+        return check_noise(images_of(self.example_rows))
 
     @cached_property
-    def _example_rows(self) -> Sequence[Mapping[str, Any]]:
+    def example_rows(self) -> Sequence[Mapping[str, Any]]:
+        """At most `EXAMPLES` rows, evenly spaced through the main stage: key, image, mask, source and landmarks."""
         if self.main is None or self.main.table not in ("samples", "faces"):
             return []
         key = KEYS[self.main.table][0]
-        return list(evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source"]))
+        return list(evenly(self.main.slices(self.main.table), EXAMPLES, [key, "image", "mask", "source", "landmarks"]))
 
     def json(self, name: str) -> Any:
         """The JSON file `name`, seen from the folder; or None; `IntegrityError` where it is damaged."""

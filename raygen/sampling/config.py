@@ -194,6 +194,29 @@ def conditions_in(rows: Sequence[Slice]) -> frozenset[str]:
     return frozenset(columns[name] for name in table.column_names if table[name].null_count < table.num_rows)
 
 
+def _without_rows(rows: Sequence[Slice], config: SampleConfig, reads: Collection[str]) -> str:
+    """What settings of a config ask of rows that no row has; empty where there is nothing."""
+
+    def absent(names: Collection[str]) -> list[str]:
+        left = set(names)
+        for piece in rows:  # the first file is enough, as a rule
+            left -= conditions_in([piece]) if left else set()
+        return sorted(left)
+
+    if isinstance(config.guidance, Mapping):
+        if missing := absent(set(config.guidance) & set(reads)):
+            return f"guidance: {', '.join(missing)}: no row has it, so that it has no effect; leave it out"
+    elif config.guidance != (1.0 if config.guidance_parametrization == "cfg" else 0.0):
+        used = set(reads) if config.use_conditions is None else set(reads) & set(config.use_conditions)
+        if used and len(absent(used)) == len(used):
+            names = " or ".join(sorted(used))
+            return f"guidance: {config.guidance:g} has no effect: no row has {names}; leave it out"
+    groups = (read_slice(piece, ["group_id"]) for piece in rows if config.noise == "group")
+    if config.noise == "group" and all(t["group_id"].null_count == t.num_rows for t in groups if t.num_columns):
+        return "noise: group has no effect: no row has a group_id; leave it out"
+    return ""
+
+
 def check_conditions(
     rows: Sequence[Slice], config: SampleConfig, ignore: Collection[str], *, references: bool
 ) -> tuple[str, ...]:
@@ -210,6 +233,8 @@ def check_conditions(
     reads, present = checkpoint_folder.modalities(config.checkpoint), conditions_in(rows)
     if "style" in reads & present and not references:
         raise ConfigError("references: the rows take styles from faces; name the folder of their ingest run")
+    if problem := _without_rows(rows, config, reads):
+        raise ConfigError(problem)
     unread = sorted(present - reads - set(ignore)) if config.use_conditions is None else []
     if unread:
         names, them = ", ".join(unread), "it" if len(unread) == 1 else "them"

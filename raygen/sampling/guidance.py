@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from raygen.models.base import Context, Model, Record, concatenate
@@ -31,19 +32,23 @@ class GuidedDenoiser:
     whole: bool = True
 
     def __call__(self, model: Model, zt: Tensor, t: Tensor, record: Record | None = None) -> Tensor:
-        """The combined prediction for zt [B, C, h, w] at t [B]."""
+        """The combined prediction for zt [B, C, h, w] at t [B].
+
+        A variance that the model learned is that of the first term, which has conditions, as in SDM.
+        """
         terms = len(self.weights)
         if terms > 1:
             zt, t = zt.repeat(terms, 1, 1, 1), t.repeat(terms)
-        output = model.predict(zt, t, self.ctx, record if self.whole else None)
+        output = model.outputs(zt, t, self.ctx, record if self.whole else None)
         if self.weights == (1.0,):
             return output
+        output, *variance = output.chunk(2, dim=1) if model.learns_variance else (output,)
         # Weights are arguments of the operations: made into a tensor, they would be copied to the device at each step.
         first, *others = output.chunk(terms)
         total = first * self.weights[0]
         for weight, term in zip(self.weights[1:], others, strict=True):
             total.add_(term, alpha=weight)
-        return total
+        return torch.cat([total, variance[0].chunk(terms)[0]], dim=1) if variance else total
 
 
 def build_guidance(

@@ -16,8 +16,22 @@ def _is_unguided(config: Any) -> bool:
     return not isinstance(config.guidance, dict) and config.guidance == none
 
 
+def _guides_what_is_left_out(config: Any) -> bool:
+    """Whether the guidance is about conditions that `use_conditions` leaves out."""
+    if config.use_conditions is None:
+        return False
+    if isinstance(config.guidance, dict):
+        return not set(config.guidance) <= set(config.use_conditions)
+    return not config.use_conditions and not _is_unguided(config)
+
+
 #: Every such setting of a `SampleConfig`.
 SAMPLING: Final = (
+    NoEffect(
+        "guidance",
+        _guides_what_is_left_out,
+        "use_conditions leaves out the conditions that it is about; use them, or leave it out",
+    ),
     NoEffect(
         "negative_keeps",
         _is_unguided,

@@ -1,5 +1,6 @@
 """FACES rows -> FACES rows with masks: pictures parsed by a face parser, with its confidence."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,6 +65,8 @@ class ParseWorker:
             ids |= dict(zip(places, labels.numpy(), strict=True))
             for i, value in zip(places, certain.tolist(), strict=True):
                 confidence[i] = value
+                if not math.isfinite(value):
+                    errors[i] = f"parser: {self.parser.name} gave values that are no finite numbers"
         return lambda: {"faces": self._table(rows, ids, confidence, errors)}
 
     def _table(

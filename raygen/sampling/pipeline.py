@@ -21,14 +21,17 @@ from PIL import Image
 
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
-from raygen.core.face_labels import ATTRIBUTES
-from raygen.models import checkpoint
+from raygen.core.face_labels import ATTRIBUTES, CLASSES
+from raygen.core.location import Location
+from raygen.core.types import UInt8Array
+from raygen.models import checkpoint, checkpoint_folder
 from raygen.models.base import Model
 from raygen.models.config.sampler import SamplerConfig
 from raygen.sampling.config import Guidance, SampleConfig
 from raygen.sampling.worker import SampleWorker
+from raygen.store.class_ids import class_ids
 from raygen.store.fetched import local_folder
-from raygen.store.images import encode_image, encode_mask, picture_column
+from raygen.store.images import encode_image, encode_mask, picture_column, to_rgb
 from raygen.store.schemas import ATTRIBUTE_VALUES, CONDITIONS, cast
 
 __all__ = ["FacePipeline"]
@@ -51,12 +54,17 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "FacePipeline":
-        """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them."""
+        """The pipeline of a checkpoint folder, or of the bundled model (`bundled`); arguments as diffusers has them.
+
+        `ConfigError` where there is no checkpoint; nothing is looked up on the hub.
+        """
         kwargs.setdefault("low_cpu_mem_usage", False)  # else diffusers asks for `accelerate`, which is not used here
         shown = is_progress_bar_enabled()
         disable_progress_bar()  # a scheduler is all that diffusers loads here
         try:
-            pipeline: FacePipeline = super().from_pretrained(local_folder(pretrained_model_name_or_path), **kwargs)
+            folder = local_folder(parse(Location, str(pretrained_model_name_or_path), "from_pretrained"))
+            checkpoint_folder.open_checkpoint(folder)  # else diffusers would ask the hub for a model of this name
+            pipeline: FacePipeline = super().from_pretrained(folder, **kwargs)
         finally:
             if shown:
                 enable_progress_bar()
@@ -94,7 +102,7 @@ class FacePipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> Any:
         """Pictures of `n` rows, or of as many as the conditions have.
 
-        `masks`: class indices uint8 [H, W]; `attributes`: name -> -1, 1; `hints`: pictures; arrays or Pillow's. The
+        `masks`: class indices [H, W]; `attributes`: name -> -1, 1; `hints`: pictures; arrays or Pillow's. The
         noise of a row depends on `seed` and its index alone. Returns `ImagePipelineOutput`, Pillow pictures or (`np`)
         floats [n, H, W, 3] in 0..1. `ConfigError` for conditions of different numbers or that the model does not take,
         `InputError` for a row that cannot be made.
@@ -135,15 +143,32 @@ def _rows(n: int, columns: Mapping[str, Sequence[Any]]) -> pa.Table:
         "seed": [0] * n,
     }
     if "mask" in columns:
-        rows["mask"] = picture_column([encode_mask(np.asarray(mask, dtype=np.uint8)) for mask in columns["mask"]])
+        rows["mask"] = picture_column([encode_mask(_mask(mask)) for mask in columns["mask"]])
     if "hint" in columns:
-        pictures = [np.asarray(Image.fromarray(np.asarray(hint)).convert("RGB")) for hint in columns["hint"]]
-        rows["hint"] = picture_column([encode_image(picture, "png") for picture in pictures])
+        hints = (
+            hint if isinstance(hint, Image.Image) else Image.fromarray(np.asarray(hint)) for hint in columns["hint"]
+        )
+        rows["hint"] = picture_column([encode_image(np.asarray(to_rgb(hint)), "png") for hint in hints])
     if "text" in columns:
         rows["text"] = list(columns["text"])
     if "attributes" in columns:
         if unknown := sorted({name for values in columns["attributes"] for name in values} - set(ATTRIBUTES)):
             raise ConfigError(f"no attribute {unknown[0]!r}; there are {', '.join(ATTRIBUTES)}")
+        for name, value in (item for values in columns["attributes"] for item in values.items()):
+            if isinstance(value, bool | np.bool_) or value not in (-1, 0, 1):
+                raise ConfigError(f"attribute {name} is {value!r}; 1 is yes, -1 is no, 0 is not known")
         named = [{name: int(values.get(name, 0)) for name in ATTRIBUTES} for values in columns["attributes"]]
         rows["attributes"] = pa.array(named, ATTRIBUTE_VALUES)
     return cast(pa.table(rows), CONDITIONS)
+
+
+def _mask(mask: Any) -> UInt8Array:
+    """Class indices uint8 [H, W] of an array or a picture, whose palette is understood as that of a file."""
+    if isinstance(mask, Image.Image):
+        return class_ids(mask)
+    array = np.asarray(mask)
+    if array.ndim != 2 or array.dtype.kind not in "iu":
+        raise ConfigError(f"a mask has class indices, whole numbers [H, W], not {array.dtype} {list(array.shape)}")
+    if array.size and not 0 <= array.min() <= array.max() < len(CLASSES):
+        raise ConfigError(f"a mask has the labels {array.min()} to {array.max()}; there are 0 to {len(CLASSES) - 1}")
+    return array.astype(np.uint8)

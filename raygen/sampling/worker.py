@@ -75,9 +75,10 @@ def denoise(
             inside = interval[0] <= i / len(times) < interval[1]
             predictor = guided if inside or unguided is None else unguided
             output = predictor(model, zt, t, record)
+            output, variance = output.chunk(2, dim=1) if model.learns_variance else (output, None)
             if record is not None:
                 record[X0] = model.schedule.x0_from(output, zt, t)
-            zt = trajectory.advance(zt, output, None if step_noise is None else step_noise(i))
+            zt = trajectory.advance(zt, output, None if step_noise is None else step_noise(i), variance)
             yield zt
 
     return steps(zt)
@@ -338,6 +339,7 @@ class SampleWorker:
     def _samples(self, rows: pa.Table, reasons: Sequence[str | None], encoded: Sequence[bytes | None]) -> pa.Table:
         n, config = rows.num_rows, self.config
         weights = config.guidance if isinstance(config.guidance, dict) else {JOINT: config.guidance}
+        weights = weights if self.model.modalities else {}  # nothing is guided without conditions
         columns: dict[str, Iterable[Any]] = {
             "attempt": [config.attempt] * n,
             "error": reasons,

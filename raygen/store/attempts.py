@@ -8,13 +8,18 @@ from typing import Final, TypeVar
 from raygen.core.errors import ConfigError, InfrastructureError
 from raygen.core.location import redact
 
-__all__ = ["PASSING", "PERMANENT", "code_of", "refusal", "retry", "twice"]
+__all__ = ["PASSING", "PERMANENT", "REFUSED", "code_of", "refusal", "retry", "twice"]
 
 
 T = TypeVar("T")
 RETRIES: Final = 4
 #: Errors of a disk that another attempt does not mend: full, over quota, read-only.
 PERMANENT: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: What S3 servers call requests that the same credentials, region and names will not mend; s3fs gives them no class.
+REFUSED: Final = (
+    *("InvalidToken", "TokenRefreshRequired", "CredentialsNotSupported", "AuthorizationHeaderMalformed", "401"),
+    *("InvalidBucketName", "PermanentRedirect", "IllegalLocationConstraintException"),
+)
 #: Errors of a disk that may pass, or that another disk does not have, and of a server that is busy.
 PASSING: Final = (
     errno.EIO,
@@ -52,7 +57,7 @@ def retry(call: Callable[[], T]) -> T:
             if code_of(error) != "NoSuchUpload" or attempt == RETRIES - 1:
                 raise
         except OSError as error:
-            if error.errno in PERMANENT or attempt == RETRIES - 1:
+            if error.errno in PERMANENT or code_of(error) in REFUSED or attempt == RETRIES - 1:
                 raise
         time.sleep(0.2 * 4**attempt)
     raise AssertionError("unreachable")

@@ -24,8 +24,9 @@ def class_ids(image: Image.Image, label_order: LabelOrder = "celebamask") -> UIn
     """A decoded mask -> official class indices uint8 [H, W].
 
     Grey values of 8 or 16 bits, also as three equal channels, are indices. Of a palette picture the colours decide
-    where all used ones are official, because optimisers and quantisers number them anew; else the indices. An RGB
-    picture has official colours. `label_order` is the meaning of indices; colours mean the same in every order.
+    where all used ones are official, because optimisers and quantisers number them anew; else the indices, where the
+    palette also has colours that the picture does not use, so that no optimiser numbered it. An RGB picture has
+    official colours. `label_order` is the meaning of indices; colours mean the same in every order.
 
     `InputError`: `palette` for unknown or ambiguous colours, `label` for an index above 18, `transparent` where a
     transparent pixel hides a class, `mode` for anything else.
@@ -87,7 +88,7 @@ def _palette_ids(image: Image.Image) -> tuple[UInt8Array, bool]:
     if (by_colour >= 0).all() and len(set(by_colour.tolist())) == len(by_colour):
         table = np.zeros(256, np.uint8)
         table[used] = by_colour
-        return table[index], True
+        return table[index], not _is_grey_mask(palette)
     for i, k in zip(used.tolist(), by_colour.tolist(), strict=True):
         if k >= 0 and k != i:
             text = f"palette index {i} has the official colour of class {k}, and not all colours are official"
@@ -98,18 +99,27 @@ def _palette_ids(image: Image.Image) -> tuple[UInt8Array, bool]:
         raise InputError(
             f"palette colours are nearly the official ones, in another order; {_WAY_OUT}", reason="palette"
         )
+    stored = palette[: np.flatnonzero(palette.any(axis=1))[-1] + 1]  # TIFF fills its palette up with black
+    if len(used) == len(stored) < len(CLASSES) and len(np.unique(stored, axis=0)) == len(stored):
+        raise InputError(
+            f"the palette has only the {len(used)} colours in use, none of them twice and not all official: it looks "
+            f"as if an image optimiser had numbered the classes anew; {_WAY_OUT}",
+            reason="palette",
+        )
     return index, False
 
 
 def _classes(colours: Int64Array, palette: Int64Array) -> Int64Array:
-    """Class of each colour [n, 3], or -1.
-
-    A palette of nothing but greys up to 18 is that of a grey mask which an optimiser turned into a palette picture.
-    """
-    if (palette == palette[:, :1]).all() and palette.max() < len(CLASSES):
+    """Class of each colour [n, 3], or -1."""
+    if _is_grey_mask(palette):
         return colours[:, 0]
     equal = (colours[:, None] == PALETTE[None].astype(np.int64)).all(axis=2)  # [n, 19]
     return np.where(equal.any(axis=1), equal.argmax(axis=1), -1)
+
+
+def _is_grey_mask(palette: Int64Array) -> bool:
+    """Whether it has nothing but greys up to 18, as a grey mask has that an optimiser stored with a palette."""
+    return bool((palette == palette[:, :1]).all() and palette.max() < len(CLASSES))
 
 
 def _nearest(colours: Int64Array) -> Int64Array:

@@ -18,6 +18,7 @@ __all__ = [
     "exclusively",
     "is_left_over",
     "links",
+    "obstacle",
     "own_name",
     "sync_file_system",
     "sync_folder",
@@ -48,6 +49,17 @@ def _began(process: int) -> str:
         return text.rpartition(")")[2].split()[19]  # field 22; the second, a name in brackets, may have spaces
     except (OSError, IndexError):
         return ""
+
+
+def obstacle(folder: Path) -> str:
+    """Why files cannot be made in a folder that may not be there yet; empty where nothing can be told."""
+    folder = Path(os.path.abspath(folder))
+    place = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not place.is_dir():
+        return f"cannot be a folder: {place} is a file"
+    if os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:  # told when it is written
+        return ""
+    return f"not allowed to write into {place}"
 
 
 def temporary(folder: Path) -> tuple[int, str]:

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from raygen.core.errors import ConfigError, InfrastructureError, IntegrityError, StorageError
 from raygen.core.location import check_credentials, redact
 from raygen.store import disk, uploads
-from raygen.store.attempts import PASSING, PERMANENT, code_of, refusal, retry, twice
+from raygen.store.attempts import PASSING, PERMANENT, REFUSED, code_of, refusal, retry, twice
 from raygen.store.disk import FOREIGN_AGE_S, PROBE
 from raygen.store.uploads import Upload
 
@@ -196,12 +196,15 @@ class FileStore:
     def _call(self, call: Callable[[], T], verb: str = "read") -> T:
         """`call`, repeated after an `OSError`; what else a back end raises is an `InfrastructureError`.
 
-        `ConfigError` where this machine has no credentials.
+        `ConfigError` where this machine has no credentials, or its rights do not suffice.
         """
         try:
             return retry(call)
-        except (OSError, TypeError, ValueError, NotImplementedError):  # the last three: no such operation
-            raise
+        except (OSError, TypeError, ValueError, NotImplementedError) as error:  # the last three: no such operation
+            if not isinstance(error, PermissionError) and code_of(error) not in REFUSED:
+                raise
+            reason = redact(str(error))[:200]
+            raise ConfigError(f"{self.url}: not allowed to be {verb} ({reason}); check the credentials") from error
         except Exception as error:  # each back end has its own exception classes
             reason = f"{type(error).__name__}: {redact(str(error))[:200]}"
             kind = ConfigError if "Credential" in reason else InfrastructureError
@@ -271,7 +274,7 @@ class FileStore:
         """Sorted file names directly in `folder`; empty where it does not exist. Temporary files are left out."""
         try:
             paths = self._call(lambda: self._fs.ls(self.path(folder), detail=False))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(
             name for name in (str(p).rsplit("/", 1)[-1] for p in paths) if not name.startswith(disk.TEMPORARY)
@@ -356,7 +359,7 @@ class FileStore:
 
     def unfinished_uploads(self) -> list[Upload]:
         """Uploads to S3 in parts that have begun more than a day ago and not ended, of files below the folder."""
-        with suppress(PermissionError):  # some accounts may write and not list them
+        with suppress(ConfigError):  # some accounts may write and not list them
             found = self._call(lambda: uploads.unfinished(self._fs, self._root))
             return [upload for upload in found if upload.age_s > FOREIGN_AGE_S]
         return []
@@ -381,6 +384,7 @@ class FileStore:
 
         `ConfigError` where the bucket is missing or not writable, `InfrastructureError` where the server is away.
         """
+        self.check_place()
         probe = disk.own_name(PROBE)
         try:
             self.put(probe, b"raygen")
@@ -389,3 +393,8 @@ class FileStore:
         except Exception as raised:  # credentials, endpoint, DNS: every back end has its own exception classes
             raise refusal(self.url, "written", raised) from raised
         self.remove(probe)
+
+    def check_place(self) -> None:
+        """`ConfigError` where a local folder cannot be made or written, as far as can be told without writing."""
+        if self.local and (problem := disk.obstacle(Path(self.path("")))):
+            raise ConfigError(f"{self.url}: {problem}")

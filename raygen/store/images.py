@@ -1,6 +1,8 @@
 """Encoding, safe decoding and resizing of pictures and masks."""
 
 import io
+import math
+import re
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,6 +33,7 @@ __all__ = [
     "fit_image",
     "fit_mask",
     "images_from_rows",
+    "largest_value",
     "open_image",
     "picture",
     "picture_column",
@@ -238,33 +241,83 @@ def decode_image(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> UInt8Ar
 def decode_mask(
     data: bytes | None, *, label_order: LabelOrder = "celebamask", max_pixels: int = MAX_PIXELS
 ) -> UInt8Array:
-    """Encoded mask -> class indices uint8 [H, W]: see `class_ids`. `InputError` as for pictures too."""
-    image, _ = open_image(data, max_pixels=max_pixels)
-    depth, colour_type = (data[24], data[25]) if data and image.format == "PNG" else (8, 0)
-    if image.mode == "L" and depth < 8 and colour_type == 0 and image.getextrema() != (0, 0):
-        text = f"{depth}-bit grey: decoders multiply the values; save the mask with 8 bits, class ids as grey values"
-        raise InputError(text, reason="mode")
+    """Encoded mask -> class indices uint8 [H, W]: see `class_ids`. `InputError` as for pictures too.
+
+    Of a mask of more than `MAX_PIXELS` pixels each second, third … row and column is taken.
+    """
+    image = _opened_mask(data, max_pixels)
+    largest = 255 if image.mode in ("1", "P") else largest_value(image, data or b"")
+    if largest < 65_535 and largest != 255 and np.asarray(image).any():
+        text = f"its values go up to {largest}, and decoders multiply them to fill 8 or 16 bits"
+        raise InputError(f"{text}; save the mask with 8 bits, class ids as grey values", reason="mode")
+    image = _thinned(image)
     return class_ids(image, label_order)
 
 
-def decode_part(data: bytes | None) -> BoolArray:
-    """Encoded mask of one class -> where it is not black, bool [H, W].
+def _opened_mask(data: bytes | None, max_pixels: int) -> Image.Image:
+    """`open_image` for masks; `InputError` (`mode`) where small values of 16 bits a channel are lost.
 
+    Pillow keeps the upper 8 bits of pictures with several channels, so class ids would all be 0.
+    """
+    image, _ = open_image(data, max_pixels=max_pixels)
+    deep = image.mode in ("RGB", "RGBA", "LA") and largest_value(image, data or b"") == 65_535
+    if deep and not np.asarray(image.convert("RGB")).any():
+        raise InputError("16 bits in each of several channels: save the mask as 8-bit grey", reason="mode")
+    return image
+
+
+#: Kind, width, height and largest value of a PGM or PPM, with comments between them.
+_PNM: Final = re.compile(rb"P[2356](?:(?:\s|#[^\r\n]*[\r\n])+([0-9]+)){3}")
+
+
+def largest_value(image: Image.Image, data: bytes) -> int:
+    """The value that stands for white in a file of grey or RGB values."""
+    if image.format == "PNG":
+        return int((1 << data[24]) - 1)
+    if image.format == "PPM":
+        header = _PNM.match(data)
+        return 255 if header is None else int(header[1])
+    if image.format == "TIFF":
+        bits = getattr(image, "tag_v2", {}).get(258, 8)  # BitsPerSample
+        return int((1 << (min(bits) if isinstance(bits, tuple) else int(bits))) - 1)
+    return 255
+
+
+def _thinned(image: Image.Image) -> Image.Image:
+    """`image`, or where it has more than `MAX_PIXELS` pixels, those at equal distances; its format stays."""
+    factor = math.ceil((image.width * image.height / MAX_PIXELS) ** 0.5)
+    if factor <= 1:
+        return image
+    small = image.resize((image.width // factor, image.height // factor), Image.Resampling.NEAREST)
+    small.format = image.format
+    return small
+
+
+def decode_part(data: bytes | None, *, max_pixels: int = MAX_PIXELS) -> BoolArray:
+    """Encoded mask of one class -> where it is not black, bool [H, W]; large ones as `decode_mask`.
+
+    Where its edges are soft, as smooth resizing and the noise of a JPEG leave them, the edge is at half of white.
     `InputError` (`part`) where the shape is not in the values: in the alpha channel, in indices whose colours differ
     from it, or on a background that is not black.
     """
-    image, _ = open_image(data)
+    image = _thinned(_opened_mask(data, max_pixels))
     if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] != 255:
         raise InputError(
             "is transparent, so its shape may be in the alpha channel; save it white on black", reason="part"
         )
     values = np.asarray(image if image.mode[0] in "I1" else to_rgb(image))
-    inside = (values != 0).reshape(*values.shape[:2], -1).any(axis=2)
+    strength = values if values.ndim == 2 else np.maximum.reduce([values[..., i] for i in range(values.shape[2])])
+    inside: BoolArray = strength != 0
     if image.mode == "P" and ((np.asarray(image) != 0) != inside).any():
         raise InputError(
             "its palette indices and their colours show different shapes; save it white on black", reason="part"
         )
     if inside.all() and values.dtype != np.bool_ and values.min() < 255:
         raise InputError("its background is not 0; save it white on black", reason="part")
-    part: BoolArray = inside
-    return part
+    top = int(strength.max(initial=0))
+    if top < 128 or (strength[inside] == top).all():
+        return inside
+    bright: BoolArray = strength >= (top + 1) // 2
+    # Numbers of persons or parts, which a mask may have instead, are few, and the largest is not the most.
+    soft = len(np.unique(strength[inside])) > 4 and 2 * (strength >= top - top // 16).sum() > bright.sum()
+    return bright if soft else inside

@@ -46,8 +46,8 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
     Page checksums leave out footers and page headers, in which one bit can change values. The first time that a process
     opens a file whose name has its sha256, it therefore compares that with the whole file; not where some columns of a
     file on an object store are read, and not where the environment variable `VERIFY_ON_READ` is `off`. `columns` that
-    the file does not have are left out; `image.path` is a field of a column. `ConfigError` where the file is missing,
-    `IntegrityError` where its sha256 is another one, `InputError` (`parquet`) where it is damaged, and
+    the file does not have are left out; `image.path` is a field of a column. `ConfigError` where the file is missing or
+    may not be read, `IntegrityError` where its sha256 is another one, `InputError` (`parquet`) where it is damaged, and
     `InfrastructureError` where the storage fails again and again.
     """
     if piece.path == RANGE:
@@ -56,11 +56,14 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
         return retry(lambda: _read_rows(piece, columns))
     except FileNotFoundError as error:
         raise ConfigError(f"{piece.path}: no such file") from error
+    except PermissionError as error:
+        reason = redact(error.strerror or str(error))[:200]
+        raise ConfigError(f"{piece.path}: not allowed to be read ({reason}); check the rights") from error
     except RaygenError:
         raise
     except Exception as error:  # each back end has its own exception classes
         reason = redact(str(error))[:200]
-        if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
+        if isinstance(error, IsADirectoryError | NotADirectoryError):
             raise InputError(f"{piece.path}: {reason}", reason="parquet") from error
         name = type(error).__name__
         raise InfrastructureError(f"{piece.path}: cannot be read ({name}: {reason})") from error

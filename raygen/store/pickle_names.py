@@ -11,6 +11,8 @@ INERT: Final = (
     "pytorch_lightning",
     "lightning",
     "lightning_fabric",
+    "lightning_utilities",
+    "torchmetrics",
     "ldm",
     "taming",
     "main",
@@ -23,8 +25,13 @@ INERT: Final = (
     "datetime",
     "torch.optim",
     "torch.nn.modules",
+    "torch.nn.functional",
     "torch.torch_version",
+    "torchvision.transforms",
+    "transformers",
+    "diffusers.configuration_utils",
     "numpy.random",
+    "numpy.dtypes",
     # dictionaries of settings
     "omegaconf",
     "easydict",
@@ -41,6 +48,8 @@ INERT: Final = (
 )
 #: Types of Python that hold values. Their modules hold functions too, which stay refused.
 _BUILTINS: Final = (
+    "Ellipsis",
+    "NotImplemented",
     "bool",
     "bytearray",
     "bytes",
@@ -68,7 +77,16 @@ INERT_NAMES: Final = frozenset(
         "fractions.Fraction",
         "types.SimpleNamespace",
         "uuid.UUID",
+        "functools.partial",
+        *(f"numpy.{name}" for name in ("bool", "bool_", "str_", "bytes_", "complex64", "complex128")),
+        *(
+            f"numpy.{kind}{bits}"
+            for kind in ("int", "uint", "float")
+            for bits in (8, 16, 32, 64)
+            if kind + str(bits) != "float8"
+        ),
         "torch.device",
+        "torch.serialization._get_layout",
         *(f"torch.{name}" for name in ("complex32", "complex64", "complex128", "uint16", "uint32", "uint64")),
         *(f"torch.float8_{name}" for name in ("e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz")),
     }

@@ -113,7 +113,10 @@ def _resolved(name: str) -> Any:
         return KNOWN[name]
     if name in INERT_NAMES or any(name.startswith(f"{prefix}.") for prefix in INERT):
         return OpaqueObject(name)
-    raise _Refused(f"asks for {name[:80]!r} by name, which weights have no use for; nothing of it was run")
+    raise _Refused(
+        f"asks for {name[:80]!r} by name, which weights have no use for; nothing of it was run. Save the state_dict() "
+        "alone, where that name is known"
+    )
 
 
 def _mapping(*items: Any) -> dict[Any, Any]:
@@ -217,6 +220,8 @@ STORAGES: Final = {
     "CharStorage": "int8",
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
+    "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
 }
 KNOWN: Final[Mapping[str, Any]] = {
     **{name: _Known(name, call) for name, call in _known()},
@@ -300,9 +305,13 @@ class _Machine:
                     raise TypeError("a name that is no text")
                 stack.append(_resolved(f"{module}.{attribute}"))
             case "BINPERSID":
-                storage = _storage(stack.pop())
-                self.storages[storage.key] = storage
-                stack.append(storage)
+                value = stack.pop()
+                if isinstance(value, tuple) and len(value) == 4 and value[0] == "module":
+                    stack.append(value[1])  # a class, beside which torch's older format keeps its source
+                else:
+                    storage = _storage(value)
+                    self.storages[storage.key] = storage
+                    stack.append(storage)
             case "REDUCE" | "NEWOBJ":
                 arguments, called = stack.pop(), stack.pop()
                 stack.append(_called(called, arguments))

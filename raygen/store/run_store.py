@@ -6,10 +6,12 @@ A row is visible once its shard is committed. A file that no commit names is ign
 """
 
 import json
+import os
 import platform
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -37,8 +39,27 @@ class RunStore:
 
     # --- plan -----------------------------------------------------------------------------------------------
 
-    def create(self, plan: Plan) -> None:
-        """Store the plan; `ConfigError` where the folder has another plan, with the keys that differ.
+    def check(self, plan: Plan) -> None:
+        """`ConfigError` where this folder cannot hold `plan`: it cannot be written, or has a run that has begun.
+
+        Nothing is written.
+        """
+        self.storage.check_place()
+        if not self.storage.exists("plan.json"):
+            return
+        stored = self.plan()
+        if stored.run_id != plan.run_id and self._has_begun():
+            changed = _changes(dict(stored.settings), json.loads(canonical(plan.settings))) or ["its inputs"]
+            raise ConfigError(
+                f"{self.storage.url} holds another run ({stored.run_id}, this one is {plan.run_id}); "
+                f"different: {', '.join(changed)}. Choose another `out`, or the settings of that run"
+            )
+
+    def _has_begun(self) -> bool:
+        return bool(self.storage.names("starts") or self.storage.names("commits"))
+
+    def create(self, plan: Plan) -> bool:
+        """Store the plan: whether it was not there. `ConfigError` as for `check`.
 
         The plan of a run whose settings were refused before its first shard was started is replaced.
         """
@@ -46,18 +67,25 @@ class RunStore:
             plan = plan._replace(create_only=self.storage.creates_once())
             if self.storage.put_once("plan.json", plan.to_json()):
                 self._create_only = plan.create_only
-                return
+                return True
         stored = self.plan()
         self._create_only = stored.create_only
-        if stored.run_id != plan.run_id:
-            if not self.storage.names("starts") and not self.storage.names("commits"):
-                self.storage.put("plan.json", plan._replace(create_only=stored.create_only).to_json())
-                return
-            changed = _changes(dict(stored.settings), json.loads(canonical(plan.settings))) or ["its inputs"]
-            raise ConfigError(
-                f"{self.storage.url} holds another run ({stored.run_id}, this one is {plan.run_id}); "
-                f"different: {', '.join(changed)}. Choose another `out`, or the settings of that run"
-            )
+        if stored.run_id == plan.run_id:
+            return False
+        self.check(plan)
+        self.storage.put("plan.json", plan._replace(create_only=stored.create_only).to_json())
+        return True
+
+    def withdraw(self) -> bool:
+        """Remove the plan that `create` stored, where its settings were refused before a shard was started."""
+        if self._has_begun():
+            return False
+        self.storage.remove("plan.json")
+        if self.storage.local:
+            for folder in (self.storage.path(""), FileStore(self.url).path("")):
+                with suppress(OSError):  # there are other files
+                    os.rmdir(folder)
+        return True
 
     def plan(self) -> Plan:
         """The stored plan; `ConfigError` where there is none."""

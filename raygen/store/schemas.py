@@ -102,6 +102,7 @@ _CONDITIONS: Final[list[tuple[str, pa.DataType]]] = [
 ]
 CONDITIONS: Final = picture_schema([("sample_id", pa.string()), *_CONDITIONS], required=("sample_id", "plan", "seed"))
 
+#: `method`: of pictures that another program made, its name; they have neither a seed nor a checkpoint.
 SAMPLES: Final = picture_schema(
     [
         ("sample_id", pa.string()),
@@ -115,6 +116,7 @@ SAMPLES: Final = picture_schema(
         ("steps", pa.int32()),
         ("guidance", GUIDANCE),
         ("image_sha256", pa.string()),
+        ("method", pa.string()),
         ("landmarks", LANDMARKS),
     ],
     required=("sample_id", "attempt", "run_id"),

@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import torch
@@ -26,6 +26,10 @@ __all__ = ["MappedFile", "TorchZip"]
 
 #: Of the pickle inside; those of the largest published files have less than one.
 LARGEST_PICKLE: Final = 256 << 20
+
+
+#: Endings of files of weights that are published in a zip file.
+WEIGHTS: Final = frozenset({".ckpt", ".pth", ".pt", ".bin", ".safetensors"})
 
 
 class MappedFile:
@@ -72,11 +76,14 @@ class TorchZip:
         if not zipfile.is_zipfile(path):
             raise ValueError("the directory at the end of the zip file is missing: it was cut off, fetch it again")
         with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
             records = {info.filename.partition("/")[2]: info for info in archive.infolist()}
         if any(name.startswith("code/") for name in records):
             raise InputError(f"{path}: a TorchScript file, which is a program", reason="unsafe")
         if "data.pkl" not in records:
-            raise ValueError("a zip file that torch did not write")
+            inside = [name for name in names if PurePosixPath(name).suffix in WEIGHTS]
+            found = f"; unpack it, and name {inside[0]}" if inside else ""
+            raise ValueError(f"a zip file that torch did not write{found}")
         if bad := [name for name, info in records.items() if info.compress_type != zipfile.ZIP_STORED]:
             raise ValueError(f"{bad[0]} is compressed, which torch never does")
         self.path, self.records, self.mapped = path, records, MappedFile(path)

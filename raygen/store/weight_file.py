@@ -46,11 +46,15 @@ NUMPY: Final = frozenset({"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"})
 LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
 #: Where training programs keep tensors by name, and the moving averages of them.
 RAW: Final = ("state_dict", "model_state_dict", "model", "params", "network", "net", "module", "weights")
-AVERAGED: Final = ("params_ema", "ema_state_dict", "model_ema", "ema", "g_ema")
+AVERAGED: Final = ("params_ema", "ema_state_dict", "state_dict_ema", "model_ema", "ema_model", "ema", "g_ema")
+#: What a moving average counts, beside the tensors.
+COUNTERS: Final = frozenset({"n_averaged", "num_updates", "updates", "steps", "decay"})
 #: How deep they may lie below each other.
 DEEPEST: Final = 3
-#: What `torch.compile` puts before the names of the module that it wraps.
-WRAPPED: Final = re.compile(r"(^|\.)_orig_mod\.")
+#: What torch.compile, FSDP, activation checkpointing and Lightning put before the names of the module that they wrap.
+WRAPPED: Final = re.compile(
+    r"(?:^|(?<=\.))(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
+)
 #: Names of a file with the places of tensors that are stored in several.
 INDEX: Final = re.compile(r"\.index(\.\w+)?\.json$")
 
@@ -257,7 +261,9 @@ def _document(
     place, named, outer = _named(document, average)
     tensors: dict[str, Entry] = {}
     for name, value in named.items():
-        if isinstance(value, PickledTensor) and isinstance(name, str):
+        if name in COUNTERS and getattr(value, "shape", ()) == ():
+            outer[name] = value
+        elif isinstance(value, PickledTensor) and isinstance(name, str):
             tensors[name] = Entry(value.shape, value.storage.dtype, view(value))
         elif isinstance(value, PickledArray) and isinstance(name, str):
             tensors[name] = _array(value)
@@ -265,7 +271,9 @@ def _document(
             outer[name] = value
     if not tensors:
         whole = [f", and {name!r} is a whole {v.name}" for name, v in document.items() if isinstance(v, OpaqueObject)]
-        raise ValueError(f"holds no tensors by name{''.join(whole[:1])}: save a state_dict()")
+        places = [repr(name) for name, value in document.items() if isinstance(name, str) and _holds_tensors(value)]
+        below = f", but below {', '.join(places[:5])}, of which none is a usual name" if places else ""
+        raise ValueError(f"holds no tensors by name{below}{''.join(whole[:1])}: save a state_dict()")
     bare, prefixes = _without_wrappers(tensors)
     said = [f"under {'.'.join(place)!r}"] if place else []
     said += [f"names without {prefix!r}" for prefix in prefixes]
@@ -280,7 +288,7 @@ def _named(document: dict[Any, Any], average: bool) -> tuple[list[str], dict[Any
     outer: dict[Any, Any] = {}
     while len(place) < DEEPEST:
         averaged, raw = ([n for n in names if _holds_tensors(document.get(n))] for names in (AVERAGED, RAW))
-        if averaged and raw and document[averaged[0]].keys() != document[raw[0]].keys():
+        if averaged and raw and _bare_names(document[averaged[0]]) != _bare_names(document[raw[0]]):
             averaged = []  # the average of a part of the model
         if not averaged and not raw:
             break
@@ -289,6 +297,12 @@ def _named(document: dict[Any, Any], average: bool) -> tuple[list[str], dict[Any
         place.append(inside)
         document = document[inside]
     return place, document, outer
+
+
+def _bare_names(document: Mapping[Any, Any]) -> set[str]:
+    """Names in a document, without counters and without the prefix of a wrapper that all of them have."""
+    names = {str(name) for name in document if name not in COUNTERS}
+    return {name.removeprefix("module.") for name in names} if all(n.startswith("module.") for n in names) else names
 
 
 def _holds_tensors(value: Any, deep: int = 1) -> bool:
@@ -302,11 +316,9 @@ def _holds_tensors(value: Any, deep: int = 1) -> bool:
 
 def _without_wrappers(tensors: dict[str, Entry]) -> tuple[dict[str, Entry], list[str]]:
     """Tensors by the names that they had before `torch.compile` or data parallelism; the prefixes that went."""
-    gone = []
-    bare = {WRAPPED.sub(r"\1", name): entry for name, entry in tensors.items()}
-    if bare.keys() != tensors.keys():
-        gone.append("_orig_mod.")
-    if all(name.startswith("module.") for name in bare):
+    bare = {WRAPPED.sub("", name): entry for name, entry in tensors.items()}
+    gone = sorted({f"{prefix}." for name in tensors for prefix in WRAPPED.findall(name)})
+    while all(name.startswith("module.") for name in bare):
         bare = {name.removeprefix("module."): entry for name, entry in bare.items()}
         gone.append("module.")
     return (bare, gone) if len(bare) == len(tensors) else (tensors, [])

@@ -3,7 +3,6 @@
 import json
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -13,6 +12,8 @@ from typing import Any
 from raygen.core.units import duration
 from raygen.execution.executor import Progress
 from raygen.store import disk
+from raygen.tracking.background import Trackers
+from raygen.tracking.tensorboard import TensorBoard
 from raygen.training.config.loop import TrainConfig
 from raygen.training.history import read_history
 from raygen.training.outputs import HISTORY
@@ -26,17 +27,21 @@ class TrainingLogger:
     """The records of rank 0 in `folder`. A resumed run drops records of steps that it does again.
 
     History and sheets are on the disk when a call returns: a training state that is written later skips their steps.
-    TensorBoard's files are only a copy. Raises `InfrastructureError` where something cannot be written.
+    TensorBoard's files (with `tensorboard`) and what `trackers` get are only copies. Raises `InfrastructureError` where
+    something cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trackers: Trackers | None = None, *, tensorboard: bool = True) -> None:
         self.folder = folder
-        self.events: Any = None
+        self.trackers = trackers
+        self._has_events = tensorboard
+        self._begun = False
+        self._events: TensorBoard | None = None
 
     def write(self, step: TrainStep) -> None:
         """One line of history, and one point a curve."""
         with explained(self.folder / HISTORY, "the record of a step"):
-            if self.events is None:
+            if not self._begun:
                 self._begin(step.step)
             with (self.folder / HISTORY).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(step)) + "\n")
@@ -46,28 +51,21 @@ class TrainingLogger:
 
     def _begin(self, step: int) -> None:
         """Drop the records from `step` on, and a line that a kill cut off."""
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
         path = self.folder / HISTORY
         earlier = read_history(path.read_text(encoding="utf-8")) if path.exists() else []
         lines = [json.dumps(record) + "\n" for record in earlier if record["step"] < step]
         disk.write(path, "".join(lines).encode(), once=False)
-        (self.folder / "tensorboard").mkdir(exist_ok=True)
-        # Not `SummaryWriter`: its thread dies where the disk is full, and then its queue fills and blocks for ever. Its
-        # files are named by the second; two starts within one would write the same.
-        self.events = EventsWriter(str(self.folder / "tensorboard" / "events"), f".{os.getpid()}")
-        start = SessionLog(status=SessionLog.START)  # drops the points from `step` on, too
-        self.events.write_event(Event(step=step, wall_time=time.time(), session_log=start))
+        if self._has_events:
+            self._events = TensorBoard(self.folder / "tensorboard", step)
+        self._begun = True
 
     def _curves(self, step: TrainStep) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-
         rates = {"lr": step.lr, "images_per_s": step.images_per_s, "data_wait_s": step.data_wait}
-        for name, value in {**{f"loss/{n}": v for n, v in step.losses.items()}, **rates}.items():
-            self.events.write_event(Event(step=step.step, wall_time=time.time(), summary=scalar(name, value)))
-        self.events.flush()
+        values = {**{f"loss/{n}": v for n, v in step.losses.items()}, **rates}
+        if self._events is not None:
+            self._events.numbers(values, step.step)
+        if self.trackers is not None:
+            self.trackers.numbers(values, step.step)
 
     def last(self) -> dict[str, Any]:
         """The newest record; empty where there is none."""
@@ -81,12 +79,16 @@ class TrainingLogger:
             path = self.folder / "sheets" / f"step-{step:09d}.png"
             with explained(path, "a sheet of pictures"):
                 disk.write(path, data, once=False)
+                if self._events is not None:
+                    self._events.picture("sheet", data, step)
+            if self.trackers is not None:
+                self.trackers.picture("sheet", data, step)
 
     def close(self) -> None:
         """Close the event file."""
-        if self.events is not None:
+        if self._events is not None:
             with explained(self.folder / "tensorboard", "the record of a step"):
-                self.events.close()
+                self._events.close()
 
 
 @contextmanager

@@ -215,14 +215,19 @@ class Trainer:
         record["window"] = window.document()
         states.save(_name(self.step), {name: t.cpu().contiguous() for name, t in tensors.items()}, record)
 
+    def check_state(self, folder: Path, data: str | None = None) -> dict[str, Any]:
+        """The record of a saved state; `ConfigError` where it was made with other settings, or other `data`."""
+        document: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if document["spec"] != self._fixed() or data not in (None, document["data"]):
+            raise ConfigError(f"{folder}: training began with other settings or data; use another folder")
+        return document
+
     def restore(self, folder: Path, data: str, window: Window) -> None:
         """Resume from a saved state, in the middle of its `window`.
 
         `ConfigError` where it was made with other settings or data.
         """
-        document = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        if document["spec"] != self._fixed() or document["data"] != data:
-            raise ConfigError(f"{folder}: training began with other settings or data; use another folder")
+        document = self.check_state(folder, data)
         # Copies: the tensors of a mapped file lie at any alignment, which the last bits may depend on.
         tensors = {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
         try:

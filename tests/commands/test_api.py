@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import raygen
-from raygen import ConfigError, evaluate, load_dataset, run
+from raygen import ConfigError, evaluate, load_dataset, run, verify
 from raygen.store.schemas import texts_by_name
 
 ROOT = Path(__file__).parents[2]
@@ -63,6 +63,21 @@ def test_what_is_not_there_is_named(faces: Path, tmp_path: Path) -> None:
         load_dataset(faces, "metrics")
     with pytest.raises(ConfigError):
         load_dataset(tmp_path)
+    with pytest.raises(ConfigError, match=r"columns: .* has no 'atributes'; did you mean 'attributes'\?"):
+        load_dataset(faces, columns=["face_id", "atributes"])
+    with pytest.raises(ConfigError, match=r"format: must be one of arrow, pandas, datasets \(got 'polars'\)"):
+        load_dataset(faces, format="polars")  # type: ignore[call-overload]
+
+
+def test_the_home_folder_is_known_everywhere(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(faces.parent))
+    assert load_dataset("~/faces", columns=["face_id"]).num_rows == 12
+    assert verify("~/faces", decode=False).ok
+    assert verify(Path("~/faces"), decode=False).rows == {"faces": 12}
+    with pytest.raises(ConfigError, match=r"nothing/attempt-00 holds no run"):
+        verify("~/nothing")
+    with pytest.raises(ConfigError, match=f"{faces.parent}/nothing.yaml: cannot be read"):
+        run("~/nothing.yaml")
 
 
 def test_a_folder_of_pictures_is_scored(faces: Path, tmp_path: Path) -> None:

@@ -67,6 +67,38 @@ def test_a_model_that_is_too_large_to_time_still_has_its_rows(world, tmp_path, m
     assert any("too large" in note for note in estimate.notes)
 
 
+def test_a_training_that_has_ended_takes_no_time(world, tmp_path):
+    document = {
+        "kind": "train",
+        "faces": str(world / "faces"),
+        "model": {"kind": "parser", "image_size": 32, "channels": [8, 16]},
+        "training": {"steps": 1, "batch": 2},
+        "out": str(tmp_path / "out"),
+    }
+    make(document).start(lambda _: None)
+    estimate = make(document).estimate()
+    assert (estimate.rows, estimate.seconds) == (24, 0.0)
+    assert "it has ended already, and a run changes nothing" in estimate.notes
+    document["training"] = {"steps": 2, "batch": 2, "lr": 0.5}
+    for call in (make(document).estimate, lambda: make(document).start(lambda _: None)):
+        with pytest.raises(ConfigError, match="holds another training that has ended"):
+            call()
+    (tmp_path / "out/training/result.json").unlink()  # as if it had not ended
+    for call in (make(document).estimate, lambda: make(document).start(lambda _: None)):
+        with pytest.raises(ConfigError, match="step-000000001: training began with other settings or data"):
+            call()
+    assert not (tmp_path / "out/.data").exists()
+
+
+def test_only_workers_of_ray_share_cores(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    planning = {"kind": "plan", "faces": str(world / "faces"), "planning": {"kind": "from_faces"}}
+    for runner, told in (("local", False), ("ray", True)):
+        resources = {"runner": runner, "workers": 8}
+        estimate = make({**planning, "resources": resources, "out": str(tmp_path / "out")}).estimate()
+        assert ("8 workers share the 2 cores of this machine" in estimate.notes) == told
+
+
 def test_no_time_is_negative():
     progress = Progress(shards=2, rows=20, done_rows=50, new_rows=50)
     assert progress.eta_s == 0

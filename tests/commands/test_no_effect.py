@@ -66,6 +66,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "model.attribute_tokens": {**DENOISE, "model": {**LDM, "attribute_path": "vector", "attribute_tokens": 8}},
     "model.hint_channels": {**DENOISE, "model": {"kind": "control", "base": "base", "hint_channels": [8, 8]}},
     "model.gating": {**DENOISE, "model": {"kind": "scadm", "style": None, "gating": "paper"}},
+    "guidance": {**GENERATE, "use_conditions": ["mask"], "guidance": {"attributes": 3.0}},
     "negative_keeps": {**GENERATE, "negative_keeps": ["mask"]},
     "guidance_interval": {**GENERATE, "guidance_interval": [0.5, 1.0]},
     "mixing.fading": {**GENERATE, "mixing": {"kind": "released", "schedule": "none", "fading": ["text"]}},
@@ -94,6 +95,31 @@ def test_pixels_have_nothing_to_train() -> None:
         make({**TRAIN, "model": {**AUTOENCODER, "stage": "pixel"}})
 
 
+@pytest.mark.parametrize(
+    ("job", "said"),
+    [
+        ({**TRAIN, "model": {"kind": "parser", "channels": [4, 8]}}, r"model.channels.0: .*multiple of 8 \(got 4\)"),
+        ({**TRAIN, "model": {"kind": "classifier", "channels": [8, 12]}}, "model.channels.1: .*multiple of 8"),
+        ({**TRAIN, "model": {"kind": "parser", "image_size": 33}}, "model.image_size: .*multiple of 2"),
+        ({**DENOISE, "model": {**LDM, "channels": [-64, 96, 128]}}, "model.channels.0: .*greater than 0"),
+        ({**DENOISE, "first_stage": "pixels-7"}, "pixels-7: image_size: .*greater than or equal to 8"),
+    ],
+)
+def test_shapes_that_no_network_has_are_told_with_the_job(job: dict[str, Any], said: str) -> None:
+    """They ended in a ValueError or RuntimeError of torch, some of them after the data was prepared."""
+    with pytest.raises(ConfigError, match=said):
+        make(job)
+
+
+def test_levels_that_do_not_fit_are_told_by_dry_runs(world: Path, tmp_path: Path) -> None:
+    deep = {**LDM, "modalities": [], "channels": [32] * 6, "attention": [False] * 6}
+    job = make({**DENOISE, "model": deep, "faces": f"{world}/faces", "out": f"{tmp_path}/out"})
+    for call in (job.estimate, lambda: job.run(quiet)):
+        with pytest.raises(ConfigError, match=r"model\.channels: 6 levels halve latents of 16 x 16 too often"):
+            call()
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
 def test_every_rule_is_tried() -> None:
     assert {rule.setting for rule in (*TRAINING, *SAMPLING)} == set(REFUSED)
 
@@ -106,6 +132,8 @@ def test_every_rule_is_tried() -> None:
         stage("dc", kl=0.0),
         {**GENERATE, "guidance": 2.0, "negative_keeps": ["mask"]},
         {**GENERATE, "guidance": 0.0, "guidance_parametrization": "cfg_minus_one"},
+        {**GENERATE, "guidance": 2.0, "use_conditions": ["mask"]},
+        {**SWEEP, "guidance": [2.0, {"mask": 2.0}], "use_conditions": {"none": [], "attributes": ["attributes"]}},
         {**SWEEP, "guidance": [1.0, 2.0], "generate": {"negative_keeps": ["mask"], "guidance_interval": [0.5, 1.0]}},
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from raygen import load_dataset
 from raygen.cli import app
 from raygen.commands.registry import make
 from raygen.models import checkpoint
@@ -49,6 +50,10 @@ def test_the_command_line_the_report_and_the_data_card_say_so(world: Path, tmp_p
     assert said.exit_code == 0
     assert SAID in " ".join(said.output.split())
     samples = str(world / "samples")
+    guided = {
+        value for row in load_dataset(samples, columns=["guidance"]).to_pylist() for value in row["guidance"].values()
+    }
+    assert guided == {None}, "a model without conditions has no guidance"
     found = do("evaluate", world, samples=samples, reference=str(world / "faces"), score={"parser": None})
     assert SAID in str(found["warning"])
     assert "warning [reference]" not in found

@@ -22,7 +22,7 @@ from raygen.extractors.packages import find_extractor
 from raygen.store.images import decode_image, decode_mask
 from raygen.store.run_store import RunStore
 from tests.drawn import quiet
-from tests.extractors.packages import install_example
+from tests.extractors.packages import install, install_example
 
 EXAMPLE = {"kind": "package", "name": "example-parser"}
 
@@ -50,7 +50,7 @@ def rows_of(run: Path) -> list[dict]:
 
 def test_faces_without_masks_get_masks_that_everything_else_reads(faces: Path, tmp_path: Path) -> None:
     facts = parse(faces, tmp_path / "parsed", landmarks={"kind": "mask"})
-    assert facts["masks"] == "6 parsed"
+    assert facts["masks"] == "6 by a parser"
     before, after = rows_of(faces), rows_of(tmp_path / "parsed")
     changed = {"mask", "mask_confidence", "landmarks"}
     for old, new in zip(before, after, strict=True):
@@ -90,7 +90,11 @@ def test_masks_are_kept_replaced_or_left_out(faces: Path, tmp_path: Path, monkey
     facts = parse(tmp_path / "first", tmp_path / "kept", parser=EXAMPLE)
     first, kept = rows_of(tmp_path / "first"), rows_of(tmp_path / "kept")
     assert first == kept, "their masks and confidences as well"
-    assert "on average" in str(facts["confidence"])
+    assert facts["masks"] == "6 by a parser"
+    facts = parse(tmp_path / "first", tmp_path / "higher", min_confidence=1)
+    assert facts["masks"] == "6 by a parser", (
+        "a limit that is set later takes no mask away, and none is counted as gone"
+    )
     parse(tmp_path / "first", tmp_path / "replaced", parser=EXAMPLE, replace=True)
     replaced = rows_of(tmp_path / "replaced")
     for row in replaced:
@@ -98,7 +102,7 @@ def test_masks_are_kept_replaced_or_left_out(faces: Path, tmp_path: Path, monkey
     values = sorted(row["mask_confidence"] for row in replaced)
     limit = float(np.mean(values[2:4]))
     facts = parse(faces, tmp_path / "few", parser=EXAMPLE, min_confidence=limit)
-    assert facts["masks"] == f"3 parsed, 3 left out below {limit:g}"
+    assert facts["masks"] == f"3 by a parser, 3 left out below {limit:g}"
     few = rows_of(tmp_path / "few")
     assert sorted(row["mask_confidence"] for row in few) == values
     assert all((row["mask"] is None) == (row["mask_confidence"] < limit) for row in few)
@@ -118,6 +122,41 @@ def test_pictures_that_are_not_square_are_failed_rows(tmp_path: Path, monkeypatc
     assert [(row["id"], row["error"]) for row in failed] == [
         ("b", "size: picture is 20x16, not square; ingest it with data.size and data.crop")
     ]
+
+
+def test_a_parser_that_gives_nan_makes_no_masks(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best class of NaN is some class: such a mask looks like any other."""
+    (tmp_path / "nan_parser.py").write_text(
+        "from raygen_example import Parser\n"
+        "class Broken(Parser):\n"
+        "    def load(self, device):\n"
+        "        network = super().load(device)\n"
+        "        return lambda pixels: network(pixels) * float('nan')\n"
+    )
+    install_example(tmp_path / "site", monkeypatch)
+    install(tmp_path, monkeypatch, "broken", "1", {"nan-parser": "nan_parser:Broken"})
+    broken = {"kind": "package", "name": "nan-parser"}
+    parse(faces, tmp_path / "parsed", parser=broken, max_error_fraction=1)
+    failed = [row for table in RunStore(f"{tmp_path}/parsed").tables("quarantine") for row in table.to_pylist()]
+    assert [row["error"] for row in failed] == ["parser: nan-parser gave values that are no finite numbers"] * 6
+
+
+def test_workers_refuse_another_network_than_the_one_that_was_planned(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each machine has its own files and packages: another one's masks would be in a run with the name of the first."""
+    install_example(tmp_path / "site", monkeypatch)
+    file = tmp_path / "points.onnx"
+    file.write_bytes(b"the file of the driver")
+    job = {"kind": "parse", "faces": str(faces), "out": f"{tmp_path}/out"}
+    build = make({**job, "parser": EXAMPLE}).prepare(write=False).build
+    marks = make({**job, "landmarks": {"kind": "onnx", "weights": str(file)}}).prepare(write=False).build
+    monkeypatch.setattr(find_extractor(PackageParserConfig(name="example-parser")).extractor, "sha256", "ab" * 32)
+    with pytest.raises(ConfigError, match=r"'example-parser' of raygen-example 1.2: sha256 is abab\w*, not \w{64}"):
+        build()
+    file.write_bytes(b"another one")
+    with pytest.raises(InputError, match=r"points.onnx: sha256 is \w{64}, not \w{64}"):
+        marks()
 
 
 def test_settings_are_checked_before_anything_is_written(

@@ -2,10 +2,12 @@
 
 import json
 
+import fsspec
 import pytest
 
 from raygen.commands.plan import read_edits
 from raygen.core.errors import ConfigError
+from tests.fakes import Shelf
 
 GOOD = json.dumps({"edit_id": "a", "source": "x"})
 
@@ -28,6 +30,14 @@ def test_a_bad_line_is_named_by_its_number_in_the_file(tmp_path, line, message):
     path.write_text(f"{GOOD}\n\n{line}\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=message):
         read_edits(str(path))
+
+
+def test_a_file_behind_a_url_is_read():
+    Shelf.register()
+    fsspec.filesystem("shelf").pipe_file("shelf://edits/edits.jsonl", f"{GOOD}\n".encode())
+    assert read_edits("shelf://edits/edits.jsonl").to_pylist() == [{"line": GOOD}]
+    with pytest.raises(ConfigError, match=r"shelf://edits/none.jsonl"):
+        read_edits("shelf://edits/none.jsonl")
 
 
 def test_a_byte_order_mark_and_blank_lines_are_ignored(tmp_path):

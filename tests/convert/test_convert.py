@@ -239,6 +239,10 @@ def test_a_first_stage_encodes_and_decodes_as_published(codes: int, tmp_path: Pa
     file = _saved({**stage.state_dict(), **loss}, tmp_path / "vae.ckpt")
     account = convert(None, [file], tmp_path / "out", OPTIONS)
     assert account.family == ("vq-f4" if codes else "kl-f4")
+    said = account.facts().get("note", "")
+    assert bool(said) == (not codes), "a codebook has no factor"
+    assert not said or ("multiplied by 0.058, as in Collaborative Diffusion" in said and "0.18215" in said)
+    assert not inspect([file], None, Options(image_size=32, scaling_factor=0.18215)).notes
     loaded = checkpoint.load_first_stage(tmp_path / "out")
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2)) * 2 - 1
     moments = stage.encode(pixels)
@@ -475,6 +479,35 @@ def test_a_file_inside_of_the_folder_is_never_replaced_by_it(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="lies inside of"):
         convert(None, [file], tmp_path / "out", OPTIONS)
     assert file.is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["auto", "FILE", "s3://bucket/model"], "'s3://bucket/model' is a URL; this writes to a local folder only"),
+        (["auto", "s3://bucket/m.ckpt", "out"], "'s3://bucket/m.ckpt' is a URL; this is read from a local file only"),
+        (["--inspect", "s3:/bucket/m.ckpt", "FILE"], "lacks a slash"),
+        (["auto", "m.ckpt", "out"], "m.ckpt: no such file"),
+    ],
+)
+def test_an_import_is_of_local_files_into_a_local_folder(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Path` makes the folder `s3:` of a URL."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file.ckpt"
+    file.write_bytes(b"")
+    ran = CliRunner().invoke(app, ["import", *(str(file) if word == "FILE" else word for word in words)])
+    assert said in str(ran.exception)
+    with pytest.raises(ConfigError, match="is a URL; an import writes to a local folder only"):
+        convert(None, [file], "s3://bucket/model")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.ckpt"]
+
+
+def test_an_import_in_a_submitted_job_writes_to_an_absolute_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    ran = CliRunner().invoke(app, ["import", "auto", __file__, "runs/model"])
+    assert "'runs/model' is relative. A submitted Ray job runs in a temporary copy" in str(ran.exception)
 
 
 # --- afterwards ---------------------------------------------------------------------------------------------

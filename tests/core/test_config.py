@@ -88,8 +88,33 @@ def test_several_faults_are_told_at_once():
     assert "Field required" in lines[2]
 
 
+def test_a_choice_of_numbers_lists_them():
+    class Sign(Config):
+        value: Literal[-1, 1]
+        word: Literal["v2", "b"] = "b"
+
+    assert error({"value": 0, "word": "a"}, Sign).splitlines() == [
+        "jobs/x.yaml: value: 0 is not one of -1, 1",
+        "jobs/x.yaml: word: 'a' is not one of v2, b",
+    ]
+
+
 def test_an_unknown_kind_lists_the_known_ones():
-    assert "'pixels', 'latents'" in error({"seed": 1, "model": {"kind": "voxels"}})
+    assert "model.kind: 'latent' is not one of pixels, latents; did you mean 'latents'?" in error(
+        {"seed": 1, "model": {"kind": "latent"}}
+    )
+    assert "model.kind: is missing; it is one of pixels, latents" in error({"seed": 1, "model": {"side": 8}})
+
+
+def test_a_list_with_a_bad_member_is_not_called_too_short():
+    class Lists(Config):
+        members: tuple[Annotated[int, Field(ge=1)], ...] = Field(..., min_length=1)
+
+    with pytest.raises(ConfigError) as caught:
+        parse(Lists, {"members": [0]})
+    assert str(caught.value) == "job: members.0: Input should be greater than or equal to 1 (got 0)"
+    with pytest.raises(ConfigError, match=r"members: .*at least 1 item"):
+        parse(Lists, {"members": []})
 
 
 def test_places_in_lists_are_named():

@@ -4,7 +4,7 @@ import pytest
 
 from raygen.core.config import Config, parse
 from raygen.core.errors import ConfigError
-from raygen.core.location import LocalLocation, Location, redact
+from raygen.core.location import LocalInput, LocalLocation, Location, RelativeLocation, redact
 
 
 class Job(Config):
@@ -61,6 +61,10 @@ def test_credentials_are_refused_and_not_repeated(place):
         ("a\x00b", "control characters"),
         ("a\ud800b", "unicode"),
         ("s3:///", "names no bucket"),
+        ("s3:/bucket/run", "'s3:/bucket/run' lacks a slash: a URL begins with s3://"),
+        ("gs:bucket/run", "lacks a slash"),
+        ("zip://images::s3:/bucket/faces.zip", "'s3:/bucket/faces.zip' lacks a slash"),
+        ("file:/data/faces", "lacks a slash"),
         ("s3://", "names no bucket"),
         ("memory://faces", "holds no files that other processes can read"),
         ("reference://", "holds no files"),
@@ -75,6 +79,18 @@ def test_a_folder_is_no_url():
     with pytest.raises(ConfigError, match="out: 's3://bucket/run' is a URL; this writes to a local folder only"):
         parse(Job, {"out": "s3://bucket/run"})
     assert parse(Job, {"out": "file:///data/x"}).out == "/data/x"
+
+
+def test_names_below_a_folder_know_the_home_folder_too(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert parse(RelativeLocation, "~/list.jsonl") == "/home/ada/list.jsonl"
+    assert parse(RelativeLocation, "lists/~old") == "lists/~old"
+
+
+def test_weights_are_read_from_a_local_file():
+    with pytest.raises(ConfigError, match=r"'s3://bucket/w\.pth' is a URL; this is read from a local file only"):
+        parse(LocalInput, "s3://bucket/w.pth")
+    assert parse(LocalInput, "file:///data/w.pth") == "/data/w.pth"
 
 
 def test_relative_places_are_refused_in_a_submitted_job(monkeypatch):

@@ -66,6 +66,18 @@ def test_a_picture_without_an_entry_has_no_texts_and_is_kept(tmp_path):
     assert missing is None
 
 
+def test_captions_with_the_numbers_of_celeba_are_refused(tmp_path):
+    """CelebA-Dialog has the same file for CelebA, where 000001.jpg is another face."""
+    tree(tmp_path, {"1.jpg": ENTRY, "202599.jpg": ENTRY})
+    with pytest.raises(ConfigError, match="texts: has a line for picture 202599, and CelebA-HQ ends at 29999"):
+        CelebADialog(root=str(tmp_path)).listing()
+
+
+def test_the_number_of_pictures_with_captions_is_said_where_some_have_none(tmp_path):
+    tree(tmp_path, {"0.jpg": ENTRY}, pictures=(0, 1, 2))
+    assert CelebADialog(root=str(tmp_path)).listing().schema.metadata == {b"note": b"texts: 1 of 3"}
+
+
 def test_the_beard_and_age_form(tmp_path):
     captions = {"0.jpg": {"Beard_and_Age": "He has a beard. He is young."}, "1.jpg": {"Beard_and_Age": "No beard."}}
     tree(tmp_path, captions, name="captions_hq_beard_and_age_2022-08-19.json")

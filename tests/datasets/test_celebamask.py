@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import re
+import shutil
 import zipfile
 
 import numpy as np
@@ -123,6 +124,25 @@ def test_odd_parts_are_error_rows_and_never_other_classes(tmp_path):
     assert "l_eye covers all corners" in errors[3]
 
 
+def test_part_files_of_other_spellings_are_read_refused_or_said(tmp_path):
+    """A part that is passed by turns its pixels into another class."""
+    folder = tmp_path / "CelebAMask-HQ-mask-anno/0"
+    for number in range(4):
+        picture(tmp_path / f"CelebA-HQ-img/{number}.jpg")
+        part(tmp_path, number, "skin", slice(None), slice(None))
+        part(tmp_path, number, "hair", slice(0, 4), slice(None))
+    (folder / "00000_hair.png").rename(folder / "00000_Hair.PNG")
+    shutil.copytree(folder, folder.with_name("1"), ignore=lambda _, names: [n for n in names if n != "00001_hair.png"])
+    Image.new("L", (SIZE, SIZE)).save(folder / "00002_nose.jpg")
+    Image.new("L", (SIZE, SIZE)).save(folder / "00003_beard.png")
+    dataset = CelebAMask(root=str(tmp_path))
+    found = rows(dataset)
+    assert [row["error"] and row["error"].split(":")[0] for row in found] == [None, "part", "lossy", None]
+    assert "1/00001_hair.png: a second file of the part hair" in found[1]["error"]
+    assert (decode_mask(found[0]["mask"]["bytes"])[:4] == CLASS_INDEX["hair"]).all()
+    assert dataset.listing().schema.metadata[b"note"] == b"parts of no class, not read: 1 beard"
+
+
 def test_everything_in_a_zip_is_read_by_a_chained_url(tmp_path):
     picture(tmp_path / "set/CelebA-HQ-img/2000.jpg")
     part(tmp_path / "set", 2000, "skin", slice(0, 12), slice(0, 12))
@@ -199,6 +219,22 @@ def test_ready_masks_keep_their_indices_in_every_form(tmp_path, form, name):
     given = {"mask_folder": "own"} if name.startswith("own") else {}
     mask = only(CelebAMask(root=str(tmp_path), **given))["mask"]["bytes"]
     np.testing.assert_array_equal(decode_mask(mask), classes())
+
+
+def test_ready_masks_in_other_formats_are_read_or_refused_and_never_passed_by(tmp_path):
+    for number, ending in enumerate(("bmp", "tif", "jpg")):
+        picture(tmp_path / f"CelebA-HQ-img/{number}.jpg")
+        (tmp_path / "CelebAMask-HQ-mask").mkdir(exist_ok=True)
+        as_index(classes()).save(tmp_path / f"CelebAMask-HQ-mask/{number}.{ending}")
+    found = rows(CelebAMask(root=str(tmp_path)))
+    assert [row["error"] and row["error"].split(":")[0] for row in found] == [None, None, "lossy"]
+    for row in found[:2]:
+        np.testing.assert_array_equal(decode_mask(row["mask"]["bytes"]), classes())
+    as_index(classes()).save(tmp_path / "CelebAMask-HQ-mask/2.png")
+    assert rows(CelebAMask(root=str(tmp_path)))[2]["error"] is None, "PNG first"
+    as_index(classes()).save(tmp_path / "CelebAMask-HQ-mask/00002.png")
+    with pytest.raises(ConfigError, match=r"'00002.png' and '2.png' would both be the mask of picture 2"):
+        CelebAMask(root=str(tmp_path)).listing()
 
 
 def test_masks_in_the_order_of_face_parsing(tmp_path):
@@ -290,6 +326,16 @@ def test_without_the_file_attributes_are_null(tmp_path):
     assert (row["attributes"], row["texts"], row["identity_id"], row["error"]) == (None, None, None, None)
 
 
+def test_an_attribute_file_under_another_name_is_said_and_read_by_its_name(tmp_path):
+    picture(tmp_path / "0.jpg")
+    attribute_file(tmp_path, {0: values(0)}, name="list_attr.csv")
+    listing = CelebAMask(root=str(tmp_path)).listing()
+    assert listing.schema.metadata[b"note"].startswith(b"no attributes: list_attr.csv has not the usual name")
+    named = CelebAMask(root=str(tmp_path), attributes="list_attr.csv")
+    assert named.listing().schema.metadata is None
+    assert attribute_list(only(named)["attributes"]) == values(0)
+
+
 def test_bad_attribute_values_cost_their_own_row(tmp_path):
     for number in range(6):
         picture(tmp_path / f"{number}.jpg")
@@ -320,6 +366,10 @@ def dialect(name, rows):
         "image_id": [with_count[0], f"image_id {with_count[1]}", *with_count[2:]],
         "plus": [line.replace(" 1", " +1") for line in with_count],
         "decimal": [re.sub(r" (-?[01])\b", r" \1.0", line) if "jpg" in line else line for line in with_count],
+        "true and false": [line.replace(" -1", " False").replace(" 1", " True") for line in with_count],
+        "scientific": [
+            re.sub(r" (-?[01])\b", r" \1.000000e+00", line) if "jpg" in line else line for line in with_count
+        ],
         "utf-16": with_count,
         "blank lines": ["", *with_count, ""],
     }
@@ -328,7 +378,10 @@ def dialect(name, rows):
 
 @pytest.mark.parametrize(
     "name",
-    ["no count", "csv", "semicolons", "tabs", "image_id", "plus", "decimal", "utf-16", "blank lines"],
+    [
+        *("no count", "csv", "semicolons", "tabs", "image_id", "plus", "decimal", "true and false", "scientific"),
+        *("utf-16", "blank lines"),
+    ],
 )
 def test_dialects_of_the_attribute_file_are_read(tmp_path, name):
     given = {0: [0, *values(0)[1:]], 12: values(12)}
@@ -346,6 +399,7 @@ def test_dialects_of_the_attribute_file_are_read(tmp_path, name):
         ((" ".join(ATTRIBUTES[:-1]) + "\n").encode(), "line 1: .* found 39 words; missing: Young$"),
         (b"", "line 1: expected"),
         ("\n".join(["1", " ".join(ATTRIBUTES), "caf\xe9.jpg 1"]).encode("latin-1"), "line 3 is not UTF-8 .*0xe9"),
+        ((" ".join(ATTRIBUTES) + "\n").encode("utf-16-le"), "null bytes, .* save the file as UTF-8"),
         ((" ".join(ATTRIBUTES) + "\nface.jpg 1\n").encode(), "line 2: 'face.jpg' names no picture"),
         ((" ".join(ATTRIBUTES) + "\n" + "9" * 5000 + ".jpg 1\n").encode(), "names no picture"),
     ],
@@ -355,6 +409,24 @@ def test_other_attribute_files_are_refused_with_what_was_expected_and_found(tmp_
     (tmp_path / "CelebAMask-HQ-attribute-anno.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=message):
         CelebAMask(root=str(tmp_path)).listing()
+
+
+def test_files_with_the_numbers_of_celeba_are_refused(tmp_path):
+    """list_attr_celeba.txt has the same form, and its line 000012.jpg is about another face than 12.jpg."""
+    picture(tmp_path / "CelebA-HQ-img/12.jpg")
+    attribute_file(tmp_path, {12: values(12), 202_599: values(0)})
+    with pytest.raises(ConfigError, match=r"attributes: has a line for picture 202599, and CelebA-HQ ends at 29999"):
+        CelebAMask(root=str(tmp_path)).listing()
+    attribute_file(tmp_path, {12: values(12), 29_999: values(0)})
+    identities = tmp_path / "identity_CelebA-HQ.txt"
+    identities.write_text("12.jpg 7\n30000.jpg 8\n")
+    with pytest.raises(ConfigError, match="identities: has a line for picture 30000"):
+        CelebAMask(root=str(tmp_path)).listing()
+    picture(tmp_path / "CelebA-HQ-img/30000.jpg")  # another data set in this layout
+    attribute_file(tmp_path, {12: values(12), 30_000: values(0)})
+    assert [row["identity_id"] for row in rows(CelebAMask(root=str(tmp_path)))] == ["7", "8"]
+    note = CelebAMask(root=str(tmp_path)).listing().schema.metadata[b"note"]
+    assert note == b"1 pictures have numbers that CelebA-HQ has not: split 'codiff' says nothing of them"
 
 
 def test_values_of_0_and_1_are_remarked(tmp_path):
@@ -394,11 +466,28 @@ def test_identities(tmp_path):
     assert [row["identity_id"] for row in rows(CelebAMask(root=str(tmp_path)))] == ["3698", "59"]
 
 
+def test_identities_of_several_words_are_failed_rows_and_commas_may_separate(tmp_path):
+    """Ann Lee and Ann Smith are not one person."""
+    for number in (0, 1, 2):
+        picture(tmp_path / f"{number}.jpg")
+    (tmp_path / "identity_CelebA-HQ.txt").write_text("0.jpg Ann Lee\n1.jpg Ann Smith\n2.jpg,7\n")
+    found = rows(CelebAMask(root=str(tmp_path)))
+    assert [row["identity_id"] for row in found] == [None, None, "7"]
+    assert "picture 1 has the identity 'Ann Smith', not one word" in found[1]["error"]
+
+
 def test_other_files_among_the_pictures_are_counted(tmp_path):
     picture(tmp_path / "CelebA-HQ-img/0.jpg")
     for name in ("1.gif", "2.gif", "face.jpg", "Thumbs.db"):
         (tmp_path / "CelebA-HQ-img" / name).touch()
     assert CelebAMask(root=str(tmp_path)).listing().schema.metadata == {b"note": b"left out: 2 .gif, 1 .jpg"}
+
+
+def test_pictures_that_a_flat_folder_leaves_out_are_counted(tmp_path):
+    for name in ("0.jpg", "1.tif", "seed0002.png"):
+        picture(tmp_path / name)
+    as_index(classes()).save(tmp_path / "0_mask.png")
+    assert CelebAMask(root=str(tmp_path)).listing().schema.metadata[b"note"] == b"left out: 1 .tif, 1 .png"
 
 
 def test_two_files_with_one_number_are_refused(tmp_path):
@@ -445,6 +534,9 @@ def test_the_taming_split_is_its_list(tmp_path):
     (tmp_path / "list.txt").write_text("imgHQ00001.npy\n2.jpg\n")
     listing = CelebAMask(root=str(tmp_path), split="taming", split_file="list.txt").listing()
     assert listing["split"].to_pylist() == ["train", "val", "val"]
+    (tmp_path / "list.txt").write_text("")
+    with pytest.raises(ConfigError, match=r"list\.txt: has no lines"):
+        CelebAMask(root=str(tmp_path), split="taming", split_file="list.txt").listing()
 
 
 def test_the_official_split_goes_by_the_mapping_file_and_skips_its_header(tmp_path):
@@ -457,6 +549,9 @@ def test_the_official_split_goes_by_the_mapping_file_and_skips_its_header(tmp_pa
     dataset = CelebAMask(root=str(tmp_path), split="official")
     listing = dataset.listing()
     assert listing["split"].to_pylist() == ["train", "val", "val", "test", "train", None]
+    (tmp_path / "bare.csv").write_text("\n".join(re.sub(" +", ",", line) for line in lines))
+    bare = CelebAMask(root=str(tmp_path), split="official", split_file="bare.csv").listing()
+    assert bare["split"].equals(listing["split"]), "without a header, with commas"
     (error,) = dataset.load(listing.slice(5))["error"].to_pylist()
     assert error == f"split: {tmp_path}/CelebA-HQ-img/5.jpg: picture 5 is not in the mapping file"
 

@@ -49,6 +49,9 @@ def test_nothing_there_is_a_configuration_error(tmp_path):
     tree(tmp_path, ["face.png"])
     with pytest.raises(ConfigError, match=r"named by number .*; found: face\.png$"):
         FFHQ(root=str(tmp_path)).listing()
+    tree(tmp_path / "above", ["ffhq/in-the-wild/00000/00000.png"])
+    with pytest.raises(ConfigError, match=r"found: ffhq/in-the-wild/00000/00000\.png$"):
+        FFHQ(root=str(tmp_path / "above")).listing()
 
 
 def test_a_bad_file_is_a_row_beside_good_ones(tmp_path):

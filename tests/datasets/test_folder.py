@@ -46,12 +46,23 @@ def test_pictures_are_found_recursively_in_order_and_other_files_are_not(tmp_pat
         save(tmp_path / name, pixels())
     for name in ("@eaDir/z.jpg/SYNOPHOTO_THUMB_M.jpg", "b/@eaDir/2.png", "#recycle/7.png", "$RECYCLE.BIN/8.png"):
         save(tmp_path / name, pixels())
+    for name in ("b/@__thumb/2.png", "@tmp/9.png"):
+        save(tmp_path / name, pixels())
     for name in ("README", "a/Thumbs.db", "a/desktop.ini", "a/raw.heic", "b/raw.HEIC", "b/anim.gif"):
         (tmp_path / name).write_text("x")
     listing = Folder(root=str(tmp_path)).listing()
     assert listing["face_id"].to_pylist() == ["a-1", "a-deep-er-3", "b-2", "z"]
     assert listing.schema.metadata == {b"note": b"left out: 2 .heic, 1 without ending, 1 .gif"}
     assert set(listing["split"].to_pylist()) == {"train"}
+
+
+def test_all_that_is_left_out_is_counted_whatever_the_number_of_endings(tmp_path):
+    save(tmp_path / "a.png", pixels())
+    for ending in ("gif", "heic", "avif", "jp2", "tga", "psd", "svg", "pdf", "dng", "cr2", "mp4"):
+        (tmp_path / f"b.{ending}").write_text("x")
+    note = Folder(root=str(tmp_path)).listing().schema.metadata[b"note"].decode()
+    assert note.count(" 1 .") == 8
+    assert note.endswith("3 with other endings")
 
 
 def test_limit_keeps_the_first(tmp_path):
@@ -166,6 +177,9 @@ def test_missing_folders_empty_folders_and_files_are_configuration_errors(tmp_pa
         with pytest.raises(ConfigError, match=message) as caught:
             Folder(root=str(tmp_path / name)).listing()
         assert str(tmp_path / name) in str(caught.value)
+    (tmp_path / "set.zip").write_text("")
+    with pytest.raises(ConfigError, match=rf"not a folder; zip://::{tmp_path}/set.zip reads what is in it"):
+        Folder(root=str(tmp_path / "set.zip")).listing()
 
 
 def test_a_ring_of_links_is_an_error_and_not_a_hang(tmp_path):
@@ -212,6 +226,28 @@ def test_pictures_in_a_zip_are_read(tmp_path):
         archive.writestr("set/a/1.png", encode_image(pixels(), "png"))
     row = only(Folder(root=f"zip://set::{tmp_path}/faces.zip"))
     assert (row["face_id"], row["error"], row["image"]["path"]) == ("a-1", None, "1.png")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"), [("bit", "Bad CRC-32"), ("encrypted", "encrypted"), ("method", "not supported")]
+)
+def test_a_member_of_an_archive_that_cannot_be_unpacked_costs_its_row(tmp_path, what, message):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for name in ("a.png", "b.png"):
+            archive.writestr(name, encode_image(pixels(), "png"))
+    data = bytearray((tmp_path / "faces.zip").read_bytes())
+    if what == "bit":
+        data[data.find(b"IDAT") + 8] ^= 1
+    else:  # flags and method, in the header of the member and in the directory
+        for start in (data.find(b"PK\x03\x04") + 6, data.find(b"PK\x01\x02") + 8):
+            data[start + (2 if what == "method" else 0)] = 99 if what == "method" else 1
+    (tmp_path / "faces.zip").write_bytes(data)
+    bad, good = rows(Folder(root=f"zip://::{tmp_path}/faces.zip"))
+    assert bad["error"].startswith(f"archive: zip://a.png::{tmp_path}/faces.zip: cannot be unpacked (")
+    assert message in bad["error"]
+    assert good["error"] is None
 
 
 def test_addresses_do_not_depend_on_the_working_folder(tmp_path, monkeypatch):

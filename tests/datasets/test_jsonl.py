@@ -54,6 +54,13 @@ def test_places_follow_the_crop(tmp_path: Path) -> None:
     assert mask.astype(bool).sum() == 100
 
 
+def test_keypoints_that_are_not_seen_have_no_weight(tmp_path: Path) -> None:
+    line = {**A, "keypoints": [[40, 20, v] for v in (2, 1, 0, -1)]}
+    data = JSONLines(root=str(write(tmp_path, line)), file="train.jsonl", masks="person")
+    row = data.load(data.listing()).to_pylist()[0]
+    assert [point[2] for point in row["keypoints"]] == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_without_a_crop_they_are_parts_of_both_sides(tmp_path: Path) -> None:
     data = JSONLines(root=str(write(tmp_path, A)), file="train.jsonl", masks="person")
     row = data.load(data.listing()).to_pylist()[0]
@@ -96,6 +103,11 @@ def test_a_bad_file_is_named_with_its_line(tmp_path: Path, line: object, message
         ({"face_bbox": [[1, 2, 10**400, 4]]}, "line: face_bbox"),
         ({"face_bbox": [[1, 2, int("9" * 4000), 4]]}, "line: face_bbox"),
         ({"face_bbox": [[1, 2, float("nan"), 4]]}, "line: face_bbox"),
+        ({"face_bbox": [[True, 2, 30, 40]]}, "line: face_bbox"),
+        ({"face_bbox": False}, "line: face_bbox"),
+        ({"face_bbox": [[80, 2, 90, 40]]}, "line: face_bbox [80.0, 2.0, 90.0, 40.0] lies outside of 80x40 pixels"),
+        ({"face_bbox": [[0.2, 0.25, 0.75, 1]]}, "line: face_bbox has fractions of the sides"),
+        ({"keypoints": [[0.5, 0.25, 1], [40, 20, 0]]}, "line: keypoints has fractions of the sides"),
         ({"keypoints": [[1e300, 1, 1]]}, "line: keypoints"),
         ({"prompts": "a person"}, "line: prompts"),
         ({"prompts": ["half a pair \ud83d"]}, "line: prompts is no valid text"),

@@ -12,12 +12,14 @@ import pytest
 from PIL import Image
 
 from raygen.core.errors import InputError
+from raygen.core.face_labels import PALETTE
 from raygen.datasets.files import Files
 from raygen.datasets.folder import Folder
-from raygen.datasets.pictures import read_picture
+from raygen.datasets.pictures import read_mask, read_part, read_picture
 from raygen.store import images
 from raygen.store.images import decode_image
 from tests.fakes import Shelf
+from tests.store.test_class_ids import png_of
 
 
 def pixels(height=12, width=12, seed=0):
@@ -116,6 +118,18 @@ def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, name):
     np.testing.assert_array_equal(stored[..., 0], np.round(ramp / 257).astype(np.uint8))
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "colour.png"])
+@pytest.mark.parametrize("bits", [8, 12])
+def test_values_of_fewer_bits_in_16_are_refused_and_never_black(tmp_path, name, bits):
+    """Microscopes and depth cameras write 12 bits into files of 16, and programs that convert types write 8."""
+    values = np.linspace(0, (1 << bits) - 1, 64).astype(np.uint16).reshape(8, 8)
+    if name == "colour.png":
+        (tmp_path / name).write_bytes(png_of(values.ravel().tolist()[:63], 16, 2))
+    else:
+        Image.fromarray(values).save(tmp_path / name)
+    assert "16-bit values below a sixteenth of their range" in only(Folder(root=str(tmp_path)))["error"]
+
+
 # --- many megapixels ---
 
 
@@ -137,6 +151,24 @@ def test_photographs_above_the_stored_size_are_read_smaller(tmp_path, monkeypatc
     small = decode_image(only(Folder(root=str(tmp_path), size=64, crop="center"))["image"]["bytes"])
     assert small.shape == (64, 64, 3)
     assert np.abs(small.astype(int) - whole.astype(int)).max() <= 6
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "part"])
+def test_a_mask_is_as_large_as_the_photograph_that_it_belongs_to(tmp_path, monkeypatch, kind):
+    mask = np.zeros((60, 90), np.uint8)
+    mask[20:40, 30:60] = 13
+    image = Image.fromarray(mask)
+    if kind == "palette":
+        image.putpalette(PALETTE.tobytes())
+    image.save(tmp_path / "m.png")
+    monkeypatch.setattr(images, "MAX_PIXELS", 600)  # 5,400 pixels: each third row and column
+    if kind == "part":
+        found = read_part(str(tmp_path / "m.png"), max_pixels=6_000) * 13
+    else:
+        found = read_mask(str(tmp_path / "m.png"), max_pixels=6_000)
+    np.testing.assert_array_equal(found, mask[1::3, 1::3])
+    with pytest.raises(InputError, match="90x60 pixels, 600 allowed"):
+        read_mask(str(tmp_path / "m.png"), max_pixels=600)
 
 
 def test_a_turned_photograph_has_the_sides_of_the_upright_one(tmp_path, monkeypatch):
@@ -244,3 +276,25 @@ def test_files_in_a_zip_change_with_their_checksum(tmp_path):
             archive.writestr("set/a.png", encoded(pixels(seed=seed), "BMP"))
         found.append(versions(Folder(root=f"zip://set::{path}"))["a"])
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "kind"),
+    [
+        ("m.webp", {"quality": 90}, "lossy WebP"),
+        ("m.webp", {"quality": 90, "exif": b"Exif\0\0II*\0\x08" + bytes(9)}, "lossy WebP"),
+        ("m.tif", {"compression": "jpeg"}, "TIFF with JPEG inside"),
+    ],
+)
+def test_masks_that_a_codec_changed_are_refused_whatever_the_file_is(tmp_path, name, how, kind):
+    """Values near edges are others, and are classes as well."""
+    mask = np.zeros((32, 32), np.uint8)
+    mask[8:20, 8:20] = 5
+    image = Image.fromarray(mask)
+    image.save(tmp_path / name, **how)
+    for reader in (read_mask, read_part):
+        with pytest.raises(InputError, match=f"{name}: {kind} changes classes at every edge") as caught:
+            reader(str(tmp_path / name))
+        assert caught.value.reason == "lossy"
+    image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {"compression": "tiff_lzw"}))
+    np.testing.assert_array_equal(read_mask(str(tmp_path / name)), mask)

@@ -116,6 +116,7 @@ def test_refused_settings_are_told_by_the_actor_at_once(tmp_path, plan, capfd):
     with pytest.raises(ConfigError, match=r"^guidance: text: the model takes mask$"):
         execute(RunStore(str(tmp_path / "out")), plan, refused, settings, ray_runner, max_error_fraction=0)
     assert "Traceback" not in capfd.readouterr().err
+    assert not (tmp_path / "out").exists(), "the plan is withdrawn, since no shard has begun"
 
 
 DRIVER = """

@@ -8,6 +8,8 @@ import psutil
 import pytest
 import ray
 
+from raygen.execution.ray.session import StderrFilter
+
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_session")]
 
 
@@ -39,3 +41,23 @@ def test_the_files_of_a_local_ray_are_closed_to_other_users():
     closed = [folder for folder in session.parents if not stat.S_IMODE(folder.stat().st_mode) & 0o077]
     assert closed, f"somebody else can enter {session}"
     assert closed[0].stat().st_uid == os.getuid()
+
+
+def test_after_an_interrupt_nothing_of_ray_is_printed(capfd):
+    """Ray 2.60 prints what its raylet says, such as that a task of a killed actor will be retried, to stdout."""
+
+    def say(line: str) -> None:
+        ray._private.worker.print_to_stdstream({"lines": [line], "pid": "raylet", "is_err": False}, False)
+
+    with StderrFilter() as stderr:
+        say("first line")
+        stderr.silence()
+        stderr.silence()
+        say("second line")
+        os.write(2, b"third line\n")
+    say("fourth line")
+    shown = "".join(capfd.readouterr())
+    assert "first line" in shown
+    assert "fourth line" in shown
+    assert "second line" not in shown
+    assert "third line" not in shown

@@ -52,10 +52,13 @@ def store_rows(
     shard_rows: int = 5,
     refused: tuple[str, ...] = (),
     what: dict[str, object] | None = None,
+    kind: str | None = None,
 ) -> str:
     """A complete run with these SAMPLES, and a SELECTION where some are refused."""
     name, shards = digest(str(len(rows)).encode())[:16], make_shards([Slice(RANGE, 0, len(rows))], shard_rows)
-    plan = Plan("generate" if what is None else "select", name, {"seed": 7} if what is None else what, 1, shards)
+    plan = Plan(
+        kind or ("generate" if what is None else "select"), name, {"seed": 7} if what is None else what, 1, shards
+    )
     store = RunStore(str(url))
     store.create(plan)
     for shard in plan.shards:

@@ -19,7 +19,7 @@ from raygen.core.config import parse
 from raygen.core.errors import ConfigError, IntegrityError
 from raygen.core.location import redact
 from raygen.execution.worker import ShardWorker
-from raygen.exports.credentials import C2PAConfig, read_credentials
+from raygen.exports.credentials import C2PAConfig, key_warning, read_credentials
 from raygen.exports.worker import ExportWorker
 from raygen.store.filesystem import FileStore
 from raygen.store.images import encode_image, picture
@@ -74,6 +74,16 @@ def test_a_signed_picture_says_that_a_model_made_it_and_keeps_all_else(run, keys
     assert "assertion.dataHash.mismatch" in credential(bytes(wrong), codec)[2]
 
 
+def test_the_credential_of_another_methods_picture_does_not_say_that_raygen_made_it(keys, tmp_path):
+    rows = [{**sample(i), "method": "SEAN", "checkpoint": None, "sampler": None, "seed": None} for i in range(2)]
+    export(store_rows(tmp_path / "samples", rows), tmp_path / "out", "folder", provenance={"c2pa": keys})
+    for data in tree(tmp_path / "out/dataset/images").values():
+        state, manifest, _ = credential(data)
+        (actions,) = (entry["data"]["actions"] for entry in manifest["assertions"] if "actions" in entry["label"])
+        assert (state, actions[0]["softwareAgent"]["name"]) == ("Valid", "SEAN")
+        assert manifest["claim_generator_info"][0]["name"] == "raygen"  # which wrote the credential
+
+
 def test_every_format_holds_signed_pictures(run, keys, tmp_path):
     for kind in ("webdataset", "huggingface", "recordio"):
         form = {"size": 16, "codec": "png"} if kind == "recordio" else {}
@@ -107,7 +117,7 @@ def test_signatures_can_have_a_time_stamp(run, keys, tmp_path):
     assert RunStore(str(tmp_path / "out")).plan().settings["provenance"]["c2pa"]["time_stamps"] == address
     with pytest.raises(ConfigError, match=r"time_stamps: must be an address that begins with http"):
         export(run, tmp_path / "no", "folder", provenance={"c2pa": {**keys, "time_stamps": "s3://bucket/x"}})
-    with pytest.raises(ConfigError, match="cannot sign"):  # the authority is gone
+    with pytest.raises(ConfigError, match="certificate, key and time_stamps cannot sign"):  # the authority is gone
         export(run, tmp_path / "no", "folder", provenance={"c2pa": {**keys, "time_stamps": address}})
     assert not (tmp_path / "no").exists()
 
@@ -237,8 +247,10 @@ def test_neither_the_key_nor_its_place_is_written_or_said(run, keys, tmp_path, c
         "out": str(tmp_path / "out"),
     }
     (tmp_path / "job.yaml").write_text(json.dumps(job))
+    Path(keys["key"]).chmod(0o644)
     code, said = main(capfd, "export", str(tmp_path / "job.yaml"))
     assert code == 0, said
+    assert ("chmod 600 it" in " ".join(said.split())) == (place == "file")
     main(capfd, "report", str(tmp_path / "out"))
     body = "".join(pem.splitlines()[1:-1])
     for text in (said, *texts_of(tmp_path / "out")):
@@ -280,6 +292,24 @@ def test_what_cannot_sign_ends_with_2_before_anything_is_written(run, keys, tmp_
             assert "hush0canary" not in text.lower() or words, "a dry run prints the job as it was written"
             assert "".join(pem.splitlines()[1:3])[:30] not in text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("first", ["certificate", "key"])
+def test_a_file_with_certificate_and_key_sends_no_key_to_workers(run, keys, tmp_path, first):
+    """Many web servers take such a file, so people have one. It counts for the certificates alone."""
+    parts = [Path(keys[name]).read_bytes() for name in ("certificate", "key")]
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join(parts if first == "certificate" else reversed(parts)))
+    provenance = {"c2pa": {"certificate": str(both), "key": keys["key"]}}
+    job = {"kind": "export", "samples": run, "format": {"kind": "folder"}, "provenance": provenance, "out": "nowhere"}
+    sent = pickle.dumps(make(job).prepare(write=False).build)
+    assert b"BEGIN CERTIFICATE" in sent
+    assert b"PRIVATE" not in sent
+    credentials = read_credentials(parse(C2PAConfig, provenance["c2pa"]))
+    Path(keys["key"]).chmod(0o640)
+    assert key_warning(parse(C2PAConfig, keys)) == "", "the group of a service is often that of its secrets"
+    assert keys["key"] not in repr(credentials)
+    assert credentials.sha256 == read_credentials(parse(C2PAConfig, keys)).sha256
 
 
 def test_photographs_and_tables_have_nothing_to_sign(run, keys, tmp_path):

@@ -198,6 +198,15 @@ def test_what_is_not_known_is_left_out_and_photographs_are_not_called_synthetic(
         export(None, tmp_path / "no", "csv", faces=str(tmp_path / "faces"), card={"published": "yesterday"})
 
 
+def test_edits_of_photographs_are_not_called_generated(tmp_path):
+    run = store_rows(tmp_path / "run", [sample(i) for i in range(2)], kind="edit")
+    export(run, tmp_path / "out", "csv")
+    document = json.loads((tmp_path / "out/dataset/croissant.json").read_text())
+    assert "edited by a diffusion model" in document["description"]
+    assert document["rai:dataCollection"].startswith("Pictures were edited by a diffusion model")
+    assert "may show real people" in document["rai:personalSensitiveInformation"]
+
+
 def test_the_picture_of_a_bare_column_needs_its_member_bytes(sets):
     """Why the field has a transform: mlcroissant 1.1.1 takes the struct of `datasets` for no image."""
     document = json.loads((sets / "huggingface/dataset/croissant.json").read_text())

@@ -56,6 +56,7 @@ def test_a_folder_has_a_folder_an_identity(run, tmp_path):
     assert [lines[0][name] for name in ATTRIBUTES] == ["1", "-1"] * 20
     assert {line["is_synthetic"] for line in lines} == {"True"}
     assert result.facts["left out"] == "1 failed before"
+    assert Path(str(result.facts["data card"])).read_text().startswith("---\n")
     assert result.facts["pictures"] == "12 of 3 identities"
 
 

@@ -60,7 +60,9 @@ def test_onnx_gives_what_the_model_says(tmp_path: Path) -> None:
 def test_onnx_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     projection(tmp_path / "net.onnx")
     with pytest.raises(InputError, match="sha256 is"):
-        load_face_embedder(config(network={"kind": "onnx", "weights": str(tmp_path / "net.onnx"), "sha256": "00"}), CPU)
+        load_face_embedder(
+            config(network={"kind": "onnx", "weights": str(tmp_path / "net.onnx"), "sha256": "00000000"}), CPU
+        )
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     with pytest.raises(InputError, match="no ONNX model"):
         load_face_embedder(config(network={"kind": "onnx", "weights": str(tmp_path / "bad.onnx")}), CPU)

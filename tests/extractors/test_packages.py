@@ -17,6 +17,7 @@ from raygen.evaluation.scoring import Scorer
 from raygen.extractors.base import load_features, load_parser
 from raygen.extractors.config import (
     FaceEmbedderConfig,
+    ONNXLandmarkerConfig,
     PackageEmbedderConfig,
     PackageParserConfig,
     PackageScorerConfig,
@@ -123,6 +124,9 @@ def test_the_sha256_is_part_of_the_identity_of_a_run(monkeypatch: pytest.MonkeyP
     assert "scorers" not in ScoreConfig().by_content()
     parser = PackageParserConfig(name="example-parser")
     assert by_content(parser, "parser")["sha256"] == network_digest(parser, "parser") != digest
+    pinned = config.pinned(config.by_content())
+    assert pinned.scorers[0].sha256 == digest, "so that a worker with another one refuses it"
+    assert pinned.by_content() == config.by_content()
     assert EditJudgeConfig(parser=parser).digests()["parser"] == network_digest(parser, "parser")
 
 
@@ -137,6 +141,11 @@ def test_names_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             find_extractor(config)
     digest = find_extractor(PackageParserConfig(name="example-parser")).extractor.sha256
     assert find_extractor(PackageParserConfig(name="example-parser", sha256=digest[:12].upper()))
+    for few in ("", digest[:7], digest + "0", "sha256:" + digest[:8]):  # an empty one would fit any network
+        with pytest.raises(ConfigError, match="sha256"):
+            parse(PackageParserConfig, {"name": "example-parser", "sha256": few}, "parser")
+        with pytest.raises(ConfigError, match="sha256"):
+            parse(ONNXLandmarkerConfig, {"weights": "x.onnx", "sha256": few}, "landmarks")
     with pytest.raises(ConfigError, match="name"):
         parse(PackageParserConfig, {"name": "a:b"}, "parser")
     install(tmp_path, monkeypatch, "another", "3", {"example-parser": "raygen_example:Parser"})
@@ -148,6 +157,7 @@ def test_names_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ("code", "text"),
     [
         ("import nothing_like_it", r"cannot be made \(ModuleNotFoundError: No module named 'nothing_like_it'\)"),
+        ("raise SystemExit('no licence')", r"cannot be made \(SystemExit: no licence\)"),
         ("def Network(): raise OSError('no weights')", r"cannot be made \(OSError: no weights\)"),
         ("class Network: kind = 'parser'", "it has no sha256"),
         ("from raygen_example import Parser\ndef Network(): return Parser(sha256='AB')", "64 hexadecimal digits"),

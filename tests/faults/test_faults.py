@@ -71,7 +71,7 @@ def test_a_fault_at_any_request_to_s3(folder: Path, s3: str) -> None:
     kinds = "ingest" if int(EVERY) > 1 else "ingest,train,generate,evaluate,select,export:csv"
     every = min(64, int(EVERY))
     of_writes = "kill,lost" if int(EVERY) > 1 else "kill,second,lost,409"
-    found = trials(folder, kinds, of_writes, max(1, every // 2), f"{s3}/faults")
+    found = trials(folder, kinds, of_writes, max(1, every * 3 // 8), f"{s3}/faults")
     of_requests = "reset,outage" if int(EVERY) > 1 else "500,503,reset,burst,outage"
     found += trials(folder, kinds, of_requests, 2 * every if every > 1 else 1, f"{s3}/faults")
     assert [trial for trial in found if trial["wrong"]] == []

@@ -146,6 +146,7 @@ def test_weights_cut_into_other_files_give_the_same_bits(folder: Path, tmp_path:
         ({"variant": "fp16"}, ["diffusion_pytorch_model.fp16.safetensors"]),
         ({"variant": "fp16", "max_shard_size": "150KB"}, ["diffusion_pytorch_model.safetensors.index.fp16.json"]),
         ({"variant": "fp16", "safe_serialization": False}, ["diffusion_pytorch_model.fp16.bin"]),
+        ({"variant": "bf16"}, ["diffusion_pytorch_model.bf16.safetensors"]),
     ],
 )
 def test_half_precision_and_pickles_are_read(
@@ -169,6 +170,18 @@ def test_a_pickle_that_calls_something_is_not_run(folder: Path, tmp_path: Path) 
     torch.save({"a": torch.zeros(2), "b": print}, other / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(InputError, match="print' by name"):
         checkpoint.load(other)
+
+
+@pytest.mark.parametrize(("part", "error"), [("unet", InputError), ("text_encoder", ConfigError)])
+def test_weights_of_other_names_and_formats_are_named(
+    folder: Path, part: str, error: type[Exception], tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    (weights,) = (tmp_path / "other" / part).glob("*.safetensors")
+    weights.rename(weights.with_suffix(".non_ema.safetensors"))
+    (weights.parent / "model.onnx").write_bytes(b"x")
+    with pytest.raises(error, match=rf"{part}: has \w+\.non_ema\.safetensors, model\.onnx, and \w+\.safetensors or"):
+        checkpoint.load(tmp_path / "other")
 
 
 def test_a_pointer_of_git_lfs_is_named(folder: Path, tmp_path: Path) -> None:

@@ -339,6 +339,7 @@ def words(page: str) -> str:
 HEADINGS = (
     "Metrics",
     "Contact sheet",
+    "Landmarks",
     "IoU by class",
     "Best and worst",
     "Failed rows",
@@ -421,7 +422,7 @@ def test_small_deterministic_and_self_contained(page: str, run: Path, tmp_path: 
 
 
 def test_pairs_are_the_rows_of_the_set(page: str) -> None:
-    sheet = page[page.index('id="contact-sheet"') : page.index('id="classes"')]
+    sheet = page[page.index('id="contact-sheet"') : page.index('id="landmarks"')]
     names = re.findall(r'class="pair" title="([^"]+)"', sheet)
     assert len(names) == len(set(names)) == EXAMPLES * 2 // 3 == 48
     assert sheet.count("<img") == 2 * 48

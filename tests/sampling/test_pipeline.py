@@ -22,6 +22,7 @@ from PIL import Image
 import raygen.sampling.pipeline
 from raygen.core.assets import BUNDLED
 from raygen.core.errors import ConfigError
+from raygen.core.face_labels import PALETTE
 from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.config.autoencoder import AutoencoderConfig
@@ -146,18 +147,42 @@ def test_conditions_that_do_not_fit_are_named() -> None:
         pipe(attributes=[{"Smilling": 1}])
 
 
+def test_a_mask_with_a_palette_is_understood_as_a_file_is() -> None:
+    pipe = FacePipeline.from_pretrained(BUNDLED["model"])
+    used = np.unique(_mask())[::-1]
+    renumbered = Image.fromarray(np.searchsorted(-used.astype(int), -_mask().astype(int)).astype(np.uint8))
+    renumbered.putpalette(PALETTE[used].tobytes())
+    assert (np.asarray(renumbered) != _mask()).any()
+    plain, by_colour = (pipe(masks=[mask], num_inference_steps=1).images[0] for mask in (_mask(), renumbered))
+    assert np.array_equal(np.asarray(plain), np.asarray(by_colour))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"masks": [np.full((64, 64), 257)]}, "labels 257 to 257; there are 0 to 18"),
+        ({"masks": [np.full((64, 64), 1.5)]}, "whole numbers .H, W., not float64"),
+        ({"masks": [np.zeros((64, 64, 3), np.uint8)]}, "not uint8 .64, 64, 3."),
+        ({"attributes": [{"Smiling": False}]}, "attribute Smiling is False; 1 is yes, -1 is no"),
+        ({"attributes": [{"Smiling": 0.5}]}, "attribute Smiling is 0.5"),
         ({"sampler": "dpm++"}, r"sampler.name: 'dpm\+\+' is not one of .*did you mean 'dpmpp_2m'"),
         ({"num_inference_steps": 0}, "sampler.steps: .*greater than or equal to 1"),
         ({"seed": -1}, "seed: .*greater than or equal to 0"),
         ({"guidance_scale": 2.0, "texts": ["a"]}, "does not take"),
+        ({"masks": ["face.png"]}, "whole numbers .H, W., not <U8"),
+        ({"attributes": [{"Smiling": "yes"}]}, "attribute Smiling is 'yes'"),
     ],
 )
 def test_wrong_arguments_are_errors_of_raygen(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         FacePipeline.from_pretrained("bundled")(1, **arguments)
+
+
+def test_a_folder_without_a_checkpoint_is_named_and_the_hub_is_not_asked(tmp_path: Path) -> None:
+    """`from_pretrained` of diffusers 0.42.1 takes a folder that is not there for a name on the hub."""
+    for place in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(ConfigError, match="no checkpoint here"):
+            FacePipeline.from_pretrained(str(place))
 
 
 def test_loading_shows_no_bar(capfd: pytest.CaptureFixture[str]) -> None:

@@ -69,6 +69,13 @@ def test_a_grey_mask_that_an_optimiser_stored_with_a_palette_keeps_its_values():
     np.testing.assert_array_equal(decode_mask(png(image)), mask())
 
 
+@pytest.mark.parametrize("order", ["celebamask", "face_parsing"])
+def test_greys_of_such_a_palette_are_indices_in_the_order_of_the_labels(order):
+    greys = np.repeat(np.arange(19, dtype=np.uint8)[:, None], 3, axis=1)
+    plain = decode_mask(png(Image.fromarray(mask())), label_order=order)
+    np.testing.assert_array_equal(decode_mask(png(renumbered(mask(), greys)), label_order=order), plain)
+
+
 @pytest.mark.parametrize(
     "colours",
     [
@@ -98,6 +105,20 @@ def test_a_palette_that_is_nearly_official_in_another_order_is_refused():
     shifted = np.clip(PALETTE.astype(int) + 3, 0, 255).astype(np.uint8)
     with pytest.raises(InputError, match="nearly the official ones"):
         decode_mask(png(renumbered(mask(), shifted)))
+
+
+@pytest.mark.parametrize("ids", [mask(), mask((0, 1))], ids=["nine classes", "two"])
+def test_other_colours_that_an_optimiser_numbered_anew_are_refused(ids):
+    """ImageMagick and pngquant keep only used colours, so class 17 of another palette may be index 8."""
+    colours = np.arange(57).reshape(19, 3) + 100
+    with pytest.raises(InputError, match="numbered the classes anew") as caught:
+        decode_mask(png(renumbered(ids, colours)))
+    assert caught.value.reason == "palette"
+    buffer = io.BytesIO()
+    renumbered(ids, colours).save(buffer, "TIFF")
+    with pytest.raises(InputError, match="numbered the classes anew"):
+        decode_mask(buffer.getvalue())
+    np.testing.assert_array_equal(decode_mask(png(with_palette(ids, colours))), ids)
 
 
 def test_an_index_without_a_colour_is_no_class():
@@ -138,23 +159,56 @@ def test_other_forms_are_refused_with_the_way_out(array, reason, message):
     assert caught.value.reason == reason
 
 
-def test_few_bits_of_grey_are_refused():
-    """Pillow (11.0 and 13.0) multiplies the values of a 4-bit grey PNG by 17, so that class 1 would be class 17.
-
-    That is right for pictures (PNG specification, 13.12 "Sample depth rescaling") and not what a mask means.
-    """
+def png_of(samples, bits, colour_type):
+    """A PNG of one row of samples, which are numbers of at most 8 bits and stored with 4 or 16."""
     import struct
     import zlib
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0))
-    data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0\x01")) + chunk(b"IEND", b"")
+    channels = {0: 1, 4: 2, 2: 3, 6: 4}[colour_type]
+    width = len(samples) // channels
+    row = struct.pack(f">{len(samples)}H", *samples) if bits == 16 else bytes([samples[0] << 4 | samples[1]])
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, bits, colour_type, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+
+
+def test_few_bits_of_grey_are_refused():
+    """Pillow (11.0 and 13.0) multiplies the values of a 4-bit grey PNG by 17, so that class 1 would be class 17.
+
+    That is right for pictures (PNG specification, 13.12 "Sample depth rescaling") and not what a mask means.
+    """
+    data = png_of([0, 1], 4, 0)
     with Image.open(io.BytesIO(data)) as image:
         assert np.asarray(image).tolist() == [[0, 17]]
-    with pytest.raises(InputError, match="4-bit grey"):
+    with pytest.raises(InputError, match="its values go up to 15"):
         decode_mask(data)
+    assert not decode_mask(png_of([0, 0], 4, 0)).any()
+
+
+@pytest.mark.parametrize("header", ["P5\n2 1\n18\n", "P5 2 1 # made by hand\n18\n", "P2\n# 19 classes\n2 1\n18\n"])
+def test_a_pgm_whose_white_is_another_number_is_refused(header):
+    """Pillow 13.0 multiplies so that white is 255: class 1 of a PGM up to 18 would be class 14."""
+    values = b"0 1" if header.startswith("P2") else b"\0\1"
+    with Image.open(io.BytesIO(header.encode() + values)) as image:
+        assert np.asarray(image).tolist() == [[0, 14]]
+    with pytest.raises(InputError, match="its values go up to 18, and decoders multiply them"):
+        decode_mask(header.encode() + values)
+    assert decode_mask(b"P5\n2 1\n255\n\0\1").tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("colour_type", [2, 4, 6], ids=["RGB", "LA", "RGBA"])
+def test_small_values_of_16_bits_in_several_channels_are_refused(colour_type):
+    """Pillow 13.0 keeps their upper 8 bits, so that all classes would be 0."""
+    channels = {2: (5, 5, 5), 4: (5, 65_535), 6: (5, 5, 5, 65_535)}[colour_type]
+    data = png_of(channels, 16, colour_type)
+    for decode in (decode_mask, decode_part):
+        with pytest.raises(InputError, match="16 bits in each of several channels"):
+            decode(data)
+    colour = tuple(int(value) * 257 for value in PALETTE[13])
+    if colour_type == 2:
+        assert decode_mask(png_of(colour, 16, 2)).tolist() == [[13]]
 
 
 def test_indices_of_face_parsing_are_mapped_and_colours_are_not():
@@ -194,6 +248,28 @@ def test_parts_are_read_in_every_form_that_shows_them():
         np.testing.assert_array_equal(decode_part(png(image)), shape(), err_msg=name)
     assert decode_part(png(Image.new("L", (4, 4), 255))).all()
     assert not decode_part(png(Image.new("L", (4, 4), 0))).any()
+
+
+@pytest.mark.parametrize("how", ["bilinear", "lanczos", "jpeg"])
+def test_soft_edges_of_parts_are_at_half_of_white(how):
+    inside = np.zeros((64, 64), bool)
+    inside[10:30, 20:50] = True
+    image = Image.fromarray(white(inside))
+    if how == "jpeg":
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=60)
+        image = Image.open(buffer).convert("RGB")
+    else:
+        image = image.resize((192, 192), Image.Resampling[how.upper()])
+        inside = inside.repeat(3, axis=0).repeat(3, axis=1)
+    assert (np.asarray(image.convert("L")) != 0).sum() > 1.05 * inside.sum(), "not black, and not of the part"
+    assert (decode_part(png(image)) ^ inside).sum() <= 4, "the corners"
+
+
+def test_numbered_persons_are_all_of_a_part():
+    numbers = np.zeros((12, 12), np.uint8)
+    numbers[2:10, 2:10] = np.repeat([40, 80, 120, 160, 200, 220, 240, 255], 8).reshape(8, 8)
+    np.testing.assert_array_equal(decode_part(png(Image.fromarray(numbers))), numbers != 0)
 
 
 @pytest.mark.parametrize(

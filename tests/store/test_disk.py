@@ -10,6 +10,7 @@ import pytest
 
 from raygen.commands.registry import make
 from raygen.commands.verify import verify
+from raygen.core.errors import ConfigError
 from raygen.store import disk
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
@@ -96,3 +97,16 @@ def test_only_one_process_is_inside_a_folder(tmp_path):
         assert "BlockingIOError" in ended.stderr
     assert subprocess.run(words, check=False).returncode == 0
     assert list((tmp_path / "training").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_without_writing(tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    assert disk.obstacle(tmp_path / "a/b") == ""
+    assert disk.obstacle(tmp_path / "file/a/b") == f"cannot be a folder: {tmp_path}/file is a file"
+    assert "cannot be a folder" in disk.obstacle(tmp_path / "dangling")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert disk.obstacle(tmp_path / "a/b") == f"not allowed to write into {tmp_path}"
+    with pytest.raises(ConfigError, match=f"a/b: not allowed to write into {tmp_path}"):
+        FileStore(tmp_path / "a/b").require()
+    assert sorted(os.listdir(tmp_path)) == ["dangling", "file"]

@@ -21,6 +21,7 @@ from raygen.store import uploads
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, read_slice
 from raygen.store.run_store import RunStore
+from tests.fakes import Shelf
 from tests.store.test_run_store import s3
 
 __all__ = ["s3"]
@@ -225,3 +226,43 @@ def test_probes_of_killed_processes_are_found_in_the_runs_of_a_selection(s3):
     assert store.leftovers() == sorted(f"{folder}{probe}" for folder in left)
     assert store.remove_leftovers() == len(left)
     assert store.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError("Forbidden"),  # wrong keys, a wrong signature, no rights: status 403
+        answered(OSError, "InvalidToken"),
+        answered(OSError, "AuthorizationHeaderMalformed"),  # a bucket of another region
+    ],
+)
+def test_wrong_credentials_are_told_at_once_with_the_url(error):
+    """They ended with exit code 4, `PermissionError: Forbidden`, or after four tries; s3fs 2026.9.0 gives some codes no
+    class (`s3fs.errors.ERROR_CODE_TO_EXCEPTION`)."""
+    asked = []
+
+    def refuse(*args, **options):
+        asked.append(args)
+        raise error
+
+    Shelf.register()
+    store = FileStore("shelf://rights/run")
+    for call in (lambda: store.get("plan.json"), lambda: store.exists("plan.json"), lambda: store.names("")):
+        store._fs = type("Refusing", (), {"cat_file": refuse, "exists": refuse, "ls": refuse})()
+        with pytest.raises(ConfigError, match=r"^shelf://rights/run: not allowed to be read .*check the credentials$"):
+            call()
+    assert len(asked) == 3
+
+
+def test_a_file_of_an_input_that_must_not_be_read_is_told_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(b"")
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("raygen.store.parquet._read_rows", refuse)
+    with pytest.raises(
+        ConfigError, match=r"rows.parquet: not allowed to be read \(Permission denied\); check the rights"
+    ):
+        read_slice(Slice(str(path), 0, 1))

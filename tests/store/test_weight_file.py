@@ -2,11 +2,15 @@
 
 import collections
 import datetime
+import functools
+import gzip
+import io
 import json
 import pathlib
 import struct
 import sys
 import types
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -19,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from raygen.core.errors import ConfigError, InputError
+from raygen.store.pickle_reader import read_pickle
 from raygen.store.weight_file import open_weights
 
 W = torch.arange(6.0).view(2, 3)
@@ -38,6 +43,11 @@ PLAIN: dict[str, Any] = {
     "path": pathlib.PurePosixPath("a/b"),
     "scheduler": torch.optim.lr_scheduler.MultiStepLR(torch.optim.SGD([torch.zeros(1)]), [3, 5]).state_dict(),
     "scalar": np.float64(0.1),
+    "types of numpy": [np.float32, np.int64, np.bool_, np.str_("a"), np.dtype("f4")],
+    "bound arguments": functools.partial(torch.nn.LayerNorm, eps=1e-6),
+    "layers and functions": [torch.nn.GELU, torch.nn.functional.relu, torch.strided],
+    "singletons": [Ellipsis, NotImplemented],
+    "rotations": torch.ones(3, dtype=torch.complex64),
 }
 
 
@@ -94,6 +104,20 @@ def test_settings_beside_the_weights_are_passed_by(name: str, protocol: int, tmp
     file = open_weights(tmp_path / "m.pth")
     assert torch.equal(file.tensors["w"].read(), W)
     assert file.beside == {"cfg": name if protocol > 1 else "copy_reg._reconstructor"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformers.configuration_utils.PretrainedConfig",
+        "diffusers.configuration_utils.FrozenDict",
+        "torchvision.transforms.transforms.Compose",
+        "torchmetrics.aggregation.MeanMetric",
+    ],
+)
+def test_objects_of_libraries_become_stand_ins(name: str) -> None:
+    module, _, kind = name.rpartition(".")
+    assert read_pickle(io.BytesIO(f"\x80\x02c{module}\n{kind}\n.".encode("latin1")), "m.ckpt").name == name
 
 
 def test_a_stand_in_for_settings_is_no_way_to_call_something(tmp_path: Path) -> None:
@@ -160,6 +184,48 @@ def test_names_lose_what_wrappers_put_before_them(given: str, gone: list[str], t
     assert file.place == ", ".join(f"names without {prefix!r}" for prefix in gone)
 
 
+@pytest.mark.parametrize(
+    ("given", "gone"),
+    [
+        (
+            "_fsdp_wrapped_module.a._checkpoint_wrapped_module.w",
+            ["_checkpoint_wrapped_module.", "_fsdp_wrapped_module."],
+        ),
+        ("_forward_module.a.w", ["_forward_module."]),
+        ("module.module.a.w", ["module.", "module."]),
+    ],
+)
+def test_names_lose_what_other_wrappers_put_before_them(given: str, gone: list[str], tmp_path: Path) -> None:
+    torch.save({"model": {given: W}}, tmp_path / "m.pth")
+    file = open_weights(tmp_path / "m.pth")
+    assert list(file.tensors) == ["a.w"]
+    assert file.place == ", ".join(["under 'model'", *(f"names without {prefix!r}" for prefix in gone)])
+
+
+def test_counters_of_an_average_are_no_tensors_of_the_model(tmp_path: Path) -> None:
+    """As torch's AveragedModel has them."""
+    torch.save({"module.w": W, "n_averaged": torch.tensor(3)}, tmp_path / "m.pth")
+    file = open_weights(tmp_path / "m.pth")
+    assert (list(file.tensors), file.beside) == (["w"], {"n_averaged": "1 tensors"})
+
+
+@pytest.mark.parametrize("name", ["state_dict_ema", "ema_state_dict"])
+def test_an_average_below_other_names_is_taken(name: str, tmp_path: Path) -> None:
+    """timm's is below `state_dict_ema`; mmengine's has a prefix and a counter that the last weights have not."""
+    average = {"w": W + 1} if name == "state_dict_ema" else {"module.w": W + 1, "steps": torch.tensor(3)}
+    torch.save({"state_dict": {"w": W}, name: average}, tmp_path / "m.pth")
+    file = open_weights(tmp_path / "m.pth")
+    assert file.averaged
+    assert torch.equal(file.tensors["w"].read(), W + 1)
+    assert torch.equal(open_weights(tmp_path / "m.pth", average=False).tensors["w"].read(), W)
+
+
+def test_places_of_tensors_that_are_not_known_are_named(tmp_path: Path) -> None:
+    torch.save({"netG": {"w": W}, "netD": {"w": W}, "epoch": 3}, tmp_path / "m.pth")
+    with pytest.raises(InputError, match="but below 'netG', 'netD', of which none is a usual name: save a state_dict"):
+        open_weights(tmp_path / "m.pth")
+
+
 def test_a_prefix_that_not_all_names_have_is_part_of_them(tmp_path: Path) -> None:
     torch.save({"module.a": W, "b": W}, tmp_path / "m.pth")
     assert set(open_weights(tmp_path / "m.pth").tensors) == {"module.a", "b"}
@@ -206,6 +272,44 @@ def test_what_is_no_file_of_weights_is_named(name: str, content: str, what: str,
     with pytest.raises(InputError, match=f"{name}: {what}") as caught:
         open_weights(tmp_path / name)
     assert caught.value.reason == "weights"
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"404: Not Found", r"a text \('404: Not Found'\), perhaps a server's answer"),
+        (b"Access to model x is restricted.", "a text .'Access to model x is restricted.'"),
+        (b"<!-- saved -->\n<html>", "a web page"),
+        (gzip.compress(b"x"), "a compressed file or archive: unpack it"),
+        (bytes(257) + b"ustar" + bytes(300), r"an archive \(tar\): unpack it"),
+        (b"\x08\x08\x12\x07pytorch\x1a\x051.9.0:" + bytes(80), "a graph of ONNX"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(80), "an HDF5 file"),
+        (b"\x93NUMPY\x01\0" + bytes(80), "one array of numpy"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(80), "a picture"),
+    ],
+    ids=["404", "refusal", "html", "gzip", "tar", "onnx", "hdf5", "numpy", "png"],
+)
+def test_other_kinds_of_files_are_named(content: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "m.pth").write_bytes(content)
+    with pytest.raises(InputError, match=f"m.pth: {what}") as caught:
+        open_weights(tmp_path / "m.pth")
+    assert caught.value.reason == "weights"
+
+
+def test_weights_in_a_zip_file_are_named(tmp_path: Path) -> None:
+    """Latent diffusion's models are published so."""
+    torch.save({"w": W}, tmp_path / "model.ckpt")
+    with zipfile.ZipFile(tmp_path / "celeba.zip", "w") as archive:
+        archive.write(tmp_path / "model.ckpt", "celeba/model.ckpt")
+    with pytest.raises(InputError, match=r"a zip file that torch did not write; unpack it, and name celeba/model.ckpt"):
+        open_weights(tmp_path / "celeba.zip")
+
+
+@pytest.mark.parametrize("length", [0x8B1F, 0x120808])
+def test_the_length_of_a_header_is_no_archive_or_graph(length: int, tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(length)
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", length) + header + bytes(4))
+    assert open_weights(tmp_path / "m.safetensors").tensors["w"].read().tolist() == [0.0]
 
 
 @pytest.mark.parametrize("first", [b"{", b"[", b"<", b" ", b"\n"])

@@ -9,12 +9,13 @@ import os
 import stat
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
 
 from raygen.core.config import Resources
@@ -152,19 +153,26 @@ def _guard_token() -> None:
         token.chmod(0o600)
 
 
+def _print_nothing(*_: object) -> None:
+    """In place of what prints the lines of other processes."""
+
+
 class StderrFilter:
     """A context that drops lines of stderr which hold one of `texts`.
 
-    C++ and other processes write them, so no logger can. `silence` drops all further lines: after an interrupt Ray goes
-    on until it is gone, and then every part of it complains.
+    C++ and other processes write them, so no logger can. `silence` drops all further lines, and what Ray 2.60 prints to
+    stdout of its processes: after an interrupt it goes on until it is gone, and then every part of it complains.
     """
 
     def __init__(self, *texts: bytes) -> None:
         self._texts = texts
+        self._printed: Callable[..., None] | None = None
 
     def silence(self) -> None:
         """Drop every line from now on."""
         self._texts = (b"",)
+        if self._printed is None:
+            self._printed, ray_worker.print_worker_logs = ray_worker.print_worker_logs, _print_nothing
 
     def __enter__(self) -> "StderrFilter":
         sys.stderr.flush()
@@ -183,6 +191,8 @@ class StderrFilter:
                     stderr.write(line)
 
     def __exit__(self, *error: object) -> None:
+        if self._printed is not None:
+            ray_worker.print_worker_logs = self._printed
         sys.stderr.flush()
         os.dup2(self._original, 2)  # closes the last writer of the pipe, which ends the thread
         self._thread.join(timeout=5)

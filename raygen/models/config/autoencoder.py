@@ -3,9 +3,9 @@
 import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from raygen.core.config import Config
+from raygen.core.config import Config, parse
 
 __all__ = ["AutoencoderConfig", "pixel_stage"]
 
@@ -30,7 +30,7 @@ class AutoencoderConfig(Config):
     patch: int = Field(
         2, ge=1, le=16, description="factor of the space-to-depth transform before the first convolution; 1 is none"
     )
-    channels: tuple[int, ...] = Field(
+    channels: tuple[PositiveInt, ...] = Field(
         (32, 64), min_length=1, description="channels of each level; every level after the first halves the resolution"
     )
     layers_per_block: int = Field(1, ge=1, le=8, description="residual blocks per level")
@@ -63,8 +63,13 @@ class AutoencoderConfig(Config):
 
 
 def pixel_stage(name: str) -> AutoencoderConfig | None:
-    """The identity that `pixels-64` names, or `pixels-64-p2` with 2 x 2 pixels in a place; None for other names."""
+    """The identity that `pixels-64` names, or `pixels-64-p2` with 2 x 2 pixels in a place; None for other names.
+
+    `ConfigError` where there is no such size.
+    """
     match = PIXELS.fullmatch(name)
     if match is None:
         return None
-    return AutoencoderConfig(stage="pixel", image_size=int(match[1]), patch=int(match[2] or 1))
+    shape = {"stage": "pixel", "image_size": match[1][:9], "patch": (match[2] or "1")[:9]}
+    config: AutoencoderConfig = parse(AutoencoderConfig, shape, name[:40])
+    return config

@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
@@ -25,7 +25,7 @@ class CollaborativeConfig(Config):
     experts: dict[str, Location] = Field(
         ..., min_length=1, description="checkpoint folders of the trained ldm experts, by name"
     )
-    channels: tuple[int, ...] = Field(
+    channels: tuple[PositiveInt, ...] = Field(
         (32, 64, 96, 160), min_length=1, description="channels of each level of a dynamic diffuser"
     )
     head_dim: int | None = Field(

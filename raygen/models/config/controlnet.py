@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from raygen.core.config import Config
 from raygen.core.location import Location
@@ -22,7 +22,7 @@ class ControlNetConfig(Config):
         description="what the branch reads in addition to the base: the mask, or the picture in the "
         "column `hint`, such as a pose",
     )
-    hint_channels: tuple[int, ...] | None = Field(
+    hint_channels: tuple[PositiveInt, ...] | None = Field(
         None, description="channels of each level of the hint's encoder; default: the published ones that fit"
     )
 

@@ -2,14 +2,15 @@
 
 from typing import Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from raygen.core.config import Config
+from raygen.core.errors import ConfigError
 from raygen.models.config.noise import NoiseSchedule
 from raygen.models.config.text import TextConfig, TransformerTextConfig
 from raygen.models.family import Family
 
-__all__ = ["FAMILY", "LDMConfig"]
+__all__ = ["FAMILY", "LDMConfig", "check_levels"]
 
 
 Modality = Literal["mask", "attributes", "text"]
@@ -29,7 +30,7 @@ class LDMConfig(Config):
         description="latent shape [channels, height, width] that the first stage must have; default: the "
         "shape that it has",
     )
-    channels: tuple[int, ...] = Field(
+    channels: tuple[PositiveInt, ...] = Field(
         (64, 96, 128),
         min_length=1,
         description="channels of each level; every level after the first halves the resolution",
@@ -102,6 +103,12 @@ class LDMConfig(Config):
         """Width of what is added to the time embedding, 0 if nothing is."""
         used = "attributes" in self.modalities and self.attribute_path != "tokens"
         return 4 * self.channels[0] if used else 0
+
+
+def check_levels(levels: int, side: int) -> None:
+    """`ConfigError` where latents of `side` positions cannot be halved `levels - 1` times."""
+    if side < 2 ** (levels - 1):
+        raise ConfigError(f"model.channels: {levels} levels halve latents of {side} x {side} too often; name fewer")
 
 
 def _text(config: LDMConfig) -> TextConfig | None:

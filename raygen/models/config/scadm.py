@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from raygen.core.config import Config
 from raygen.models.config.noise import NoiseSchedule
@@ -45,7 +45,7 @@ class SCADMConfig(Config):
         description="latent shape [channels, height, width] that the first stage must have; default: the "
         "shape that it has",
     )
-    channels: tuple[int, ...] = Field((224, 448, 672, 896), min_length=2, description="channels of each level")
+    channels: tuple[PositiveInt, ...] = Field((224, 448, 672, 896), min_length=2, description="channels of each level")
     layers_per_block: int = Field(2, ge=1, le=8, description="residual blocks per level")
     attention: tuple[bool, ...] = Field(
         (False, True, True, True), description="for each level, whether it has attention; the middle always has"
@@ -55,6 +55,15 @@ class SCADMConfig(Config):
     gating: Gating = Field(
         "hard",
         description="styles that a pixel reads. hard: of its class only; paper: as in equation 8; none: of all classes",
+    )
+    edges: bool = Field(
+        False,
+        description="SPADE also reads where the class of a pixel differs from that of a neighbour, as in SDM",
+    )
+    learn_sigma: bool = Field(
+        False,
+        description="the network also predicts the variance of a ddpm step, between its bounds, and is trained by the "
+        "hybrid loss, as in SDM; samplers other than ddpm leave it unread",
     )
     style: StyleConfig | None = Field(
         default_factory=StyleConfig, description="style encoder of the reference picture; null has none, as in SDM"

@@ -13,7 +13,7 @@ from raygen.core.location import Location
 from raygen.core.no_effect import without_effect
 from raygen.extractors.config import BundledClassifierConfig, BundledEmbedderConfig, BundledParserConfig
 from raygen.models import checkpoint_folder
-from raygen.models.config.autoencoder import AutoencoderConfig
+from raygen.models.config.autoencoder import AutoencoderConfig, pixel_stage
 from raygen.models.config.conditions import ConditionDropout
 from raygen.models.config.text import TextConfig
 from raygen.training.config.loop import TrainConfig
@@ -157,6 +157,7 @@ class TrainRecipe(Config):
         if is_denoiser(self.model):
             if self.first_stage is None:
                 raise ValueError("a denoiser needs `first_stage`, the folder of a trained autoencoder")
+            pixel_stage(self.first_stage)
         elif self.mask_aware is not None or self.init is not None:
             raise ValueError("mask_aware and init are for a denoiser")
         if self.model.kind == "autoencoder" and getattr(self.model, "stage", None) == "pixel":
@@ -171,6 +172,8 @@ class TrainRecipe(Config):
                 raise ValueError(
                     "attention_loss needs activations as they are: set training.gradient_checkpointing=false"
                 )
+        if self.mask_aware is not None and getattr(self.model, "learn_sigma", False):
+            raise ValueError("mask_aware does not train the variance: set model.learn_sigma=false")
         if problem := without_effect(self, TRAINING):
             raise ValueError(problem)
         return self

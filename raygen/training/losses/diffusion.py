@@ -14,6 +14,7 @@ from raygen.models.config.conditions import ConditionDropout
 from raygen.models.spade import one_hot
 from raygen.training.config.losses import AttentionLoss, MinSNRLoss, P2Loss, SimpleLoss
 from raygen.training.losses.base import Batch, Losses, Objective
+from raygen.training.losses.variance import HYBRID, variational_bound
 
 __all__ = ["DiffusionObjective", "attention_loss"]
 
@@ -69,14 +70,20 @@ class DiffusionObjective(Objective):
         return {"present": rows.present["mask"].float().sum()}
 
     def forward(self, batch: Batch, phase: int = 0) -> Losses:
-        """See `Objective.forward`; `mse` is the unweighted error."""
+        """See `Objective.forward`; `mse` is the unweighted error, `bound` the term of a learned variance, in bits."""
         z, eps, t = self._latents(batch), batch["noise"], batch["t"]
         conditions = drop(self.conditions(batch, len(z)), self.dropout, batch["dropout"])
         ctx = self.model.prepare(self.model.embed(conditions))
         record: dict[str, Tensor] | None = None if self.attention is None else {}
-        output = self.model.predict(self.model.schedule.add_noise(z, eps, t), t, ctx, record)
+        zt = self.model.schedule.add_noise(z, eps, t)
+        output = self.model.outputs(zt, t, ctx, record)
+        output, variance = output.chunk(2, dim=1) if self.model.learns_variance else (output, None)
         error = (output - self.model.schedule.target(z, eps, t)).square().flatten(1).mean(dim=1)  # [B]
         losses = {"loss": (self.weights[t] * error).mean(), "mse": error.detach().mean()}
+        if variance is not None:
+            bound = variational_bound(self.model.schedule, z, zt, t, output, variance).mean()
+            losses["loss"] = losses["loss"] + HYBRID * self.timesteps * bound
+            losses["bound"] = bound.detach()
         return self._with_attention(batch, losses, record, conditions)
 
     def _with_attention(
