@@ -110,16 +110,21 @@ def mxnet(root: Path) -> Iterable[tuple[int, str]]:
     return (tuple(row) for row in json.loads(ended.stdout.splitlines()[-1]))
 
 
-def credentials(root: Path) -> str:
-    """States of the signatures of the folder's pictures and of the Parquet files, by c2pa-python."""
+def credentials(root: Path, trusted: Path | None) -> str:
+    """States of the signatures of the folder's pictures and of the Parquet files, by c2pa-python.
+
+    With `trusted`, a PEM file, signers below its certificates are `Trusted`, others `Valid`.
+    """
     import c2pa
     import polars
 
     frame = polars.read_parquet(str(root / "huggingface/dataset/data/*.parquet"))
     files = [path.read_bytes() for path in (root / "folder/dataset/images").rglob("*.png")]
+    settings = {"trust": {"trust_anchors": trusted.read_text()}, "verify": {"verify_trust": True}} if trusted else {}
+    context = c2pa.Context(c2pa.Settings.from_dict(settings))
     states: Counter[str] = Counter()
     for data in [*files, *frame["image"].struct.field("bytes")]:
-        with c2pa.Reader("image/png", io.BytesIO(data)) as reader:
+        with c2pa.Reader("image/png", io.BytesIO(data), context=context) as reader:
             results: dict[str, Any] = reader.get_validation_results()["activeManifest"]
             codes = {entry["code"] for entry in results.get("failure", [])}
             states[f"{reader.get_validation_state()} ({', '.join(sorted(codes)) or 'no failure'})"] += 1
@@ -152,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
     parser.add_argument("--packages", type=Path, help="folder with the readers that are not installed")
+    parser.add_argument("--trust", type=Path, help="PEM file with the certificates of trusted issuers")
     given = parser.parse_args()
     if given.packages:
         sys.path.append(str(given.packages.resolve()))
@@ -167,7 +173,7 @@ def main() -> None:
         people, pictures = len({label for label, _ in rows}), len({key for _, key in rows})
         print(f"| {name} | {rows.total():,} | {people:,} | {pictures:,} | {took:.0f} | {rows == first} |", flush=True)
         wrong += [name] * (rows != first)
-    print(f"\ncontent credentials: {credentials(given.root)}")
+    print(f"\ncontent credentials: {credentials(given.root, given.trust)}")
     for kind in ("folder", "huggingface", "webdataset", "recordio", "mds"):
         print(f"croissant.json: {croissant(given.root, kind)}")
     if wrong:
