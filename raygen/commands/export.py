@@ -160,13 +160,13 @@ class ExportJob(ShardedJob):
             "could not be exported": data_set["bad"],
         }
         identities = f" of {len(listing.identities):,} identities" if listing.identities else ""
-        facts = outcome_facts(outcome)
+        facts, plural = outcome_facts(outcome), "s" * (data_set["files"] != 1)
         return Result(
             self.out,
             {
                 "pictures": f"{data_set['rows']:,}{identities}",
                 "left out": ", ".join(f"{count:,} {why}" for why, count in left_out.items() if count) or "none",
-                "data set": f"{self.out}/{DATASET}: {data_set['files']:,} files, {data_set['bytes']:,} bytes",
+                "data set": f"{self.out}/{DATASET}: {data_set['files']:,} file{plural}, {data_set['bytes']:,} bytes",
                 "data card": f"{self.out}/{DATASET}/{CARD}",
                 "finish_s": round(time.time() - began, 1),
                 **{name: facts[name] for name in ("shards", "rows_per_s", "run_id", "set_digest") if name in facts},

@@ -193,12 +193,18 @@ def parse(kind: type[T] | Any, document: object, source: str = "job") -> T:
 def _explain(kind: Any, document: object, problem: Mapping[str, Any]) -> str:
     # Pydantic's path also names the chosen members of unions, which the document does not contain.
     location, keys, node = problem["loc"], [], document
+    named = isinstance(kind, type)  # a union at the top names its member first
     for depth, part in enumerate(location):
+        # `kind` names the chosen member, and a key of it may have the same name: planning.identities.
+        if not named and isinstance(node, Mapping) and node.get("kind") == part:
+            named = True
+            continue
         try:
             node = node[part]  # type: ignore[index]
         except (KeyError, IndexError, TypeError):
             if problem["type"] != "missing" or depth < len(location) - 1:
                 continue
+        named = False
         keys.append(str(part))
     where = ".".join(keys) or "(top)"
     if problem["type"] == "extra_forbidden":

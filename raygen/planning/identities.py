@@ -139,7 +139,9 @@ class Identities(Planning):
             raise ValueError("styles need masks: bank or own, or identity_source: attributes")
         shared = {*self.match_attributes, *self.balance}
         if self.masks == "bank" and (seen := sorted(IN_MASK & set(self.keep.attributes) - shared)):
-            raise ValueError(f"{seen[0]} is seen in the mask, which another face lends: vary it, or add it to `alike`")
+            raise ValueError(
+                f"{seen[0]} is seen in the mask, which another face lends: vary it, or add it to match_attributes"
+            )
         if self.masks == "own" and (seen := sorted(IN_MASK & set(self.vary.attributes))):
             raise ValueError(f"{seen[0]} is seen in the mask, which masks: own keeps: keep it, or take masks: bank")
         return self

@@ -1,12 +1,15 @@
 """`raygen plan` for identities: the command, its files, its sentences, and a model that takes the rows."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from raygen.commands.registry import make
+from raygen.core.config import parse
 from raygen.core.errors import ConfigError, InputError
 from raygen.models import checkpoint
+from raygen.planning import Identities
 from raygen.store.run_store import open_input
 from tests.models.test_scadm import make as tiny_model
 
@@ -111,3 +114,21 @@ def test_a_model_of_styles_takes_every_row(world: Path, tmp_path: Path) -> None:
     rows = [row for table in store.tables("samples") for row in table.to_pylist()]
     assert [row["identity_id"] for row in rows] == [f"id-{n:06d}" for n in range(3) for _ in range(3)]
     assert len({row["image_sha256"] for row in rows}) == 9
+
+
+@pytest.mark.parametrize(
+    ("fields", "path"),
+    [
+        ({"balance": ["Male", "male"]}, "planning: Male is there twice"),
+        ({"identities": 0}, "planning.identities: Input should"),
+        ({"keep": {"attributes": ["Mail"]}}, "planning.keep.attributes.0:"),
+    ],
+)
+def test_a_problem_of_the_plan_is_not_one_of_its_number_of_identities(fields: dict[str, object], path: str) -> None:
+    """pydantic 2's paths name the chosen kind, which is also the name of a setting."""
+    planning = {"kind": "identities", "identities": 2, "pictures": 2, **fields}
+    with pytest.raises(ConfigError, match=rf"^job: {re.escape(path)}"):
+        make({"kind": "plan", "faces": "x", "out": "y", "planning": planning})
+    if path.startswith("planning.identities"):
+        with pytest.raises(ConfigError, match=r"^job: identities: Input should"):
+            parse(Identities, planning)

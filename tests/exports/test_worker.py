@@ -288,6 +288,7 @@ def test_what_a_selection_left_out_is_not_called_a_failure(tmp_path):
     rows[4] |= {"image": None, "error": "nonfinite: all"}
     result = export(store_rows(tmp_path / "run", rows), tmp_path / "out", "csv")
     assert result.facts["left out"] == "1 failed before, 1 not selected"
+    assert ": 1 file, " in str(result.facts["data set"])
 
 
 def test_a_picture_that_cannot_be_read_is_counted_and_too_many_end_the_run(tmp_path):

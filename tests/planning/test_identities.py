@@ -292,7 +292,7 @@ def test_too_few_is_said_with_numbers() -> None:
         ({"keep": {"attributes": ["Young"]}, "balance": ["Male"]}, "Male is balanced, so it must be in keep"),
         (
             {"keep": {"attributes": ["Smiling"]}, "vary": {"attributes": []}},
-            "Smiling is seen in the mask, which another",
+            "Smiling is seen in the mask, which another face lends: vary it, or add it to match_attributes",
         ),
         ({"masks": "own", "keep": {"attributes": []}}, "seen in the mask, which masks: own keeps"),
         ({"masks": "none"}, "styles need masks"),
