@@ -16,7 +16,7 @@ from raygen.commands.base import Estimate, Job, ProgressCallback, Result
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
 from raygen.store.filesystem import FileStore
-from raygen.study.build import Page, common_rows, write_study
+from raygen.study.build import Page, common_rows, content_of, write_study
 from raygen.study.design import Form, Layout, design
 
 __all__ = ["JOB", "StudyJob"]
@@ -41,7 +41,9 @@ class StudyJob(Job):
         (), description="parts of the condition that are shown above the pictures"
     )
     trials: int = Field(60, ge=1, le=2000, description="different trials of a form")
-    checks: int = Field(6, ge=0, le=200, description="trials of a form that come once more, with the sides mirrored")
+    checks: int = Field(
+        6, ge=0, le=200, description="trials of a form that come once more, with no method at its place"
+    )
     forms: int = Field(1, ge=1, le=99, description="pages, each with an order and sides of its own; one for each rater")
     shared: bool = Field(
         True, description="all forms have the same trials, which agreement needs; false gives each form its own rows"
@@ -101,12 +103,13 @@ class StudyJob(Job):
             forms=self.forms,
             shared=self.shared,
             seed=self.seed,
+            content=content_of(self.methods),
         )
 
     def _strange_files(self) -> list[str]:
         """Files in `out` that are not of a study."""
         names = FileStore(self.out).names("")
-        return [name for name in names if not re.fullmatch(r"form-\d+\.html|pictures|run\.json", name)]
+        return [name for name in names if not re.fullmatch(r"form-\d+\.html|pictures", name)]
 
     def _facts(self, forms: list[Form]) -> dict[str, object]:
         return {"forms": len(forms), "trials of a form": f"{self.trials} and {self.checks} repeated as checks"}

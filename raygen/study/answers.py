@@ -1,6 +1,7 @@
 """Answers of a study, put together with its key."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from glob import glob
 from pathlib import Path
@@ -14,6 +15,10 @@ __all__ = ["SKIPPED", "TIE", "Answer", "answer_files", "read_answers"]
 #: Choices that are no place.
 TIE: Final = "tie"
 SKIPPED: Final = "skipped"
+
+
+#: A day: what claims to have taken longer has no time.
+LONGEST_MS: Final = 86_400_000
 
 
 class Answer(NamedTuple):
@@ -42,8 +47,9 @@ def answer_files(places: Iterable[str]) -> list[Path]:
     for place in places:
         path = Path(place)
         found = sorted(path.rglob("*.jsonl")) if path.is_dir() else sorted(map(Path, glob(place)))
+        found = [file for file in found if file.is_file()]
         if not found:
-            raise ConfigError(f"{place}: no file of answers is here")
+            raise ConfigError(f"{place}: no file of answers is here; raters download one, answers-….jsonl, at the end")
         files += [file for file in found if file not in files]
     return files
 
@@ -51,25 +57,36 @@ def answer_files(places: Iterable[str]) -> list[Path]:
 def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> tuple[list[Answer], list[str]]:
     """The answers in `files`, and a sentence for each line that is none.
 
-    Where a rater answered a trial twice, the answer with the later time counts.
+    Where a rater answered a trial twice, the answer with the later time counts; a sentence says so where it is in
+    another file and another answer, as those of two people with one name are.
     """
     trials = {trial["id"]: trial for form in key["forms"] for trial in form["trials"]}
-    newest: dict[tuple[str, str], tuple[str, Answer]] = {}
+    newest: dict[tuple[str, str], tuple[str, Answer, Path]] = {}
     problems = []
+    doubled: Counter[tuple[str, Path, Path]] = Counter()
     for file in files:
-        for number, line in enumerate(file.read_bytes().decode("utf-8-sig", "replace").splitlines(), 1):
+        # Not `splitlines`: names may have other characters that end lines.
+        for number, line in enumerate(file.read_bytes().decode("utf-8-sig", "replace").split("\n"), 1):
             if not line.strip():
                 continue
             try:
                 at, answer = _answer(key["study"], trials, line)
-            except (ValueError, KeyError, TypeError) as error:
+            except ValueError as error:
                 problems.append(f"{file.name}, line {number}: {error}")
                 continue
             if answer is not None:
                 place = (answer.rater, answer.trial)
-                if place not in newest or newest[place][0] <= at:
-                    newest[place] = (at, answer)
-    return [answer for _, answer in newest.values()], problems
+                before = newest.get(place)
+                if before is not None and before[2] != file and before[:2] != (at, answer):
+                    doubled[answer.rater, before[2], file] += 1
+                if before is None or before[0] <= at:
+                    newest[place] = (at, answer, file)
+    problems += [
+        f"{second.name}: {rater} has other answers to {count} trials in {first.name}, and the later ones count; if these "
+        "are two people, give them two names"
+        for (rater, first, second), count in doubled.items()
+    ]
+    return [answer for _, answer, _ in newest.values()], problems
 
 
 def _answer(study: str, trials: Mapping[str, Mapping[str, Any]], line: str) -> tuple[str, Answer | None]:
@@ -85,7 +102,8 @@ def _answer(study: str, trials: Mapping[str, Mapping[str, Any]], line: str) -> t
     trial = trials.get(str(row.get("trial")))
     if trial is None:
         raise ValueError(f"the study has no trial {str(row.get('trial'))[:20]!r}")
-    rater, choice, at = str(row.get("rater") or "").strip(), row.get("choice"), str(row.get("at") or "")
+    rater = "".join(c if c.isprintable() else " " for c in str(row.get("rater") or ""))
+    rater, choice, at = " ".join(rater.split()), row.get("choice"), str(row.get("at") or "")
     if not rater:
         raise ValueError("has no rater")
     if choice == SKIPPED:
@@ -94,6 +112,6 @@ def _answer(study: str, trials: Mapping[str, Mapping[str, Any]], line: str) -> t
     if choice != TIE and (not isinstance(choice, int) or isinstance(choice, bool) or not 0 <= choice < len(sides)):
         raise ValueError(f"choice {str(choice)[:20]!r} is not a place from 0 to {len(sides) - 1}, or {TIE!r}")
     ms = row.get("ms")
-    spent = float(ms) if isinstance(ms, int | float) else float("nan")
+    spent = float(ms) if isinstance(ms, int | float) and 0 <= ms < LONGEST_MS else float("nan")
     place = None if choice == TIE else int(choice)
     return at, Answer(rater, trial["id"], trial["sample_id"], sides, place, spent, trial["repeats"])

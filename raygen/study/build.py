@@ -22,16 +22,17 @@ from markupsafe import Markup
 from PIL import Image
 
 from raygen.core.documents import load_json
-from raygen.core.errors import ConfigError
+from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import PALETTE
 from raygen.core.hashing import canonical, digest
+from raygen.core.types import UInt8Array
 from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image, decode_mask, fit_image, fit_mask
 from raygen.store.lookup import StoredRows
 from raygen.store.run_store import open_input
-from raygen.study.design import Form, token
+from raygen.study.design import Form, random_of, token
 
-__all__ = ["KEY_FORMAT", "Page", "common_rows", "read_key", "write_study"]
+__all__ = ["KEY_FORMAT", "Page", "common_rows", "content_of", "read_key", "write_study"]
 
 
 #: Changes where keys have another form.
@@ -61,13 +62,20 @@ def read_key(place: str) -> Mapping[str, Any]:
     folder, _, name = place.rpartition("/")
     try:
         key = load_json(FileStore(folder or ".").get(name))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{place}: no such file; `raygen study` has written the key of the study") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{place}: is a folder; the key of a study is one file") from None
     except ValueError:
         key = None
     if not isinstance(key, dict) or key.get("format") != KEY_FORMAT or not isinstance(key.get("forms"), list):
         raise ConfigError(f"{place}: is not the key of a study of this version")
     return key
+
+
+def content_of(methods: Mapping[str, str]) -> str:
+    """A digest of the SAMPLES of all methods, `methods` being their folders by name."""
+    return digest(canonical([open_input(url)[1] for url in methods.values()]))
 
 
 def common_rows(methods: Mapping[str, str]) -> list[str]:
@@ -97,8 +105,8 @@ def write_study(
 ) -> Mapping[str, Any]:
     """Write pages and pictures into `out`, and the key into the file `key`; the key.
 
-    Names of pictures are drawn from the seed, and files are written in the order of these names: neither names, nor
-    times, nor what is in the files tells a method. `ConfigError` where the condition of a row differs between methods,
+    Files are written in the order of their names, which are random: neither names, nor times, nor what is beside the
+    pixels tells a method. `ConfigError` where the condition of a row differs between methods, a picture cannot be shown,
     or `key` or `out` hold another study.
     """
     document = _key(methods, forms, page, seed)
@@ -109,7 +117,7 @@ def write_study(
     storage = FileStore(out)
     if storage.exists("form-01.html") and document["study"].encode() not in storage.get("form-01.html"):
         raise ConfigError(f"{out}: holds the pages of another study; choose another `out`")
-    random = np.random.default_rng([seed, 1 << 20])
+    random = random_of(seed, f"names {content_of(methods)}", 0)
     rows = list(dict.fromkeys(trial.sample_id for form in forms for trial in form.trials))
     names = {(method, row): token(random) for row in rows for method in methods}
     masks = {row: token(random) for row in rows}
@@ -144,7 +152,9 @@ def _files(
     held = {method: StoredRows(url, ["image", *CONDITIONS], table="samples") for method, url in methods.items()}
     files: dict[str, bytes] = {}
     conditions: dict[str, Mapping[str, Any]] = {}
-    size = page.size or _smallest(held, rows[0])
+    first = {method: lookup(rows[:1])[rows[0]]["image"] for method, lookup in held.items()}
+    # By default the smallest: enlarged ones would tell their method.
+    size = page.size or min(len(_pixels(image, method, rows[0])) for method, image in first.items())
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
@@ -152,18 +162,13 @@ def _files(
             for row in part:
                 conditions[row] = _condition(row, {method: found[method][row] for method in methods})
             wanted = [(method, row) for row in part for method in methods]
-            stored = [found[method][row]["image"]["bytes"] for method, row in wanted]
-            encoded = threads.map(partial(_picture, size=size), stored)
+            stored = [found[method][row]["image"] for method, row in wanted]
+            encode = partial(_picture, size=size, enlarge=page.size is not None)
+            encoded = threads.map(encode, stored, *zip(*wanted, strict=True))
             files |= {names[place]: data for place, data in zip(wanted, encoded, strict=True)}
             if "mask" in page.show:
                 files |= {masks[row]: _mask(conditions[row]["mask"], size) for row in part if conditions[row]["mask"]}
     return files, conditions
-
-
-def _smallest(held: Mapping[str, StoredRows], row: str) -> int:
-    """The smallest side of the pictures of a row: enlarged ones would tell their method."""
-    pictures = (decode_image(lookup([row])[row]["image"]["bytes"]) for lookup in held.values())
-    return min(int(min(pixels.shape[:2])) for pixels in pictures)
 
 
 def _condition(row: str, found: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -179,9 +184,27 @@ def _condition(row: str, found: Mapping[str, Mapping[str, Any]]) -> Mapping[str,
     return {name: next((r[name] for r in found.values() if r[name] is not None), None) for name in CONDITIONS}
 
 
-def _picture(data: bytes, size: int) -> bytes:
+def _pixels(image: Mapping[str, Any] | None, method: str, row: str) -> UInt8Array:
+    """A square picture; `ConfigError` where it is none, or does not open."""
+    try:
+        pixels = decode_image((image or {}).get("bytes"))
+        return fit_image(pixels, len(pixels))
+    except InputError as error:
+        raise ConfigError(
+            f"methods.{method}: row {row}: {error}; a study needs square pictures that open, of every row that all "
+            "methods have made"
+        ) from None
+
+
+def _picture(image: Mapping[str, Any] | None, method: str, row: str, *, size: int, enlarge: bool) -> bytes:
     """A picture as lossless WebP of `size` pixels, with nothing in it but pixels."""
-    return _webp(Image.fromarray(fit_image(decode_image(data), size)))
+    pixels = _pixels(image, method, row)
+    if len(pixels) < size and not enlarge:
+        raise ConfigError(
+            f"methods.{method}: row {row} is {len(pixels)} px wide, and others are {size} px: enlarged, it would tell "
+            f"its method; set size={len(pixels)}"
+        )
+    return _webp(Image.fromarray(fit_image(pixels, size)))
 
 
 def _mask(value: Mapping[str, Any], size: int) -> bytes:

@@ -24,6 +24,8 @@ __all__ = ["RESULTS", "Measure", "Rater", "evaluate_answers", "markdown", "rate_
 
 
 BOOTSTRAPS: Final = 2000
+#: Problems that results.md lists; results.json has all.
+LISTED: Final = 50
 RESULTS: Final = pa.schema(
     [
         ("measure", pa.string()),
@@ -189,17 +191,20 @@ def _checks(answers: Sequence[Answer], raters: Sequence[str], seed: int) -> list
     if not checks:
         return []
     failed = [float(a.method != methods[a.rater, str(a.repeats)]) for a in checks]
-    chance = 1 - 1 / len(checks[0].sides)
+    # Of raters who do not look but say "no difference" as often as these.
+    tie = sum(a.choice is None for a in answers) / len(answers)
+    chance = 1 - (tie**2 + (1 - tie) ** 2 / len(checks[0].sides))
     return [_share("checks failed", "", "", checks, failed, raters, seed, chance)]
 
 
 def _agreement(trials: Sequence[Answer]) -> list[Measure]:
-    """Agreement on the same row and methods, a tie being a category of its own."""
-    items: dict[tuple[str, frozenset[str]], list[str]] = defaultdict(list)
-    for answer in trials:
-        items[answer.sample_id, frozenset(answer.sides)].append(answer.method or "")
-    names = sorted({method for chosen in items.values() for method in chosen})
-    counts = np.array([[chosen.count(name) for name in names] for chosen in items.values()], np.float64)
+    """Agreement of different raters on the same row and methods, a tie being a category of its own."""
+    items: dict[tuple[str, frozenset[str]], dict[str, str]] = defaultdict(dict)
+    for answer in trials:  # one rater may have answered two forms: only the first answer counts
+        items[answer.sample_id, frozenset(answer.sides)].setdefault(answer.rater, answer.method or "")
+    ratings = [list(chosen.values()) for chosen in items.values()]
+    names = sorted({method for chosen in ratings for method in chosen})
+    counts = np.array([[chosen.count(name) for name in names] for chosen in ratings], np.float64)
     if not len(counts):
         return []
     several = int((counts.sum(axis=1) >= 2).sum())
@@ -252,7 +257,9 @@ def markdown(
         cells = [r.name, str(r.answers), f"{r.failed} of {r.checks}", _number(r.first), _number(r.seconds)]
         lines.append(f"| {' | '.join(map(_cell, [*cells, 'no' if r.left_out else 'yes']))} |")
     if problems:
-        lines += ["", f"{len(problems)} lines were left out:", "", *(f"- {_cell(text)}" for text in problems[:50])]
+        more = [f"- and {len(problems) - LISTED} more"] if len(problems) > LISTED else []
+        lines += ["", f"Problems with the answers: {len(problems)}", ""]
+        lines += [*(f"- {_cell(text)}" for text in problems[:LISTED]), *more]
     return "\n".join(lines) + "\n"
 
 

@@ -1,9 +1,10 @@
-"""Several trackers in a thread: a server that is slow or away does not hold or end what it watches."""
+"""Trackers in threads: a server that is slow or away does not hold or end what it watches, nor another tracker."""
 
 import io
 import math
 import queue
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from raygen.tracking.base import TrackedRun, Tracker
 __all__ = ["Trackers", "contact_sheet"]
 
 
-#: Records that wait at most; further ones are dropped, and counted as a problem.
+#: Records that wait for a tracker at most; further ones are dropped, and counted as a problem.
 WAITING: Final = 10_000
 #: Seconds that `close` waits for records that are not sent.
 LAST_S: Final = 120.0
@@ -27,71 +28,78 @@ ACROSS: Final = 8
 
 
 class Trackers:
-    """The trackers `names` of a run. No method raises or waits, except that `close` waits `LAST_S`.
+    """The trackers `names` of a run, each in a thread of its own.
 
-    A tracker that raises gets no more records. `problems` has a sentence for each.
+    No method raises or waits, except that `close` waits `LAST_S` in all. A tracker that raises gets no more records.
+    `problems` has a sentence for each.
     """
 
     def __init__(self, names: Sequence[str], run: TrackedRun) -> None:
         self.problems: list[str] = []
-        self._queue: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(WAITING)
-        self._thread: threading.Thread | None = None
-        if names:
-            self._thread = threading.Thread(target=self._serve, args=(names, run), daemon=True)
-            self._thread.start()
+        self._threads = [_Thread(name, run, self._problem) for name in names]
 
     def numbers(self, values: Mapping[str, float], step: int) -> None:
         """Record the finite ones of `values` by name."""
         finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        self._put(lambda tracker: tracker.numbers(finite, step))
+        for thread in self._threads:
+            thread.put(lambda tracker: tracker.numbers(finite, step))
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         """Record a picture, an encoded PNG."""
-        self._put(lambda tracker: tracker.picture(name, png, step))
+        for thread in self._threads:
+            thread.put(lambda tracker: tracker.picture(name, png, step))
 
     def close(self) -> Sequence[str]:
         """Tell the trackers that the run has ended well, and wait; the problems there were."""
-        if self._thread is not None:
-            self._put(lambda tracker: tracker.close())
-            with suppress(queue.Full):
-                self._queue.put(None, timeout=LAST_S)
-            self._thread.join(LAST_S)
-            if self._thread.is_alive():
-                self._problem(f"not all was recorded within {LAST_S:.0f} s")
-            self._thread = None
+        last = time.monotonic() + LAST_S
+        for thread in self._threads:
+            thread.end()
+        for thread in self._threads:
+            thread.wait(last - time.monotonic())
+        self._threads = []
         return self.problems
-
-    def _put(self, record: Callable[[Tracker], None]) -> None:
-        if self._thread is None:
-            return
-        try:
-            self._queue.put_nowait(record)
-        except queue.Full:
-            self._problem("records were dropped: they are not taken as fast as they come")
 
     def _problem(self, text: str) -> None:
         text = redact(" ".join(text.split()))[:300]
         if text not in self.problems:
             self.problems.append(text)
-            warnings.warn(f"log: {text}; what the run itself writes is complete", RuntimeWarning, stacklevel=2)
+            with suppress(RuntimeWarning):  # where warnings are errors
+                warnings.warn(f"log: {text}; what the run itself writes is complete", RuntimeWarning, stacklevel=2)
 
-    def _serve(self, names: Sequence[str], run: TrackedRun) -> None:
-        """The thread: start the trackers, then pass records on."""
-        trackers: dict[str, Tracker] = {}
-        for name in names:
-            self._try(name, lambda name=name: trackers.update({name: start_tracker(name, run)}))  # type: ignore[misc]
-        while (record := self._queue.get()) is not None:
-            for name, tracker in list(trackers.items()):
-                if not self._try(name, lambda tracker=tracker: record(tracker)):  # type: ignore[misc]
-                    del trackers[name]
 
-    def _try(self, name: str, act: Callable[[], object]) -> bool:
+class _Thread:
+    """One tracker, whose package and server may hold this thread and nothing else."""
+
+    def __init__(self, name: str, run: TrackedRun, problem: Callable[[str], None]) -> None:
+        self._name, self._problem = name, problem
+        self._queue: queue.SimpleQueue[Callable[[Tracker], None] | None] = queue.SimpleQueue()
+        self._failed = False
+        self._thread = threading.Thread(target=self._serve, args=(run,), daemon=True)
+        self._thread.start()
+
+    def put(self, record: Callable[[Tracker], None]) -> None:
+        if self._queue.qsize() >= WAITING:
+            self._problem(f"{self._name}: records were dropped: they are not taken as fast as they come")
+        elif not self._failed:
+            self._queue.put(record)
+
+    def end(self) -> None:
+        self._queue.put(lambda tracker: tracker.close())
+        self._queue.put(None)
+
+    def wait(self, seconds: float) -> None:
+        self._thread.join(max(0.0, seconds))
+        if self._thread.is_alive():
+            self._problem(f"{self._name}: not all was recorded within {LAST_S:.0f} s")
+
+    def _serve(self, run: TrackedRun) -> None:
         try:
-            act()
+            tracker = start_tracker(self._name, run)
+            while (record := self._queue.get()) is not None:
+                record(tracker)
         except BaseException as error:  # packages of others raise what they like, SystemExit among it
-            self._problem(f"{name}: {type(error).__name__}: {error}")
-            return False
-        return True
+            self._failed = True
+            self._problem(f"{self._name}: {type(error).__name__}: {error}")
 
 
 def start_tracker(name: str, run: TrackedRun) -> Tracker:

@@ -18,7 +18,9 @@ PACKAGES: Final[Mapping[str, str]] = {"tensorboard": "tensorboardX", "mlflow": "
 
 def _installed(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
-        if find_spec(PACKAGES[name]) is None:
+        spec = find_spec(PACKAGES[name])
+        # Without an origin it is a folder of this name, such as the one that a run's pictures are in.
+        if spec is None or spec.origin is None:
             raise ValueError(f"{name} needs the package {PACKAGES[name]}: pip install {PACKAGES[name]}")
     return tuple(dict.fromkeys(names))
 

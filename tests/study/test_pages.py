@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from raygen.core.errors import ConfigError
+from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image, encode_image, encode_mask, picture
+from raygen.store.parquet import from_parquet
 from raygen.store.schemas import SAMPLES
 from raygen.study.answers import read_answers
 from raygen.study.build import read_key
@@ -130,6 +132,37 @@ def test_a_key_is_never_beside_the_pages_nor_overwritten_by_another(job: Path, p
     (job.parent / "used" / "notes.txt").write_text("x")
     code, said = main(capfd, "study", str(job), f"out={job.parent}/used")
     assert (code, "holds other files" in said) == (2, True), said
+
+
+def test_pictures_that_would_tell_their_method_or_do_not_open_are_named(job: Path, tmp_path: Path, capfd) -> None:
+    """Row 7 of the second method is smaller, of another shape or damaged; the first row, which gives the size, is not."""
+    other = samples(tmp_path, METHODS[1])
+    store = FileStore(f"{other}/attempt-00/data/samples")
+    (name,) = [name for name in store.names("") if name.endswith(".parquet")]
+    table = from_parquet(store.get(name))
+    for shape, said, more in (
+        ((32, 32), "p007 is 32 px wide, and others are 64 px: enlarged, it would tell its method; set size=32", ""),
+        ((64, 32), "row p007: size: picture is 32x64, not square; a study needs square pictures that open", "size=64"),
+        (None, "row p007: ", "size=64"),
+    ):
+        rows = table.to_pylist()
+        content = b"RIFF" if shape is None else encode_image(drawn(7)[0][: shape[0], : shape[1]])
+        rows[7]["image"] = picture(content)
+        write(
+            tmp_path / str(shape),
+            "m",
+            "generate",
+            {},
+            [{"samples": pa.Table.from_pylist(rows, SAMPLES)}],
+            begin=1,
+            took=1,
+        )
+        methods = json.dumps({"a": str(job.parent / METHODS[0]), "b": str(tmp_path / str(shape) / "m")})
+        words = [f"methods={methods}", "trials=11", f"out={tmp_path}/out", *([more] if more else [])]
+        code, text = main(capfd, "study", str(job), *words)
+        assert (code, "methods.b: row p007" in text, said in " ".join(text.split())) == (2, True, True), text
+        assert not (tmp_path / "out").exists()
+    assert main(capfd, "study", str(job), f"methods={methods}", "trials=11", f"key={tmp_path}")[0] == 2
 
 
 def test_methods_that_were_asked_for_other_things_are_not_compared(job: Path, tmp_path: Path) -> None:

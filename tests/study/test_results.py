@@ -20,7 +20,15 @@ IDS = [f"s{i:03d}" for i in range(40)]
 
 
 def forms_of(methods: Sequence[str] = ("ours", "theirs"), **changes: object) -> list[Form]:
-    settings = {"layout": "pairs", "trials": 24, "checks": 6, "forms": 2, "shared": True, "seed": 3} | changes
+    settings = {
+        "layout": "pairs",
+        "trials": 24,
+        "checks": 6,
+        "forms": 2,
+        "shared": True,
+        "seed": 3,
+        "content": "ab",
+    } | changes
     return design(methods, IDS, **settings)  # type: ignore[arg-type]
 
 
@@ -82,8 +90,28 @@ def test_pairs_of_three_methods_take_turns_over_the_same_rows() -> None:
     assert len(pairs) == 24
     assert {pair for _, pair in pairs} == {frozenset(pair) for pair in combinations("abc", 2)}
     assert len({row for row, _ in pairs}) == 8
-    (whole,) = forms_of("abc", forms=1, layout="rows")
+
+
+def test_rows_have_each_method_at_each_place_equally_often_and_checks_move_them_all() -> None:
+    """Mirrored, the middle one of three would stay: who always chooses the middle would fail no check."""
+    (whole,) = forms_of("abc", forms=1, layout="rows", trials=25)
     assert all(sorted(trial.sides) == ["a", "b", "c"] for trial in whole.trials)
+    own = {trial.id: trial.sides for trial in whole.trials if trial.repeats is None}
+    for place in range(3):
+        assert sorted(Counter(sides[place] for sides in own.values()).values()) == [8, 8, 9]
+    assert len(set(own.values())) > 3
+    checks = [(trial.sides, own[trial.repeats]) for trial in whole.trials if trial.repeats is not None]
+    assert len(checks) == 6
+    assert all(a != b for again, sides in checks for a, b in zip(again, sides, strict=True))
+
+
+def test_sides_cannot_be_computed_from_the_seed_alone() -> None:
+    """Another digest of the SAMPLES gives other rows, sides and ids: pages with the usual seed 0 tell nothing."""
+    one, other = (forms_of(seed=0, content=content)[0].trials for content in ("ab", "cd"))
+    assert not {trial.id for trial in one} & {trial.id for trial in other}
+    sides = [dict((t.sample_id, t.sides[0]) for t in trials if t.repeats is None) for trials in (one, other)]
+    both = sides[0].keys() & sides[1].keys()
+    assert 0 < sum(sides[0][row] == sides[1][row] for row in both) < len(both)
 
 
 def test_forms_that_share_nothing_have_rows_of_their_own_and_enough_of_them() -> None:
@@ -178,11 +206,77 @@ def test_ties_are_half_a_win_and_first_choices_are_shares(tmp_path: Path) -> Non
     assert measures["first choice", "b"].chance == 1 / 3
 
 
+def test_checks_that_fail_by_chance_are_more_where_there_are_ties(tmp_path: Path) -> None:
+    forms = forms_of(forms=1)
+    number = iter(range(1000))
+    path = answered(tmp_path, forms[0], "r", lambda sides, i: "tie" if next(number) % 3 == 0 else 0)
+    measures = measures_of(key_of(forms), [path])
+    assert measures["checks failed", ""].chance == pytest.approx(1 - (1 / 9 + (4 / 9) / 2))
+
+
+def test_a_rater_of_two_forms_does_not_agree_with_herself(tmp_path: Path) -> None:
+    """Of two shared forms; the pairs of different raters count, and win rates have all answers."""
+    forms = forms_of(checks=0)
+    flip = {row: i % 2 for i, row in enumerate(IDS)}
+    for form in forms:
+        rows = [trial.sample_id for trial in form.trials]
+        path = answered(tmp_path, form, "anna", lambda s, i, rows=rows: s.index(sorted(s)[flip[rows[i]]]))
+        path.rename(tmp_path / f"{form.number}.jsonl")
+    files = answer_files([str(tmp_path)])
+    measures = measures_of(key_of(forms), files)
+    assert measures["win rate", "ours"].n == 48
+    assert (measures["Krippendorff's alpha", ""].value, measures["Krippendorff's alpha", ""].n) == (None, 0)
+    other = answered(tmp_path, forms[0], "bert", lambda s, i: 0)
+    measures = measures_of(key_of(forms), [*files, other])
+    assert measures["Krippendorff's alpha", ""].n == 24
+    assert measures["Krippendorff's alpha", ""].value < 0.7, "bert always chose the left"
+
+
+def test_two_people_with_one_name_are_noticed_and_a_file_that_came_twice_is_not(tmp_path: Path) -> None:
+    (form,) = forms_of(forms=1)
+    first = answered(tmp_path, form, "anna", lambda sides, i: 0)
+    first.rename(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert read_answers(key_of([form]), answer_files([str(tmp_path)]))[1] == []
+    answered(tmp_path, form, "anna", lambda sides, i: 1).rename(tmp_path / "c.jsonl")
+    answers, (problem,) = read_answers(key_of([form]), answer_files([str(tmp_path)]))
+    assert problem.startswith("c.jsonl: anna has other answers to 30 trials in b.jsonl")
+    assert {answer.choice for answer in answers} == {1}
+
+
+def test_hostile_lines_are_problems_or_answers_and_never_exceptions(tmp_path: Path) -> None:
+    (form,) = forms_of(forms=1)
+    trials = [trial.id for trial in form.trials]
+    line = {"study": "abc", "rater": "r", "choice": 0, "ms": 5, "at": "1"}
+    rows = [
+        json.dumps({**line, "trial": trials[0], "ms": 10**400}),
+        json.dumps({**line, "trial": trials[1], "rater": "\ud800\x1b[31m\u202e evil | x"}),
+        json.dumps({**line, "trial": trials[2], "rater": "a\u2028b"}, ensure_ascii=False),
+        json.dumps({**line, "trial": [trials[3]], "rater": {"x": 1}}),
+        '{"a":' * 100_000,
+        "NaN",
+        "9" * 5000,
+    ]
+    (tmp_path / "x.jsonl").write_text("\r\n".join(rows), encoding="utf-8")
+    (tmp_path / "folder.jsonl").mkdir()
+    key = key_of([form])
+    answers, problems = read_answers(key, answer_files([str(tmp_path)]))
+    assert [answer.rater for answer in answers] == ["r", "[31m evil | x", "a b"]
+    assert not np.isfinite(answers[0].ms)
+    assert [text.partition(":")[0] for text in problems] == [f"x.jsonl, line {i}" for i in (4, 5, 6, 7)]
+    write_results(
+        str(tmp_path / "out"), evaluate_answers(answers, ["ours", "theirs"]), rate_raters(answers, 1), key, []
+    )
+    with pytest.raises(ConfigError, match="no file of answers"):
+        answer_files([str(tmp_path / "folder.jsonl")])
+
+
 def test_lines_that_are_no_answers_are_named_and_the_newest_answer_counts(tmp_path: Path) -> None:
     forms = forms_of(forms=1)
     path = answered(tmp_path, forms[0], "r", lambda sides, i: sides.index("ours"))
     trial = forms[0].trials[0]
     line = {"study": "abc", "trial": trial.id, "rater": "r", "choice": trial.sides.index("theirs"), "at": "9999"}
+    (again := tmp_path / "zz.jsonl").write_text(json.dumps({**line, "at": "0"}))
     bad = [
         {**line, "study": "other"},
         {**line, "trial": "zz"},
@@ -195,7 +289,9 @@ def test_lines_that_are_no_answers_are_named_and_the_newest_answer_counts(tmp_pa
     answers, problems = read_answers(key_of(forms), answer_files([str(tmp_path)]))
     assert len(answers) == len(forms[0].trials)
     assert next(answer.method for answer in answers if answer.trial == trial.id) == "theirs"
-    assert [text.split(": ")[0] for text in problems] == [f"more.jsonl, line {i}" for i in range(1, 8)]
+    assert [text.split(": ")[0] for text in problems[:7]] == [f"more.jsonl, line {i}" for i in range(1, 8)]
+    assert [text.split(" has")[0] for text in problems[7:]] == ["r.jsonl: r", "zz.jsonl: r"]
+    again.unlink()
     assert "choice '2' is not a place from 0 to 1" in problems[3]
     with pytest.raises(ConfigError, match="no file of answers"):
         answer_files([str(path / "nothing")])

@@ -4,8 +4,11 @@ import io
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -62,7 +65,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[FakeTracker]]:
         return started[name][-1]
 
     monkeypatch.setattr(background, "start_tracker", start)
-    monkeypatch.setattr(base, "find_spec", lambda name: name)
+    monkeypatch.setattr(base, "find_spec", lambda name: SimpleNamespace(origin=name))
     return started
 
 
@@ -107,27 +110,42 @@ def test_a_tracker_that_fails_ends_nothing_and_is_named_without_its_password(
     assert (fakes["wandb"][0].closed, fakes["mlflow"][0].closed) == (0, 1)
 
 
-@pytest.mark.filterwarnings("ignore:log")
+@pytest.mark.filterwarnings("error:log")
 def test_a_server_that_does_not_answer_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-
+    """Not even another tracker, and not where warnings are errors."""
     answer = threading.Event()
-    monkeypatch.setattr(background, "start_tracker", lambda name, run: answer.wait(30) and FakeTracker(run))
-    monkeypatch.setattr(background, "LAST_S", 0.05)
+    started = {"mlflow": lambda: answer.wait(30) and FakeTracker(RUN), "wandb": lambda: FakeTracker(RUN, 1)}
+    other = FakeTracker(RUN)
+    monkeypatch.setattr(background, "start_tracker", lambda name, run: started.get(name, lambda: other)())
+    monkeypatch.setattr(background, "LAST_S", 0.5)
     monkeypatch.setattr(background, "WAITING", 3)
-    trackers = Trackers(["mlflow"], RUN)
-    for number in range(10):
+    trackers = Trackers(["mlflow", "wandb", "tensorboard"], RUN)
+    for number in range(8):
         trackers.numbers({"loss": 1.0}, number)
-    assert trackers.close() == [
-        "records were dropped: they are not taken as fast as they come",
-        "not all was recorded within 0 s",
-    ]
+        for _ in range(500):
+            if len(other.values) == number + 1:
+                break
+            time.sleep(0.01)
+    begun = time.monotonic()
+    assert set(trackers.close()) == {
+        "mlflow: records were dropped: they are not taken as fast as they come",
+        "mlflow: not all was recorded within 0 s",
+        "wandb: ConnectionError: https://***@server/api is away",
+    }
+    assert time.monotonic() - begun < 5
+    assert ([number for number, _ in other.values], other.closed) == ([*range(8)], 1)
     answer.set()
 
 
-def test_a_package_that_is_missing_is_told_with_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_is_missing_is_told_with_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where a folder of its name is on the path: Python takes such folders for packages without files."""
     monkeypatch.setattr(base, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"log: mlflow needs the package mlflow: pip install mlflow"):
+        parse(EvaluateJob, {"reference": "x", "log": ["mlflow"], "out": "y"}, "job")
+    (tmp_path / "mlflow").mkdir()
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ConfigError, match="log: mlflow needs"):
         parse(EvaluateJob, {"reference": "x", "log": ["mlflow"], "out": "y"}, "job")
     with pytest.raises(ConfigError, match="log"):
         parse(EvaluateJob, {"reference": "x", "log": ["papyrus"], "out": "y"}, "job")
@@ -269,9 +287,9 @@ def test_mlflow_keeps_a_run_that_is_resumed_in_one(tmp_path: Path, monkeypatch: 
     for number in (1, 2, 3):
         first.numbers({"loss/loss": float(number), "fid@clean/all": 2.0}, number)
     first.picture("sheet", png(), 3)
-    first._queue.put(None)
-    assert first._thread is not None
-    first._thread.join(60)  # killed: it was not closed
+    (thread,) = first._threads
+    thread._queue.put(None)
+    thread._thread.join(60)  # killed: it was not closed
     assert first.problems == []
     again = Trackers(["mlflow"], run)
     for number in (3, 4):

@@ -31,11 +31,12 @@
   function screen(name) {
     for (const id of ["start", "trial", "paused", "end"]) $(id).hidden = id !== name;
     scrollTo(0, 0);
+    if (name === "paused" || name === "end") $(name).querySelector(".primary").focus({ preventScroll: true });
   }
 
   // --- a trial: the clock runs while its pictures are seen ------------------------------------------------------
 
-  let ready = false, shownAt = 0, spent = 0, running = false;
+  let ready = false, shownAt = 0, spent = 0, running = false, next = 0;
   function clock(on) {
     if (on === running) return;
     if (on) shownAt = performance.now();
@@ -44,6 +45,7 @@
   }
 
   function show() {
+    clearTimeout(next);
     const place = state.answers.length;
     if (place >= total) return finish();
     const trial = data.trials[place];
@@ -116,11 +118,11 @@
     save();
     const chosen = document.querySelectorAll(".choice")[choice];
     if (chosen) chosen.classList.add("chosen");
-    setTimeout(show, chosen ? 160 : 0);
+    next = setTimeout(show, chosen ? 160 : 0);
   }
 
   function back() {
-    if (!state.answers.length || $("trial").hidden) return;
+    if (!state.answers.length || ($("trial").hidden && $("end").hidden)) return;
     state.answers.pop();
     save();
     show();
@@ -128,12 +130,14 @@
 
   function pause() {
     if ($("trial").hidden) return;
+    clearTimeout(next);
     clock(false);
     $("paused-place").textContent = `${state.answers.length} of ${total} are answered.`;
     screen("paused");
   }
 
   function goOn() {
+    if (!ready) return show();
     screen("trial");
     clock(ready && !document.hidden);
   }
@@ -143,7 +147,7 @@
   function lines() {
     return state.answers.map((answer, i) => JSON.stringify({ study: data.study, form: data.form, rater: state.rater, place: i, ...answer })).join("\n") + "\n";
   }
-  const fileName = () => `answers-${data.study}-${String(data.form).padStart(2, "0")}-${state.rater.replace(/[^\w-]+/g, "_")}.jsonl`;
+  const fileName = () => `answers-${data.study}-${String(data.form).padStart(2, "0")}-${state.rater.replace(/[^\p{L}\p{M}\p{N}-]+/gu, "_")}.jsonl`;
   const file = () => new File([lines()], fileName(), { type: "application/jsonl" });
 
   function finish() {
@@ -203,14 +207,18 @@
     show();
   };
   $("continue").onclick = () => show();
-  $("anew").onclick = () => {
-    if (!confirm("Delete these answers and start again?")) return;
+  const anew = (question) => {
+    if (!confirm(question)) return;
     state = { rater: "", answers: [] };
     try { localStorage.removeItem(STORE); } catch { keeps = false; }
     $("resume").hidden = true;
     $("begin").hidden = false;
+    $("rater").value = $("copied").textContent = "";
+    screen("start");
   };
-  $("back").onclick = back;
+  $("anew").onclick = () => anew("Delete these answers and start again?");
+  $("other").onclick = () => anew("These answers are deleted from this browser. Have they been downloaded?");
+  $("back").onclick = $("last").onclick = back;
   $("pause").onclick = pause;
   $("go-on").onclick = goOn;
   $("tie").onclick = () => choose("tie");
