@@ -82,8 +82,8 @@ def read_answers(key: Mapping[str, Any], files: Sequence[Path]) -> tuple[list[An
                 if before is None or before[0] <= at:
                     newest[place] = (at, answer, file)
     problems += [
-        f"{second.name}: {rater} has other answers to {count} trials in {first.name}, and the later ones count; if these "
-        "are two people, give them two names"
+        f"{second.name}: {rater} has other answers to {count} trials in {first.name}, and the later ones count; if "
+        "these are two people, give them two names"
         for (rater, first, second), count in doubled.items()
     ]
     return [answer for _, answer, _ in newest.values()], problems

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
@@ -106,8 +105,8 @@ def write_study(
     """Write pages and pictures into `out`, and the key into the file `key`; the key.
 
     Files are written in the order of their names, which are random: neither names, nor times, nor what is beside the
-    pixels tells a method. `ConfigError` where the condition of a row differs between methods, a picture cannot be shown,
-    or `key` or `out` hold another study.
+    pixels tells a method. `ConfigError` where the condition of a row differs between methods, a picture cannot be
+    shown, or `key` or `out` hold another study.
     """
     document = _key(methods, forms, page, seed)
     folder, _, file = key.rpartition("/")

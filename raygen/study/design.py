@@ -40,8 +40,8 @@ class Form(NamedTuple):
 def random_of(seed: int, content: str, number: int) -> np.random.Generator:
     """The generator of form `number`, or of the names of files (0).
 
-    `content` is a digest of the SAMPLES. It enters because seeds are guessed: everyone who reads this file could compute
-    from a seed alone which method is on which side.
+    `content` is a digest of the SAMPLES. It enters because seeds are guessed: everyone who reads this file could
+    compute from a seed alone which method is on which side.
     """
     return np.random.default_rng(list(hashlib.sha256(f"{seed} {content} {number}".encode()).digest()))
 

@@ -135,7 +135,7 @@ def test_a_key_is_never_beside_the_pages_nor_overwritten_by_another(job: Path, p
 
 
 def test_pictures_that_would_tell_their_method_or_do_not_open_are_named(job: Path, tmp_path: Path, capfd) -> None:
-    """Row 7 of the second method is smaller, of another shape or damaged; the first row, which gives the size, is not."""
+    """Row 7 of the second method is smaller, of another shape or damaged; the row that gives the size is not."""
     other = samples(tmp_path, METHODS[1])
     store = FileStore(f"{other}/attempt-00/data/samples")
     (name,) = [name for name in store.names("") if name.endswith(".parquet")]
@@ -148,15 +148,8 @@ def test_pictures_that_would_tell_their_method_or_do_not_open_are_named(job: Pat
         rows = table.to_pylist()
         content = b"RIFF" if shape is None else encode_image(drawn(7)[0][: shape[0], : shape[1]])
         rows[7]["image"] = picture(content)
-        write(
-            tmp_path / str(shape),
-            "m",
-            "generate",
-            {},
-            [{"samples": pa.Table.from_pylist(rows, SAMPLES)}],
-            begin=1,
-            took=1,
-        )
+        tables = [{"samples": pa.Table.from_pylist(rows, SAMPLES)}]
+        write(tmp_path / str(shape), "m", "generate", {}, tables, begin=1, took=1)
         methods = json.dumps({"a": str(job.parent / METHODS[0]), "b": str(tmp_path / str(shape) / "m")})
         words = [f"methods={methods}", "trials=11", f"out={tmp_path}/out", *([more] if more else [])]
         code, text = main(capfd, "study", str(job), *words)
@@ -272,6 +265,50 @@ def test_a_trial_fits_the_window_and_asks_for_nothing_else(browser: Browser, pag
     sides = browser.evaluate("document.querySelector('.choice').offsetWidth")
     assert sides >= 180
     assert browser.evaluate("document.getElementById('text').textContent").endswith(EVIL)
+
+
+@needs_browser
+def test_rows_of_three_methods_are_answered_to_the_end_on_a_phone(
+    browser: Browser, job: Path, tmp_path: Path, capfd
+) -> None:
+    """In Arabic, with a pause at the wrong moment, a choice that is changed at the end, and a second person."""
+    methods = {method: str(job.parent / method) for method in METHODS} | {"third": samples(tmp_path, "third")}
+    words = [f"methods={json.dumps(methods)}", "layout=rows", "trials=3", "checks=1", "forms=1", f"out={tmp_path}/rows"]
+    words += ["question=أي صورة أفضل؟", 'instructions="One.\\n\\nTwo."']
+    code, said = main(capfd, "study", str(job), *words)
+    assert code == 0, said
+    browser.open(tmp_path / "rows/form-01.html", 390)
+    assert browser.evaluate("instructions.innerText") == "One.\n\nTwo."
+    assert browser.evaluate("getComputedStyle(document.querySelector('h1')).direction") == "rtl"
+    browser.evaluate("rater.value = 'Анна'; document.getElementById('begin').requestSubmit()")
+    ready(browser)
+    assert browser.evaluate("document.querySelectorAll('.choice').length") == 3
+    press(browser, "2")
+    for key in "3p":
+        browser.call("Input.dispatchKeyEvent", type="keyDown", key=key)
+    time.sleep(0.3)
+    assert browser.evaluate("document.getElementById('paused').hidden") is False, "the next trial ends no pause"
+    press(browser, "p")
+    assert browser.evaluate("document.getElementById('place').textContent") == "3 of 4"
+    press(browser, "1")
+    press(browser, "1")
+    browser.evaluate("HTMLAnchorElement.prototype.click = function () { window.saved = this.download; }")
+    browser.evaluate("last.click()")
+    ready(browser)
+    assert browser.evaluate("document.getElementById('place').textContent") == "4 of 4"
+    press(browser, "3")
+    browser.evaluate("download.click(); confirm = () => true")
+    study = read_key(f"{tmp_path}/rows.key.json")["study"]
+    assert browser.evaluate("saved") == f"answers-{study}-01-Анна.jsonl"
+    kept = json.loads(str(browser.evaluate(f"localStorage.getItem('study:{study}:1')")))
+    assert [answer["choice"] for answer in kept["answers"]] == [1, 2, 0, 2]
+    browser.evaluate("other.click()")
+    assert browser.evaluate("[document.getElementById('start').hidden, begin.hidden, rater.value]") == [
+        False,
+        False,
+        "",
+    ]
+    assert complaints(browser) == []
 
 
 @needs_browser

@@ -109,7 +109,7 @@ def test_sides_cannot_be_computed_from_the_seed_alone() -> None:
     """Another digest of the SAMPLES gives other rows, sides and ids: pages with the usual seed 0 tell nothing."""
     one, other = (forms_of(seed=0, content=content)[0].trials for content in ("ab", "cd"))
     assert not {trial.id for trial in one} & {trial.id for trial in other}
-    sides = [dict((t.sample_id, t.sides[0]) for t in trials if t.repeats is None) for trials in (one, other)]
+    sides = [{t.sample_id: t.sides[0] for t in trials if t.repeats is None} for trials in (one, other)]
     both = sides[0].keys() & sides[1].keys()
     assert 0 < sum(sides[0][row] == sides[1][row] for row in both) < len(both)
 
