@@ -219,6 +219,7 @@ def report(
     With --explore the folder explorer_files/ belongs to the second page: move them together.
     """
     from raygen.report.build import build_report
+    from raygen.report.explorer import explorer_name
 
     folder = parse(Location, folder, "folder")
     if is_remote(folder):
@@ -228,6 +229,9 @@ def report(
     out, faces = parse(Location | None, out, "--out"), parse(Location | None, faces, "--faces")
     page = build_report(folder, out, faces=faces, explore=pictures if explore else 0)
     console.heading(f"report: {page}")
+    if explore:
+        beside, _, name = page.rpartition("/")
+        console.heading(f"explorer: {beside}/{explorer_name(name)}.html")
 
 
 @app.command("study-results", rich_help_panel=TOOLS)

@@ -9,10 +9,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from raygen.core.errors import ConfigError
 from raygen.core.face_labels import PALETTE
 from raygen.core.location import redact
 from raygen.report import (
@@ -41,7 +43,7 @@ from raygen.report import (
     verification,
 )
 from raygen.report.class_labels import LABELS
-from raygen.report.explorer import PAGE, write_explorer
+from raygen.report.explorer import write_explorer
 from raygen.report.overview import overview
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
@@ -90,18 +92,20 @@ def build_report(
     `out` is the file to write (default: `report.html` in `root`), `command` the command line that makes the run, and
     `faces` the ingest run that rows refer to, where it does not lie in `root`. With `explore` the report links to a
     page of at most so many pictures beside it, see `raygen.report.explorer`. Raises `ConfigError` where `root` holds no
-    run, or `faces` no faces.
+    run, or no pictures to explore, or `faces` no faces.
     """
     run = RunFolder.open(root, faces=faces, command=command)
     folder, _, name = (out or f"{run.url}/report.html").rpartition("/")
     storage = FileStore(folder or ".")
-    explorer = write_explorer(run, storage, explore, link=name) if explore else None
-    page = redact(_page(run, explorer is not None)).encode()  # older versions let settings have URLs with passwords
+    explorer = write_explorer(run, storage, explore, report=name) if explore else None
+    if explore and explorer is None:
+        raise ConfigError(f"{root}: has no SAMPLES or FACES, so there are no pictures to explore; leave --explore out")
+    page = redact(_page(run, explorer)).encode()  # older versions let settings have URLs with passwords
     storage.put(name, page)
     return storage.address(name)
 
 
-def _page(run: RunFolder, explored: bool) -> str:
+def _page(run: RunFolder, explorer: str | None) -> str:
     """The page as HTML. It needs no network and no script, and text of data rows is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -121,7 +125,7 @@ def _page(run: RunFolder, explored: bool) -> str:
         css=Markup(css),
         policy=policy,
         head=overview(run),
-        explorer=PAGE if explored else "",
+        explorer=quote(explorer or ""),
         sections=list(zip(sections, bodies, strict=True)),
     )
 

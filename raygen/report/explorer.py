@@ -5,6 +5,7 @@
     explorer_files/m-0000.js   masks in the official colours, with a transparent background
     explorer_files/v-0000.js   larger pictures, `LARGE_CHUNK` rows a file; only where pictures are larger than `SIDE`
 
+Beside a report of another name, such as ours.html, they are ours_explorer.html and ours_explorer_files.
 The page loads the files that its visible part needs, as scripts: a page that is opened from a disk may load no data.
 """
 
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -37,12 +39,9 @@ from raygen.store.images import decode_image, decode_mask
 from raygen.store.parquet import Slice, read_slice
 from raygen.store.set_digest import KEYS
 
-__all__ = ["FOLDER", "PAGE", "explorer_page", "explorer_rows", "write_explorer"]
+__all__ = ["explorer_name", "explorer_page", "explorer_rows", "write_explorer"]
 
 
-#: The page, and the folder of its pictures.
-PAGE: Final = "explorer.html"
-FOLDER: Final = "explorer_files"
 #: Longest side of a picture in the grid, and of an enlarged one.
 SIDE: Final = 128
 LARGE_SIDE: Final = 512
@@ -77,15 +76,22 @@ class Rows:
     masks: bool = False
 
 
-def write_explorer(run: RunFolder, storage: FileStore, limit: int, *, link: str) -> str | None:
-    """Write the page and its pictures to `storage`; the page's address, or None where the run has no pictures.
+def explorer_name(report: str) -> str:
+    """Name of the page beside the file `report`, without .html: reports in one folder have explorers of their own."""
+    stem = report.rpartition(".")[0] or report
+    return "explorer" if stem == "report" else f"{stem}_explorer"
 
-    At most `limit` rows, evenly spaced. `link`: address of the report, seen from the page.
+
+def write_explorer(run: RunFolder, storage: FileStore, limit: int, *, report: str) -> str | None:
+    """Write the page and its pictures to `storage`, beside the file `report`; its name, None for runs without pictures.
+
+    At most `limit` rows, evenly spaced.
     """
     stage = run.main
     if stage is None or stage.table not in ("samples", "faces"):
         return None
-    files = _Chunks(storage)
+    name = explorer_name(report)
+    files = _Chunks(storage, f"{name}_files")
     rows = Rows()
     with ThreadPoolExecutor() as threads:
         for table in _tables(stage, limit):
@@ -97,8 +103,9 @@ def write_explorer(run: RunFolder, storage: FileStore, limit: int, *, link: str)
     files.close()
     rows.large, rows.masks = files.has("v"), files.has("m")
     _add_scores(rows, run, stage)
-    storage.put(PAGE, redact(explorer_page(explorer_rows(rows, run, stage, link))).encode())
-    return storage.address(PAGE)
+    shown = explorer_rows(rows, run, stage) | {"link": quote(report), "folder": files.folder}
+    storage.put(f"{name}.html", redact(explorer_page(shown)).encode())
+    return f"{name}.html"
 
 
 def _tables(stage: Stage, limit: int) -> Iterator[pa.Table]:
@@ -172,7 +179,8 @@ def _coloured(mask: Image.Image) -> str:
 class _Chunks:
     """Files of data URLs, written as soon as they are full."""
 
-    def __init__(self, storage: FileStore) -> None:
+    def __init__(self, storage: FileStore, folder: str) -> None:
+        self.folder = folder
         self._storage = storage
         self._held: dict[str, list[str | None]] = {"t": [], "m": [], "v": []}
         self._written: dict[str, int] = dict.fromkeys(self._held, 0)
@@ -194,10 +202,10 @@ class _Chunks:
     def _write(self, kind: str) -> None:
         number, self._held[kind], values = self._written[kind], [], self._held[kind]
         self._written[kind] += 1
-        if any(values):
+        if kind == "t" or any(values):  # of other kinds a missing file has no picture
             text = f"raygenChunk({json.dumps(kind)},{number},{json.dumps(values, separators=(',', ':'))});\n"
             name = f"{kind}-{number:04d}.js"
-            self._storage.put(f"{FOLDER}/{name}", text.encode())
+            self._storage.put(f"{self.folder}/{name}", text.encode())
             self._names.add(name)
 
     def close(self) -> None:
@@ -205,9 +213,9 @@ class _Chunks:
         for kind, values in self._held.items():
             if values:
                 self._write(kind)
-        for name in set(self._storage.names(FOLDER)) - self._names:
+        for name in set(self._storage.names(self.folder)) - self._names:
             if re.fullmatch(r"[tmv]-\d{4,}\.js", name):
-                self._storage.remove(f"{FOLDER}/{name}")
+                self._storage.remove(f"{self.folder}/{name}")
 
     def has(self, kind: str) -> bool:
         """Whether any row has such a picture."""
@@ -215,10 +223,11 @@ class _Chunks:
 
 
 def _add_scores(rows: Rows, run: RunFolder, stage: Stage) -> None:
-    """Fill `scores` and, where a classifier has judged, `codes`."""
+    """Fill `scores` and, where a classifier has judged, `codes`: the first one, as in the section of attributes."""
     folders = ("scores/samples", stage.folder) if stage.table == "samples" else ("scores/reference",)
     stored = [run.stages[name].slices("scores") for name in folders if name in run.stages]
     places = {name: place for place, name in enumerate(rows.ids)}
+    judge = ""
     for piece in next((pieces for pieces in stored if pieces), list[Slice]()):
         table = read_slice(piece, ["sample_id", "attempt", "metric", "value", "vector"])
         keys = zip(table["sample_id"].to_pylist(), table["attempt"].to_pylist(), strict=True)
@@ -228,6 +237,8 @@ def _add_scores(rows: Rows, run: RunFolder, stage: Stage) -> None:
             if place >= 0 and value is not None and np.isfinite(value):
                 rows.scores.setdefault(metric, [None] * len(rows.ids))[place] = value
         judged = table.filter(pc.and_(pc.starts_with(table["metric"], "attributes:"), _of_width(table)))
+        judge = judge or (judged["metric"][0].as_py() if judged.num_rows else "")
+        judged = judged.filter(pc.equal(judged["metric"], judge))
         for name, attempt, codes in zip(
             *(judged[c].to_pylist() for c in ("sample_id", "attempt", "vector")), strict=True
         ):
@@ -240,8 +251,8 @@ def _of_width(table: pa.Table) -> pa.ChunkedArray:
     return pc.equal(pc.list_value_length(table["vector"]), len(ATTRIBUTES))
 
 
-def explorer_rows(rows: Rows, run: RunFolder, stage: Stage, link: str) -> dict[str, Any]:
-    """What the page is told, as plain values; equal words are stored once."""
+def explorer_rows(rows: Rows, run: RunFolder, stage: Stage) -> dict[str, Any]:
+    """What the page is told of the run, as plain values; equal words are stored once."""
     shown = [i for i in range(len(ATTRIBUTES)) if any(codes[i] != "0" for codes in rows.codes)]
     scores = []
     kinds = Counter(metric.partition(":")[0] for metric in rows.scores)
@@ -252,9 +263,7 @@ def explorer_rows(rows: Rows, run: RunFolder, stage: Stage, link: str) -> dict[s
     return {
         "name": run.name,
         "what": "generated" if run.generated else "faces",
-        "link": link,
         "total": stage.rows,
-        "folder": FOLDER,
         "chunk": CHUNK,
         "largeChunk": LARGE_CHUNK,
         "large": rows.large,

@@ -52,9 +52,9 @@ def section(run: RunFolder) -> Section | None:
             reasons[str(error).partition(": ")[2] or str(error)] += 1
     if not rows:
         return None
-    step = max(1, len(faces) // SHOWN)
+    shown = [faces[i * len(faces) // SHOWN] for i in range(SHOWN)] if len(faces) > SHOWN else faces
     variables = {
-        "faces": faces[::step][:SHOWN],
+        "faces": shown,
         "aligned": len(faces),
         "examined": len(rows),
         "reasons": reasons.most_common(),

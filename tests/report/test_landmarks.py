@@ -52,6 +52,19 @@ def test_faces_that_can_be_aligned_are_drawn_and_the_others_have_a_reason(run: P
     assert [float(v) for v in first.groups()] == pytest.approx(from_mask(drawn(0)[1])[0], abs=1e-4)
 
 
+def test_the_faces_that_are_shown_are_evenly_spaced(tmp_path: Path) -> None:
+    """Of 23, not the first twelve."""
+    rows = []
+    for n in range(23):
+        pixels, mask = drawn(n)
+        rows.append({"face_id": f"f{n}", "split": "train", "image": picture(encode_image(pixels))})
+        rows[-1]["mask"] = picture(encode_mask(mask))
+    write(tmp_path, "faces", "ingest", {}, [{"faces": pa.Table.from_pylist(rows, FACES)}], begin=1e9, took=1.0)
+    section = landmarks.section(RunFolder.open(str(tmp_path)))
+    assert section is not None
+    assert [face.id for face in section.variables["faces"]] == [f"f{i * 23 // 12}" for i in range(12)]
+
+
 def test_points_of_the_crop_lie_where_the_crop_shows_these_parts() -> None:
     """The left eye of the drawn faces is dark on light skin: also in the crop, at the moved point."""
     for n in (1, 2, 4, 7):

@@ -96,12 +96,13 @@
     const rows = [];
     for (let i = 0; i < n; i++) if (passes(i)) rows.push(i);
     order = Int32Array.from(rows).sort(compare());
-    const what = data.what === "generated" ? "generated faces" : "faces";
+    const what = `${data.what === "generated" ? "generated " : ""}${n === 1 ? "face" : "faces"}`;
     $("shown").textContent = number(order.length);
     const all = n < data.total ? `${number(n)} ${what}, evenly spaced through ${number(data.total)}` : `${number(n)} ${what}`;
     $("of").textContent = order.length === n ? (n < data.total ? `of ${all}` : what) : `of ${all}`;
     $("count").textContent = order.length === n ? "" : `${number(order.length)} of ${number(n)}`;
     $("none").hidden = order.length > 0;
+    $("done").textContent = order.length === 1 ? "Show 1 picture" : `Show ${number(order.length)} pictures`;
     $("direction").textContent = state.reverse ? "↓" : "↑";
     shareTraits();
     for (const score of scores) score.draw();
@@ -116,10 +117,11 @@
 
   // --- what the filters are made of -------------------------------------------------------------------------
 
+  const choosers = {};
   const NAMES = { identities: "Identity", splits: "Split", errors: "State" };
   function select(name) {
     const column = data[name];
-    if (!column || column.words.length > 2000) return;
+    if (!column) return;
     const counts = new Array(column.words.length).fill(0);
     column.rows.forEach((row) => { if (row >= 0) counts[row]++; });
     const none = column.rows.reduce((sum, row) => sum + (row < 0), 0);
@@ -131,12 +133,21 @@
       option("any", `failed (${number(n - none)})`);
     }
     const collator = new Intl.Collator("en", { numeric: true });
-    column.words.map((_, k) => k).sort((a, b) => collator.compare(column.words[a], column.words[b]))
-      .forEach((k) => option(String(k), `${column.words[k].slice(0, 60)} (${number(counts[k])})`));
+    const add = (k) => option(String(k), `${column.words[k].slice(0, 60)} (${number(counts[k])})`);
+    // No list is of use where it has thousands of words: it then has those that were chosen from a picture.
+    const many = column.words.length > 2000;
+    if (!many) column.words.map((_, k) => k).sort((a, b) => collator.compare(column.words[a], column.words[b])).forEach(add);
     box.id = `select-${name}`;
     box.onchange = () => { state.selects[name] = box.value; update(); };
     label.append(box);
+    label.hidden = many && name !== "errors";
     $("selects").append(label);
+    choosers[name] = (k) => {
+      if (![...box.options].some((o) => o.value === String(k))) add(k);
+      label.hidden = false;
+      box.value = state.selects[name] = String(k);
+      update();
+    };
   }
 
   function scoreFilter(score) {
@@ -239,7 +250,7 @@
       const [low, high] = judged ? wilson(c[2] + c[4], judged) : [0, 0];
       parts[3].setAttribute("x1", `${100 * low}%`); parts[3].setAttribute("x2", `${100 * high}%`);
       parts[3].setAttribute("y1", 4.5); parts[3].setAttribute("y2", 4.5);
-      text.textContent = !all ? "not asked for" : `asked ${percent(asked / all)}` + (judged ? `, made ${percent(made)} (${percent(low)} to ${percent(high)})` : "");
+      text.textContent = !order.length ? "" : !all ? "not asked for" : `asked ${percent(asked / all)}` + (judged ? `, made ${percent(made)} (${percent(low)} to ${percent(high)})` : "");
     }
   }
 
@@ -264,7 +275,7 @@
   function load(kind, place, key) {
     files.set(key, {});
     const script = make("script");
-    script.src = `${data.folder}/${kind}-${String(place).padStart(4, "0")}.js`;
+    script.src = `${encodeURIComponent(data.folder)}/${kind}-${String(place).padStart(4, "0")}.js`;
     script.onload = () => { script.remove(); forget(kind); paintSoon(true); };
     script.onerror = () => {
       script.remove();
@@ -287,6 +298,7 @@
 
   const grid = $("grid"), NOTE = 24, GAP = 10;
   const view = { columns: 1, side: 100, line: 100 };
+  let focus = 0;
   const cells = new Map();
   const spare = [];
   const top = () => grid.getBoundingClientRect().top + scrollY - $("veil").closest(".tools").offsetHeight - 10;
@@ -300,11 +312,13 @@
     grid.style.height = `${Math.ceil(order.length / view.columns) * view.line}px`;
     for (const cell of cells.values()) retire(cell);
     cells.clear();
+    focus = Math.max(0, Math.min(focus, order.length - 1));
     paint();
   }
 
   function retire(cell) {
     cell.node.style.visibility = "hidden";
+    cell.node.tabIndex = -1;
     cell.row = -1;
     spare.push(cell);
   }
@@ -320,7 +334,7 @@
     frame.append(image, cover, why);
     node.append(frame, note);
     const made = { node, frame, image, cover, why, note, row: -1, place: -1, seen: "", covered: "" };
-    node.onclick = () => open(made.place);
+    node.onclick = () => { focus = made.place; open(made.place); };
     grid.append(node);
     return made;
   }
@@ -376,8 +390,38 @@
         cell.node.setAttribute("aria-label", `${data.ids[cell.row]}, ${noteOf(cell.row)}`);
       }
       fill(cell);
+      cell.node.tabIndex = place === focus ? 0 : -1;
+    }
+    // Out of sight, the cell that the keyboard is at gives its place to the first one that is seen.
+    if (order.length && !cells.has(focus)) {
+      const bar = $("veil").closest(".tools").getBoundingClientRect().bottom;
+      focus = Math.min(order.length - 1, Math.ceil(Math.max(0, bar - above) / view.line) * view.columns);
+      const cell = cells.get(focus);
+      if (cell) cell.node.tabIndex = 0;
     }
   }
+
+  /** Cells are used again in any order, so the keyboard goes from place to place by arrows; the grid is one tab stop. */
+  function go(place) {
+    focus = Math.max(0, Math.min(order.length - 1, place));
+    const above = grid.getBoundingClientRect().top + scrollY + Math.floor(focus / view.columns) * view.line;
+    const bar = $("veil").closest(".tools").offsetHeight + 10;
+    if (above < scrollY + bar) scrollTo(0, above - bar);
+    else if (above + view.line > scrollY + innerHeight) scrollTo(0, above + view.line - innerHeight);
+    paint();
+    for (const [at, cell] of cells) cell.node.tabIndex = at === focus ? 0 : -1;
+    cells.get(focus)?.node.focus({ preventScroll: true });
+  }
+  grid.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const page = Math.max(1, Math.floor(innerHeight / view.line) - 1) * view.columns;
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -view.columns, ArrowDown: view.columns, PageUp: -page, PageDown: page,
+      Home: -order.length, End: order.length }[event.key];
+    if (by === undefined) return;
+    event.preventDefault();
+    if (event.key.startsWith("Arrow") && (focus + by < 0 || focus + by >= order.length)) return;
+    go(focus + by);
+  });
 
   let painting = 0;
   function paintSoon(viewer) {
@@ -411,6 +455,7 @@
     $("picture").style.imageRendering = shown.zoom >= 3 ? "pixelated" : "";
     $("zoom").textContent = `${Math.round(10 * shown.zoom) / 10}×`;
     $("reason").hidden = small !== null;
+    $("turn").hidden = small === null;
     $("reason").textContent = word(data.errors, i) || "no picture";
     $("before").disabled = shown.place === 0;
     $("after").disabled = shown.place >= order.length - 1;
@@ -423,7 +468,9 @@
     facts.replaceChildren();
     const add = (name, value, whole) => {
       const line = make("div", undefined, whole ? "whole" : "");
-      line.append(make("dt", name), make("dd", value));
+      const text = make("dd", value);
+      text.dir = "auto";
+      line.append(make("dt", name), text);
       facts.append(line);
       return line;
     };
@@ -432,7 +479,11 @@
       const button = make("button", identity, "text");
       button.type = "button";
       button.title = "Show all pictures of this identity";
-      button.onclick = () => { $("search").value = identity; state.search = identity.toLowerCase(); $("viewer").close(); update(); };
+      button.onclick = () => {
+        shown.place = 0;
+        $("viewer").close();
+        choosers.identities(data.identities.rows[i]);
+      };
       add("identity", "").lastChild.append(button);
     }
     if (word(data.splits, i)) add("split", word(data.splits, i));
@@ -487,11 +538,7 @@
     }
     fingers.set(event.pointerId, event);
   };
-  stage.onpointerup = stage.onpointercancel = (event) => {
-    const began = fingers.get(event.pointerId);
-    fingers.delete(event.pointerId);
-    if (event.type === "pointerup" && began && event.detail === 2) zoomTo(shown.zoom > 1 ? 1 : 3, event.clientX, event.clientY);
-  };
+  stage.onpointerup = stage.onpointercancel = (event) => fingers.delete(event.pointerId);
   stage.ondblclick = (event) => zoomTo(shown.zoom > 1 ? 1 : 3, event.clientX, event.clientY);
   stage.addEventListener("wheel", (event) => {
     event.preventDefault();
@@ -502,6 +549,7 @@
   $("before").onclick = () => step(-1);
   $("after").onclick = () => step(1);
   $("close").onclick = () => $("viewer").close();
+  $("viewer").onclose = () => { if (order.length) go(shown.place); };
   $("cover-opacity").oninput = drawViewer;
   $("viewer").onclick = (event) => { if (event.target === $("viewer")) $("viewer").close(); };
   document.addEventListener("keydown", (event) => {
@@ -528,7 +576,7 @@
   $("search").oninput = () => { state.search = $("search").value.trim().toLowerCase(); soon(); };
   $("open").onclick = () => document.body.classList.add("filtering");
   $("done").onclick = () => document.body.classList.remove("filtering");
-  $("reset").onclick = () => {
+  $("reset").onclick = $("all").onclick = () => {
     state.search = $("search").value = "";
     for (const name in state.selects) { state.selects[name] = ""; $(`select-${name}`).value = ""; }
     state.picks.fill("");
@@ -548,7 +596,11 @@
   for (const score of scores) scoreFilter(score);
   if (traits) {
     const judged = codes.some(measured), head = make("h3", "Attributes");
-    head.append(make("small", judged ? "pale: asked for · dark: made" : "share asked for"));
+    if (judged) {
+      const key = make("small");
+      key.append(make("span", undefined, "key asked"), "asked for", make("span", undefined, "key"), "made");
+      head.append(key);
+    } else head.append(make("small", "share asked for"));
     $("attributes").append(head);
     for (let j = 0; j < traits; j++) traitFilter(j, judged);
   }
