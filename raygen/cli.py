@@ -230,8 +230,7 @@ def report(
     page = build_report(folder, out, faces=faces, explore=pictures if explore else 0)
     console.heading(f"report: {page}")
     if explore:
-        beside, _, name = page.rpartition("/")
-        console.heading(f"explorer: {beside}/{explorer_name(name)}.html")
+        console.heading(f"explorer: {explorer_name(page)}.html")
 
 
 @app.command("study-results", rich_help_panel=TOOLS)

@@ -77,9 +77,10 @@ class Rows:
 
 
 def explorer_name(report: str) -> str:
-    """Name of the page beside the file `report`, without .html: reports in one folder have explorers of their own."""
-    stem = report.rpartition(".")[0] or report
-    return "explorer" if stem == "report" else f"{stem}_explorer"
+    """The page beside the file `report`, without .html: reports in one folder have explorers of their own."""
+    folder, slash, name = report.rpartition("/")
+    stem = name.rpartition(".")[0] or name
+    return folder + slash + ("explorer" if stem == "report" else f"{stem}_explorer")
 
 
 def write_explorer(run: RunFolder, storage: FileStore, limit: int, *, report: str) -> str | None:

@@ -20,6 +20,7 @@ from raygen.report.explorer import write_explorer
 from raygen.report.run_folder import RunFolder
 from raygen.store.filesystem import FileStore
 from raygen.store.schemas import SAMPLES, SCORES
+from tests.commandline import main
 from tests.report.test_build import (
     EVIL,
     Browser,
@@ -142,6 +143,11 @@ def test_a_run_without_pictures_has_nothing_to_explore(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no SAMPLES or FACES.* leave --explore out"):
         build_report(str(tmp_path), explore=10)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_command_says_where_the_explorer_is(run: Path, tmp_path: Path, capfd) -> None:
+    code, said = main(capfd, "report", str(run), f"--out={tmp_path}/ours.html", "--explore", "--pictures=2")
+    assert (code, f"explorer: {tmp_path}/ours_explorer.html" in "".join(said.splitlines())) == (0, True), said
 
 
 def test_of_several_classifiers_the_first_one_judges_as_in_the_report(run: Path, tmp_path: Path) -> None:

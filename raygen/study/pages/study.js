@@ -94,18 +94,22 @@
     if (place < total) for (const name of data.trials[place].pictures) new Image().src = address(name);
   }
 
-  /** Pictures are as large as the window allows, side by side or one above the other. */
+  /** Pictures are as large as the window allows; lines are full where that costs little, so that none stands alone. */
   function fit() {
     const choices = $("choices"), count = choices.children.length;
     if (!count) return;
+    choices.style.maxWidth = "none";
     const gap = parseFloat(getComputedStyle(choices).gap) || 0, width = choices.clientWidth;
     const height = Math.max(220, innerHeight - choices.getBoundingClientRect().top - scrollY - (data.ties ? 76 : 24));
-    let side = 0;
+    let side = 0, across = 1, best = 0;
     for (let columns = 1; columns <= count; columns++) {
       const lines = Math.ceil(count / columns);
-      side = Math.max(side, Math.min((width - gap * (columns - 1)) / columns, (height - gap * (lines - 1)) / lines));
+      const fits = Math.min((width - gap * (columns - 1)) / columns, (height - gap * (lines - 1)) / lines, 640);
+      const worth = fits * (count % columns ? 0.85 : 1);
+      if (worth > best) [side, across, best] = [Math.floor(fits), columns, worth];
     }
-    choices.style.setProperty("--side", `${Math.floor(Math.min(side, 640))}px`);
+    choices.style.setProperty("--side", `${side}px`);
+    choices.style.maxWidth = `${across * side + gap * (across - 1)}px`;
   }
 
   function choose(choice) {
