@@ -106,7 +106,8 @@ def _estimate(job: Job) -> None:
     alone = job.resources.workers == 1 or job.resources.runner == "local"
     workers = "one worker" if alone else f"{job.resources.workers} workers"
     seconds = f"about {duration(estimate.seconds)} with {workers}" if estimate.seconds else "not estimated"
-    console.facts({"rows": estimate.rows, **shards, "bytes": f"about {size(estimate.bytes)}", "time": seconds})
+    stored = f"about {size(estimate.bytes)}" if estimate.bytes else "not estimated"
+    console.facts({"rows": estimate.rows, **shards, "bytes": stored, "time": seconds})
     for note in filter(None, (*estimate.notes, job.resources.idle())):
         console.note(note)
 
@@ -254,9 +255,8 @@ def study_results(
 
     document = read_key(parse(Location, key, "KEY"))
     out = parse(Location, out, "--out")
-    read, problems = read_answers(
-        document, answer_files([parse(RelativeLocation, name, "ANSWERS") for name in answers])
-    )
+    files = answer_files([parse(RelativeLocation, name, "ANSWERS") for name in answers])
+    read, problems = read_answers(document, files)
     if not read:
         raise ConfigError("; ".join(["no line is an answer to this study", *problems[:3]]))
     raters = rate_raters(read, max_failed)

@@ -29,4 +29,4 @@ def track(
         if sheet is not None:
             trackers.picture(f"sheet/{name}", sheet, 0)
     problems = trackers.close()
-    return {"not logged": "; ".join(problems)} if problems else {}
+    return {"not_logged": "; ".join(problems)} if problems else {}

@@ -112,6 +112,8 @@ def test_pictures_hold_pixels_alone_and_their_names_and_times_say_nothing(pages:
 def test_rows_that_failed_are_left_out_and_too_few_are_an_error(job: Path, pages: Path, capfd) -> None:
     assert all(t["sample_id"] != "p011" for f in read_key(f"{pages}.key.json")["forms"] for t in f["trials"])
     out = f"out={job.parent}/more"
+    code, said = main(capfd, "study", str(job), out, "--dry-run")
+    assert (code, "rows   6" in said, "bytes  not estimated" in said) == (0, True, True), said
     code, said = main(capfd, "study", str(job), out, "trials=12")
     assert (code, "need 12 rows, and 11 are in all methods; set trials to at most 11" in said) == (2, True), said
     assert not (job.parent / "more").exists()

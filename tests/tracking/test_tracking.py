@@ -20,6 +20,7 @@ from raygen.commands.registry import make
 from raygen.commands.train import TrainJob
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
+from raygen.evaluation.track import track
 from raygen.tracking import background, base
 from raygen.tracking.background import Trackers, contact_sheet
 from raygen.tracking.base import TrackedRun, measured, tracked
@@ -206,8 +207,19 @@ def test_an_evaluation_records_its_metrics_and_a_sheet_of_each_set(
     assert "miou:raygen-parser/reference" in values
     assert tracker.pictures == [("sheet/reference", 0, (4 * 128, 128))]
     assert tracker.run.settings["score.parser.kind"] == "small"
-    assert "not logged" not in result.facts
+    assert "not_logged" not in result.facts
     assert {tag for tag, _ in events(tmp_path / "scores/tensorboard")} >= {*rows, "sheet/reference"}
+
+
+@pytest.mark.filterwarnings("ignore:log")
+def test_what_an_evaluation_could_not_record_has_the_name_that_trainings_give_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(name: str, run: TrackedRun) -> None:
+        raise SystemExit(f"{name} ends the process")
+
+    monkeypatch.setattr(background, "start_tracker", start)
+    assert track(["mlflow"], RUN, [], {}) == {"not_logged": "mlflow: SystemExit: mlflow ends the process"}
 
 
 @pytest.mark.filterwarnings("ignore:log")
@@ -328,7 +340,7 @@ def test_wandb_is_offline_without_an_account(tmp_path: Path, monkeypatch: pytest
 def test_mlflow_of_an_evaluation_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/shared.db")
     monkeypatch.chdir(tmp_path)
-    assert "not logged" not in evaluation(tmp_path, ["mlflow"]).run(quiet).facts
+    assert "not_logged" not in evaluation(tmp_path, ["mlflow"]).run(quiet).facts
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path}/shared.db")
