@@ -79,7 +79,7 @@ def _read_rows(piece: Slice, columns: Sequence[str] | None) -> pa.Table:
     with fs.open(path, "rb") as opened:
         file = _compared(opened, piece.path, whole=columns is None)
         try:
-            reader = pq.ParquetFile(file, page_checksum_verification=True)
+            reader = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
             group_rows = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
             starts = list(accumulate(group_rows, initial=0))
             groups = [
@@ -167,7 +167,7 @@ def _small_leaves(path: str, kind: pa.DataType) -> Iterator[str]:
 def from_parquet(data: bytes | pa.Buffer, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Parquet bytes -> table with page checksums verified; `InputError` (`parquet`) where they do not hold."""
     try:
-        reader = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        reader = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
         return reader.read(columns=None if columns is None else list(columns), use_threads=False)  # see `_read_rows`
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(str(error)[:200], reason="parquet") from error
