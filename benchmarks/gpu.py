@@ -37,11 +37,11 @@ from raygen.core.face_labels import CLASSES
 from raygen.models import checkpoint
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
+from raygen.models.batched_unets import SideBySide
 from raygen.models.compiled import run_uncompiled
 from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.models.config.ldm import LDMConfig
 from raygen.models.config.scadm import SCADMConfig
-from raygen.models.side_by_side import SideBySide
 from raygen.sampling.config import SampleConfig
 from raygen.sampling.guidance import build_guidance
 from raygen.sampling.influence import InfluenceRecorder

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from raygen.core.face_labels import ATTRIBUTES
+from raygen.models.checkpoint_documents import FORMAT
 from raygen.models.checkpoint_folder import first_stage_config, open_parts
-from raygen.models.opened import FORMAT
 from raygen.store.sealed import seal_folder
 from raygen.training.config.recipe import folders_of, is_denoiser
 

@@ -101,7 +101,7 @@ def test_a_name_that_the_disk_refuses_is_a_sentence_and_2(place, capfd, word):
 
 
 def test_a_server_that_is_away_is_a_sentence_and_4(place, capfd, monkeypatch):
-    monkeypatch.setattr("raygen.store.attempts.RETRIES", 1)
+    monkeypatch.setattr("raygen.store.storage_errors.RETRIES", 1)
     code, said = main(capfd, "verify", "http://127.0.0.1:1/run")
     assert (code, said.count("\n")) == (4, 1)
     assert said.startswith("InfrastructureError: ")

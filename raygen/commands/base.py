@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 from raygen.core.config import Config, Resources
 from raygen.core.errors import RaygenError, TooManyBadRows
 from raygen.core.location import Location
+from raygen.execution.bottleneck import encoding_text
 from raygen.execution.executor import Outcome, PlannedRun, Progress, Runner, bad_rows_text, execute_all, local_runner
-from raygen.execution.in_turn import WorkersInTurn
-from raygen.execution.waiting import encoding_text
+from raygen.execution.shared_actors import WorkersInTurn
 from raygen.execution.worker import Worker, failed_rows, reasons_of
 from raygen.metrics.noise import check_noise
 from raygen.store.filesystem import FileStore

@@ -29,8 +29,8 @@ from raygen.models import checkpoint_folder
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore, open_input
 from raygen.tracking.base import LOG, LogTo
+from raygen.training.cleanup import alone
 from raygen.training.config.recipe import TrainRecipe, folders_of, is_denoiser, required_fields, text_config_of
-from raygen.training.unfinished import alone
 
 if TYPE_CHECKING:
     from raygen.models.text import Tokenizer

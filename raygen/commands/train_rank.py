@@ -14,6 +14,7 @@ from raygen.models import checkpoint
 from raygen.models.text import Tokenizer
 from raygen.tracking.background import Trackers
 from raygen.tracking.base import measured, tracked
+from raygen.training.cleanup import explained
 from raygen.training.config.recipe import is_denoiser
 from raygen.training.data import TrainingData
 from raygen.training.logger import TrainingLogger
@@ -21,7 +22,6 @@ from raygen.training.networks import NETWORKS, frozen_digests
 from raygen.training.outputs import Outputs
 from raygen.training.preview import sheet
 from raygen.training.trainer import Trainer, TrainStep, train
-from raygen.training.unfinished import explained
 
 if TYPE_CHECKING:
     from raygen.commands.train import TrainJob

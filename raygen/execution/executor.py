@@ -25,8 +25,8 @@ from raygen.core.errors import (
     from_record,
 )
 from raygen.core.location import redact
-from raygen.execution.in_turn import built_first
-from raygen.execution.waiting import WorkerTime
+from raygen.execution.bottleneck import WorkerTime
+from raygen.execution.shared_actors import built_first
 from raygen.execution.worker import (
     RunTarget,
     ShardItem,

@@ -25,6 +25,7 @@ from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
+from raygen.models.checkpoint_documents import FORMAT, PLAIN_STAGE, STAGE, OpenedCheckpoint
 from raygen.models.checkpoint_files import Writing, read_first_stage, write_diffusers, write_json
 from raygen.models.checkpoint_folder import (
     FAMILIES,
@@ -41,7 +42,6 @@ from raygen.models.checkpoint_folder import (
 from raygen.models.config.autoencoder import pixel_stage
 from raygen.models.config.sampler import SamplerConfig
 from raygen.models.networks import BuildInputs, CountInputs, networks_of
-from raygen.models.opened import FORMAT, PLAIN_STAGE, STAGE, OpenedCheckpoint
 from raygen.models.schedulers import build_sampler, diffusers_scheduler
 from raygen.models.text import Tokenizer
 from raygen.store.sealed import FILES, check_files, seal_folder

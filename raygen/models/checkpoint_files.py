@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from raygen.core.errors import InputError
 from raygen.models.autoencoder import FirstStage
-from raygen.models.opened import PLAIN_STAGE, STAGE, OpenedCheckpoint, read_json
-from raygen.store.file_kinds import check_start
+from raygen.models.checkpoint_documents import PLAIN_STAGE, STAGE, OpenedCheckpoint, read_json
+from raygen.store.not_weights import check_start
 from raygen.store.tensor_file import save_tensors
 
 __all__ = [

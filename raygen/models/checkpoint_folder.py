@@ -7,12 +7,12 @@ from typing import Final
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InputError, IntegrityError
 from raygen.core.hashing import canonical
+from raygen.models.checkpoint_documents import FORMAT, OpenedCheckpoint, read_json, weight_file
 from raygen.models.config import collaborative, controlnet, ldm, scadm, stable_diffusion
 from raygen.models.config.autoencoder import AutoencoderConfig, pixel_stage
 from raygen.models.config.mixing import Mixing
 from raygen.models.config.noise import NoiseSchedule
 from raygen.models.family import Family
-from raygen.models.opened import FORMAT, OpenedCheckpoint, read_json, weight_file
 from raygen.store.fetched import local_folder
 from raygen.store.sealed import FILES, SEAL, open_record, read_record
 

@@ -19,6 +19,8 @@ from raygen.core.errors import ConfigError
 from raygen.models.attention import own_cross_attention
 from raygen.models.autoencoder import FirstStage, require_same_stage, same_stage
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.batched_unets import SideBySide
+from raygen.models.checkpoint_documents import FORMAT, OpenedCheckpoint
 from raygen.models.checkpoint_files import (
     OWN_WEIGHTS,
     Writing,
@@ -43,8 +45,6 @@ from raygen.models.expert_mixing import mixed_shares
 from raygen.models.ldm import LDM, build_unet, prepared_context, run_unet
 from raygen.models.ldm import NETWORKS as LDM_NETWORKS
 from raygen.models.networks import BuildInputs, CountInputs, Networks
-from raygen.models.opened import FORMAT, OpenedCheckpoint
-from raygen.models.side_by_side import SideBySide
 from raygen.models.text import Tokenizer
 
 __all__ = ["INFLUENCE", "NETWORKS", "Collaborative", "DynamicDiffuser"]

@@ -24,13 +24,13 @@ from raygen.core.face_labels import CLASSES
 from raygen.models.attention import own_cross_attention, use_context
 from raygen.models.autoencoder import FirstStage, require_same_stage
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_documents import OpenedCheckpoint
 from raygen.models.checkpoint_files import DIFFUSERS_WEIGHTS, Writing, fill, write_diffusers
 from raygen.models.conditions import Conditions
 from raygen.models.config.controlnet import ControlNetConfig, control_modalities
 from raygen.models.ldm import LDM, build_unet, prepared_context, run_unet
 from raygen.models.ldm import NETWORKS as LDM_NETWORKS
 from raygen.models.networks import BuildInputs, CountInputs, Networks
-from raygen.models.opened import OpenedCheckpoint
 from raygen.models.spade import one_hot
 
 __all__ = ["NETWORKS", "ControlNetLDM", "new_branch"]

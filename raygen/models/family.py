@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from raygen.core.config import Config, parse
+from raygen.models.checkpoint_documents import OpenedCheckpoint
 from raygen.models.config.mixing import Mixing
 from raygen.models.config.noise import NoiseSchedule
 from raygen.models.config.text import TextConfig
-from raygen.models.opened import OpenedCheckpoint
 
 __all__ = ["Family"]
 

@@ -17,6 +17,7 @@ from raygen.core.errors import ConfigError, InputError
 from raygen.models.attention import keys_values, own_cross_attention, use_context
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_documents import OpenedCheckpoint, read_json
 from raygen.models.checkpoint_files import (
     OWN_WEIGHTS,
     Writing,
@@ -31,7 +32,6 @@ from raygen.models.conditions import Conditions
 from raygen.models.config.ldm import LDMConfig, check_levels
 from raygen.models.config.text import PretrainedTextConfig, TransformerTextConfig
 from raygen.models.networks import BuildInputs, CountInputs, Networks
-from raygen.models.opened import OpenedCheckpoint, read_json
 from raygen.models.text import FrozenText, TextEncoder, Tokenizer, empty_encoder, pretrained_encoder
 
 __all__ = ["LDM", "NETWORKS", "build_unet", "condition_encoders", "prepared_context", "run_unet"]

@@ -10,9 +10,9 @@ from torch import nn
 
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
+from raygen.models.checkpoint_documents import OpenedCheckpoint
 from raygen.models.checkpoint_files import Writing, read_first_stage
 from raygen.models.family import Family
-from raygen.models.opened import OpenedCheckpoint
 from raygen.models.text import Tokenizer
 
 __all__ = ["BuildInputs", "CountInputs", "Networks", "networks_of"]

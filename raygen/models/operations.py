@@ -17,12 +17,12 @@ from raygen.core.config import Config
 from raygen.core.errors import ConfigError, RaygenError
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
+from raygen.models.checkpoint_documents import OpenedCheckpoint, read_json
 from raygen.models.checkpoint_folder import family_in, family_of, open_parts
 from raygen.models.config.autoencoder import AutoencoderConfig
 from raygen.models.config.text import PretrainedTextConfig
 from raygen.models.ldm import LDM
 from raygen.models.networks import BuildInputs, networks_of
-from raygen.models.opened import OpenedCheckpoint, read_json
 from raygen.models.text import empty_encoder
 
 __all__ = [

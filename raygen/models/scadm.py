@@ -26,13 +26,13 @@ from raygen.core.pixels import to_pixels
 from raygen.models.attention import gates, own_cross_attention, watch_scores
 from raygen.models.autoencoder import FirstStage, silence_residuals
 from raygen.models.base import Context, Model, Record, Tokens
+from raygen.models.checkpoint_documents import OpenedCheckpoint
 from raygen.models.checkpoint_files import OWN_WEIGHTS, Writing, fill, write_weights
 from raygen.models.conditions import Conditions
 from raygen.models.config.ldm import check_levels
 from raygen.models.config.scadm import SCADMConfig
 from raygen.models.ldm import prepared_context, run_unet
 from raygen.models.networks import CountInputs, Networks
-from raygen.models.opened import OpenedCheckpoint
 from raygen.models.spade import modulated, modulations, one_hot, spade_blocks
 from raygen.models.style_encoder import StyleEncoder
 

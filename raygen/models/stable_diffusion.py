@@ -14,11 +14,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from raygen.core.errors import InputError
 from raygen.core.precision import copy_parameters
 from raygen.models.autoencoder import FirstStage
+from raygen.models.checkpoint_documents import OpenedCheckpoint
 from raygen.models.config.ldm import LDMConfig
 from raygen.models.config.text import PretrainedTextConfig
 from raygen.models.ldm import LDM
 from raygen.models.ldm import NETWORKS as LDM_NETWORKS
-from raygen.models.opened import OpenedCheckpoint
 from raygen.models.text import Tokenizer, pretrained_encoder, tokenizer_of
 from raygen.models.weight_variants import readable
 

@@ -14,8 +14,8 @@ from typing import Final
 from torch import Tensor
 
 from raygen.core.errors import InputError
-from raygen.models.opened import STEMS, weight_file
-from raygen.store.file_kinds import check_start
+from raygen.models.checkpoint_documents import STEMS, weight_file
+from raygen.store.not_weights import check_start
 from raygen.store.tensor_file import save_tensors
 from raygen.store.weight_file import open_weights
 

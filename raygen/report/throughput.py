@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from raygen.execution.waiting import WorkerTime
+from raygen.execution.bottleneck import WorkerTime
 from raygen.report.run_folder import RunFolder
 from raygen.report.section import Section
 from raygen.report.timeline import Span, axis, lanes, steps, without_pauses

@@ -20,9 +20,9 @@ from raygen.core.errors import ConfigError, InfrastructureError, InputError, Int
 from raygen.core.hashing import canonical, digest
 from raygen.core.location import is_remote
 from raygen.store import disk
-from raygen.store.attempts import PERMANENT, refusal
 from raygen.store.filesystem import FileStore
 from raygen.store.sealed import FILES, open_record, read_record, sums_below, to_text
+from raygen.store.storage_errors import PERMANENT, refusal
 
 __all__ = ["CACHE", "cache_folder", "local_folder"]
 

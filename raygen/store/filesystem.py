@@ -21,8 +21,8 @@ from fsspec.implementations.local import LocalFileSystem
 from raygen.core.errors import ConfigError, InfrastructureError, IntegrityError, StorageError
 from raygen.core.location import check_credentials, redact
 from raygen.store import disk, uploads
-from raygen.store.attempts import PASSING, PERMANENT, REFUSED, code_of, refusal, retry, twice
 from raygen.store.disk import FOREIGN_AGE_S, PROBE
+from raygen.store.storage_errors import PASSING, PERMANENT, REFUSED, code_of, refusal, retry, twice
 from raygen.store.uploads import Upload
 
 __all__ = ["PASSING", "PERMANENT", "FileStore", "file_system", "retry"]

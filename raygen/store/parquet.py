@@ -70,12 +70,16 @@ def read_slice(piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def _read_rows(piece: Slice, columns: Sequence[str] | None) -> pa.Table:
-    """`read_slice` of a file. Errors of the storage are raised as they are."""
+    """`read_slice` of a file. Errors of the storage are raised as they are.
+
+    In this thread alone: a thread of pyarrow (26.0.1) may let go of `file`, an object of Python, after the call has
+    returned. Where the interpreter is ending then, the process is aborted, after all work was done.
+    """
     fs, path = file_system(piece.path)
     with fs.open(path, "rb") as opened:
         file = _compared(opened, piece.path, whole=columns is None)
         try:
-            reader = pq.ParquetFile(file, page_checksum_verification=True)
+            reader = pq.ParquetFile(file, page_checksum_verification=True, pre_buffer=False)
             group_rows = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
             starts = list(accumulate(group_rows, initial=0))
             groups = [
@@ -86,7 +90,7 @@ def _read_rows(piece: Slice, columns: Sequence[str] | None) -> pa.Table:
             if columns is not None:
                 known = reader.schema_arrow.names
                 columns = [column for column in columns if column.partition(".")[0] in known]
-            table = reader.read_row_groups(groups, columns=columns)
+            table = reader.read_row_groups(groups, columns=columns, use_threads=False)
             return table.slice(piece.start - (starts[groups[0]] if groups else 0), piece.rows)
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
@@ -163,7 +167,7 @@ def _small_leaves(path: str, kind: pa.DataType) -> Iterator[str]:
 def from_parquet(data: bytes | pa.Buffer, *, columns: Sequence[str] | None = None) -> pa.Table:
     """Parquet bytes -> table with page checksums verified; `InputError` (`parquet`) where they do not hold."""
     try:
-        reader = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
-        return reader.read(columns=None if columns is None else list(columns))
+        reader = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
+        return reader.read(columns=None if columns is None else list(columns), use_threads=False)  # see `_read_rows`
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(str(error)[:200], reason="parquet") from error

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.store.file_kinds import START, why_not_weights
+from raygen.store.not_weights import START, why_not_weights
 from raygen.store.pickle_reader import OpaqueObject, PickledArray, PickledStorage, PickledTensor, read_pickle
 from raygen.store.torch_zip import MappedFile, TorchZip
 

@@ -22,9 +22,9 @@ from raygen.store.images import images_from_rows
 from raygen.store.parquet import to_parquet
 from raygen.store.schemas import texts_by_name
 from raygen.store.sealed import to_bytes
+from raygen.training.cleanup import explained
 from raygen.training.data import IDS, RECORD, WIDTHS, Rows, TrainingData, assembled, open_training_data
 from raygen.training.row_file import RowWriter
-from raygen.training.unfinished import explained
 
 __all__ = ["UNWRITTEN", "load_training_data", "texts_of"]
 

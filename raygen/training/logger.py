@@ -14,11 +14,11 @@ from raygen.execution.executor import Progress
 from raygen.store import disk
 from raygen.tracking.background import Trackers
 from raygen.tracking.tensorboard import TensorBoard
+from raygen.training.cleanup import explained
 from raygen.training.config.loop import TrainConfig
 from raygen.training.history import read_history
 from raygen.training.outputs import HISTORY
 from raygen.training.trainer import TrainStep
-from raygen.training.unfinished import explained
 
 __all__ = ["TrainingLogger", "followed"]
 

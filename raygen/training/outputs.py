@@ -21,8 +21,8 @@ from raygen.store import disk
 from raygen.store.fetched import cache_folder
 from raygen.store.filesystem import FileStore
 from raygen.store.sealed import FILES, open_record, seal_folder, store_sha256, to_text
+from raygen.training.cleanup import explained
 from raygen.training.states import RECORD, LocalStates, RemoteStates, States
-from raygen.training.unfinished import explained
 
 __all__ = ["HISTORY", "MANIFEST", "MARK", "RESULT", "Outputs"]
 

@@ -15,9 +15,9 @@ from typing import Any
 from raygen.core.errors import InputError, IntegrityError
 from raygen.core.hashing import canonical, digest
 from raygen.store import disk
+from raygen.training.cleanup import explained
 from raygen.training.data import RECORD, TrainingData, open_training_data
 from raygen.training.loading import UNWRITTEN
-from raygen.training.unfinished import explained
 
 __all__ = ["prepare"]
 

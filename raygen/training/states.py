@@ -22,7 +22,7 @@ from raygen.store import disk
 from raygen.store.filesystem import FileStore
 from raygen.store.sealed import file_sha256, open_record, to_bytes
 from raygen.store.tensor_file import save_tensors
-from raygen.training.unfinished import remove_older, remove_unfinished, unwritten
+from raygen.training.cleanup import remove_older, remove_unfinished, unwritten
 
 __all__ = ["RECORD", "TENSORS", "LocalStates", "RemoteStates", "States", "latest_state"]
 

@@ -112,7 +112,8 @@ def nodes_come_and_go(folder: Path, port: int) -> dict[str, Any]:
             late.set()
             cluster.remove_node(first, allow_graceful=False)
 
-    digest = work(folder, "a", 0.5, report, workers=2, gpus=1)
+    # Beside other tests a second actor needs ten seconds to start, and has to find work.
+    digest = work(folder, "a", 1.5, report, workers=2, gpus=1)
     starts = len(list((folder / "a/out/attempt-00/starts").iterdir()))
     try:
         work(folder, "b", 0.0, report, workers=1, gpus=2)

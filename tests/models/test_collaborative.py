@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from raygen.core.errors import ConfigError, InputError
-from raygen.models import checkpoint, checkpoint_folder, side_by_side
+from raygen.models import batched_unets, checkpoint, checkpoint_folder
 from raygen.models.autoencoder import FirstStage
 from raygen.models.collaborative import Collaborative, DynamicDiffuser
 from raygen.models.conditions import Conditions
@@ -103,7 +103,7 @@ def test_networks_of_equal_shapes_run_as_one(mixing: Mixing, monkeypatch: pytest
     model = together("tokens", "text", "mask", nulls=("tokens", "text", "mask")).requires_grad_(False)
     model.mix(mixing)
     calls = []
-    monkeypatch.setattr(side_by_side, "run_unet", lambda *given: calls.append(given) or run_unet(*given))
+    monkeypatch.setattr(batched_unets, "run_unet", lambda *given: calls.append(given) or run_unet(*given))
     one_by_one, alone = says(model), len(calls)
     saved = {name: value.clone() for name, value in model.state_dict().items()}
     model.side_by_side.grouped = True

@@ -235,7 +235,7 @@ def test_of_two_trainings_into_one_url_the_later_one_goes_on(s3: str, tmp_path: 
 def test_what_cannot_be_written_is_refused_before_any_work(s3: str, faces: str) -> None:
     with pytest.raises(ConfigError, match="nowhere"):
         train(faces, "s3://nowhere/run")
-    from raygen.training.unfinished import alone
+    from raygen.training.cleanup import alone
 
     out = f"{s3}/locked"
     with (

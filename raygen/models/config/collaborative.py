@@ -7,9 +7,9 @@ from pydantic import Field, PositiveInt, field_validator
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
+from raygen.models.checkpoint_documents import OpenedCheckpoint, read_json
 from raygen.models.config.ldm import LDMConfig
 from raygen.models.family import Family
-from raygen.models.opened import OpenedCheckpoint, read_json
 
 __all__ = ["FAMILY", "CollaborativeConfig", "diffuser_config"]
 

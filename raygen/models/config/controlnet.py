@@ -6,8 +6,8 @@ from pydantic import Field, PositiveInt
 
 from raygen.core.config import Config
 from raygen.core.location import Location
+from raygen.models.checkpoint_documents import OpenedCheckpoint
 from raygen.models.family import Family
-from raygen.models.opened import OpenedCheckpoint
 
 __all__ = ["FAMILY", "ControlNetConfig", "control_modalities"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from raygen.core.errors import InputError
+from raygen.models.checkpoint_documents import FORMAT, read_json
 from raygen.models.config.ldm import FAMILY as LDM_FAMILY
-from raygen.models.opened import FORMAT, read_json
 
 __all__ = ["FAMILY", "is_stable", "stable_document"]
 

@@ -99,5 +99,5 @@ def test_the_union_of_data_sets_is_told_apart_by_kind():
         for kind, also in (*((k, {}) for k in plain), ("jsonl", {"file": "y.jsonl"}))
     }
     assert all(kind == found for kind, found in kinds.items())
-    with pytest.raises(ConfigError, match="'celebamask', 'celeba_dialog', 'ffhq', 'folder', 'jsonl', 'procedural'"):
+    with pytest.raises(ConfigError, match="celebamask, celeba_dialog, ffhq, folder, jsonl, procedural, results"):
         parse(AnyDataSet, {"kind": "imagenet", "root": "x"})

@@ -1,4 +1,4 @@
-"""Writing beside a training: a failure is one sentence, and what a killed process left unfinished is removed."""
+"""The folder of a training: its lock, its error messages, and what a killed process left unfinished."""
 
 import shutil
 from collections.abc import Iterator

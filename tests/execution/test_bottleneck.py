@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from raygen.datasets.procedural.draw import draw
-from raygen.execution.waiting import WorkerTime, encoding_text
+from raygen.execution.bottleneck import WorkerTime, encoding_text
 from raygen.store.images import encode_image, picture_column
 from raygen.store.run_store import Commit
 

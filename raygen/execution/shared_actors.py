@@ -1,4 +1,4 @@
-"""The workers of runs of any kind that follow each other in the same actors."""
+"""Several runs by the same actors, one after the other."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""What the workers of a run wait for: from the times in its commits, and before it from a batch."""
+"""What slows the workers of a run down: the times in its commits, and before it those of a batch."""
 
 import platform
 import time

@@ -1,4 +1,4 @@
-"""The documents of a checkpoint folder, read without its weights: nothing here imports torch."""
+"""The JSON files of a checkpoint folder, read without its weights: nothing here imports torch."""
 
 from collections.abc import Mapping
 from itertools import product

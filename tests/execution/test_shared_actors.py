@@ -11,7 +11,7 @@ import pytest
 from raygen.commands.base import PreparedRun, run_together
 from raygen.core.config import Resources
 from raygen.core.errors import ConfigError, InputError
-from raygen.execution.in_turn import WorkersInTurn
+from raygen.execution.shared_actors import WorkersInTurn
 from raygen.store.run_store import RunStore
 from tests.fakes import Fake, build, plan_of
 

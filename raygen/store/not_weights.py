@@ -1,4 +1,4 @@
-"""What a file is that was given as weights and is none: a pointer of git-lfs, a web page, an archive, a stump."""
+"""Files that were given as weights and are none: git-lfs pointers, web pages, archives, files that were cut off."""
 
 import json
 import re
