@@ -22,7 +22,7 @@ __all__ = ["FACES_OR_ERROR", "DataSet", "IngestWorker", "faces_table", "is_outag
 FACES_OR_ERROR = FACES.append(pa.field("error", pa.string()))
 
 
-class Worker(Protocol):
+class FaceReader(Protocol):
     """Turns listing rows into tables."""
 
     def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]:
@@ -52,7 +52,7 @@ class DataSet(Config):
         """Digests of other content that the rows depend on."""
         return ()
 
-    def worker(self, run_id: str) -> Callable[[], Worker]:
+    def worker(self, run_id: str) -> Callable[[], FaceReader]:
         """Makes the worker of each actor. `run_id`: of the run."""
         return partial(IngestWorker, self)
 

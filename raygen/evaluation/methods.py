@@ -11,7 +11,7 @@ from raygen.core.errors import ConfigError
 from raygen.evaluation.comparison import ROW_IDS, check_names, check_protocols, side_by_side
 from raygen.metrics.registry import lookup, order
 
-__all__ = ["Cell", "Line", "MethodTable", "Published", "method_table"]
+__all__ = ["Line", "MethodTable", "MethodValue", "Published", "method_table"]
 
 
 Row = Mapping[str, Any]
@@ -20,7 +20,7 @@ NAMED: Final = 6
 
 
 @dataclass(frozen=True)
-class Cell:
+class MethodValue:
     """A measured value with its 95 % interval, where it has one."""
 
     value: float
@@ -44,7 +44,7 @@ class Line:
     better: str
     digits: int
     n: int
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, MethodValue]
 
     @property
     def best(self) -> str | None:
@@ -130,7 +130,7 @@ class MethodTable:
                 line["better"],
                 line["digits"],
                 line["n"],
-                {name: Cell(**cell) for name, cell in line["values"].items()},
+                {name: MethodValue(**cell) for name, cell in line["values"].items()},
             )
             for line in document["metrics"]
         ]
@@ -200,7 +200,7 @@ def _row_ids(row: Row) -> str | None:
 
 def _line(name: str, cells: Mapping[str, Row]) -> Line:
     metric = lookup(name.partition(" ")[0])
-    values = {method: Cell(row["value"], row["ci_low"], row["ci_high"]) for method, row in cells.items()}
+    values = {method: MethodValue(row["value"], row["ci_low"], row["ci_high"]) for method, row in cells.items()}
     return Line(name, metric.title, metric.better, metric.digits, next(iter(cells.values()))["n"], values)
 
 

@@ -20,7 +20,7 @@ from raygen.store.parquet import to_parquet
 from raygen.study.agreement import fleiss_kappa, krippendorff_alpha
 from raygen.study.answers import Answer
 
-__all__ = ["RESULTS", "Measure", "Rater", "evaluate_answers", "markdown", "rate_raters", "write_results"]
+__all__ = ["RESULTS", "Rater", "StudyMeasure", "evaluate_answers", "markdown", "rate_raters", "write_results"]
 
 
 BOOTSTRAPS: Final = 2000
@@ -42,7 +42,7 @@ RESULTS: Final = pa.schema(
 )
 
 
-class Measure(NamedTuple):
+class StudyMeasure(NamedTuple):
     """A number over `n` answers or items, or None; `low` and `high` are Wilson's interval, the others the bootstrap's.
 
     `chance`: the value of raters who do not look.
@@ -101,7 +101,7 @@ def rate_raters(answers: Sequence[Answer], max_failed: float) -> list[Rater]:
     return raters
 
 
-def evaluate_answers(answers: Sequence[Answer], methods: Sequence[str], *, seed: int = 0) -> list[Measure]:
+def evaluate_answers(answers: Sequence[Answer], methods: Sequence[str], *, seed: int = 0) -> list[StudyMeasure]:
     """Measures of the answers of all raters that count.
 
     `win rate` of a method against another: wins and half of the ties, over their trials. `first choice`: share of
@@ -142,7 +142,7 @@ def _share(
     raters: Sequence[str],
     seed: int,
     chance: float | None,
-) -> Measure:
+) -> StudyMeasure:
     """The mean of `points`, one an answer, with both intervals."""
     total, n = sum(points), len(points)
     index = {name: i for i, name in enumerate(raters)}
@@ -153,7 +153,7 @@ def _share(
             sums[place] += value
             counts[place] += 1
     low, high = _bootstrap(sums, counts, seed)
-    return Measure(measure, method, against, total / n, n, *wilson(total, n), low, high, chance)
+    return StudyMeasure(measure, method, against, total / n, n, *wilson(total, n), low, high, chance)
 
 
 def _bootstrap(sums: Float64Array, counts: Float64Array, seed: int) -> tuple[float | None, float | None]:
@@ -167,10 +167,10 @@ def _bootstrap(sums: Float64Array, counts: Float64Array, seed: int) -> tuple[flo
     return float(low), float(high)
 
 
-def _mirrored(rate: Measure) -> Measure:
+def _mirrored(rate: StudyMeasure) -> StudyMeasure:
     """A win rate seen from the other method."""
     other: Callable[[float | None], float | None] = lambda value: None if value is None else 1 - value  # noqa: E731
-    return Measure(
+    return StudyMeasure(
         rate.measure,
         rate.against,
         rate.method,
@@ -184,7 +184,7 @@ def _mirrored(rate: Measure) -> Measure:
     )
 
 
-def _checks(answers: Sequence[Answer], raters: Sequence[str], seed: int) -> list[Measure]:
+def _checks(answers: Sequence[Answer], raters: Sequence[str], seed: int) -> list[StudyMeasure]:
     """Share of the repeated trials in which another method was chosen."""
     methods = {(a.rater, a.trial): a.method for a in answers if a.repeats is None}
     checks = [a for a in answers if (a.rater, a.repeats) in methods]
@@ -197,7 +197,7 @@ def _checks(answers: Sequence[Answer], raters: Sequence[str], seed: int) -> list
     return [_share("checks failed", "", "", checks, failed, raters, seed, chance)]
 
 
-def _agreement(trials: Sequence[Answer]) -> list[Measure]:
+def _agreement(trials: Sequence[Answer]) -> list[StudyMeasure]:
     """Agreement of different raters on the same row and methods, a tie being a category of its own."""
     items: dict[tuple[str, frozenset[str]], dict[str, str]] = defaultdict(dict)
     for answer in trials:  # one rater may have answered two forms: only the first answer counts
@@ -209,13 +209,13 @@ def _agreement(trials: Sequence[Answer]) -> list[Measure]:
         return []
     several = int((counts.sum(axis=1) >= 2).sum())
     return [
-        Measure("Krippendorff's alpha", "", "", krippendorff_alpha(counts), several, chance=0.0),
-        Measure("Fleiss' kappa", "", "", fleiss_kappa(counts), several, chance=0.0),
+        StudyMeasure("Krippendorff's alpha", "", "", krippendorff_alpha(counts), several, chance=0.0),
+        StudyMeasure("Fleiss' kappa", "", "", fleiss_kappa(counts), several, chance=0.0),
     ]
 
 
 def write_results(
-    out: str, measures: Sequence[Measure], raters: Sequence[Rater], key: Mapping[str, Any], problems: Sequence[str]
+    out: str, measures: Sequence[StudyMeasure], raters: Sequence[Rater], key: Mapping[str, Any], problems: Sequence[str]
 ) -> str:
     """Write results.parquet, results.json and results.md into `out`; the text of the last one."""
     text = markdown(measures, raters, key, problems)
@@ -234,7 +234,7 @@ def write_results(
 
 
 def markdown(
-    measures: Sequence[Measure], raters: Sequence[Rater], key: Mapping[str, Any], problems: Sequence[str]
+    measures: Sequence[StudyMeasure], raters: Sequence[Rater], key: Mapping[str, Any], problems: Sequence[str]
 ) -> str:
     """The results as Markdown tables."""
     counted = [rater for rater in raters if not rater.left_out]

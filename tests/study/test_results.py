@@ -14,7 +14,7 @@ from raygen.store.parquet import from_parquet
 from raygen.study.agreement import fleiss_kappa, krippendorff_alpha
 from raygen.study.answers import answer_files, read_answers
 from raygen.study.design import LEAST_GAP, Form, design
-from raygen.study.results import Measure, evaluate_answers, rate_raters, write_results
+from raygen.study.results import StudyMeasure, evaluate_answers, rate_raters, write_results
 
 IDS = [f"s{i:03d}" for i in range(40)]
 
@@ -149,7 +149,7 @@ def test_alpha_is_that_of_krippendorffs_example() -> None:
 # --- results -------------------------------------------------------------------------------------------------------
 
 
-def measures_of(key: dict, files: Sequence[Path]) -> dict[tuple[str, str], Measure]:
+def measures_of(key: dict, files: Sequence[Path]) -> dict[tuple[str, str], StudyMeasure]:
     answers, problems = read_answers(key, files)
     assert problems == []
     return {(m.measure, m.method): m for m in evaluate_answers(answers, list(key["methods"]))}
