@@ -51,14 +51,10 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
         first = run.first_sample
         resources = stage.record.get("resources") or {}
         conditions = [name for name in ("mask", "attributes", "text") if first.get(name)]
-        names = {"joint": "all"}
-        # A weight of 1 is no guidance.
-        guidance = (first.get("guidance") or {}).items()
-        weights = [f"{names.get(k, k)} {weight:g}" for k, weight in guidance if weight not in (None, 1)]
         made = [
             ("Model", f"checkpoint {str(first.get('checkpoint') or 'unknown')[:12]}"),
             ("Sampler", f"{first.get('sampler') or 'unknown'}, {first.get('steps') or '?'} steps"),
-            ("Guidance", ", ".join(weights) or "none"),
+            ("Guidance", _guidance(first.get("guidance") or {}, stage.plan.settings.get("guidance_interval"))),
         ]
         if first.get("method"):
             made = [("Method", f"{first['method']}, not made by raygen")]
@@ -72,6 +68,15 @@ def _facts(run: RunFolder) -> list[tuple[str, str]]:
     words = [str(data["kind"])] if "kind" in data else []
     words += [f"{data['size']} px"] if "size" in data else []
     return facts + ([("Data", " · ".join(words))] if words else [])
+
+
+def _guidance(weights: Mapping[str, float | None], interval: Sequence[float] | None) -> str:
+    """The weights other than 1, which is no guidance, and the part of the steps that has it."""
+    shown = [(name, weight) for name, weight in weights.items() if weight not in (None, 1)]
+    text = ", ".join(f"{weight:g}" if name == "joint" else f"{name} {weight:g}" for name, weight in shown)
+    if text and interval is not None and tuple(interval) != (0.0, 1.0):
+        text += f", from {interval[0]:.0%} to {interval[1]:.0%} of the steps"
+    return text or "none"
 
 
 def verdict(numbers: Sequence[Number]) -> str:

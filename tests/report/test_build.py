@@ -800,3 +800,17 @@ def test_an_unfinished_training_says_so(ablation: Path, tmp_path: Path) -> None:
     assert training.facts == [("State", "not finished; the same command continues it")]
     assert training.preview is None
     assert "not finished" in Path(build_report(str(tmp_path))).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("weights", "interval", "text"),
+    [
+        ({"joint": 2.0}, [0.5, 1.0], "2, from 50% to 100% of the steps"),
+        ({"joint": 2.0}, [0.0, 1.0], "2"),
+        ({"mask": 1.5, "text": 3.0, "attributes": None}, None, "mask 1.5, text 3"),
+        ({"joint": 1.0}, None, "none"),
+        ({}, None, "none"),
+    ],
+)
+def test_the_head_says_which_steps_are_guided(weights, interval, text):
+    assert overview._guidance(weights, interval) == text
