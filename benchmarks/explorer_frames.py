@@ -1,4 +1,4 @@
-"""Frame times of an explorer page while it is scrolled in Chromium: `python benchmarks/explorer_frames.py PAGE`.
+"""Frame times of an explorer page while it is scrolled in Chromium: `python -m benchmarks.explorer_frames PAGE`.
 
 `PAGE` is the explorer.html of `raygen report FOLDER --explore`. Without it a run of 10,000 drawn faces is made first.
 """

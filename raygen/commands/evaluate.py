@@ -254,7 +254,7 @@ class EvaluateJob(Job, Sharding):
             passes["roundtrip"] = self._pass("roundtrip", reference.url, "faces", resolve(self.round_trip))
         if self.memorization is not None:
             if reference is not None:
-                check_held_out(self.memorization, reference)
+                check_held_out(self.memorization, reference, self.reference_split)
                 reference.check_size(open_input(self.memorization.faces)[0], "faces")
             features = ScoreConfig(parser=None, classifier=None, features=self.score.features)
             passes[TRAINING] = self._pass(TRAINING, self.memorization.faces, "faces", None, features)
@@ -336,11 +336,14 @@ class EvaluateJob(Job, Sharding):
         content = None if reference is None else reference.content
         run, protocols, features = self._protocols(reference, samples)
         stores = pictures_of(reference, samples)
-        if self.samples is not None:
-            folder.update("pictures.json", json.dumps({"samples": self.samples}, indent=1).encode())
+        folders = {} if self.samples is None else {"samples": self.samples}
+        if self.memorization is not None:
+            folders["training"] = self.memorization.faces
+        if folders:
+            folder.update("pictures.json", json.dumps(folders, indent=1).encode())
         facts = write_unpaired(stores if self.score.parser is not None else {}, protocols, folder)
-        for where, (store, _, _) in stores.items():
-            facts |= noise_facts(store, "warning" if where == "all" else f"warning [{where}]")
+        for name, (store, _, _) in stores.items():
+            facts |= noise_facts(store, "warning" if name == "all" else f"warning [{name}]")
         training, grouping = sets.pop(TRAINING, None), Grouping() if samples is None else grouping_of(samples)
         finish = partial(
             aggregate,
@@ -362,8 +365,7 @@ class EvaluateJob(Job, Sharding):
         if self.memorization is not None and training is not None and reference is not None and features is not None:
             rows = MetricRows(run, content)
             closest, duplicates = compare_to_training(self.memorization, sets, training, reference, features, rows)
-            folders = {"samples": self.samples, "training": self.memorization.faces}
-            for file, document in (("closest", closest), ("duplicates", duplicates), ("pictures", folders)):
+            for file, document in (("closest", closest), ("duplicates", duplicates)):
                 folder.update(f"{file}.json", json.dumps(document, indent=1).encode())
             tables.append(rows.table())
         if self.verification is not None:

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from raygen.commands.base import Estimate, PreparedRun, ShardedJob, estimate_cost
 from raygen.commands.counted import count_instead
-from raygen.commands.inputs import Inputs, open_inputs, plan_run
+from raygen.commands.inputs import Inputs, open_inputs, plan_run, record_landmarks, with_landmarks
 from raygen.core.assets import resolve
 from raygen.core.errors import ConfigError
 from raygen.core.location import Location
@@ -15,7 +15,6 @@ from raygen.core.types import PRECISION, Precision
 from raygen.evaluation.config import ScoreConfig
 from raygen.execution.worker import Worker
 from raygen.extractors.config import LandmarksConfig
-from raygen.extractors.digests import checked_content, pinned
 from raygen.models.checkpoint_folder import digest as checkpoint_digest
 from raygen.models.config.compile import Compile
 from raygen.models.config.mixing import AnyMixing
@@ -134,10 +133,7 @@ class GenerateJob(ShardedJob):
         model and its sampler are known to fit, so that they are not checked again, which imports torch.
         """
         settings = self.settings(exclude={"conditions", "shard_rows", "max_error_fraction", "landmarks"})
-        landmarks, score = self.landmarks, self.score
-        if landmarks is not None:
-            settings["landmarks"] = checked_content("landmarks", landmarks, "landmarker")
-            landmarks = pinned(landmarks, settings["landmarks"])
+        landmarks, score = record_landmarks(self.landmarks, settings), self.score
         settings["checkpoint"] = checkpoint_digest(resolve(self.checkpoint))
         config = self.sampling("")
         notes = check_conditions(rows.slices, config, self.ignore, references=self.references is not None)
@@ -175,11 +171,7 @@ def sample_worker(
     from raygen.evaluation import scored_sampler
 
     build = partial(scored_sampler.sample_worker, config, score, threads, references)
-    if landmarks is None:
-        return build()
-    from raygen.sampling.landmarked import LandmarkedWorker
-
-    return LandmarkedWorker(build, landmarks, threads)
+    return with_landmarks(build, landmarks, threads)
 
 
 JOB = GenerateJob

@@ -5,7 +5,7 @@ out/listing-*.parquet          list of the files that were found, which the work
 out/unmatched.json             rows without a picture and pictures without a row, if there are any
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -13,14 +13,12 @@ import pyarrow as pa
 from pydantic import Field
 
 from raygen.commands.base import PreparedRun, ShardedJob
-from raygen.commands.inputs import keep_listings, listing_inputs, plan_run
+from raygen.commands.inputs import keep_listings, listing_inputs, plan_run, record_landmarks, with_landmarks
 from raygen.core.errors import ConfigError
 from raygen.core.hashing import canonical
 from raygen.datasets import AnyDataSet
 from raygen.datasets.pictures import file_addresses
-from raygen.execution.worker import Worker
 from raygen.extractors.config import LandmarksConfig
-from raygen.extractors.digests import checked_content, pinned
 from raygen.sampling.config import LANDMARKS
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
@@ -45,11 +43,9 @@ class IngestJob(ShardedJob):
         note = remarks.get(b"note", b"").decode()
         notes = (f"masks: {self.data.count_masks(listing):,} of {len(listing):,}", *([note] if note else []))
         listing = listing.replace_schema_metadata(None)
-        store, landmarks = RunStore(self.out), self.landmarks
+        store = RunStore(self.out)
         settings: dict[str, Any] = {"data": self.data}
-        if landmarks is not None:
-            settings["landmarks"] = checked_content("landmarks", landmarks, "landmarker")
-            landmarks = pinned(landmarks, settings["landmarks"])
+        landmarks = record_landmarks(self.landmarks, settings)
         store.storage.check_place()
         refuse_changed_files(store, settings, listing)
         inputs = listing_inputs(listing, self.out, *self.data.inputs(), write=write)
@@ -58,17 +54,8 @@ class IngestJob(ShardedJob):
             keep_listings(store, plan, inputs)
             if b"unmatched" in remarks:
                 FileStore(self.out).update("unmatched.json", remarks[b"unmatched"])
-        build = partial(ingest_worker, self.data.worker(plan.run_id), landmarks, self.resources.threads)
+        build = partial(with_landmarks, self.data.worker(plan.run_id), landmarks, self.resources.threads)
         return PreparedRun(store, plan, self.max_error_fraction, build=build, first=listing, notes=notes)
-
-
-def ingest_worker(build: Callable[[], Worker], landmarks: LandmarksConfig | None, threads: int) -> Worker:
-    """The worker of an ingest run: that of its data set, and landmarks where they are asked for."""
-    if landmarks is None:
-        return build()
-    from raygen.sampling.landmarked import LandmarkedWorker
-
-    return LandmarkedWorker(build, landmarks, threads)
 
 
 def refuse_changed_files(store: RunStore, settings: Mapping[str, Any], listing: pa.Table) -> None:

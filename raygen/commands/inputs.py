@@ -10,6 +10,9 @@ import pyarrow.compute as pc
 
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.hashing import digest, run_id
+from raygen.execution.worker import Worker
+from raygen.extractors.config import LandmarksConfig
+from raygen.extractors.digests import checked_content, pinned
 from raygen.store.filesystem import FileStore
 from raygen.store.parquet import Slice, read_slice, to_parquet
 from raygen.store.run_store import Plan, RunStore, make_shards, open_input
@@ -23,6 +26,8 @@ __all__ = [
     "listing_inputs",
     "open_inputs",
     "plan_run",
+    "record_landmarks",
+    "with_landmarks",
 ]
 
 
@@ -143,3 +148,20 @@ def check_conditions_of_faces(
         raise InputError(f"{caption[0]}: {faces} has no text {caption[1]!r}; {there}", reason="empty")
     if lacking:
         raise InputError(f"{key}: no face of {faces} has {' or '.join(lacking)}", reason="empty")
+
+
+def record_landmarks(landmarks: LandmarksConfig | None, settings: dict[str, Any]) -> LandmarksConfig | None:
+    """Put `landmarks` into the settings of a plan, by content; the value for workers, with the whole sha256."""
+    if landmarks is None:
+        return None
+    settings["landmarks"] = checked_content("landmarks", landmarks, "landmarker")
+    return pinned(landmarks, settings["landmarks"])
+
+
+def with_landmarks(build: Callable[[], Worker], landmarks: LandmarksConfig | None, threads: int) -> Worker:
+    """The worker of `build`, and landmarks where they are asked for."""
+    if landmarks is None:
+        return build()
+    from raygen.sampling.landmarked import LandmarkedWorker
+
+    return LandmarkedWorker(build, landmarks, threads)

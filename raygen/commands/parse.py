@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from raygen.commands.base import PreparedRun, ProgressCallback, Result, ShardedJob
-from raygen.commands.inputs import open_inputs, plan_run
+from raygen.commands.inputs import open_inputs, plan_run, record_landmarks, with_landmarks
 from raygen.core.location import Location
 from raygen.execution.worker import Worker
 from raygen.extractors.config import BundledNetworkConfig, LandmarksConfig, ParserConfig
@@ -51,10 +51,8 @@ class ParseJob(ShardedJob):
             # Where the pictures come from decides how they are marked, compared and shown.
             **({"data": source["data"]} if "data" in source else {}),
         }
-        parser, landmarks = pinned(self.parser, settings["parser"]), self.landmarks
-        if landmarks is not None:
-            settings["landmarks"] = checked_content("landmarks", landmarks, "landmarker")
-            landmarks = pinned(landmarks, settings["landmarks"])
+        parser = pinned(self.parser, settings["parser"])
+        landmarks = record_landmarks(self.landmarks, settings)
         inputs = open_inputs(self.faces, "faces")
         plan = plan_run("parse", settings, inputs, batch=self.batch, shard_rows=self.shard_rows)
         config = ParseConfig(parser=parser, replace=self.replace, min_confidence=self.min_confidence)
@@ -89,11 +87,9 @@ def confidence_facts(store: RunStore, least: float) -> dict[str, str]:
 
 def parse_worker(config: ParseConfig, landmarks: LandmarksConfig | None, threads: int) -> Worker:
     """The worker of a parse run, made in the process that parses: the driver of a cluster needs no torch."""
-    from raygen.sampling.landmarked import LandmarkedWorker
     from raygen.sampling.parse import ParseWorker
 
-    build = partial(ParseWorker, config, threads=threads)
-    return build() if landmarks is None else LandmarkedWorker(build, landmarks, threads)
+    return with_landmarks(partial(ParseWorker, config, threads=threads), landmarks, threads)
 
 
 JOB = ParseJob

@@ -154,7 +154,7 @@ class SelectJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Run the attempts, write the accepted rows, then the metrics of the selection."""
-        self._check_inputs()
+        self.check()
         rounds = RetryState(self.gates, self.on_exhausted)
         real: dict[RealFaces, ScorePool] = {}
         for gate in self.gates:
@@ -184,7 +184,7 @@ class SelectJob(Job):
 
     def estimate(self) -> Estimate:
         """The first attempt only; how many pictures will be tried again is not known yet."""
-        self._check_inputs()
+        self.check()
         if self.faces is not None:
             return self._scoring_job(self.faces, self.score).estimate()
         first = estimate_cost(self._generate_job(0).prepare(write=False), self.resources)
@@ -210,7 +210,7 @@ class SelectJob(Job):
         run_sharded(work, self.resources, report)
         return ScoredAttempt(work.store, work.store)
 
-    def _check_inputs(self) -> None:
+    def check(self) -> None:
         """The errors of gates and inputs that would only be met after pictures have been made and scored."""
         if self.faces is None:
             open_inputs(self._generate_job(0).conditions, "conditions")
@@ -301,18 +301,18 @@ class SelectJob(Job):
                 settings["planning"] = {key: value for key, value in planning.items() if key not in FILES}
         rows = max(shard.rows for shard in first.shards)
         name = run_id({"kind": "select", "settings": settings, "inputs": inputs.digest})
-        plan, store = (
-            Plan("select", name, settings, rows, make_shards(inputs.slices, rows)),
-            RunStore(f"{self.out}/selected"),
-        )
+        plan = Plan("select", name, settings, rows, make_shards(inputs.slices, rows))
+        store = RunStore(f"{self.out}/selected")
         keep_listings(store, plan, inputs)
         return PreparedRun(store, plan, 1.0, build=SelectWorker)
 
 
 def scores_of(tables: Iterator[pa.Table], prefixes: Sequence[str]) -> Iterator[pa.Table]:
-    """The SCORES whose metrics begin with one of `prefixes`."""
+    """The SCORES whose metrics are one of `prefixes`, or begin with one that ends with a colon."""
+    open_ended = tuple(prefix for prefix in prefixes if prefix.endswith(":"))
     for table in tables:
-        names = [name for name in table["metric"].unique().to_pylist() if name.startswith(tuple(prefixes))]
+        metrics = table["metric"].unique().to_pylist()
+        names = [name for name in metrics if name in prefixes or name.startswith(open_ended)]
         yield table.filter(pc.is_in(table["metric"], pa.array(names, pa.string())))
 
 

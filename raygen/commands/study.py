@@ -77,17 +77,23 @@ class StudyJob(Job):
         """Where the key is written."""
         return self.key or f"{self.out.rstrip('/')}.key.json"
 
+    def check(self) -> None:
+        """See `Job.check`: files in `out` that raters would get too."""
+        names = FileStore(self.out).names("")
+        if any(not re.fullmatch(r"form-\d+\.html|pictures", name) for name in names):
+            raise ConfigError(f"{self.out}: holds other files, which raters would get too; choose an empty folder")
+
     def run(self, report: ProgressCallback) -> Result:
         """Write the pages, the pictures and the key."""
+        self.check()
         forms = self._design()
-        if self._strange_files():
-            raise ConfigError(f"{self.out}: holds other files, which raters would get too; choose an empty folder")
         page = Page(self.question, self.instructions, self.show, self.ties, self.size, self.embed)
         key = write_study(self.methods, forms, page, out=self.out, key=self.key_file, seed=self.seed)
         return Result(self.out, {**self._facts(forms), "study": key["study"], "key": f"{self.key_file} (keep it)"})
 
     def estimate(self) -> Estimate:
         """Number of trials and rows; the pictures are not read."""
+        self.check()
         forms = self._design()
         rows = len({trial.sample_id for form in forms for trial in form.trials})
         notes = tuple(f"{name}: {value}" for name, value in self._facts(forms).items())
@@ -105,11 +111,6 @@ class StudyJob(Job):
             seed=self.seed,
             content=content_of(self.methods),
         )
-
-    def _strange_files(self) -> list[str]:
-        """Files in `out` that are not of a study."""
-        names = FileStore(self.out).names("")
-        return [name for name in names if not re.fullmatch(r"form-\d+\.html|pictures", name)]
 
     def _facts(self, forms: list[Form]) -> dict[str, object]:
         return {"forms": len(forms), "trials of a form": f"{self.trials} and {self.checks} repeated as checks"}

@@ -194,7 +194,7 @@ class SweepJob(Job):
                 document = self._document("generate", generate, f"cells/{label}")
                 yield Cell(label, settings, parse(GenerateJob, document, label))
 
-    def _check_inputs(self) -> None:
+    def check(self) -> None:
         """The errors of inputs, before any library of networks is imported and before any picture is scored."""
         open_inputs(self.conditions, "conditions")
         reference = ReferenceSet.open(self.reference)
@@ -213,7 +213,7 @@ class SweepJob(Job):
 
     def run(self, report: ProgressCallback) -> Result:
         """Score the reference, generate and score all cells in one pass, time them, write the table."""
-        self._check_inputs()
+        self.check()
         cells = list(self.cells())
         works = [cell.job.prepare(write=True) for cell in cells]
         for work in works:  # before the reference is scored, which may take long
@@ -239,7 +239,7 @@ class SweepJob(Job):
         The time outside of the steps (first stage, scores, encoding) is scaled as well, so cells with many steps are
         overestimated.
         """
-        self._check_inputs()
+        self.check()
         rates: dict[tuple[Any, ...], tuple[int, Throughput]] = {}
         parts = []
         for cell in sorted(self.cells(), key=lambda cell: int(cell.settings["steps"])):

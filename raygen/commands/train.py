@@ -202,7 +202,9 @@ class TrainJob(TrainRecipe, Job):
             raise error
         FileStore(self.out).check_place()
         open_inputs(self.faces, "faces")
-        check_splits(self.faces, filter(None, (self.split, self.validation_split)), "split")
+        for name, split in (("split", self.split), ("validation_split", self.validation_split)):
+            if split is not None:
+                check_splits(self.faces, [split], name)
         _, reads = required_fields(self.model, self.first_stage)
         splits = [self.split] if self.split else []
         check_conditions_of_faces(self.faces, reads, splits, key="model", caption=("caption", self.caption))

@@ -20,6 +20,7 @@ __all__ = [
     "check_credentials",
     "check_location",
     "check_text",
+    "folder_and_name",
     "is_remote",
     "redact",
 ]
@@ -157,3 +158,9 @@ RelativeLocation = Annotated[str, Field(min_length=1), AfterValidator(_check_rel
 LocalLocation = Annotated[str, Field(min_length=1), AfterValidator(check_location), AfterValidator(_check_local)]
 #: A file on a local disk that is read.
 LocalInput = Annotated[str, Field(min_length=1), AfterValidator(check_location), AfterValidator(_check_local_input)]
+
+
+def folder_and_name(address: str) -> tuple[str, str]:
+    """The folder of the file with this path or URL, and the name of the file in it."""
+    folder, slash, name = address.rpartition("/")
+    return folder or slash or ".", name

@@ -123,6 +123,8 @@ class ScoreConfig(Config):
 
     def measures(self, prefix: str) -> bool:
         """Whether scores are made whose names begin with `prefix`, such as `segmentation:`, for rows that have it."""
+        if prefix.startswith("score:"):
+            return prefix in {f"score:{scorer.name}" for scorer in self.scorers}
         parts = {
             "segmentation:": self.parser,
             "attributes:": self.classifier,

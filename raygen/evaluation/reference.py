@@ -132,14 +132,18 @@ def _first_sizes(store: RunStore, table: str) -> Iterator[tuple[int, int]]:
             return
 
 
-def check_held_out(config: MemorizationConfig, reference: ReferenceSet) -> None:
-    """`ConfigError` where no face was trained on, or no face of the reference was held out; before any is scored."""
+def check_held_out(config: MemorizationConfig, reference: ReferenceSet, split: str | None = None) -> None:
+    """`ConfigError` where no face was trained on, or no face of the reference was held out; before any is scored.
+
+    `split`: of the reference, where only one is compared with.
+    """
     store, content = open_input(config.faces)
     splits = [split for table in store.tables("faces", ["split"]) for split in table["split"].to_pylist()]
     trained_on = sum(config.split in (None, split) for split in splits)
     if not trained_on:
         raise ConfigError(f"training: {config.faces} has no rows of split {config.split!r}")
-    if content == reference.content and trained_on == len(splits):
+    held_out = any(config.split not in (None, own) and split in (None, own) for own in splits)
+    if content == reference.content and not held_out:
         raise ConfigError(f"reference: all of {reference.url} was trained on; nothing is held out")
 
 

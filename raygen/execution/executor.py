@@ -314,7 +314,7 @@ def execute_all(
 
     With more than one run, `build` has to make a `SharedWorker`. Each run has its own run.json, whose seconds are those
     of its own shards; those of the first run begin with the command. The first error is raised after all runs have
-    ended. Settings that cannot run leave nothing behind: the local runner builds the worker before anything is written.
+    ended. With the local runner, settings that cannot run leave no plan behind: the worker is built first.
     """
     for run in runs:
         run.store.check(run.plan)

@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 from raygen.core.config import Config
 from raygen.core.errors import ConfigError, InfrastructureError, IntegrityError
 from raygen.core.hashing import digest
-from raygen.core.location import Location
+from raygen.core.location import Location, folder_and_name
 from raygen.core.version import __version__
 from raygen.exports.images import PictureCodec
 from raygen.store.filesystem import FileStore
@@ -116,9 +116,9 @@ class Credentials:
 
 def read_credentials(config: C2PAConfig) -> Credentials:
     """Read and check the certificate; `ConfigError` where it cannot be read or cannot sign with the key."""
-    folder, _, name = config.certificate.rpartition("/")
+    folder, name = folder_and_name(config.certificate)
     try:
-        certificates = FileStore(folder or ("/" if config.certificate.startswith("/") else ".")).get(name)
+        certificates = FileStore(folder).get(name)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ConfigError(f"provenance.c2pa.certificate: {config.certificate}: cannot be read ({reason})") from error

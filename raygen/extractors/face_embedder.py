@@ -110,6 +110,11 @@ class _ONNX(FaceEmbedder):
     def _vectors(self, pixels: Tensor) -> Tensor:
         return torch.from_numpy(self.net(pixels.cpu().numpy()))
 
+    def protocol(self) -> Mapping[str, Any]:
+        """See `FaceEmbedder.protocol`; also the order of the channels."""
+        own = super().protocol()
+        return {**own, "input": f"{own['input']}, {self.net.channels}"}
+
 
 class _Package(FaceEmbedder):
     """An embedder of an installed package. It takes pictures in its own size, or as they are stored."""

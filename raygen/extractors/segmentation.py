@@ -89,9 +89,9 @@ class ONNXParser(LogitParser):
 
     def protocol(self) -> Mapping[str, Any]:
         """The settings that its numbers depend on, for METRICS."""
-        own = self.config.model_dump(mode="json", include={"channels", "mean", "std"})
-        size = f"{self.config.size} px bilinear antialias"
-        return {**_protocol(self.name, self.sha256, self.label_order), "input": size, **own}
+        own = self.config
+        size = f"{own.size} px bilinear antialias, {own.channels}, mean {list(own.mean)}, std {list(own.std)}"
+        return {**_protocol(self.name, self.sha256, self.label_order), "input": size}
 
 
 class PackageParser(LogitParser):

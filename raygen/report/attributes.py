@@ -58,8 +58,8 @@ def attribute_shares(pieces: Iterable[Slice]) -> tuple[str, Sequence[AttributeSh
             codes = pc.list_flatten(table["vector"]).to_numpy().astype(np.float32).reshape(-1, len(ATTRIBUTES))
             counts += Agreement.of(codes).counts
     shares = []
-    for name, (_, false_positive, false_negative, true_positive) in zip(ATTRIBUTES, counts.T, strict=True):
-        n = int(counts[:, ATTRIBUTES.index(name)].sum())
+    for name, column in zip(ATTRIBUTES, counts.T, strict=True):
+        (_, false_positive, false_negative, true_positive), n = column, int(column.sum())
         if n:
             made = true_positive + false_positive
             asked = (true_positive + false_negative) / n

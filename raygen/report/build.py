@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import PALETTE
-from raygen.core.location import redact
+from raygen.core.location import folder_and_name, redact
 from raygen.report import (
     attributes,
     best_worst,
@@ -95,8 +95,8 @@ def build_report(
     run, or no pictures to explore, or `faces` no faces.
     """
     run = RunFolder.open(root, faces=faces, command=command)
-    folder, _, name = (out or f"{run.url}/report.html").rpartition("/")
-    storage = FileStore(folder or ".")
+    folder, name = folder_and_name(out or f"{run.url}/report.html")
+    storage = FileStore(folder)
     explorer = write_explorer(run, storage, explore, report=name) if explore else None
     if explore and explorer is None:
         raise ConfigError(f"{root}: has no SAMPLES or FACES, so there are no pictures to explore; leave --explore out")

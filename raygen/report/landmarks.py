@@ -16,7 +16,7 @@ from raygen.store.face_crop import crop
 from raygen.store.images import decode_image, decode_mask
 from raygen.store.set_digest import KEYS
 
-__all__ = ["AlignedFace", "aligned_face", "section"]
+__all__ = ["AlignedFace", "aligned_face", "points_of", "section"]
 
 
 #: Faces that are shown, and the side of their crops in pixels.
@@ -43,19 +43,20 @@ def section(run: RunFolder) -> Section | None:
     if run.main is None or run.main.table not in ("samples", "faces"):
         return None
     rows = [row for row in run.example_rows if row.get("image") and (row.get("mask") or row.get("landmarks"))]
-    faces: list[AlignedFace] = []
+    good: list[tuple[Mapping[str, Any], Float64Array]] = []
     reasons: Counter[str] = Counter()
     for row in rows:
         try:
-            faces.append(aligned_face(row, str(row[KEYS[run.main.table][0]])))
+            good.append((row, points_of(row)))
         except InputError as error:
             reasons[str(error).partition(": ")[2] or str(error)] += 1
     if not rows:
         return None
-    shown = [faces[i * len(faces) // SHOWN] for i in range(SHOWN)] if len(faces) > SHOWN else faces
+    shown = [good[i * len(good) // SHOWN] for i in range(SHOWN)] if len(good) > SHOWN else good
+    key = KEYS[run.main.table][0]
     variables = {
-        "faces": shown,
-        "aligned": len(faces),
+        "faces": [aligned_face(row, points, str(row[key])) for row, points in shown],
+        "aligned": len(good),
         "examined": len(rows),
         "reasons": reasons.most_common(),
         "sources": sorted({str((row.get("landmarks") or {}).get("source") or "mask") for row in rows}),
@@ -65,13 +66,18 @@ def section(run: RunFolder) -> Section | None:
     return Section("landmarks", "Landmarks", "landmarks.html.j2", variables)
 
 
-def aligned_face(row: Mapping[str, Any], name: str) -> AlignedFace:
-    """The landmarks of a row, stored or from its mask, and its crop.
+def points_of(row: Mapping[str, Any]) -> Float64Array:
+    """The landmarks of a row [5, 2], stored or from its mask.
 
     `InputError` where they cannot be told, or the image does not open.
     """
+    decode_image(row["image"]["bytes"])
     stored = row.get("landmarks")
-    points = from_mask(decode_mask(row["mask"]["bytes"])) if stored is None else stored_points(stored)
+    return from_mask(decode_mask(row["mask"]["bytes"])) if stored is None else stored_points(stored)
+
+
+def aligned_face(row: Mapping[str, Any], points: Float64Array, name: str) -> AlignedFace:
+    """The image of a row with its landmarks [5, 2], and its crop."""
     pixels = decode_image(row["image"]["bytes"])
     height, width = pixels.shape[:2]
     matrix = similarity(points * [width, height], ARCFACE_TEMPLATE * CROP)

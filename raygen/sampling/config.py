@@ -190,7 +190,9 @@ def check_guidance(
 def conditions_in(rows: Sequence[Slice]) -> frozenset[str]:
     """The conditions that rows of CONDITIONS have; those of the first file are looked at."""
     columns = {name: name for name in MODALITIES} | {STYLE_COLUMNS[0]: "style"}
-    table = read_slice(rows[0], list(columns)) if rows else pa.table({})
+    # Of pictures one small field is enough to see whether they are there.
+    light = [f"{name}.path" if name in ("mask", "hint") else name for name in columns]
+    table = read_slice(rows[0], light) if rows else pa.table({})
     return frozenset(columns[name] for name in table.column_names if table[name].null_count < table.num_rows)
 
 

@@ -105,7 +105,7 @@ class CudaGraphs:
     def _add(self, kind: tuple[Any, ...], guided: GuidedDenoiser, zt: Tensor, t: Tensor, keep: bool) -> None:
         try:
             if len(self._graphs) == GRAPHS:
-                raise RuntimeError(f"the rows have conditions of more than {GRAPHS} shapes")
+                del self._graphs[next(iter(self._graphs))]  # the oldest
             graph = _Graph(guided, self.model, zt, t, keep, self.take)
             if name := self._differs(graph, guided, zt, t, keep):
                 raise RuntimeError(f"a replay computes another {name}")

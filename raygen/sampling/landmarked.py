@@ -1,11 +1,12 @@
 """A worker whose FACES or SAMPLES rows also get landmarks."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from raygen.core.errors import InputError
+from raygen.execution.worker import Worker
 from raygen.extractors.config import LandmarksConfig
 from raygen.extractors.landmarks import LandmarkFinder
 from raygen.store.images import decode_image, decode_mask
@@ -14,14 +15,10 @@ from raygen.store.schemas import LANDMARKS, reason_of
 __all__ = ["LandmarkedWorker", "landmarks_of"]
 
 
-class _Worker(Protocol):
-    def start(self, rows: pa.Table) -> Callable[[], dict[str, pa.Table]]: ...
-
-
 class LandmarkedWorker:
     """The worker of `build`, and the landmarks of its rows. Rows with an error have none."""
 
-    def __init__(self, build: Callable[[], _Worker], config: LandmarksConfig, threads: int = 1) -> None:
+    def __init__(self, build: Callable[[], Worker], config: LandmarksConfig, threads: int = 1) -> None:
         self.finder = LandmarkFinder(config, threads)
         self.worker = build()
 

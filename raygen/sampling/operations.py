@@ -13,7 +13,7 @@ from raygen.models.operations import (
     operations_of_steps,
     weightless_folder,
 )
-from raygen.sampling.config import Guidance, SampleConfig
+from raygen.sampling.config import Guidance, GuidanceParametrization, SampleConfig
 
 __all__ = ["Counted", "count_encoding", "count_sampling", "guidance_terms"]
 
@@ -25,19 +25,17 @@ class Counted(NamedTuple):
     operations: float
 
 
-def guidance_terms(guidance: Guidance) -> int:
-    """Predictions of a guided step: one, or one a weight and one without conditions."""
+def guidance_terms(guidance: Guidance, parametrization: GuidanceParametrization = "cfg") -> int:
+    """Predictions of a guided step: those of `build_guidance`, which leaves out weights of 0."""
     if isinstance(guidance, Mapping):
-        return len(guidance) + (sum(guidance.values()) != 1)
-    return 2 if guidance not in (0.0, 1.0) else 1
+        return sum(weight != 0 for weight in guidance.values()) + (sum(guidance.values()) != 1)
+    return 1 if guidance + (parametrization == "cfg_minus_one") in (0.0, 1.0) else 2
 
 
 def count_sampling(config: SampleConfig) -> Counted:
     """Of one picture from its conditions to its pixels; raises `UNCOUNTABLE` where the model cannot be followed."""
     model = weightless_folder(open_model(config.checkpoint))
-    steps, terms = config.sampler.steps, guidance_terms(config.guidance)
-    if config.guidance_parametrization == "cfg_minus_one":
-        terms = 1 if config.guidance == 0 else 2
+    steps, terms = config.sampler.steps, guidance_terms(config.guidance, config.guidance_parametrization)
     low, high = config.guidance_interval
     guided = sum(low <= i / steps < high for i in range(steps)) if terms > 1 else steps
     operations = operations_of_steps(model, guided, terms)

@@ -11,17 +11,14 @@ import torch
 from raygen.core.errors import InputError
 from raygen.core.precision import set_deterministic_precision
 from raygen.core.types import UInt8Array
+from raygen.datasets.base import FACES_OR_ERROR
 from raygen.extractors.base import load_parser
 from raygen.sampling.config import ParseConfig
 from raygen.sampling.worker import compute_environment, pick_device
 from raygen.store.images import decode_image, encode_mask, picture_column
 from raygen.store.schemas import FACES, cast, reason_of
 
-__all__ = ["FACES_OR_ERROR", "ParseWorker"]
-
-
-#: FACES with one more column: the reason why a picture could not be parsed. Such rows go to quarantine.
-FACES_OR_ERROR = FACES.append(pa.field("error", pa.string()))
+__all__ = ["ParseWorker"]
 
 
 class ParseWorker:

@@ -189,7 +189,7 @@ class SampleWorker:
     def another(self, config: SampleConfig) -> "SampleWorker":
         """A worker for other settings of the same checkpoint, which is loaded once for both."""
         if not shares_model(config, self.config):
-            raise ValueError("another checkpoint, precision, device or mixing needs a model of its own")
+            raise ValueError("another checkpoint, precision, compilation, device or mixing needs a model of its own")
         worker = copy.copy(self)
         worker.config = config
         return worker

@@ -56,9 +56,9 @@ class ScorePool:
     real: Mapping[RealFaces, "ScorePool"] = field(default_factory=dict)
 
     def of(self, prefix: str) -> ScoreMatrix | None:
-        """The measurement of this name, or else one whose name starts with `prefix`."""
-        if prefix in self.scores:
-            return self.scores[prefix]
+        """The measurement of this name, or one whose name starts with `prefix`, which ends with a colon then."""
+        if prefix in self.scores or not prefix.endswith(":"):
+            return self.scores.get(prefix)
         return next((scores for name, scores in self.scores.items() if name.startswith(prefix)), None)
 
     def with_more(self, other: "ScorePool", ids: Set[str]) -> "ScorePool":

@@ -58,7 +58,7 @@ class FileStore:
     """A folder by URL. Paths given to its methods are relative to that folder."""
 
     def __init__(self, url: str | Path) -> None:
-        self.url = str(url).rstrip("/")
+        self.url = str(url).rstrip("/") or "/"
         # As a keyword: fsspec's cache of listings copies the setting when the client is made. A cached listing hides
         # what other processes wrote, and then a finished run looks unfinished.
         self._fs, self._root = file_system(self.url, use_listings_cache=False)
@@ -66,7 +66,7 @@ class FileStore:
 
     def path(self, name: str) -> str:
         """Full path of `name` in the file system."""
-        return f"{self._root}/{name}" if name else str(self._root)
+        return f"{str(self._root).rstrip('/')}/{name}" if name else str(self._root)
 
     def address(self, name: str) -> str:
         """URL of `name`, for other processes."""

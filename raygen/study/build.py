@@ -24,6 +24,7 @@ from raygen.core.documents import load_json
 from raygen.core.errors import ConfigError, InputError
 from raygen.core.face_labels import PALETTE
 from raygen.core.hashing import canonical, digest
+from raygen.core.location import folder_and_name
 from raygen.core.types import UInt8Array
 from raygen.store.filesystem import FileStore
 from raygen.store.images import decode_image, decode_mask, fit_image, fit_mask
@@ -58,9 +59,9 @@ class Page:
 
 def read_key(place: str) -> Mapping[str, Any]:
     """The key of a study; `ConfigError` where `place` holds none."""
-    folder, _, name = place.rpartition("/")
+    folder, name = folder_and_name(place)
     try:
-        key = load_json(FileStore(folder or ".").get(name))
+        key = load_json(FileStore(folder).get(name))
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{place}: no such file; `raygen study` has written the key of the study") from None
     except IsADirectoryError:
@@ -109,8 +110,8 @@ def write_study(
     shown, or `key` or `out` hold another study.
     """
     document = _key(methods, forms, page, seed)
-    folder, _, file = key.rpartition("/")
-    keys = FileStore(folder or ".")
+    folder, file = folder_and_name(key)
+    keys = FileStore(folder)
     if keys.exists(file) and read_key(key)["study"] != document["study"]:
         raise ConfigError(f"{key}: is the key of another study, whose answers it is needed for; choose another `key`")
     storage = FileStore(out)

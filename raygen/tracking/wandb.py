@@ -5,11 +5,14 @@ Without `WANDB_API_KEY` and `WANDB_MODE` the run is offline, in wandb/ beside th
 
 import io
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image
 
+from raygen.core.location import is_remote
 from raygen.tracking.base import TrackedRun, local_folder
 
 __all__ = ["WandbRun", "start"]
@@ -23,7 +26,7 @@ def start(run: TrackedRun) -> "WandbRun":
     import wandb
 
     offline = not (os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE"))
-    beside = local_folder(run).parent
+    beside = Path(tempfile.gettempdir()) if is_remote(run.folder) and not offline else local_folder(run).parent
     beside.mkdir(parents=True, exist_ok=True)
     made = wandb.init(
         project=os.environ.get("WANDB_PROJECT") or PROJECT,

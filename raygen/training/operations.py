@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from raygen.core.errors import ConfigError
 from raygen.core.face_labels import ATTRIBUTES
 from raygen.core.pixels import to_pixels
+from raygen.extractors.config import LPIPSConfig
 from raygen.models import checkpoint_folder
 from raygen.models.autoencoder import FirstStage
 from raygen.models.base import Model
@@ -77,7 +78,7 @@ def _mask_aware(recipe: TrainRecipe, objective: Objective) -> float:
     stage = objective.model.first_stage
     passes = 4 if terms.checkpoint_decoder else 3  # forward and backward, and forward once more
     total = passes * operations_of_decoding(stage)
-    if terms.perceptual:
+    if terms.perceptual and isinstance(terms.network, LPIPSConfig):
         with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
             picture = torch.zeros(1, 3, stage.config.image_size, stage.config.image_size)
             _Trunk()(picture, picture)

@@ -135,6 +135,14 @@ def later(world: Path, tmp_path: Path) -> dict[str, tuple[dict[str, object], str
         "ingest": ({"kind": "ingest", "data": data, "shard_rows": 8}, "shard_rows: 8 is less than one batch of 64"),
         "baseline": ({**scoring, "pairwise": {"baseline": str(world / "few")}}, "few has no sample 'p000"),
         "trained": ({**scoring, "memorization": {"faces": faces, "split": "nix"}}, "no rows of split 'nix'"),
+        "split": (
+            {**scoring, "reference_split": "train", "memorization": {"faces": faces, "split": "train"}},
+            "nothing is held out",
+        ),
+        "validation": (
+            {**training, "model": {"kind": "autoencoder", "image_size": 16}, "validation_split": "nix"},
+            "empty: validation_split: .* has no faces in nix",
+        ),
         "held": ({**scoring, "memorization": {"faces": faces, "split": None}}, "nothing is held out"),
         "train": ({**denoising, "split": "nix"}, r"split: .* has no faces in nix; it has \w+ \(\d+\)"),
         "caption": ({**denoising, "model": reader, "caption": "nix"}, "has no text 'nix'; it has .*overall"),
@@ -173,8 +181,8 @@ def more(world):
 
 
 LATER = (
-    "parser hub clip lpips other file ingest baseline trained held train caption masks init latents people measure "
-    "leak tried sweep cells ablation stage"
+    "parser hub clip lpips other file ingest baseline trained split validation held train caption masks init latents "
+    "people measure leak tried sweep cells ablation stage"
 )
 
 

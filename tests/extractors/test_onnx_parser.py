@@ -40,7 +40,9 @@ def test_a_parser_in_a_file_gives_classes_by_its_order_and_preparation(tmp_path:
     ids, confidence = parser.segment(image)
     assert ids.unique().tolist() == [10, 17]
     assert 0.5 < confidence.item() < 1
-    assert parser.protocol()["input"] == "16 px bilinear antialias"
+    assert parser.protocol()["input"] == (
+        "16 px bilinear antialias, rgb, mean [0.485, 0.456, 0.406], std [0.229, 0.224, 0.225]"
+    ), "METRICS of other preparations are not alike"
 
 
 def test_a_model_for_one_picture_at_a_time_is_given_one(tmp_path: Path) -> None:

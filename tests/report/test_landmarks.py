@@ -70,7 +70,7 @@ def test_points_of_the_crop_lie_where_the_crop_shows_these_parts() -> None:
     for n in (1, 2, 4, 7):
         pixels, mask = drawn(n)
         row = {"image": picture(encode_image(pixels)), "mask": picture(encode_mask(mask))}
-        face = landmarks.aligned_face(row, "x")
+        face = landmarks.aligned_face(row, landmarks.points_of(row), "x")
         shown = Image.open(io.BytesIO(base64.b64decode(face.crop.partition(",")[2])))
         assert shown.size == (landmarks.CROP, landmarks.CROP)
         grey = np.asarray(shown.convert("L")).astype(float)

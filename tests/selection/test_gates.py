@@ -4,13 +4,18 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 import raygen.commands.select
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
+from raygen.evaluation.config import ScoreConfig
+from raygen.evaluation.score_matrix import ScoreMatrix
 from raygen.exports.row_scan import GATES_FILE, ExportSource
 from raygen.selection import GATES
+from raygen.selection.gates import ScorePool
 from raygen.store.run_store import open_input
 from raygen.store.sealed import open_record
 from tests.exports.export_runs import export
@@ -129,3 +134,16 @@ def test_what_a_gate_says_of_itself(settings: dict[str, Any], limits: dict[str, 
     assert gate.describe(limits) == sentence
     assert gate.refuses_real_people == (settings["kind"] == "leak")
     assert "somebody" not in gate.describe(limits)
+
+
+def test_a_score_is_that_of_its_scorer_and_of_no_other() -> None:
+    """`score:blur` is a whole name: neither `score:blur2`, nor a scorer that is not there, stands for it."""
+    other = ScoreMatrix(("a",), np.zeros((1, 1), np.float32))
+    pool = ScorePool({"score:blur2": other, "segmentation:p": other})
+    assert pool.of("score:blur") is None
+    assert pool.of("score:blur2") is other
+    assert pool.of("segmentation:") is other
+    assert not ScoreConfig(parser=None, features=None, classifier=None).measures("score:blur")
+    table = pa.table({"metric": ["score:blur2", "segmentation:p"]})
+    (kept,) = raygen.commands.select.scores_of(iter([table]), ["score:blur", "segmentation:"])
+    assert kept["metric"].to_pylist() == ["segmentation:p"]

@@ -11,6 +11,7 @@ import pytest
 from raygen.commands.registry import make
 from raygen.commands.verify import verify
 from raygen.core.errors import ConfigError
+from raygen.core.location import folder_and_name
 from raygen.store import disk
 from raygen.store.filesystem import FileStore
 from raygen.store.run_store import RunStore
@@ -110,3 +111,12 @@ def test_a_folder_that_cannot_be_written_is_told_without_writing(tmp_path, monke
     with pytest.raises(ConfigError, match=f"a/b: not allowed to write into {tmp_path}"):
         FileStore(tmp_path / "a/b").require()
     assert sorted(os.listdir(tmp_path)) == ["dangling", "file"]
+
+
+def test_the_folder_beside_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = ("a.json", "b/a.json", "/a.json", "/b/a.json", "s3://bucket/a.json")
+    found = [folder_and_name(place) for place in places]
+    assert found == [(folder, "a.json") for folder in (".", "b", "/", "/b", "s3://bucket")]
+    assert FileStore("/").path("a.json") == "/a.json"
+    assert FileStore(".").path("a.json") == str(tmp_path / "a.json")

@@ -132,8 +132,9 @@ def test_a_key_is_never_beside_the_pages_nor_overwritten_by_another(job: Path, p
     assert (code, "key: lies in `out`" in said) == (2, True), said
     (job.parent / "used").mkdir()
     (job.parent / "used" / "notes.txt").write_text("x")
-    code, said = main(capfd, "study", str(job), f"out={job.parent}/used")
-    assert (code, "holds other files" in said) == (2, True), said
+    for more in ((), ("--dry-run",)):
+        code, said = main(capfd, "study", str(job), f"out={job.parent}/used", *more)
+        assert (code, "holds other files" in said) == (2, True), said
 
 
 def test_pictures_that_would_tell_their_method_or_do_not_open_are_named(job: Path, tmp_path: Path, capfd) -> None:

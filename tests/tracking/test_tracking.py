@@ -21,7 +21,7 @@ from raygen.commands.train import TrainJob
 from raygen.core.config import parse
 from raygen.core.errors import ConfigError
 from raygen.evaluation.track import track
-from raygen.tracking import background, base
+from raygen.tracking import background, base, wandb
 from raygen.tracking.background import Trackers, contact_sheet
 from raygen.tracking.base import TrackedRun, measured, tracked
 from raygen.training.logger import TrainingLogger
@@ -347,3 +347,17 @@ def test_mlflow_of_an_evaluation_end_to_end(tmp_path: Path, monkeypatch: pytest.
     (found,) = client.search_runs([client.get_experiment_by_name("raygen").experiment_id])
     assert found.data.metrics["miou:raygen-parser/reference"] > 0.5
     assert found.data.tags["raygen.kind"] == "evaluate"
+
+
+def test_an_account_of_wandb_needs_no_folder_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+    fake = SimpleNamespace(
+        init=lambda **values: given.append(values), Settings=lambda **values: values, Image=None, run=None
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setenv("WANDB_API_KEY", "not a real one")
+    wandb.start(RUN._replace(folder="s3://bucket/runs/model"))
+    assert Path(given[0]["dir"]).is_dir()
+    monkeypatch.delenv("WANDB_API_KEY")
+    with pytest.raises(ValueError, match="no folder for local files"):
+        wandb.start(RUN._replace(folder="s3://bucket/runs/model"))

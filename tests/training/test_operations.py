@@ -151,6 +151,8 @@ def test_sampling_is_its_steps_its_guidance_and_a_decoding(stage: Path, tmp_path
     assert counted(guidance=3.0) == 2 * (once + 10 * each) + end
     assert counted(guidance=3.0, guidance_interval=(0.0, 0.5)) == 3 * once + 15 * each + end
     assert [guidance_terms(w) for w in (0.0, 1.0, 2.0, {"mask": 2.0}, {"mask": 0.5, "text": 0.5})] == [1, 1, 2, 2, 2]
+    assert guidance_terms({"mask": 2.0, "text": 0.0}) == 2, "a weight of 0 is left out"
+    assert [guidance_terms(w, "cfg_minus_one") for w in (0.0, 1.0, -1.0)] == [1, 2, 1]
 
 
 def test_hours() -> None:
